@@ -1,0 +1,37 @@
+"""What every test and every doctest of ftkit runs under."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# A test that reaches for weights or data on a hub must fail at once, not download them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Start every test from the same random numbers."""
+    import random
+
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  (code under test may draw from the global generator)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _doctest_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
+    """Run a docstring's example in an empty folder, so that it may write files by plain names."""
+    if type(request.node).__name__ != "DoctestItem":
+        yield
+        return
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield
+    os.chdir(before)
