@@ -46,6 +46,9 @@ class HeadError(FtkitError):
 class FileWriteError(FtkitError, OSError):
     """A file could not be written. What stood under its name before is intact."""
 
+    def __str__(self) -> str:
+        return str(self.args[0])  # OSError would print errno and path alone
+
 
 class CheckpointError(FtkitError):
     """A file of weights does not fit the model, or does not hold what was asked of it."""

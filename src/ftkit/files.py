@@ -50,10 +50,11 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             old file is intact and no temporary file stays behind.
 
     Example:
+        >>> from pathlib import Path
         >>> from ftkit.files import atomic_write
         >>> with atomic_write("notes.txt") as file:
         ...     _ = file.write(b"all or nothing")
-        >>> open("notes.txt", "rb").read()
+        >>> Path("notes.txt").read_bytes()
         b'all or nothing'
     """
     target = Path(os.path.realpath(path))
@@ -69,9 +70,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 if sys.platform != "win32":
-                    os.replace(temporary, target)
+                    temporary.replace(target)
             if sys.platform == "win32":  # an open file can't be renamed there
-                os.replace(temporary, target)
+                temporary.replace(target)
             sync_folder(target.parent)
         except OSError as error:
             if isinstance(error, FileWriteError):
@@ -85,9 +86,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:
     before = "The file that was there is intact." if target.is_file() else "Nothing was left behind."
-    error = FileWriteError(
-        f"Can't write {target}: {cause.strerror or cause}. {before} Free some space or choose a folder you may write to."
-    )
+    reason = cause.strerror or cause
+    error = FileWriteError(f"Can't write {target}: {reason}. {before} Free some space or choose another folder.")
     error.errno = cause.errno
     error.filename = str(target)
     return error
@@ -108,7 +108,7 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
             if os.fstat(descriptor).st_nlink == 0:  # a clean-up came between the two calls
                 os.close(descriptor)
                 continue
-        return temporary, os.fdopen(descriptor, "w+b", buffering=0)
+        return temporary, os.fdopen(descriptor, "w+b")  # buffered: a raw write may stop short in silence
 
 
 def sync_folder(folder: Path) -> None:

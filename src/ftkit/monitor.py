@@ -13,15 +13,15 @@ __all__ = ["EarlyStopping", "Mode", "check_mode", "is_better", "metric_value"]
 Mode = Literal["min", "max"]
 
 
-def check_mode(mode: str) -> Mode:
+def check_mode(mode: Mode) -> Mode:
     """Return ``mode`` if it is ``"min"`` or ``"max"``.
 
     Raises:
         FtkitError: It is neither.
     """
-    if mode == "min" or mode == "max":
-        return mode
-    raise FtkitError(f"mode must be 'min' (lower is better) or 'max' (higher is better), not {mode!r}.")
+    if mode not in ("min", "max"):
+        raise FtkitError(f"mode must be 'min' (lower is better) or 'max' (higher is better), not {mode!r}.")
+    return mode
 
 
 def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: float = 0.0) -> bool:
@@ -78,8 +78,10 @@ class EarlyStopping:
         [False, False, False, True]
     """
 
-    def __init__(self, patience: int, *, monitor: str | None = None, mode: Mode = "min", min_delta: float = 0.0) -> None:
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+    def __init__(
+        self, patience: int, *, monitor: str | None = None, mode: Mode = "min", min_delta: float = 0.0
+    ) -> None:
+        if type(patience) is not int or patience < 1:
             raise FtkitError(f"patience must be a whole number of at least 1, not {patience!r}.")
         if not 0 <= min_delta < math.inf:
             raise FtkitError(f"min_delta must be a finite number of at least 0, not {min_delta!r}.")

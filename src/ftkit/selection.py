@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -88,11 +88,10 @@ def select(model: nn.Module, *selectors: Selector) -> Selection:
         ['1.weight', '1.bias']
         >>> list(select(model, "**.bias", torch.nn.Linear).parameters)
         ['0.weight', '0.bias', '1.bias']
-        >>> select(model, "*.wieght")
+        >>> select(model, "1.wieght")
         Traceback (most recent call last):
             ...
-        ftkit.errors.SelectionError: '*.wieght' matches no module, parameter or buffer of the Sequential. \
-Did you mean '0.weight' or '1.weight'?
+        ftkit.errors.SelectionError: '1.wieght' matches no module, parameter or buffer ... Did you mean '1.weight' ...
     """
     parts = _Parts(unwrap(model))
     modules: set[int] = set()
@@ -152,7 +151,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         [True, True, False]
     """
     pieces: list[str] = []
-    components = pattern.split(".")
+    components = re.sub(r"\*{3,}", "**", pattern).split(".")
     for index, component in enumerate(components):
         last = index == len(components) - 1
         if component == "**" and not last:
@@ -203,7 +202,8 @@ class _Parts:
             inner = unwrap(selector)
             found_modules = [module for _, module in self.modules if module is inner or module is selector]
         elif isinstance(selector, type):
-            found_modules = [module for _, module in self.modules if isinstance(module, selector)]
+            kind = cast("type[nn.Module]", selector)
+            found_modules = [module for _, module in self.modules if isinstance(module, kind)]
         elif callable(selector):
             found_modules = [module for name, module in self.modules if selector(name, module)]
         elif isinstance(selector, HasModules | Iterable):
@@ -256,7 +256,11 @@ class _Parts:
                 hint = " For character classes use re.compile(...)."
             if not hint:
                 top = [name for name, _ in self.model.named_children()]
-                hint = f" Its children are {', '.join(map(repr, top[:8]))}{', ...' if len(top) > 8 else ''}." if top else ""
+                hint = (
+                    f" Its children are {', '.join(map(repr, top[:8]))}{', ...' if len(top) > 8 else ''}."
+                    if top
+                    else ""
+                )
             return f"{selector!r} matches no module, parameter or buffer of the {kind}.{hint}"
         if isinstance(selector, re.Pattern):
             example = next((name for name, _ in self._tensors()), None)

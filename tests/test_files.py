@@ -1,0 +1,178 @@
+"""Atomic, durable writes: the old file or the new one, whole, whatever happens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit.errors import FileWriteError
+from ftkit.files import atomic_write, digest, remove_litter
+
+
+@given(st.binary())
+def test_digest_is_xxh3_128(data: bytes) -> None:
+    """Bytes, bytearray and memoryview of the same content agree with the reference."""
+    assert {digest(data), digest(bytearray(data)), digest(memoryview(data))} == {xxhash.xxh3_128(data).hexdigest()}
+
+
+@given(data=st.binary(min_size=1), bit=st.integers(min_value=0))
+def test_digest_notices_any_flipped_bit(data: bytes, bit: int) -> None:
+    """One bit is enough."""
+    flipped = bytearray(data)
+    flipped[bit // 8 % len(data)] ^= 1 << bit % 8
+    assert digest(flipped) != digest(data)
+
+
+def test_writes_and_makes_folders(tmp_path: Path) -> None:
+    """A missing folder is made, and nothing but the file is in it."""
+    with atomic_write(tmp_path / "a" / "b.bin") as file:
+        file.write(b"new")
+    assert (tmp_path / "a" / "b.bin").read_bytes() == b"new"
+    assert os.listdir(tmp_path / "a") == ["b.bin"]
+
+
+def test_an_error_in_the_block_keeps_the_old_file(tmp_path: Path) -> None:
+    """The error itself comes through, and no temporary file stays."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as file:
+        file.write(b"half of the n")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_the_old_file_stands_until_the_end(tmp_path: Path) -> None:
+    """A reader in mid-write sees the whole old file."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+
+
+def test_permissions_follow_the_umask_and_the_old_file(tmp_path: Path) -> None:
+    """A new file is as open as any other; a replaced one keeps its mode."""
+    path = tmp_path / "x"
+    before = os.umask(0o027)
+    try:
+        with atomic_write(path):
+            pass
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+        path.chmod(0o600)
+        with atomic_write(path):
+            pass
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_a_symbolic_link_stays_one(tmp_path: Path) -> None:
+    """The file behind it is replaced."""
+    (tmp_path / "run7.pt").write_bytes(b"old")
+    (tmp_path / "latest.pt").symlink_to("run7.pt")
+    with atomic_write(tmp_path / "latest.pt") as file:
+        file.write(b"new")
+    assert (tmp_path / "latest.pt").is_symlink()
+    assert (tmp_path / "run7.pt").read_bytes() == b"new"
+
+
+def test_the_longest_name_is_no_problem(tmp_path: Path) -> None:
+    """The temporary name stays within what the file system takes."""
+    path = tmp_path / ("한" * 83 + ".pt")
+    with atomic_write(path) as file:
+        file.write(b"x")
+    assert path.read_bytes() == b"x"
+
+
+def test_a_folder_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
+    """It says what is wrong and that nothing was left."""
+    with (
+        pytest.raises(FileWriteError, match=r"Can't write .*: it is a folder. Nothing was left behind"),
+        atomic_write(tmp_path),
+    ):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script that imports nothing but ftkit.files and the standard library."""
+    head = "import os, sys, signal, resource\nfrom pathlib import Path\nfrom ftkit.files import *\n"
+    return subprocess.run(
+        [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "src")},
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_keeps_the_old_file(tmp_path: Path) -> None:
+    """Running out of space in mid-write is a clear error; the old file is intact, no litter."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    done = run(
+        """
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            with atomic_write(sys.argv[1]) as file:
+                for _ in range(100):
+                    file.write(bytes(100))
+        except OSError as error:
+            print(type(error).__name__, error)
+        """,
+        path,
+    )
+    assert done.stdout.startswith("FileWriteError Can't write"), done
+    assert "is intact" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_kill_in_mid_write_costs_nothing_and_the_litter_goes(tmp_path: Path) -> None:
+    """After kill -9 the old file is whole, and the next start removes what was left."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(b"old")
+    done = run(
+        """
+        with atomic_write(sys.argv[1]) as file:
+            file.write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        path,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    assert len(os.listdir(tmp_path)) == 2
+    assert len(remove_litter(tmp_path)) == 1
+    assert os.listdir(tmp_path) == ["model.pt"]
+
+
+def test_litter_of_a_living_writer_stays(tmp_path: Path) -> None:
+    """Cleaning up never takes the file from under another run."""
+    with atomic_write(tmp_path / "model.pt") as file:
+        file.write(b"new")
+        assert run("print(remove_litter(sys.argv[1]))", tmp_path).stdout == "[]\n"
+        assert remove_litter(tmp_path) == []
+    assert (tmp_path / "model.pt").read_bytes() == b"new"
+
+
+def test_files_of_others_are_never_litter(tmp_path: Path) -> None:
+    """Only ftkit's own temporary names are removed."""
+    for name in (".hidden", "model.pt.tmp", ".model.pt.swp"):
+        (tmp_path / name).touch()
+    assert remove_litter(tmp_path) == []
