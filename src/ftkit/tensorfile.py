@@ -1,0 +1,559 @@
+"""Safetensors files, streamed and verified: the only reader and writer of that format in ftkit.
+
+A safetensors file is eight bytes that give the length of a JSON header, the header, and the raw
+bytes of the tensors (https://huggingface.co/docs/safetensors/#format). Nothing in it can run. ftkit
+adds two keys to the header's metadata, which other readers ignore: ``ftkit.tensors`` holds the
+XXH3-128 digest of each tensor and the other names of tied ones, and ``ftkit.header`` holds the
+digest of the header itself, taken with its own 32 digits as zeros. So every byte of the file is
+covered, and a file whose one key is damaged still has the other to tell that it should have both.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self, TypeVar
+
+import torch
+import xxhash
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
+from ftkit.files import atomic_write, digest
+
+__all__ = ["TensorFile", "TensorInfo", "write_tensors"]
+
+T = TypeVar("T")
+
+_TENSORS_KEY: Final = "ftkit.tensors"
+_HEADER_KEY: Final = "ftkit.header"
+_HEADER_MARK: Final = b'"ftkit.header":"'
+_NO_DIGEST: Final = "0" * 32
+_MAX_HEADER: Final = 100_000_000  # the format's own limit
+_CHUNK: Final = 1 << 20  # small enough to be hashed while it is still in the processor's cache
+_THREADS: Final = 2
+_SIZE_LIMIT: Final = 1 << 62
+
+_DTYPES: Final[dict[str, torch.dtype]] = {
+    name: dtype
+    for name, attribute in {
+        "BOOL": "bool",
+        "U8": "uint8",
+        "I8": "int8",
+        "F8_E4M3": "float8_e4m3fn",
+        "F8_E4M3FNUZ": "float8_e4m3fnuz",
+        "F8_E5M2": "float8_e5m2",
+        "F8_E5M2FNUZ": "float8_e5m2fnuz",
+        "F8_E8M0": "float8_e8m0fnu",
+        "U16": "uint16",
+        "I16": "int16",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "U32": "uint32",
+        "I32": "int32",
+        "F32": "float32",
+        "U64": "uint64",
+        "I64": "int64",
+        "F64": "float64",
+        "C64": "complex64",
+    }.items()
+    if (dtype := getattr(torch, attribute, None)) is not None
+}
+_DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a file's header says about one tensor.
+
+    Attributes:
+        name: The name it is stored under. Looked up by another name of a tied tensor, it differs from that.
+        dtype: Its type.
+        shape: Its shape.
+        nbytes: How many bytes it takes.
+        offset: Where in the file they begin.
+        digest: Their XXH3-128 digest, or ``None`` where the file holds none.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int
+    digest: str | None
+
+
+def write_tensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    digests: bool = True,
+) -> None:
+    """Write a safetensors file that appears under its name whole, or not at all.
+
+    Tensors are written straight from their memory; one that is on another device or not contiguous
+    is copied by itself. Tensors that are the same memory (tied weights) are stored once.
+
+    Args:
+        path: The file.
+        tensors: By name; any shape, any device but meta.
+        metadata: Text to keep in the header. ``{"format": "pt"}`` is added, as other readers expect it.
+        digests: Keep a digest of each tensor in the header, so that a reader notices damage.
+
+    Raises:
+        CheckpointError: A tensor can't be stored: it is on meta, sparse, or of a type the format lacks.
+        FileWriteError: The disk is full, the folder read-only, ... What stood there is intact.
+
+    Example:
+        >>> import torch
+        >>> from ftkit.tensorfile import TensorFile, write_tensors
+        >>> write_tensors("w.safetensors", {"a": torch.arange(3), "b": torch.zeros(2, 2)}, {"note": "hi"})
+        >>> with TensorFile("w.safetensors") as file:
+        ...     file.metadata["note"], file.tensors["b"].shape, file.read(["a"])["a"].tolist()
+        ('hi', (2, 2), [0, 1, 2])
+    """
+    stored, others = _tied_apart(tensors)
+    begin = 0
+    places: dict[str, tuple[int, int]] = {}
+    # Wide types first keeps every tensor aligned without padding, as the format's own writer does.
+    for name in sorted(stored, key=lambda name: -stored[name].dtype.itemsize):
+        end = begin + stored[name].numel() * stored[name].dtype.itemsize
+        places[name] = (begin, end)
+        begin = end
+
+    found = dict.fromkeys(stored, _NO_DIGEST)
+    start = len(_header(stored, places, others, found if digests else None, metadata or {}))
+
+    with atomic_write(path) as file:
+        write_at = _writer(file)
+
+        def write(name: str) -> None:
+            data = _bytes_of(stored[name])
+            state = xxhash.xxh3_128()
+            position = start + places[name][0]
+            for chunk in _chunks(data):
+                if digests:
+                    state.update(chunk)
+                write_at(chunk, position)
+                position += len(chunk)
+            found[name] = state.hexdigest()
+
+        _in_threads(write, places, begin)
+        write_at(memoryview(_header(stored, places, others, found if digests else None, metadata or {})), 0)
+
+
+def _tied_apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Split names into those to store, each with its tensor, and the other names of the same memory."""
+    stored: dict[str, Tensor] = {}
+    others: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        if name == "__metadata__":
+            raise CheckpointError(
+                "A tensor can't be named '__metadata__': a safetensors file keeps that name for itself."
+            )
+        plain = _storable(name, tensor)
+        key = (
+            plain.device,
+            plain.data_ptr(),
+            plain.dtype,
+            plain.shape,
+            plain.stride(),
+            plain.is_conj(),
+            plain.is_neg(),
+        )
+        kept = first.setdefault(key, name) if plain.numel() else name
+        if kept == name:
+            stored[name] = plain
+        else:
+            others[name] = kept
+    return stored, others
+
+
+def _storable(name: str, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise CheckpointError(f"{name!r} is a {type(tensor).__name__}, not a tensor: only tensors can be stored here.")
+    if is_lazy(tensor):
+        raise CheckpointError(f"{name!r} has no shape yet: run the model once on a batch before saving it.")
+    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
+        raise CheckpointError(
+            f"{name!r} is on the meta device: it has a shape but no values. Load or initialize the model first."
+        )
+    if tensor.layout is not torch.strided or tensor.is_quantized:
+        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+        raise CheckpointError(f"{name!r} is {kind}; a safetensors file holds dense tensors. Save its dense parts.")
+    if type(tensor).__name__ == "DTensor":
+        raise CheckpointError(f"{name!r} is spread over several ranks: gather it with full_tensor() before saving.")
+    if tensor.dtype not in _DTYPE_NAMES:
+        raise CheckpointError(
+            f"{name!r} is {tensor.dtype}, which the safetensors format lacks. Convert it, as torch.view_as_real does."
+        )
+    return tensor.detach()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor: its own memory if that is contiguous on the CPU, else a copy."""
+    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    array: Any = plain.reshape(-1).view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before 3.12
+    return memoryview(array) if plain.numel() else memoryview(b"")
+
+
+def _header(
+    stored: Mapping[str, Tensor],
+    places: Mapping[str, tuple[int, int]],
+    others: Mapping[str, str],
+    digests: Mapping[str, str] | None,
+    metadata: Mapping[str, str],
+) -> bytes:
+    """The first bytes of the file, up to the tensors; as long for any digests."""
+    if reserved := metadata.keys() & {_TENSORS_KEY, _HEADER_KEY}:
+        raise CheckpointError(f"The metadata key {min(reserved)!r} belongs to ftkit. Choose another name.")
+    pairs: Iterable[tuple[object, object]] = metadata.items()
+    if wrong := [key for key, value in pairs if not (isinstance(key, str) and isinstance(value, str))]:
+        raise CheckpointError(f"Metadata must be text: {wrong[0]!r} is not. Use json.dumps for anything else.")
+    own: dict[str, object] = {}
+    if digests is not None:
+        own["xxh3_128"] = digests
+    if others:
+        own["tied"] = others
+    header: dict[str, object] = {
+        "__metadata__": {"format": "pt", **metadata, _TENSORS_KEY: _compact(own), _HEADER_KEY: _NO_DIGEST}
+    }
+    for name, tensor in stored.items():
+        header[name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": places[name]}
+    try:
+        raw = _compact(header).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(
+            "A tensor's name or the metadata holds broken Unicode, which no file can keep."
+        ) from error
+    raw += b" " * (-len(raw) % 8)
+    if len(raw) > _MAX_HEADER:
+        raise CheckpointError(
+            f"Names and metadata take {len(raw):,} bytes; a safetensors file has room for {_MAX_HEADER:,}."
+        )
+    at = raw.index(_HEADER_MARK) + len(_HEADER_MARK)
+    raw = raw[:at] + digest(raw).encode() + raw[at + 32 :]
+    return len(raw).to_bytes(8, "little") + raw
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+class TensorFile:
+    """A safetensors file, opened for reading: its header at once, its tensors on demand.
+
+    Opening checks the header against the file's size before anything is allocated. A file that
+    ftkit wrote is verified while it is read; one of other origin has no digests to verify.
+
+    Attributes:
+        metadata: The text in the header, without ftkit's own keys.
+        tensors: What the file holds, by name, the other names of tied tensors included.
+        verified: Whether every tensor has a digest, so that any damage will be noticed.
+
+    Raises:
+        DamagedFileError: This is no whole safetensors file.
+        CheckpointError: A tensor is of a type that this torch lacks.
+
+    Example:
+        >>> import torch
+        >>> from ftkit.tensorfile import TensorFile, write_tensors
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> write_tensors("layer.safetensors", layer.state_dict())
+        >>> with TensorFile("layer.safetensors") as file:
+        ...     file.read_into(dict(torch.nn.Linear(2, 2).named_parameters()))
+        ...     file.verified
+        True
+    """
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
+    verified: bool
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        try:
+            raw = self._raw_header()
+            self._parse(raw)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Leaving a ``with`` block does it too."""
+        self._file.close()
+
+    def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return tensors as new CPU tensors, verified. Names of one tied tensor share one memory.
+
+        Args:
+            names: Which ones; all if left out.
+
+        Raises:
+            CheckpointError: The file has no tensor of that name.
+            DamagedFileError: The bytes are not the ones that were written.
+        """
+        wanted = list(self.tensors if names is None else names)
+        infos = {name: self._info(name) for name in wanted}
+        fresh = {info.name: torch.empty(info.shape, dtype=info.dtype) for info in infos.values()}
+        self.read_into(fresh)
+        return {name: fresh[info.name] for name, info in infos.items()}
+
+    def read_into(self, targets: Mapping[str, Tensor]) -> None:
+        """Fill tensors in place with what the file holds under their names, verifying on the way.
+
+        The bytes go straight into a target's memory where it is contiguous, on the CPU and of the
+        stored type; else they are converted, one tensor at a time. Of several targets that are the
+        same memory, the last one counts.
+
+        Args:
+            targets: Tensors to fill, by the names in the file. Gradients do not see the change.
+
+        Raises:
+            CheckpointError: A name is not in the file, or a shape differs. No target was touched.
+            DamagedFileError: Some bytes are not the ones that were written. It names the tensor. The targets
+                may hold part of the file by then: fill them again from an intact one.
+        """
+        wanted: dict[object, tuple[TensorInfo, Tensor]] = {}
+        for name, target in targets.items():
+            info = self._info(name)
+            if tuple(target.shape) != info.shape:
+                raise CheckpointError(
+                    f"{name!r} has shape {list(info.shape)} in {self.path} and {list(target.shape)} in the target."
+                )
+            if target.is_meta:
+                raise CheckpointError(f"{name!r} is on the meta device: it has no memory to read into. Use read().")
+            memory = target.data_ptr() if target.layout is torch.strided and target.numel() else 0
+            key = (target.device, memory, target.shape, target.stride()) if memory else name
+            wanted[key] = info, target.detach()
+        jobs = sorted(wanted.values(), key=lambda job: job[0].offset)
+        _in_threads(lambda job: self._fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
+        for _, target in jobs:
+            # Writing behind autograd's back would let a backward pass use the new values for an old forward.
+            if not target.is_inference():
+                torch.autograd.graph.increment_version(target)
+
+    def verify(self) -> None:
+        """Read every byte and compare the digests, keeping nothing.
+
+        Raises:
+            DamagedFileError: Some bytes are not the ones that were written, or the file has no digests.
+        """
+        if not self.verified:
+            raise DamagedFileError(f"{self.path} holds no digests, so nobody can tell whether it is intact.")
+        own = threading.local()
+
+        def check(info: TensorInfo) -> None:
+            if not hasattr(own, "buffer"):
+                own.buffer = memoryview(bytearray(_CHUNK))
+            state = xxhash.xxh3_128()
+            for begin in range(0, info.nbytes, _CHUNK):
+                chunk = own.buffer[: min(_CHUNK, info.nbytes - begin)]
+                self._read_at(info, chunk, info.offset + begin)
+                state.update(chunk)
+            self._compare(info, state.hexdigest())
+
+        jobs = sorted({info.name: info for info in self.tensors.values()}.values(), key=lambda info: info.offset)
+        _in_threads(check, jobs, sum(info.nbytes for info in jobs))
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            hint = did_you_mean(name, self.tensors)
+            raise CheckpointError(f"{self.path} has no tensor {name!r}; it holds {len(self.tensors)}.{hint}")
+        return self.tensors[name]
+
+    def _fill(self, info: TensorInfo, target: Tensor) -> None:
+        direct = (
+            target.device.type == "cpu"
+            and target.dtype == info.dtype
+            and target.is_contiguous()
+            and not (target.is_conj() or target.is_neg())
+        )
+        memory = target if direct else torch.empty(info.shape, dtype=info.dtype)
+        state = xxhash.xxh3_128()
+        position = info.offset
+        for chunk in _chunks(_bytes_of(memory)):
+            self._read_at(info, chunk, position)
+            if info.digest is not None:
+                state.update(chunk)
+            position += len(chunk)
+        self._compare(info, state.hexdigest())
+        if not direct:
+            target.copy_(memory)
+
+    def _compare(self, info: TensorInfo, found: str) -> None:
+        if info.digest is not None and info.digest != found:
+            raise DamagedFileError(
+                f"{self.path} is damaged: the bytes of {info.name!r} are not the ones that were written "
+                f"(digest {found}, expected {info.digest}). Take another copy of the file."
+            )
+
+    def _read_at(self, info: TensorInfo, into: memoryview, position: int) -> None:
+        done = 0
+        while done < len(into):
+            if hasattr(os, "preadv"):
+                count = os.preadv(self._file.fileno(), [into[done:]], position + done)
+            else:
+                with _SEEKING:
+                    self._file.seek(position + done)
+                    count = self._file.readinto(into[done:]) or 0  # type: ignore[attr-defined]  # a raw file has it
+            if count == 0:
+                raise DamagedFileError(f"{self.path} was cut short while it was read: {info.name!r} is not whole.")
+            done += count
+
+    def _raw_header(self) -> bytes:
+        self._size = os.fstat(self._file.fileno()).st_size
+        if self._size < 8:
+            raise DamagedFileError(f"{self.path} has {self._size} bytes, too few for a safetensors file.")
+        length = int.from_bytes(self._file.read(8), "little")
+        if length > min(self._size - 8, _MAX_HEADER):
+            raise DamagedFileError(
+                f"{self.path} is no whole safetensors file: it declares a header of {length:,} bytes, "
+                f"and has {self._size:,} bytes in all."
+            )
+        raw = bytearray()
+        while len(raw) < length:
+            more = self._file.read(length - len(raw))
+            if not more:
+                raise DamagedFileError(f"{self.path} was cut short while its header was read.")
+            raw += more
+        self._start = 8 + length
+        return bytes(raw)
+
+    def _parse(self, raw: bytes) -> None:
+        try:
+            header = json.loads(raw.decode(), object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:  # a decoding error is a ValueError too
+            raise DamagedFileError(f"{self.path} is no safetensors file, or its header is damaged: {error}.") from error
+        if not isinstance(header, dict):
+            raise DamagedFileError(f"{self.path} is damaged: its header is a {type(header).__name__}, not a table.")
+        metadata = header.pop("__metadata__", {})
+        if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+            raise DamagedFileError(f"{self.path} is damaged: its metadata is no table of text.")
+        digests, others = self._own(raw, metadata)
+        stored: dict[str, TensorInfo] = {}
+        for name, entry in header.items():
+            stored[name] = self._entry(name, entry, digests.get(name))
+        self._cover(stored.values())
+        if digests and digests.keys() != stored.keys():
+            raise DamagedFileError(f"{self.path} is damaged: its digests belong to other tensors.")
+        if lost := [name for name, kept in others.items() if kept not in stored or name in stored]:
+            raise DamagedFileError(f"{self.path} is damaged: {lost[0]!r} is tied to a tensor that is not there.")
+        self.metadata = metadata
+        self.tensors = stored | {name: stored[kept] for name, kept in others.items()}
+        self.verified = bool(digests) or not stored
+
+    def _own(self, raw: bytes, metadata: dict[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+        """Take ftkit's two keys out of the metadata: digests and other names, the header verified."""
+        own, expected = metadata.pop(_TENSORS_KEY, None), metadata.pop(_HEADER_KEY, None)
+        if own is None and expected is None:
+            return {}, {}
+        at = raw.find(_HEADER_MARK) + len(_HEADER_MARK)
+        zeroed = raw[:at] + _NO_DIGEST.encode() + raw[at + 32 :]
+        if own is None or expected is None or raw[at : at + 32] != expected.encode() or digest(zeroed) != expected:
+            raise DamagedFileError(
+                f"The header of {self.path} is not the one that ftkit wrote: the file is damaged, or another program "
+                f"rewrote it and kept the metadata keys {_TENSORS_KEY!r} and {_HEADER_KEY!r}, which it must drop."
+            )
+        parts = json.loads(own)
+        return parts.get("xxh3_128", {}), parts.get("tied", {})
+
+    def _entry(self, name: str, entry: Any, found: str | None) -> TensorInfo:
+        match entry:
+            case {"dtype": str(dtype_name), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if (
+                len(entry) == 3
+            ):
+                pass
+            case _:
+                raise DamagedFileError(f"{self.path} is damaged: its header describes {name!r} as {str(entry)[:100]}.")
+        if not all(type(side) is int and side >= 0 for side in shape):
+            raise DamagedFileError(f"{self.path} is damaged: {name!r} has the shape {str(shape)[:100]}.")
+        dtype = _DTYPES.get(dtype_name)
+        if dtype is None:
+            raise CheckpointError(
+                f"{name!r} in {self.path} is of type {dtype_name[:40]!r}, which is none of {', '.join(_DTYPES)}."
+            )
+        nbytes = math.prod(shape) * dtype.itemsize
+        # An empty tensor may still declare sides whose product no tensor can have.
+        if math.prod(side or 1 for side in shape) * dtype.itemsize >= _SIZE_LIMIT or end - begin != nbytes:
+            raise DamagedFileError(
+                f"{self.path} is damaged: {name!r} is declared as {dtype_name} of shape {str(shape)[:100]}, "
+                f"and at the bytes {begin:,} to {end:,}."
+            )
+        return TensorInfo(name, dtype, tuple(shape), nbytes, self._start + begin, found)
+
+    def _cover(self, infos: Iterable[TensorInfo]) -> None:
+        """Check that the tensors lie end to end up to the end of the file, as the format demands."""
+        position = self._start
+        for info in sorted(infos, key=lambda info: (info.offset, info.nbytes)):
+            if info.offset != position:
+                what = "overlaps another tensor" if info.offset < position else "lies behind a gap"
+                raise DamagedFileError(f"{self.path} is damaged: {info.name!r} {what}.")
+            position += info.nbytes
+        if position != self._size:
+            raise DamagedFileError(
+                f"{self.path} has {self._size:,} bytes where its header declares {position:,}: "
+                f"{'it was cut short' if self._size < position else 'something was added'}."
+            )
+
+
+_SEEKING = threading.Lock()  # for systems without positional reads and writes
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        raise ValueError("a name stands twice in it")
+    return table
+
+
+def _chunks(data: memoryview) -> Iterable[memoryview]:
+    return (data[begin : begin + _CHUNK] for begin in range(0, len(data), _CHUNK))
+
+
+def _writer(file: BinaryIO) -> Callable[[memoryview, int], None]:
+    """Return a function that writes all of some bytes at a position, from any thread."""
+
+    def write_at(data: memoryview, position: int) -> None:
+        done = 0
+        while done < len(data):
+            if hasattr(os, "pwrite"):
+                done += os.pwrite(file.fileno(), data[done:], position + done)
+            else:
+                with _SEEKING:
+                    file.seek(position + done)
+                    done += file.write(data[done:])
+
+    return write_at
+
+
+def _in_threads(work: Callable[[T], None], jobs: Iterable[T], nbytes: int) -> None:
+    """Do all jobs, or raise the first error when none is running any more."""
+    if nbytes <= _CHUNK:  # starting threads would take longer
+        for job in jobs:
+            work(job)
+        return
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="ftkit") as pool:
+        futures = [pool.submit(work, job) for job in jobs]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
