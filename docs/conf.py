@@ -1,0 +1,25 @@
+import ftkit
+
+project = "ftkit"
+author = "The ftkit developers"
+copyright = "2026, the ftkit developers"
+release = version = ftkit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+exclude_patterns = ["_build"]
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True, "inherited-members": False}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+# Types of other projects are written as their own documentation names them; they have no page here.
+nitpick_ignore_regex = [("py:.*", r"^(?!ftkit\b).*")]
+
+html_theme = "furo"
+html_title = "ftkit"
+html_static_path: list[str] = []

@@ -1,0 +1,134 @@
+"""What can be run on this repository: `nox -l` lists it.
+
+torch is several gigabytes, so every session that needs it runs in one shared environment,
+``.nox/torch``; only the lowest declared versions have one of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+BIN = "Scripts" if os.name == "nt" else "bin"
+
+nox.needs_version = ">=2024.10.9"
+nox.options.sessions = ["lint", "types", "tests", "docs", "build", "demo"]
+nox.options.error_on_missing_interpreters = True
+
+
+def groups(*names: str) -> list[str]:
+    """Return the requirements of dependency groups of pyproject.toml."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+class Environment:
+    """A virtual environment that several sessions share: made once, brought up to date by each."""
+
+    def __init__(self, session: nox.Session, *requirements: str, name: str = "torch") -> None:
+        self.session = session
+        self.folder = ROOT / ".nox" / name
+        python = self.folder / BIN / ("python.exe" if os.name == "nt" else "python")
+        if not python.exists():
+            session.run(sys.executable, "-m", "venv", str(self.folder), external=True)
+        self.python = str(python)
+        self.run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
+
+    def run(self, *arguments: str, **env: str) -> None:
+        """Run the environment's Python."""
+        self.session.run(self.python, *arguments, env=env, external=True)
+
+
+def with_torch(session: nox.Session, *names: str) -> Environment:
+    """Return the shared environment with ftkit in it, editable, and the groups named."""
+    return Environment(session, "--editable", ".[plot]", *groups(*names))
+
+
+@nox.session(venv_backend="none")
+def demo(session: nox.Session) -> None:
+    """Fine-tune a pretrained network from a dirty zip to a shared result (examples/finetune.py)."""
+    with_torch(session, "demo").run("examples/finetune.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """Run the tests and the examples of the docstrings."""
+    with_torch(session, "test").run("-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def zoo(session: nox.Session) -> None:
+    """Run the slow sweeps over whole model collections too."""
+    with_torch(session, "test", "zoo").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style (ruff) and the one-way imports (import-linter)."""
+    session.install(*groups("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", env={"PYTHONPATH": "src"})
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Check the types, and that everything public has one."""
+    env = with_torch(session, "types", "test")
+    env.run("-m", "mypy")
+    env.run("-m", "basedpyright", "--verifytypes", "ftkit", "--ignoreexternal")
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """Build the documentation; any warning is an error."""
+    env = with_torch(session, "docs")
+    env.run("-m", "sphinx", "-n", "-W", "--keep-going", "-q", "-b", "html", "docs", "docs/_build/html")
+    session.log(f"Open {ROOT / 'docs/_build/html/index.html'}")
+
+
+@nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Run the benchmarks: `nox -s bench -- freezing` for one of them."""
+    env = with_torch(session, "test", "bench")
+    names = session.posargs or sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    for name in names:
+        env.run(f"benchmarks/{name}.py")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Build the wheel, look at what is in it, and import every public name from it."""
+    session.install("build")
+    with tempfile.TemporaryDirectory() as folder:
+        session.run("python", "-m", "build", "--outdir", folder)
+        (wheel,) = Path(folder).glob("*.whl")
+        tracked = subprocess.run(
+            ["git", "ls-files", "src/ftkit"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.split()
+        expected = {path.removeprefix("src/") for path in tracked}
+        with zipfile.ZipFile(wheel) as archive:
+            found = {name for name in archive.namelist() if ".dist-info/" not in name}
+            archive.extractall(Path(folder, "unpacked"))
+        if found != expected:
+            session.error(f"The wheel lacks {sorted(expected - found)} and has too much: {sorted(found - expected)}")
+        check = "import ftkit; [getattr(ftkit, name) for name in ftkit.__all__]; print(ftkit.__file__)"
+        with_torch(session).run("-c", check, PYTHONPATH=str(Path(folder, "unpacked")))
+
+
+@nox.session(venv_backend="none")
+def min_versions(session: nox.Session) -> None:
+    """Run the tests on the lowest versions that pyproject.toml allows."""
+    declared = [*PROJECT["project"]["dependencies"], *groups("test")]
+    lowest = [re.sub(r">=", "==", requirement) for requirement in declared]
+    env = Environment(session, *lowest, name="lowest")
+    env.run("-m", "pip", "install", "--quiet", "--no-deps", "--editable", ".")
+    env.run("-m", "pytest", *session.posargs)
