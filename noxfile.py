@@ -1,3 +1,9 @@
+#!/usr/bin/env -S uv run --script
+
+# /// script
+# dependencies = ["nox>=2025.2.9"]
+# ///
+
 """What can be run on this repository: `nox -l` lists it.
 
 torch is several gigabytes, so every session that needs it runs in one shared environment,
@@ -20,8 +26,8 @@ ROOT = Path(__file__).parent
 PROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
 BIN = "Scripts" if os.name == "nt" else "bin"
 
-nox.needs_version = ">=2024.10.9"
-nox.options.sessions = ["lint", "types", "tests", "docs", "build", "demo"]
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.error_on_missing_interpreters = True
 
 
@@ -64,7 +70,7 @@ def tests(session: nox.Session) -> None:
     with_torch(session, "test").run("-m", "pytest", *session.posargs)
 
 
-@nox.session(venv_backend="none")
+@nox.session(venv_backend="none", default=False)
 def zoo(session: nox.Session) -> None:
     """Run the slow sweeps over whole model collections too."""
     with_torch(session, "test", "zoo").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
@@ -95,7 +101,7 @@ def docs(session: nox.Session) -> None:
     session.log(f"Open {ROOT / 'docs/_build/html/index.html'}")
 
 
-@nox.session(venv_backend="none")
+@nox.session(venv_backend="none", default=False)
 def bench(session: nox.Session) -> None:
     """Run the benchmarks: `nox -s bench -- freezing` for one of them."""
     env = with_torch(session, "test", "bench")
@@ -124,7 +130,7 @@ def build(session: nox.Session) -> None:
         with_torch(session).run("-c", check, PYTHONPATH=str(Path(folder, "unpacked")))
 
 
-@nox.session(venv_backend="none")
+@nox.session(venv_backend="none", default=False)
 def min_versions(session: nox.Session) -> None:
     """Run the tests on the lowest versions that pyproject.toml allows."""
     declared = [*PROJECT["project"]["dependencies"], *groups("test")]
@@ -132,3 +138,7 @@ def min_versions(session: nox.Session) -> None:
     env = Environment(session, *lowest, name="lowest")
     env.run("-m", "pip", "install", "--quiet", "--no-deps", "--editable", ".")
     env.run("-m", "pytest", *session.posargs)
+
+
+if __name__ == "__main__":
+    nox.main()
