@@ -1,0 +1,173 @@
+"""``extract_archive``: the members that ``formats`` reads, written by ``tree``."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ftkit.archives.formats import Archive, Limits, open_archive
+from ftkit.archives.tree import Tree, publish, staged
+from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
+
+__all__ = ["ArchiveReport", "extract_archive"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveReport:
+    """What came out of an archive, and what was left out.
+
+    Attributes:
+        source: The archive.
+        dest: The folder that holds its files now.
+        format: What it was: ``"zip"``, ``"tar"``, ``"tar.gz"``, ``"7z"``, ...
+        files: How many files and links were written.
+        bytes: The size of the files.
+        left_out: How many files of other systems' own were left out, by kind: ``__MACOSX``, ``.DS_Store``,
+            ``Thumbs.db`` and ``._*`` (the side files of macOS).
+        encoding: In which the names were written, where the archive did not say so itself; None where all were
+            ASCII or marked.
+        stripped: The wrapping folder that was taken away, or None.
+        set_uid: How many files came with a set-uid or set-gid bit. They lost it.
+    """
+
+    source: Path
+    dest: Path
+    format: str
+    files: int
+    bytes: int
+    left_out: dict[str, int]
+    encoding: str | None = None
+    stripped: str | None = None
+    set_uid: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.format}) -> {self.dest}: {_count(self.files, 'file')}, {_size(self.bytes)}"]
+        if self.encoding:
+            lines.append(f"names read as {self.encoding}")
+        if self.stripped:
+            lines.append(f"the wrapping folder {self.stripped!r} was taken away")
+        if self.left_out:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(self.left_out.items()))
+            lines.append(f"left out: {kinds}")
+        if self.set_uid:
+            lines.append(f"set-uid and set-gid bits dropped: {_count(self.set_uid, 'file')}")
+        return "\n  ".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain types, ready for JSON."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(size: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.1f} {unit}" if unit != "bytes" else f"{size:.0f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def extract_archive(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    max_bytes: float = 1 << 38,
+    max_ratio: float = 200.0,
+    max_files: float = 5_000_000,
+    encoding: str | None = None,
+    password: str | bytes | None = None,
+    strip: bool = False,
+) -> ArchiveReport:
+    """Unpack the archive ``source`` into the folder ``dest``: all of it, checked, or nothing.
+
+    Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are told apart by content. The members
+    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held; an error leaves
+    nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+
+    Names that don't say their encoding are decoded by evidence over the whole archive (UTF-8, CP949, Shift-JIS, GBK
+    or CP437). What other systems leave in archives (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) is left
+    out. Files get their times, and modes without set-uid bits or write access for others. Links that stay
+    inside are made.
+
+    Refused, by the name of the member: paths that are absolute, have a drive or climb with ``..``; links that lead
+    out; devices and FIFOs; members that would take one place (twice the same name, one name in two Unicode forms, or
+    in two cases where the file system does not tell them apart); and bombs.
+
+    Args:
+        source: The archive.
+        dest: The folder to make. Missing parents are made, too.
+        max_bytes: The most it may unpack to; 256 GiB by default.
+        max_ratio: The most it may unpack to, in sizes of the archive. Up to 32 MiB any ratio passes.
+        max_files: The most members.
+        encoding: Forces the encoding of names that don't say theirs.
+        password: For encrypted members.
+        strip: Take away the one folder that holds everything, if there is such a folder.
+
+    Returns:
+        What came, and what was left out.
+
+    Raises:
+        ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or wants what is refused.
+        FileWriteError: ``dest`` is a file or not empty, or can't be written.
+
+    Example:
+        >>> import zipfile
+        >>> from ftkit import extract_archive
+        >>> with zipfile.ZipFile("pets.zip", "w") as archive:
+        ...     archive.writestr("cats/tom.jpg", b"...")
+        ...     archive.writestr("__MACOSX/cats/._tom.jpg", b"...")
+        >>> print(extract_archive("pets.zip", "pets"))
+        pets.zip (zip) -> pets: 1 file, 3 bytes
+          left out: __MACOSX (1)
+    """
+    source, dest = Path(source), Path(dest)
+    target = Path(os.path.realpath(dest))
+    if not source.is_file():
+        close = did_you_mean(source.name, (path.name for path in source.parent.glob("*") if path.is_file()))
+        raise ArchiveError(f"There is no file {source}.{close}")
+    try:
+        "".encode(encoding or "ascii")
+    except LookupError:
+        raise ArchiveError(f"Python knows no encoding {encoding!r}; 'cp949', 'shift_jis', 'gbk' are some.") from None
+    limits = Limits(max_bytes, max_ratio, max_files, packed=source.stat().st_size)
+    secret = password.encode() if isinstance(password, str) else password
+    try:
+        with open_archive(source, limits, encoding, secret) as archive, staged(target) as folder:
+            tree = Tree(folder, limits)
+            _fill(tree, archive)
+            top = tree.single_folder() if strip else []
+            tree.make_links(top)
+            publish(folder.joinpath(*top), target)
+            if top:
+                folder.rmdir()
+    except (ArchiveError, FileWriteError) as error:
+        error.args = (f"{source} was not unpacked, and nothing is left behind: {error}",)
+        raise
+    return ArchiveReport(
+        source,
+        dest,
+        archive.format,
+        tree.files,
+        tree.bytes,
+        dict(tree.left_out),
+        archive.encoding,
+        top[0] if top else None,
+        tree.set_uid,
+    )
+
+
+def _fill(tree: Tree, archive: Archive) -> None:
+    with tqdm(total=archive.total, unit="B", unit_scale=True, desc="unpacking", disable=None, delay=1) as progress:
+        for batch in archive.batches:
+            claimed = [(member, parts) for member in batch if (parts := tree.claim(member)) is not None]
+            for member, parts in claimed:
+                before = tree.bytes
+                tree.write(member, parts)
+                progress.update(tree.bytes - before)
