@@ -1,0 +1,540 @@
+"""Freezing that means frozen: no gradient, no moving statistics, no Dropout, no step from old momentum."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+
+from ftkit.errors import SelectionError
+from ftkit.groups import join
+from ftkit.selection import Selection, Selector, select, tied, unwrap
+
+__all__ = ["FreezeReport", "freeze", "freeze_except", "frozen", "is_frozen", "trainable", "unfreeze"]
+
+# The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
+# so after unpickling they can collide, and the later hook silently replaces ours.
+_KEY = "ftkit.frozen"
+# The attribute of a module that names what freeze() switched off there: own parameters that it found trainable, and the
+# mode, where the whole model was frozen and no module around it can tell what the mode should be.
+_MEMORY = "_ftkit_frozen"
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What a call changed, and how the model stands now. Printing it tells the same in words.
+
+    Attributes:
+        frozen: Names of the parameters that this call froze.
+        thawed: Names of the parameters that this call made trainable.
+        left: Names of selected parameters that stay fixed, because they were not trainable before they were frozen.
+        tied: The changed parameters that have other names too: first name to the others.
+        eval_modules: How many modules stay in eval mode now.
+        norms: How many of those keep running statistics.
+        added: Names of the parameters that this call added to the optimizer.
+        trainable_parameters: How many numbers are trainable now.
+        total_parameters: How many numbers the model's parameters hold.
+        frozen_parts: ``frozen`` in short, as the outermost modules that it covers.
+        thawed_parts: ``thawed`` in short.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        >>> print(freeze(model, "0", "1"))
+        froze 4 parameters: 0, 1
+        trainable now: 10 of 38 numbers (26.3%)
+        held in eval mode: 2 modules, 1 of them a norm with its statistics
+    """
+
+    frozen: tuple[str, ...]
+    thawed: tuple[str, ...]
+    left: tuple[str, ...]
+    tied: dict[str, tuple[str, ...]]
+    eval_modules: int
+    norms: int
+    added: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+    frozen_parts: tuple[str, ...]
+    thawed_parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{verb} {_plural(len(names), 'parameter')}: {_some(parts)}"
+            for verb, names, parts in (
+                ("froze", self.frozen, self.frozen_parts),
+                ("thawed", self.thawed, self.thawed_parts),
+                ("left fixed, as before freezing,", self.left, self.left),
+                ("added to the optimizer", self.added, self.added),
+            )
+            if names
+        ]
+        share = self.trainable_parameters / max(self.total_parameters, 1)
+        lines.append(f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})")
+        if self.eval_modules:
+            norms = f", {self.norms} of them a norm with its statistics" if self.norms else ""
+            lines.append(f"held in eval mode: {_plural(self.eval_modules, 'module')}{norms}")
+        lines += [f"tied: {first} is also {', '.join(others)}" for first, others in self.tied.items()]
+        return "\n".join(lines)
+
+
+def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False) -> FreezeReport:
+    """Freeze parts of a model, in place; the whole model if no selector is given.
+
+    The parameters get no gradient, and lose the one they have, so that neither momentum nor weight decay moves them
+    on. The frozen modules behave as in eval mode through any ``model.train()``: running statistics stay and Dropout
+    and DropPath are off. So it remains after ``deepcopy``, pickling, ``DistributedDataParallel`` and ``torch.compile``.
+    Classes and ``state_dict`` are unchanged.
+
+    A module counts as frozen if it is selected, or if none of its parameters is trainable any more. A module without
+    parameters that stands between two frozen ones (a Dropout, say) goes with them.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        norm_stats: Whether the running statistics of the frozen norms are frozen too.
+        keep_dropout: Whether everything but norms follows ``model.train()``, so that Dropout stays active.
+
+    Returns:
+        What froze, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, is_frozen
+        >>> model = torch.nn.ModuleDict({"stem": torch.nn.BatchNorm1d(4), "head": torch.nn.Linear(4, 2)})
+        >>> report = freeze(model, "stem")
+        >>> report.frozen
+        ('stem.weight', 'stem.bias')
+        >>> features = model.train()["stem"](torch.randn(8, 4) + 3)
+        >>> model["stem"].running_mean
+        tensor([0., 0., 0., 0.])
+    """
+    inner = unwrap(model)
+    chosen = _selection(inner, selectors)
+    return _change(inner, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
+
+
+def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None) -> FreezeReport:
+    """Make parts of a model trainable again, in place; the whole model if no selector is given.
+
+    Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
+    is listed in the report. Where ``freeze`` did nothing to what the selectors mean, all of it becomes trainable.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
+            :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
+            otherwise lends its newest group's rate and its default weight decay.
+
+    Returns:
+        What thawed, what joined the optimizer, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing; model and optimizer are untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, param_groups, unfreeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze_except(model, "2")
+        >>> optimizer = torch.optim.SGD(param_groups(model, lr=0.1, layer_decay=0.5))
+        >>> unfreeze(model, "1", optimizer=optimizer).added
+        ('1.weight', '1.bias')
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 0.05]
+    """
+    inner = unwrap(model)
+    chosen = _selection(inner, selectors)
+    return _change(inner, freezing=None, thawing=chosen, optimizer=optimizer)
+
+
+def freeze_except(
+    model: nn.Module,
+    *selectors: Selector,
+    norm_stats: bool = True,
+    keep_dropout: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> FreezeReport:
+    """Train exactly the selected parts of a model, in place: freeze all others, and thaw these.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: What stays trainable, at least one selector.
+        norm_stats: As in :func:`freeze`.
+        keep_dropout: As in :func:`freeze`.
+        optimizer: Gets those of the selected parameters that it lacks, as in :func:`unfreeze`.
+
+    Returns:
+        What froze and thawed, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing, or there is none; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, trainable
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze_except(model, "1")
+        >>> list(trainable(model))
+        ['1.weight', '1.bias']
+    """
+    if not selectors:
+        raise SelectionError(
+            "freeze_except needs to know what to train. To freeze the whole model, call freeze(model)."
+        )
+    inner = unwrap(model)
+    kept = select(inner, *selectors)
+    kept_ids = _ids((*kept.parameters.values(), *kept.buffers.values()))
+    outside = {name: m for name, m in inner.named_modules() if _tensors(m) and not _tensors(m) & kept_ids}
+    rest = Selection(
+        outside,
+        {name: p for name, p in inner.named_parameters() if id(p) not in kept_ids},
+        {name: b for name, b in inner.named_buffers() if id(b) not in kept_ids},
+    )
+    return _change(
+        inner, freezing=rest, thawing=kept, norm_stats=norm_stats, keep_dropout=keep_dropout, optimizer=optimizer
+    )
+
+
+@contextlib.contextmanager
+def frozen(
+    model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False
+) -> Iterator[FreezeReport]:
+    """Freeze parts of a model inside a ``with`` block; afterwards everything is exactly as it was.
+
+    The gradients that the frozen parameters had come back too, and each module's mode, unless the whole model changed
+    between train and eval inside the block.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: As in :func:`freeze`.
+        norm_stats: As in :func:`freeze`.
+        keep_dropout: As in :func:`freeze`.
+
+    Yields:
+        The report of :func:`freeze`.
+
+    Raises:
+        SelectionError: A selector matches nothing; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import frozen, is_frozen
+        >>> critic = torch.nn.Linear(4, 1)
+        >>> with frozen(critic):
+        ...     is_frozen(critic)
+        True
+        >>> is_frozen(critic)
+        False
+    """
+    inner = unwrap(model)
+    mode = inner.training
+    modules = [(part, part.training, _hook_of(part), _memory(part)) for part in inner.modules()]
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in inner.parameters()]
+    report = freeze(inner, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
+    changed = _ids(part for part, _, hook, _ in modules if _hook_of(part) is not hook)
+    try:
+        yield report
+    finally:
+        switched = inner.training != mode and _hook_of(inner) is None
+        for part, training, hook, memory in modules:
+            if id(part) in changed:
+                part.training = inner.training if switched else training
+            _set_hook(part, hook)
+            _set_memory(part, memory)
+        for parameter, required, grad in parameters:
+            parameter.requires_grad = required
+            if parameter.grad is None:
+                parameter.grad = grad
+
+
+def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
+    """Tell whether all that the selectors mean is frozen; the whole model if no selector is given.
+
+    Parameters are frozen if they require no gradient; a module that has none, if :func:`freeze` holds it in eval mode.
+
+    Raises:
+        SelectionError: A selector matches nothing.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, is_frozen
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze(model, "0")
+        >>> is_frozen(model, "0"), is_frozen(model, "*.bias"), is_frozen(model)
+        (True, False, False)
+    """
+    chosen = _selection(unwrap(model), selectors)
+    if chosen.parameters:
+        return not any(parameter.requires_grad for parameter in chosen.parameters.values())
+    return bool(chosen.modules) and all(map(_hook_of, chosen.modules.values()))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, a tied one once, under its first name.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, trainable
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze(model, "0")
+        >>> list(trainable(model))
+        ['1.weight', '1.bias']
+    """
+    return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
+
+
+def _selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:
+    if selectors:
+        return select(model, *selectors)
+    return Selection(dict(model.named_modules()), dict(model.named_parameters()), dict(model.named_buffers()))
+
+
+def _change(
+    model: nn.Module,
+    *,
+    freezing: Selection | None,
+    thawing: Selection | None,
+    norm_stats: bool = True,
+    keep_dropout: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> FreezeReport:
+    """Do the work of all verbs. What can fail comes first, so that nothing is ever half-changed."""
+    ours = _switched_off(model)
+    thaw: dict[str, nn.Parameter] = {}
+    left: dict[str, nn.Parameter] = {}
+    if thawing:
+        still = {name: p for name, p in thawing.parameters.items() if not p.requires_grad and _can_learn(p)}
+        thaw = {name: p for name, p in still.items() if id(p) in ours} or still
+        left = {name: p for name, p in still.items() if name not in thaw}
+    added: tuple[str, ...] = ()
+    if thawing and optimizer is not None:
+        ready = {name: p for name, p in thawing.parameters.items() if p.requires_grad or name in thaw}
+        added = join(model, ready, optimizer)
+
+    froze: dict[str, nn.Parameter] = {}
+    if freezing:
+        froze = {name: p for name, p in freezing.parameters.items() if p.requires_grad}
+        for parameter in freezing.parameters.values():
+            parameter.requires_grad = False  # requires_grad_() refuses lazy ones
+            parameter.grad = None
+    for parameter in thaw.values():
+        parameter.requires_grad = True
+    off = (ours | _ids(froze.values())) - _ids(thaw.values())
+    for module in model.modules():
+        names = {name for name, p in module._parameters.items() if id(p) in off}
+        _set_memory(module, names | _memory(module) & {"training"})
+
+    if thawing:
+        _set_modes(model, {}, _released(model, thawing))
+    if freezing:
+        held = _held(model, freezing, _ids(froze.values()))
+        stay = {m for m in held if (norm_stats if _keeps_statistics(m) else not keep_dropout)}
+        _set_modes(model, stay, held.keys() - stay)
+        if not keep_dropout:
+            _set_modes(model, _between(model, held), ())
+    _set_depths(model)
+    return _report(model, froze, thaw, left, added)
+
+
+def _stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
+    """Put a wholly frozen module and its parts back into eval mode, just before it runs.
+
+    The parts come along for parents that look at a child's mode before they call it, and for those put in later
+    (``convert_sync_batchnorm``). While compiling, the mode is not read, so that no guard comes to depend on it.
+    The annotations are what ``torch.jit.script`` wants.
+    """
+    # Public, but missing from torch.jit.__all__; and torch.jit reads the line, so the reason can't stand in it.
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        module.training = False
+    elif torch.compiler.is_compiling() or module.training:
+        for part in module.modules():
+            own = list(part.parameters(recurse=False))
+            if _hook_of(part) is not None or (own and not any(p.requires_grad for p in own)):
+                part.training = False
+
+
+def _stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
+    """Put a frozen module back into eval mode, just before it runs, and leave its parts alone."""
+    module.training = False
+
+
+def _hook_of(module: nn.Module) -> Any:
+    hooks: Any = module._forward_pre_hooks  # torch types the keys as int, and needs them only to be hashable
+    return hooks.get(_KEY)
+
+
+def _set_hook(module: nn.Module, hook: Any) -> None:
+    hooks: Any = module._forward_pre_hooks
+    hooks.pop(_KEY, None)
+    if hook is not None:
+        hooks[_KEY] = hook
+        hooks.move_to_end(_KEY, last=False)  # before spectral_norm's and others that look at the mode
+
+
+def _memory(module: nn.Module) -> set[str]:
+    return set(module.__dict__.get(_MEMORY, ()))
+
+
+def _set_memory(module: nn.Module, names: Collection[str]) -> None:
+    module.__dict__.pop(_MEMORY, None)
+    if names:
+        module.__dict__[_MEMORY] = tuple(sorted(names))
+
+
+def _switched_off(model: nn.Module) -> set[int]:
+    """Identities of the parameters that were trainable until freeze() came."""
+    return {
+        id(m._parameters[name]) for m in model.modules() for name in _memory(m) if m._parameters.get(name) is not None
+    }
+
+
+def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection[nn.Module]) -> None:
+    """Hook what is held into eval mode; what is let go returns to the mode of the module around it."""
+    around: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        for child in module.children():
+            around.setdefault(child, module)
+        hooked = _hook_of(module) is not None
+        if module in hold:
+            if module is model and module.training and not hooked:
+                _set_memory(module, _memory(module) | {"training"})
+            _set_hook(module, _stay_in_eval_alone)
+            module.training = False
+        elif module in let_go and hooked:
+            _set_hook(module, None)
+            module.training = around[module].training if module in around else "training" in _memory(module)
+            _set_memory(module, _memory(module) - {"training"})
+
+
+def _set_depths(model: nn.Module) -> None:
+    """Let each hook care for the parts too where all of them are held."""
+    for module in model.modules():
+        if _hook_of(module) is not None:
+            whole = all(_hook_of(part) is not None for part in module.modules())
+            _set_hook(module, _stay_in_eval if whole else _stay_in_eval_alone)
+
+
+def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Module, None]:
+    """The chosen modules, and those of which the last trainable parameter has just been frozen."""
+    held = dict.fromkeys(chosen.modules.values())
+    for module in model.modules():
+        own = list(module.parameters())
+        if any(id(p) in froze for p in own) and not any(p.requires_grad for p in own):
+            bare = (child for child in module.children() if not any(True for _ in child.parameters()))
+            held.update(dict.fromkeys([module, *(part for child in bare for part in child.modules())]))
+    return held
+
+
+def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
+    """The modules that thawing ``chosen`` sets free: itself, all around it, and what stood between it and others."""
+    tensors = _ids((*chosen.parameters.values(), *chosen.buffers.values()))
+    freed = {*chosen.modules.values(), *(module for module in model.modules() if _tensors(module) & tensors)}
+    for module, before, after in _stateless(model):
+        if before in freed or after in freed:
+            freed |= set(module.modules())
+    return freed
+
+
+def _between(model: nn.Module, held: Collection[nn.Module]) -> set[nn.Module]:
+    """The modules without tensors, such as Dropout, that stand between two frozen ones."""
+    return {
+        part
+        for module, before, after in _stateless(model)
+        if before in held or after in held
+        if before and after and _hook_of(before) and _hook_of(after)
+        for part in module.modules()
+    }
+
+
+def _stateless(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+    """Yield each outermost module without tensors, and the nearest before and after it that have some of their own."""
+    before: nn.Module | None = None
+    waiting: dict[nn.Module, None] = {}
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        if not _tensors(module):
+            waiting[module] = None
+            inside |= set(module.modules())
+        elif _tensors(module, recurse=False):
+            yield from ((one, before, module) for one in waiting)
+            before, waiting = module, {}
+    yield from ((one, before, None) for one in waiting)
+
+
+def _tensors(module: nn.Module, *, recurse: bool = True) -> set[int]:
+    return _ids((*module.parameters(recurse), *module.buffers(recurse)))
+
+
+def _ids(things: Iterable[object]) -> set[int]:
+    return set(map(id, things))
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _some(names: tuple[str, ...], most: int = 8) -> str:
+    more = f", and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
+
+
+def _can_learn(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _report(
+    model: nn.Module,
+    froze: dict[str, nn.Parameter],
+    thaw: dict[str, nn.Parameter],
+    left: dict[str, nn.Parameter],
+    added: tuple[str, ...],
+) -> FreezeReport:
+    held = [module for module in model.modules() if _hook_of(module) is not None]
+    changed = froze.keys() | thaw.keys()
+    return FreezeReport(
+        frozen=tuple(froze),
+        thawed=tuple(thaw),
+        left=tuple(left),
+        tied={first: others for first, others in tied(model).items() if first in changed},
+        eval_modules=len(held),
+        norms=sum(map(_keeps_statistics, held)),
+        added=added,
+        trainable_parameters=_count(trainable(model).values()),
+        total_parameters=_count(model.parameters()),
+        frozen_parts=_parts(model, froze),
+        thawed_parts=_parts(model, thaw),
+    )
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(0 if isinstance(parameter, UninitializedParameter) else parameter.numel() for parameter in parameters)
+
+
+def _parts(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
+    """Name the outermost modules of which all parameters are among these, and the parameters left over."""
+    ids = _ids(parameters.values())
+    parts: list[str] = []
+    covered: set[int] = set()
+    for name, module in model.named_modules():
+        own = _ids(module.parameters())
+        if own and own <= ids and not own <= covered:
+            parts.append(name or f"all of the {type(model).__name__}")
+            covered |= own
+    return (*parts, *(name for name, parameter in parameters.items() if id(parameter) not in covered))
