@@ -32,7 +32,7 @@ _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
 }
 
 
-def pack(nest: object) -> tuple[dict[str, Tensor], str]:
+def pack(nest: object, name: str = "") -> tuple[dict[str, Tensor], str]:
     """Take a nest apart into its tensors and typed JSON for all the rest.
 
     A tensor is named after its place: ``{"optimizer": {"state": [t]}}`` gives ``optimizer.state.0``. One
@@ -43,6 +43,7 @@ def pack(nest: object) -> tuple[dict[str, Tensor], str]:
         nest: Any nest of dict (also ``OrderedDict``, ``Counter``, ``defaultdict``), list, tuple, set,
             frozenset, deque, None, bool, int, float, complex, str, bytes, path, tensor, numpy array or
             scalar, ``torch.Size``, ``torch.dtype`` and ``torch.device``.
+        name: What the names of all tensors start with.
 
     Returns:
         The tensors by name, and the JSON.
@@ -63,24 +64,25 @@ def pack(nest: object) -> tuple[dict[str, Tensor], str]:
     """
     packer = _Packer()
     try:
-        encoded = packer.encode(nest, ())
+        encoded = packer.encode(nest, (name,) if name else ())
         return packer.tensors, json.dumps(encoded, separators=(",", ":"), allow_nan=False)
     except RecursionError as error:
         raise CheckpointError("The nest contains itself, or is hundreds of levels deep: flatten it.") from error
 
 
-def unpack(tensors: Mapping[str, Tensor], text: str) -> Any:
+def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
     """Put together again what :func:`pack` took apart.
 
     Args:
         tensors: At least those that ``pack`` gave.
         text: The JSON that it gave.
+        name: The name that ``pack`` got.
 
     Raises:
         DamagedFileError: The JSON is not one that ``pack`` makes, or a tensor is missing.
     """
     try:
-        return _Unpacker(tensors).decode(json.loads(text), ())
+        return _Unpacker(tensors).decode(json.loads(text), (name,) if name else ())
     except DamagedFileError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:

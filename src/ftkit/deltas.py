@@ -1,0 +1,336 @@
+"""Deltas: what fine-tuning changed in a model, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from ftkit.errors import CheckpointError, did_you_mean
+from ftkit.files import digest
+from ftkit.nests import pack, unpack
+from ftkit.selection import unwrap
+from ftkit.tensorfile import TensorFile, write_tensors
+
+__all__ = ["Base", "changed", "delta_record", "fill", "load_delta", "place", "save_delta"]
+
+_KEY: Final = "ftkit.delta"
+
+Base = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
+
+# The layers that heads are made of, with the attributes that their constructors take.
+_LAYERS: Final[dict[str, tuple[str, ...]]] = {
+    "Linear": ("in_features", "out_features"),
+    "Conv1d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    "Conv2d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    "Conv3d": ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+    "BatchNorm1d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    "BatchNorm2d": ("num_features", "eps", "momentum", "affine", "track_running_stats"),
+    "LayerNorm": ("normalized_shape", "eps", "elementwise_affine"),
+    "Dropout": ("p", "inplace"),
+    "Flatten": ("start_dim", "end_dim"),
+    "AdaptiveAvgPool1d": ("output_size",),
+    "AdaptiveAvgPool2d": ("output_size",),
+    "ReLU": ("inplace",),
+    "SiLU": ("inplace",),
+    "Hardswish": ("inplace",),
+    "GELU": ("approximate",),
+    "Tanh": (),
+    "Sigmoid": (),
+    "Identity": (),
+}
+
+
+def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: Base | None = None) -> None:
+    """Write what fine-tuning changed in a model: kilobytes to share instead of the whole.
+
+    The file holds tensors under their own names, the layers of a new head, and a digest of all the rest,
+    the base, by which :func:`load_delta` knows the base again.
+
+    Args:
+        model: The fine-tuned model.
+        path: A safetensors file.
+        base: The model before fine-tuning: a module, its ``state_dict`` or a file of it. Then exactly what
+            differs is written. Without it, that is every trainable parameter, and the buffers of every
+            module that may have moved them: one with a trainable parameter in it, one in training mode that
+            ``freeze`` does not hold, and a norm that counted batches. Give the base if something was trained
+            first and frozen later.
+
+    Raises:
+        CheckpointError: Nothing is trainable, or the base is not one of this model.
+        FileWriteError: The file could not be written. What stood there is intact.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, load_delta, save_delta
+        >>> def pretrained():
+        ...     torch.manual_seed(0)
+        ...     return torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 9))
+        >>> model = pretrained()
+        >>> model[1] = torch.nn.Linear(4, 2)  # a new head
+        >>> _ = freeze_except(model, "1")
+        >>> save_delta(model, "pets.safetensors")
+        >>> fresh = pretrained()
+        >>> load_delta(fresh, "pets.safetensors")
+        >>> torch.equal(fresh(torch.ones(1, 4)), model(torch.ones(1, 4)))
+        True
+    """
+    inner = unwrap(model)
+    names = changed(inner, base)
+    if not names:
+        raise CheckpointError(
+            "This model does not differ from its base, so there is no delta to save."
+            if base is not None
+            else "Nothing in this model is trainable, so nobody can tell what fine-tuning changed: give base=, the "
+            "model before fine-tuning, or save it whole with save_weights."
+        )
+    state = _tensors(inner)
+    record = delta_record(inner, names)
+    write_tensors(path, {name: state[name] for name in names}, {_KEY: pack(record)[1]})
+
+
+def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Turn a base model into the fine-tuned one, in place.
+
+    A head that the base lacks is built from the file. Everything is checked before anything changes.
+
+    Args:
+        model: The base that the delta was made from, with its own head or with the new one.
+        path: A file of :func:`save_delta`.
+
+    Raises:
+        CheckpointError: The file is no delta, belongs to another base, or has a head that can't be built from
+            plain layers.
+        DamagedFileError: The file's bytes are not the ones that were written.
+    """
+    inner = unwrap(model)
+    with TensorFile(path) as file:
+        if _KEY not in file.metadata:
+            raise CheckpointError(f"{os.fspath(path)} is no delta. Read weights with load_weights(model, path).")
+        record = unpack({}, file.metadata[_KEY])
+        tensors = file.read()
+    place(inner, record, tensors)
+    fill(inner, tensors)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors that are known to fit into the model."""
+    state = _tensors(model)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            state[name].copy_(value)
+
+
+# ---- what changed
+
+
+def changed(model: nn.Module, base: Base | None = None, *, moved: Collection[nn.Parameter] = ()) -> list[str]:
+    """Return the names of what fine-tuning changed; of what it may have changed if there is no base.
+
+    Args:
+        model: The model, unwrapped.
+        base: See :func:`save_delta`.
+        moved: Parameters known to have been trained, whatever they are now.
+    """
+    state = _tensors(model)
+    if base is not None:
+        before = _base_tensors(base)
+        if not before.keys() & state.keys():
+            first, other = next(iter(state), "nothing"), next(iter(before), "nothing")
+            raise CheckpointError(f"The base is not one of this model: its names look like {other!r}, not {first!r}.")
+        return [name for name, tensor in state.items() if name not in before or not _same(tensor, before[name])]
+    known = {id(parameter) for parameter in moved}
+    buffers = _restless(model)
+    return [
+        name
+        for name, tensor in state.items()
+        if (tensor.requires_grad or id(tensor) in known if isinstance(tensor, nn.Parameter) else name in buffers)
+    ]
+
+
+def _restless(model: nn.Module) -> set[str]:
+    """The names of the buffers that training may have moved."""
+    names = set()
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        own = dict(module.named_buffers(recurse=False))
+        # Only BatchNorm's count is bumped by each batch; everything else treats the three buffers alike.
+        count = own.get("num_batches_tracked")
+        mean = own.get("running_mean")
+        counted = count is not None and mean is not None and count._version > mean._version
+        held = "ftkit.frozen" in {*map(str, module._forward_pre_hooks)}
+        trains = any(parameter.requires_grad for parameter in module.parameters())
+        if not held and (trains or module.training or counted):
+            names |= {f"{prefix}.{name}" if prefix else name for name in own}
+    return names
+
+
+def _base_tensors(base: Base) -> Mapping[str, Tensor]:
+    if isinstance(base, nn.Module):
+        return _tensors(unwrap(base))
+    if isinstance(base, Mapping):
+        return base
+    with TensorFile(base) as file:
+        return file.read()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Tell whether two tensors are the same to the bit, NaN included."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a model's ``state_dict`` holds, as the model's own parameters and buffers."""
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
+# ---- the base and the head
+
+
+def delta_record(model: nn.Module, names: Collection[str]) -> dict[str, Any]:
+    """Describe what a delta does not hold: the base by its digests, and the new layers."""
+    inside = set(names)
+    rest = {name: tensor for name, tensor in _tensors(model).items() if name not in inside}
+    return {"base": _fingerprint(rest), "layers": dict(_describable(model, "", inside))}
+
+
+def _fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Two digests, so that another architecture can be told from other weights."""
+    names = sorted(tensors)
+    shapes = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
+    with ThreadPoolExecutor(2) as pool:
+        contents = list(pool.map(lambda name: digest(_raw(tensors[name]).numpy().data), names))
+    return {
+        "tensors": len(names),
+        "shapes": digest("\n".join(shapes).encode()),
+        "contents": digest("\n".join(contents).encode()),
+    }
+
+
+def _describable(module: nn.Module, name: str, inside: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the largest parts that lie wholly in the delta and consist of plain layers, described."""
+    tensors = {f"{name}.{key}" if name else key for key in module.state_dict()}
+    if not tensors & set(inside):
+        return
+    if tensors <= set(inside) and name and (description := _describe(module)) is not None:
+        yield name, description
+        return
+    for child_name, child in module.named_children():
+        yield from _describable(child, f"{name}.{child_name}" if name else child_name, inside)
+
+
+def _describe(module: nn.Module) -> list[Any] | None:
+    """A module as plain values, or None if it is not made of plain layers alone."""
+    kind = type(module).__name__
+    if type(module) is nn.Sequential:
+        parts = {name: _describe(part) for name, part in module.named_children()}
+        return None if None in parts.values() else [kind, parts]
+    if kind not in _LAYERS or type(module) is not getattr(nn, kind):
+        return None
+    options = {name: getattr(module, name) for name in _LAYERS[kind]}
+    if "bias" in module._parameters and kind not in ("BatchNorm1d", "BatchNorm2d"):
+        options["bias"] = module.bias is not None
+    return [kind, options]
+
+
+def _build(description: list[Any]) -> nn.Module:
+    kind, options = description
+    if kind == "Sequential":
+        sequence = nn.Sequential()
+        for name, part in options.items():
+            sequence.add_module(name, _build(part))
+        return sequence
+    if kind not in _LAYERS:
+        raise CheckpointError(f"The file describes a layer {kind!r} that this version of ftkit does not know.")
+    return getattr(nn, kind)(**options)  # type: ignore[no-any-return]
+
+
+def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Callable[[], None]:
+    """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.
+
+    Returns:
+        What takes the new layers out again.
+
+    Raises:
+        CheckpointError: It is another base, or a layer can't be built. The model is untouched.
+    """
+    former: list[tuple[str, nn.Module]] = []
+
+    def undo() -> None:
+        for name, module in reversed(former):
+            _put(model, name, module)
+
+    try:
+        for name in _to_build(model, record, tensors):
+            old = model.get_submodule(name)
+            new = _build(record["layers"][name]).train(old.training)
+            dtypes = [
+                value.dtype
+                for key, value in tensors.items()
+                if key.startswith(f"{name}.") and value.is_floating_point()
+            ]
+            new.to([*old.parameters(), *model.parameters(), torch.empty(0)][0].device, dtypes[0])
+            former.append((name, old))
+            _put(model, name, new)
+        _check(model, record, tensors)
+    except BaseException:
+        undo()
+        raise
+    return undo
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    model.get_submodule(parent)._modules[last] = module
+
+
+def _to_build(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+    state = _tensors(model)
+    misfits = [
+        name
+        for name, value in tensors.items()
+        if name not in state or (state[name].shape, state[name].dtype) != (value.shape, value.dtype)
+    ]
+    found = []
+    for layer in record["layers"]:
+        if any(name.startswith(f"{layer}.") for name in misfits):
+            parent, _, last = layer.rpartition(".")
+            try:
+                reachable = last in model.get_submodule(parent)._modules
+            except AttributeError:
+                reachable = False
+            if reachable:
+                found.append(layer)
+    unbuilt = [name for name in misfits if not any(name.startswith(f"{layer}.") for layer in found)]
+    if unbuilt:
+        name = unbuilt[0]
+        there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
+        raise CheckpointError(
+            f"The delta holds {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
+            "there, and the part can't be built from the file. Build the model as it was in training, its head "
+            f"included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+        )
+    return found
+
+
+def _check(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    rest = {name: tensor for name, tensor in _tensors(model).items() if name not in tensors}
+    wanted, found = record["base"], _fingerprint(rest)
+    if found["shapes"] != wanted["shapes"]:
+        raise CheckpointError(
+            f"This delta belongs to another architecture: its base has {wanted['tensors']} tensors, this model "
+            f"{found['tensors']} besides those in the delta, or their names or shapes differ. Build the model that "
+            "it was made from."
+        )
+    if found["contents"] != wanted["contents"]:
+        raise CheckpointError(
+            "This delta belongs to a base of the same architecture with other weights. Load the pretrained weights "
+            "that fine-tuning started from first."
+        )

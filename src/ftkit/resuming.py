@@ -1,0 +1,361 @@
+"""What a training run is besides its weights: optimizers by parameter name, random numbers, what is trainable.
+
+Each kind of state has a function that takes it down as plain values and one that plans to bring it back. A
+plan has checked everything it can before it changes anything, and can be undone.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftkit.errors import CheckpointError, FtkitError, did_you_mean
+from ftkit.freezing import freeze, unfreeze
+from ftkit.selection import unwrap
+
+__all__ = [
+    "Step",
+    "carry_out",
+    "frozen_plan",
+    "frozen_state",
+    "object_plan",
+    "object_state",
+    "optimizer_plan",
+    "optimizer_state",
+    "random_plan",
+    "random_state",
+]
+
+_log: Final = logging.getLogger("ftkit")
+
+
+class Step(NamedTuple):
+    """One checked change: how to make it, and how to take it back."""
+
+    apply: Callable[[], object]
+    undo: Callable[[], object]
+
+
+def carry_out(steps: Iterable[Step]) -> None:
+    """Make all changes or, where one fails, none."""
+    done: list[Step] = []
+    try:
+        for step in steps:
+            done.append(step)
+            step.apply()
+    except BaseException:
+        for step in reversed(done):
+            step.undo()
+        raise
+
+
+# ---- optimizers
+
+
+def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
+    """Return an optimizer's ``state_dict`` and the names of its parameters in ``model``, in its own order.
+
+    A parameter that is none of the model's has the name ``None``.
+    """
+    names = {id(parameter): name for name, parameter in _parameters(model).items()}
+    return {
+        "type": type(optimizer).__name__,
+        "names": [names.get(id(parameter)) for parameter in _held(optimizer)],
+        "state": optimizer.state_dict(),
+    }
+
+
+def optimizer_plan(
+    optimizer: Optimizer, state: Mapping[str, Any], names: list[str | None] | None, kind: str | None, model: nn.Module
+) -> Step:
+    """Plan to load a ``state_dict`` into an optimizer, whatever groups it was built with.
+
+    With names, the groups become the saved ones, each parameter found in the model by its name.
+    Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
+
+    Raises:
+        CheckpointError: The state belongs to other parameters or another kind of optimizer.
+    """
+    groups = state.get("param_groups")
+    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+        raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() gives.")
+    saved_options = {key for group in groups for key in group} - {"params", "param_names"}
+    own = type(optimizer).__name__
+    if kind is not None and kind != own and not set(optimizer.defaults) <= saved_options:
+        raise CheckpointError(f"The checkpoint's optimizer is a {kind}, this one a {own}. Build the same kind.")
+    if names is None and all("param_names" in group for group in groups):
+        names = [name for group in groups for name in group["param_names"]]
+    if names is None:
+        shape, saved_shape = ([len(group["params"]) for group in some] for some in (optimizer.param_groups, groups))
+        if shape != saved_shape:
+            raise CheckpointError(
+                f"The checkpoint's optimizer has groups of {saved_shape} parameters, this one of {shape}, and the "
+                "file names no parameters to match them by. Build the optimizer as it was when the file was saved."
+            )
+        targets = [list(group["params"]) for group in optimizer.param_groups]
+    else:
+        targets = _targets(optimizer, groups, names, model)
+    extra = _extra_groups(optimizer, targets)
+    before = optimizer.param_groups, optimizer.state
+
+    def apply() -> None:
+        optimizer.param_groups = [{"params": params} for params in targets]
+        optimizer.load_state_dict(dict(state))
+        _keep_types(optimizer, targets, groups, state["state"])
+        optimizer.param_groups.extend(extra)
+
+    def undo() -> None:
+        optimizer.param_groups, optimizer.state = before
+
+    return Step(apply, undo)
+
+
+def _targets(
+    optimizer: Optimizer, groups: list[dict[str, Any]], names: list[str | None], model: nn.Module
+) -> list[list[nn.Parameter]]:
+    """The parameters that the saved groups mean."""
+    parameters = _parameters(model)
+    own = {id(parameter) for parameter in parameters.values()}
+    strangers = [parameter for parameter in _held(optimizer) if id(parameter) not in own]
+    indices = [index for group in groups for index in group["params"]]
+    if len(names) != len(indices) or len(strangers) != names.count(None):
+        raise CheckpointError(
+            f"The checkpoint's optimizer holds {len(indices)} parameters, {names.count(None)} of them outside the "
+            f"model; this one holds {len(strangers)} outside the model. Build it over the same modules."
+        )
+    lost = [name for name in names if name is not None and name not in parameters]
+    if lost:
+        raise CheckpointError(
+            f"The checkpoint's optimizer holds {lost[0]!r}"
+            f"{f' and {len(lost) - 1} more' if len(lost) > 1 else ''}, which the model lacks."
+            f"{did_you_mean(lost[0], parameters)} Build the model as it was when the file was saved."
+        )
+    outside = iter(strangers)
+    found = iter([next(outside) if name is None else parameters[name] for name in names])
+    return [[next(found) for _ in group["params"]] for group in groups]
+
+
+def _extra_groups(optimizer: Optimizer, targets: list[list[nn.Parameter]]) -> list[dict[str, Any]]:
+    """The optimizer's groups without the parameters that a saved group takes."""
+    taken = {id(parameter) for params in targets for parameter in params}
+    extra = []
+    for group in optimizer.param_groups:
+        kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in taken]
+        if kept:
+            rest = {**group, "params": [group["params"][index] for index in kept]}
+            if "param_names" in group:
+                rest["param_names"] = [group["param_names"][index] for index in kept]
+            extra.append(rest)
+    if extra:
+        _log.warning(
+            "The optimizer holds %d parameters that the checkpoint's did not: they start without a history.",
+            sum(len(group["params"]) for group in extra),
+        )
+    return extra
+
+
+def _keep_types(
+    optimizer: Optimizer, targets: list[list[nn.Parameter]], groups: list[dict[str, Any]], saved: Mapping[Any, Any]
+) -> None:
+    """Undo torch's cast of an optimizer's state to the type of the parameter, which rounds 32-bit moments."""
+    for params, group in zip(targets, groups, strict=True):
+        for parameter, index in zip(params, group["params"], strict=True):
+            loaded = optimizer.state.get(parameter, {})
+            for key, value in saved.get(index, {}).items():
+                now = loaded.get(key)
+                if isinstance(value, Tensor) and isinstance(now, Tensor) and now.dtype != value.dtype:
+                    loaded[key] = value.to(now.device)
+
+
+def _held(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(unwrap(model).named_parameters())
+
+
+# ---- random numbers
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of every global random generator: python, numpy, torch, and each accelerator in use."""
+    version, words, gauss = random.getstate()
+    numbers: dict[str, Any] = dict(np.random.get_state(legacy=False))  # noqa: NPY002
+    inner = dict(numbers["state"])
+    if "key" in inner:
+        inner["key"] = torch.from_numpy(inner["key"].view(np.uint8).copy())
+    numbers["state"] = inner
+    state: dict[str, Any] = {
+        "python": {
+            "version": version,
+            "words": torch.from_numpy(np.array(words, np.uint32).view(np.uint8)),
+            "gauss": gauss,
+        },
+        "numpy": numbers,
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def random_plan(state: Mapping[str, Any]) -> Step:
+    """Plan to set every global random generator to what :func:`random_state` took down.
+
+    Raises:
+        CheckpointError: This is no such state.
+    """
+    try:
+        python = state["python"]
+        words = tuple(python["words"].numpy().view(np.uint32).tolist())
+        python_state = (python["version"], words, python["gauss"])
+        random.Random().setstate(python_state)  # noqa: S311
+        numbers = {**state["numpy"], "state": dict(state["numpy"]["state"])}
+        if "key" in numbers["state"]:
+            numbers["state"]["key"] = numbers["state"]["key"].numpy().view(np.uint32)
+            np.random.RandomState().set_state(numbers)
+        torch.Generator().set_state(state["torch"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"The checkpoint's random state is not one this version can use: {error}.") from error
+    cuda = state.get("cuda", [])
+    usable = min(len(cuda), torch.cuda.device_count()) if cuda else 0
+    if usable < len(cuda):
+        _log.warning(
+            "The checkpoint holds random states of %d CUDA devices; this machine has %d: the others are left out, "
+            "so training will not repeat bit for bit.",
+            len(cuda),
+            usable,
+        )
+    before: list[dict[str, Any]] = []
+
+    def put(values: Mapping[str, Any]) -> None:
+        random.setstate(values["python"])
+        np.random.set_state(values["numpy"])  # noqa: NPY002
+        torch.set_rng_state(values["torch"])
+        for device, one in enumerate(values["cuda"]):
+            torch.cuda.set_rng_state(one, device)
+        if "mps" in values and torch.backends.mps.is_available():
+            torch.mps.set_rng_state(values["mps"])
+
+    def apply() -> None:
+        now = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
+        before.append(now | {"cuda": [torch.cuda.get_rng_state(device) for device in range(usable)]})
+        put({**state, "python": python_state, "numpy": numbers, "cuda": cuda[:usable]})
+
+    return Step(apply, lambda: put(before[0]) if before else None)
+
+
+# ---- what is frozen
+
+
+def frozen_state(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the trainable parameters, and of the parts that ``freeze`` holds in eval mode."""
+    return {
+        "trainable": [name for name, parameter in _parameters(model).items() if parameter.requires_grad],
+        "held": list(_held_parts(unwrap(model), "")),
+    }
+
+
+def frozen_plan(model: nn.Module, state: Mapping[str, list[str]], optimizer: Optimizer) -> Step:
+    """Plan to freeze and thaw until the model stands as it did.
+
+    What the optimizer holds beyond the saved one stays trainable: somebody thawed it on purpose.
+    """
+    inner = unwrap(model)
+    wanted = set(state["trainable"])
+    parameters = _parameters(inner)
+    before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+
+    def apply() -> None:
+        held = {id(parameter) for parameter in _held(optimizer)}
+        trains = {name: name in wanted or (before[name] and id(parameters[name]) in held) for name in parameters}
+        thawed = [name for name in parameters if trains[name] and not before[name]]
+        frozen = [name for name in parameters if before[name] and not trains[name]]
+        if thawed or set(_held_parts(inner, "")) != set(state["held"]):
+            _hold(inner, set(state["held"]), thawed)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(trains[name])
+        if frozen:
+            _log.warning("%d parameters are frozen again, as the checkpoint has them: %s ...", len(frozen), frozen[0])
+
+    def undo() -> None:
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(before[name])
+
+    return Step(apply, undo)
+
+
+def _held_parts(module: nn.Module, name: str) -> Iterator[str]:
+    """The largest parts of which every module is held by ``freeze``."""
+    if all(_is_held(part) for part in module.modules()):
+        yield name
+        return
+    for child_name, child in module.named_children():
+        yield from _held_parts(child, f"{name}.{child_name}" if name else child_name)
+
+
+def _hold(model: nn.Module, wanted: set[str], thawed: list[str]) -> None:
+    def inside(name: str) -> bool:
+        return any(name == part or name.startswith(f"{part}.") or not part for part in wanted)
+
+    free = [module for name, module in model.named_modules() if name and _is_held(module) and not inside(name)]
+    if free or thawed:
+        unfreeze(model, *free, *thawed)
+    modules = dict(model.named_modules())
+    lacking = [name for name in wanted if name in modules and not all(map(_is_held, modules[name].modules()))]
+    if lacking:
+        freeze(model, *(modules[name] for name in lacking))
+
+
+def _is_held(module: nn.Module) -> bool:
+    return "ftkit.frozen" in {*map(str, module._forward_pre_hooks)}
+
+
+# ---- anything else with a state
+
+
+def object_state(thing: Any) -> Any:
+    """Return the state of a scheduler, scaler, sampler, generator, ...; plain values stand for themselves."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state()
+    if callable(getattr(thing, "state_dict", None)):
+        return thing.state_dict()
+    return thing
+
+
+def object_plan(name: str, thing: Any, state: Any) -> Step:
+    """Plan to load ``state`` into an object, which gets its former state back if a later step fails.
+
+    Raises:
+        FtkitError: The object can't load a state.
+    """
+    if isinstance(thing, torch.Generator):
+        former = thing.get_state()
+        return Step(lambda: thing.set_state(state), lambda: thing.set_state(former))
+    if not callable(getattr(thing, "load_state_dict", None)):
+        raise FtkitError(
+            f"{name}= got a {type(thing).__name__}, which has no load_state_dict(). Read the value from the "
+            "Checkpoint that comes back instead."
+        )
+    before = copy.deepcopy(object_state(thing)) if hasattr(thing, "state_dict") else None
+
+    def apply() -> None:
+        try:
+            thing.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
+            ) from error
+
+    return Step(apply, lambda: thing.load_state_dict(before) if before is not None else None)
