@@ -138,7 +138,7 @@ def write_tensors(
         with _flushing(file, begin):
             for name in places:
                 state = xxhash.xxh3_128()
-                for chunk in _chunks(_bytes_of(stored[name])):
+                for chunk in chunks(bytes_of(stored[name])):
                     if digests:
                         state.update(chunk)
                     _write(file, chunk)
@@ -196,7 +196,7 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor: its own memory if that is contiguous on the CPU, else a copy."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     array: Any = plain.reshape(-1).view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before 3.12
@@ -340,11 +340,9 @@ class TensorFile:
             key = (target.device, memory, target.shape, target.stride()) if memory else name
             wanted[key] = info, target.detach()
         jobs = sorted(wanted.values(), key=lambda job: job[0].offset)
-        _in_threads(lambda job: self._fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
+        in_threads(lambda job: self._fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
         for _, target in jobs:
-            # Writing behind autograd's back would let a backward pass use the new values for an old forward.
-            if not target.is_inference():
-                torch.autograd.graph.increment_version(target)
+            mark_changed(target)
 
     def verify(self) -> None:
         """Read every byte and compare the digests, keeping nothing.
@@ -362,12 +360,12 @@ class TensorFile:
             state = xxhash.xxh3_128()
             for begin in range(0, info.nbytes, _CHUNK):
                 chunk = own.buffer[: min(_CHUNK, info.nbytes - begin)]
-                self._read_at(info, chunk, info.offset + begin)
+                self._read(info, chunk, info.offset + begin)
                 state.update(chunk)
             self._compare(info, state.hexdigest())
 
         jobs = sorted({info.name: info for info in self.tensors.values()}.values(), key=lambda info: info.offset)
-        _in_threads(check, jobs, sum(info.nbytes for info in jobs))
+        in_threads(check, jobs, sum(info.nbytes for info in jobs))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -376,17 +374,12 @@ class TensorFile:
         return self.tensors[name]
 
     def _fill(self, info: TensorInfo, target: Tensor) -> None:
-        direct = (
-            target.device.type == "cpu"
-            and target.dtype == info.dtype
-            and target.is_contiguous()
-            and not (target.is_conj() or target.is_neg())
-        )
+        direct = takes_bytes(target, info.dtype)
         memory = target if direct else torch.empty(info.shape, dtype=info.dtype)
         state = xxhash.xxh3_128()
         position = info.offset
-        for chunk in _chunks(_bytes_of(memory)):
-            self._read_at(info, chunk, position)
+        for chunk in chunks(bytes_of(memory)):
+            self._read(info, chunk, position)
             if info.digest is not None:
                 state.update(chunk)
             position += len(chunk)
@@ -401,18 +394,13 @@ class TensorFile:
                 f"(digest {found}, expected {info.digest}). Take another copy of the file."
             )
 
-    def _read_at(self, info: TensorInfo, into: memoryview, position: int) -> None:
-        done = 0
-        while done < len(into):
-            if hasattr(os, "preadv"):
-                count = os.preadv(self._file.fileno(), [into[done:]], position + done)
-            else:
-                with _SEEKING:
-                    self._file.seek(position + done)
-                    count = self._file.readinto(into[done:]) or 0  # type: ignore[attr-defined]  # a raw file has it
-            if count == 0:
-                raise DamagedFileError(f"{self.path} was cut short while it was read: {info.name!r} is not whole.")
-            done += count
+    def _read(self, info: TensorInfo, into: memoryview, position: int) -> None:
+        try:
+            read_at(self._file, into, position)
+        except EOFError as error:
+            raise DamagedFileError(
+                f"{self.path} was cut short while it was read: {info.name!r} is not whole."
+            ) from error
 
     def _raw_header(self) -> bytes:
         self._size = os.fstat(self._file.fileno()).st_size
@@ -520,7 +508,39 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _chunks(data: memoryview) -> Iterable[memoryview]:
+def takes_bytes(target: Tensor, dtype: torch.dtype) -> bool:
+    """Tell whether a tensor's memory can be filled with the stored bytes of a contiguous tensor as they are."""
+    plain = not (target.is_conj() or target.is_neg())
+    return target.device.type == "cpu" and target.dtype == dtype and target.is_contiguous() and plain
+
+
+def mark_changed(target: Tensor) -> None:
+    """Tell autograd of a change behind its back, lest a backward pass use the new values for an old forward."""
+    if not target.is_inference():
+        torch.autograd.graph.increment_version(target)
+
+
+def read_at(file: BinaryIO, into: memoryview, position: int) -> None:
+    """Fill ``into`` with the bytes at a position of a raw file, from any thread.
+
+    Raises:
+        EOFError: The file ends before.
+    """
+    done = 0
+    while done < len(into):
+        if hasattr(os, "preadv"):
+            count = os.preadv(file.fileno(), [into[done:]], position + done)
+        else:
+            with _SEEKING:
+                file.seek(position + done)
+                count = file.readinto(into[done:]) or 0  # type: ignore[attr-defined]  # a raw file has it
+        if count == 0:
+            raise EOFError
+        done += count
+
+
+def chunks(data: memoryview) -> Iterable[memoryview]:
+    """Cut bytes into pieces that the processor's cache holds."""
     return (data[begin : begin + _CHUNK] for begin in range(0, len(data), _CHUNK))
 
 
@@ -559,7 +579,7 @@ def _flushing(file: BinaryIO, nbytes: int) -> Iterator[None]:
         raise errors[0]
 
 
-def _in_threads(work: Callable[[T], None], jobs: Iterable[T], nbytes: int) -> None:
+def in_threads(work: Callable[[T], None], jobs: Iterable[T], nbytes: int) -> None:
     """Do all jobs, or raise the first error when none is running any more."""
     if nbytes <= _CHUNK:  # starting threads would take longer
         for job in jobs:
