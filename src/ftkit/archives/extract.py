@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
+import shutil
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
-from ftkit.archives.formats import Archive, Limits, open_archive
+from ftkit.archives.members import Archive, Limits
+from ftkit.archives.packing import TAR_MAGIC
+from ftkit.archives.sevenzip import MAGIC as SEVEN_ZIP_MAGIC
+from ftkit.archives.sevenzip import read_7z
+from ftkit.archives.tars import is_tar_header, read_tar
 from ftkit.archives.tree import Tree, publish, staged
+from ftkit.archives.zips import read_zip
 from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
 
 __all__ = ["ArchiveReport", "extract_archive"]
@@ -139,8 +146,15 @@ def extract_archive(
     limits = Limits(max_bytes, max_ratio, max_files, packed=source.stat().st_size)
     secret = password.encode() if isinstance(password, str) else password
     try:
-        with open_archive(source, limits, encoding, secret) as archive, staged(target) as folder:
-            tree = Tree(folder, limits)
+        with (
+            source.open("rb") as file,
+            staged(target) as folder,
+            tqdm(unit="B", unit_scale=True, desc=f"unpacking {source.name}", disable=None, delay=1) as progress,
+        ):
+            archive = _open(source, file, limits, encoding, secret)
+            progress.total = archive.total
+            tree = Tree(folder, limits, progress.update)
+            _check_space(folder, archive)
             _fill(tree, archive)
             top = tree.single_folder() if strip else []
             tree.make_links(top)
@@ -163,11 +177,34 @@ def extract_archive(
     )
 
 
+def _open(source: Path, file: IO[bytes], limits: Limits, encoding: str | None, password: bytes | None) -> Archive:
+    """Open an archive by what it holds, whatever its suffix."""
+    head = file.read(512)
+    file.seek(0)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
+        return read_zip(file, limits, encoding, password)
+    if head.startswith(SEVEN_ZIP_MAGIC):
+        return read_7z(file, limits, password)
+    packing = next((packing for packing, (magic, _) in TAR_MAGIC.items() if head.startswith(magic)), None)
+    if packing or is_tar_header(head):
+        return read_tar(source, file, packing, limits, encoding)
+    if zipfile.is_zipfile(file):  # behind a program that unpacks itself
+        return read_zip(file, limits, encoding, password)
+    looks = f"it starts with {head[:8]!r}" if head else "it is empty"
+    raise ArchiveError(f"it is none of zip, tar, tar.gz, tar.bz2, tar.xz, tar.zst and 7z: {looks}.")
+
+
+def _check_space(folder: Path, archive: Archive) -> None:
+    free = shutil.disk_usage(folder).free
+    if archive.total is not None and archive.total > free:
+        raise FileWriteError(f"it needs {_size(archive.total)}, and the disk has {_size(free)} left.")
+
+
 def _fill(tree: Tree, archive: Archive) -> None:
-    with tqdm(total=archive.total, unit="B", unit_scale=True, desc="unpacking", disable=None, delay=1) as progress:
-        for batch in archive.batches:
-            claimed = [(member, parts) for member in batch if (parts := tree.claim(member)) is not None]
+    for batch in archive.batches:
+        claimed = [(member, parts) for member in batch if (parts := tree.claim(member)) is not None]
+        if archive.pour is not None:
+            archive.pour(tree, claimed)
+        else:
             for member, parts in claimed:
-                before = tree.bytes
                 tree.write(member, parts)
-                progress.update(tree.bytes - before)

@@ -12,18 +12,18 @@ import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
-from ftkit.archives.formats import Limits, Member
-from ftkit.errors import ArchiveError, FileWriteError
+from ftkit.archives.members import Check, Limits, Member, refused
+from ftkit.errors import FileWriteError
 from ftkit.files import sync_folder
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Output", "Tree", "publish", "staged"]
+__all__ = ["Output", "Tree", "publish", "split_path", "staged"]
 
 _LITTER_SUFFIX = ".ftkit-unpacking"
 _DEEPEST = 256
@@ -33,11 +33,6 @@ _WINDOWS_FORBIDS = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d
 _JUNK = {"__macosx": "__MACOSX", ".ds_store": ".DS_Store", "thumbs.db": "Thumbs.db"}
 # The first bytes of the "._name" files in which macOS keeps what other systems have no place for (RFC 1740).
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"
-
-
-def _refused(name: str, why: str) -> ArchiveError:
-    shown = name if len(name) <= 200 else f"{name[:100]}...{name[-80:]}"
-    return ArchiveError(f"its member {shown!r} {why}.")
 
 
 class Tree:
@@ -53,8 +48,9 @@ class Tree:
         set_uid: How many files came with a set-uid or set-gid bit, and lost it.
     """
 
-    def __init__(self, root: Path, limits: Limits) -> None:
+    def __init__(self, root: Path, limits: Limits, advance: Callable[[int], object]) -> None:
         self.root = root
+        self._advance = advance
         self.files = self.bytes = self.set_uid = 0
         self.left_out: Counter[str] = Counter()
         self.now = time.time()
@@ -70,8 +66,8 @@ class Tree:
         self._members += 1
         self._limits.check_files(self._members)
         if member.kind not in ("file", "folder", "link", "hard link"):
-            raise _refused(member.name, f"is a {member.kind}; only files, folders and links are unpacked")
-        parts = _parts(member.name, member.name)
+            raise refused(member.name, f"is a {member.kind}; only files, folders and links are unpacked")
+        parts = split_path(member.name)
         junk = next((_JUNK[part.lower()] for part in parts if part.lower() in _JUNK), None)
         if junk:
             self.left_out[junk] += member.kind != "folder"
@@ -79,14 +75,14 @@ class Tree:
         if not parts:
             if member.kind == "folder":  # "./", the root itself
                 return None
-            raise _refused(member.name, "has no name to be written under")
+            raise refused(member.name, "has no name to be written under")
         for depth in range(1, len(parts)):
             self._take(parts[:depth], "folder", member)
         self._take(parts, member.kind, member)
         if member.kind == "link":
             target = member.target.replace("\\", "/")
             if not target or target.startswith("/") or _DRIVE.match(target) or "\0" in target:
-                raise _refused(member.name, f"is a link that leads out of the archive, to {member.target!r}")
+                raise refused(member.name, f"is a link that leads out of the archive, to {member.target!r}")
             self._links[self._place(parts)] = (parts, target)
         return parts
 
@@ -104,24 +100,29 @@ class Tree:
         taken_kind, taken = self._entries[place]
         if taken != name:
             how = "by case" if self._folds_case else "by Unicode form"
-            raise _refused(member.name, f"collides with {taken!r}, which differs {how} alone")
+            raise refused(member.name, f"collides with {taken!r}, which differs {how} alone")
         if taken_kind == "link":
-            raise _refused(member.name, f"would be written through the link {taken!r}")
+            raise refused(member.name, f"would be written through the link {taken!r}")
         if "folder" in (taken_kind, kind) and taken_kind != kind:
-            raise _refused(member.name, f"makes {taken!r} a file and a folder at once")
+            raise refused(member.name, f"makes {taken!r} a file and a folder at once")
         if kind != "folder":
-            raise _refused(member.name, "comes twice, and one would overwrite the other")
+            raise refused(member.name, "comes twice, and one would overwrite the other")
 
     def write(self, member: Member, parts: list[str]) -> None:
         """Write ``member`` to where ``claim`` said; a link waits for ``make_links``."""
         if member.kind == "folder":
             self._make_folder(parts, member.name)
         elif member.kind == "file":
-            with Output(self, member, parts) as output:
+            with self.create(member, parts) as output:
                 for chunk in member.data():
                     output.write(chunk)
+                output.close()
         elif member.kind == "hard link":
             self._hard_link(member, parts)
+
+    def create(self, member: Member, parts: list[str]) -> Output:
+        """Open the file for ``member``."""
+        return Output(self, member, parts)
 
     def path(self, parts: list[str], name: str) -> Path:
         """Return the path of ``parts``, with the folders on the way made."""
@@ -138,13 +139,14 @@ class Tree:
         """Count ``size`` bytes as written; raise if they are too many."""
         self.bytes += size
         self._limits.check_bytes(self.bytes)
+        self._advance(size)
 
     def _hard_link(self, member: Member, parts: list[str]) -> None:
-        target = _parts(member.target, member.name)
+        target = split_path(member.target, member.name)
         kind, _ = self._entries.get(self._place(target), ("", ""))
         path, source = self.path(parts, member.name), self.root.joinpath(*target)
         if kind not in ("file", "hard link") or target == parts or not source.exists():
-            raise _refused(member.name, f"is a hard link to {member.target!r}, which is no file that came before it")
+            raise refused(member.name, f"is a hard link to {member.target!r}, which is no file that came before it")
         with _writing(member.name):
             try:
                 os.link(source, path)
@@ -174,7 +176,7 @@ class Tree:
             part = todo.pop()
             if part == "..":
                 if len(at) <= len(top):
-                    raise _refused(name, f"is a link that leads out of the archive, to {target!r}")
+                    raise refused(name, f"is a link that leads out of the archive, to {target!r}")
                 at = at[:-1]
             elif part not in ("", "."):
                 at = [*at, part]
@@ -182,7 +184,7 @@ class Tree:
                 if through:
                     hops += 1
                     if hops > 40:  # as many as Linux follows
-                        raise _refused(name, f"is a link that leads in a circle, to {target!r}")
+                        raise refused(name, f"is a link that leads in a circle, to {target!r}")
                     at = at[:-1]
                     todo += through[1].split("/")[::-1]
 
@@ -209,14 +211,14 @@ class Output:
         mode &= 0o755 if mode & 0o100 else 0o644
         with _writing(member.name):
             self._file = os.fdopen(os.open(self._path, _CREATE, mode), "wb", buffering=0)
-        self._size = 0
+        self._check = Check(member)
         self._is_double = False
 
     def write(self, chunk: bytes | bytearray | memoryview) -> int:
         """Append ``chunk``."""
-        if not self._size and self._path.name.startswith("._"):
+        if not self._check.size and self._path.name.startswith("._"):
             self._is_double = bytes(chunk[:4]) == _APPLE_DOUBLE
-        self._size += len(chunk)
+        self._check.add(chunk)
         self._tree.spend(len(chunk))
         with _writing(self._member.name):
             rest = memoryview(chunk)
@@ -224,18 +226,23 @@ class Output:
                 rest = rest[self._file.write(rest) :]
         return len(chunk)
 
+    def seekable(self) -> bool:
+        """Return False: what is written stays."""
+        return False
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
-        if kind is not None:
-            return
-        if self._size != self._member.size:
-            raise _refused(self._member.name, f"has {self._size:,} bytes, and {self._member.size:,} were announced")
+
+    def close(self) -> None:
+        """End the file, all of whose data came; raise if they are not those announced."""
+        self._file.close()
+        self._check.end()
         if self._is_double:
             self._path.unlink()
-            self._tree.bytes -= self._size
+            self._tree.bytes -= self._check.size
             self._tree.left_out["._*"] += 1
             return
         self._tree.files += 1
@@ -249,20 +256,21 @@ class Output:
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
-def _parts(path: str, name: str) -> list[str]:
-    """Split ``path``, or raise in the name of the member ``name``."""
+def split_path(path: str, member: str | None = None) -> list[str]:
+    """Split ``path`` into its parts, or raise in the name of ``member`` if it leads anywhere but down."""
+    name = path if member is None else member
     # Old Windows tools write backslashes between folders.
     path = path.replace("\\", "/")
     if path.startswith("/") or _DRIVE.match(path):
-        raise _refused(name, "has an absolute path; only paths below the archive's own folder are unpacked")
+        raise refused(name, "has an absolute path; only paths below the archive's own folder are unpacked")
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts:
-        raise _refused(name, "climbs out of its folder with '..'")
+        raise refused(name, "climbs out of its folder with '..'")
     if len(parts) > _DEEPEST:
-        raise _refused(name, f"lies more than {_DEEPEST} folders deep")
+        raise refused(name, f"lies more than {_DEEPEST} folders deep")
     for part in parts:
         if "\0" in part or (sys.platform == "win32" and _WINDOWS_FORBIDS.search(part)):
-            raise _refused(name, _UNWRITABLE_NAME)
+            raise refused(name, _UNWRITABLE_NAME)
     return parts
 
 
@@ -272,7 +280,7 @@ def _writing(name: str) -> Iterator[None]:
         yield
     except (UnicodeEncodeError, OSError) as error:
         if isinstance(error, UnicodeEncodeError) or error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
-            raise _refused(name, _UNWRITABLE_NAME) from error
+            raise refused(name, _UNWRITABLE_NAME) from error
         failure = FileWriteError(f"Its member {name!r} can't be written: {error.strerror or error}.")
         failure.errno, failure.filename = error.errno, error.filename
         raise failure from error

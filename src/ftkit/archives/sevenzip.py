@@ -1,0 +1,116 @@
+"""7z, read by py7zr and written by ``tree`` like the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from ftkit.archives.members import FILE_KINDS, Archive, Limits, Member, check_link
+from ftkit.archives.tree import Tree, split_path
+from ftkit.errors import ArchiveError, FtkitError
+
+__all__ = ["MAGIC", "read_7z"]
+
+MAGIC = b"7z\xbc\xaf\x27\x1c"
+
+
+def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
+    """Read the directory of a 7z."""
+    try:
+        import py7zr
+    except ImportError:
+        raise ArchiveError("it is a 7z archive: pip install 'ftkit[7z]' to read it.") from None
+
+    with _reading(password):
+        opened = py7zr.SevenZipFile(file, password=None if password is None else password.decode())
+        members = [_member(info) for info in opened.files]
+    limits.check_files(len(members))
+    total = sum(member.size for member in members)
+    limits.check_bytes(total)
+    with _reading(password):
+        _read_targets(opened, [member for member in members if member.kind == "link"])
+
+    def pour(tree: Tree, batch: list[tuple[Member, list[str]]]) -> None:
+        files = {}
+        for member, parts in batch:
+            if member.kind == "file":
+                files["/".join(parts)] = member, parts
+            else:
+                tree.write(member, parts)
+        with _reading(password):
+            _extract(
+                opened, tree.root, [member for member, _ in files.values()], lambda path: tree.create(*files[path])
+            )
+
+    return Archive("7z", iter([members]), total, pour=pour)
+
+
+def _member(info: Any) -> Member:
+    kind = FILE_KINDS.get(info.st_fmt or 0, "file")
+    if info.is_directory:
+        kind = "folder"
+    elif info.is_junction or (info.is_symlink and kind != "link"):
+        kind = "Windows junction"
+    modified = None if info.lastwritetime is None else info.lastwritetime.totimestamp()
+    return Member(info.filename, kind, info.uncompressed, info.posix_mode, modified, info.crc32)
+
+
+def _read_targets(opened: Any, links: list[Member]) -> None:
+    """Read where links lead: their content says it."""
+    targets: dict[str, _Collected] = {}
+    for member in links:
+        check_link(member)
+
+    def collect(path: str) -> _Collected:
+        return targets.setdefault(path, _Collected())
+
+    if links:
+        with tempfile.TemporaryDirectory() as empty:
+            _extract(opened, Path(empty), links, collect)
+        opened.reset()
+        for member in links:
+            member.target = targets["/".join(split_path(member.name))].decode()
+
+
+class _Collected(bytearray):
+    def write(self, chunk: bytes | bytearray) -> int:
+        self.extend(chunk)
+        return len(chunk)
+
+    def seekable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def _extract(opened: Any, root: Path, members: list[Member], create: Callable[[str], Any]) -> None:
+    """Let py7zr write ``members`` to what ``create`` gives for their paths below ``root``.
+
+    It closes what it wrote to only where all the data came and their checksum held.
+    """
+    import py7zr.io
+
+    class Sinks(py7zr.io.WriterFactory):
+        def create(self, filename: str) -> Any:
+            return create("/".join(split_path(Path(filename).relative_to(root).as_posix())))
+
+    opened.extract(root, [member.name for member in members], factory=Sinks())
+
+
+@contextlib.contextmanager
+def _reading(password: bytes | None) -> Iterator[None]:
+    import py7zr
+
+    try:
+        yield
+    except (FtkitError, MemoryError):
+        raise
+    except py7zr.exceptions.PasswordRequired as error:
+        raise ArchiveError("it is encrypted: give its password=.") from error
+    except Exception as error:  # py7zr promises no kinds of errors for damaged files
+        wrong = ", or the password is wrong" if password is not None else ""
+        raise ArchiveError(f"it is damaged or cut off{wrong} ({str(error) or type(error).__name__}).") from error
