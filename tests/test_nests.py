@@ -111,11 +111,11 @@ def pattern(tensor: torch.Tensor) -> list[int]:
     return tensor.resolve_conj().contiguous().reshape(-1).view(torch.uint8).tolist() if tensor.numel() else []
 
 
-@given(nests)
+@given(nests, st.booleans(), st.sampled_from(["", "model"]))
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_round_trip(nest: Any) -> None:
+def test_round_trip(nest: Any, compact: bool, name: str) -> None:
     """Any nest comes back equal to the bit, with the same types and order."""
-    assert same(unpack(*pack(nest)), nest)
+    assert same(unpack(*pack(nest, name, compact=compact), name), nest)
 
 
 @given(nests)
@@ -166,6 +166,18 @@ def test_foreign_descriptions_are_refused_cleanly(value: Any) -> None:
     """JSON that pack never wrote gives a nest or an error of ours, never another exception."""
     with contextlib.suppress(DamagedFileError):
         unpack({"a": torch.zeros(2)}, json.dumps(value))
+
+
+def test_compact_is_smaller_and_exact() -> None:
+    """Small float tensors shrink by what their exponents have in common; none grows."""
+    nest = {
+        "moments": torch.randn(1000) * 1e-3,
+        "step": torch.tensor(3.0),
+        "bits": torch.randint(0, 256, (999,)).byte(),
+    }
+    packed, text = pack(nest, compact=True)
+    assert sum(tensor.nbytes for tensor in packed.values()) + len(text) < 4000 * 0.9 + 999 + 200
+    assert same(unpack(packed, text), nest)
 
 
 def test_tensors_are_named_after_their_place() -> None:

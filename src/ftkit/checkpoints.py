@@ -22,6 +22,7 @@ from ftkit.errors import CheckpointError, DamagedFileError, FtkitError, did_you_
 from ftkit.files import atomic_write, remove_litter
 from ftkit.monitor import Mode, check_mode, is_better, metric_value
 from ftkit.nests import pack, unpack
+from ftkit.pickles import content_format, load_pickle
 from ftkit.resuming import Step
 from ftkit.selection import unwrap
 from ftkit.tensorfile import TensorFile, write_tensors
@@ -184,7 +185,7 @@ def _prepare(path: Path, content: _Content) -> Callable[[], None]:
     tensors: dict[str, Tensor] = {}
     metadata = {_KEY: pack(content.run)[1]}
     for name, state in content.states.items():
-        packed, metadata[name] = pack(state, name)
+        packed, metadata[name] = pack(state, name, compact="delta" in content.run and name != "model")
         tensors |= packed
     return lambda: write_tensors(path, tensors, metadata)
 
@@ -345,9 +346,7 @@ def _model_plan(what: str, model: nn.Module, state: Mapping[str, Any]) -> Step:
 
 def _read(path: Path, wanted: set[str]) -> _Content:
     """Read the run's facts, its extra values and the wanted states, all verified."""
-    with path.open("rb") as file:
-        start = file.read(1)
-    if start in (b"P", b"\x80"):  # a zip file or a bare pickle
+    if content_format(path) != "safetensors":
         return _from_torch(path)
     with TensorFile(path) as file:
         if _KEY not in file.metadata:
@@ -363,7 +362,7 @@ def _read(path: Path, wanted: set[str]) -> _Content:
 
 
 def _from_torch(path: Path) -> _Content:
-    whole = torch.load(path, map_location="cpu", weights_only=True)
+    whole = load_pickle(path)
     if not isinstance(whole, dict):
         raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)

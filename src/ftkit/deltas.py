@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from ftkit.errors import CheckpointError, did_you_mean
+from ftkit.errors import CheckpointError, HeadError, did_you_mean
 from ftkit.files import digest
+from ftkit.heads import replace_head
 from ftkit.nests import pack, unpack
 from ftkit.selection import unwrap
-from ftkit.tensorfile import TensorFile, write_tensors
+from ftkit.tensorfile import TensorFile, bytes_of, write_tensors
 
 __all__ = ["Base", "changed", "delta_record", "fill", "load_delta", "place", "save_delta"]
 
 _KEY: Final = "ftkit.delta"
+_CHUNK: Final = 1 << 20  # bytes; starting a thread for less takes longer than the work
 
 Base = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
@@ -162,8 +166,7 @@ def _restless(model: nn.Module) -> set[str]:
         mean = own.get("running_mean")
         counted = count is not None and mean is not None and count._version > mean._version
         held = "ftkit.frozen" in {*map(str, module._forward_pre_hooks)}
-        trains = any(parameter.requires_grad for parameter in module.parameters())
-        if not held and (trains or module.training or counted):
+        if own and not held and (module.training or counted or any(p.requires_grad for p in module.parameters())):
             names |= {f"{prefix}.{name}" if prefix else name for name in own}
     return names
 
@@ -205,13 +208,24 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Two digests, so that another architecture can be told from other weights."""
     names = sorted(tensors)
     shapes = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
-    with ThreadPoolExecutor(2) as pool:
-        contents = list(pool.map(lambda name: digest(_raw(tensors[name]).numpy().data), names))
+    contents = digests(tensors)
     return {
         "tensors": len(names),
         "shapes": digest("\n".join(shapes).encode()),
-        "contents": digest("\n".join(contents).encode()),
+        "contents": digest("\n".join(contents[name] for name in names).encode()),
     }
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the digest of each tensor's bytes."""
+    large = [name for name, tensor in tensors.items() if tensor.numel() * tensor.element_size() > _CHUNK]
+    with ThreadPoolExecutor(2) as pool:
+        found = dict(zip(large, pool.map(lambda name: _digest(tensors[name]), large), strict=True))
+    return {name: found[name] if name in found else _digest(tensors[name]) for name in tensors}
+
+
+def _digest(tensor: Tensor) -> str:
+    return digest(bytes_of(tensor))
 
 
 def _describable(module: nn.Module, name: str, inside: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -261,67 +275,121 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
     Raises:
         CheckpointError: It is another base, or a layer can't be built. The model is untouched.
     """
-    former: list[tuple[str, nn.Module]] = []
-
-    def undo() -> None:
-        for name, module in reversed(former):
-            _put(model, name, module)
-
+    layers = [layer for layer in record["layers"] if not _fits(model, layer, tensors)]
+    _check(model, record, tensors, layers)
+    undo = _snapshot(model)
     try:
-        for name in _to_build(model, record, tensors):
-            old = model.get_submodule(name)
-            new = _build(record["layers"][name]).train(old.training)
-            dtypes = [
-                value.dtype
-                for key, value in tensors.items()
-                if key.startswith(f"{name}.") and value.is_floating_point()
-            ]
-            new.to([*old.parameters(), *model.parameters(), torch.empty(0)][0].device, dtypes[0])
-            former.append((name, old))
-            _put(model, name, new)
-        _check(model, record, tensors)
+        with torch.random.fork_rng(devices=[]):  # new layers draw their first weights, which are replaced at once
+            for layer in layers:
+                if not _resized(model, layer, tensors):
+                    _rebuild(model, layer, record["layers"][layer], tensors)
+            others = {_owner(name) for name in _misfits(model, tensors)}
+            for layer in sorted(others):
+                _resized(model, layer, tensors)
+        _check_all_fit(model, tensors)
     except BaseException:
         undo()
         raise
     return undo
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    model.get_submodule(parent)._modules[last] = module
-
-
-def _to_build(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[str]:
+def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that have no place in the model."""
     state = _tensors(model)
-    misfits = [
+    return [
         name
         for name, value in tensors.items()
         if name not in state or (state[name].shape, state[name].dtype) != (value.shape, value.dtype)
     ]
-    found = []
-    for layer in record["layers"]:
-        if any(name.startswith(f"{layer}.") for name in misfits):
-            parent, _, last = layer.rpartition(".")
-            try:
-                reachable = last in model.get_submodule(parent)._modules
-            except AttributeError:
-                reachable = False
-            if reachable:
-                found.append(layer)
-    unbuilt = [name for name in misfits if not any(name.startswith(f"{layer}.") for layer in found)]
-    if unbuilt:
-        name = unbuilt[0]
+
+
+def _fits(model: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Tell whether a layer of the model holds just the tensors that it has in the delta."""
+    state = _tensors(model)
+    inside = {name for name in tensors if name.startswith(f"{layer}.")}
+    return inside == {name for name in state if name.startswith(f"{layer}.")} and all(
+        (state[name].shape, state[name].dtype) == (tensors[name].shape, tensors[name].dtype) for name in inside
+    )
+
+
+def _owner(name: str) -> str:
+    return name.split(".parametrizations.", 1)[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
+def _resized(model: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> bool:
+    """Try to fit a layer by another count of classes, so that the model's own counters follow."""
+    state = _tensors(model)
+    counts = [
+        new
+        for name, value in tensors.items()
+        if name.startswith(f"{layer}.") and name in state and state[name].ndim == value.ndim
+        for old, new in zip(state[name].shape, value.shape, strict=True)
+        if old != new
+    ]
+    if not counts or len(set(counts)) > 1:
+        return False
+    undo = _snapshot(model)
+    with contextlib.suppress(HeadError):
+        replace_head(model, counts[0], at=layer)
+    if _fits(model, layer, tensors):
+        return True
+    undo()
+    return False
+
+
+def _rebuild(model: nn.Module, layer: str, description: list[Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put a layer made from its description where the base has another one."""
+    parent, _, last = layer.rpartition(".")
+    try:
+        holder = model.get_submodule(parent)
+        old = holder.get_submodule(last)
+    except AttributeError:
+        return
+    forms = [
+        value.dtype for name, value in tensors.items() if name.startswith(f"{layer}.") and value.is_floating_point()
+    ]
+    device = [*old.parameters(), *model.parameters(), torch.empty(0)][0].device
+    new = _build(description).to(device, forms[0] if forms else None).train(old.training)
+    try:
+        replace_head(model, new, at=layer)
+    except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
+        setattr(holder, last, new)
+
+
+def _snapshot(model: nn.Module) -> Callable[[], None]:
+    """Return what puts every module of the model back as it is now; the values of tensors are not kept."""
+    former = [
+        (module, {key: copy.copy(value) if isinstance(value, dict) else value for key, value in vars(module).items()})
+        for module in model.modules()
+    ]
+
+    def undo() -> None:
+        for module, attributes in former:
+            vars(module).clear()
+            vars(module).update(attributes)
+
+    return undo
+
+
+def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    misfits = _misfits(model, tensors)
+    if misfits:
+        state, name = _tensors(model), misfits[0]
         there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
         raise CheckpointError(
             f"The delta holds {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
             "there, and the part can't be built from the file. Build the model as it was in training, its head "
             f"included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
         )
-    return found
 
 
-def _check(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    rest = {name: tensor for name, tensor in _tensors(model).items() if name not in tensors}
+def _check(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], layers: Iterable[str]) -> None:
+    """Compare everything that neither is in the delta nor in a layer to be replaced with the delta's base."""
+    rest = {
+        name: tensor
+        for name, tensor in _tensors(model).items()
+        if name not in tensors and not any(name.startswith(f"{layer}.") for layer in layers)
+    }
     wanted, found = record["base"], _fingerprint(rest)
     if found["shapes"] != wanted["shapes"]:
         raise CheckpointError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
@@ -26,13 +27,14 @@ __all__ = ["pack", "unpack"]
 Json: TypeAlias = Any
 
 _INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own
+_COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compressed
 _FACTORIES: Final[dict[str, Callable[[], Any]]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
 _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
     kind.__name__: kind for kind in (tuple, set, frozenset, torch.Size)
 }
 
 
-def pack(nest: object, name: str = "") -> tuple[dict[str, Tensor], str]:
+def pack(nest: object, name: str = "", *, compact: bool = False) -> tuple[dict[str, Tensor], str]:
     """Take a nest apart into its tensors and typed JSON for all the rest.
 
     A tensor is named after its place: ``{"optimizer": {"state": [t]}}`` gives ``optimizer.state.0``. One
@@ -44,6 +46,8 @@ def pack(nest: object, name: str = "") -> tuple[dict[str, Tensor], str]:
             frozenset, deque, None, bool, int, float, complex, str, bytes, path, tensor, numpy array or
             scalar, ``torch.Size``, ``torch.dtype`` and ``torch.device``.
         name: What the names of all tensors start with.
+        compact: Keep tensors of a few bytes in the JSON, and compress those below 256 KB where that
+            makes them smaller: for files that are mostly small tensors.
 
     Returns:
         The tensors by name, and the JSON.
@@ -62,7 +66,7 @@ def pack(nest: object, name: str = "") -> tuple[dict[str, Tensor], str]:
         >>> unpack(tensors, text)
         {'betas': (0.9, 0.999), 'state': [{'step': tensor(3.)}]}
     """
-    packer = _Packer()
+    packer = _Packer(compact)
     try:
         encoded = packer.encode(nest, (name,) if name else ())
         return packer.tensors, json.dumps(encoded, separators=(",", ":"), allow_nan=False)
@@ -90,8 +94,9 @@ def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
 
 
 class _Packer:
-    def __init__(self) -> None:
+    def __init__(self, compact: bool) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.compact = compact
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Json:
         kind = type(value)
@@ -157,6 +162,13 @@ class _Packer:
         if value.is_complex() and value.dtype is not torch.complex64:  # safetensors has no other complex type
             viewed = torch.view_as_real(value.resolve_conj())
             return {"$viewed": self.keep(viewed, path)}
+        size = value.numel() * value.element_size()
+        if self.compact and size < _COMPRESS and value.layout is torch.strided and not value.is_meta:
+            planes = _planes(value)
+            data = planes if size <= _INLINE // 4 else _squeeze(planes, value.element_size())
+            if len(data) < size or size <= _INLINE // 4:
+                form = str(value.dtype).removeprefix("torch.")
+                return {"$small": [form, list(value.shape), len(data) < size, self.raw(data, path)]}
         return {"$tensor": self.keep(value, path)}
 
     def array(self, value: np.ndarray[Any, Any] | np.generic, path: tuple[str, ...]) -> Json:
@@ -201,6 +213,8 @@ class _Unpacker:
         match kind:
             case "tensor":
                 return self.find(held, path)
+            case "small":
+                return self.small(held, path)
             case "viewed":
                 return torch.view_as_complex(self.find(held, path))
             case "array":
@@ -247,6 +261,18 @@ class _Unpacker:
         dtype, shape, data = held
         return np.frombuffer(bytearray(self.raw(data, path)), dtype=np.dtype(dtype)).reshape(shape)
 
+    def small(self, held: list[Json], path: tuple[str, ...]) -> Tensor:
+        form, shape, squeezed, raw = held
+        dtype = _dtype(form)
+        size = math.prod(shape) * dtype.itemsize
+        data = self.raw(raw, path)
+        if squeezed:
+            data = zlib.decompressobj().decompress(data, size + 1)
+        if len(data) != size or size >= _COMPRESS:
+            raise DamagedFileError(f"{_place(path)} has another size than declared.")
+        planes = torch.frombuffer(bytearray(data), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+        return planes.reshape(dtype.itemsize, -1).t().contiguous().view(dtype).reshape(shape)
+
     def raw(self, held: Json, path: tuple[str, ...]) -> bytes:
         if isinstance(held, list):
             return self.find(held[0], path).numpy().tobytes()
@@ -257,6 +283,23 @@ class _Unpacker:
         if name not in self.tensors:
             raise DamagedFileError(f"The tensor {name!r} is missing.")
         return self.tensors[name]
+
+
+def _planes(tensor: Tensor) -> bytes:
+    """A tensor's bytes: the first one of each number, then the second one of each, and so on."""
+    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return data.view(torch.uint8).reshape(-1, tensor.element_size()).t().contiguous().numpy().tobytes()
+
+
+def _squeeze(planes: bytes, count: int) -> bytes:
+    """Compress each plane by how often a byte occurs in it: the exponents of numbers are alike, no more is."""
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    side = len(planes) // count
+    packed = [
+        packer.compress(planes[begin : begin + side]) + packer.flush(zlib.Z_SYNC_FLUSH)
+        for begin in range(0, len(planes), side)
+    ]
+    return b"".join(packed) + packer.flush()
 
 
 def _step(key: object, index: int) -> str:

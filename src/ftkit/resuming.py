@@ -192,16 +192,16 @@ def random_state() -> dict[str, Any]:
     numbers: dict[str, Any] = dict(np.random.get_state(legacy=False))  # noqa: NPY002
     inner = dict(numbers["state"])
     if "key" in inner:
-        inner["key"] = torch.from_numpy(inner["key"].view(np.uint8).copy())
+        inner["key"] = torch.from_numpy(inner["key"].view(np.int32).copy())
     numbers["state"] = inner
     state: dict[str, Any] = {
         "python": {
             "version": version,
-            "words": torch.from_numpy(np.array(words, np.uint32).view(np.uint8)),
+            "words": torch.from_numpy(np.array(words, np.uint32).view(np.int32)),
             "gauss": gauss,
         },
         "numpy": numbers,
-        "torch": torch.get_rng_state(),
+        "torch": torch.get_rng_state().view(torch.int64),
     }
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -225,7 +225,8 @@ def random_plan(state: Mapping[str, Any]) -> Step:
         if "key" in numbers["state"]:
             numbers["state"]["key"] = numbers["state"]["key"].numpy().view(np.uint32)
             np.random.RandomState().set_state(numbers)
-        torch.Generator().set_state(state["torch"])
+        torch_state = state["torch"].view(torch.uint8)
+        torch.Generator().set_state(torch_state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The checkpoint's random state is not one this version can use: {error}.") from error
     cuda = state.get("cuda", [])
@@ -251,7 +252,7 @@ def random_plan(state: Mapping[str, Any]) -> Step:
     def apply() -> None:
         now = {"python": random.getstate(), "numpy": np.random.get_state(), "torch": torch.get_rng_state()}  # noqa: NPY002
         before.append(now | {"cuda": [torch.cuda.get_rng_state(device) for device in range(usable)]})
-        put({**state, "python": python_state, "numpy": numbers, "cuda": cuda[:usable]})
+        put({**state, "python": python_state, "numpy": numbers, "torch": torch_state, "cuda": cuda[:usable]})
 
     return Step(apply, lambda: put(before[0]) if before else None)
 
