@@ -271,7 +271,7 @@ class _Unpacker:
         if len(data) != size or size >= _COMPRESS:
             raise DamagedFileError(f"{_place(path)} has another size than declared.")
         planes = torch.frombuffer(bytearray(data), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
-        return planes.reshape(dtype.itemsize, -1).t().contiguous().view(dtype).reshape(shape)
+        return planes.reshape(dtype.itemsize, -1).t().reshape(-1).view(dtype).reshape(shape)
 
     def raw(self, held: Json, path: tuple[str, ...]) -> bytes:
         if isinstance(held, list):
