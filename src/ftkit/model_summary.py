@@ -1,0 +1,829 @@
+"""What a model is, and what a training step with it costs, before paying for it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ftkit.cost import OptimizerLike, Part, Shapes, StepCost, measure
+from ftkit.errors import FtkitError, did_you_mean
+from ftkit.selection import unwrap
+
+if TYPE_CHECKING:
+    import os
+
+__all__ = ["Comparison", "ModelSummary", "Row", "compare", "largest_batch", "summary"]
+
+
+@dataclass
+class Row:
+    """One module of a model, its children included.
+
+    Attributes:
+        name: Dotted, empty for the model itself. A shared module has its first name.
+        type: The name of its class.
+        input_shape: Of its first call; a tuple of shapes for several tensors, None if it was not called.
+        output_shape: Likewise.
+        params: Parameters, tied ones counted once.
+        trainable: Those of them that train.
+        forward_flops: Over all of its calls; a multiply-add is 2.
+        backward_flops: For the gradients of its inputs and of its parameters.
+        saved_bytes: What it keeps from the forward for the backward pass.
+        mode: ``"train"`` or ``"eval"``, as it ran.
+        calls: How often the forward pass calls it.
+        status: ``"trains"``, ``"partial"``, ``"frozen"``, ``"frozen, passes gradients"``, or nothing
+            if it has no parameters.
+    """
+
+    name: str
+    type: str
+    input_shape: Shapes = None
+    output_shape: Shapes = None
+    params: int = 0
+    trainable: int = 0
+    forward_flops: int = 0
+    backward_flops: int = 0
+    saved_bytes: int = 0
+    mode: str = "train"
+    calls: int = 0
+    status: str = ""
+
+
+@dataclass
+class ModelSummary:
+    """What :func:`~ftkit.summary` found; ``print`` it, or let a notebook show it.
+
+    Attributes:
+        model: The name of the model's class.
+        total_params: Parameters, tied ones counted once.
+        trainable_params: Those that train.
+        frozen_params: Those that don't.
+        buffers: Elements of buffers.
+        param_bytes: Bytes of the parameters.
+        rows: One for each module; the first is the model itself.
+        forward_flops: Of one forward pass; a multiply-add is 2. 0 without an input.
+        backward_flops: Of one backward pass with what is trainable now.
+        saved_bytes: Kept from the forward for the backward pass; parameters, buffers and inputs aside.
+        unfrozen_backward_flops: ``backward_flops`` if all were trainable.
+        unfrozen_saved_bytes: ``saved_bytes`` if all were trainable.
+        real: Why the step had to be computed with real tensors, or None if it was not.
+    """
+
+    model: str
+    total_params: int
+    trainable_params: int
+    frozen_params: int
+    buffers: int
+    param_bytes: int
+    rows: list[Row]
+    forward_flops: int = 0
+    backward_flops: int = 0
+    saved_bytes: int = 0
+    unfrozen_backward_flops: int = 0
+    unfrozen_saved_bytes: int = 0
+    real: str | None = None
+    depth: int | None = field(default=None, repr=False)
+    _cost: StepCost | None = field(default=None, repr=False)
+
+    def peak_training_bytes(self, optimizer: OptimizerLike) -> int:
+        """Predict the most bytes that a training step holds at any moment.
+
+        Counted are parameters, buffers, inputs, gradients, what is kept for the backward pass, the
+        optimizer's state and its scratch memory; not what the process holds besides.
+
+        Args:
+            optimizer: An optimizer, its class, or a function that makes one of a list of parameters.
+
+        Raises:
+            FtkitError: There was no input, or the optimizer can't step on parameters alone.
+
+        Example:
+            >>> import torch
+            >>> from ftkit import summary
+            >>> found = summary(torch.nn.Linear(1000, 1000), (8, 1000))
+            >>> found.peak_training_bytes(torch.optim.SGD) < found.peak_training_bytes(torch.optim.AdamW)
+            True
+        """
+        if self._cost is None:
+            raise FtkitError("What a step needs depends on its input: give summary() an input_size or input_data.")
+        return self._cost.peak_training_bytes(optimizer)
+
+    def text(self, *, depth: int | None = None, fold: bool = True, width: int | None = None) -> str:
+        """Return the summary as a tree.
+
+        Args:
+            depth: Levels to show; by default as many as fit on a screen or two.
+            fold: Show equal blocks that follow one another as one line with their sums.
+            width: Columns; by default those of the terminal.
+        """
+        return _text(self, depth if depth is not None else self.depth, fold, width)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw where FLOPs and saved bytes sit, layer by layer, into a picture file.
+
+        The suffix says the format: ``.png``, ``.svg``, ``.pdf``. Needs matplotlib.
+
+        Raises:
+            FtkitError: matplotlib is missing, or there was no input.
+        """
+        _plot(self, path)
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures as plain numbers, strings, lists and dicts."""
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "depth"}
+        return own | {"rows": [dict(vars(row)) for row in self.rows]}
+
+    def to_json(self) -> str:
+        """Return all figures as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def to_csv(self) -> str:
+        """Return the rows as comma-separated values, under a line of names."""
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(vars(self.rows[0])))
+        writer.writeheader()
+        writer.writerows(vars(row) for row in self.rows)
+        return out.getvalue()
+
+
+def summary(
+    model: nn.Module,
+    input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
+    *,
+    input_data: Any = None,
+    depth: int | None = None,
+    dtypes: torch.dtype | Sequence[torch.dtype] | None = None,
+    mode: str | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+) -> ModelSummary:
+    """Say what every layer of a model is, what trains, and what a training step costs.
+
+    Nothing is computed, and nothing of the model or around it changes: the model runs on tensors
+    that have shapes and no data. Where these can't be followed, one real step is computed on copies,
+    and the summary says so. Frozen parts count as what they are: see :class:`ModelSummary`.
+
+    What is in force around the call holds for the step, too: for mixed precision, call it under
+    ``torch.autocast``.
+
+    Args:
+        model: Any module. A wrapped one (``torch.compile``, data parallel) is looked at from inside.
+        input_size: The shape of the input, batch included, or several inputs' shapes. Without it, and
+            without ``input_data``, only parameters are counted.
+        input_data: The input itself: a tensor, a tuple of positional arguments, a dict of keyword
+            arguments, or a pair of such a tuple and such a dict.
+        depth: Levels that ``print`` shows; by default as many as fit on a screen or two.
+        dtypes: Of the inputs of ``input_size``; by default that of the model's first parameter.
+        mode: ``"train"`` or ``"eval"``; by default every module as it stands.
+        loss: From the model's output to the scalar that is differentiated; by default the output's own
+            ``loss``, or else the sum of its differentiable tensors.
+
+    Raises:
+        FtkitError: The arguments are not what they should be, or the model fails on them.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import summary
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> _ = model[0].requires_grad_(False)
+        >>> found = summary(model, (16, 8))
+        >>> found.total_params, found.trainable_params, found.forward_flops, found.backward_flops
+        (46, 10, 1280, 256)
+    """
+    if not isinstance(model, nn.Module):
+        raise FtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}: pass the model itself.")
+    if mode not in (None, "train", "eval"):
+        raise FtkitError(f"Expected mode 'train' or 'eval', got {mode!r}.{did_you_mean(str(mode), ['train', 'eval'])}")
+    inner = _unwrapped(model)
+    inputs = _inputs(inner, input_size, input_data, dtypes)
+    cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
+    found = _counted(inner, cost)
+    found.depth = depth
+    if cost is not None and inputs is not None:
+        unfrozen = measure(inner, *inputs, loss=loss, mode=mode, train_all=True) if found.frozen_params else cost
+        found.unfrozen_backward_flops, found.unfrozen_saved_bytes = unfrozen.backward_flops, unfrozen.saved_bytes
+    return found
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    return model if isinstance(model, torch.jit.ScriptModule) else unwrap(model)
+
+
+def _inputs(
+    model: nn.Module, input_size: Any, input_data: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if input_size is not None and input_data is not None:
+        raise FtkitError("Expected input_size or input_data, got both: leave one out.")
+    if dtypes is not None and input_size is None:
+        raise FtkitError("dtypes belong to input_size; input_data has its own.")
+    if input_size is not None:
+        return _blanks(model, input_size, dtypes), {}
+    if input_data is None:
+        return None
+    if isinstance(input_data, torch.Tensor):
+        return (input_data,), {}
+    if isinstance(input_data, tuple):
+        if len(input_data) == 2 and isinstance(input_data[0], tuple) and isinstance(input_data[1], dict):
+            return input_data
+        return input_data, {}
+    if isinstance(input_data, Mapping):
+        return (), dict(input_data)
+    raise FtkitError(
+        "Expected input_data to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
+        f"of both, got {type(input_data).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
+    )
+
+
+def _blanks(
+    model: nn.Module, input_size: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
+) -> tuple[torch.Tensor, ...]:
+    sizes = list(input_size) if isinstance(input_size, Sequence) else [input_size]
+    shapes = [sizes] if all(isinstance(size, int) for size in sizes) else sizes
+    good = all(
+        isinstance(shape, Sequence) and all(isinstance(size, int) and size >= 0 for size in shape) for shape in shapes
+    )
+    if not good:
+        raise FtkitError(
+            f"Expected input_size to be a shape such as (32, 3, 224, 224), or several, got {input_size!r}."
+        )
+    if dtypes is None or isinstance(dtypes, torch.dtype):
+        floats = (tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point)
+        dtypes = [dtypes or next(floats, torch.get_default_dtype())] * len(shapes)
+    if len(dtypes) != len(shapes):
+        raise FtkitError(f"Expected as many dtypes as shapes, got {len(dtypes)} for {len(shapes)}.")
+    return tuple(
+        torch.empty(tuple(shape), dtype=dtype, device="meta") for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+
+
+def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
+    lazy = cost.lazy if cost else {}
+
+    def count(tensor: torch.Tensor) -> int:
+        if nn.parameter.is_lazy(tensor):
+            return lazy[id(tensor)].numel() if id(tensor) in lazy else 0
+        return tensor.numel()
+
+    parameters = list(model.parameters())
+    total = sum(map(count, parameters))
+    trainable = sum(count(one) for one in parameters if one.requires_grad)
+    named = list(model.named_modules())
+    parts = cost.parts if cost else [Part() for _ in named]
+    inside: dict[int, dict[int, tuple[int, bool]]] = {}
+    for _, module in reversed(named):  # children come after their parents
+        own = {id(one): (count(one), one.requires_grad) for one in module._parameters.values() if one is not None}
+        for child in module.children():
+            own |= inside.get(id(child), {})
+        inside[id(module)] = own
+    rows = [
+        _row(name, module, part, inside[id(module)].values()) for (name, module), part in zip(named, parts, strict=True)
+    ]
+    return ModelSummary(
+        model=type(model).__name__,
+        total_params=total,
+        trainable_params=trainable,
+        frozen_params=total - trainable,
+        buffers=sum(map(count, model.buffers())),
+        param_bytes=sum(count(one) * one.dtype.itemsize for one in parameters),
+        rows=rows,
+        forward_flops=cost.forward_flops if cost else 0,
+        backward_flops=cost.backward_flops if cost else 0,
+        saved_bytes=cost.saved_bytes if cost else 0,
+        real=cost.real if cost else None,
+        _cost=cost,
+    )
+
+
+def _row(name: str, module: nn.Module, part: Part, params: Iterable[tuple[int, bool]]) -> Row:
+    total = sum(size for size, _ in params)
+    trainable = sum(size for size, trains in params if trains)
+    flags = {trains for _, trains in params}
+    status = ""
+    if flags:
+        status = "partial" if len(flags) == 2 else "trains" if True in flags else "frozen"
+    if status == "frozen" and part.differentiable:
+        status = "frozen, passes gradients"
+    kind = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
+    return Row(
+        name=name,
+        type=kind or type(module).__name__,
+        input_shape=part.input_shape,
+        output_shape=part.output_shape,
+        params=total,
+        trainable=trainable,
+        forward_flops=part.forward_flops,
+        backward_flops=part.backward_flops,
+        saved_bytes=part.saved_bytes,
+        mode="train" if (module.training if part.training is None else part.training) else "eval",
+        calls=part.calls,
+        status=status,
+    )
+
+
+# ---------------------------------------------------------------- the tree
+
+
+@dataclass
+class _Node:
+    """A row in its place; or several equal rows in a line, with their sums."""
+
+    row: Row
+    label: str
+    children: list[_Node]
+    count: int = 1
+
+    def alike(self) -> Any:
+        """Equal for modules that a reader need not tell apart."""
+        figures = {name: value for name, value in vars(self.row).items() if name != "name"}
+        return tuple(figures.values()), tuple((child.label, child.alike()) for child in self.children)
+
+
+_SUMMED = ("params", "trainable", "forward_flops", "backward_flops", "saved_bytes", "calls")
+
+
+def _tree(rows: list[Row]) -> _Node:
+    nodes: dict[str, _Node] = {}
+    for row in rows:
+        parent, _, label = row.name.rpartition(".")
+        nodes[row.name] = _Node(row, label, [])
+        if row.name:
+            nodes[parent].children.append(nodes[row.name])
+    return nodes[""]
+
+
+def _folded(node: _Node) -> _Node:
+    """Merge runs of equal siblings, all the way down."""
+    runs: list[list[_Node]] = []
+    alike: Any = None
+    for child in node.children:
+        mine = child.alike()
+        if runs and mine == alike:
+            runs[-1].append(child)
+        else:
+            runs.append([child])
+        alike = mine
+    return _Node(node.row, node.label, [_folded(_merged(run)) for run in runs], node.count)
+
+
+def _merged(run: list[_Node]) -> _Node:
+    if len(run) == 1:
+        return run[0]
+    first = run[0]
+    row = Row(**vars(first.row) | {name: len(run) * getattr(first.row, name) for name in _SUMMED})
+    children = [_merged(list(same)) for same in zip(*(one.children for one in run), strict=True)]
+    for child in children:
+        child.label = child.label.split(" … ")[0]
+    return _Node(row, f"{first.label} … {run[-1].label}", children, len(run) * first.count)
+
+
+def _lines(node: _Node, depth: int, lead: str = "", branch: str = "") -> Iterator[tuple[str, _Node]]:
+    """Walk the tree with the lines that draw it."""
+    yield lead + branch, node
+    if depth > 0:
+        lead += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
+        for index, child in enumerate(node.children):
+            yield from _lines(child, depth - 1, lead, "└─ " if index == len(node.children) - 1 else "├─ ")
+
+
+_FITS = 40
+
+
+def _depth_that_fits(tree: _Node) -> int:
+    depth = 1
+    while (more := sum(1 for _ in _lines(tree, depth + 1))) <= _FITS and more > sum(1 for _ in _lines(tree, depth)):
+        depth += 1
+    return depth
+
+
+def _text(found: ModelSummary, depth: int | None, fold: bool, width: int | None) -> str:
+    tree = _folded(_tree(found.rows)) if fold else _tree(found.rows)
+    if depth is None:
+        depth = _depth_that_fits(tree)
+    width = width or shutil.get_terminal_size((110, 24)).columns
+    lines = list(_lines(tree, depth))
+    columns = _columns(found)
+    table = [["", *(title for title, _ in columns)]]
+    for lead, node in lines:
+        table.append([_heading(lead, node), *(show(node) for _, show in columns)])
+    widths = [max(len(line[index]) for line in table) for index in range(len(table[0]))]
+    first = max(16, min(widths[0], width - sum(widths[1:]) - 2 * len(widths[1:])))
+    total = first + sum(widths[1:]) + 2 * len(widths[1:])
+    out = []
+    for line in table:
+        name = line[0] if len(line[0]) <= first else line[0][: first - 1] + "…"
+        cells = [
+            cell.ljust(size) if title in _LEFT else cell.rjust(size)
+            for cell, size, (title, _) in zip(line[1:], widths[1:], columns, strict=True)
+        ]
+        out.append("  ".join([name.ljust(first), *cells]).rstrip())
+    rule = "─" * total
+    return "\n".join([out[0], rule, *out[1:], rule, *_closing(found)])
+
+
+_LEFT = {"output", "state"}
+
+
+def _heading(lead: str, node: _Node) -> str:
+    kind = f"{node.count} x {node.row.type}" if node.count > 1 else node.row.type
+    again = node.row.calls // node.count
+    return f"{lead}{node.label}{'  ' if node.label else ''}{kind}{f' (called {again}x)' if again > 1 else ''}"
+
+
+def _columns(found: ModelSummary) -> list[tuple[str, Callable[[_Node], str]]]:
+    measured = found._cost is not None
+    columns: list[tuple[str, Callable[[_Node], str]]] = []
+    if measured:
+        columns.append(("output", lambda node: _shape(node.row.output_shape) if node.row.calls else "not called"))
+    columns.append(("params", lambda node: _number(node.row.params) if node.row.params else "-"))
+    columns.append(("state", lambda node: node.row.status))
+    if len({row.mode for row in found.rows}) > 1:
+        columns.append(("mode", lambda node: node.row.mode))
+    if measured:
+        columns.append(("forward", lambda node: _number(node.row.forward_flops) if node.row.forward_flops else "-"))
+        columns.append(("backward", lambda node: _number(node.row.backward_flops) if node.row.backward_flops else "-"))
+        columns.append(("saved", lambda node: _bytes(node.row.saved_bytes) if node.row.saved_bytes else "-"))
+    return columns
+
+
+def _shape(shapes: Shapes) -> str:
+    if not shapes:
+        return "()" if shapes == () else "-"
+    if isinstance(shapes[0], tuple):
+        return " ".join(map(str, shapes[:2])) + (f" +{len(shapes) - 2}" if len(shapes) > 2 else "")
+    return str(shapes)
+
+
+def _number(count: float) -> str:
+    for unit in ("", " K", " M", " G", " T"):
+        if abs(count) < 999.5:
+            return f"{count:.3g}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.4g} P"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:.4g} TiB"
+
+
+def _share(part: float, whole: float) -> str:
+    """A percentage that says 100 or 0 only where it is so."""
+    if not whole:
+        return "0%"
+    percent = 100 * part / whole
+    if 0 < percent < 0.1:
+        return "less than 0.1%"
+    if 99.9 < percent < 100:
+        return "more than 99.9%"
+    return f"{percent:.3g}%"
+
+
+def _closing(found: ModelSummary) -> list[str]:
+    lines = [_parameters(found)]
+    if found._cost is None:
+        return lines
+    lines.append(
+        f"One step    {_number(found.forward_flops)}FLOP forward, {_number(found.backward_flops)}FLOP backward; "
+        f"{_bytes(found.saved_bytes)} kept for the backward pass"
+    )
+    if found.real:
+        lines.append(f"Note        computed once with real tensors: {found.real}")
+    if found.frozen_params:
+        lines.append("Freezing    " + _savings(found))
+    return lines
+
+
+def _parameters(found: ModelSummary) -> str:
+    text = f"Parameters  {_number(found.total_params)} in {_bytes(found.param_bytes)}"
+    if found.frozen_params:
+        text += f"; {_number(found.trainable_params)} train, {_number(found.frozen_params)} are frozen"
+    return text + (f"; buffers {_number(found.buffers)}" if found.buffers else "")
+
+
+def _savings(found: ModelSummary) -> str:
+    if not found.backward_flops and not found.saved_bytes:
+        return "leaves nothing to train on this input: there is no backward pass."
+    flops = _share(found.unfrozen_backward_flops - found.backward_flops, found.unfrozen_backward_flops)
+    saved = _share(found.unfrozen_saved_bytes - found.saved_bytes, found.unfrozen_saved_bytes)
+    frozen = _share(found.frozen_params, found.total_params)
+    text = (
+        f"{frozen} of the parameters saves {flops} of the backward FLOPs and {saved} of the bytes kept, "
+        "against training all."
+    )
+    economy = found.unfrozen_saved_bytes - found.saved_bytes
+    if found.frozen_params > found.total_params / 2 and economy < found.unfrozen_saved_bytes / 10:
+        lowest = next((row for row in found.rows if row.status == "trains" and row.calls), found.rows[0])
+        text += (
+            f"\n            A false economy: {lowest.name or 'the model'} trains, so all above it keeps its "
+            "activations. Freeze from the input upwards."
+        )
+    return text
+
+
+# ---------------------------------------------------------------- side by side
+
+
+@dataclass
+class Comparison:
+    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it."""
+
+    a: ModelSummary
+    b: ModelSummary
+
+    def __str__(self) -> str:
+        names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
+        lines = [("", *names, "")]
+        for title, show, one, other in self._totals():
+            change = f"{100 * (other - one) / one:+.1f}%" if one and other != one else ""
+            lines.append((title, show(one), show(other), change))
+        rows = [
+            (name, *(_brief(row) if row else "-" for row in pair), "")
+            for name, pair in self.differing().items()
+            if name.count(".") < 2
+        ]
+        rows = [row for row in rows if row[1] != row[2]]
+        widths = [max(len(line[index]) for line in lines + rows) for index in range(4)]
+        shown = [
+            "  ".join(
+                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
+            ).rstrip()
+            for line in lines + rows
+        ]
+        rule = "─" * max(map(len, shown))
+        shown.insert(1, rule)
+        if rows:
+            shown.insert(len(lines) + 1, rule)
+        return "\n".join(shown)
+
+    def differing(self) -> dict[str, tuple[Row | None, Row | None]]:
+        """The rows that differ, by name; None where a model has no such module."""
+        left, right = ({row.name: row for row in found.rows} for found in (self.a, self.b))
+        names = [*left, *(name for name in right if name not in left)]
+        return {name: (left.get(name), right.get(name)) for name in names if name and left.get(name) != right.get(name)}
+
+    def _totals(self) -> Iterator[tuple[str, Callable[[float], str], int, int]]:
+        for title, show, name in (
+            ("parameters", _number, "total_params"),
+            ("trainable", _number, "trainable_params"),
+            ("parameter bytes", _bytes, "param_bytes"),
+            ("forward FLOPs", _number, "forward_flops"),
+            ("backward FLOPs", _number, "backward_flops"),
+            ("kept for backward", _bytes, "saved_bytes"),
+        ):
+            yield title, show, getattr(self.a, name), getattr(self.b, name)
+
+
+def _brief(row: Row) -> str:
+    figures = [f"{_number(row.backward_flops)} backward"] if row.backward_flops else []
+    figures += [_bytes(row.saved_bytes)] if row.saved_bytes else []
+    return ", ".join([row.status or row.type, *figures])
+
+
+def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
+    """Set two summaries side by side: one model frozen in two ways, or two models.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import compare, summary
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> before = summary(model, (16, 8))
+        >>> _ = model[0].requires_grad_(False)
+        >>> print(compare(before, summary(model, (16, 8))))
+                                                 first                       second
+        ───────────────────────────────────────────────────────────────────────────────────
+        parameters                                  46                           46
+        trainable                                   46                           10  -78.3%
+        parameter bytes                          184 B                        184 B
+        forward FLOPs                           1.28 K                       1.28 K
+        backward FLOPs                          1.54 K                          256  -83.3%
+        kept for backward                        256 B                        256 B
+        ───────────────────────────────────────────────────────────────────────────────────
+        0                      trains, 1.02 K backward                       frozen
+        1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
+    """
+    return Comparison(a, b)
+
+
+def largest_batch(
+    model: nn.Module,
+    input_size: Sequence[int] | Sequence[Sequence[int]],
+    *,
+    memory: float,
+    optimizer: OptimizerLike,
+    dtypes: torch.dtype | Sequence[torch.dtype] | None = None,
+    mode: str | None = None,
+    loss: Callable[[Any], torch.Tensor] | None = None,
+) -> int:
+    """Find the largest batch whose training step fits into ``memory``, by prediction.
+
+    Args:
+        model: Any module.
+        input_size: Shape or shapes as for :func:`~ftkit.summary`; their first dimension is the batch,
+            whatever it is now.
+        memory: Bytes.
+        optimizer: As for :meth:`ModelSummary.peak_training_bytes`.
+        dtypes: As for :func:`~ftkit.summary`.
+        mode: As for :func:`~ftkit.summary`.
+        loss: As for :func:`~ftkit.summary`.
+
+    Returns:
+        The size, or 0 if not even one example fits.
+
+    Raises:
+        FtkitError: The arguments are not what they should be, or memory does not grow with the batch.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import largest_batch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.ReLU())
+        >>> largest_batch(model, (1, 100), memory=1_000_000, optimizer=torch.optim.SGD)
+        765
+    """
+    inner = _unwrapped(model)
+    shapes = [tuple(blank.shape) for blank in _blanks(inner, input_size, dtypes)]
+    if not all(shapes):
+        raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
+
+    def peak(batch: int) -> int:
+        sizes = [(batch, *shape[1:]) for shape in shapes]
+        inputs = _inputs(inner, sizes, None, dtypes)
+        assert inputs is not None
+        return measure(inner, *inputs, loss=loss, mode=mode).peak_training_bytes(optimizer)
+
+    fits, too_many = (2, peak(2)), (4, peak(4))  # not 1: batch normalization refuses it
+    if fits[1] > memory:
+        return 0 if _peak_of_one(peak) > memory else 1
+    while too_many[1] <= memory:  # a line through the last two points; it bends a little where layers take turns
+        slope = (too_many[1] - fits[1]) / (too_many[0] - fits[0])
+        if slope <= 0:
+            raise FtkitError("The memory of a step does not grow with the batch: is the first dimension the batch?")
+        guess = int(too_many[0] + (memory - too_many[1]) / slope) + 1
+        fits, too_many = too_many, (guess, peak(guess))
+    while too_many[0] - fits[0] > 1:
+        slope = (too_many[1] - fits[1]) / (too_many[0] - fits[0])
+        guess = int(fits[0] + (memory - fits[1]) / slope)
+        guess = min(max(guess, fits[0] + 1), too_many[0] - 1)
+        here = guess, peak(guess)
+        fits, too_many = (here, too_many) if here[1] <= memory else (fits, here)
+    return fits[0]
+
+
+def _peak_of_one(peak: Callable[[int], int]) -> float:
+    try:
+        return peak(1)
+    except FtkitError:  # batch normalization in train mode takes no single value
+        return float("inf")
+
+
+# ---------------------------------------------------------------- pictures
+
+_PAGE = """
+<div class="ftkit-summary">
+<style>
+.ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem;
+  --line: #8884; --bar: #4c8dd6; --quiet: #888; }
+.ftkit-summary .row { display: grid; column-gap: .8rem;
+  grid-template-columns: minmax(14rem, 1fr) 11rem 5.5rem 10.5rem 6rem 6rem 8rem;
+  border-bottom: 1px solid var(--line); align-items: baseline; }
+.ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.ftkit-summary .number { text-align: right; font-variant-numeric: tabular-nums; }
+.ftkit-summary .head { font-weight: 600; border-bottom: 2px solid var(--line); }
+.ftkit-summary summary { cursor: pointer; list-style: none; }
+.ftkit-summary summary::-webkit-details-marker { display: none; }
+.ftkit-summary summary .name::before { content: "▸ "; color: var(--quiet); }
+.ftkit-summary details[open] > summary .name::before { content: "▾ "; }
+.ftkit-summary .leaf .name::before { content: "  "; white-space: pre; }
+.ftkit-summary .type, .ftkit-summary .shape { color: var(--quiet); }
+.ftkit-summary .state { border-radius: .6em; }
+.ftkit-summary .trains::before { content: "● "; color: #2e9e5b; }
+.ftkit-summary .partial::before { content: "◐ "; color: #2e9e5b; }
+.ftkit-summary .frozen::before { content: "❄ "; color: #4c8dd6; }
+.ftkit-summary .saved { background: linear-gradient(to left,
+  color-mix(in srgb, var(--bar) 30%, transparent) var(--share), transparent 0); }
+.ftkit-summary p { margin: .3rem 0; }
+</style>
+<div class="row head"><span>module</span><span>output</span><span class="number">params</span><span>state</span>
+<span class="number">forward</span><span class="number">backward</span><span class="number">saved</span></div>
+{%- macro cells(node) -%}
+<span class="name" style="padding-left: {{ node.level * 1.1 }}em" title="{{ node.title }}">
+{{- node.label }} <span class="type">{{ node.type }}</span></span>
+<span class="shape" title="{{ node.shape }}">{{ node.shape }}</span>
+<span class="number">{{ node.params }}</span>
+<span class="state {{ node.status.split(',')[0] }}">{{ node.status }}{{ node.mode }}</span>
+<span class="number">{{ node.forward }}</span>
+<span class="number">{{ node.backward }}</span>
+<span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
+{%- endmacro -%}
+{%- macro tree(node) -%}
+{%- if node.children -%}
+<details{{ " open" if node.level < 2 }}><summary class="row">{{ cells(node) }}</summary>
+{%- for child in node.children %}{{ tree(child) }}{% endfor -%}
+</details>
+{%- else -%}<div class="row leaf">{{ cells(node) }}</div>{%- endif -%}
+{%- endmacro -%}
+{{ tree(root) }}
+{% for line in closing %}<p>{{ line }}</p>{% endfor %}
+</div>
+"""
+
+
+def _html(found: ModelSummary) -> str:
+    import jinja2
+
+    mixed = len({row.mode for row in found.rows}) > 1
+
+    def view(node: _Node, level: int) -> dict[str, Any]:
+        row = node.row
+        status = row.status
+        return {
+            "level": level,
+            "title": row.name,
+            "label": node.label,
+            "type": _heading("", _Node(row, "", [], node.count)),
+            "shape": _shape(row.output_shape) if row.calls else "",
+            "params": _number(row.params) if row.params else "",
+            "status": status,
+            "mode": (", " if status else "") + row.mode if mixed else "",
+            "forward": _number(row.forward_flops) if row.forward_flops else "",
+            "backward": _number(row.backward_flops) if row.backward_flops else "",
+            "saved": _bytes(row.saved_bytes) if row.saved_bytes else "",
+            "share": round(100 * row.saved_bytes / max(found.saved_bytes, 1), 1),
+            "children": [view(child, level + 1) for child in node.children],
+        }
+
+    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
+    return template.render(root=view(_folded(_tree(found.rows)), 0), closing=_closing(found))
+
+
+_COLOURS = {
+    "trains": "#2e9e5b",
+    "partial": "#8bc34a",
+    "frozen, passes gradients": "#e0a030",
+    "frozen": "#7aa6d8",
+    "": "#b0b0b0",
+}
+
+
+def _plot(found: ModelSummary, path: str | os.PathLike[str]) -> None:
+    if found._cost is None:
+        raise FtkitError("There is nothing to draw without an input: give summary() an input_size or input_data.")
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise FtkitError("plot() needs matplotlib: pip install 'ftkit[plot]'.") from error
+    tree = _folded(_tree(found.rows))
+    nodes = [node for _, node in _lines(tree, _depth_that_fits(tree))]
+    shown = set(map(id, nodes))
+    leaves = [node for node in nodes if not any(id(child) in shown for child in node.children)]
+    rows = [(node, node.row) for node in leaves if node.row.calls]
+    rows = [(node, row) for node, row in rows if row.forward_flops or row.saved_bytes or row.params]
+    figure = Figure(figsize=(10, 1.2 + 0.26 * len(rows)), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(rows))
+    colours = [_COLOURS[row.status] for _, row in rows]
+    left.barh(places, [row.saved_bytes / 2**20 for _, row in rows], color=colours)
+    left.set(title=f"kept for backward: {_bytes(found.saved_bytes)}", xlabel="MiB")
+    left.set_yticks(list(places), [_place(node) for node, _ in rows], fontsize=8)
+    left.invert_yaxis()
+    forward = [row.forward_flops / 1e9 for _, row in rows]
+    right.barh(places, forward, color="#c8c8c8")
+    right.barh(places, [row.backward_flops / 1e9 for _, row in rows], left=forward, color=colours)
+    right.set(
+        title=f"forward {_number(found.forward_flops)}FLOP (grey), backward {_number(found.backward_flops)}FLOP",
+        xlabel="GFLOP",
+    )
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="x", alpha=0.3)
+        axis.set_axisbelow(True)
+    used = [status for status in _COLOURS if any(row.status == status for _, row in rows)]
+    figure.legend(
+        handles=[Patch(color=_COLOURS[status], label=status or "no parameters") for status in used],
+        loc="outside lower center",
+        ncols=len(used),
+        frameon=False,
+    )
+    figure.suptitle(found.model)
+    figure.savefig(path, dpi=150)
+
+
+def _place(node: _Node) -> str:
+    parent = node.row.name.rpartition(".")[0]
+    return f"{parent}.{node.label}" if parent else node.label or node.row.type
