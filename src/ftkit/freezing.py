@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
-from ftkit.errors import SelectionError
+from ftkit.errors import FtkitError, SelectionError
 from ftkit.groups import join
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
@@ -118,9 +120,8 @@ def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep
         >>> model["stem"].running_mean
         tensor([0., 0., 0., 0.])
     """
-    inner = unwrap(model)
-    chosen = _selection(inner, selectors)
-    return _change(inner, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
+    chosen = _selection(model, selectors)
+    return _change(model, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
 
 
 def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None) -> FreezeReport:
@@ -153,9 +154,8 @@ def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Opti
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.1, 0.05]
     """
-    inner = unwrap(model)
-    chosen = _selection(inner, selectors)
-    return _change(inner, freezing=None, thawing=chosen, optimizer=optimizer)
+    chosen = _selection(model, selectors)
+    return _change(model, freezing=None, thawing=chosen, optimizer=optimizer)
 
 
 def freeze_except(
@@ -202,7 +202,7 @@ def freeze_except(
         {name: b for name, b in inner.named_buffers() if id(b) not in kept_ids},
     )
     return _change(
-        inner, freezing=rest, thawing=kept, norm_stats=norm_stats, keep_dropout=keep_dropout, optimizer=optimizer
+        model, freezing=rest, thawing=kept, norm_stats=norm_stats, keep_dropout=keep_dropout, optimizer=optimizer
     )
 
 
@@ -241,7 +241,7 @@ def frozen(
     mode = inner.training
     modules = [(part, part.training, _hook_of(part), _memory(part)) for part in inner.modules()]
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in inner.parameters()]
-    report = freeze(inner, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
+    report = freeze(model, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
     changed = _ids(part for part, _, hook, _ in modules if _hook_of(part) is not hook)
     try:
         yield report
@@ -256,6 +256,9 @@ def frozen(
             parameter.requires_grad = required
             if parameter.grad is None:
                 parameter.grad = grad
+        if report.frozen:
+            for wrapper in _parallel_wrappers(model):
+                _rebuild(wrapper)
 
 
 def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
@@ -274,7 +277,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
         >>> is_frozen(model, "0"), is_frozen(model, "*.bias"), is_frozen(model)
         (True, False, False)
     """
-    chosen = _selection(unwrap(model), selectors)
+    chosen = _selection(model, selectors)
     if chosen.parameters:
         return not any(parameter.requires_grad for parameter in chosen.parameters.values())
     return bool(chosen.modules) and all(map(_hook_of, chosen.modules.values()))
@@ -294,9 +297,18 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
+def __getattr__(name: str) -> Any:
+    if name == "FreezeSchedule":
+        from ftkit.schedules import FreezeSchedule
+
+        return FreezeSchedule
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 def _selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:
     if selectors:
         return select(model, *selectors)
+    model = unwrap(model)
     return Selection(dict(model.named_modules()), dict(model.named_parameters()), dict(model.named_buffers()))
 
 
@@ -310,6 +322,8 @@ def _change(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> FreezeReport:
     """Do the work of all verbs. What can fail comes first, so that nothing is ever half-changed."""
+    wrappers = _parallel_wrappers(model)
+    model = unwrap(model)
     ours = _switched_off(model)
     thaw: dict[str, nn.Parameter] = {}
     left: dict[str, nn.Parameter] = {}
@@ -344,7 +358,41 @@ def _change(
         if not keep_dropout:
             _set_modes(model, _between(model, held), ())
     _set_depths(model)
+    if froze or thaw:
+        for wrapper in wrappers:
+            _rebuild(wrapper)
     return _report(model, froze, thaw, left, added)
+
+
+def _parallel_wrappers(model: nn.Module) -> list[Any]:
+    """The data-parallel wrappers around a model, all of them such that :func:`_rebuild` can treat them."""
+    inner = unwrap(model)
+    around = itertools.takewhile(lambda module: module is not inner, model.modules())
+    wrappers: list[Any] = [module for module in around if isinstance(module, DistributedDataParallel)]
+    for wrapper in wrappers:
+        try:
+            wrapper.__getstate__()
+        except RuntimeError as error:
+            raise FtkitError(
+                "DistributedDataParallel settles what it averages between processes when it wraps a model, and with a "
+                "process group of its own that can't be settled anew. Freeze the model inside, then wrap it again."
+            ) from error
+    return wrappers
+
+
+def _rebuild(wrapper: Any) -> None:
+    """Let a wrapper average the gradients of what is trainable now.
+
+    It settled that when it was made: a thawed parameter would go its own way in each process, without a word, and a
+    frozen one would be waited for. Unpickling settles it anew, so the wrapper is put through its own pickling protocol.
+    """
+    learns = any(parameter.requires_grad for parameter in wrapper.module.parameters())
+    wrapper.require_backward_grad_sync = learns
+    if learns:
+        hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
+        wrapper.__setstate__(wrapper.__getstate__())
+        for hook, state in hooks:
+            wrapper.register_comm_hook(state, hook)
 
 
 def _stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:

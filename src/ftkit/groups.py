@@ -9,11 +9,12 @@ from typing import Any, TypedDict
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selection, Selector, select, unwrap
 
-__all__ = ["Recipe", "arrange", "join", "param_groups"]
+__all__ = ["Recipe", "arrange", "join", "layout", "param_groups", "restore_layout"]
 
 
 class Recipe(TypedDict):
@@ -155,42 +156,109 @@ def join(model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: to
     """
     present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = {name: parameter for name, parameter in parameters.items() if id(parameter) not in present}
-    if not missing:
-        return ()
-    ids = {id(parameter): name for name, parameter in model.named_parameters()}
-    own = [group for group in optimizer.param_groups if any(id(parameter) in ids for parameter in group["params"])]
-    like = (own or optimizer.param_groups)[-1]
-    recipe: Recipe | None = like.get("recipe")
-    start = float(like.get("initial_lr", like["lr"]))
-    planned = start
-    if recipe:
-        known = next((p for p in like["params"] if id(p) in ids), None)
-        planned = start if known is None else arrange(model, {ids[id(known)]: known}, recipe)[0]["lr"]
-    else:
-        decay = float(optimizer.defaults.get("weight_decay", 0.0))
-        recipe = Recipe(lr=start, weight_decay=decay, layer_decay=None, rates=[])
-    for group in arrange(model, missing, recipe):
-        factor = group["lr"] / planned if planned else 1.0
-        options = {key: value for key, value in like.items() if key not in {"params", "param_names"}}
-        for key in options.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:  # the last three are the schedulers'
-            options[key] = options[key] * factor if planned else group["lr"]
-        if "weight_decay" in options:
-            options["weight_decay"] = group["weight_decay"]
-        twin = next((old for old in optimizer.param_groups if _same_options(old, options)), None)
+    for group in _newcomers(model, missing, optimizer) if missing else ():
+        twin = next((old for old in optimizer.param_groups if _options(old) == _options(group)), None)
         # An optimizer with its own way of adding (ZeroRedundancyOptimizer) has to see what joins.
-        plain = type(optimizer).add_param_group is torch.optim.Optimizer.add_param_group
-        if twin is None or not plain:
-            twin = {**options, "params": [], **({"param_names": []} if "param_names" in like else {})}
-        twin["params"].extend(group["params"])
-        if "param_names" in twin:
-            twin["param_names"].extend(group["param_names"])
-        if not any(twin is old for old in optimizer.param_groups):
-            optimizer.add_param_group(twin)
+        if twin is None or type(optimizer).add_param_group is not torch.optim.Optimizer.add_param_group:
+            optimizer.add_param_group(group)
+        else:
+            twin["params"] += group["params"]
+            if "param_names" in twin:
+                twin["param_names"] += group["param_names"]
     return tuple(missing)
 
 
-def _same_options(group: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
-    return {key: value for key, value in group.items() if key not in {"params", "param_names"}} == options
+def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Return the names in ``model`` of the parameters in each group of ``optimizer``; others are passed over.
+
+    Example:
+        >>> import torch
+        >>> from ftkit.groups import layout
+        >>> model = torch.nn.Linear(2, 2)
+        >>> layout(model, torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.1))
+        [['weight'], ['bias']]
+    """
+    names = {id(parameter): name for name, parameter in unwrap(model).named_parameters()}
+    return [[names[id(p)] for p in group["params"] if id(p) in names] for group in optimizer.param_groups]
+
+
+def restore_layout(model: nn.Module, groups: list[list[str]], optimizer: torch.optim.Optimizer) -> None:
+    """Give ``optimizer`` the groups that :func:`layout` saw, so that it can load the ``state_dict`` of that time.
+
+    Parameters that it lacks are added to the group that they were in, in their place; those that it has stay in theirs.
+
+    Raises:
+        FtkitError: The model has no parameter of such a name; the optimizer is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit.groups import layout, restore_layout
+        >>> model = torch.nn.Linear(2, 2)
+        >>> optimizer = torch.optim.SGD([model.weight], lr=0.1)
+        >>> restore_layout(model, [["weight"], ["bias"]], optimizer)
+        >>> layout(model, optimizer)
+        [['weight'], ['bias']]
+    """
+    model = unwrap(model)
+    parameters = dict(model.named_parameters())
+    for name in (name for names in groups for name in names if name not in parameters):
+        raise FtkitError(
+            f"The optimizer held {name!r}, which the {type(model).__name__} lacks."
+            f"{did_you_mean(name, parameters)} Build the model as it was then."
+        )
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for index, names in enumerate(groups):
+        missing = {name: parameters[name] for name in names if id(parameters[name]) not in held}
+        if not missing:
+            continue
+        if index >= len(optimizer.param_groups):
+            group = _newcomers(model, missing, optimizer)[0]
+            group["params"] = list(missing.values())
+            if "param_names" in group:
+                group["param_names"] = list(missing)
+            optimizer.add_param_group(group)
+            continue
+        group = optimizer.param_groups[index]
+        old = dict(zip(map(id, group["params"]), group.get("param_names", ()), strict=False))
+        mine = set(map(id, group["params"]))
+        first = {name: parameters[name] for name in names if name in missing or id(parameters[name]) in mine}
+        placed = set(map(id, first.values()))
+        rest = [parameter for parameter in group["params"] if id(parameter) not in placed]
+        group["params"] = [*first.values(), *rest]
+        if "param_names" in group:
+            group["param_names"] = [*first, *(old[id(parameter)] for parameter in rest)]
+
+
+def _newcomers(
+    model: nn.Module, missing: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> list[dict[str, Any]]:
+    """Groups for parameters that join late, with all the options that the optimizer's other groups have."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = [group for group in optimizer.param_groups if any(id(parameter) in names for parameter in group["params"])]
+    like = (own or optimizer.param_groups)[-1]
+    planned = float(like.get("initial_lr", like["lr"]))
+    recipe: Recipe | None = like.get("recipe")
+    if recipe is None:
+        decay = float(optimizer.defaults.get("weight_decay", 0.0))
+        recipe = Recipe(lr=planned, weight_decay=decay, layer_decay=None, rates=[])
+    elif known := [parameter for parameter in like["params"] if id(parameter) in names]:
+        planned = arrange(model, {names[id(known[0])]: known[0]}, recipe)[0]["lr"]
+    groups = arrange(model, missing, recipe)
+    for group in groups:
+        rate, decay = group["lr"], group["weight_decay"]
+        keep = {"params", *(key for key in ("param_names", "recipe") if key in like)}
+        for key in group.keys() - keep:
+            del group[key]
+        group.update((key, value) for key, value in _options(like).items() if key != "recipe")
+        for key in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:  # the last three are the schedulers'
+            group[key] = group[key] * (rate / planned) if planned else rate
+        if "weight_decay" in group:
+            group["weight_decay"] = decay
+    return groups
+
+
+def _options(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in {"params", "param_names"}}
 
 
 def _check(what: str, value: float, fits: bool, wanted: str) -> None:
@@ -248,7 +316,7 @@ def _open(module: nn.Module, total: int, *, inside_list: bool) -> Iterator[tuple
     A norm goes with the layer before it, as in timm; so do the tokens and positions that a module of parts holds.
     """
     parts = [child for child in module.children() if any(True for _ in child.parameters())]
-    if not parts or not _opens(module, total, inside_list=inside_list):
+    if not parts or is_parametrized(module) or not _opens(module, total, inside_list=inside_list):
         yield list(module.parameters()), bool(_kernels(module))
         return
     yield list(module.parameters(recurse=False)), False
