@@ -134,7 +134,6 @@ class PickleFile:
 
     Raises:
         DamagedFileError: It is not whole, or contradicts itself.
-        UntrustedFileError: It would unpack to far more than its own size.
 
     Example:
         >>> import torch
@@ -152,10 +151,13 @@ class PickleFile:
         self._size = os.fstat(self._file.fileno()).st_size
         self._zip: zipfile.ZipFile | None = None
         self._records: dict[str, _Record] = {}
+        self._packed = 0  # the bytes that all compressed entries would unpack to
         try:
             self._pickled = self._open()
         except (DamagedFileError, RecursionError) as error:
             self._file.close()
+            if self.path in str(error):
+                raise
             raise DamagedFileError(f"{self.path} is damaged, or not what it seems: {error}") from error
         except BaseException:
             self._file.close()
@@ -183,8 +185,10 @@ class PickleFile:
 
         Raises:
             CheckpointError: A shape differs. No target was touched.
+            UntrustedFileError: It would unpack to far more than its own size. No target was touched.
             DamagedFileError: Some bytes are not the ones that were written. The targets may hold part of the file.
         """
+        self._refuse_bomb(self._packed)
         wanted: dict[StorageRef, list[tuple[StoredTensor, Tensor]]] = {}
         for stored, target in pairs:
             if stored.shape != tuple(target.shape):
@@ -203,11 +207,13 @@ class PickleFile:
         """Return what the file holds, with tensors on the CPU. Tensors that shared memory share it again.
 
         Raises:
-            UntrustedFileError: Only code could make some of it; the message lists which.
+            UntrustedFileError: Only code could make some of it, and the message lists which; or it would unpack to
+                far more than its own size.
             DamagedFileError: Some bytes are not the ones that were written.
         """
         if self.wanted or self._pickled.rare:
             raise UntrustedFileError(refusal(self.path, self.wanted or self._pickled.rare))
+        self._refuse_bomb(self._packed)
         records = {ref: self._record(ref) for ref in self._pickled.storages.values()}
         memory = {ref: torch.empty(record.nbytes, dtype=torch.uint8) for ref, record in records.items()}
         in_threads(
@@ -222,6 +228,7 @@ class PickleFile:
 
     def load_with_torch(self, allow: Mapping[str, Any] | None) -> Any:
         """Let torch open the file once its checksums are compared: with some names admitted, or (``None``) all."""
+        self._refuse_bomb(self._packed)
         in_threads(lambda record: self._read(record, None), self._records.values(), self._size)
         with self._buffered(0) as file:
             if self.format == "pickle":
@@ -241,7 +248,10 @@ class PickleFile:
         if self.format == "tar":
             return self._open_tar()
         if self.format == "safetensors":
-            raise CheckpointError(f"{self.path} is a safetensors file, which holds no pickle.")
+            raise CheckpointError(
+                f"{self.path} is a safetensors file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
         with self._buffered(0) as file:
             return read_pickle(file)
 
@@ -292,12 +302,17 @@ class PickleFile:
             # torch can be told to leave checksums out, and then writes zeros.
             checksum = entry.CRC if entry.CRC or not entry.file_size else None
             self._records[name] = _Record(name, entry.file_size, offset, checksum, None if stored else entry)
-        if packed > max(_FREE_BYTES, _MAX_RATIO * self._size):
+        self._packed = packed
+
+    def _refuse_bomb(self, unpacked: int) -> None:
+        if unpacked > max(_FREE_BYTES, _MAX_RATIO * self._size):
             raise UntrustedFileError(
-                f"{self.path} has {self._size:,} bytes and would unpack to {packed:,}: a bomb, not weights."
+                f"{self.path} has {self._size:,} bytes and would unpack to {unpacked:,}: a bomb, not weights."
             )
 
     def _content(self, name: str) -> bytes:
+        if self._records[name].packed is not None:
+            self._refuse_bomb(self._records[name].nbytes)
         content = bytearray(self._records[name].nbytes)
         self._read(self._records[name], memoryview(content))
         return bytes(content)

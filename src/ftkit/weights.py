@@ -207,6 +207,11 @@ def load_weights(
     inner = unwrap(model)
     with Source(source) as opened:
         places = _Places(inner)
+        if not opened.nests:
+            code = (
+                f" that can be read without running code: it wants {_some(opened.wanted, 6)}" if opened.wanted else ""
+            )
+            raise CheckpointError(f"{opened.name} holds no tensors{code}.")
         match = _best_match(opened.nests, places, _renamer(rename), ema=ema)
         report = match.report(opened, places)
         _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
@@ -385,8 +390,6 @@ def _best_match(nests: Sequence[Nest], places: _Places, rename: Callable[[str], 
                 for wrapper in _WRAPPERS
                 if any(bare.startswith(f"{wrapper}.") for bare in match.entries)
             ]
-    if not found:
-        raise CheckpointError("The source holds no tensors.")
     return max(found, key=lambda match: match.score(ema=ema))  # the first of equals
 
 
