@@ -1,0 +1,389 @@
+"""Evidence of which layers make a model's class outputs: counters and names, and where they leave doubt a run."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit.errors import HeadError
+from ftkit.head_layers import Layer, Part, layers
+from ftkit.head_trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
+
+__all__ = ["Counter", "counters", "describe", "find_parts", "part_of", "role"]
+
+
+@dataclass(frozen=True, eq=False)
+class Counter:
+    """A number, in a module or in a configuration, that says how many classes there are."""
+
+    owner: Any
+    name: str
+    value: int
+    key: str = ""  # the owner's attribute, where that is a named tuple with the counter in it
+
+    def set(self, value: int) -> None:
+        """Write another count."""
+        if self.key:
+            setattr(self.owner, self.key, getattr(self.owner, self.key)._replace(**{self.name: value}))
+        elif isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        else:
+            setattr(self.owner, self.name, value)
+
+
+# ------------------------------------------------------------------ counters
+
+_CLASSES = re.compile(
+    r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
+)
+_OUTPUTS = re.compile(
+    r"_?((num|n)_?(outputs?|out|targets?|logits)|out(put)?_(features|channels|dim|dims|size|classes)|nf|n_?out)"
+)
+_CHANNELS = re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)")
+_CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
+
+
+def counters(model: nn.Module, names: Iterable[str], *, of: str = "classes") -> list[Counter]:
+    """List the counters that could speak of the classes: in the model, on the way to ``names`` and in losses.
+
+    Args:
+        model: The model.
+        names: Dotted names of the head's layers.
+        of: What is counted: ``"classes"``, or the ``"channels"`` of images.
+    """
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    places = {model: None}
+    for name in names:
+        steps = name.split(".")
+        places |= {by_name[".".join(steps[:depth])]: None for depth in range(1, len(steps))}
+    # A loss or a metric that lives in the model counts classes too, and holds nothing that was trained.
+    places |= {
+        module: None
+        for parent in tuple(places)
+        for child in parent.children()
+        if next(child.parameters(), None) is None
+        for module in child.modules()
+    }
+    owners: dict[int, Any] = {}
+    for place in places:
+        owners[id(place)] = place
+        for key in _CONFIGS:
+            config = getattr(place, key, None)
+            if config is None or isinstance(config, nn.Module | torch.Tensor | str | int | float):
+                continue
+            owners.setdefault(id(config), config)
+            for inner in _values(config).values():
+                if "vocab_size" in _values(inner):
+                    owners.setdefault(id(inner), inner)
+    found = [
+        Counter(place, name, getattr(value, name), key)
+        for place in places
+        for key, value in vars(place).items()
+        if isinstance(value, tuple)
+        for name in getattr(value, "_fields", ())
+        if type(getattr(value, name)) is int and _counts(name.lower(), of)
+    ]
+    for owner in owners.values():
+        values = dict(_values(owner))
+        if isinstance(getattr(type(owner), "num_labels", None), property):
+            values["num_labels"] = owner.num_labels
+        for key, value in values.items():
+            if type(value) is int and isinstance(key, str) and _counts(key.lower(), of):
+                found.append(Counter(owner, key, value))
+    return found
+
+
+def _counts(key: str, of: str) -> bool:
+    if of == "channels":
+        return _CHANNELS.fullmatch(key) is not None
+    return key == "vocab_size" or _CLASSES.fullmatch(key) is not None or _OUTPUTS.fullmatch(key) is not None
+
+
+def _values(owner: Any) -> Mapping[Any, Any]:
+    if isinstance(owner, dict):
+        return owner
+    return getattr(owner, "__dict__", {})
+
+
+def _told(model: nn.Module, names: Iterable[str]) -> list[int]:
+    """Return the counts of classes that the counters tell, the most telling first."""
+    found = [c for c in counters(model, names) if c.value > 0]
+    classes = [c.value for c in found if _CLASSES.fullmatch(c.name.lower())]
+    return list(dict.fromkeys(classes + [c.value for c in found if c.name == "vocab_size"]))
+
+
+# ------------------------------------------------------------------ names
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_CLASS_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm qa "
+        "seg segmentation predictions",
+    )
+)
+_OTHER_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "box boxes bbox bboxes reg regression regressor regress offset ctr ctrness center centerness keypoint "
+        "keypoints kps landmark landmarks depth flow anchor anchors objectness obj embed embedding embeddings "
+        "pooler value pose iou wh",
+    )
+)
+_PROPOSAL_WORDS = frozenset(("rpn", "proposal", "proposals"))
+_AUX_WORDS = frozenset(
+    ("aux", "auxiliary", "auxlayer", "dist", "distill", "distillation", "distilled", "dsn", "deepsup")
+)
+
+
+def _words(component: str) -> set[str]:
+    return {word.lower() for word in _WORD.findall(component)}
+
+
+def role(name: str) -> str | None:
+    """Tell what a dotted name says of a layer: ``"class"``, ``"other"`` or nothing.
+
+    The component nearest to the layer that says anything decides, but nothing in a proposal network is of the head.
+    """
+    if _PROPOSAL_WORDS & set().union(*map(_words, name.split("."))):
+        return "other"
+    for component in reversed(name.split(".")):
+        words = _words(component)
+        if words & _OTHER_WORDS:
+            return "other"
+        if words & _CLASS_WORDS:
+            return "class"
+    return None
+
+
+def _auxiliary(name: str) -> bool:
+    return bool(_words(name) & _AUX_WORDS)
+
+
+def describe(candidates: Iterable[Layer]) -> str:
+    """Write layers down for an error message."""
+    listed = [f"{c.name!r} ({type(c.module).__name__}, {c.inputs} -> {c.outputs})" for c in candidates]
+    more = f" and {len(listed) - 6} more" if len(listed) > 6 else ""
+    return ", ".join(listed[:6]) + more
+
+
+# ------------------------------------------------------------------ the decision
+
+
+def find_parts(model: nn.Module) -> tuple[list[Part], int]:
+    """Find the layers that make the class outputs, and how many classes they have.
+
+    Args:
+        model: The model, not wrapped.
+
+    Returns:
+        The parts of the head in order of registration, and the number of classes.
+
+    Raises:
+        HeadError: There is none, or several that can't be told apart.
+    """
+    every = layers(model)
+    kind = type(model).__name__
+    if not every:
+        raise HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.")
+    if getattr(model, "num_classes", None) == 0:
+        raise HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
+    settled = _declared(model, every) or _obvious(model, every)
+    if settled is not None:
+        return [Part(layer) for layer in settled], settled[0].outputs
+    return _decide(model, every, trace(model, every))
+
+
+def part_of(model: nn.Module, layer: Layer) -> tuple[Part, int]:
+    """Tell how the outputs of a layer that the user named count classes, and how many classes there are."""
+    for classes in _told(model, layer.names):
+        part = _fits(layer, classes, _nearby(model, layer))
+        if part is not None:
+            return part, classes
+    return Part(layer), layer.outputs
+
+
+def _declared(model: nn.Module, every: list[Layer]) -> list[Layer] | None:
+    """Follow a model that itself says which of its modules classify (``pretrained_cfg``, ``get_classifier``)."""
+    count = getattr(model, "num_classes", None)
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    names = config.get("classifier") if isinstance(config, Mapping) else None
+    if not names or type(count) is not int:
+        return None
+    names = (names,) if isinstance(names, str) else tuple(names)
+    named = []
+    for name in names:
+        inside = [layer for layer in every if any(n == name or n.startswith(name + ".") for n in layer.names)]
+        if not inside or inside[-1].outputs != count:
+            return None
+        named.append(inside[-1])
+    alike = [layer for layer in every if layer.outputs == count and layer not in named]
+    return None if alike or _followed(model, named[-1]) else named
+
+
+_OBVIOUS = re.compile(
+    r"_?(fc|classifier|heads?|last_linear|logits|score|lm_head|classification_head|segmentation_head)", re.IGNORECASE
+)
+
+
+def _obvious(model: nn.Module, every: list[Layer]) -> list[Layer] | None:
+    """Settle the plain case without a run: the one last layer, under a usual name, alone with its count."""
+    last = every[-1]
+    steps = last.name.split(".")
+    top: nn.Module = model
+    while len(steps) > 1 and not _OBVIOUS.fullmatch(steps[0]) and len([c for c in top.children() if _trained(c)]) == 1:
+        top = getattr(top, steps[0])
+        steps = steps[1:]
+    if not _OBVIOUS.fullmatch(steps[0]) or role(last.name) == "other" or len(last.names) > 1:
+        return None
+    if any(layer.outputs == last.outputs for layer in every[:-1]) or _followed(model, last) or _shared(model, last):
+        return None
+    others = [name for name, child in top.named_children() if name != steps[0] and _trained(child)]
+    if any(role(name) is not None or _auxiliary(name) for name in others):
+        return None
+    told = [c.value for c in counters(model, ()) if _CLASSES.fullmatch(c.name.lower())]
+    if told and last.outputs not in told:
+        return None
+    prefix = last.name[: len(last.name) - len(".".join(steps))] + steps[0]
+    chain = [layer for layer in every if layer.name == prefix or layer.name.startswith(prefix + ".")]
+    if any(one.outputs != two.inputs for one, two in itertools.pairwise(chain)):
+        return None
+    return [last]
+
+
+def _trained(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _shared(model: nn.Module, layer: Layer) -> bool:
+    mine = {id(p) for p in layer.module.parameters()}
+    names = [n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in mine]
+    return len(names) > len(mine) * len(layer.names)
+
+
+def _followed(model: nn.Module, layer: Layer) -> bool:
+    """Whether parameters of the size of the outputs are registered after the layer: a norm of the logits, say."""
+    seen = False
+    inside = set(layer.module.modules())
+    for module in model.modules():
+        if module in inside:
+            seen = True
+        elif seen and any(
+            p is not None and p.dim() == 1 and p.numel() == layer.outputs for p in module._parameters.values()
+        ):
+            return True
+    return False
+
+
+def _fits(layer: Layer, classes: int, nearby: Iterable[int]) -> Part | None:
+    """Tell how ``classes`` could make the layer's outputs; several for each class only where a counter is near."""
+    if layer.outputs == classes:
+        return Part(layer)
+    if classes > 1 and classes in nearby and layer.outputs % classes == 0:
+        return Part(layer, times=layer.outputs // classes)
+    return None
+
+
+def _nearby(model: nn.Module, layer: Layer) -> set[int]:
+    """Return the counts told by the modules that hold the layer, the model itself left out."""
+    around = counters(model, layer.names)
+    return {
+        c.value
+        for c in around
+        if c.owner is not model and isinstance(c.owner, nn.Module) and _CLASSES.fullmatch(c.name)
+    }
+
+
+def _decide(model: nn.Module, every: list[Layer], run: Trace) -> tuple[list[Part], int]:
+    """Weigh what a trace saw, with counters and names."""
+    kind = type(model).__name__
+    ends = [end for end in run.ends if not end.body]
+    speaking = [end for end in ends if role(end.layer.name) != "other"]
+    told = _told(model, [name for end in speaking for name in end.layer.names])
+
+    # What the model counts by itself, and layers that fit the count.
+    for classes in told:
+        chosen = [(end, part) for end in speaking if (part := _fits(end.layer, classes, _nearby(model, end.layer)))]
+        chosen = [(end, part) for end, part in chosen if end.level == CLEAN or role(end.layer.name) == "class"]
+        if not chosen:  # one more output for "no object", as set-prediction detectors have
+            chosen = [
+                (end, Part(end.layer, extra=1))
+                for end in speaking
+                if end.layer.outputs == classes + 1 and role(end.layer.name) == "class" and end.level == CLEAN
+            ]
+        if chosen:
+            return _with_boxes(every, [part for _, part in chosen]), classes
+
+    # No counter: the layers whose outputs come out as they are, those named for classes first.
+    named = [end for end in speaking if end.level <= SQUASHED and role(end.layer.name) == "class"]
+    plain = [end for end in speaking if end.level == CLEAN] if run.complete else []
+    for group in (named, plain):
+        if not group:
+            continue
+        sizes = {end.layer.outputs for end in group if not _auxiliary(end.layer.name)} or {group[0].layer.outputs}
+        if len(sizes) > 1:
+            raise _doubt(kind, group)
+        classes = sizes.pop()
+        same = [
+            end
+            for end in speaking
+            if end.layer.outputs == classes and (end in group or (end.level <= SQUASHED and _beside(end)))
+        ]
+        parts = _with_boxes(every, [Part(end.layer) for end in same])
+        if len(parts) == len(same) and not _together(same):
+            raise _doubt(kind, same)
+        return parts, classes
+    raise _nothing(kind, every, run)
+
+
+def _together(group: list[End]) -> bool:
+    """Whether several layers are one head: summed, auxiliary, or there only for training."""
+    main = [end for end in group if not _beside(end)] or group[:1]
+    return all(end.ports == main[0].ports for end in main)
+
+
+def _beside(end: End) -> bool:
+    """Whether a layer is there to help in training: by its name, or since only a run in training mode uses it."""
+    return end.training_only or _auxiliary(end.layer.name)
+
+
+def _with_boxes(every: list[Layer], parts: list[Part]) -> list[Part]:
+    """Add the layer that gives four coordinates for each class beside a layer that scores the classes."""
+    boxes = []
+    for part in parts:
+        stem = part.layer.name.rpartition(".")[0]
+        for layer in every:
+            beside = layer.name.rpartition(".")[0] == stem and layer.inputs == part.layer.inputs
+            if part.times == 1 and beside and layer.outputs == 4 * part.layer.outputs and role(layer.name) == "other":
+                boxes.append(Part(layer, times=4, by_class=True))
+    order = {id(layer): index for index, layer in enumerate(every)}
+    return sorted(parts + boxes, key=lambda part: order[id(part.layer)])
+
+
+def _doubt(kind: str, group: list[End]) -> HeadError:
+    names = [end.layer.name for end in group]
+    return HeadError(
+        f"The {kind} has several layers that could be its head: {describe(end.layer for end in group)}. "
+        f"Say which: replace_head(model, n, at={names[0]!r}), or at={names} for all of them."
+    )
+
+
+def _nothing(kind: str, every: list[Layer], run: Trace) -> HeadError:
+    normed = next((end for end in run.ends if end.level == NORMED and role(end.layer.name) == "class"), None)
+    if normed is not None:
+        return HeadError(
+            f"The outputs of {describe([normed.layer])} pass a layer with weights of their own before they leave the "
+            f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
+        )
+    why = "" if run.complete else f" It could not be run on stand-in inputs either: {run.failure}."
+    likely = [end.layer for end in run.ends if not end.body] or every[-2:]
+    return HeadError(
+        f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why} "
+        f"If one is, say so: replace_head(model, n, at={likely[-1].name!r}); last in it: {describe(likely)}. "
+        "To add a layer to the outputs use append_head."
+    )

@@ -1,0 +1,522 @@
+"""A run of a model on fake tensors, and the walk back from its outputs to the layers that they come from."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import itertools
+import logging
+import re
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ftkit.head_layers import Layer, layers, own_tensors, sizes
+
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "trace"]
+
+CLEAN, SQUASHED, NORMED, MIXED = range(4)
+
+
+@dataclass(eq=False)
+class End:
+    """A layer from which an output of the model comes without another layer in between."""
+
+    layer: Layer
+    level: int
+    ports: set[str] = field(default_factory=set)
+    body: bool = False
+    training_only: bool = False
+
+
+@dataclass(eq=False)
+class Trace:
+    """What a run told: where the outputs come from, and whether it came to its end."""
+
+    ends: list[End]
+    complete: bool
+    failure: str = ""
+
+
+def trace(model: nn.Module, every: list[Layer]) -> Trace:
+    """Run the model on fake tensors and walk the graph back from its outputs.
+
+    The run is that of a copy whose parameters are fakes: it has their shapes, and no memory, no values and no way
+    back to the model. A second run in training mode finds what only training uses.
+    """
+    ends: dict[Layer, End] = {}
+    seen: set[int] = set()
+    complete, failure = False, ""
+    for training in (False, True):
+        try:
+            shadow, mode, owners = _shadow(model, every)
+        except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+            return Trace([], complete=False, failure=f"it can't be copied ({type(error).__name__}: {error})")
+        shadow.train(training)
+        run = _run(shadow, mode)
+        if training and not run.complete:
+            break
+        complete, failure = run.complete, run.failure
+        for end in _ends(run.outputs, owners, seen):
+            end.training_only = training
+            ends.setdefault(end.layer, end)
+        if len(seen) == len(every) or not complete:
+            break
+    order = {id(layer): index for index, layer in enumerate(every)}
+    return Trace(sorted(ends.values(), key=lambda end: order[id(end.layer)]), complete, failure)
+
+
+def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensorMode, dict[int, Layer]]:
+    """Copy the model around fake parameters; return the copy, their mode, and which layer each fake belongs to."""
+    fakes: dict[int, Any] = {}
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        made = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        if isinstance(tensor, nn.Parameter):
+            made = nn.Parameter(made, requires_grad=tensor.is_floating_point() or tensor.is_complex())
+        return made
+
+    with mode:
+        for module in model.modules():
+            for value in itertools.chain(module._parameters.values(), module._buffers.values(), vars(module).values()):
+                if isinstance(value, torch.Tensor) and id(value) not in fakes:
+                    fakes[id(value)] = fake(value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shadow = copy.deepcopy(model, dict(fakes))
+    owners: dict[int, Layer] = {}
+    for layer in every:
+        for tensor in own_tensors(layer.module).values():
+            if id(tensor) in fakes:
+                owners.setdefault(id(fakes[id(tensor)]), layer)
+    return shadow, mode, owners
+
+
+class _TooLongError(Exception):
+    def __str__(self) -> str:
+        return "the run on stand-in inputs took too many operations"
+
+
+class _Patience(TorchFunctionMode):
+    """End a run that the answers sent into a long loop. (Raised here, where Python calls torch, it is safe.)."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.left = calls
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise _TooLongError
+        return func(*args, **(kwargs or {}))
+
+
+class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves its hook untyped
+    """Answer where a model asks for values, which fake tensors don't have: every test is true, every number
+    one, and all values are alike.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        try:
+            return func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            answer = self._answer(func, args)
+            if answer is None:
+                raise
+            return answer
+
+    def _answer(self, func: Any, args: tuple[Any, ...]) -> Any:
+        name = func._schema.name.split("::")[-1]
+        first = args[0]
+        if name == "_local_scalar_dense":
+            return True if first.dtype is torch.bool else (1.0 if first.is_floating_point() else 1)
+        if name in ("is_nonzero", "equal"):
+            return True
+        if name == "nonzero":
+            return first.new_empty((first.numel(), first.dim()), dtype=torch.long)
+        if name == "masked_select":
+            return (first + args[1].to(first.dtype)).reshape(-1)
+        if name == "nms":
+            return first.new_empty((min(first.shape[0], 4),), dtype=torch.long)
+        if name in ("_unique2", "unique_consecutive", "unique_dim"):
+            flat = first.reshape(-1) if name != "unique_dim" else first
+            return flat[:1], flat.new_empty(flat.shape[:1], dtype=torch.long), flat.new_empty((1,), dtype=torch.long)
+        if name == "index":
+            places: list[Any] = []
+            for index in args[1]:
+                if index is not None and index.dtype in (torch.bool, torch.uint8):
+                    places += [index.new_empty((index.numel(),), dtype=torch.long)] * index.dim()
+                else:
+                    places.append(index)
+            return func(first, places)
+        return None
+
+
+@dataclass
+class _Outcome:
+    """What a run gave: the outputs by key, or after a failure the outputs of modules that nothing used."""
+
+    outputs: dict[str, torch.Tensor]
+    complete: bool
+    failure: str = ""
+    first: list[str] = field(default_factory=list)
+
+
+def entries(model: nn.Module) -> list[Layer]:
+    """Find the layers that the input of a model goes into before any other."""
+    every = layers(model)
+    by_name = {layer.name: layer for layer in every}
+    shadow, mode, _ = _shadow(model, every)
+    return [by_name[name] for name in _run(shadow.eval(), mode).first]
+
+
+def _run(shadow: nn.Module, mode: FakeTensorMode) -> _Outcome:
+    """Run a shadow on the inputs that it could take, until one is taken."""
+    first: dict[str, None] = {}
+    made: dict[str, torch.Tensor] = {}
+    furthest: dict[str, torch.Tensor] = {}
+    failure = "no input was found for it"
+
+    def record(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            made.update(_flat(output, f"{name}:{len(made)}"))
+            if args and isinstance(args[0], torch.Tensor) and not args[0].requires_grad:
+                first[name] = None
+
+        return hook
+
+    for name, module in shadow.named_modules():
+        if sizes(module) is not None:
+            module.register_forward_hook(record(name))
+    answers = _Answers()  # type: ignore[no-untyped-call]  # torch leaves its base untyped
+    with mode, answers, _Patience(40_000), torch.device("cpu"), torch.enable_grad(), _silence():
+        for args, kwargs in _inputs(shadow):
+            made.clear()
+            first.clear()
+            try:
+                outputs = dict(_flat(shadow(*args, **kwargs), ""))
+            except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
+                if len(made) > len(furthest):
+                    furthest = dict(made)
+                    failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+                if isinstance(error, _TooLongError):
+                    break
+                continue
+            if any(tensor.grad_fn is not None for tensor in outputs.values()):
+                return _Outcome(outputs, complete=True, first=list(first))
+    return _Outcome(_unused(furthest), complete=False, failure=failure, first=list(first))
+
+
+def _unused(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the tensors that no other of them was computed from."""
+    made = {key: tensor for key, tensor in made.items() if tensor.grad_fn is not None}
+    graph = _Graph([tensor.grad_fn for tensor in made.values()])
+    inner = {target for targets in graph.edges.values() for target in targets}
+    return {key: tensor for key, tensor in made.items() if tensor.grad_fn not in inner}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what torch and a model say about inputs that don't fit from the user's eyes."""
+    loud = logging.getLogger("torch._subclasses.fake_tensor")
+    before = loud.disabled
+    loud.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        loud.disabled = before
+
+
+def _flat(value: Any, key: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _flat(inner, f"{key}.{index}")
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _flat(getattr(value, name), f"{key}.{name}")
+
+
+# ------------------------------------------------------------------ inputs to try
+
+_SIDES = (224, 64, 32, 299, 28, 128, 96, 256, 384, 512, 48, 16)
+
+
+def _inputs(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Make up inputs that the model could take, the likeliest first."""
+    signature = inspect.signature(model.forward).parameters
+    usual = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    names = [n for n, p in signature.items() if p.kind in usual]
+    required = [n for n in names if signature[n].default is inspect.Parameter.empty]
+    makers = _named_inputs(model)
+    known = [n for n in names if n in makers]
+    main = getattr(model, "main_input_name", None)
+    if known:
+        least = [n for n in known if n in required] or [main if main in known else known[0]]
+        wanted = [least, [n for n in known if n not in ("input_embeds", "attention_mask")]]
+        for chosen in wanted if len(wanted[1]) > len(least) else wanted[:1]:
+            for values in itertools.zip_longest(*(makers[n]() for n in chosen)):
+                yield (), {n: v for n, v in zip(chosen, values, strict=True) if v is not None}
+    for tensor in _plain_inputs(model):
+        yield (tensor,) * max(1, len(required)), {}
+
+
+def _named_inputs(model: nn.Module) -> dict[str, Any]:
+    """Return makers of inputs for the argument names that the transformers family uses."""
+    config = getattr(model, "config", None)
+
+    def tell(key: str, default: Any) -> Any:
+        for holder in (config, getattr(config, "vision_config", None), getattr(config, "text_config", None)):
+            value = holder.get(key) if isinstance(holder, dict) else getattr(holder, key, None)
+            if value is not None:
+                return value
+        return default
+
+    def ids() -> Iterator[torch.Tensor]:
+        yield torch.zeros(2, 8, dtype=torch.long)
+
+    def ones() -> Iterator[torch.Tensor]:
+        yield torch.ones(2, 8, dtype=torch.long)
+
+    def pixels() -> Iterator[torch.Tensor]:
+        channels, frames = tell("num_channels", 3), tell("num_frames", 8)
+        for height, width in _sides(model):
+            yield torch.zeros(2, channels, height, width)
+            yield torch.zeros(2, frames, channels, height, width)
+
+    def waves() -> Iterator[torch.Tensor]:
+        bins, length = tell("num_mel_bins", 80), tell("max_length", 1024)
+        yield torch.zeros(2, 16000)
+        yield torch.zeros(2, length, bins)
+        yield torch.zeros(2, 1, length, bins)
+
+    def spectra() -> Iterator[torch.Tensor]:
+        bins = tell("num_mel_bins", tell("feature_size", 80))
+        yield torch.zeros(2, bins, 2 * tell("max_source_positions", 1500))
+        yield torch.zeros(2, 64, bins)
+
+    return {
+        "input_ids": ids,
+        "decoder_input_ids": ids,
+        "attention_mask": ones,
+        "pixel_values": pixels,
+        "input_values": waves,
+        "input_features": spectra,
+    }
+
+
+def _sides(model: nn.Module) -> list[tuple[int, int]]:
+    """List image sizes to try: what the model says of itself, then common ones."""
+    found: dict[tuple[int, int], None] = {}
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    holders: list[Any] = [
+        getattr(model, "config", None),
+        getattr(getattr(model, "config", None), "vision_config", None),
+    ]
+    told = [config.get("input_size")] if isinstance(config, Mapping) else []
+    for holder in itertools.chain(holders, model.modules()):
+        told += [
+            getattr(holder, "__dict__", {}).get(key)
+            for key in ("image_size", "img_size", "input_size", "input_resolution")
+        ]
+    for size in told:
+        if type(size) is int and size > 3:
+            found[size, size] = None
+        elif isinstance(size, list | tuple) and len(size) >= 2 and all(type(s) is int for s in size[-2:]):
+            found[size[-2], size[-1]] = None
+        elif isinstance(size, Mapping) and {"height", "width"} <= set(size):
+            found[size["height"], size["width"]] = None
+    return list(dict.fromkeys([*found, *((s, s) for s in _SIDES)]))
+
+
+def _plain_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Make one tensor for the model, guessed from the first of its layers of each kind."""
+    first: dict[str, int] = {}
+    for module in model.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            key, width = f"conv{module.weight.dim() - 2}", module.in_channels
+        elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            key, width = "embedding", module.num_embeddings
+        elif isinstance(module, nn.RNNBase):
+            key, width = "rows", module.input_size
+        elif isinstance(module, nn.Linear):
+            key, width = "rows", module.in_features
+        else:
+            continue
+        first.setdefault(key, width)
+    for key, width in sorted(first.items(), key=lambda item: item[0] == "rows"):
+        if key == "conv2":
+            for height, width_ in _sides(model):
+                yield torch.zeros(2, width, height, width_)
+        elif key == "conv3":
+            for frames, side in ((16, 112), (8, 224), (16, 224), (32, 32), (64, 64)):
+                yield torch.zeros(2, width, frames, side, side)
+        elif key == "conv1":
+            for length in (16000, 1024, 128):
+                yield torch.zeros(2, width, length)
+            yield torch.zeros(2, 16000)
+            yield torch.zeros(2, 128, width)
+        elif key == "embedding":
+            yield torch.zeros(2, 8, dtype=torch.long)
+        else:
+            yield torch.zeros(2, width)
+            yield torch.zeros(2, 8, width)
+            yield torch.zeros(2, 3, 64, 64)
+
+
+# ------------------------------------------------------------------ the walk back through the autograd graph
+
+_SQUASH = re.compile(
+    r"(Relu|Tanh|Gelu|Silu|Hardswish|Hardtanh|LeakyRelu|Elu|Mish|Prelu|Threshold|Selu|Softplus|Hardsigmoid|Celu)"
+)
+_NORM = re.compile(r"(BatchNorm|LayerNorm|GroupNorm|InstanceNorm|RmsNorm|VectorNorm|NormBackward|WeightNormInterface)")
+_MATMUL = re.compile(r"(Addmm|Mm|Bmm|Baddbmm|Mv|Convolution|Conv\w*|Linear|Einsum|ScaledDotProduct\w*|Im2Col)Backward")
+_SUM = re.compile(r"^(Add|Sub|Rsub|Cat|Stack|Where)Backward")
+
+
+class _Graph:
+    """The autograd graph behind some outputs, with what in it is computed from parameters alone."""
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self.edges: dict[Any, tuple[Any, ...]] = {}
+        self.pure: dict[Any, frozenset[int]] = {}  # for nodes of parameters alone: the parameters
+        self.leaves: dict[int, torch.Tensor] = {}
+        stack = [(root, False) for root in roots]
+        while stack:
+            node, done = stack.pop()
+            if done:
+                self._settle(node)
+            elif node not in self.edges:
+                self.edges[node] = tuple(target for target, _ in node.next_functions)
+                stack.append((node, True))
+                stack += [(target, False) for target in self.edges[node] if target is not None]
+
+    def _settle(self, node: Any) -> None:
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            self.leaves[id(variable)] = variable
+            self.pure[node] = frozenset((id(variable),))
+            return
+        name, edges = node.name(), self.edges[node]
+        if "Embedding" in name or not edges:
+            return
+        if name.startswith("Convolution") and edges[0] is None:
+            return
+        if name.startswith("Addmm") and None in edges[1:]:
+            return
+        if re.match(r"(Mm|Bmm|Mv)Backward", name) and None in edges:
+            return
+        known = [target for target in edges if target is not None]
+        if known and all(target in self.pure for target in known):
+            self.pure[node] = frozenset().union(*(self.pure[target] for target in known))
+
+    def data(self, node: Any) -> list[Any]:
+        """The nodes before ``node`` that carry data."""
+        return [target for target in self.edges[node] if target is not None and target not in self.pure]
+
+    def weights(self, node: Any) -> list[torch.Tensor]:
+        """The parameters that enter at ``node``."""
+        targets = [target for target in self.edges[node] if target is not None and target in self.pure]
+        if node in self.pure:
+            targets = [node]
+        return [self.leaves[i] for i in frozenset().union(*(self.pure[target] for target in targets))]
+
+
+def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[int]) -> list[End]:
+    """Find the layers that outputs come from, and add the ids of all layers that took part to ``seen``."""
+    roots = {key: tensor.grad_fn for key, tensor in outputs.items() if tensor.grad_fn is not None}
+    graph = _Graph(roots.values())
+    fresh = {id(owners[leaf]) for leaf in graph.leaves if leaf in owners} - seen
+    seen |= fresh
+    ends: dict[Layer, End] = {}
+    nodes: dict[Layer, list[Any]] = {}
+    for port, root in roots.items():
+        levels: dict[Any, int] = {}
+        queue = deque([(root, CLEAN)])
+        while queue:
+            node, level = queue.popleft()
+            if levels.get(node, MIXED + 1) <= level:
+                continue
+            levels[node] = level
+            met = _multiplied(graph, node, owners)
+            if met is not None:
+                for layer in met:
+                    end = ends.setdefault(layer, End(layer, level))
+                    end.level = min(end.level, level)
+                    end.ports.add(port)
+                    if node not in nodes.setdefault(layer, []):
+                        nodes[layer].append(node)
+                continue
+            level = max(level, _level(graph, node))
+            queue.extend((target, level) for target in graph.data(node))
+    # A layer that feeds another one, or itself again, is body; and so is what a residual sum puts beside it.
+    layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
+    for layer, its_nodes in nodes.items():
+        fed = _before(graph, its_nodes, layer_at)
+        for source in fed:
+            ends[source].body = True
+            if source is layer or ends[source].ports & ends[layer].ports:
+                ends[layer].body = True
+    return [end for end in ends.values() if id(end.layer) in fresh]
+
+
+def _multiplied(graph: _Graph, node: Any, owners: dict[int, Layer]) -> list[Layer] | None:
+    """The layers whose weights data meet at ``node``, or None if the node is no layer."""
+    weights = [w for w in graph.weights(node) if w.dim() >= 2 and w.numel() > max(w.shape)]
+    if not weights or (_SUM.match(node.name()) and node not in graph.pure):
+        return None
+    return list(dict.fromkeys(owners[id(w)] for w in weights if id(w) in owners))
+
+
+def _level(graph: _Graph, node: Any) -> int:
+    """How far a node takes its input from being an output as it stands."""
+    name = node.name()
+    if _NORM.search(name):
+        return NORMED
+    if _SQUASH.match(name):
+        return SQUASHED
+    data = graph.data(node)
+    if _MATMUL.match(name):
+        return MIXED
+    if name.startswith("Mul") and any(w.numel() > 1 for w in graph.weights(node)):
+        return NORMED
+    if re.match(r"(Mul|Div)Backward", name) and len(data) > 1:
+        return NORMED
+    return CLEAN
+
+
+def _before(graph: _Graph, start: list[Any], layer_at: dict[Any, Layer]) -> set[Layer]:
+    """The layers of ``layer_at`` that feed the nodes in ``start``."""
+    found: set[Layer] = set()
+    seen: set[Any] = set()
+    stack = [target for node in start for target in graph.data(node)]
+    while stack:
+        node = stack.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in layer_at:
+            found.add(layer_at[node])
+        stack += graph.data(node)
+    return found
