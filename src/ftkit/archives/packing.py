@@ -60,7 +60,9 @@ def unpack(packed: Iterator[bytes], new_decoder: Callable[[], _Decoder]) -> Iter
 
 def unpack_member(packed: Iterator[bytes], method: int) -> Iterator[bytes]:
     """Unpack the data of a member of a zip; whether they are complete, its size and checksum must tell."""
-    return _unpack(packed, ZIP_METHODS[method]()) if method else packed
+    yield from _unpack(packed, ZIP_METHODS[method]()) if method else packed
+    for _ in packed:  # a signature may stand at their very end
+        pass
 
 
 def _unpack(packed: Iterator[bytes], decoder: _Decoder, block: bytes = b"") -> Iterator[bytes]:

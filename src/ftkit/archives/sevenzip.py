@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ftkit.archives.members import FILE_KINDS, Archive, Limits, Member, check_link
+from ftkit.archives.members import FILE_KINDS, Archive, Limits, Member, check_link, refused
 from ftkit.archives.tree import Tree, split_path
 from ftkit.errors import ArchiveError, FtkitError
 
@@ -41,9 +41,10 @@ def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
             else:
                 tree.write(member, parts)
         with _reading(password):
-            _extract(
-                opened, tree.root, [member for member, _ in files.values()], lambda path: tree.create(*files[path])
-            )
+            wanted = [member for member, _ in files.values()]
+            _extract(opened, tree.root, wanted, lambda path: tree.create(*files.pop(path)))
+        for member, _ in files.values():
+            raise refused(member.name, "is announced, and does not come")
 
     return Archive("7z", iter([members]), total, pour=pour)
 

@@ -59,7 +59,7 @@ class Tree:
         self._entries: dict[str, tuple[str, str]] = {}  # place -> kind and name
         self._links: dict[str, tuple[list[str], str]] = {}  # place -> parts of the name, and target
         self._folder: list[str] | None = None
-        self._folds_case = _folds_case(root)
+        self.folds_case = _folds_case(root)
 
     def claim(self, member: Member) -> list[str] | None:
         """Return the parts of the path where ``member`` goes, None for what is left out; raise for what is refused."""
@@ -88,7 +88,7 @@ class Tree:
 
     def _place(self, parts: list[str]) -> str:
         place = "/".join(parts)
-        if self._folds_case:
+        if self.folds_case:
             place = place.casefold()
         return place if place.isascii() else unicodedata.normalize("NFC", place)
 
@@ -99,7 +99,7 @@ class Tree:
             return
         taken_kind, taken = self._entries[place]
         if taken != name:
-            how = "by case" if self._folds_case else "by Unicode form"
+            how = "by case" if taken.casefold() == name.casefold() else "by Unicode form"
             raise refused(member.name, f"collides with {taken!r}, which differs {how} alone")
         if taken_kind == "link":
             raise refused(member.name, f"would be written through the link {taken!r}")

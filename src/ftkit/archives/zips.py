@@ -91,7 +91,9 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password:
 
     signed = info.compress_type == _AES and info.CRC == 0  # AE-2 has a signature in place of a checksum
     checksum = None if signed else info.CRC
-    member = Member(name, kind, info.file_size, stat.S_IMODE(unix) or None, _modified(info), checksum, data=data)
+    member = Member(
+        name, kind, info.file_size, stat.S_IMODE(unix) if unix else None, _modified(info), checksum, data=data
+    )
     if kind == "link":
         check_link(member)
         check = Check(member)
