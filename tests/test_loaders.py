@@ -1,0 +1,154 @@
+"""A loader goes on within an epoch as if it had never stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset, IterableDataset, RandomSampler, Subset, WeightedRandomSampler
+
+from ftkit import load_checkpoint, save_checkpoint
+from ftkit.errors import CheckpointError, FtkitError
+from ftkit.loaders import ResumableLoader
+
+
+class Noisy(Dataset[torch.Tensor]):
+    """Items with noise from every global generator, as augmentation makes it."""
+
+    def __len__(self) -> int:
+        return 14
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((4,), float(index)) + random.random() + float(np.random.rand()) + torch.rand(4)  # noqa: NPY002
+
+
+def loader_of(kind: str, workers: int) -> ResumableLoader[Any]:
+    """A loader over noisy data with one of the usual samplers."""
+    options: dict[str, Any] = {"batch_size": 2, "num_workers": workers}
+    data: Any = Noisy()
+    if kind == "shuffle":
+        options["shuffle"] = True
+    elif kind == "generator":
+        options |= {"shuffle": True, "generator": torch.Generator().manual_seed(3)}
+    elif kind == "weighted":
+        options["sampler"] = WeightedRandomSampler([1.0] * 14, 14)
+    elif kind == "subset":
+        data, options["shuffle"] = Subset(data, range(14)), True
+    elif kind == "single":
+        options |= {"batch_size": None, "sampler": RandomSampler(data)}
+    elif kind == "persistent":
+        options |= {"shuffle": True, "persistent_workers": workers > 0}
+    return ResumableLoader(data, **options)
+
+
+class Run:
+    """A hand-written training loop that may stop anywhere."""
+
+    def __init__(self, kind: str, workers: int) -> None:
+        self.model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 1))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-2)
+        self.loader = loader_of(kind, workers)
+        self.seen: list[torch.Tensor] = []
+        self.epoch = 0
+
+    def go(self, stop: int | None = None, path: Path | None = None) -> None:
+        """Train to the end of the second epoch, or save and stop after some steps."""
+        for epoch in range(self.epoch, 2):
+            for batch in self.loader:
+                self.model(batch).square().mean().backward()
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.seen.append(batch)
+                if len(self.seen) == stop:
+                    assert path is not None
+                    save_checkpoint(path, model=self.model, optimizer=self.optimizer, sampler=self.loader, epoch=epoch)
+                    return
+
+    def load(self, path: Path) -> None:
+        """Go back to where another process stopped."""
+        checkpoint = load_checkpoint(path, model=self.model, optimizer=self.optimizer, sampler=self.loader)
+        self.epoch = checkpoint.epoch or 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "workers", "stop", "suffix"),
+    [
+        ("shuffle", 0, 3, ".safetensors"),
+        ("shuffle", 0, 7, ".pt"),
+        ("shuffle", 2, 3, ".pt"),
+        ("generator", 0, 9, ".pt"),
+        ("generator", 2, 4, ".safetensors"),
+        ("weighted", 0, 5, ".safetensors"),
+        ("subset", 0, 8, ".safetensors"),
+        ("single", 0, 5, ".safetensors"),
+        pytest.param("single", 2, 5, ".safetensors", marks=pytest.mark.slow),
+        pytest.param("subset", 2, 8, ".safetensors", marks=pytest.mark.slow),
+        ("persistent", 2, 9, ".safetensors"),
+    ],
+)
+def test_training_goes_on_exactly_in_mid_epoch(tmp_path: Path, kind: str, workers: int, stop: int, suffix: str) -> None:
+    """Weights at the end are the same to the bit as without the stop, and so is every batch."""
+    torch.manual_seed(1)
+    whole = Run(kind, workers)
+    whole.go()
+    torch.manual_seed(1)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    first = Run(kind, workers)
+    start = [value.clone() for value in first.model.state_dict().values()]
+    first.go(stop, tmp_path / f"run{suffix}")
+    torch.manual_seed(99)
+    random.seed(99)
+    second = Run(kind, workers)
+    second.load(tmp_path / f"run{suffix}")
+    second.go()
+    batches = first.seen + second.seen
+    assert len(start) == 4
+    assert len(batches) == len(whole.seen)
+    assert all(map(torch.equal, batches, whole.seen))
+    assert all(map(torch.equal, second.model.state_dict().values(), whole.model.state_dict().values()))
+
+
+def test_the_number_of_workers_may_change(tmp_path: Path) -> None:
+    """What a batch holds does not depend on which worker made it."""
+    batches = []
+    for workers in (1, 2):
+        torch.manual_seed(5)
+        batches.append(list(loader_of("shuffle", workers)))
+    assert all(map(torch.equal, *batches))
+
+
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    """Epochs differ, and the length is that of the whole."""
+    loader = ResumableLoader(list(range(40)), batch_size=4, shuffle=True)
+    orders = [[batch.tolist() for batch in loader] for _ in range(2)]
+    assert len(loader) == 10
+    assert orders[0] != orders[1]
+    assert sorted(index for batch in orders[1] for index in batch) == list(range(40))
+
+
+def test_breaking_off_starts_anew() -> None:
+    """An epoch that a loop left early is not gone on with unless a state says so."""
+    loader = ResumableLoader(list(range(6)), batch_size=2)
+    next(iter(loader))
+    assert loader.mid_epoch
+    assert len(list(loader)) == 3
+    assert not loader.mid_epoch
+
+
+def test_what_it_cannot_resume_it_refuses() -> None:
+    """An iterable dataset and a foreign state are errors that say what to do."""
+
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Any:
+            return iter(range(3))
+
+    with pytest.raises(FtkitError, match="state_dict"):
+        ResumableLoader(Stream())
+    with pytest.raises(CheckpointError, match="no state of a ResumableLoader"):
+        ResumableLoader([1]).load_state_dict({"epoch": 1})
