@@ -198,9 +198,12 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The bytes of a tensor: its own memory if that is contiguous on the CPU, else a copy."""
+    if not tensor.numel():
+        return memoryview(b"")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    array: Any = plain.reshape(-1).view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before 3.12
-    return memoryview(array) if plain.numel() else memoryview(b"")
+    flat = plain.as_strided((plain.numel(),), (1,))  # a side of one element may have any stride
+    array: Any = flat.view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before Python 3.12
+    return memoryview(array)
 
 
 def _header(
