@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 import torchvision
+from hypothesis import given, settings
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from ftkit.errors import SelectionError
+from ftkit.errors import FtkitError, SelectionError
 from ftkit.freezing import freeze, freeze_except, frozen, is_frozen, trainable, unfreeze
 from ftkit.groups import param_groups
+from ftkit.selection import select
 
 
 class Net(nn.Module):
@@ -371,3 +380,180 @@ def test_the_context_manager_restores_exactly_what_was() -> None:
     with frozen(model, "backbone"):
         model.eval()
     assert not any(part.training for part in model.modules())
+
+
+LEAVES: list[Callable[[], nn.Module]] = [
+    lambda: nn.Linear(2, 2),
+    lambda: nn.BatchNorm1d(2),
+    lambda: nn.BatchNorm1d(2, affine=False),
+    lambda: nn.LayerNorm(2),
+    lambda: nn.Dropout(0.5),
+    lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)),
+]
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> nn.Module:
+    """Nested Sequentials of layers on two features, with shared layers, fixed parameters, in either mode."""
+    layers: list[nn.Module] = [LEAVES[0]()]
+    for kind in draw(st.lists(st.integers(0, len(LEAVES)), min_size=1, max_size=8)):
+        again = draw(st.integers(0, len(layers) - 1))
+        layers.append(LEAVES[kind]() if kind < len(LEAVES) else layers[again])
+    while len(layers) > 1 and draw(st.booleans()):
+        start = draw(st.integers(0, len(layers) - 2))
+        stop = draw(st.integers(start + 1, len(layers)))
+        layers[start:stop] = [nn.Sequential(*layers[start:stop])]
+    model = nn.Sequential(*layers).train(draw(st.booleans()))
+    for parameter in model.parameters():
+        parameter.requires_grad_(draw(st.integers(0, 3)) > 0)
+    return model
+
+
+@st.composite
+def trees_and_parts(draw: st.DrawFn) -> tuple[nn.Module, list[str]]:
+    """A tree and some names in it."""
+    model = draw(trees())
+    names = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
+    return model, draw(st.lists(st.sampled_from(names), min_size=1, max_size=3))
+
+
+@given(trees_and_parts(), st.booleans(), st.booleans(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_freeze_then_unfreeze_is_the_identity(
+    case: tuple[nn.Module, list[str]], run: bool, norm_stats: bool, keep_dropout: bool
+) -> None:
+    """On any tree, for any parts of which one trains: flags, modes, hooks and attributes come back."""
+    model, parts = case
+    if is_frozen(model, *parts):
+        return  # nothing here was trainable: then unfreeze has nothing to take back, and thaws what it is told
+    before, mode = modes(model), model.training
+    freeze(model, *parts, norm_stats=norm_stats, keep_dropout=keep_dropout)
+    assert is_frozen(model, *parts) or not (norm_stats and not keep_dropout)
+    assert not any(parameter.requires_grad for parameter in select(model, *parts).parameters.values())
+    if run:
+        model.train(mode)(torch.randn(3, 2))
+    unfreeze(model, *parts)
+    assert modes(model) == before
+
+
+@given(trees_and_parts(), st.booleans(), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_the_context_manager_is_the_identity(case: tuple[nn.Module, list[str]], first: bool, run: bool) -> None:
+    """On any tree, over any earlier freezing, with a forward pass inside or without."""
+    model, parts = case
+    if first:
+        freeze(model, parts[0])
+    before = modes(model)
+    with frozen(model, *parts):
+        assert is_frozen(model, *parts)
+        if run:
+            model(torch.randn(3, 2))
+    assert modes(model) == before
+
+
+@given(trees_and_parts())
+@settings(max_examples=150, deadline=None)
+def test_frozen_parts_of_any_tree_keep_their_state(case: tuple[nn.Module, list[str]]) -> None:
+    """No parameter and no buffer of a selected module moves in a training step, and its output is that of eval mode."""
+    model, parts = case
+    freeze(model, *parts)
+    held = [part for part in model.modules() if part._forward_pre_hooks and not isinstance(part, nn.ModuleDict)]
+    held = [part for part in held if "arametriz" not in type(part).__module__]
+    before = {id(module): state(module) for module in held}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    loss = model.train()(torch.randn(3, 2)).square().sum()
+    if loss.requires_grad:
+        loss.backward()
+        optimizer.step()
+    for module in held:
+        assert same(before[id(module)], module)
+        x = torch.randn(3, 2)
+        assert torch.equal(module(x), module.eval()(x))
+
+
+@given(trees_and_parts())
+@settings(max_examples=100, deadline=None)
+def test_freeze_except_trains_what_is_selected_on_any_tree(case: tuple[nn.Module, list[str]]) -> None:
+    """Nothing outside trains; inside, all that did, or all if nothing did."""
+    model, parts = case
+    chosen = select(model, *parts).parameters
+    wanted = [name for name, parameter in chosen.items() if parameter.requires_grad] or list(chosen)
+    freeze(model)
+    freeze_except(model, *parts)
+    assert list(trainable(model)) == wanted
+
+
+RANK = """
+import json, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from ftkit.freezing import freeze, freeze_except, frozen, unfreeze
+from ftkit.groups import param_groups
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+torch.set_num_threads(1)
+torch.manual_seed(0)
+body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 4, 3))
+model = nn.Sequential(body, nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+freeze_except(model, "1")
+parallel = DistributedDataParallel(model)
+torch.manual_seed(rank)
+optimizer = torch.optim.SGD(param_groups(model, 1e-3))
+seen = []
+
+def check():
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _ in range(2):
+        optimizer.zero_grad()
+        parallel.train()(torch.randn(4, 3, 8, 8)).square().sum().backward()
+        optimizer.step()
+    flat = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+    both = [torch.empty_like(flat) for _ in range(2)]
+    dist.all_gather(both, flat)
+    moved = {name[0] for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+    seen.append([sorted(moved), torch.equal(*both)])
+
+check()
+unfreeze(parallel, "0", optimizer=optimizer)
+check()
+freeze(parallel, "1")
+check()
+with frozen(parallel):
+    for _ in range(2):
+        parallel(torch.randn(4, 3, 8, 8).requires_grad_()).sum().backward()
+check()
+dist.destroy_process_group()
+print(json.dumps(seen))
+"""
+
+
+def test_two_processes_stay_in_step(tmp_path: Path) -> None:
+    """Through DistributedDataParallel frozen parts stay, and what thaws after wrapping is averaged like the rest."""
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(rank), str(tmp_path / "store")], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    outputs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    head, all_of_it, body, again = json.loads(outputs[0])
+    assert head == [["1"], True]
+    assert all_of_it == [["0", "1"], True]
+    assert body == again == [["0"], True]
+
+
+def test_a_group_of_processes_of_its_own_is_an_error_before_anything_changes(tmp_path: Path) -> None:
+    """What can't be brought in step is refused, with what to do."""
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(Net(), process_group=dist.new_group([0]))
+        before = modes(parallel)
+        with pytest.raises(FtkitError, match="wrap it again"):
+            freeze(parallel, "backbone")
+        assert modes(parallel) == before
+    finally:
+        dist.destroy_process_group()

@@ -246,7 +246,7 @@ def frozen(
     try:
         yield report
     finally:
-        switched = inner.training != mode and _hook_of(inner) is None
+        switched = inner.training != mode and not _is_held(inner)
         for part, training, hook, memory in modules:
             if id(part) in changed:
                 part.training = inner.training if switched else training
@@ -280,7 +280,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
     chosen = _selection(model, selectors)
     if chosen.parameters:
         return not any(parameter.requires_grad for parameter in chosen.parameters.values())
-    return bool(chosen.modules) and all(map(_hook_of, chosen.modules.values()))
+    return bool(chosen.modules) and all(map(_is_held, chosen.modules.values()))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -408,7 +408,7 @@ def _stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
     elif torch.compiler.is_compiling() or module.training:
         for part in module.modules():
             own = list(part.parameters(recurse=False))
-            if _hook_of(part) is not None or (own and not any(p.requires_grad for p in own)):
+            if _is_held(part) or (own and not any(p.requires_grad for p in own)):
                 part.training = False
 
 
@@ -420,6 +420,10 @@ def _stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
 def _hook_of(module: nn.Module) -> Any:
     hooks: Any = module._forward_pre_hooks  # torch types the keys as int, and needs them only to be hashable
     return hooks.get(_KEY)
+
+
+def _is_held(module: nn.Module | None) -> bool:
+    return module is not None and _hook_of(module) is not None
 
 
 def _set_hook(module: nn.Module, hook: Any) -> None:
@@ -453,7 +457,7 @@ def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection
     for module in model.modules():
         for child in module.children():
             around.setdefault(child, module)
-        hooked = _hook_of(module) is not None
+        hooked = _is_held(module)
         if module in hold:
             if module is model and module.training and not hooked:
                 _set_memory(module, _memory(module) | {"training"})
@@ -468,8 +472,8 @@ def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection
 def _set_depths(model: nn.Module) -> None:
     """Let each hook care for the parts too where all of them are held."""
     for module in model.modules():
-        if _hook_of(module) is not None:
-            whole = all(_hook_of(part) is not None for part in module.modules())
+        if _is_held(module):
+            whole = all(map(_is_held, module.modules()))
             _set_hook(module, _stay_in_eval if whole else _stay_in_eval_alone)
 
 
@@ -488,8 +492,10 @@ def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
     """The modules that thawing ``chosen`` sets free: itself, all around it, and what stood between it and others."""
     tensors = _ids((*chosen.parameters.values(), *chosen.buffers.values()))
     freed = {*chosen.modules.values(), *(module for module in model.modules() if _tensors(module) & tensors)}
+    loose = {child for module in freed if _is_held(module) for child in module.children()}
     for module, before, after in _stateless(model):
-        if before in freed or after in freed:
+        between = before not in freed and after not in freed and _is_held(before) and _is_held(after)
+        if before in freed or after in freed or (module in loose and not between):
             freed |= set(module.modules())
     return freed
 
@@ -500,7 +506,7 @@ def _between(model: nn.Module, held: Collection[nn.Module]) -> set[nn.Module]:
         part
         for module, before, after in _stateless(model)
         if before in held or after in held
-        if before and after and _hook_of(before) and _hook_of(after)
+        if _is_held(before) and _is_held(after)
         for part in module.modules()
     }
 
@@ -554,7 +560,7 @@ def _report(
     left: dict[str, nn.Parameter],
     added: tuple[str, ...],
 ) -> FreezeReport:
-    held = [module for module in model.modules() if _hook_of(module) is not None]
+    held = list(filter(_is_held, model.modules()))
     changed = froze.keys() | thaw.keys()
     return FreezeReport(
         frozen=tuple(froze),
