@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ftkit.archives.members import FILE_KINDS, Archive, Limits, Member, check_link, refused
-from ftkit.archives.tree import Tree, split_path
+from ftkit.archives.tree import Output, Tree, split_path
 from ftkit.errors import ArchiveError, FtkitError
 
 __all__ = ["MAGIC", "read_7z"]
@@ -40,9 +40,13 @@ def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
                 files["/".join(parts)] = member, parts
             else:
                 tree.write(member, parts)
-        with _reading(password):
-            wanted = [member for member, _ in files.values()]
-            _extract(opened, tree.root, wanted, lambda path: tree.create(*files.pop(path)))
+        with _reading(password), contextlib.ExitStack() as last:
+
+            def create(path: str) -> Output:
+                last.close()  # py7zr itself leaves a file open where its data fail
+                return last.enter_context(tree.create(*files.pop(path)))
+
+            _extract(opened, tree.root, [member for member, _ in files.values()], create)
         for member, _ in files.values():
             raise refused(member.name, "is announced, and does not come")
 
