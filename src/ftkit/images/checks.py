@@ -11,20 +11,19 @@ import struct
 import warnings
 import zlib
 from pathlib import PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from ftkit.files import digest
-from ftkit.images.fingerprint import fingerprints
+from ftkit.images import png
+from ftkit.images.fingerprint import Prints, fingerprints
+from ftkit.images.jpeg import pillow_complaint, read_header, weigh_complaint
+from ftkit.images.verdict import MOST_PIXELS, Broken, Form, Notes, Verdict, judge_pixel_count
 
-__all__ = ["IMAGENET_SUFFIXES", "Verdict", "check_bytes", "check_file", "prepare"]
+__all__ = ["IMAGENET_SUFFIXES", "check_bytes", "check_file", "prepare"]
 
-# Pillow warns above the first and refuses above the second number of pixels.
-_WARN_PIXELS = 89_478_485
-_MOST_PIXELS = 2 * _WARN_PIXELS
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded
 
 # What torchvision's ImageFolder takes for an image, by the suffix alone.
@@ -64,30 +63,6 @@ _NOT_IMAGES = (
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
 
 
-class Verdict(NamedTuple):
-    """What a check found out about one file.
-
-    Attributes:
-        notes: ``(kind, detail)`` or ``(kind, detail, severity)`` for each finding.
-        size: Bytes of the file.
-        mtime: Its time of modification in nanoseconds.
-        digest: XXH3 of its bytes, or an empty string.
-        form: ``(format, mode, width, height)`` when it is an image.
-        hashes: The two fingerprints, unless it is too plain for any.
-    """
-
-    notes: list[tuple[str, ...]]
-    size: int = 0
-    mtime: int = 0
-    digest: str = ""
-    form: tuple[str, str, int, int] | None = None
-    hashes: tuple[int, int] | None = None
-
-
-class _Broken(Exception):  # noqa: N818  (a verdict, and caught in here)
-    """The pixels can't be had; carries the kind and the detail of the finding."""
-
-
 def check_file(path: str) -> Verdict:
     """Read the file once and judge it. Never opens what is no regular file."""
     try:
@@ -121,15 +96,15 @@ def check_bytes(path: str, data: bytes) -> Verdict:
         if suffix in _IMAGE_SUFFIXES or not data:
             return Verdict([("empty", f"{len(data):,} bytes, all of them zero" if data else "0 bytes")], len(data))
         return Verdict([("other_file", "zeros only")], len(data))
-    notes: list[tuple[str, ...]] = []
-    form: tuple[str, str, int, int] | None = None
-    hashes: tuple[int, int] | None = None
+    notes: Notes = []
+    form: Form | None = None
+    prints: Prints | None = None
     try:
         if data.startswith(b"\xff\xd8\xff"):
             form, grey = _check_jpeg(data, notes)
         else:
             form, grey = _check_other(data, notes)
-    except _Broken as broken:
+    except Broken as broken:
         kind, detail = broken.args
         if kind == "not_an_image" and suffix not in _IMAGE_SUFFIXES:
             kind = "other_file"
@@ -140,20 +115,18 @@ def check_bytes(path: str, data: bytes) -> Verdict:
         notes.append(("damaged", f"{type(error).__name__}: {error}"))
     else:
         _judge_name(suffix, form[0], notes)
-        hashes = _judge_picture(data, form, grey, notes)
-    return Verdict(notes, len(data), 0, digest(data), form, hashes)
+        prints = _judge_picture(data, form, grey, notes)
+    return Verdict(notes, len(data), 0, digest(data), form, prints)
 
 
-def _judge_name(suffix: str, form: str, notes: list[tuple[str, ...]]) -> None:
+def _judge_name(suffix: str, form: str, notes: Notes) -> None:
     if suffix in _IMAGE_SUFFIXES and suffix not in _SUFFIXES.get(form, (suffix,)):
         notes.append(("wrong_suffix", f"{form} content under the suffix {suffix}"))
     elif suffix not in IMAGENET_SUFFIXES:
         notes.append(("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
 
 
-def _judge_picture(
-    data: bytes, form: tuple[str, str, int, int], grey: Image.Image, notes: list[tuple[str, ...]]
-) -> tuple[int, int] | None:
+def _judge_picture(data: bytes, form: Form, grey: Image.Image, notes: Notes) -> Prints | None:
     """Note what is odd about the pixels; return their fingerprints unless they are too plain."""
     _, mode, width, height = form
     short, long = sorted((width, height))
@@ -188,87 +161,37 @@ def _is_neutral(data: bytes, share: float) -> bool:
 # ------------------------------------------------------------------------------------------------ JPEG
 
 
-class _JpegHeader(NamedTuple):
-    width: int
-    height: int
-    components: int
-    precision: int
-    orientation: int | None  # None: EXIF is there but can't be read
-    multiple: bool  # several pictures in one file (MPO)
-
-
-def _read_jpeg_header(data: bytes) -> _JpegHeader | None:
-    """Walk the markers up to the first scan; None when they can't be followed (ITU-T T.81, annex B)."""
-    at, multiple, frame = 2, False, None
-    orientation: int | None = 1
-    end = len(data) - 4
-    while at < end:
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        length = data[at + 2] << 8 | data[at + 3]
-        if marker == 0xDA:
-            return _JpegHeader(*frame, orientation, multiple) if frame else None
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 10 <= len(data):
-            precision, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            frame = (width, height, components, precision)
-        elif marker == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
-            orientation = _read_orientation(data[at + 10 : at + 2 + length])
-        elif marker == 0xE2 and data.startswith(b"MPF\0", at + 4):
-            multiple = True
-        at += 2 + length
-    return None
-
-
-def _read_orientation(tiff: bytes) -> int | None:
-    """Return the orientation (1 to 8) that EXIF gives, 1 when it gives none, None when it is garbled."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None or len(tiff) < 8:
-        return None
-    (at,) = struct.unpack_from(order + "I", tiff, 4)
-    if at + 2 > len(tiff):
-        return None
-    (count,) = struct.unpack_from(order + "H", tiff, at)
-    if at + 2 + 12 * count > len(tiff):
-        return None
-    for entry in range(at + 2, at + 2 + 12 * count, 12):
-        tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-        if tag == ExifTags.Base.Orientation:
-            return int(value) if 1 <= value <= 8 else 1
-    return 1
-
-
-def _check_jpeg(data: bytes, notes: list[tuple[str, ...]]) -> tuple[tuple[str, str, int, int], Image.Image]:
-    header = _read_jpeg_header(data)
+def _check_jpeg(data: bytes, notes: Notes) -> tuple[Form, Image.Image]:
+    header = read_header(data)
     if header is None or header.precision != 8 or header.components not in (1, 3, 4):
         return _check_other(data, notes)
-    width, height, components = header[:3]
-    _judge_pixel_count(width, height, notes)
+    width, height = header.width, header.height
+    judge_pixel_count(width, height, notes)
     # At an eighth of the size every bit is still decoded: that finds what a full decode finds.
     scale = (1, 1, 8) if min(width, height) >= 256 else (32, 32, 1)
-    colours = "CMYK" if components == 4 else "GRAY"
     grey: Image.Image | None = None
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours, False, False, *scale)
-        if components != 4:
+        pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+        if header.components != 4:
             grey = Image.fromarray(pixels[:, :, 0])
         if not data.endswith(b"\xff\xd9") and not header.multiple:
             after = len(data) - 2 - data.rfind(b"\xff\xd9")
             notes.append(("trailing_data", f"{after:,} bytes after the end marker"))
     except ValueError as error:
-        _judge_jpeg_complaint(data, str(error), notes)
+        weigh_complaint(data, header, str(error), notes)
     if grey is None:
         with Image.open(io.BytesIO(data)) as image:
             image.draft("L", (width // 8, height // 8))
-            grey = image.convert("RGB").convert("L")
+            ImageFile.LOAD_TRUNCATED_IMAGES = True  # an end marker may be missing
+            try:
+                grey = image.convert("RGB").convert("L")
+            finally:
+                ImageFile.LOAD_TRUNCATED_IMAGES = False
     if header.orientation is None:
         notes.append(("bad_exif", "the EXIF directory does not fit its segment"))
     elif header.orientation != 1:
         notes.append(("exif_rotated", _say_orientation(header.orientation)))
-    mode = {1: "L", 3: "RGB", 4: "CMYK"}[components]
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[header.components]
     return ("MPO" if header.multiple else "JPEG", mode, width, height), grey
 
 
@@ -279,74 +202,25 @@ def _say_orientation(orientation: int) -> str:
     return f"EXIF orientation {orientation}: to be {' and '.join(filter(None, (mirrored, turned)))}"
 
 
-def _judge_pixel_count(width: int, height: int, notes: list[tuple[str, ...]]) -> None:
-    if not width or not height:
-        raise _Broken("damaged", f"its header says {width} x {height} pixels")
-    if width * height > _MOST_PIXELS:
-        raise _Broken("bomb", f"{width:,} x {height:,} pixels; Pillow refuses more than {_MOST_PIXELS:,}")
-    if width * height > _WARN_PIXELS:
-        notes.append(("huge", f"{width:,} x {height:,} pixels; Pillow warns above {_WARN_PIXELS:,}"))
-
-
-# Complaints of libjpeg that leave every pixel as it was.
-_HARMLESS = ("unknown JFIF revision", "Adobe color transform", "Invalid SOS parameters", "Inconsistent progression")
-
-
-def _judge_jpeg_complaint(data: bytes, complaint: str, notes: list[tuple[str, ...]]) -> None:
-    """Weigh a complaint of the strict decoder: note what is harmless, raise what cost pixels."""
-    if "Premature end of JPEG file" in complaint:
-        mended = data + (b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9")
-        if _complaint_of(mended):
-            raise _Broken("truncated", "the data end before the picture does")
-        severity = "unusable" if _pillow_complaint(data) else "odd"
-        notes.append(("missing_eoi", "every pixel is there, the end marker is not", severity))
-    elif any(harmless in complaint for harmless in _HARMLESS) and not _pillow_complaint(data):
-        notes.append(("decoder_warning", complaint))
-    elif "extraneous bytes before marker 0xd9" in complaint and not _pillow_complaint(data):
-        raise _Broken("damaged", complaint)
-    else:
-        refused = _pillow_complaint(data)
-        if refused:
-            raise _Broken("truncated" if "runcated" in refused else "damaged", refused)
-        if not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
-            raise _Broken("damaged", complaint)
-
-
-def _complaint_of(data: bytes) -> str:
-    try:
-        simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _pillow_complaint(data: bytes) -> str:
-    """Load as training loaders do; return what Pillow says against it."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow's plug-ins raise many kinds)
-        return str(error) or type(error).__name__
-    return ""
-
-
 # ------------------------------------------------------------------------------------------------ the rest
 
 
-def _check_other(data: bytes, notes: list[tuple[str, ...]]) -> tuple[tuple[str, str, int, int], Image.Image]:
+def _check_other(data: bytes, notes: Notes) -> tuple[Form, Image.Image]:
     """Decode all of it with Pillow."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, name in _NOT_IMAGES:
         if start.startswith(magic):
-            raise _Broken("not_an_image", name)
-    crc = _judge_png(data) if data.startswith(b"\x89PNG\r\n\x1a\n") else None
+            raise Broken("not_an_image", name)
+    note: tuple[str, ...] | None = None
+    if data.startswith(png.MAGIC):
+        note = png.judge(data)
+        if note and pillow_complaint(data):
+            note, data = (*note, "unusable"), png.mend(data)
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format in _DRAWINGS:
-                raise _Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw by itself")
-            _judge_pixel_count(*image.size, notes)
+                raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw by itself")
+            judge_pixel_count(*image.size, notes)
             form = (image.format or "unknown", image.mode, *image.size)
             frames = _load_frames(image)
             image.seek(0)
@@ -354,14 +228,14 @@ def _check_other(data: bytes, notes: list[tuple[str, ...]]) -> tuple[tuple[str, 
             _judge_form(image, frames, notes)
             grey = _to_grey(image)
     except UnidentifiedImageError:
-        raise _Broken(*_describe(data)) from None
+        raise Broken(*_describe(data)) from None
+    except Image.DecompressionBombError as error:
+        raise Broken("bomb", str(error)) from None
     except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
         text = str(error) or type(error).__name__
-        if isinstance(error, EOFError) or "runcated" in text:
-            raise _Broken("truncated", text) from None
-        raise _Broken("damaged", text) from None
-    if crc:
-        notes.append(crc)
+        raise Broken("truncated" if isinstance(error, EOFError) or "runcated" in text else "damaged", text) from None
+    if note:
+        notes.append(note)
     return form, grey
 
 
@@ -385,49 +259,6 @@ def _describe(data: bytes) -> tuple[str, str]:
     return "not_an_image", f"unknown content, {len(data):,} bytes"
 
 
-def _judge_png(data: bytes) -> tuple[str, ...] | None:
-    """Check every chunk's CRC and the end; raise when the pixels themselves are wrong (PNG specification, 5.3)."""
-    at, packed, wrong, ended = 8, [], [], False
-    while at + 12 <= len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        name = data[at + 4 : at + 8]
-        stop = at + 8 + length
-        if stop + 4 > len(data):
-            break
-        if zlib.crc32(data[at + 4 : stop]) != int.from_bytes(data[stop : stop + 4], "big"):
-            wrong.append(name)
-        if name == b"IDAT":
-            packed.append(data[at + 8 : stop])
-        at = stop + 4
-        if name == b"IEND":
-            ended = True
-            break
-    if b"IDAT" in wrong and not _adler_agrees(packed):
-        raise _Broken("damaged", "the pixels fail both their checksums")
-    if wrong:
-        names = ", ".join(sorted({name.decode("latin-1") for name in wrong}))
-        return ("bad_crc", f"the checksum of {names} is wrong, the pixels are sound")
-    if not ended:
-        return ("missing_end", "no IEND chunk")
-    if at < len(data):
-        return ("trailing_data", f"{len(data) - at:,} bytes after the last chunk")
-    return None
-
-
-def _adler_agrees(packed: list[bytes]) -> bool:
-    """Whether the compressed pixels inflate to the end, where zlib checks their Adler-32."""
-    inflate = zlib.decompressobj()
-    try:
-        for part in packed:
-            rest = part
-            while rest:
-                inflate.decompress(rest, 1 << 20)
-                rest = inflate.unconsumed_tail
-        return inflate.eof
-    except zlib.error:
-        return False
-
-
 def _load_frames(image: Image.Image) -> int:
     """Decode every frame of an animation, within reason; return how many there are."""
     frames: int = getattr(image, "n_frames", 1)
@@ -438,7 +269,7 @@ def _load_frames(image: Image.Image) -> int:
     return frames
 
 
-def _judge_form(image: Image.Image, frames: int, notes: list[tuple[str, ...]]) -> None:
+def _judge_form(image: Image.Image, frames: int, notes: Notes) -> None:
     if frames > 1:
         notes.append(("animated", f"{frames} frames"))
     mode = image.mode
@@ -463,11 +294,11 @@ def _to_grey(image: Image.Image) -> Image.Image:
         low, high = np.nanmin(values), np.nanmax(values)
         values = (values - low) * (255 / (high - low) if high > low else 0)
         return Image.fromarray(np.nan_to_num(values).astype(np.uint8))
-    return (
-        image.convert("RGB" if image.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV", "PA") else "L")
-        .convert("L")
-        .reduce(factor)
-    )
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    return image.convert("L").reduce(factor)
 
 
 def prepare() -> None:
@@ -492,7 +323,7 @@ def do_thumbnail(path: str, side: int, data: bytes | None) -> str:
         if data is None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
             return ""
         with Image.open(source) as image:
-            if image.format in _DRAWINGS or image.width * image.height > _MOST_PIXELS:
+            if image.format in _DRAWINGS or image.width * image.height > MOST_PIXELS:
                 return ""
             image.draft("RGB", (side, side))
             shown = image.convert("RGBA").convert("RGB")

@@ -58,7 +58,7 @@ class Tally:
 
     def add(self, line: bytes, at: int) -> None:
         """Take in a line of the journal, which stands at byte ``at``."""
-        path, (notes, _, _, digest, form, hashes) = parse(line)
+        path, (notes, _, _, digest, form, prints) = parse(line)
         self.files += 1
         usable = form is not None
         for kind, detail, *severity in notes:
@@ -75,9 +75,9 @@ class Tally:
         number = len(self._digests)
         self._digests.append(int(digest[:16], 16))
         self._places.append(at)
-        if hashes and self._near:
-            self._whole.append(hashes[0])
-            self._inner.append(hashes[1])
+        if prints and self._near:
+            self._whole.append(prints[0])
+            self._inner.append(prints[1])
             self._hashed.append(number)
         if form[1] in ("L", "1", "LA"):
             self._grey.append(number)
@@ -93,10 +93,10 @@ class Tally:
             groups += [self._group(paths, "near") for paths in self._nearly()]
         return sorted(groups, key=lambda group: (group.paths, group.kind))
 
-    def _read(self, number: int) -> tuple[str, str]:
-        """Return an image's path and digest."""
+    def _read(self, number: int) -> tuple[str, str, list[int]]:
+        """Return an image's path, digest and fingerprints."""
         path, verdict = self._journal.read(self._places[number])
-        return path, verdict[3]
+        return path, verdict[3], verdict[5]
 
     def _judge_classes(self) -> None:
         counts: dict[str, dict[str, int]] = {}
@@ -133,13 +133,33 @@ class Tally:
             if stop - start > 1:
                 by_digest: dict[str, list[str]] = {}
                 for number in order[start:stop].tolist():
-                    path, digest = self._read(number)
+                    path, digest, _ = self._read(number)
                     by_digest.setdefault(digest, []).append(path)
                 yield from (paths for paths in by_digest.values() if len(paths) > 1)
 
     def _nearly(self) -> Iterator[list[str]]:
-        """Yield the paths of each group of files with nearly the same picture."""
-        yield from ()
+        """Yield the paths of each group of files with nearly the same picture, when their bytes differ."""
+        import numpy as np
+
+        from ftkit.images.fingerprint import MIRROR, Unions, near_pairs
+
+        whole, inner = np.frombuffer(self._whole, np.uint64), np.frombuffer(self._inner, np.uint64)
+        mirrored = whole ^ np.uint64(MIRROR)
+        groups = Unions(len(whole), self._look_alike)
+        for left, right in ((whole, None), (whole, mirrored), (inner, whole), (inner, mirrored)):
+            for one, other in near_pairs(left, right):
+                groups.join(one, other)
+        for members in groups.several():
+            read = [self._read(self._hashed[member]) for member in members]
+            if len({digest for _, digest, _ in read}) > 1:
+                yield [path for path, _, _ in read]
+
+    def _look_alike(self, one: int, other: int) -> bool:
+        from ftkit.images.fingerprint import Prints, alike
+
+        _, _, prints = self._read(self._hashed[one])
+        _, _, others = self._read(self._hashed[other])
+        return alike(Prints(*prints), Prints(*others))
 
     def _group(self, paths: list[str], kind: Literal["exact", "near"]) -> DuplicateGroup:
         """Make the group, and a finding for every copy that a careful user would take away."""
