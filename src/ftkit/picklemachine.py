@@ -9,8 +9,11 @@ no way to import or call: a class or function is a :class:`Global`, what it woul
 
 from __future__ import annotations
 
+import _compat_pickle
+import dataclasses
 import math
 import pickletools
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final
@@ -57,7 +60,7 @@ class StorageRef:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor of the file: which elements of which storage it is, read as conjugates or negatives if so marked."""
+    """A tensor of the file: which elements of which storage it is, and as what they are to be seen."""
 
     storage: StorageRef
     dtype: torch.dtype
@@ -67,6 +70,7 @@ class StoredTensor:
     requires_grad: bool = False
     conj: bool = False
     neg: bool = False
+    parameter: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -89,10 +93,21 @@ class StoredTensor:
 
 @dataclass(eq=False, slots=True)
 class Foreign:
-    """What code that did not run would have made: the name called, its arguments, and the state set after."""
+    """What code that did not run would have made.
+
+    Attributes:
+        name: The dotted name of what is called.
+        function: The name or record itself.
+        args: The arguments.
+        new: Whether only a bare instance of the class is made, without its constructor.
+        state: The state that is set after.
+        items: What is appended after: items of a list, or pairs of a table.
+    """
 
     name: str
+    function: Any
     args: tuple[Any, ...]
+    new: bool = False
     state: Any = None
     items: list[Any] = field(default_factory=list)
 
@@ -246,8 +261,9 @@ class _Machine:
         self.refer(module, name)
 
     def refer(self, module: str, name: str) -> None:
-        full = f"{_MODULES.get(module, module)}.{name}"
-        full = _NAMES.get(full, full)
+        # What Python 2 called its modules, as pickle itself translates it.
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
         dtype = getattr(torch, name, None) if module == "torch" else None
         if isinstance(dtype, torch.dtype):
             self.stack.append(dtype)
@@ -266,9 +282,15 @@ class _Machine:
         args, function = self.stack.pop(), self.stack.pop()
         self.stack.append(self.call(function, args))
 
+    def new(self, _: Any) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.call(function, args, new=True))
+
     def new_with_keywords(self, _: Any) -> None:
         keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
-        self.stack.append(self.call(function, (*args, keywords) if keywords else args))
+        if keywords:
+            raise TypeError("a call with keywords")
+        self.stack.append(self.call(function, args, new=True))
 
     def instance(self, text: str) -> None:
         args = self.since_mark()
@@ -279,14 +301,14 @@ class _Machine:
         function, *args = self.since_mark()
         self.stack.append(self.call(function, tuple(args)))
 
-    def call(self, function: Any, args: Any) -> Any:
+    def call(self, function: Any, args: Any, *, new: bool = False) -> Any:
         if not isinstance(args, tuple):
             raise TypeError("a call whose arguments are no tuple")
         if isinstance(function, Global):
             build = _BUILDERS.get(function.name)
-            return Foreign(function.name, args) if build is None else build(*args)
+            return Foreign(function.name, function, args, new) if build is None else build(*args)
         if isinstance(function, Foreign):
-            return Foreign(f"what {function.name} makes", args)
+            return Foreign(f"what {function.name} makes", function, args, new)
         raise TypeError(f"a call of a {type(function).__name__}")
 
     def build(self, _: Any) -> None:
@@ -358,19 +380,18 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 # What calls of plain data and of torch's tensor builders amount to.
 
 
-def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
+def _table_of(pairs: Any) -> dict[Any, Any]:
     if isinstance(pairs, dict):
-        return dict(pairs)
-    return _pairs([part for pair in pairs for part in _pair(pair)])
+        return pairs
+    return _pairs([part for key, value in pairs for part in (key, value)])
 
 
-def _pair(pair: Any) -> tuple[Any, Any]:
-    key, value = pair
-    return key, value
-
-
-def _default_dict(_factory: Any = None, pairs: Any = ()) -> dict[Any, Any]:
-    return _ordered_dict(pairs)
+def _default_dict(factory: Any = None, pairs: Any = ()) -> Any:
+    plain = {kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple, bool)}
+    if factory is None or (isinstance(factory, Global) and factory.name.removeprefix("builtins.") in plain):
+        make = None if factory is None else plain[factory.name.removeprefix("builtins.")]
+        return defaultdict(make, _table_of(pairs))
+    return dict(_table_of(pairs))
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -420,14 +441,20 @@ def storage_dtype(name: str) -> torch.dtype | None:
     return _STORAGES.get(name)
 
 
-def _parameter(data: Any, *_: Any) -> Any:
+def _parameter(data: Any, requires_grad: bool = True, *_: Any) -> Any:
+    if isinstance(data, StoredTensor):
+        return dataclasses.replace(data, requires_grad=bool(requires_grad), parameter=True)
+    return data  # a rarer kind of tensor
+
+
+def _buffer(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_type(build: Any, _kind: Any, args: tuple[Any, ...], _state: Any = None) -> Any:
+def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: Any = None) -> Any:
     if isinstance(build, Global) and build.name in _BUILDERS:
         return _BUILDERS[build.name](*args)
-    return Foreign("torch._tensor._rebuild_from_type_v2", (build, _kind, args, _state))
+    return Foreign("torch._tensor._rebuild_from_type_v2", build, (kind, args, state))
 
 
 def _device(kind: str, index: int | None = None) -> torch.device:
@@ -435,10 +462,10 @@ def _device(kind: str, index: int | None = None) -> torch.device:
 
 
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
     "collections.defaultdict": _default_dict,
-    "collections.Counter": _ordered_dict,
-    "builtins.dict": _ordered_dict,
+    "collections.Counter": lambda pairs=(): Counter(_table_of(pairs)),
+    "builtins.dict": lambda pairs=(): dict(_table_of(pairs)),
     "builtins.set": lambda items=(): set(_keys(list(items))),
     "builtins.frozenset": lambda items=(): frozenset(_keys(list(items))),
     "builtins.list": lambda items=(): list(items),
@@ -456,7 +483,7 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
-    "torch.nn.parameter.Buffer": _parameter,
+    "torch.nn.parameter.Buffer": _buffer,
     "torch._tensor._rebuild_from_type_v2": _of_type,
 }
 _RARE: Final = frozenset(
@@ -489,13 +516,6 @@ _STORAGES: Final[dict[str, torch.dtype]] = {
         "Untyped": torch.uint8,
     }.items()
     for module in ("torch", "torch.cuda", "torch.storage")
-}
-# What Python 2 called things, as ``pickle`` maps it for the names that occur in weights.
-_MODULES: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
-_NAMES: Final = {
-    "builtins.unicode": "builtins.str",
-    "builtins.xrange": "builtins.range",
-    "builtins.long": "builtins.int",
 }
 
 _STEPS: Final[dict[str, tuple[Callable[[_Machine, Any], None], Any]]] = {
@@ -530,7 +550,7 @@ _STEPS: Final[dict[str, tuple[Callable[[_Machine, Any], None], Any]]] = {
     "INST": (_Machine.instance, None),
     "OBJ": (_Machine.object, None),
     "REDUCE": (_Machine.reduce, None),
-    "NEWOBJ": (_Machine.reduce, None),
+    "NEWOBJ": (_Machine.new, None),
     "NEWOBJ_EX": (_Machine.new_with_keywords, None),
     "BUILD": (_Machine.build, None),
     "PERSID": (_Machine.persistent, None),

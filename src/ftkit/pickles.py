@@ -131,6 +131,7 @@ class PickleFile:
         wanted: The classes and functions it names beyond plain data and tensors, in order.
         verified: Whether checksums cover its tensors. They are compared whenever bytes are read.
         script: Whether it is a TorchScript archive.
+        is_rare: Whether it holds kinds of tensors (sparse, quantized, ...) that only torch can build.
 
     Raises:
         DamagedFileError: It is not whole, or contradicts itself.
@@ -166,6 +167,7 @@ class PickleFile:
         self.wanted = self._pickled.wanted
         self.verified = all(self._records[self._entry(key)].checksum is not None for key in self._pickled.storages)
         self.script = "constants.pkl" in self._records
+        self.is_rare = bool(self._pickled.rare)
 
     def __enter__(self) -> Self:
         return self
@@ -203,17 +205,23 @@ class PickleFile:
             for _, target in targets:
                 mark_changed(target)
 
-    def load(self) -> Any:
+    def load(self, admitted: Mapping[str, Any] | None = None) -> Any:
         """Return what the file holds, with tensors on the CPU. Tensors that shared memory share it again.
 
+        Args:
+            admitted: Classes and functions that may be called to make the rest, by their full dotted names.
+
         Raises:
-            UntrustedFileError: Only code could make some of it, and the message lists which; or it would unpack to
-                far more than its own size.
+            UntrustedFileError: Only code that was not admitted could make some of it, and the message lists which;
+                or it would unpack to far more than its own size.
             DamagedFileError: Some bytes are not the ones that were written.
         """
-        if self.wanted or self._pickled.rare:
-            raise UntrustedFileError(refusal(self.path, self.wanted or self._pickled.rare))
+        admitted = admitted or {}
+        if refused := [name for name in self.wanted if name not in admitted or _alarm(name)]:
+            raise UntrustedFileError(_refusal(self.path, refused))
         self._refuse_bomb(self._packed)
+        if self._pickled.rare:
+            return self._load_with_torch({name: admitted[name] for name in self.wanted})
         records = {ref: self._record(ref) for ref in self._pickled.storages.values()}
         memory = {ref: torch.empty(record.nbytes, dtype=torch.uint8) for ref, record in records.items()}
         in_threads(
@@ -222,20 +230,28 @@ class PickleFile:
             sum(record.nbytes for record in records.values()),
         )
         try:
-            return _Maker(memory).make(self.tree)
-        except (RecursionError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"{self.path} is damaged: {error}.") from error
+            return _Maker(memory, admitted).make(self.tree)
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} can't be made into objects: {type(error).__name__}: {error}. It is damaged, or was "
+                "written with other versions of its classes. load_weights(model, path) reads its weights alone."
+            ) from error
 
-    def load_with_torch(self, allow: Mapping[str, Any] | None) -> Any:
-        """Let torch open the file once its checksums are compared: with some names admitted, or (``None``) all."""
+    def load_trusted(self) -> Any:
+        """Let torch, or Python, open the file and run whatever it brings, once its checksums are compared."""
         self._refuse_bomb(self._packed)
+        if self.format == "pickle":
+            with self._buffered(0) as file:
+                return pickle.load(file)  # noqa: S301  (the caller trusts it)
+        return self._load_with_torch(None)
+
+    def _load_with_torch(self, admitted: Mapping[str, Any] | None) -> Any:
+        """Let torch open the file with some names admitted, or (``None``) all."""
         in_threads(lambda record: self._read(record, None), self._records.values(), self._size)
         with self._buffered(0) as file:
-            if self.format == "pickle":
-                return pickle.load(file)  # noqa: S301  (the caller trusts it)
-            if allow is None:
+            if admitted is None:
                 return torch.load(file, map_location="cpu", weights_only=False)
-            with torch.serialization.safe_globals([(thing, name) for name, thing in allow.items()]), _quiet():
+            with torch.serialization.safe_globals([(thing, name) for name, thing in admitted.items()]), _quiet():
                 return torch.load(file, map_location="cpu", weights_only=True)
 
     # Opening: each format ends in a tree, and in records that say where the storages' bytes are.
@@ -458,34 +474,18 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
         >>> load_pickle("layer.pt", allow=[torch.nn.Linear])
         Linear(in_features=2, out_features=1, bias=True)
     """
-    admitted = dict(map(_named, allow))
     with PickleFile(path) as file:
-        if not file.wanted and not file._pickled.rare:
-            return file.load()
         if file.script:
             raise CheckpointError(
                 f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
                 "load_weights(model, path) reads its weights without running any."
             )
-        if trusted:
-            return file.load_with_torch(None)
-        if refused := [name for name in file.wanted if name not in admitted]:
-            raise UntrustedFileError(refusal(file.path, refused))
-        if file.format in {"tar", "pickle"}:
-            raise UntrustedFileError(
-                f"{file.path} is of a kind ({file.format}) that can only be opened as a whole: "
-                "pass trusted=True if you know where it comes from."
-            )
-        try:
-            return file.load_with_torch({name: admitted[name] for name in file.wanted})
-        except (pickle.UnpicklingError, RuntimeError) as error:
-            raise UntrustedFileError(
-                f"torch refuses to open {file.path}, though all that it names was admitted: {str(error)[-400:]} "
-                "If you know where the file comes from, pass trusted=True."
-            ) from error
+        if trusted and (file.wanted or file.is_rare):
+            return file.load_trusted()
+        return file.load(dict(map(_named, allow)))
 
 
-def refusal(path: str, wanted: list[str]) -> str:
+def _refusal(path: str, wanted: list[str]) -> str:
     """Say that opening a file would run code, which, and what to do."""
     listed = "".join(f"\n    {name}{_alarm(name)}" for name in wanted[:40])
     more = f"\n    ... and {len(wanted) - 40} more" if len(wanted) > 40 else ""
@@ -549,14 +549,18 @@ def _view(stored: StoredTensor, memory: Tensor) -> Tensor:
     tensor = torch.empty(0, dtype=stored.dtype)
     tensor.set_(memory.untyped_storage(), stored.offset, stored.shape, stored.stride)
     tensor = tensor.conj() if stored.conj else tensor
-    return torch._neg_view(tensor) if stored.neg else tensor
+    tensor = torch._neg_view(tensor) if stored.neg else tensor
+    if stored.parameter:
+        return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
+    return tensor.requires_grad_(stored.requires_grad)
 
 
 class _Maker:
-    """Makes plain objects and tensors of a tree, each part once."""
+    """Makes the objects and tensors of a tree, each part once, calling nothing but what was admitted."""
 
-    def __init__(self, memory: Mapping[StorageRef, Tensor]) -> None:
+    def __init__(self, memory: Mapping[StorageRef, Tensor], admitted: Mapping[str, Any]) -> None:
         self._memory = memory
+        self._admitted = admitted
         self._made: dict[int, Any] = {}
 
     def make(self, node: Any) -> Any:
@@ -570,9 +574,11 @@ class _Maker:
         if isinstance(node, StorageRef):
             return self._memory[node].untyped_storage()
         if isinstance(node, dict):
-            table: dict[Any, Any] = {}
-            self._made[id(node)] = table  # before its parts, which may refer back to it
-            table.update((self.make(key), self.make(value)) for key, value in node.items())
+            # A table or list is known before its parts, which may refer back to it.
+            table = self._made[id(node)] = node.copy()
+            table.clear()
+            for key, value in node.items():
+                table[self.make(key)] = self.make(value)
             return table
         if isinstance(node, list):
             items: list[Any] = []
@@ -581,11 +587,34 @@ class _Maker:
             return items
         if isinstance(node, tuple):
             return tuple(map(self.make, node))
-        if isinstance(node, Foreign):
-            return _numpy(node)
         if isinstance(node, Global):
-            return node.name
+            return self._admitted.get(node.name, node.name)
+        if isinstance(node, Foreign):
+            return _numpy(node) if node.name.startswith("numpy.") else self._call(node)
         return node
+
+    def _call(self, node: Foreign) -> Any:
+        function = self.make(node.function)
+        args = self.make(node.args)
+        if not callable(function):
+            raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
+        made = self._made[id(node)] = function.__new__(function, *args) if node.new else function(*args)
+        state = self.make(node.state)
+        if hasattr(made, "__setstate__"):
+            if state is not None:
+                made.__setstate__(state)
+        else:
+            attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+            if attributes:
+                vars(made).update(attributes)
+            for name, value in (slots or {}).items():
+                setattr(made, name, value)
+        for item in node.items:
+            if isinstance(made, dict):
+                made[self.make(item[0])] = self.make(item[1])
+            else:
+                made.append(self.make(item))
+        return made
 
 
 def _numpy(node: Foreign) -> Any:
