@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 
 from ftkit import FtkitError, extract_archive
 from ftkit.archives.members import Limits, Member
+from ftkit.archives.names import find_encoding
 from ftkit.archives.tree import Tree
 from ftkit.errors import ArchiveError, FileWriteError
 
@@ -462,6 +463,21 @@ def test_names_without_an_encoding(tmp_path: Path, encoding: str, format: str) -
         assert sorted(set(contents(tmp_path / f"out{forced}")) - {"readme.txt"}) == sorted(names)
         assert report.encoding == encoding
         assert f"names read as {encoding}" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [
+        *((name, "cp949") for name in ("사진.jpg", "새 폴더", "정상.png", "불량.png", "훈련", "A고양이.jpg")),
+        *((name, "cp932") for name in ("写真.jpg", "テスト.txt", "ﾃｽﾄ.txt", "新しいフォルダー", "検証")),
+        *((name, "gbk") for name in ("图片.jpg", "测试.jpg", "标签.json", "新建文件夹", "缺陷")),
+        *((name, "cp437") for name in ("café.jpg", "Größe.png", "El Niño.png", "Ångström.txt", "Übung.jpg")),
+        *((name, "utf-8") for name in ("사진.jpg", "猫", "café.jpg", "котята.jpg", "γάτα.jpg", "قطة.jpg", "🐱.jpg")),
+    ],
+)
+def test_evidence_of_one_name(name: str, encoding: str) -> None:
+    """One short name is often evidence enough."""
+    assert find_encoding([name.encode(encoding), b"readme.txt"]) == encoding
 
 
 def test_names_that_say_their_encoding(tmp_path: Path) -> None:
