@@ -5,21 +5,21 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ftkit.errors import CheckpointError, did_you_mean
+from ftkit.errors import CheckpointError
 from ftkit.files import atomic_write
 from ftkit.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
+from ftkit.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit.pickles import Allowed, load_pickle
 from ftkit.selection import unwrap
-from ftkit.sources import Entry, Nest, Source, WeightsSource
+from ftkit.sources import Entry, Source, WeightsSource
 from ftkit.tensorfile import write_tensors
 
 __all__ = [
@@ -38,32 +38,8 @@ __all__ = [
 
 _log = logging.getLogger("ftkit")
 
-Rename: TypeAlias = Mapping[str, str] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
-"""How names in a file become names in the model.
+_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"})
 
-- ``{"encoder.": "backbone.", "fc": "head"}``: whole names, or their first components. ``""`` stands for no prefix.
-- ``[(r"^block(\\d)", r"blocks.\\1")]``: regular expressions and what replaces their matches, one after the other.
-- ``lambda name: ...``: the new name, or ``None`` to leave the tensor out.
-"""
-
-TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"})
-
-# Names that wrappers put before every name of the model inside (DataParallel, torch.compile, Lightning, ...).
-_WRAPPERS: Final = (
-    "module",
-    "model",
-    "backbone",
-    "net",
-    "network",
-    "_model",
-    "_forward_module",
-    "model_ema",
-    "ema_model",
-    "ema",
-)
-# Names that wrappers put between the names of a model's parts.
-_INNER_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-_EMA: Final = re.compile(r"(^|[_.])(ema|averaged|swa)([_.]|$)")
 _LISTED: Final = 24
 
 
@@ -144,7 +120,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         Loaded 2 of 2 tensors from linear.safetensors (verified)
     """
     tensors: dict[str, Any] = dict(unwrap(model).state_dict() if isinstance(model, nn.Module) else model)
-    if Path(path).suffix in TORCH_SUFFIXES:
+    if Path(path).suffix in _TORCH_SUFFIXES:
         if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
             raise CheckpointError(
                 f"{empty[0]!r} is on the meta device: it has a shape but no values. Load the model first."
@@ -206,18 +182,19 @@ def load_weights(
     """
     inner = unwrap(model)
     with Source(source) as opened:
-        places = _Places(inner)
+        places = Places(inner)
         if not opened.nests:
             code = (
                 f" that can be read without running code: it wants {_some(opened.wanted, 6)}" if opened.wanted else ""
             )
             raise CheckpointError(f"{opened.name} holds no tensors{code}.")
-        match = _best_match(opened.nests, places, _renamer(rename), ema=ema)
-        report = match.report(opened, places)
-        _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
-        if places.custom:
-            _fill_by_torch(inner, match)
+        match = best_match(opened.nests, places, renamer(rename), ema=ema)
+        report = _report(match, opened, places)
+        perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+        if places.elsewhere or (places.translates and not perfect):
+            report = _fill_by_torch(inner, match, places, report, strict=strict)
         else:
+            _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
             _fill(inner, match, places)
     if report.not_run:
         _log.warning("%s names code, which was not run: %s", report.source, _some(report.not_run, 6))
@@ -291,158 +268,31 @@ def _torch_save(thing: object, path: str | os.PathLike[str]) -> None:
         buffered.detach()
 
 
-class _Places:
-    """Where a model keeps its values: by name, and under the name without inner wrappers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.kind = type(model).__name__
-        state = model.state_dict(keep_vars=True)
-        own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self.tensors: dict[str, Tensor] = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        self.names = {_bare(name): name for name in self.tensors}
-        # A model may translate names, or keep its values elsewhere; then only its own method knows how to load.
-        self.custom = any(id(value) not in own for value in state.values()) or any(map(_loads_itself, model.modules()))
-
-    def shape(self, bare: str) -> tuple[int, ...] | None:
-        """The shape of what is kept under a name, if anything is."""
-        name = self.names.get(bare)
-        return None if name is None else tuple(self.tensors[name].shape)
-
-
-def _loads_itself(module: nn.Module) -> bool:
-    kind = type(module)
-    loader = kind._load_from_state_dict
-    plain = loader is nn.Module._load_from_state_dict or loader.__module__ == "torch.nn.modules.batchnorm"
-    hooked = module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks
-    return not plain or bool(hooked) or kind.set_extra_state is not nn.Module.set_extra_state
+def _report(match: Match, source: Source, places: Places) -> LoadReport:
+    """What loading a match would mean."""
+    found = {places.names[bare]: match.entries[bare][1] for bare in (*match.fitting, *match.mismatched)}
+    return LoadReport(
+        source=source.name,
+        loaded_keys=[places.names[bare] for bare in match.fitting],
+        missing_keys=match.missing(places),
+        unexpected_keys=[key for bare, (key, _) in match.entries.items() if places.shape(bare) is None],
+        mismatched_keys=[
+            Mismatch(name, entry.shape, tuple(places.tensors[name].shape))
+            for name, entry in found.items()
+            if entry.shape != tuple(places.tensors[name].shape)
+        ],
+        converted_keys=[name for name, entry in found.items() if entry.dtype != places.tensors[name].dtype],
+        steps=match.steps(),
+        verified=source.verified,
+        not_run=source.wanted,
+    )
 
 
-def _bare(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)
-
-
-@dataclass
-class _Match:
-    """A table of a source, under names of the model, as far as they meet."""
-
-    nest: Nest
-    peeled: tuple[str, ...]
-    entries: dict[str, tuple[str, Entry]]  # by bare name: the name in the source, and the tensor
-    fitting: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
-
-    def score(self, *, ema: bool) -> tuple[object, ...]:
-        averaged = bool(_EMA.search(".".join((*self.nest.path, *self.peeled))))
-        known = len(self.fitting) + len(self.mismatched)
-        return len(self.fitting), len(self.mismatched), averaged == ema, known - len(self.entries), -len(self.nest.path)
-
-    def report(self, source: Source, places: _Places) -> LoadReport:
-        """What loading this would mean."""
-        loaded = [places.names[bare] for bare in self.fitting]
-        filled = {id(places.tensors[name]) for name in loaded}
-        differing = {places.names[bare] for bare in self.mismatched}
-        missing = [
-            name
-            for name, tensor in places.tensors.items()
-            if id(tensor) not in filled and name not in differing  # a tied tensor is filled under any of its names
-        ]
-        if not any(bare.endswith("num_batches_tracked") for bare in self.entries):
-            # Files from before torch 0.4.1 lack these counters, and nothing reads them while momentum is set.
-            missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-        steps = [f"took {'.'.join(self.nest.path)!r}"] if self.nest.path else []
-        dropped = sorted(
-            {part for key, _ in self.entries.values() for part in key.split(".") if part in _INNER_WRAPPERS}
-        )
-        steps += [f"stripped {part + '.'!r}" for part in (*dropped, *self.peeled)]
-        return LoadReport(
-            source=source.name,
-            loaded_keys=loaded,
-            missing_keys=missing,
-            unexpected_keys=[key for bare, (key, _) in self.entries.items() if places.shape(bare) is None],
-            mismatched_keys=[
-                Mismatch(places.names[bare], self.entries[bare][1].shape, places.shape(bare) or ())
-                for bare in self.mismatched
-            ],
-            converted_keys=[
-                places.names[bare]
-                for bare in self.fitting
-                if self.entries[bare][1].dtype != places.tensors[places.names[bare]].dtype
-            ],
-            steps=steps,
-            verified=source.verified,
-            not_run=source.wanted,
-        )
-
-
-def _best_match(nests: Sequence[Nest], places: _Places, rename: Callable[[str], str | None], *, ema: bool) -> _Match:
-    """Of all tables and all ways to peel them, the one that meets most of the model."""
-    found: list[_Match] = []
-    for nest in nests:
-        renamed = {key: new for key in nest.entries if (new := rename(key)) is not None}
-        level: list[tuple[str, ...]] = [()]
-        while level:  # breadth first, so that of equals the least peeled comes first
-            matches = [_match(nest, renamed, peeled, places) for peeled in level]
-            found += matches
-            level = [
-                (*match.peeled, wrapper)
-                for match in matches
-                if len(match.peeled) < 4
-                for wrapper in _WRAPPERS
-                if any(bare.startswith(f"{wrapper}.") for bare in match.entries)
-            ]
-    return max(found, key=lambda match: match.score(ema=ema))  # the first of equals
-
-
-def _match(nest: Nest, renamed: Mapping[str, str], peeled: tuple[str, ...], places: _Places) -> _Match:
-    match = _Match(nest, peeled, {})
-    for key, new in renamed.items():
-        bare = _bare(new)
-        for wrapper in peeled:
-            bare = bare.removeprefix(f"{wrapper}.")
-        if "module" in peeled and bare == "n_averaged":  # the counter of torch's AveragedModel
-            continue
-        while bare in match.entries:  # two names that became one: the second is left over, under its full name
-            bare = key if bare != key else f"{bare} (again)"
-        match.entries[bare] = (key, nest.entries[key])
-    for bare, (_, entry) in match.entries.items():
-        shape = places.shape(bare)
-        if shape is not None:
-            (match.fitting if shape == entry.shape else match.mismatched).append(bare)
-    return match
-
-
-def _renamer(rename: Rename | None) -> Callable[[str], str | None]:
-    if rename is None:
-        return lambda name: name
-    if callable(rename):
-        return rename
-    if isinstance(rename, Mapping):
-        table = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
-
-        def by_prefix(name: str) -> str:
-            parts = name.split(".")
-            for count in range(len(parts), -1, -1):  # the longest prefix decides
-                new = table.get(".".join(parts[:count]))
-                if new is not None:
-                    return ".".join(part for part in (new, *parts[count:]) if part)
-            return name
-
-        return by_prefix
-    pairs = [(re.compile(pattern), replacement) for pattern, replacement in rename]
-
-    def by_pattern(name: str) -> str:
-        for pattern, replacement in pairs:
-            name = pattern.sub(replacement, name)
-        return name
-
-    return by_pattern
-
-
-def _refuse_misfit(report: LoadReport, match: _Match, places: _Places, *, strict: bool, drop_mismatched: bool) -> None:
+def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
     """Raise if the source does not fit the model as far as was asked."""
     nothing = not report.loaded_keys and bool(places.tensors)
     shapes = report.mismatched_keys if not drop_mismatched else []
-    names = [*report.missing_keys, *report.unexpected_keys] if strict and not places.custom else []
+    names = [*report.missing_keys, *report.unexpected_keys] if strict else []
     if not (nothing or shapes or names):
         return
     count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
@@ -450,7 +300,7 @@ def _refuse_misfit(report: LoadReport, match: _Match, places: _Places, *, strict
     if report.steps:
         lines.append(f"peeled: {'; '.join(report.steps)}")
     lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys)
-    lines += _suggestions(match, places)
+    lines += suggestions(match, places)
     remedies = []
     if report.mismatched_keys and not drop_mismatched:
         remedies.append("drop_mismatched=True keeps the model's own values where shapes differ")
@@ -459,46 +309,7 @@ def _refuse_misfit(report: LoadReport, match: _Match, places: _Places, *, strict
     raise CheckpointError("\n  ".join(lines) + (f"\n{'; '.join(remedies)}." if remedies else ""))
 
 
-def _suggestions(match: _Match, places: _Places) -> Iterator[str]:
-    """The change of one prefix under which most names would meet, if that is better than now."""
-    free = {bare: entry.shape for bare, (_, entry) in match.entries.items() if bare not in match.fitting}
-    open_places = {bare for bare in places.names if bare not in match.fitting}
-    best, old, new = 0, "", ""
-    for prefix, other in _prefix_changes(free, open_places):
-        names = {other + bare.removeprefix(prefix): shape for bare, shape in free.items() if bare.startswith(prefix)}
-        count = sum(name in open_places and places.shape(name) == shape for name, shape in names.items())
-        if count > best:
-            best, old, new = count, prefix, other
-    if best:
-        total = len(match.fitting) + best
-        yield (f"did you mean rename={{{old!r}: {new!r}}}? Then {total} of {len(places.names)} tensors would match.")
-    elif match.mismatched or not open_places or not free:
-        return
-    else:
-        name = min(open_places, key=lambda bare: (bare.count("."), bare))
-        if hint := did_you_mean(name, free):
-            yield f"the model's {name!r}:{hint}"
-
-
-def _prefix_changes(free: Iterable[str], open_places: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of prefixes, of the source and of the model, that precede names which end alike."""
-    ends: dict[str, set[str]] = {}
-    for name in open_places:
-        parts = name.split(".")
-        for cut in range(min(len(parts), 5)):
-            ends.setdefault(".".join(parts[cut:]), set()).add("".join(f"{part}." for part in parts[:cut]))
-    pairs: dict[tuple[str, str], int] = {}
-    for name in free:
-        parts = name.split(".")
-        for cut in range(min(len(parts), 5)):
-            before = "".join(f"{part}." for part in parts[:cut])
-            for other in ends.get(".".join(parts[cut:]), ()):
-                if other != before and (not before or not other or before.split(".")[-2] != other.split(".")[-2]):
-                    pairs[before, other] = pairs.get((before, other), 0) + 1
-    return iter(sorted(pairs, key=lambda pair: (-pairs[pair], len(pair[0]) + len(pair[1])))[:32])
-
-
-def _fill(model: nn.Module, match: _Match, places: _Places) -> None:
+def _fill(model: nn.Module, match: Match, places: Places) -> None:
     """Read into the model's own memory; what is on meta gets new memory once all is read."""
     entries: dict[Tensor, Entry] = {}  # a tied tensor is read once, under the last of its names, as torch does
     for bare in match.fitting:
@@ -519,18 +330,34 @@ def _assign(model: nn.Module, old: Tensor, values: Tensor) -> None:
                     table[key] = new  # type: ignore[assignment]  # what was a parameter stays one
 
 
-def _fill_by_torch(model: nn.Module, match: _Match) -> None:
+def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadReport, *, strict: bool) -> LoadReport:
     """Load through the model's own ``load_state_dict``, and put things back if that refuses."""
     tensors: dict[str, Tensor] = {}
     for bare, (_, entry) in match.entries.items():
-        tensors[bare] = torch.empty(entry.shape, dtype=entry.dtype)
-    Source.read_into((entry, tensors[bare]) for bare, (_, entry) in match.entries.items())
-    before = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+        place = places.tensors.get(places.names.get(bare, ""))
+        tensors[places.names.get(bare, bare)] = torch.empty(
+            entry.shape, dtype=entry.dtype if place is None else place.dtype
+        )
+    Source.read_into(zip((entry for _, entry in match.entries.values()), tensors.values(), strict=True))
+    empty = any(tensor.is_meta for tensor in places.tensors.values())
+    before = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
     try:
-        model.load_state_dict(tensors, strict=False)
-    except RuntimeError as error:
-        model.load_state_dict(before, strict=False)
-        raise CheckpointError(f"The model's own load_state_dict refuses the weights: {error}") from error
+        result = model.load_state_dict(tensors, strict=False, assign=empty)
+        if strict and (result.missing_keys or result.unexpected_keys):
+            lists = _listing(result.missing_keys, result.unexpected_keys, [])
+            raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))
+    except (RuntimeError, CheckpointError) as error:
+        model.load_state_dict(before, strict=False, assign=empty)
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"The {places.kind}'s own load_state_dict refuses {report.source}: {error}") from error
+    return replace(
+        report,
+        loaded_keys=[name for name in places.tensors if name not in result.missing_keys],
+        missing_keys=list(result.missing_keys),
+        unexpected_keys=list(result.unexpected_keys),
+        mismatched_keys=[],
+    )
 
 
 def _listing(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Mismatch]) -> Iterator[str]:
