@@ -16,38 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit import resuming
-from ftkit.deltas import changed, delta_record, fill, place
-from ftkit.errors import CheckpointError, DamagedFileError, FtkitError, did_you_mean
-from ftkit.files import atomic_write, remove_litter
+from ftkit import checkpoint_files, deltas, resuming
+from ftkit.checkpoint_files import Content
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, UntrustedFileError, did_you_mean
+from ftkit.files import remove_litter
 from ftkit.monitor import Mode, check_mode, is_better, metric_value
-from ftkit.nests import pack, unpack
-from ftkit.pickles import content_format, load_pickle
 from ftkit.resuming import Step
 from ftkit.selection import unwrap
-from ftkit.tensorfile import TensorFile, write_tensors
+from ftkit.weights import load_weights
 
 __all__ = ["Checkpoint", "CheckpointManager", "load_checkpoint", "save_checkpoint"]
 
 _log: Final = logging.getLogger("ftkit")
-
-_KEY: Final = "ftkit.checkpoint"
-_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".tar"})
-_OWN: Final = ("epoch", "step", "metrics", "model", "optimizer", "scheduler", "scaler", "ema", "sampler", "rng")
-
-# How other people's training loops call the entries of a torch checkpoint, the usual name first.
-_FOREIGN: Final[dict[str, tuple[str, ...]]] = {
-    "model": ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights"),
-    "optimizer": ("optimizer_state_dict", "optimizer", "optimizer_states", "optimizer_state", "optim", "opt"),
-    "scheduler": ("scheduler_state_dict", "scheduler", "lr_scheduler_state_dict", "lr_scheduler", "lr_schedulers"),
-    "scaler": ("scaler_state_dict", "scaler", "grad_scaler", "amp_scaler"),
-    "ema": ("ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model"),
-    "sampler": ("sampler_state_dict", "sampler"),
-    "rng": ("rng_state",),
-    "epoch": ("epoch",),
-    "step": ("step", "global_step"),
-    "metrics": ("metrics",),
-}
 
 
 @dataclass
@@ -59,7 +39,8 @@ class Checkpoint:
         epoch: As it was given to ``save_checkpoint``, or ``None``.
         step: Likewise.
         metrics: Likewise, as numbers.
-        extra: The values given under other names, and the states in the file that no object was passed for.
+        extra: The values given under other names.
+        mid_epoch: Whether it was taken within the epoch.
     """
 
     path: Path
@@ -67,14 +48,7 @@ class Checkpoint:
     step: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Content:
-    """What goes into a checkpoint: plain facts about the run, and the states."""
-
-    run: dict[str, Any]
-    states: dict[str, Any]
+    mid_epoch: bool = False
 
 
 def save_checkpoint(
@@ -134,12 +108,16 @@ def save_checkpoint(
     content = _collect(
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
-        run={"epoch": epoch, "step": step, "metrics": _numbers(metrics)},
+        run={"epoch": epoch, "step": step, "metrics": _numbers(metrics), "mid_epoch": _mid_epoch(sampler)},
         extra=extra,
         rng=rng,
         delta=delta,
     )
-    _prepare(Path(path), content)()
+    checkpoint_files.prepare(Path(path), content)()
+
+
+def _mid_epoch(sampler: Any) -> bool:
+    return bool(getattr(sampler, "mid_epoch", False))
 
 
 def _numbers(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
@@ -154,61 +132,45 @@ def _collect(
     extra: Mapping[str, Any],
     rng: bool,
     delta: bool,
-) -> _Content:
+    before: Mapping[str, str] | None = None,
+) -> Content:
+    """Take everything down; ``before`` holds the digests of the base, where they are known."""
     inner = unwrap(model)
     states: dict[str, Any] = {"model": dict(inner.state_dict())}
     run = {**run, "frozen": resuming.frozen_state(inner)}
     optimizer = parts["optimizer"]
+    moved: list[Any] = []
     if isinstance(optimizer, Optimizer):
+        moved = list(optimizer.state)
         taken = resuming.optimizer_state(optimizer, inner)
         states["optimizer"] = taken["state"]
         run["optimizer"] = {"type": taken["type"], "names": taken["names"]}
-    if delta:
-        stepped = optimizer.state if isinstance(optimizer, Optimizer) else ()
-        names = changed(inner, moved=[parameter for parameter in stepped if isinstance(parameter, nn.Parameter)])
-        run["delta"] = delta_record(inner, names)
-        kept = {*names, *(key for key, value in states["model"].items() if not isinstance(value, Tensor))}
-        states["model"] = {key: value for key, value in states["model"].items() if key in kept}
     for name, part in parts.items():
         if part is not None and name not in states:
             states[name] = resuming.object_state(part)
+    if delta:
+        names, run["delta"] = deltas.split(inner, before=before, moved=moved)
+        base = {name: value for name, value in deltas.tensors_of(inner).items() if name not in names}
+        states["model"] = {name: value for name, value in states["model"].items() if name not in base}
+        if isinstance(parts["ema"], nn.Module):  # the average of what never moved is that itself
+            states["ema"] = {
+                name: value
+                for name, value in states["ema"].items()
+                if not (isinstance(value, Tensor) and deltas.same(value, _by_suffix(base, name)))
+            }
     if rng:
         states["rng"] = resuming.random_state()
     states["extra"] = {name: resuming.object_state(value) for name, value in extra.items()}
-    return _Content(run, states)
+    return Content(run, states)
 
 
-def _prepare(path: Path, content: _Content) -> Callable[[], None]:
-    """Check that everything can be kept; return what writes it."""
-    if path.suffix in _TORCH_SUFFIXES:
-        return lambda: _write_torch(path, content)
-    tensors: dict[str, Tensor] = {}
-    metadata = {_KEY: pack(content.run)[1]}
-    for name, state in content.states.items():
-        packed, metadata[name] = pack(state, name, compact="delta" in content.run and name != "model")
-        tensors |= packed
-    return lambda: write_tensors(path, tensors, metadata)
-
-
-def _write_torch(path: Path, content: _Content) -> None:
-    states, run = content.states, dict(content.run)
-    if "delta" in run:
-        raise CheckpointError(f"A delta is a safetensors file: {path} should end in .safetensors.")
-    whole: dict[str, Any] = {name: run.pop(name) for name in ("epoch", "step", "metrics")}
-    whole |= {_FOREIGN[name][0]: state for name, state in states.items() if name != "extra"}
-    if taken := [name for name in states["extra"] if name in whole or name == _KEY]:
-        raise CheckpointError(f"The name {taken[0]!r} is taken in a torch checkpoint. Call the value otherwise.")
-    whole |= states["extra"]
-    whole[_KEY] = run
-    with atomic_write(path) as file:
-        torch.save(whole, file)
-        file.seek(0)
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(file)
-        if unsafe:
-            raise CheckpointError(
-                f"{path} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) refuses to open. "
-                "Use a name that ends in .safetensors, or plain values."
-            )
+def _by_suffix(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
+    """Find a tensor by its name without any of the first components, which wrappers add."""
+    while name:
+        if name in tensors:
+            return tensors[name]
+        name = name.partition(".")[2]
+    return None
 
 
 def load_checkpoint(
@@ -258,19 +220,18 @@ def load_checkpoint(
     if optimizer is not None and model is None:
         raise FtkitError("load_checkpoint needs model= beside optimizer=, to find the optimizer's parameters by name.")
     with_rng = optimizer is not None if rng is None else rng
-    content = _read(path, {*targets, *(["model"] if model is not None else []), *(["rng"] if with_rng else [])})
+    asked = [*targets, *(["model"] if model is not None else [])]
+    content = checkpoint_files.read(path, {*asked, *(["rng"] if with_rng else [])})
     run, states = content.run, content.states
     extra = states.get("extra", {})
-    for name in ("model" if model is not None else None, *targets):
-        if name is not None and name not in states:
-            raise CheckpointError(f"{path} holds no {name} state: leave {name}= out.")
+    if lost := [name for name in asked if name not in states]:
+        raise CheckpointError(f"{path} holds no state of {lost[0]}=: leave it out.")
     if lost := [name for name in objects if name not in extra]:
         raise CheckpointError(f"{path} holds nothing called {lost[0]!r}.{did_you_mean(lost[0], extra)}")
 
     undo: Callable[[], None] | None = None
-    if model is not None and run.get("delta"):
-        tensors = {name: value for name, value in states["model"].items() if isinstance(value, Tensor)}
-        undo = place(unwrap(model), run["delta"], tensors)
+    if model is not None and "delta" in run:
+        undo = deltas.place(unwrap(model), run["delta"], _only_tensors(states["model"]))
     try:
         resuming.carry_out(list(_plan(content, model, targets, objects, with_rng)))
     except BaseException:
@@ -283,11 +244,12 @@ def load_checkpoint(
         run.get("step"),
         run.get("metrics") or {},
         {name: value for name, value in extra.items() if name not in objects},
+        bool(run.get("mid_epoch")),
     )
 
 
 def _plan(
-    content: _Content,
+    content: Content,
     model: nn.Module | None,
     targets: Mapping[str, Any],
     objects: Mapping[str, Any],
@@ -296,110 +258,67 @@ def _plan(
     """All changes in the order to make them: what may still fail first."""
     run, states = content.run, content.states
     optimizer = targets.get("optimizer")
-    for name, target in targets.items():
-        if name == "optimizer" and isinstance(target, Optimizer):
-            assert model is not None
-            known = run.get("optimizer") or {}
-            yield resuming.optimizer_plan(target, states[name], known.get("names"), known.get("type"), model)
-        elif isinstance(target, nn.Module):
-            yield _model_plan(name, target, states[name])
-        else:
-            yield resuming.object_plan(name, target, states[name])
-    for name, target in objects.items():
+    wanted = {name: (target, states[name]) for name, target in targets.items()}
+    wanted |= {name: (target, states["extra"][name]) for name, target in objects.items()}
+    for name, (target, state) in wanted.items():
+        if name == "optimizer" and isinstance(target, Optimizer) and model is not None:
+            known = run.get("optimizer", {})
+            yield resuming.optimizer_plan(target, state, known.get("names"), known.get("type"), model)
+        elif not isinstance(target, nn.Module):
+            yield resuming.object_plan(name, target, state)
+    for target, state in wanted.values():
         if isinstance(target, nn.Module):
-            yield _model_plan(name, target, states["extra"][name])
-        else:
-            yield resuming.object_plan(name, target, states["extra"][name])
+            known = deltas.tensors_of(unwrap(model)) if model is not None and "delta" in run else {}
+            filled = {name: _by_suffix(known, name) for name in unwrap(target).state_dict() if name not in state}
+            yield _module_plan(target, state | {name: value for name, value in filled.items() if value is not None})
     if model is not None:
-        if run.get("delta"):
-            tensors = {name: value for name, value in states["model"].items() if isinstance(value, Tensor)}
-            yield Step(lambda: fill(unwrap(model), tensors), lambda: None)
+        if "delta" in run:
+            state = states["model"]
+            yield Step(lambda: deltas.fill(unwrap(model), _only_tensors(state)), lambda: None)
         else:
-            yield _model_plan("model", model, states["model"])
+            yield _module_plan(model, states["model"])
         if isinstance(optimizer, Optimizer) and "frozen" in run:
             yield resuming.frozen_plan(model, run["frozen"], optimizer)
     if with_rng and "rng" in states:
         yield resuming.random_plan(states["rng"])
 
 
-def _model_plan(what: str, model: nn.Module, state: Mapping[str, Any]) -> Step:
-    inner = unwrap(model)
+def _only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _module_plan(module: nn.Module, state: Mapping[str, Any]) -> Step:
+    inner = unwrap(module)
     own = inner.state_dict()
-    missing = [name for name in own if name not in state]
-    unexpected = [name for name in state if name not in own]
-    if missing or unexpected:
-        name = (missing or unexpected)[0]
-        where = "the model has and the checkpoint lacks" if missing else "the checkpoint has and the model lacks"
-        raise CheckpointError(
-            f"The checkpoint's {what} is another one: {len(missing)} names are missing in it and {len(unexpected)} are "
-            f"too many, such as {name!r}, which {where}.{did_you_mean(name, unexpected if missing else own)}"
-        )
-    for name, value in own.items():
-        if isinstance(value, Tensor) and value.shape != state[name].shape:
-            raise CheckpointError(
-                f"{name!r} has shape {list(state[name].shape)} in the checkpoint's {what} and {list(value.shape)} "
-                "here. Build the model as it was when the file was saved, its head included."
-            )
-    assign = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
-    return Step(lambda: inner.load_state_dict(state, strict=True, assign=assign), lambda: None)
-
-
-def _read(path: Path, wanted: set[str]) -> _Content:
-    """Read the run's facts, its extra values and the wanted states, all verified."""
-    if content_format(path) != "safetensors":
-        return _from_torch(path)
-    with TensorFile(path) as file:
-        if _KEY not in file.metadata:
-            raise CheckpointError(f"{path} is no training checkpoint. Read weights with load_weights(model, path).")
-        run = unpack({}, file.metadata[_KEY])
-        states = {}
-        for name in file.metadata.keys() & {*_OWN, "extra"}:
-            names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
-            tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
-            if name in wanted or name == "extra":
-                states[name] = unpack(tensors, file.metadata[name], name)
-    return _Content(run, states)
-
-
-def _from_torch(path: Path) -> _Content:
-    whole = load_pickle(path)
-    if not isinstance(whole, dict):
-        raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
-    rest = dict(whole)
-    run = dict(rest.pop(_KEY, {}))
-    states: dict[str, Any] = {}
-    for name, aliases in _FOREIGN.items():
-        found = next((alias for alias in aliases if alias in rest), None)
-        if found is None:
-            continue
-        value = rest.pop(found)
-        if isinstance(value, list) and name in ("optimizer", "scheduler") and len(value) == 1:
-            value = value[0]  # as Lightning keeps them
-        if name in ("epoch", "step", "metrics"):
-            run[name] = value
-        else:
-            states[name] = value
-    return _Content(run, {**states, "extra": rest})
+    fits = own.keys() == state.keys() and all(
+        not isinstance(value, Tensor) or (isinstance(state[name], Tensor) and value.shape == state[name].shape)
+        for name, value in own.items()
+    )
+    if not fits:  # another program's names, or another model, which is refused before anything changes
+        return Step(lambda: load_weights(inner, state, ema=False), lambda: None)
+    on_meta = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
+    return Step(lambda: inner.load_state_dict(state, assign=on_meta), lambda: None)
 
 
 # ---- the manager
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
-    """A checkpoint that a manager wrote."""
+    """A checkpoint that a manager wrote; ``intact`` once this process has written or verified it."""
 
     path: Path
     order: int
-    epoch: int
     value: float | None
+    intact: bool = False
 
 
 class CheckpointManager:
     """Keep the newest and the best checkpoints of a run in a folder, and go on from them.
 
     Each checkpoint is a file of :func:`save_checkpoint` that stands by itself; the manager finds its own files
-    again by what is in them. A file is deleted only after a newer one is safely on the disk.
+    again by what is in them, and never touches others. A file is deleted only when those that stay are known
+    to be whole. Where ``torch.distributed`` runs, the first process alone writes.
 
     Args:
         directory: Where the files are. It is made, and cleared of what killed writers left.
@@ -408,10 +327,15 @@ class CheckpointManager:
         keep_best: How many of the best to keep; ``None`` keeps all.
         keep_last: How many of the newest to keep; ``None`` keeps all.
         filename: A template over ``epoch``, ``step`` and the metrics, such as ``"{epoch:03d}-{val/acc:.2f}"``.
-            Left out, it is ``"{epoch}-{METRIC:.4f}"`` with the monitored metric. ``.safetensors`` is added.
+            Left out, it is ``"{epoch}-{METRIC:.4f}"`` with the monitored metric. ``.safetensors`` is added, unless
+            it ends in a suffix of its own.
         background: Write while training goes on. The tensors are copied first, which takes as much memory
-            again as the checkpoint. An error shows at the next call.
-        delta: Keep only what differs from the pretrained model, see :func:`save_checkpoint`.
+            again as the checkpoint. An error shows at the next call. A process that ends waits for the write.
+        delta: Keep only what differs from the pretrained model, see :func:`save_checkpoint`. What that is
+            is seen most exactly if ``resume`` is called before training, as it looks at the model then.
+
+    Attributes:
+        resumed: What ``resume`` went on from, ``None`` before that and if there was nothing.
 
     Raises:
         FtkitError: An argument is out of range.
@@ -456,20 +380,27 @@ class CheckpointManager:
         self.filename = filename
         self.background = background
         self.delta = delta
+        self.resumed: Checkpoint | None = None
         if filename is not None:
             _fields(filename)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        remove_litter(self.directory)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FileWriteError(f"Can't make the folder {self.directory}: {error.strerror or error}.") from error
+        if self._writes:
+            remove_litter(self.directory)
+        self._unreadable = 0
         self._entries = sorted(self._found(), key=lambda entry: entry.order)
-        self._writer: threading.Thread | None = None
+        self._before: dict[str, str] | None = None
+        self._copies: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._prune()
 
     @property
     def best_path(self) -> Path | None:
         """The best checkpoint by the monitored metric; ``None`` if there is none."""
         self.wait()
-        ranked = self._ranked()
+        ranked = self._ranked(self._entries)
         return ranked[0].path if ranked else None
 
     @property
@@ -491,21 +422,24 @@ class CheckpointManager:
         step: int | None = None,
         metrics: Mapping[str, SupportsFloat] | None = None,
         rng: bool = True,
+        mid_epoch: bool | None = None,
         **extra: Any,
     ) -> Path:
         """Save a checkpoint, then delete those that are neither among the newest nor among the best.
 
         Args:
             epoch: The epoch that ends here, counted from 0.
-            model: As for :func:`save_checkpoint`, like all that follow.
+            model: As for :func:`save_checkpoint`, like all that follow but the last but one.
             optimizer: See there.
             scheduler: See there.
             scaler: See there.
             ema: See there.
             sampler: See there.
             step: See there.
-            metrics: Must hold the monitored metric.
+            metrics: Must hold the monitored metric; within an epoch it may be left out.
             rng: See there.
+            mid_epoch: Whether the epoch is not over, so that ``resume`` goes on within it. Left out, a
+                ``ResumableLoader`` passed as ``sampler`` tells.
             **extra: See there.
 
         Returns:
@@ -517,26 +451,30 @@ class CheckpointManager:
         """
         self.wait()
         numbers = _numbers(metrics)
-        value = None if self.monitor is None else metric_value(numbers, self.monitor)
-        order = self._entries[-1].order + 1 if self._entries else 0
-        path = self._path_for({"epoch": epoch, "step": step, **numbers})
+        within = _mid_epoch(sampler) if mid_epoch is None else mid_epoch
+        value = None
+        if self.monitor is not None and not (within and not numbers):
+            value = metric_value(numbers, self.monitor)
+        entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
+        entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
+        if not self._writes:
+            return entry.path
         content = _collect(
             model=model,
             parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
-            run={"epoch": epoch, "step": step, "metrics": numbers, "order": order},
+            run={"epoch": epoch, "step": step, "metrics": numbers, "mid_epoch": within, "order": entry.order},
             extra=extra,
             rng=rng,
             delta=self.delta,
+            before=self._before,
         )
-        entry = _Entry(path, order, epoch, value)
-        write = _prepare(path, content)
-        write()
-        self._add(entry)
-        return path
-
-    def _add(self, entry: _Entry) -> None:
-        self._entries = [other for other in self._entries if other.path != entry.path] + [entry]
-        self._prune()
+        write = checkpoint_files.prepare(entry.path, content, self._copy if self.background else None)
+        if not self.background:
+            self._finish(entry, write)
+            return entry.path
+        self._thread = threading.Thread(target=self._in_background, args=(entry, write), name="ftkit-checkpoint")
+        self._thread.start()  # no daemon: the interpreter waits for it before it ends
+        return entry.path
 
     def resume(
         self,
@@ -563,16 +501,24 @@ class CheckpointManager:
             **objects: See there.
 
         Returns:
-            The epoch to run next; 0 if the folder holds no checkpoint.
+            The epoch to run next: the one after the checkpoint's, or the same if that was taken within it;
+            0 if the folder holds no checkpoint.
 
         Raises:
             DamagedFileError: There are checkpoints, and all of them are damaged.
             CheckpointError: The newest intact one does not fit.
         """
         self.wait()
-        for entry in reversed(self._entries):
+        if self.delta and self._before is None:
+            self._before = deltas.digests(deltas.tensors_of(unwrap(model)))
+        if not self._writes and rng is None:
+            _log.warning("Only the first process's random numbers are kept: the others go on with their own.")
+            rng = False
+        tried = len(self._entries) + self._unreadable
+        while self._entries:
+            entry = self._entries[-1]
             try:
-                checkpoint = load_checkpoint(
+                self.resumed = load_checkpoint(
                     entry.path,
                     model=model,
                     optimizer=optimizer,
@@ -583,61 +529,138 @@ class CheckpointManager:
                     rng=rng,
                     **objects,
                 )
-            except DamagedFileError as error:
-                _log.warning("%s Trying the checkpoint before it.", error)
+            except (DamagedFileError, UntrustedFileError) as error:  # damage can look like anything
+                _log.warning("%s Going back to the checkpoint before it.", error)
+                self._entries.pop()
                 continue
-            return (checkpoint.epoch or 0) + 1
-        if self._entries:
-            raise DamagedFileError(f"All {len(self._entries)} checkpoints in {self.directory} are damaged.")
+            entry.intact = True
+            return (self.resumed.epoch or 0) + (not self.resumed.mid_epoch)
+        if tried:
+            raise DamagedFileError(
+                f"All checkpoints in {self.directory} ({tried}) are damaged. To start anew, choose another folder."
+            )
         return 0
 
     def wait(self) -> None:
-        """Wait for a write in the background; raise the error that it met, if any."""
+        """Wait for a write in the background.
 
-    def _ranked(self) -> list[_Entry]:
+        Raises:
+            FtkitError: The write failed.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+        return not distributed or torch.distributed.get_rank() == 0
+
+    def _copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copy tensors into memory that is kept from one save to the next."""
+        copies: dict[str, Tensor] = {}
+        made: dict[tuple[Any, ...], Tensor] = {}
+        for name, tensor in tensors.items():
+            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if key not in made or not tensor.numel():
+                old = self._copies.get(name)
+                if old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
+                    old = torch.empty(tensor.shape, dtype=tensor.dtype)
+                made[key] = old.copy_(tensor)
+            copies[name] = made[key]
+        self._copies = copies
+        return copies
+
+    def _in_background(self, entry: _Entry, write: Callable[[], None]) -> None:
+        try:
+            self._finish(entry, write)
+        except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
+            _log.error("The checkpoint could not be saved in the background: %s", error)
+            self._error = error
+
+    def _finish(self, entry: _Entry, write: Callable[[], None]) -> None:
+        write()
+        self._entries = [other for other in self._entries if other.path != entry.path] + [entry]
+        kept = {id(other) for other in self._kept(self._entries, checked=True)}
+        for other in self._entries:
+            if id(other) not in kept:
+                other.path.unlink(missing_ok=True)
+        self._entries = [other for other in self._entries if id(other) in kept]
+
+    def _kept(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
+        """The entries that stay; if ``checked``, only those known to be whole count."""
+        ranked = self._ranked(entries)
+        last = self._first(entries[::-1], self.keep_last, checked)
+        return last + self._first(ranked, self.keep_best, checked)
+
+    @staticmethod
+    def _first(entries: list[_Entry], count: int | None, checked: bool) -> list[_Entry]:
+        """The first so many entries; damaged ones stay too, but don't count."""
+        found: list[_Entry] = []
+        missing = len(entries) if count is None else count
+        for entry in entries:
+            if missing <= 0:
+                break
+            found.append(entry)
+            if checked and not entry.intact:
+                try:
+                    checkpoint_files.verify(entry.path)
+                    entry.intact = True
+                except (CheckpointError, OSError) as error:
+                    _log.warning("%s It is left where it is.", error)
+                    continue
+            missing -= 1
+        return found
+
+    def _ranked(self, entries: list[_Entry]) -> list[_Entry]:
         """The entries that have a number for the metric, best first, older first among equals."""
         ranked: list[_Entry] = []
-        for entry in self._entries:
+        for entry in entries:
             if entry.value is not None and is_better(entry.value, None):
                 value = entry.value
-                at = next(
-                    (i for i, other in enumerate(ranked) if is_better(value, other.value, self.mode)), len(ranked)
-                )
-                ranked.insert(at, entry)
+                better = (at for at, other in enumerate(ranked) if is_better(value, other.value, self.mode))
+                ranked.insert(next(better, len(ranked)), entry)
         return ranked
-
-    def _prune(self) -> None:
-        ranked = self._ranked()
-        last = self._entries if self.keep_last is None else self._entries[max(0, len(self._entries) - self.keep_last) :]
-        best = ranked if self.keep_best is None else ranked[: self.keep_best]
-        kept = {entry.path for entry in (*last, *best)}
-        for entry in self._entries:
-            if entry.path not in kept:
-                entry.path.unlink(missing_ok=True)
-        self._entries = [entry for entry in self._entries if entry.path in kept]
 
     def _found(self) -> Iterator[_Entry]:
         """The checkpoints in the folder that a manager wrote."""
-        for path in sorted(self.directory.glob("*.safetensors")):
-            try:
-                with TensorFile(path) as file:
-                    run = unpack({}, file.metadata[_KEY]) if _KEY in file.metadata else {}
-            except DamagedFileError as error:
-                _log.warning("%s It is left where it is.", error)
+        for path in sorted(self.directory.iterdir()):
+            if path.suffix not in checkpoint_files.SUFFIXES or not path.is_file():
                 continue
-            if "order" in run:
-                value = run["metrics"].get(self.monitor) if self.monitor is not None else None
-                yield _Entry(path, run["order"], run["epoch"], value)
+            try:
+                run = checkpoint_files.read_run(path)
+            except (CheckpointError, OSError) as error:
+                _log.warning("%s It is left where it is.", error)
+                self._unreadable += path.suffix != ".tar"
+                continue
+            if run is not None and "order" in run:
+                value = None if self.monitor is None else (run.get("metrics") or {}).get(self.monitor)
+                yield _Entry(path, run["order"], value)
 
-    def _path_for(self, values: Mapping[str, Any]) -> Path:
+    def _path_for(self, entry: _Entry, values: Mapping[str, Any]) -> Path:
+        """The file's name by the template; never that of a file which should stay."""
         if self.filename is not None:
             name = _fill_in(self.filename, values)
-        elif self.monitor is not None:
-            name = f"{values['epoch']}-{values[self.monitor]:.4f}"
         else:
-            name = str(values["epoch"])
-        suffix = "" if Path(name).suffix in {".safetensors", *_TORCH_SUFFIXES} else ".safetensors"
-        return self.directory / f"{name}{suffix}"
+            detail = "" if entry.value is None else f"-{entry.value:.4f}"
+            if not detail and values["step"] is not None:
+                detail = f"-step{values['step']}"
+            name = _safe(f"{values['epoch']}{detail}")
+        stem, suffix = os.path.splitext(name)  # noqa: PTH122
+        if suffix not in checkpoint_files.SUFFIXES:
+            stem, suffix = name, ".safetensors"
+        path = self.directory / f"{stem}{suffix}"
+        taken = {other.path for other in self._kept([*self._entries, entry], checked=False)}
+        mine = {other.path for other in self._entries}
+        count = 1
+        while path in taken or (path not in mine and path.exists()):
+            count += 1
+            path = self.directory / f"{stem}-{count}{suffix}"
+        return path
 
 
 def _fields(template: str) -> list[tuple[str, str | None, str]]:
@@ -669,4 +692,12 @@ def _fill_in(template: str, values: Mapping[str, Any]) -> str:
             pieces.append(format(there[name], form))
         except ValueError as error:
             raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
-    return re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", "".join(pieces)).strip(" .") or "_"
+    return _safe("".join(pieces))
+
+
+def _safe(name: str) -> str:
+    """Make a name that any file system takes, and that no folder hides in."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).encode(errors="replace")[:200].decode(errors="ignore")
+    name = name.strip(" .") or "_"
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    return f"_{name}" if reserved else name

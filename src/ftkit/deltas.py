@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import torch
@@ -17,14 +16,12 @@ from ftkit.files import digest
 from ftkit.heads import replace_head
 from ftkit.nests import pack, unpack
 from ftkit.selection import unwrap
-from ftkit.tensorfile import TensorFile, bytes_of, write_tensors
+from ftkit.sources import Source, WeightsSource
+from ftkit.tensorfile import TensorFile, bytes_of, in_threads, write_tensors
 
-__all__ = ["Base", "changed", "delta_record", "fill", "load_delta", "place", "save_delta"]
+__all__ = ["digests", "fill", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
 
 _KEY: Final = "ftkit.delta"
-_CHUNK: Final = 1 << 20  # bytes; starting a thread for less takes longer than the work
-
-Base = nn.Module | Mapping[str, Tensor] | str | os.PathLike[str]
 
 # The layers that heads are made of, with the attributes that their constructors take.
 _LAYERS: Final[dict[str, tuple[str, ...]]] = {
@@ -49,7 +46,7 @@ _LAYERS: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: Base | None = None) -> None:
+def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsSource | None = None) -> None:
     """Write what fine-tuning changed in a model: kilobytes to share instead of the whole.
 
     The file holds tensors under their own names, the layers of a new head, and a digest of all the rest,
@@ -84,7 +81,7 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: Base | N
         True
     """
     inner = unwrap(model)
-    names = changed(inner, base)
+    names, record = split(inner, base=base)
     if not names:
         raise CheckpointError(
             "This model does not differ from its base, so there is no delta to save."
@@ -92,8 +89,7 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: Base | N
             else "Nothing in this model is trainable, so nobody can tell what fine-tuning changed: give base=, the "
             "model before fine-tuning, or save it whole with save_weights."
         )
-    state = _tensors(inner)
-    record = delta_record(inner, names)
+    state = tensors_of(inner)
     write_tensors(path, {name: state[name] for name in names}, {_KEY: pack(record)[1]})
 
 
@@ -123,7 +119,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy tensors that are known to fit into the model."""
-    state = _tensors(model)
+    state = tensors_of(model)
     with torch.no_grad():
         for name, value in tensors.items():
             state[name].copy_(value)
@@ -132,28 +128,53 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 # ---- what changed
 
 
-def changed(model: nn.Module, base: Base | None = None, *, moved: Collection[nn.Parameter] = ()) -> list[str]:
-    """Return the names of what fine-tuning changed; of what it may have changed if there is no base.
+def split(
+    model: nn.Module,
+    *,
+    base: WeightsSource | None = None,
+    before: Mapping[str, str] | None = None,
+    moved: Collection[Any] = (),
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the names of what fine-tuning changed, and a description of all that a delta does not hold.
 
     Args:
         model: The model, unwrapped.
-        base: See :func:`save_delta`.
+        base: The model before fine-tuning: what differs from it is what changed. If left out, that is what
+            may have changed; see :func:`save_delta`.
+        before: Digests of the base, where there is no base: what differs has changed too.
         moved: Parameters known to have been trained, whatever they are now.
     """
-    state = _tensors(model)
+    state = tensors_of(model)
+    now: Mapping[str, str] = {}
     if base is not None:
-        before = _base_tensors(base)
-        if not before.keys() & state.keys():
-            first, other = next(iter(state), "nothing"), next(iter(before), "nothing")
-            raise CheckpointError(f"The base is not one of this model: its names look like {other!r}, not {first!r}.")
-        return [name for name, tensor in state.items() if name not in before or not _same(tensor, before[name])]
-    known = {id(parameter) for parameter in moved}
-    buffers = _restless(model)
-    return [
-        name
-        for name, tensor in state.items()
-        if (tensor.requires_grad or id(tensor) in known if isinstance(tensor, nn.Parameter) else name in buffers)
-    ]
+        names = _differing(state, base)
+    else:
+        known = {id(parameter) for parameter in moved}
+        buffers = _restless(model)
+        now = digests(state) if before is not None else {}
+        names = [
+            name
+            for name, tensor in state.items()
+            if (tensor.requires_grad or id(tensor) in known if isinstance(tensor, nn.Parameter) else name in buffers)
+            or (before is not None and before.get(name) != now[name])
+        ]
+    inside = set(names)
+    rest = {name: tensor for name, tensor in state.items() if name not in inside}
+    return names, {"base": _fingerprint(rest, now), "layers": dict(_describable(model, "", inside))}
+
+
+def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> list[str]:
+    """The names of the tensors that a base lacks or has otherwise."""
+    with Source(base) as opened:
+        nest = max(opened.nests, key=lambda nest: len(nest.entries.keys() & state.keys()), default=None)
+        if nest is None or not nest.entries.keys() & state.keys():
+            first = next(iter(state), "nothing")
+            raise CheckpointError(
+                f"The base, {opened.name}, is not one of this model: it holds nothing called {first!r}."
+            )
+        before = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in nest.entries.items()}
+        opened.read_into((entry, before[name]) for name, entry in nest.entries.items())
+    return [name for name, tensor in state.items() if not same(tensor, before.get(name))]
 
 
 def _restless(model: nn.Module) -> set[str]:
@@ -171,44 +192,26 @@ def _restless(model: nn.Module) -> set[str]:
     return names
 
 
-def _base_tensors(base: Base) -> Mapping[str, Tensor]:
-    if isinstance(base, nn.Module):
-        return _tensors(unwrap(base))
-    if isinstance(base, Mapping):
-        return base
-    with TensorFile(base) as file:
-        return file.read()
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor | None) -> bool:
     """Tell whether two tensors are the same to the bit, NaN included."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+    if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    return torch.equal(*(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for plain in (a, b)))
 
 
-def _raw(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-
-
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """What a model's ``state_dict`` holds, as the model's own parameters and buffers."""
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return what a model's ``state_dict`` holds, as the model's own parameters and buffers."""
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
 # ---- the base and the head
 
 
-def delta_record(model: nn.Module, names: Collection[str]) -> dict[str, Any]:
-    """Describe what a delta does not hold: the base by its digests, and the new layers."""
-    inside = set(names)
-    rest = {name: tensor for name, tensor in _tensors(model).items() if name not in inside}
-    return {"base": _fingerprint(rest), "layers": dict(_describable(model, "", inside))}
-
-
-def _fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _fingerprint(tensors: Mapping[str, Tensor], known: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Two digests, so that another architecture can be told from other weights."""
     names = sorted(tensors)
     shapes = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
-    contents = digests(tensors)
+    contents = known or digests(tensors)
     return {
         "tensors": len(names),
         "shapes": digest("\n".join(shapes).encode()),
@@ -218,14 +221,13 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the digest of each tensor's bytes."""
-    large = [name for name, tensor in tensors.items() if tensor.numel() * tensor.element_size() > _CHUNK]
-    with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(large, pool.map(lambda name: _digest(tensors[name]), large), strict=True))
-    return {name: found[name] if name in found else _digest(tensors[name]) for name in tensors}
+    found: dict[str, str] = {}
 
+    def take(name: str) -> None:
+        found[name] = digest(bytes_of(tensors[name]))
 
-def _digest(tensor: Tensor) -> str:
-    return digest(bytes_of(tensor))
+    in_threads(take, tensors, sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()))
+    return found
 
 
 def _describable(module: nn.Module, name: str, inside: Collection[str]) -> Iterator[tuple[str, Any]]:
@@ -295,7 +297,7 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     """The names of the tensors that have no place in the model."""
-    state = _tensors(model)
+    state = tensors_of(model)
     return [
         name
         for name, value in tensors.items()
@@ -305,7 +307,7 @@ def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
 
 def _fits(model: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> bool:
     """Tell whether a layer of the model holds just the tensors that it has in the delta."""
-    state = _tensors(model)
+    state = tensors_of(model)
     inside = {name for name in tensors if name.startswith(f"{layer}.")}
     return inside == {name for name in state if name.startswith(f"{layer}.")} and all(
         (state[name].shape, state[name].dtype) == (tensors[name].shape, tensors[name].dtype) for name in inside
@@ -318,7 +320,7 @@ def _owner(name: str) -> str:
 
 def _resized(model: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> bool:
     """Try to fit a layer by another count of classes, so that the model's own counters follow."""
-    state = _tensors(model)
+    state = tensors_of(model)
     counts = [
         new
         for name, value in tensors.items()
@@ -374,7 +376,7 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
 def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     misfits = _misfits(model, tensors)
     if misfits:
-        state, name = _tensors(model), misfits[0]
+        state, name = tensors_of(model), misfits[0]
         there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
         raise CheckpointError(
             f"The delta holds {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
@@ -387,7 +389,7 @@ def _check(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Te
     """Compare everything that neither is in the delta nor in a layer to be replaced with the delta's base."""
     rest = {
         name: tensor
-        for name, tensor in _tensors(model).items()
+        for name, tensor in tensors_of(model).items()
         if name not in tensors and not any(name.startswith(f"{layer}.") for layer in layers)
     }
     wanted, found = record["base"], _fingerprint(rest)

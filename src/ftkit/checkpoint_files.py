@@ -1,0 +1,186 @@
+"""The two formats of a training checkpoint: a safetensors file of nests, and the usual torch dict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ftkit.errors import CheckpointError
+from ftkit.files import atomic_write
+from ftkit.nests import pack, unpack
+from ftkit.pickles import PickleFile, content_format, load_pickle
+from ftkit.tensorfile import TensorFile, write_tensors
+
+__all__ = ["SUFFIXES", "TORCH_SUFFIXES", "Content", "prepare", "read", "read_run", "verify"]
+
+Tensors: TypeAlias = dict[str, Tensor]
+
+TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".tar"})
+SUFFIXES: Final = TORCH_SUFFIXES | {".safetensors"}
+
+# Where the facts about the run stand: in a safetensors file's metadata, or in the torch dict.
+_KEY: Final = "ftkit.checkpoint"
+
+# What the entries of a torch checkpoint are called in people's training loops, the usual name first.
+_ALIASES: Final[dict[str, tuple[str, ...]]] = {
+    "model": ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights"),
+    "optimizer": ("optimizer_state_dict", "optimizer", "optimizer_states", "optimizer_state", "optim", "opt"),
+    "scheduler": ("scheduler_state_dict", "scheduler", "lr_scheduler_state_dict", "lr_scheduler", "lr_schedulers"),
+    "scaler": ("scaler_state_dict", "scaler", "grad_scaler", "amp_scaler"),
+    "ema": ("ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model"),
+    "sampler": ("sampler_state_dict", "sampler"),
+    "rng": ("rng_state",),
+}
+_FACTS: Final[dict[str, tuple[str, ...]]] = {
+    "epoch": ("epoch",),
+    "step": ("step", "global_step"),
+    "metrics": ("metrics",),
+}
+
+
+@dataclass
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
+        states: Nests of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
+            values under names of the user's own.
+    """
+
+    run: dict[str, Any]
+    states: dict[str, Any]
+
+
+def prepare(path: Path, content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
+    """Check that everything can be kept; return what writes it.
+
+    Args:
+        path: The file; its suffix decides the format.
+        content: What to write.
+        copy: Makes copies of tensors, if the originals will change before the writing.
+
+    Raises:
+        CheckpointError: Something can't be kept without pickling code.
+    """
+    tensors: Tensors = {}
+    texts: dict[str, str] = {}
+    for name, state in content.states.items():
+        # Foreign readers look for the model's tensors; all else is ours alone.
+        packed, texts[name] = pack(state, name, compact="delta" in content.run and name != "model")
+        tensors |= packed
+    if path.suffix not in TORCH_SUFFIXES:
+        metadata = {_KEY: pack(content.run)[1], **texts}
+        if copy is not None:
+            tensors = copy(tensors)
+        return lambda: write_tensors(path, tensors, metadata)
+    if "delta" in content.run:
+        raise CheckpointError(f"A delta is a safetensors file: {path.name} should end in .safetensors.")
+    states = content.states
+    if copy is not None:
+        tensors = copy(tensors)
+        states = {name: unpack(tensors, text, name) for name, text in texts.items()}
+    whole = _as_torch_dict(content.run, states)
+    return lambda: _write_torch(path, whole)
+
+
+def _as_torch_dict(run: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {name: run[name] for name in _FACTS}
+    whole |= {_ALIASES[name][0]: state for name, state in states.items() if name != "extra"}
+    whole[_KEY] = {name: fact for name, fact in run.items() if name not in _FACTS}
+    extra: dict[str, Any] = states.get("extra", {})
+    if taken := extra.keys() & whole.keys():
+        raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
+    return whole | extra
+
+
+def _write_torch(path: Path, whole: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        torch.save(whole, file)
+        file.seek(0)
+        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+            raise CheckpointError(
+                f"{path} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) refuses to open. "
+                "Use a name that ends in .safetensors, or plain values."
+            )
+
+
+def read(path: Path, wanted: Collection[str]) -> Content:
+    """Read the facts, the extra values and the wanted states; all of the file is verified.
+
+    Raises:
+        CheckpointError: It is no training checkpoint.
+        DamagedFileError: Its bytes are not the ones that were written.
+    """
+    if content_format(path) != "safetensors":
+        return _read_torch(path)
+    with TensorFile(path) as file:
+        run = _facts(file)
+        states = {}
+        for name in file.metadata.keys() & {*_ALIASES, "extra"}:
+            names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
+            tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
+            if name in wanted or name == "extra":
+                states[name] = unpack(tensors, file.metadata[name], name)
+    return Content(run, states)
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """Read the facts about the run alone; ``None`` if :func:`prepare` did not make the file.
+
+    Raises:
+        DamagedFileError: Its header is not the one that was written.
+    """
+    if content_format(path) == "safetensors":
+        with TensorFile(path) as file:
+            return _facts(file) if _KEY in file.metadata else None
+    with PickleFile(path) as pickled:
+        whole = pickled.tree
+    if not isinstance(whole, dict) or not isinstance(whole.get(_KEY), dict):
+        return None
+    return {**whole[_KEY], **{name: whole.get(name) for name in _FACTS}}
+
+
+def verify(path: Path) -> None:
+    """Read every byte and compare with the digests.
+
+    Raises:
+        DamagedFileError: Some bytes are not the ones that were written.
+    """
+    if content_format(path) == "safetensors":
+        with TensorFile(path) as file:
+            file.verify()
+    else:
+        load_pickle(path)
+
+
+def _facts(file: TensorFile) -> dict[str, Any]:
+    if _KEY not in file.metadata:
+        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with load_weights(model, path).")
+    run: dict[str, Any] = unpack({}, file.metadata[_KEY])
+    return run
+
+
+def _read_torch(path: Path) -> Content:
+    whole = load_pickle(path)
+    if not isinstance(whole, dict):
+        raise CheckpointError(f"{os.fspath(path)} holds a {type(whole).__name__}, not a training checkpoint.")
+    rest = dict(whole)
+    run = dict(rest.pop(_KEY, {}))
+    states: dict[str, Any] = {}
+    for table, found in ((_FACTS, run), (_ALIASES, states)):
+        for name, aliases in table.items():
+            alias = next((alias for alias in aliases if alias in rest), None)
+            if alias is not None:
+                value = rest.pop(alias)
+                # Lightning keeps lists of optimizers and schedulers.
+                found[name] = value[0] if table is _ALIASES and isinstance(value, list) and len(value) == 1 else value
+    if "model" not in states and rest and all(isinstance(value, Tensor) for value in rest.values()):
+        states, rest = {"model": rest}, {}  # a bare state dict
+    return Content(run, {**states, "extra": rest})
