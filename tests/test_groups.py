@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import hypothesis.strategies as st
 import pytest
 import timm
 import torch
 import torchvision
+from hypothesis import given, settings
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torch.optim import lr_scheduler
 
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.groups import param_groups
+from ftkit.freezing import freeze, freeze_except, unfreeze
+from ftkit.groups import layout, param_groups, restore_layout
 
 
 def options(groups: list[dict[str, object]], rate: str = "lr") -> dict[int, tuple[float, float]]:
@@ -117,3 +123,147 @@ def test_a_frozen_model_is_an_error() -> None:
     """An optimizer of nothing is never what was meant."""
     with pytest.raises(FtkitError, match="unfreeze"):
         param_groups(nn.Linear(2, 2).requires_grad_(False), 0.1)
+
+
+def stack(layers: int = 3) -> nn.Sequential:
+    return nn.Sequential(*(nn.Linear(2, 2) for _ in range(layers)))
+
+
+@given(
+    st.lists(st.sampled_from(["linear", "norm", "block", "stage"]), min_size=1, max_size=6),
+    st.integers(0, 2**16),
+    st.sampled_from([None, 0.5, 1.0]),
+)
+@settings(max_examples=100, deadline=None)
+def test_groups_of_any_tree_hold_each_trainable_parameter_once(
+    kinds: list[str], mask: int, decay: float | None
+) -> None:
+    """Names and parameters agree, and rates rise from group to group."""
+    make: dict[str, Callable[[], nn.Module]] = {
+        "linear": lambda: nn.Linear(2, 2),
+        "norm": lambda: nn.LayerNorm(2),
+        "block": lambda: nn.TransformerEncoderLayer(2, 1, 4),
+        "stage": lambda: nn.Sequential(stack(2), nn.LayerNorm(2), stack(1)),
+    }
+    model = nn.Sequential(*(make[kind]() for kind in kinds))
+    for index, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(bool(mask >> index % 16 & 1))
+    wanted = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not wanted:
+        return
+    groups = param_groups(model, 1.0, weight_decay=0.1, layer_decay=decay)
+    pairs = [pair for group in groups for pair in zip(group["param_names"], group["params"], strict=True)]
+    assert len(pairs) == len(wanted)
+    assert all(wanted[name] is parameter for name, parameter in pairs)
+    rates = [group["lr"] for group in groups]
+    assert rates == sorted(rates)
+
+
+def test_layers_do_not_depend_on_what_is_frozen() -> None:
+    """A layer keeps its rate while others come and go."""
+    model = torchvision.models.resnet18(weights=None)
+    before = {name: group["lr"] for group in param_groups(model, 1.0, layer_decay=0.5) for name in group["param_names"]}
+    freeze(model, "layer1", "fc")
+    after = {name: group["lr"] for group in param_groups(model, 1.0, layer_decay=0.5) for name in group["param_names"]}
+    assert after.items() < before.items()
+
+
+def test_parametrized_layers_stay_whole() -> None:
+    """The bias of a weight-normed head learns with its weight."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    groups = param_groups(model, 1.0, layer_decay=0.5)
+    assert [group["lr"] for group in groups] == [0.5, 1.0]
+    assert "1.bias" in groups[1]["param_names"]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_newcomers_join_an_optimizer_that_was_built_by_hand(named: bool) -> None:
+    """Without a recipe they get its newest rate and its default decay, but for biases; its other options stay."""
+    model = stack()
+    freeze_except(model, "2")
+    group = {"params": [*model[2].parameters()], "lr": 0.3, "momentum": 0.8, "weight_decay": 0.1}
+    if named:
+        group["param_names"] = ["2.weight", "2.bias"]
+    optimizer = torch.optim.SGD([group], lr=0.1, weight_decay=0.1)
+    unfreeze(model, "1", optimizer=optimizer)
+    assert layout(model, optimizer) == [["2.weight", "2.bias", "1.weight"], ["1.bias"]]
+    assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.3, 0.8, 0.1),
+        (0.3, 0.8, 0.0),
+    ]
+    assert ("param_names" in optimizer.param_groups[1]) is named
+    model(torch.randn(2, 2)).sum().backward()
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 20),
+        lambda optimizer: lr_scheduler.StepLR(optimizer, 3),
+        lambda optimizer: lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], 20),
+        lambda optimizer: lr_scheduler.SequentialLR(
+            optimizer, [lr_scheduler.LinearLR(optimizer, 0.1), lr_scheduler.ExponentialLR(optimizer, 0.9)], [3]
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")  # torch warns of itself
+def test_newcomers_follow_the_scheduler(scheduler: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]) -> None:
+    """They come in at the rate where the schedule is, and stay in proportion to the head's from then on."""
+    model = stack()
+    freeze_except(model, "2")
+    optimizer = torch.optim.SGD(param_groups(model, 0.1, layer_decay=0.5))
+    schedule = scheduler(optimizer)
+    for epoch in range(8):
+        if epoch == 4:
+            unfreeze(model, "1", optimizer=optimizer)
+        optimizer.step()
+        schedule.step()
+    head, newcomer = (group["lr"] for group in optimizer.param_groups)
+    assert head != 0.1
+    assert newcomer == pytest.approx(head / 2)
+
+
+def test_groups_made_before_freezing_take_any_scheduler() -> None:
+    """An optimizer built over the whole model needs nothing to join it, and frozen parameters in it do not move."""
+    model = stack()
+    optimizer = torch.optim.AdamW(param_groups(model, 0.1, weight_decay=0.1, layer_decay=0.5))
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
+    freeze_except(model, "2")
+    before = model[1].weight.clone()
+    for epoch in range(4):
+        if epoch == 2:
+            assert torch.equal(before, model[1].weight)
+            assert unfreeze(model, "1", optimizer=optimizer).added == ()
+        optimizer.zero_grad()
+        model(torch.randn(4, 2)).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert not torch.equal(before, model[1].weight)
+
+
+def test_an_optimizer_with_its_own_way_of_adding_is_asked() -> None:
+    """What overrides add_param_group sees every newcomer, as ZeroRedundancyOptimizer must."""
+    seen: list[int] = []
+
+    class Sharded(torch.optim.SGD):
+        def add_param_group(self, param_group: dict[str, object]) -> None:
+            super().add_param_group(param_group)
+            seen.append(len(param_group["params"]))
+
+    model = stack()
+    freeze_except(model, "2")
+    optimizer = Sharded(param_groups(model, 0.1))
+    unfreeze(model, "1", optimizer=optimizer)
+    assert seen == [2, 2]
+
+
+def test_a_layout_of_another_model_is_an_error() -> None:
+    """The closest name is told, and the optimizer is untouched."""
+    model = stack()
+    optimizer = torch.optim.SGD(param_groups(model, 0.1))
+    before = layout(model, optimizer)
+    with pytest.raises(FtkitError, match=r"Did you mean '2.weight'"):
+        restore_layout(model, [["0.weight"], ["2.wieght"]], optimizer)
+    assert layout(model, optimizer) == before

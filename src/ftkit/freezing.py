@@ -478,13 +478,21 @@ def _set_depths(model: nn.Module) -> None:
 
 
 def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Module, None]:
-    """The chosen modules, and those of which the last trainable parameter has just been frozen."""
+    """The chosen modules, and those that are frozen whole now that the parameters ``froze`` are."""
     held = dict.fromkeys(chosen.modules.values())
-    for module in model.modules():
+
+    def visit(module: nn.Module) -> None:
+        children = list(module.children())
+        for child in children:
+            visit(child)
         own = list(module.parameters())
-        if any(id(p) in froze for p in own) and not any(p.requires_grad for p in own):
-            bare = (child for child in module.children() if not any(True for _ in child.parameters()))
+        if not any(id(p) in froze for p in own) or any(p.requires_grad for p in own):
+            return
+        bare = [child for child in children if not _tensors(child)]
+        if all(child in held or _is_held(child) for child in children if child not in bare):
             held.update(dict.fromkeys([module, *(part for child in bare for part in child.modules())]))
+
+    visit(model)
     return held
 
 
