@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ftkit.cost import OptimizerLike, Part, Shapes, StepCost, measure
+from ftkit.cost import OptimizerLike, StepCost, measure
 from ftkit.errors import FtkitError, did_you_mean
+from ftkit.meter import Part, Shapes
 from ftkit.selection import unwrap
 
 if TYPE_CHECKING:

@@ -1,0 +1,192 @@
+"""What single operators cost: FLOPs, and the scratch memory that no tensor shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["flops", "scratch_bytes"]
+
+
+def _matmul_flops(args: tuple[Any, ...], at: int) -> int:
+    """2 * m * k * n of ``args[at] @ args[at + 1]``, batches and grouped products included."""
+    left, right = args[at], args[at + 1]
+    columns = 1 if right.dim() == 1 else right.shape[-1]
+    groups = left.shape[0] if left.dim() == 3 and right.dim() == 2 else 1  # each group has its own columns
+    return int(2 * left.numel() * columns // groups)
+
+
+def _attention_flops(args: tuple[Any, ...], at: int) -> int:
+    """The two products of attention, queries at ``args[at]``; what a kernel computes again is not counted."""
+    query, key, value = args[at : at + 3]
+    rows = math.prod(query.shape[:-1])
+    return int(2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+
+
+def _rnn_flops(source: torch.Tensor, weights: Iterable[torch.Tensor | None]) -> int:
+    """Every step multiplies by every weight matrix."""
+    steps = math.prod(source.shape[:-1])
+    matrices = [weight for weight in weights if weight is not None and weight.dim() > 1]
+    return int(2 * steps * sum(weight.numel() for weight in matrices))
+
+
+def _quantized_flops(output: torch.Tensor, packed: Any) -> int:
+    """Each output is the sum of as many products as one of its weight's rows or filters has elements."""
+    weight = packed.unpack()[0]
+    return int(2 * output.numel() * math.prod(weight.shape[1:]))
+
+
+_Formula: TypeAlias = Callable[[tuple[Any, ...], Any], int]
+
+_FORMULAS: dict[str, _Formula] = {
+    "aten::mv": lambda args, _: _matmul_flops(args, 0),
+    "aten::addmv": lambda args, _: _matmul_flops(args, 1),
+    "aten::dot": lambda args, _: 2 * args[0].numel(),
+    "aten::vdot": lambda args, _: 2 * args[0].numel(),
+    "aten::addbmm": lambda args, _: _matmul_flops(args, 1),
+    "aten::_addmm_activation": lambda args, _: _matmul_flops(args, 1),
+    "aten::_int_mm": lambda args, _: _matmul_flops(args, 0),
+    "aten::_grouped_mm": lambda args, _: _matmul_flops(args, 0),
+    "aten::_scaled_grouped_mm": lambda args, _: _matmul_flops(args, 0),
+    "aten::_trilinear": lambda args, _: _trilinear_flops(args),
+    "aten::mkldnn_rnn_layer": lambda args, _: _rnn_flops(args[0], args[1:5]),
+    "aten::mkldnn_rnn_layer_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1:5]),
+    "aten::_cudnn_rnn": lambda args, _: _rnn_flops(args[0], args[1]),
+    "aten::_cudnn_rnn_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1]),
+    "aten::miopen_rnn": lambda args, _: _rnn_flops(args[0], args[1]),
+    "aten::miopen_rnn_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1]),
+}
+for _kernel in ("flash_attention", "flash_attention_for_cpu", "efficient_attention", "cudnn_attention"):
+    _FORMULAS[f"aten::_scaled_dot_product_{_kernel}"] = lambda args, _: _attention_flops(args, 0)
+    _FORMULAS[f"aten::_scaled_dot_product_{_kernel}_backward"] = lambda args, _: 2 * _attention_flops(args, 1)
+_FORMULAS["aten::_scaled_dot_product_fused_attention_overrideable"] = lambda args, _: _attention_flops(args, 0)
+_FORMULAS["aten::_scaled_dot_product_fused_attention_overrideable_backward"] = lambda args, _: (
+    2 * _attention_flops(args, 1)
+)
+
+
+def _trilinear_flops(args: tuple[Any, ...]) -> int:
+    """A multiply-add for each element of the three operands' common shape."""
+    shapes = []
+    for operand, expanded in zip(args[:3], args[3:6], strict=True):
+        shape = list(operand.shape)
+        for dim in sorted(expanded):
+            shape.insert(dim, 1)
+        shapes.append(shape)
+    return 2 * math.prod(torch.broadcast_shapes(*shapes))  # type: ignore[no-untyped-call]
+
+
+def flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
+    """Count the FLOPs of an operator: as torch does, and by formulas of our own where it is silent."""
+    packet = getattr(func, "_overloadpacket", func)
+    name = func._schema.name if hasattr(func, "_schema") else ""
+    if name in _FORMULAS:
+        return _FORMULAS[name](args, output)
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=output))
+    if name.startswith(("quantized::linear", "quantized::conv")) and isinstance(output, torch.Tensor):
+        return _quantized_flops(output, args[1])
+    return 0
+
+
+# ---------------------------------------------------------------- scratch memory
+
+
+def scratch_bytes(func: Any, args: tuple[Any, ...], output: Any) -> int:
+    """The most bytes that an operator holds while it runs, besides its arguments and its results.
+
+    Known for convolutions on the CPU, where it matters: oneDNN copies their operands into layouts of
+    its own. The rules are read off the allocator's events (torch 2.14, AVX-512).
+    """
+    if func is torch.ops.aten.convolution.default and args[0].device.type == "cpu":
+        return _Convolution(args[0], args[1], output, args[3], args[5], groups=args[8]).forward()
+    if func is torch.ops.aten.convolution_backward.default and args[1].device.type == "cpu":
+        found = _Convolution(args[1], args[2], args[0], args[4], args[6], groups=args[9])
+        return found.backward(*args[10][:2], packed=args[0].is_contiguous(memory_format=found.format))
+    return 0
+
+
+class _Convolution:
+    """Bytes of x * w = y, and of the copies of x, w and y in oneDNN's blocks of 16 channels."""
+
+    def __init__(
+        self, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, stride: list[int], dilation: list[int], *, groups: int
+    ) -> None:
+        size = x.element_size()
+        self.x, self.w, self.y = (one.numel() * size for one in (x, w, y))
+        self.bias = y.shape[1] * size
+        self.half = size == 2
+        self.strided = max(stride) > 1 and groups == 1  # its gradient is reordered twice
+        self.kernel = math.prod(w.shape[2:])
+        self.examples = x.shape[0]
+        self.depthwise = groups == x.shape[1] == y.shape[1] > 1
+        self.columns = self.kernel * math.prod(y.shape[2:]) * size  # of one channel of one example
+        self.unfolded = 0 if self.kernel == 1 and stride[0] == 1 else x.shape[0] * x.shape[1] * self.columns
+        narrow = groups == 1 and x.shape[1] < 4
+        self.copied_x = 0 if narrow else self.x // x.shape[1] * _blocked(x.shape[1])
+        self.copied_y = self.y // y.shape[1] * _blocked(y.shape[1])
+        if self.depthwise:
+            self.copied_w = self.w // groups * _blocked(groups)
+        else:
+            inner = w.shape[1] if narrow else _blocked(w.shape[1])
+            self.copied_w = groups * _blocked(w.shape[0] // groups) * inner * self.kernel * size
+        last = x.dim() == 4 and any(
+            one.is_contiguous(memory_format=torch.channels_last) and not one.is_contiguous() for one in (x, w)
+        )
+        self.format = torch.channels_last if last else torch.contiguous_format
+        self.repacked = 0 if w.is_contiguous(memory_format=self.format) else self.w
+        threads = torch.get_num_threads()
+        self.threads = threads if math.prod(y.shape[2:]) < 256 * threads else 1
+        # use_mkldnn in ATen/native/Convolution.cpp
+        moves = max(stride) > 1 or max(dilation) > 1 or self.kernel > 1 or threads > 1 or x.shape[0] >= 16
+        large = groups > 1 or min(w.shape[2:]) > 3 or x.shape[0] > 1 or x.numel() > 20480
+        built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.fast = built_in and (self.half or (size == 4 and moves and large))
+
+    def _single(self, half: int) -> int:
+        """Sums in single precision of as many examples as are worked on at once."""
+        return 0 if self.depthwise else 2 * half * min(self.examples, torch.get_num_threads()) // self.examples
+
+    def forward(self) -> int:
+        """What is alive at the worst moment, besides x, w and y."""
+        if not self.fast:
+            return self.unfolded
+        if self.format is torch.channels_last:
+            return self.repacked + self.copied_w
+        sums = self._single(self.y) if self.half and self.kernel == 1 else 0
+        copies = self.copied_x + self.copied_w + self.copied_y + sums
+        return max(copies - self.y, self.copied_y)
+
+    def backward(self, to_x: bool, to_w: bool, *, packed: bool) -> int:
+        """What is alive at the worst moment, besides x, w, y's gradient and the results."""
+        if not self.fast:
+            return self.unfolded
+        dx, dw = self.x if to_x else 0, self.w + self.bias if to_w else 0
+        last = self.format is torch.channels_last
+        moments = [0]
+        if to_x:
+            sums = self._single(self.x) if self.half and self.kernel == 1 else 0
+            moments.append(self.x + self.copied_w if last else self.copied_x + self.copied_w + self.copied_y + sums)
+            moments.append(self.x + (0 if last else (1 + self.strided) * self.copied_x))
+        if to_w:
+            copied, operands = self.copied_w, 0 if last else self.copied_x + self.copied_y
+            sums = 0
+            if self.depthwise and self.kernel > 9:
+                if last:
+                    copied = 256 * self.w  # one channel takes a block of 16 x 16
+                else:  # unfolded, channel by channel
+                    operands, sums = 0, self.threads * (self.columns + 4 * self.w)
+            if self.half:
+                busy = min(self.examples, torch.get_num_threads()) if self.x + self.y > self.w else 1
+                sums = busy * (2 * copied + (0 if self.kernel == 1 else (self.x + self.y) // self.examples))
+            moments.append(dx + operands + copied + self.bias + sums)
+            moments.append(dx + copied + self.w + 2 * self.bias + (self.w if last else 0))
+        return max(moments) - dx - dw + self.repacked + (0 if packed else self.y)
+
+
+def _blocked(channels: int) -> int:
+    return -(-channels // 16) * 16
