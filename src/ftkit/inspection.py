@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError
+from ftkit.picklemachine import StoredTensor
 from ftkit.sources import Entry, Nest, Source, WeightsSource
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
@@ -211,7 +212,7 @@ def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
     """How much a tensor changed, or ``None`` if it is the same, bit for bit."""
     if old.digest is not None and old.digest == new.digest:
         return None
-    before, after = _read(old), _read(new)
+    before, after = _read(name, old), _read(name, new)
     if torch.equal(_bits(before), _bits(after)):
         return None
     wide = torch.complex128 if before.is_complex() else torch.float64
@@ -222,7 +223,11 @@ def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
     return TensorChange(name, float(step.abs().max()), moved / norm if norm else math.inf if moved else 0.0)
 
 
-def _read(entry: Entry) -> Tensor:
+def _read(name: str, entry: Entry) -> Tensor:
+    if isinstance(entry.stored, StoredTensor) and entry.nbytes > max(entry.stored.storage.nbytes, 1 << 20):
+        raise CheckpointError(
+            f"{name!r} repeats {entry.stored.storage.nbytes} bytes to {entry.nbytes:,}: nothing to compare."
+        )
     values = torch.empty(entry.shape, dtype=entry.dtype)
     Source.read_into([(entry, values)])
     return values

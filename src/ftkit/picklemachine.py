@@ -57,6 +57,11 @@ class StorageRef:
     numel: int
     location: str
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it is said to have."""
+        return self.numel * self.dtype.itemsize
+
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
@@ -85,10 +90,7 @@ class StoredTensor:
             if side != 1 and stride != step:
                 return False
             step *= side
-        return (
-            not (self.offset or self.conj or self.neg)
-            and self.nbytes == self.storage.numel * self.storage.dtype.itemsize
-        )
+        return not (self.offset or self.conj or self.neg) and self.nbytes == self.storage.nbytes
 
 
 @dataclass(eq=False, slots=True)
@@ -431,7 +433,7 @@ def stored_tensor(
         raise ValueError("a tensor with more sides than strides")
     if math.prod(tensor.shape):
         last = tensor.offset + sum((side - 1) * step for side, step in zip(tensor.shape, tensor.stride, strict=True))
-        if (last + 1) * tensor.dtype.itemsize > storage.numel * storage.dtype.itemsize:
+        if (last + 1) * tensor.dtype.itemsize > storage.nbytes:
             raise ValueError("a tensor that reaches beyond its storage")
     return tensor
 

@@ -8,6 +8,7 @@ nothing (:mod:`ftkit.picklemachine`), and tensors straight from where their byte
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import io
 import os
@@ -155,6 +156,7 @@ class PickleFile:
         self._packed = 0  # the bytes that all compressed entries would unpack to
         try:
             self._pickled = self._open()
+            self._check_storages()
         except (DamagedFileError, RecursionError) as error:
             self._file.close()
             if self.path in str(error):
@@ -271,6 +273,17 @@ class PickleFile:
         with self._buffered(0) as file:
             return read_pickle(file)
 
+    def _check_storages(self) -> None:
+        """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
+        for ref in self._pickled.storages.values():
+            record = self._records.get(self._entry(ref.key))
+            if record is None:
+                raise DamagedFileError(f"the storage {ref.key[:40]!r} is missing.")
+            if record.nbytes != ref.nbytes:
+                raise DamagedFileError(
+                    f"the storage {ref.key[:40]!r} has {record.nbytes:,} bytes where {ref.nbytes:,} are declared."
+                )
+
     @contextlib.contextmanager
     def _buffered(self, position: int) -> Iterator[BinaryIO]:
         with os.fdopen(os.dup(self._file.fileno()), "rb") as file:  # the same open file, whatever its name means by now
@@ -291,10 +304,7 @@ class PickleFile:
         self._place(entries, main[0].filename.removesuffix("data.pkl"))
         if "byteorder" in self._records and self._content("byteorder") != b"little":
             raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
-        pickled = read_pickle(io.BytesIO(self._content("data.pkl")))
-        if lost := [key for key in pickled.storages if self._entry(key) not in self._records]:
-            raise DamagedFileError(f"the storage {lost[0][:40]!r} is missing.")
-        return pickled
+        return read_pickle(io.BytesIO(self._content("data.pkl")))
 
     def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
         """Find where the entries' bytes lie, and that they lie apart and inside the file."""
@@ -335,19 +345,16 @@ class PickleFile:
 
     def _open_legacy(self) -> Pickled:
         with self._buffered(0) as file:
-            read_pickle(file)
-            read_pickle(file)
-            system = read_pickle(file).tree
-            if isinstance(system, dict) and system.get("little_endian") is False:
-                raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
-            pickled = read_pickle(file)
-            keys = read_pickle(file).tree
+            parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
             position = file.tell()
+        system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
         if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys():
             raise DamagedFileError("its list of storages is not the one it refers to.")
         for key in keys:
             position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
-        return pickled
+        return dataclasses.replace(pickled, wanted=list(dict.fromkeys(name for part in parts for name in part.wanted)))
 
     def _place_raw(self, key: str, dtype: torch.dtype, position: int) -> int:
         """Note a storage that stands as its length and its bytes; return where it ends."""
@@ -397,13 +404,7 @@ class PickleFile:
         return f"data/{key}" if self.format == "zip" else key
 
     def _record(self, ref: StorageRef) -> _Record:
-        record = self._records[self._entry(ref.key)]
-        if record.nbytes != ref.numel * ref.dtype.itemsize:
-            raise DamagedFileError(
-                f"{self.path} is damaged: the storage {ref.key[:40]!r} has {record.nbytes:,} bytes where "
-                f"{ref.numel * ref.dtype.itemsize:,} are declared."
-            )
-        return record
+        return self._records[self._entry(ref.key)]
 
     def _fill(self, record: _Record, targets: list[tuple[StoredTensor, Tensor]]) -> None:
         stored, target = targets[0]

@@ -427,14 +427,14 @@ class TensorFile:
     def _parse(self, raw: bytes) -> None:
         try:
             header = json.loads(raw.decode(), object_pairs_hook=_unique)
+            if not isinstance(header, dict):
+                raise ValueError("it is no table")
+            metadata = header.pop("__metadata__", {})
+            digests, others = self._own(raw, metadata) if _is_text_table(metadata) else ({}, {})
         except (ValueError, RecursionError) as error:  # a decoding error is a ValueError too
             raise DamagedFileError(f"{self.path} is no safetensors file, or its header is damaged: {error}.") from error
-        if not isinstance(header, dict):
-            raise DamagedFileError(f"{self.path} is damaged: its header is a {type(header).__name__}, not a table.")
-        metadata = header.pop("__metadata__", {})
-        if not (isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())):
+        if not _is_text_table(metadata):
             raise DamagedFileError(f"{self.path} is damaged: its metadata is no table of text.")
-        digests, others = self._own(raw, metadata)
         stored: dict[str, TensorInfo] = {}
         for name, entry in header.items():
             stored[name] = self._entry(name, entry, digests.get(name))
@@ -460,6 +460,8 @@ class TensorFile:
                 f"rewrote it and kept the metadata keys {_TENSORS_KEY!r} and {_HEADER_KEY!r}, which it must drop."
             )
         parts = json.loads(own)
+        if not (isinstance(parts, dict) and all(map(_is_text_table, parts.values()))):
+            raise DamagedFileError(f"{self.path} is damaged: its metadata under {_TENSORS_KEY!r} makes no sense.")
         return parts.get("xxh3_128", {}), parts.get("tied", {})
 
     def _entry(self, name: str, entry: Any, found: str | None) -> TensorInfo:
@@ -502,6 +504,10 @@ class TensorFile:
 
 
 _SEEKING = threading.Lock()  # for systems without positional reads
+
+
+def _is_text_table(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
