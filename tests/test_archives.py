@@ -57,12 +57,11 @@ def make_zip(path: Path, entries: Iterable[tuple[str | zipfile.ZipInfo, bytes]])
     return path
 
 
-def make_unmarked_zip(path: Path, names: Iterable[str], encoding: str) -> Path:
+def make_unmarked_zip(path: Path, names: Iterable[bytes]) -> Path:
     """Write a zip as old Windows tools do: names in a local code page, and nothing that says so."""
     blob, renamed = io.BytesIO(), []
     with zipfile.ZipFile(blob, "w") as archive:
-        for number, name in enumerate(names):
-            raw = name.encode(encoding)
+        for number, raw in enumerate(names):
             stand_in = chr(ord("A") + number) * len(raw)
             archive.writestr(zip_info(stand_in, system=0), PICTURE)
             renamed.append((stand_in.encode(), raw))
@@ -451,7 +450,7 @@ def test_names_without_an_encoding(tmp_path: Path, encoding: str, format: str) -
     """The evidence of all the names finds how they are written; a forced encoding does the same."""
     names = NAMES[encoding]
     if format == "zip":
-        archive = make_unmarked_zip(tmp_path / "a", names, encoding)
+        archive = make_unmarked_zip(tmp_path / "a", [name.encode(encoding) for name in names])
     else:
         archive = tmp_path / "a"
         with tarfile.open(archive, "w:" + format[4:], format=tarfile.GNU_FORMAT, encoding=encoding) as tar:
@@ -499,10 +498,27 @@ def test_names_that_say_their_encoding(tmp_path: Path) -> None:
 
 def test_one_broken_name_does_not_spoil_the_rest(tmp_path: Path) -> None:
     """A name cut in the middle of a character is shown byte by byte, the others in Hangul."""
-    archive = make_unmarked_zip(tmp_path / "a.zip", ["학습/개미.jpg", "학습/벌.jpg", "검증/개미.jpgXX"], "cp949")
-    archive.write_bytes(archive.read_bytes().replace(b".jpgXX", b".jpg\xb0\x2e"))
+    whole, broken = {"학습/개미.jpg", "학습/벌.jpg"}, "검증.jp".encode("cp949") + b"\xb0"
+    archive = make_unmarked_zip(tmp_path / "a.zip", [*(name.encode("cp949") for name in whole), broken])
     extract_archive(archive, tmp_path / "out")
-    assert {"학습/개미.jpg", "학습/벌.jpg"} < set(contents(tmp_path / "out"))
+    assert set(contents(tmp_path / "out")) == {*whole, "░╦┴⌡.jp░"}
+
+
+@pytest.mark.parametrize("format", ["zip", "tar"])
+def test_names_of_several_tools(tmp_path: Path, format: str) -> None:
+    """Names that are UTF-8 for sure stay right beside names in an old code page."""
+    names = {"사진.jpg": "utf-8", "学習/写真.jpg": "utf-8", "검증/개미.jpg": "cp949", "검증/고양이.jpg": "cp949"}
+    raw = [name.encode(encoding) for name, encoding in names.items()]
+    archive = tmp_path / "a"
+    if format == "zip":
+        make_unmarked_zip(archive, raw)
+    else:
+        with tarfile.open(archive, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape") as tar:
+            for name in raw:
+                tar.addfile(tar_info(name.decode("utf-8", "surrogateescape")))
+    report = extract_archive(archive, tmp_path / "out")
+    assert set(contents(tmp_path / "out")) == set(names)
+    assert report.encoding == "cp949"
 
 
 def test_windows_paths(tmp_path: Path) -> None:
@@ -937,7 +953,7 @@ def _samples() -> list[bytes]:
         samples = [make_zip(path, entries).read_bytes()]
         members = [*GOOD.items(), link("soft", "train/ants"), link("hard", "train/ants/1.jpg", hard=True)]
         samples += [make_tar(path, members, packing).read_bytes() for packing in ("", "gz", "bz2", "xz")]
-        samples.append(make_unmarked_zip(path, NAMES["cp949"], "cp949").read_bytes())
+        samples.append(make_unmarked_zip(path, [name.encode("cp949") for name in NAMES["cp949"]]).read_bytes())
         with contextlib.suppress(ImportError):
             import py7zr
 

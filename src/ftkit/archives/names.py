@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["find_encoding", "plain_decode"]
+__all__ = ["find_encoding", "is_utf8", "plain_decode"]
 
 # The characters that weigh most in each language's words, most frequent first (a word counts with the square root of
 # its frequency, since file names are nouns rather than grammar). Counted from the word lists of wordfreq 3.1.1
@@ -94,6 +94,7 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
     """Return the encoding in which ``names`` were most likely written, or None where all are ASCII.
 
     Each candidate decodes all the names; the one under which the text is likeliest, character by character, wins.
+    Names that ``is_utf8`` is sure of don't count.
 
     Example:
         >>> from ftkit.archives.names import find_encoding
@@ -102,14 +103,12 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
         >>> find_encoding(["写真/猫.jpg".encode("cp932"), b"readme.txt"])
         'cp932'
     """
-    parts = {part for name in names if not name.isascii() for part in name.split(b"/") if not part.isascii()}
+    foreign = [name for name in names if not name.isascii()]
+    parts = {part for name in foreign if not is_utf8(name) for part in name.split(b"/") if not part.isascii()}
     if not parts:
-        return None
+        return "utf-8" if foreign else None
     candidates = list(_MODELS)
-    if all(_decodes(part, "utf-8") for part in parts):
-        if any(character >= "\u0800" for part in parts for character in part.decode()):
-            return "utf-8"  # three bytes and more that fit its pattern are no accident
-    else:
+    if not all(_decodes(part, "utf-8") for part in parts):
         candidates.remove("utf-8")
 
     def log_likelihood(encoding: str) -> float:
@@ -119,6 +118,11 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
         return total if latin else total + len(_MIXED.findall(text)) * math.log(_MIXED_CHANCE)
 
     return max(candidates, key=log_likelihood)
+
+
+def is_utf8(raw: bytes) -> bool:
+    """Return whether ``raw`` is UTF-8 for sure: characters of three bytes and more fit its pattern by no accident."""
+    return _decodes(raw, "utf-8") and any(character >= "\u0800" for character in raw.decode())
 
 
 def _decodes(raw: bytes, encoding: str) -> bool:

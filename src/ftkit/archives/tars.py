@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from ftkit.archives.members import Archive, Limits, Member, reading
-from ftkit.archives.names import find_encoding, plain_decode
+from ftkit.archives.names import find_encoding, is_utf8, plain_decode
 from ftkit.archives.packing import TAR_MAGIC, blocks, unpack
 from ftkit.errors import ArchiveError
 
 __all__ = ["is_tar_header", "read_tar"]
 
 _LONGEST_HEADER = 16 << 20
+_SURROGATES = re.compile(r"[\ud800-\udfff]")  # bytes that are no UTF-8
 _KINDS = {
     tarfile.DIRTYPE: "folder",
     tarfile.SYMTYPE: "link",
@@ -48,9 +50,15 @@ def read_tar(source: Path, file: IO[bytes], packing: str | None, limits: Limits,
         raw = name.encode("utf-8", "surrogateescape")
         if raw.isascii() or field in info.pax_headers:
             return name
-        if archive.encoding is None:
-            archive.encoding = encoding or _encoding(source, packing, limits, raw)
-        return plain_decode(raw, archive.encoding)
+        if encoding is not None:
+            archive.encoding = encoding
+        elif archive.encoding in (None, "utf-8"):
+            # Today's tars are UTF-8. It is worth reading all names ahead once one is not.
+            valid = not _SURROGATES.search(name)
+            archive.encoding = "utf-8" if valid else _encoding(source, packing, limits, raw)
+        elif is_utf8(raw):
+            return name
+        return plain_decode(raw, archive.encoding or "utf-8")
 
     def batches() -> Iterator[list[Member]]:
         with reading("it"):
@@ -62,7 +70,7 @@ def read_tar(source: Path, file: IO[bytes], packing: str | None, limits: Limits,
 
 
 def _encoding(source: Path, packing: str | None, limits: Limits, raw: bytes) -> str:
-    """Read all names ahead, which is worth it only once one is no ASCII."""
+    """Read all names ahead."""
     with source.open("rb") as file:
         names = [
             info.name.encode("utf-8", "surrogateescape")
