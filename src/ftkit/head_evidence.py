@@ -15,7 +15,7 @@ from ftkit.errors import HeadError
 from ftkit.head_layers import Layer, Part, layers
 from ftkit.head_trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
 
-__all__ = ["Counter", "counters", "describe", "find_parts", "part_of", "role"]
+__all__ = ["Counter", "counters", "describe", "find_parts", "holders", "part_of", "role"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +49,14 @@ _CHANNELS = re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_c
 _CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
 
 
+def holders(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules on the way to a name, the model first."""
+    chain = [model]
+    for step in name.split(".")[:-1]:
+        chain.append(chain[-1].get_submodule(step))
+    return chain
+
+
 def counters(model: nn.Module, names: Iterable[str], *, of: str = "classes") -> list[Counter]:
     """List the counters that could speak of the classes: in the model, on the way to ``names`` and in losses.
 
@@ -57,11 +65,7 @@ def counters(model: nn.Module, names: Iterable[str], *, of: str = "classes") -> 
         names: Dotted names of the head's layers.
         of: What is counted: ``"classes"``, or the ``"channels"`` of images.
     """
-    by_name = dict(model.named_modules(remove_duplicate=False))
-    places = {model: None}
-    for name in names:
-        steps = name.split(".")
-        places |= {by_name[".".join(steps[:depth])]: None for depth in range(1, len(steps))}
+    places = {model: None} | {holder: None for name in names for holder in holders(model, name)}
     # A loss or a metric that lives in the model counts classes too, and holds nothing that was trained.
     places |= {
         module: None
@@ -124,17 +128,18 @@ _CLASS_WORDS = frozenset(
     re.findall(
         r"\w+",
         "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm qa "
-        "seg segmentation predictions",
+        "last seg segmentation predictions",
     )
 )
 _OTHER_WORDS = frozenset(
     re.findall(
         r"\w+",
         "box boxes bbox bboxes reg regression regressor regress offset ctr ctrness center centerness keypoint "
-        "keypoints kps landmark landmarks depth flow anchor anchors objectness obj embed embedding embeddings "
+        "keypoints kps landmark landmarks depth flow anchor anchors objectness obj "
         "pooler value pose iou wh",
     )
 )
+_EMBED_WORDS = frozenset(("embed", "embedding", "embeddings"))  # yet a set-prediction detector's class_embed scores
 _PROPOSAL_WORDS = frozenset(("rpn", "proposal", "proposals"))
 _AUX_WORDS = frozenset(
     ("aux", "auxiliary", "auxlayer", "dist", "distill", "distillation", "distilled", "dsn", "deepsup")
@@ -158,6 +163,8 @@ def role(name: str) -> str | None:
             return "other"
         if words & _CLASS_WORDS:
             return "class"
+        if words & _EMBED_WORDS:
+            return "other"
     return None
 
 
@@ -175,14 +182,26 @@ def describe(candidates: Iterable[Layer]) -> str:
 # ------------------------------------------------------------------ the decision
 
 
-def find_parts(model: nn.Module) -> tuple[list[Part], int]:
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found to be the head.
+
+    Attributes:
+        parts: Its layers, in order of registration.
+        classes: How many classes it has.
+        ran: Whether a run on fake tensors came to its end on the way.
+    """
+
+    parts: list[Part]
+    classes: int
+    ran: bool = False
+
+
+def find_parts(model: nn.Module) -> Found:
     """Find the layers that make the class outputs, and how many classes they have.
 
     Args:
         model: The model, not wrapped.
-
-    Returns:
-        The parts of the head in order of registration, and the number of classes.
 
     Raises:
         HeadError: There is none, or several that can't be told apart.
@@ -195,7 +214,7 @@ def find_parts(model: nn.Module) -> tuple[list[Part], int]:
         raise HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
     settled = _declared(model, every) or _obvious(model, every)
     if settled is not None:
-        return [Part(layer) for layer in settled], settled[0].outputs
+        return Found([Part(layer) for layer in settled], settled[0].outputs)
     return _decide(model, every, trace(model, every))
 
 
@@ -241,12 +260,12 @@ def _obvious(model: nn.Module, every: list[Layer]) -> list[Layer] | None:
         steps = steps[1:]
     if not _OBVIOUS.fullmatch(steps[0]) or role(last.name) == "other" or len(last.names) > 1:
         return None
-    if any(layer.outputs == last.outputs for layer in every[:-1]) or _followed(model, last) or _shared(model, last):
+    if not _alone(model, every, last):
         return None
     others = [name for name, child in top.named_children() if name != steps[0] and _trained(child)]
     if any(role(name) is not None or _auxiliary(name) for name in others):
         return None
-    told = [c.value for c in counters(model, ()) if _CLASSES.fullmatch(c.name.lower())]
+    told = _told(model, ())
     if told and last.outputs not in told:
         return None
     prefix = last.name[: len(last.name) - len(".".join(steps))] + steps[0]
@@ -254,6 +273,12 @@ def _obvious(model: nn.Module, every: list[Layer]) -> list[Layer] | None:
     if any(one.outputs != two.inputs for one, two in itertools.pairwise(chain)):
         return None
     return [last]
+
+
+def _alone(model: nn.Module, every: list[Layer], last: Layer) -> bool:
+    """Whether nothing else in the model has the last layer's count, its weight or a place after it."""
+    alike = any(layer.outputs == last.outputs for layer in every if layer is not last)
+    return not (alike or _followed(model, last) or _shared(model, last))
 
 
 def _trained(module: nn.Module) -> bool:
@@ -299,7 +324,7 @@ def _nearby(model: nn.Module, layer: Layer) -> set[int]:
     }
 
 
-def _decide(model: nn.Module, every: list[Layer], run: Trace) -> tuple[list[Part], int]:
+def _decide(model: nn.Module, every: list[Layer], run: Trace) -> Found:
     """Weigh what a trace saw, with counters and names."""
     kind = type(model).__name__
     ends = [end for end in run.ends if not end.body]
@@ -317,13 +342,13 @@ def _decide(model: nn.Module, every: list[Layer], run: Trace) -> tuple[list[Part
                 if end.layer.outputs == classes + 1 and role(end.layer.name) == "class" and end.level == CLEAN
             ]
         if chosen:
-            return _with_boxes(every, [part for _, part in chosen]), classes
+            return Found(_with_boxes(every, [part for _, part in chosen]), classes, run.complete)
 
-    # No counter: the layers whose outputs come out as they are, those named for classes first.
-    named = [end for end in speaking if end.level <= SQUASHED and role(end.layer.name) == "class"]
+    # No counter: the layers whose outputs come out as they are, those named for classes or under a softmax first.
+    named = [end for end in speaking if end.level <= SQUASHED and (end.softmax or role(end.layer.name) == "class")]
     plain = [end for end in speaking if end.level == CLEAN] if run.complete else []
     for group in (named, plain):
-        if not group:
+        if all(end.training_only or (group is named and _auxiliary(end.layer.name)) for end in group):
             continue
         sizes = {end.layer.outputs for end in group if not _auxiliary(end.layer.name)} or {group[0].layer.outputs}
         if len(sizes) > 1:
@@ -337,7 +362,10 @@ def _decide(model: nn.Module, every: list[Layer], run: Trace) -> tuple[list[Part
         parts = _with_boxes(every, [Part(end.layer) for end in same])
         if len(parts) == len(same) and not _together(same):
             raise _doubt(kind, same)
-        return parts, classes
+        return Found(parts, classes, run.complete)
+    last = every[-1]
+    if not run.ends and role(last.name) == "class" and not _auxiliary(last.name) and _alone(model, every, last):
+        return Found([Part(last)], last.outputs)
     raise _nothing(kind, every, run)
 
 

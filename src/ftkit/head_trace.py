@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftkit.head_layers import Layer, layers, own_tensors, sizes
 
-__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "trace"]
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "runs", "trace"]
 
 CLEAN, SQUASHED, NORMED, MIXED = range(4)
 
@@ -34,6 +34,7 @@ class End:
     layer: Layer
     level: int
     ports: set[str] = field(default_factory=set)
+    softmax: bool = False
     body: bool = False
     training_only: bool = False
 
@@ -177,16 +178,25 @@ class _Outcome:
     first: list[str] = field(default_factory=list)
 
 
+def runs(model: nn.Module) -> str:
+    """Run a model on fake tensors; return why it failed, or an empty string."""
+    shadow, mode, _ = _shadow(model, layers(model))
+    return _run(shadow.eval(), mode).failure
+
+
 def entries(model: nn.Module) -> list[Layer]:
     """Find the layers that the input of a model goes into before any other."""
     every = layers(model)
     by_name = {layer.name: layer for layer in every}
     shadow, mode, _ = _shadow(model, every)
-    return [by_name[name] for name in _run(shadow.eval(), mode).first]
+    return [by_name[name] for name in _run(shadow.eval(), mode, follow=False).first]
 
 
-def _run(shadow: nn.Module, mode: FakeTensorMode) -> _Outcome:
-    """Run a shadow on the inputs that it could take, until one is taken."""
+def _run(shadow: nn.Module, mode: FakeTensorMode, *, follow: bool = True) -> _Outcome:
+    """Run a shadow on the inputs that it could take, until one is taken.
+
+    To ``follow`` the inputs means that they take part in the autograd graph, which tells what is computed from them.
+    """
     first: dict[str, None] = {}
     made: dict[str, torch.Tensor] = {}
     furthest: dict[str, torch.Tensor] = {}
@@ -208,8 +218,10 @@ def _run(shadow: nn.Module, mode: FakeTensorMode) -> _Outcome:
         for args, kwargs in _inputs(shadow):
             made.clear()
             first.clear()
+            give = _followed if follow else torch.clone
             try:
-                outputs = dict(_flat(shadow(*args, **kwargs), ""))
+                given = {name: give(value) for name, value in kwargs.items()}
+                outputs = dict(_flat(shadow(*map(give, args), **given), ""))
             except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
                 if len(made) > len(furthest):
                     furthest = dict(made)
@@ -220,6 +232,11 @@ def _run(shadow: nn.Module, mode: FakeTensorMode) -> _Outcome:
             if any(tensor.grad_fn is not None for tensor in outputs.values()):
                 return _Outcome(outputs, complete=True, first=list(first))
     return _Outcome(_unused(furthest), complete=False, failure=failure, first=list(first))
+
+
+def _followed(value: torch.Tensor) -> torch.Tensor:
+    """Give an input a history of its own; it is no leaf, so a model may still write into it."""
+    return value.requires_grad_() * 1 if value.is_floating_point() else value
 
 
 def _unused(made: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -366,9 +383,10 @@ def _plain_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
             continue
         first.setdefault(key, width)
     for key, width in sorted(first.items(), key=lambda item: item[0] == "rows"):
-        if key == "conv2":
-            for height, width_ in _sides(model):
-                yield torch.zeros(2, width, height, width_)
+        if key == "conv2":  # many channels are patches that the model cuts itself
+            for channels in dict.fromkeys((width, 3) if width <= 4 else (3, width, 1)):
+                for height, breadth in _sides(model):
+                    yield torch.zeros(2, channels, height, breadth)
         elif key == "conv3":
             for frames, side in ((16, 112), (8, 224), (16, 224), (32, 32), (64, 64)):
                 yield torch.zeros(2, width, frames, side, side)
@@ -382,7 +400,11 @@ def _plain_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
         else:
             yield torch.zeros(2, width)
             yield torch.zeros(2, 8, width)
-            yield torch.zeros(2, 3, 64, 64)
+    if "conv2" not in first:  # a model may cut images into rows by itself
+        for height, breadth in _sides(model):
+            yield torch.zeros(2, 3, height, breadth)
+        for frames, side in ((8, 224), (8, 64), (16, 224), (16, 128)):
+            yield torch.zeros(2, 3, frames, side, side)
 
 
 # ------------------------------------------------------------------ the walk back through the autograd graph
@@ -415,14 +437,15 @@ class _Graph:
     def _settle(self, node: Any) -> None:
         variable = getattr(node, "variable", None)
         if variable is not None:
-            self.leaves[id(variable)] = variable
-            self.pure[node] = frozenset((id(variable),))
+            if isinstance(variable, nn.Parameter):
+                self.leaves[id(variable)] = variable
+                self.pure[node] = frozenset((id(variable),))
             return
         name, edges = node.name(), self.edges[node]
         if "Embedding" in name or not edges:
             return
-        if name.startswith("Convolution") and edges[0] is None:
-            return
+        if (name.startswith("Convolution") or _NORM.search(name)) and edges[0] is None:
+            return  # data without a history, such as features computed under no_grad
         if name.startswith("Addmm") and None in edges[1:]:
             return
         if re.match(r"(Mm|Bmm|Mv)Backward", name) and None in edges:
@@ -453,9 +476,9 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
     nodes: dict[Layer, list[Any]] = {}
     for port, root in roots.items():
         levels: dict[Any, int] = {}
-        queue = deque([(root, CLEAN)])
+        queue = deque([(root, CLEAN, False)])
         while queue:
-            node, level = queue.popleft()
+            node, level, softmax = queue.popleft()
             if levels.get(node, MIXED + 1) <= level:
                 continue
             levels[node] = level
@@ -465,11 +488,13 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
                     end = ends.setdefault(layer, End(layer, level))
                     end.level = min(end.level, level)
                     end.ports.add(port)
+                    end.softmax = end.softmax or (softmax and level <= SQUASHED)
                     if node not in nodes.setdefault(layer, []):
                         nodes[layer].append(node)
                 continue
             level = max(level, _level(graph, node))
-            queue.extend((target, level) for target in graph.data(node))
+            softmax = softmax or "Softmax" in node.name()
+            queue.extend((target, level, softmax) for target in graph.data(node))
     # A layer that feeds another one, or itself again, is body; and so is what a residual sum puts beside it.
     layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
     for layer, its_nodes in nodes.items():
@@ -483,6 +508,8 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
 
 def _multiplied(graph: _Graph, node: Any, owners: dict[int, Layer]) -> list[Layer] | None:
     """The layers whose weights data meet at ``node``, or None if the node is no layer."""
+    if "Embedding" in node.name():
+        return []  # a table of inputs, which an output layer may be tied to
     weights = [w for w in graph.weights(node) if w.dim() >= 2 and w.numel() > max(w.shape)]
     if not weights or (_SUM.match(node.name()) and node not in graph.pure):
         return None

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
+import torch
 from torch import nn
 
 from ftkit import head_evidence as evidence
 from ftkit.errors import HeadError, SelectionError, did_you_mean
+from ftkit.head_evidence import Found
 from ftkit.head_layers import Layer, Part, layers, renewed, with_channels
-from ftkit.head_trace import entries
+from ftkit.head_trace import entries, runs
 from ftkit.selection import Selector, select, unwrap
 
 __all__ = ["Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
@@ -68,8 +70,8 @@ def find_head(model: nn.Module) -> Head:
         >>> print(find_head(model))
         2: 16 -> 10
     """
-    parts, classes = evidence.find_parts(unwrap(model))
-    return _as_head([part.layer for part in parts], classes)
+    found = evidence.find_parts(unwrap(model))
+    return _as_head([part.layer for part in found.parts], found.classes)
 
 
 def replace_head(
@@ -122,10 +124,10 @@ def replace_head(
         if keep is not None:
             raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
         return _put(model, head, at)
-    parts, classes = evidence.find_parts(model) if at is None else _parts_at(model, at)
+    found = evidence.find_parts(model) if at is None else _found_at(model, at)
     if keep is not None:
-        _check_keep(keep, classes, head)
-    return _resize(model, parts, classes, head, keep)
+        _check_keep(keep, found.classes, head)
+    return _resize(model, found, head, keep)
 
 
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
@@ -253,9 +255,10 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
 def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str | Iterable[str] | None) -> Head:
     """Replace a head by the user's own module or modules."""
     if at is None:
-        parts, classes = evidence.find_parts(model)
-        places = [(part.layer.names, part.layer.module, part.layer.inputs) for part in parts]
-        old_layers = [part.layer for part in parts]
+        seen = evidence.find_parts(model)
+        places = [(part.layer.names, part.layer.module, part.layer.inputs) for part in seen.parts]
+        old_layers = [part.layer for part in seen.parts]
+        classes = seen.classes
     else:
         named = [(name, _at(model, name)) for name in _names(at)]
         inside = [(name, _layers_in(model, name)) for name, _ in named]
@@ -327,23 +330,106 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
 # ------------------------------------------------------------------ layers for another count
 
 
-def _resize(model: nn.Module, parts: list[Part], classes: int, count: int, keep: Mapping[int, int] | None) -> Head:
+def _resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> Head:
     """Make the layers of a head anew for ``count`` classes, and let the counters follow."""
+    parts, classes = found.parts, found.classes
     thaw = not any(parameter.requires_grad for parameter in model.parameters())
-    news = []
-    for part in parts:
-        rows = _rows(part, classes, count, keep)
-        news.append(renewed(model, part, part.times * count + part.extra, rows, thaw))
+    rows = [_rows(part, classes, count, keep) for part in parts]
+    tables = [_tables(model, part.layer) for part in parts]
+    news = [
+        part.layer.module if keep and table else renewed(model, part, part.times * count + part.extra, kept, thaw)
+        for part, kept, table in zip(parts, rows, tables, strict=True)
+    ]
     names = [name for part in parts for name in part.layer.names]
     with _Undo() as undo:
-        for part, new in zip(parts, news, strict=True):
-            _swap(model, part.layer.module, new, undo)
+        for part, new, kept, table in zip(parts, news, rows, tables, strict=True):
+            if new is part.layer.module:
+                _regrow(model, part.layer, table, count, kept, undo)
+            else:
+                _swap(model, part.layer.module, new, undo)
+                _biases(model, part, count, kept, undo)
+                _untie(model, table, undo)
         _count(model, names, classes, count, keep, undo)
+        failure = runs(model) if found.ran and not any(tables) else ""
+        if failure:
+            raise HeadError(
+                f"With {count} classes in place of {classes} at {', '.join(map(repr, names))} the "
+                f"{type(model).__name__} does not run any more: {failure}. Something else in it counts the classes too."
+            )
     fresh = [
         Layer(part.layer.names, new, part.layer.inputs, part.times * count + part.extra, part.layer.axis)
         for part, new in zip(parts, news, strict=True)
     ]
     return _as_head(fresh, count)
+
+
+def _tables(model: nn.Module, layer: Layer) -> list[nn.Embedding]:
+    """The embeddings that a layer shares its weight with."""
+    weight = layer.module._parameters.get("weight")
+    return [m for m in model.modules() if isinstance(m, nn.Embedding) and weight is not None and m.weight is weight]
+
+
+def _regrow(
+    model: nn.Module, layer: Layer, tables: list[nn.Embedding], count: int, rows: dict[int, int], undo: _Undo
+) -> None:
+    """Cut or grow a tied output layer and its embedding as one table; the parameter stays the same object."""
+    weight = tables[0].weight
+    undo.steps.append(functools.partial(setattr, weight, "data", weight.data))
+    grown = torch.empty(count, *weight.shape[1:], device=weight.device, dtype=weight.dtype)
+    grown.normal_(std=float(weight.data.std()) if weight.device.type != "meta" else 0.02)
+    grown[list(rows)] = weight.data[list(rows.values())]
+    weight.data, weight.grad = grown, None
+    places = {old: new for new, old in rows.items()}
+    for table in tables:
+        undo.remember(table)
+        table.num_embeddings = count
+        table.padding_idx = places.get(table.padding_idx) if table.padding_idx is not None else None
+    undo.remember(layer.module)
+    if isinstance(layer.module, nn.Linear):
+        layer.module.out_features = count
+    bias = layer.module._parameters.get("bias")
+    if bias is not None:
+        _everywhere(model, bias, nn.Parameter(_carried(bias, count, rows), requires_grad=bias.requires_grad), undo)
+
+
+def _untie(model: nn.Module, tables: list[nn.Embedding], undo: _Undo) -> None:
+    """Let the configuration say that the output layer has a weight of its own now."""
+    config = getattr(model, "config", None)
+    for place in (config, getattr(config, "text_config", None)):
+        if tables and place is not None and getattr(place, "tie_word_embeddings", False):
+            undo.remember(place)
+            place.tie_word_embeddings = False
+
+
+def _biases(model: nn.Module, part: Part, count: int, rows: dict[int, int], undo: _Undo) -> None:
+    """Make those biases anew that are added to a layer's outputs from the modules that hold it."""
+    layer, outputs = part.layer, part.times * count + part.extra
+    holders = [model.get_submodule(layer.name.rpartition(".")[0])] if "." in layer.name else [model]
+    if getattr(layer.module, "bias", None) is None:
+        for key, value in list(holders[0]._parameters.items()):
+            if value is not None and "bias" in key and value.shape == (layer.outputs,):
+                new = nn.Parameter(_carried(value, outputs, rows), requires_grad=value.requires_grad)
+                _everywhere(model, value, new, undo)
+    for holder in evidence.holders(model, layer.name):
+        for key, buffer in list(holder._buffers.items()):
+            if buffer is not None and "bias" in key and buffer.shape[-1:] == (layer.outputs,) == (buffer.numel(),):
+                undo.steps.append(functools.partial(holder._buffers.__setitem__, key, buffer))
+                holder._buffers[key] = _carried(buffer.flatten(), outputs, rows).view(*buffer.shape[:-1], outputs)
+
+
+def _carried(old: torch.Tensor, size: int, rows: dict[int, int]) -> torch.Tensor:
+    new = old.detach().new_zeros(size)
+    new[list(rows)] = old.detach()[list(rows.values())]
+    return new
+
+
+def _everywhere(model: nn.Module, old: nn.Parameter, new: nn.Parameter, undo: _Undo) -> None:
+    """Put the parameter ``new`` wherever ``old`` is registered."""
+    for module in model.modules():
+        for key, value in list(module._parameters.items()):
+            if value is old:
+                undo.steps.append(functools.partial(module._parameters.__setitem__, key, old))
+                module._parameters[key] = new
 
 
 def _rows(part: Part, classes: int, count: int, keep: Mapping[int, int] | None) -> dict[int, int]:
@@ -451,7 +537,7 @@ def _layers_in(model: nn.Module, name: str) -> list[Layer]:
     return found
 
 
-def _parts_at(model: nn.Module, at: str | Iterable[str]) -> tuple[list[Part], int]:
+def _found_at(model: nn.Module, at: str | Iterable[str]) -> Found:
     parts: dict[int, Part] = {}
     classes = 0
     for name in _names(at):
@@ -459,7 +545,7 @@ def _parts_at(model: nn.Module, at: str | Iterable[str]) -> tuple[list[Part], in
         layer = _layers_in(model, name)[-1]
         part, classes = evidence.part_of(model, layer)
         parts.setdefault(id(layer.module), part)
-    return list(parts.values()), classes
+    return Found(list(parts.values()), classes)
 
 
 def _check_keep(keep: Mapping[int, int], classes: int, count: int) -> None:
