@@ -202,9 +202,9 @@ def _check_space(folder: Path, archive: Archive) -> None:
 
 def _fill(tree: Tree, archive: Archive) -> None:
     for batch in archive.batches:
-        claimed = [(member, parts) for member in batch if (parts := tree.claim(member)) is not None]
+        claimed = [member for member in batch if tree.claim(member)]
         if archive.pour is not None:
             archive.pour(tree, claimed)
         else:
-            for member, parts in claimed:
-                tree.write(member, parts)
+            for member in claimed:
+                tree.write(member)

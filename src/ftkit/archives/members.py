@@ -89,7 +89,7 @@ class Archive:
     batches: Iterator[list[Member]] = field(default_factory=lambda: iter(()))
     total: int | None = None
     encoding: str | None = None
-    pour: Callable[[Tree, list[tuple[Member, list[str]]]], None] | None = None
+    pour: Callable[[Tree, list[Member]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,21 +33,21 @@ def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
     with _reading(password):
         _read_targets(opened, [member for member in members if member.kind == "link"])
 
-    def pour(tree: Tree, batch: list[tuple[Member, list[str]]]) -> None:
+    def pour(tree: Tree, batch: list[Member]) -> None:
         files = {}
-        for member, parts in batch:
+        for member in batch:
             if member.kind == "file":
-                files["/".join(parts)] = member, parts
+                files["/".join(split_path(member.name))] = member
             else:
-                tree.write(member, parts)
+                tree.write(member)
         with _reading(password), contextlib.ExitStack() as last:
 
             def create(path: str) -> Output:
                 last.close()  # py7zr itself leaves a file open where its data fail
-                return last.enter_context(tree.create(*files.pop(path)))
+                return last.enter_context(Output(tree, files.pop(path)))
 
-            _extract(opened, tree.root, [member for member, _ in files.values()], create)
-        for member, _ in files.values():
+            _extract(opened, tree.root, list(files.values()), create)
+        for member in files.values():
             raise refused(member.name, "is announced, and does not come")
 
     return Archive("7z", iter([members]), total, pour=pour)

@@ -61,8 +61,8 @@ class Tree:
         self._folder: list[str] | None = None
         self.folds_case = _folds_case(root)
 
-    def claim(self, member: Member) -> list[str] | None:
-        """Return the parts of the path where ``member`` goes, None for what is left out; raise for what is refused."""
+    def claim(self, member: Member) -> bool:
+        """Take the place of ``member``; return False for what is left out, raise for what is refused."""
         self._members += 1
         self._limits.check_files(self._members)
         if member.kind not in ("file", "folder", "link", "hard link"):
@@ -71,10 +71,10 @@ class Tree:
         junk = next((_JUNK[part.lower()] for part in parts if part.lower() in _JUNK), None)
         if junk:
             self.left_out[junk] += member.kind != "folder"
-            return None
+            return False
         if not parts:
             if member.kind == "folder":  # "./", the root itself
-                return None
+                return False
             raise refused(member.name, "has no name to be written under")
         for depth in range(1, len(parts)):
             self._take(parts[:depth], "folder", member)
@@ -84,7 +84,7 @@ class Tree:
             if not target or target.startswith("/") or _DRIVE.match(target) or "\0" in target:
                 raise refused(member.name, f"is a link that leads out of the archive, to {member.target!r}")
             self._links[self._place(parts)] = (parts, target)
-        return parts
+        return True
 
     def _place(self, parts: list[str]) -> str:
         place = "/".join(parts)
@@ -95,7 +95,7 @@ class Tree:
     def _take(self, parts: list[str], kind: str, member: Member) -> None:
         place, name = self._place(parts), "/".join(parts)
         if place not in self._entries:
-            self._entries[place] = kind, name
+            self._entries[place] = kind, place if place == name else name
             return
         taken_kind, taken = self._entries[place]
         if taken != name:
@@ -108,21 +108,17 @@ class Tree:
         if kind != "folder":
             raise refused(member.name, "comes twice, and one would overwrite the other")
 
-    def write(self, member: Member, parts: list[str]) -> None:
-        """Write ``member`` to where ``claim`` said; a link waits for ``make_links``."""
+    def write(self, member: Member) -> None:
+        """Write ``member``, which has its place; a link waits for ``make_links``."""
         if member.kind == "folder":
-            self._make_folder(parts, member.name)
+            self._make_folder(split_path(member.name), member.name)
         elif member.kind == "file":
-            with self.create(member, parts) as output:
+            with Output(self, member) as output:
                 for chunk in member.data():
                     output.write(chunk)
                 output.close()
         elif member.kind == "hard link":
-            self._hard_link(member, parts)
-
-    def create(self, member: Member, parts: list[str]) -> Output:
-        """Open the file for ``member``."""
-        return Output(self, member, parts)
+            self._hard_link(member)
 
     def path(self, parts: list[str], name: str) -> Path:
         """Return the path of ``parts``, with the folders on the way made."""
@@ -141,8 +137,8 @@ class Tree:
         self._limits.check_bytes(self.bytes)
         self._advance(size)
 
-    def _hard_link(self, member: Member, parts: list[str]) -> None:
-        target = split_path(member.target, member.name)
+    def _hard_link(self, member: Member) -> None:
+        parts, target = split_path(member.name), split_path(member.target, member.name)
         kind, _ = self._entries.get(self._place(target), ("", ""))
         path, source = self.path(parts, member.name), self.root.joinpath(*target)
         if kind not in ("file", "hard link") or target == parts or not source.exists():
@@ -199,11 +195,11 @@ class Tree:
 
 
 class Output:
-    """A file of an archive while it is written."""
+    """The file of ``member`` while it is written."""
 
-    def __init__(self, tree: Tree, member: Member, parts: list[str]) -> None:
+    def __init__(self, tree: Tree, member: Member) -> None:
         self._tree, self._member = tree, member
-        self._path = tree.path(parts, member.name)
+        self._path = tree.path(split_path(member.name), member.name)
         mode = 0o644 if member.mode is None else member.mode | 0o600
         if mode & 0o6000:
             tree.set_uid += 1
