@@ -79,6 +79,8 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
 
 def shapes_in(tree: Any) -> Shapes:
     """Return the shapes of the tensors in a nested structure."""
+    if isinstance(tree, torch.Tensor):
+        return tuple(tree.shape)
     found = tuple(tuple(tensor.shape) for tensor in tensors_in(tree))
     return found[0] if len(found) == 1 else found or None
 
@@ -138,6 +140,7 @@ class _Watch(weakref.ref[torch.UntypedStorage]):
 
 
 _DEVICE_OF = torch.ops.prim.device.default
+_DETACH = torch.ops.aten.detach.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _KNOWN: dict[Any, _Known] = {}
 _MOST_KNOWN = 20_000
@@ -211,7 +214,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         self.failed = None
         if part is not None and not self.in_backward:
             if not part.calls:
-                part.input_shape, part.output_shape = shapes_in((args, kwargs)), shapes_in(output)
+                part.input_shape, part.output_shape = shapes_in((args, kwargs) if kwargs else args), shapes_in(output)
             part.calls += 1
             part.training = module.training
             part.differentiable |= any(tensor.requires_grad for tensor in tensors_in(output))
@@ -307,6 +310,12 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
     ) -> Any:
         if func is _DEVICE_OF and type(args[0]) is FakeTensor:
             return args[0].fake_device
+        if func is _DETACH and type(args[0]) is FakeTensor and args[0].constant is None:
+            guard = torch._C._DisableTorchDispatch()
+            try:
+                return self._dress(args[0], args[0].fake_device)
+            finally:
+                del guard
         if func is _ITEM and self._answers_items:
             kind = args[0].dtype  # step counters, mostly
             return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1

@@ -121,11 +121,13 @@ class StandIns:
             for name, tensor in table.items():
                 if tensor is not None:
                     table[name] = self._of(tensor)
-        for name in state.keys() - {"_parameters", "_buffers", "_modules"}:
-            value = state[name]
-            inside = value.values() if type(value) is dict else value if type(value) in (list, tuple) else (value,)
-            if any(isinstance(one, torch.Tensor) for one in inside):
-                state[name] = tree_map_only(torch.Tensor, self._of, value)
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor):
+                state[name] = self._of(value)
+            elif type(value) in (list, tuple, dict) and value and name not in ("_parameters", "_buffers", "_modules"):
+                inside = value.values() if type(value) is dict else value
+                if any(isinstance(one, torch.Tensor) for one in inside):
+                    state[name] = tree_map_only(torch.Tensor, self._of, value)
 
     def _of(self, tensor: torch.Tensor, trained: bool = False) -> torch.Tensor:
         made = self._made.get(id(tensor))
