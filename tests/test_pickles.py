@@ -191,6 +191,14 @@ def test_reads_tar(tmp_path):
     assert alike(torch.load(tmp_path / "old.pth.tar", weights_only=False), tensors)
 
 
+def test_reads_plain_pickles(tmp_path, state):
+    """Tensors that ``pickle.dump`` wrote, each a file of torch's old format inside the pickle, come back."""
+    with (tmp_path / "x.pkl").open("wb") as file:
+        pickle.dump({name: tensor for name, tensor in state.items() if name != "expanded"}, file)
+    back = load_pickle(tmp_path / "x.pkl")
+    assert alike(back, {name: tensor for name, tensor in state.items() if name != "expanded"})
+
+
 def test_reads_numpy_and_plain_values(tmp_path):
     """What people keep beside weights needs no trust: numbers and arrays of numpy, sizes, devices, sets."""
     whole = {

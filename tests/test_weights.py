@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +398,15 @@ def test_reads_whole_models_without_running_them(tmp_path, caplog):
     assert report.loaded_keys == list(model.state_dict())
     assert f"{Net.__module__}.Net" in report.not_run
     assert "was not run" in caplog.text
+
+
+def test_reads_pickled_arrays(tmp_path):
+    """Weights as arrays of numpy, in a pickle or a table, load like tensors."""
+    arrays = {"model": {name: tensor.numpy() for name, tensor in sevens().items()}, "__author__": "somebody"}
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(arrays))
+    for source in (tmp_path / "x.pkl", arrays):
+        load_weights(model := Net(), source)
+        assert holds(model, 7)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _compat_pickle
 import dataclasses
+import io
 import math
 import pickletools
 from collections import Counter, OrderedDict, defaultdict
@@ -23,6 +24,7 @@ import torch
 from ftkit.errors import DamagedFileError
 
 __all__ = [
+    "LEGACY_MAGIC",
     "Foreign",
     "Global",
     "Pickled",
@@ -32,6 +34,10 @@ __all__ = [
     "storage_dtype",
     "stored_tensor",
 ]
+
+
+# The first bytes of torch's format before 1.6: a pickle of this number.
+LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +129,14 @@ class Pickled:
         wanted: The dotted names of all classes and functions beyond plain data and tensors, in order.
         storages: The runs of bytes that its tensors lie in, by key.
         rare: The functions of torch it names that build rarer kinds of tensors (sparse, quantized, ...).
+        inline: The bytes of storages that lie in the pickle itself, by key, as ``pickle.dump`` of tensors keeps them.
     """
 
     tree: Any
     wanted: list[str]
     storages: dict[str, StorageRef]
     rare: list[str]
+    inline: dict[str, memoryview]
 
 
 def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pickled:
@@ -160,7 +168,7 @@ def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pic
         raise DamagedFileError(
             f"The pickle is damaged or no pickle at all: {type(error).__name__}: {error}."
         ) from error
-    return Pickled(tree, list(machine.wanted), machine.storages, list(machine.rare))
+    return Pickled(tree, list(machine.wanted), machine.storages, list(machine.rare), machine.inline)
 
 
 class _Machine:
@@ -172,6 +180,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
         self.wanted: dict[str, None] = {}
         self.rare: dict[str, None] = {}
+        self.inline: dict[str, memoryview] = {}
 
     def run(self, file: BinaryIO) -> Any:
         read, table = file.read, _TABLE
@@ -307,11 +316,29 @@ class _Machine:
         if not isinstance(args, tuple):
             raise TypeError("a call whose arguments are no tuple")
         if isinstance(function, Global):
+            if function.name == _INLINE and (ref := self.inline_storage(*args)) is not None:
+                return ref
             build = _BUILDERS.get(function.name)
             return Foreign(function.name, function, args, new) if build is None else build(*args)
         if isinstance(function, Foreign):
             return Foreign(f"what {function.name} makes", function, args, new)
         raise TypeError(f"a call of a {type(function).__name__}")
+
+    def inline_storage(self, blob: Any) -> StorageRef | None:
+        """Describe a storage that was pickled as a torch file of its own, of the old format and no other."""
+        if not isinstance(blob, bytes) or not blob.startswith(LEGACY_MAGIC):
+            self.wanted[_INLINE] = None
+            return None
+        file = io.BytesIO(blob)
+        parts = [read_pickle(file) for _ in range(5)]
+        ref, start = parts[3].tree, file.tell() + 8
+        if not isinstance(ref, StorageRef) or not 0 <= ref.nbytes == len(blob) - start:
+            raise ValueError("a storage that is not whole")
+        ref = dataclasses.replace(ref, key=f"inline {len(self.inline)}")
+        self.inline[ref.key] = memoryview(blob)[start:]
+        self.storages[ref.key] = ref
+        self.wanted.update(dict.fromkeys(name for part in parts for name in part.wanted))
+        return ref
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
@@ -422,6 +449,8 @@ def stored_tensor(
     Raises:
         TypeError: Or a ``ValueError``: the tensor is impossible, or reaches beyond its storage.
     """
+    if not isinstance(storage, StorageRef):
+        raise TypeError("a tensor without a storage")
     dtype = rest[0] if rest and isinstance(rest[0], torch.dtype) else storage.dtype
     marks = rest[-1] if rest and isinstance(rest[-1], dict) else {}
     conj, neg = bool(marks.get("conj")), bool(marks.get("neg"))
@@ -495,7 +524,9 @@ _RARE: Final = frozenset(
         *("device_tensor_from_numpy", "device_tensor_from_cpu_tensor"),
     )
 )
+_INLINE: Final = "torch.storage._load_from_bytes"
 _PLAIN_NAMES: Final = {
+    _INLINE,
     *("torch.Tensor", "builtins.int", "builtins.float", "builtins.str", "builtins.bool"),
     *("numpy.dtype", "numpy.ndarray"),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 from ftkit.picklemachine import (
+    LEGACY_MAGIC,
     Foreign,
     Global,
     Pickled,
@@ -40,14 +41,12 @@ from ftkit.picklemachine import (
 )
 from ftkit.tensorfile import bytes_of, in_threads, mark_changed, read_at, takes_bytes
 
-__all__ = ["Allowed", "Format", "PickleFile", "content_format", "load_pickle"]
+__all__ = ["Allowed", "Format", "PickleFile", "content_format", "load_pickle", "numpy_value"]
 
 Format: TypeAlias = Literal["safetensors", "zip", "legacy", "tar", "pickle"]
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
 """A class or function to admit: itself, or its full dotted name."""
 
-# The first bytes of torch's format before 1.6: a pickle of this number.
-_LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
 # A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32
@@ -85,7 +84,7 @@ def content_format(path: str | os.PathLike[str]) -> Format:
         return "zip"
     if start[257:262] == b"ustar":
         return "tar"
-    if start.startswith(_LEGACY_MAGIC):
+    if start.startswith(LEGACY_MAGIC):
         return "legacy"
     if start[8:9] == b"{":
         return "safetensors"
@@ -113,13 +112,14 @@ def _looks_like(start: bytes) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Where the bytes of a storage or another entry lie: at an offset, or packed in a zip entry."""
+    """Where the bytes of a storage or another entry lie: at an offset, packed in a zip entry, or in memory."""
 
     name: str
     nbytes: int
     offset: int
     checksum: int | None
     packed: zipfile.ZipInfo | None = None
+    inline: memoryview | None = None
 
 
 class PickleFile:
@@ -275,6 +275,8 @@ class PickleFile:
 
     def _check_storages(self) -> None:
         """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
+        for key, data in self._pickled.inline.items():
+            self._records[self._entry(key)] = _Record(key, len(data), 0, None, inline=data)
         for ref in self._pickled.storages.values():
             record = self._records.get(self._entry(ref.key))
             if record is None:
@@ -350,7 +352,7 @@ class PickleFile:
         system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
         if isinstance(system, dict) and system.get("little_endian") is False:
             raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
-        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys():
+        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
             raise DamagedFileError("its list of storages is not the one it refers to.")
         for key in keys:
             position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
@@ -380,7 +382,7 @@ class PickleFile:
                 pickled = read_pickle(file, {**storages, **tensors})
         except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
             raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
-        return Pickled(pickled.tree, pickled.wanted, {ref.key: ref for ref in storages.values()}, pickled.rare)
+        return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
 
     def _tar_storages(self, file: BinaryIO) -> dict[str, StorageRef]:
         refs: dict[str, StorageRef] = {}
@@ -424,7 +426,9 @@ class PickleFile:
         for position in range(0, record.nbytes, _CHUNK):
             size = min(_CHUNK, record.nbytes - position)
             piece = scratch[:size] if into is None else into[position : position + size]
-            if source is None:
+            if record.inline is not None:
+                piece[:] = record.inline[position : position + size]
+            elif source is None:
                 self._exactly(piece, record.offset + position)
             else:
                 self._unpack(source, piece)
@@ -591,7 +595,7 @@ class _Maker:
         if isinstance(node, Global):
             return self._admitted.get(node.name, node.name)
         if isinstance(node, Foreign):
-            return _numpy(node) if node.name.startswith("numpy.") else self._call(node)
+            return numpy_value(node) if node.name.startswith("numpy.") else self._call(node)
         return node
 
     def _call(self, node: Foreign) -> Any:
@@ -618,7 +622,7 @@ class _Maker:
         return made
 
 
-def _numpy(node: Foreign) -> Any:
+def numpy_value(node: Foreign) -> Any:
     """Make the numpy scalar or array that a call of numpy's own builders stands for."""
     if node.name.endswith(".scalar") and len(node.args) == 2:
         return np.frombuffer(node.args[1], _numpy_dtype(node.args[0]), count=1)[0]

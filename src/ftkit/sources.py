@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.picklemachine import Foreign, StoredTensor
-from ftkit.pickles import PickleFile, content_format
+from ftkit.pickles import PickleFile, content_format, numpy_value
 from ftkit.selection import unwrap
 from ftkit.tensorfile import TensorFile, TensorInfo
 
@@ -220,9 +221,12 @@ def _nests(tree: Any, read: Callable[[list[tuple[Entry, Tensor]]], None]) -> lis
             if id(node) in seen:
                 continue
             seen.add(id(node))
-            if entries := {name: Entry(tensor, read, name) for name, tensor in _flatten(node)}:
-                nests.append(Nest(path, entries))
-                inner += [((*path, key), child) for key, child in _children(node) if not _is_tensor(child)]
+            tensors = dict(_flatten(node))
+            if tensors:
+                # What is in memory already, such as an array inside a pickle, needs no reading.
+                pairs = ((name, one, read if isinstance(one, StoredTensor) else _copy) for name, one in tensors.items())
+                nests.append(Nest(path, {name: Entry(one, how, name) for name, one, how in pairs}))
+                inner += [((*path, key), child) for key, child in _children(node) if _tensor(child) is None]
         level = inner
     return nests
 
@@ -233,16 +237,25 @@ def _flatten(root: Any) -> Iterator[tuple[str, StoredTensor | Tensor]]:
     stack: list[tuple[str, Any, int]] = [("", root, 0)]
     while stack:
         name, node, depth = stack.pop()
-        if _is_tensor(node):
-            yield name, node
+        if (tensor := _tensor(node)) is not None:
+            yield name, tensor
         elif depth < _MAX_DEPTH and id(node) not in seen:
             seen.add(id(node))
             children = [(f"{name}.{key}" if name else key, child, depth + 1) for key, child in _children(node)]
             stack += reversed(children)
 
 
-def _is_tensor(node: Any) -> bool:
-    return isinstance(node, StoredTensor | Tensor)
+def _tensor(node: Any) -> StoredTensor | Tensor | None:
+    """The tensor that a node is, an array of numpy included."""
+    if isinstance(node, StoredTensor | Tensor):
+        return node
+    if isinstance(node, Foreign) and node.name.startswith("numpy.") and node.state is not None:
+        with contextlib.suppress(TypeError, ValueError):  # an array that makes no sense is no tensor
+            node = numpy_value(node)
+    if isinstance(node, np.ndarray) and node.dtype.kind in "biuf":
+        with contextlib.suppress(TypeError):  # torch lacks some types
+            return torch.from_numpy(node.astype(node.dtype.newbyteorder("="), order="C", copy=False))
+    return None
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
