@@ -281,6 +281,8 @@ class _Machine:
             return
         if full in _RARE:
             self.rare[full] = None
+        elif full.startswith("__torch__."):
+            pass  # a class of a TorchScript archive, which Python doesn't have
         elif full not in _BUILDERS and full not in _PLAIN_NAMES and full not in _STORAGES:
             self.wanted[full] = None
         self.stack.append(Global(full))
@@ -505,6 +507,7 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "builtins.bytearray": lambda *args: bytearray(_bytes(*args)),
     "builtins.complex": lambda real, imaginary=0.0: complex(real, imaginary),
     "_codecs.encode": _encode,
+    **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "tensor", "double", "bool")},
     "torch.Size": lambda sides=(): tuple(sides),
     "torch.device": _device,
     "torch.serialization._get_layout": str,
