@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from itertools import combinations
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from PIL import Image
+    import numpy.typing as npt
 
-__all__ = ["MIRROR", "Prints", "Unions", "alike", "fingerprints", "near_pairs"]
+__all__ = ["MIRROR", "Prints", "Unions", "alike", "fingerprints", "near_groups", "near_pairs"]
 
-Hashes: TypeAlias = npt.NDArray[np.uint64]
-Indices: TypeAlias = npt.NDArray[np.intp]
+Hashes: TypeAlias = "npt.NDArray[np.uint64]"
+Indices: TypeAlias = "npt.NDArray[np.intp]"
 
-_SIDE = 32
+Matrix: TypeAlias = "npt.NDArray[np.float32]"
+
 _COARSE, _FINE = 64, 128
 _REACH = 18  # frequencies 0 to 17 hold the lowest 192
 # The lowest spatial frequencies but the mean, in the order of their distance from it.
 _ORDER = sorted(
     ((u, v) for u in range(_REACH) for v in range(_REACH) if u + v), key=lambda c: (c[0] ** 2 + c[1] ** 2, c)
 )[: _COARSE + _FINE]
-_U, _V = (np.array(axis) for axis in zip(*_ORDER, strict=True))
-_COSINES = np.cos(np.pi * np.arange(_REACH)[:, None] * (2 * np.arange(_SIDE) + 1) / (2 * _SIDE)).astype(np.float32)
-_MIRRORED = sum(1 << bit for bit in range(_COARSE + _FINE) if _V[bit] % 2)
+# Where they stand in the spectra of the whole (the upper left of a matrix of 36 x 36) and of the inner part.
+_WHOLE = np.array([u * 2 * _REACH + v for u, v in _ORDER])
+_PLACES = np.stack((_WHOLE, _WHOLE + 2 * _REACH * _REACH + _REACH))
+_MIRRORED = sum(1 << bit for bit, (_, v) in enumerate(_ORDER) if v % 2)
 
 #: XOR with it turns a coarse fingerprint into that of the mirror image.
 MIRROR = _MIRRORED & (1 << _COARSE) - 1
@@ -50,25 +52,36 @@ class Prints(NamedTuple):
     inner_fine: int
 
 
-def fingerprints(grey: Image.Image) -> Prints:
-    """Return the fingerprints of a grey image.
+def fingerprints(pixels: npt.NDArray[np.uint8]) -> Prints:
+    """Return the fingerprints of a grey image, given as its rows.
 
-    A bit is the sign of one of the 192 lowest frequencies of the discrete cosine transform of the
-    picture shrunk to 32 x 32 (the pHash of C. Zauner, "Implementation and Benchmarking of
-    Perceptual Image Hash Functions", 2010, with zero for the median). Mirroring changes the sign of
-    the odd horizontal frequencies and nothing else.
+    A bit is the sign of one of the 192 lowest frequencies of the picture's cosine transform (as in the
+    pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with
+    zero for the median). Mirroring changes the sign of the odd horizontal frequencies and nothing else.
     """
-    from PIL import Image
-
-    width, height = grey.size
-    margin = (width / 16, height / 16, width - width / 16, height - height / 16)
-    whole = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
-    inner = np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX, margin), np.float32)
-    spectra = _COSINES @ np.stack((whole, inner)) @ _COSINES.T
-    packed = np.packbits(spectra[:, _U, _V] > 0, axis=1, bitorder="little")
-    first, second = packed[0].tobytes(), packed[1].tobytes()
+    height, width = pixels.shape
+    spectra = _waves(height) @ pixels.astype(np.float32) @ _waves(width).T
+    packed = np.packbits(spectra.take(_PLACES) > 0, bitorder="little").tobytes()
+    first, second = packed[:24], packed[24:]
     cut = _COARSE // 8
     return Prints(*(int.from_bytes(bits, "little") for bits in (first[:cut], second[:cut], first[cut:], second[cut:])))
+
+
+@lru_cache(64)  # a data set has few sizes
+def _waves(length: int) -> Matrix:
+    """Return the cosines over a row of pixels: first over all of it, then without a sixteenth at each side.
+
+    Each value is the integral over a pixel, so that pictures of different sizes compare.
+    """
+    edges = np.arange(length + 1)
+    orders = np.arange(_REACH)[:, None]
+    rows = []
+    for margin in (0, length / 16):
+        # The integral of cos(pi k x) over x in [0, 1] is sin(pi k x) / (pi k), and x itself for k = 0.
+        x = np.clip((edges - margin) / (length - 2 * margin), 0, 1)
+        integral = np.where(orders, np.sin(np.pi * orders * x) / np.maximum(np.pi * orders, 1), x)
+        rows.append(np.diff(integral, axis=1))
+    return np.concatenate(rows).astype(np.float32)
 
 
 def alike(one: Prints, other: Prints) -> bool:
@@ -221,3 +234,23 @@ class Unions:
             if (root := self._root(member)) != member:
                 groups.setdefault(root, [root]).append(member)
         return list(groups.values())
+
+
+def near_groups(table: Hashes) -> list[list[int]]:
+    """Return the groups of pictures that are nearly the same, as numbers of rows.
+
+    Args:
+        table: A row for each picture: whole, inner, and the halves of whole_fine and inner_fine, the lower first.
+    """
+    whole, inner = np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1])
+    mirrored = whole ^ np.uint64(MIRROR)
+
+    def prints(row: int) -> Prints:
+        first, second, *halves = table[row].tolist()
+        return Prints(first, second, halves[0] | halves[1] << 64, halves[2] | halves[3] << 64)
+
+    unions = Unions(len(table), lambda one, other: alike(prints(one), prints(other)))
+    for left, right in ((whole, None), (whole, mirrored), (inner, whole), (inner, mirrored)):
+        for ones, others in near_pairs(left, right):
+            unions.join(ones, others)
+    return unions.several()

@@ -1,4 +1,4 @@
-"""The way through a folder: which files to look at, and which folders are splits."""
+"""Folders, here or behind a URL: which files to look at, how to read them, and which folders are splits."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from ftkit.errors import FtkitError, did_you_mean
+from ftkit.images.workers import check_batch, run_jobs, verdict_of, write_line
 
-__all__ = ["LITTER_FOLDERS", "find_splits", "walk"]
+__all__ = ["LITTER_FOLDERS", "LocalFolder", "RemoteFolder", "Stamp", "find_splits", "open_folder", "read_bytes"]
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
@@ -39,7 +41,144 @@ def find_splits(tops: Sequence[str], root: str, splits: Sequence[str] | Mapping[
     return named
 
 
-def walk(root: str, note: Callable[[str, str, str], None], enter: Callable[[str], None]) -> Iterator[str]:
+Note: TypeAlias = Callable[[str, str, str], None]
+#: What tells whether a file has changed.
+Stamp: TypeAlias = list[Any]
+
+
+class LocalFolder:
+    """A folder of this machine, and of those that the executor's workers run on.
+
+    Attributes:
+        name: What the caller calls it.
+        prefix: What turns a path relative to it into one that opens as it stands.
+        place: The same folder by whatever name.
+    """
+
+    def __init__(self, name: str) -> None:
+        if not Path(name).is_dir():
+            raise FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
+        self.name = name
+        self.prefix = name if name.endswith(("/", os.sep)) else name + os.sep
+        self._root = Path(name).absolute()
+        self.place = str(self._root)
+
+    def tops(self) -> list[str]:
+        """Return the names of the folders right below."""
+        return [path.name for path in self._root.iterdir() if path.is_dir()]
+
+    def holds(self, path: str | os.PathLike[str]) -> bool:
+        """Whether a path lies in it."""
+        return Path(path).resolve().is_relative_to(self._root.resolve())
+
+    def walk(self, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
+        """Yield the files to check; see `_walk`."""
+        return _walk(str(self._root), note, enter)
+
+    def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
+        """Return what an executor is to call, and with what."""
+        return check_batch, str(self._root), paths, timeout
+
+    def stamp(self, path: str) -> Stamp:
+        """Return the state of a file that a journal remembers."""
+        status = (self._root / path).stat()
+        return [status.st_size, status.st_mtime_ns]
+
+
+class RemoteFolder:
+    """A folder behind a URL that fsspec knows. The task reads a file's bytes, the worker process gets them."""
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self.prefix = url.rstrip("/") + "/"
+        self._files, self._root = _open_remote(url)
+        self.place = self.prefix
+        if not self._files.isdir(self._root):
+            raise FtkitError(f"{url!r} is no folder. Give the folder that the class or split folders lie in.")
+
+    def tops(self) -> list[str]:
+        """Return the names of the folders right below."""
+        return [
+            entry["name"].rstrip("/").rpartition("/")[2]
+            for entry in self._files.ls(self._root, detail=True)
+            if entry["type"] == "directory"
+        ]
+
+    def holds(self, path: str | os.PathLike[str]) -> bool:  # noqa: ARG002  (none does)
+        """Whether a local path lies in it."""
+        return False
+
+    def walk(self, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
+        """Yield the files to check, relative to the root."""
+        for place, folders, files in self._files.walk(self._root):
+            folder = place[len(self._root) :].strip("/")
+            enter(folder)
+            folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS)
+            littered = any(part.lower() in LITTER_FOLDERS for part in folder.split("/"))
+            if not folders and not files and folder:
+                note(folder, "empty_folder", "no file in it")
+            for name in sorted(files):
+                path = f"{folder}/{name}" if folder else name
+                if littered or _is_litter(name.lower()):
+                    note(path, "litter", f"left behind by {_who(name.lower())}")
+                elif name:
+                    yield path
+
+    def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
+        """Return what an executor is to call, and with what."""
+        return _check_remote, self.name, paths, timeout
+
+    def stamp(self, path: str) -> Stamp:
+        """Return the state of a file that a journal remembers."""
+        return [self._files.ukey(f"{self._root}/{path}")]
+
+
+def _open_remote(url: str) -> tuple[Any, str]:
+    try:
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]  # an extra without types
+    except ImportError as error:
+        raise FtkitError(f"{url!r} needs fsspec and its plug-in for the protocol: pip install fsspec.") from error
+    try:
+        files, root = url_to_fs(url)
+    except (ImportError, ValueError) as error:  # the plug-in is missing, or nobody knows the protocol
+        raise FtkitError(f"fsspec can't open {url!r}: {error}") from error
+    return files, root.rstrip("/")
+
+
+def read_bytes(url: str) -> bytes | None:
+    """Return the content of a file behind a URL; None when it can't be read any more."""
+    files, place = _open_remote(url)
+    try:
+        data: bytes = files.cat_file(place)
+    except OSError:
+        return None
+    return data
+
+
+def _check_remote(url: str, paths: Sequence[str], timeout: float) -> list[bytes]:
+    """Read and check the files, one after the other: a few of them are in memory at a time."""
+    files, root = _open_remote(url)
+    lines = []
+    for path in paths:
+        place = f"{root}/{path}"
+        try:
+            stamp, data = [files.ukey(place)], files.cat_file(place)
+        except OSError as error:
+            kind = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
+            lines.append(write_line(path, [[[kind, str(error)]], [], "", None, None]))
+            continue
+        ((_, answer),) = run_jobs([["check", path]], timeout, [data])
+        lines.append(write_line(path, verdict_of(answer, stamp)))
+    return lines
+
+
+def open_folder(root: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
+    """Return the folder that a path or URL stands for."""
+    name = os.fspath(root)
+    return RemoteFolder(name) if "://" in name else LocalFolder(name)
+
+
+def _walk(root: str, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
     """Yield the files to check, relative to ``root`` and in order.
 
     Args:
@@ -78,7 +217,7 @@ def walk(root: str, note: Callable[[str, str, str], None], enter: Callable[[str]
                 if lower.endswith((".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")):
                     note(path, "folder_named_image", "a folder with the suffix of an image")
                 inside.append((path, littered or lower in LITTER_FOLDERS, above | {me}))
-            elif littered or is_litter(lower):
+            elif littered or _is_litter(lower):
                 note(path, "litter", f"left behind by {_who(lower)}")
             else:
                 yield path
@@ -92,7 +231,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def is_litter(name: str) -> bool:
+def _is_litter(name: str) -> bool:
     """Whether a file of this name (in lower case) is a system's or tool's own."""
     return name in _LITTER_NAMES or name.startswith(("._", "~$"))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftkit.files import atomic_write
 from ftkit.images.findings import COPIES, KINDS, Finding
+from ftkit.images.folders import read_bytes
 from ftkit.images.workers import Casualty, close_workers, run_jobs
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = ["write_gallery"]
 _SHOWN = 48  # thumbnails of a kind
 _GROUPS = 60
 _SIDE = 160
+_SECONDS = 10.0
 
 _PAGE = Path(__file__).with_name("gallery.html")
 
@@ -44,7 +46,7 @@ def write_gallery(report: ScanReport, path: str | os.PathLike[str], findings: Se
     thumbnails = _thumbnails(list(wanted))
 
     def card(path: str, detail: str = "") -> dict[str, Any]:
-        name = os.path.relpath(path, report.root) if "://" not in path else path
+        name = path.removeprefix(report.root).lstrip("/" + os.sep)
         return {"path": _show(path), "name": _show(name), "detail": _show(detail), "image": thumbnails.get(path, "")}
 
     sections = [
@@ -83,11 +85,18 @@ def _show(text: str) -> str:
 
 
 def _thumbnails(paths: list[str]) -> dict[str, str]:
+    """Make the pictures in worker processes; a file behind a URL is read here."""
     made: dict[str, str] = {}
+    far = [path for path in paths if "://" in path]
+    near = [path for path in paths if "://" not in path]
     try:
-        for number, answer in run_jobs([["thumbnail", os.path.abspath(path), _SIDE] for path in paths], 10.0):  # noqa: PTH100
-            if not isinstance(answer, Casualty):
-                made[paths[number]] = json.loads(answer)
+        for number, answer in run_jobs([["thumbnail", str(Path(path).absolute()), _SIDE] for path in near], _SECONDS):
+            made[near[number]] = "" if isinstance(answer, Casualty) else json.loads(answer)
+        for path in far:
+            data = read_bytes(path)
+            if data is not None:
+                ((_, answer),) = run_jobs([["thumbnail", path, _SIDE]], _SECONDS, [data])
+                made[path] = "" if isinstance(answer, Casualty) else json.loads(answer)
     finally:
         close_workers()
     return made

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import re
 import struct
 from dataclasses import dataclass
 
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
-from PIL import ExifTags, Image
 
-from ftkit.images.verdict import Broken, Notes
+from ftkit.images.verdict import Broken, Form, Notes, Pixels, judge_pixel_count, say_orientation
 
-__all__ = ["JpegHeader", "complaint_of", "pillow_complaint", "read_header", "weigh_complaint"]
+__all__ = ["JpegHeader", "check", "read_header"]
+
+_ORIENTATION = 274
 
 
 @dataclass(slots=True)
@@ -103,12 +103,44 @@ def _read_orientation(tiff: bytes) -> int | None:
         return None
     for entry in range(at + 2, at + 2 + 12 * count, 12):
         tag, _, _, value = struct.unpack_from(order + "HHIH", tiff, entry)
-        if tag == ExifTags.Base.Orientation:
+        if tag == _ORIENTATION:
             return int(value) if 1 <= value <= 8 else 1
     return 1
 
 
-def complaint_of(data: bytes, colours: str = "GRAY") -> str:
+def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+    """Decode all of it, strictly, at an eighth of the size: every bit is read, which finds what a full decode finds."""
+    header = read_header(data)
+    if header is None or header.precision != 8 or header.components not in (1, 3, 4):
+        from ftkit.images import pillow
+
+        return pillow.check(data, notes)
+    width, height = header.width, header.height
+    judge_pixel_count(width, height, notes)
+    scale = (1, 1, 8) if min(width, height) >= 256 else (32, 32, 1)
+    grey: Pixels | None = None
+    try:
+        pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+        if header.components != 4:
+            grey = pixels[:, :, 0]
+        if not data.endswith(b"\xff\xd9") and not header.multiple:
+            after = len(data) - 2 - data.rfind(b"\xff\xd9")
+            notes.append(("trailing_data", f"{after:,} bytes after the end marker"))
+    except ValueError as error:
+        _weigh(data, header, str(error), notes)
+    if grey is None:
+        from ftkit.images.pillow import shrunk_jpeg
+
+        grey = shrunk_jpeg(data)
+    if header.orientation is None:
+        notes.append(("bad_exif", "the EXIF directory does not fit its segment"))
+    elif header.orientation != 1:
+        notes.append(("exif_rotated", say_orientation(header.orientation)))
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[header.components]
+    return ("MPO" if header.multiple else "JPEG", mode, width, height), grey
+
+
+def _complaint_of(data: bytes, colours: str = "GRAY") -> str:
     """Decode at an eighth of the size, where every bit is still read; return the decoder's last complaint."""
     try:
         simplejpeg.decode_jpeg(data, colours, min_height=1, min_width=1, min_factor=8)
@@ -117,27 +149,17 @@ def complaint_of(data: bytes, colours: str = "GRAY") -> str:
     return ""
 
 
-def pillow_complaint(data: bytes) -> str:
-    """Load as training loaders do; return what Pillow says against it."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except MemoryError:
-        raise
-    except Exception as error:  # noqa: BLE001  (Pillow's plug-ins raise many kinds)
-        return str(error) or type(error).__name__
-    return ""
-
-
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
 _HARMLESS = re.compile("unknown JFIF revision|Adobe color transform|Invalid SOS parameters|Inconsistent progression")
 
 
-def weigh_complaint(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> None:
+def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> None:
     """Note a complaint of the strict decoder that is harmless; raise Broken for one that cost pixels."""
+    from ftkit.images.pillow import complaint as pillow_complaint  # Pillow is slow to import, and most files are sound
+
     refused = pillow_complaint(data)
     if "Premature end of JPEG file" in complaint:
-        rest = complaint_of(data + (b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"), header.colours)
+        rest = _complaint_of(data + (b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"), header.colours)
         if rest and not _HARMLESS.search(rest):
             raise Broken("truncated", "the data end before the picture does")
         severity = "unusable" if refused else "odd"
@@ -159,7 +181,7 @@ def _is_about_foreign_bytes(data: bytes, header: JpegHeader, complaint: str) -> 
         for start, stop in header.foreign:
             kept.append(data[at:start])
             at = stop
-        return not complaint_of(b"".join((*kept, data[at:])), header.colours)
+        return not _complaint_of(b"".join((*kept, data[at:])), header.colours)
     if not complaint.endswith("0xd9"):
         return False
     if header.process > 1 or not header.interleaved:
@@ -189,7 +211,7 @@ def _end_is_pixels(data: bytes, header: JpegHeader) -> bool:
 
     def holds(blocks: int, tail: bytes) -> bool:
         struct.pack_into(">HH", head, header.frame + 5, blocks * unit_height, unit_width)
-        return "premature" not in complaint_of(bytes(head) + tail + b"\xff\xd9", header.colours)
+        return "premature" not in _complaint_of(bytes(head) + tail + b"\xff\xd9", header.colours)
 
     low, high = 0, 65_000 // unit_height
     while low < high:

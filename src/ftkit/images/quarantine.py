@@ -63,6 +63,8 @@ def move_away(report: ScanReport, dest: str | os.PathLike[str], kinds: Iterable[
     from ftkit.images.gallery import write_gallery
 
     wanted = chooser(kinds)
+    if "://" in report.root:
+        raise FtkitError(f"{report.root} can't be moved about in. Pass over its files with image_folder_filter().")
     root, target = Path(report.root).resolve(), Path(dest).resolve()
     if target.is_relative_to(root):
         raise FtkitError(

@@ -5,18 +5,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from itertools import islice
-from pathlib import Path
 from typing import Any, Self
 
 from ftkit.errors import FtkitError
-from ftkit.images.folders import find_splits, walk
+from ftkit.images.folders import LocalFolder, RemoteFolder, find_splits, open_folder
 from ftkit.images.journal import Journal
 from ftkit.images.report import ScanReport
 from ftkit.images.tally import Tally
-from ftkit.images.workers import check_batch, close_workers
+from ftkit.images.workers import close_workers, start_workers
 
 __all__ = ["scan_images"]
 
@@ -75,26 +73,23 @@ def scan_images(
     if executor is not None and workers is not None:
         raise FtkitError("Give executor or workers, not both: the executor knows how many it has.")
     start = time.perf_counter()
-    folder = os.fspath(root)
-    if not Path(folder).is_dir():
-        raise FtkitError(f"{folder!r} is no folder. Give the folder that the class or split folders lie in.")
-    tops = [entry.name for entry in Path(folder).iterdir() if entry.is_dir()]
-    prefix = folder if folder.endswith(("/", os.sep)) else folder + os.sep
-    pool = executor or ThreadPoolExecutor(workers or _cores(), thread_name_prefix="ftkit-scan")
-    with Journal(resume) as journal, _Bar(progress) as bar:
-        tally = Tally(prefix, find_splits(tops, folder, splits), journal, near_duplicates)
-        files = walk(folder, tally.note, tally.enter)
-        absolute = str(Path(folder).absolute())
+    folder = open_folder(root)
+    named = find_splits(folder.tops(), folder.name, splits)
+    with Journal(resume, folder) as journal, _Bar(progress) as bar:
+        tally = Tally(folder.prefix, named, journal, near_duplicates)
         try:
-            for line in _run(pool, lambda names: (check_batch, absolute, names, timeout), files, executor is None, bar):
-                tally.add(line, journal.append(line))
-        finally:
             if executor is None:
-                pool.shutdown(cancel_futures=True)
+                number = workers or _cores()
+                start_workers(min(number, 2))  # the others when there is work for them
+                with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
+                    _run(pool, _TASK // 8, folder, timeout, journal, tally, bar)
+            else:
+                _run(executor, _TASK, folder, timeout, journal, tally, bar)
+            groups = tally.finish()
+        finally:
             close_workers()
-        groups = tally.finish()
     return ScanReport(
-        root=folder,
+        root=folder.name,
         findings=sorted(tally.findings, key=lambda finding: (finding.path, finding.kind)),
         duplicates=groups,
         files=tally.files,
@@ -110,27 +105,46 @@ def _cores() -> int:
 
 def _run(
     pool: Executor,
-    task: Callable[[list[str]], tuple[Any, ...]],
-    files: Iterator[str],
-    own: bool,
+    size: int,
+    folder: LocalFolder | RemoteFolder,
+    timeout: float,
+    journal: Journal,
+    tally: Tally,
     bar: _Bar,
-) -> Iterator[bytes]:
-    """Hand the files out, a few tasks ahead of the workers, and yield the answers as they come."""
+) -> None:
+    """Hand the files out, a few tasks ahead of the workers, and take the verdicts in as they come."""
     ahead = 2 * getattr(pool, "_max_workers", 32) + 2
     running: set[Future[list[bytes]]] = set()
-    while True:
-        batch = list(islice(files, _TASK // 8 if own else _TASK))
-        if batch:
-            bar.expect(len(batch))
-            running.add(pool.submit(*task(batch)))
-        elif not running:
-            return
-        if len(running) >= ahead or not batch:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                lines = future.result()
-                yield from lines
-                bar.advance(len(lines))
+    files = folder.walk(tally.note, tally.enter)
+    try:
+        while True:
+            fresh: list[str] = []
+            for path in files:
+                bar.expect(1)
+                known = journal.recall(path)
+                if known is None:
+                    fresh.append(path)
+                    if len(fresh) == size:
+                        break
+                else:
+                    tally.add(*known)
+                    bar.advance(1)
+            if fresh:
+                function, *arguments = folder.task(fresh, timeout)
+                running.add(pool.submit(function, *arguments))
+            elif not running:
+                return
+            if len(running) >= ahead or not fresh:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    lines = future.result()
+                    for line in lines:
+                        tally.add(line, journal.append(line))
+                    journal.flush()
+                    bar.advance(len(lines))
+    finally:
+        for future in running:
+            future.cancel()
 
 
 class _Bar:

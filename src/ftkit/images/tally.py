@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 from array import array
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
+from ftkit.errors import FtkitError
 from ftkit.images.findings import KINDS, DuplicateGroup, Finding, Severity
 from ftkit.images.folders import LITTER_FOLDERS
-from ftkit.images.journal import Journal, parse
+from ftkit.images.journal import Journal
+from ftkit.images.workers import Casualty, run_jobs
 
 if TYPE_CHECKING:
     pass
@@ -18,12 +21,14 @@ if TYPE_CHECKING:
 __all__ = ["Tally"]
 
 _IMBALANCE = 10
+_SEARCH_SECONDS = 6 * 3600.0
+_LOW = (1 << 64) - 1
 # Of a picture in several splits, the copy that the scores rest on is kept.
 _RANK = {"train": 1, "val": 2, "test": 3}
 
 
 class Tally:
-    """What is known so far: the findings, and 40 bytes for each image; the rest is in the journal."""
+    """What is known so far: the findings, and 72 bytes for each image; the rest is in the journal."""
 
     def __init__(self, prefix: str, splits: dict[str, str], journal: Journal, near_duplicates: bool) -> None:
         self.findings: list[Finding] = []
@@ -31,9 +36,9 @@ class Tally:
         self.classes: dict[tuple[str, str], int] = {}
         self._prefix, self._splits, self._journal, self._near = prefix, splits, journal, near_duplicates
         # Of every usable image: half its digest and its place in the journal. Of those with
-        # fingerprints: both, and the image's number. Of the grey ones: the number.
+        # fingerprints: these, and the image's number. Of the grey ones: the number.
         self._digests, self._places = array("Q"), array("Q")
-        self._whole, self._inner, self._hashed = array("Q"), array("Q"), array("Q")
+        self._prints, self._hashed = array("Q"), array("Q")
         self._grey = array("Q")
 
     def note(self, path: str, kind: str, detail: str, severity: Severity | None = None) -> None:
@@ -58,7 +63,7 @@ class Tally:
 
     def add(self, line: bytes, at: int) -> None:
         """Take in a line of the journal, which stands at byte ``at``."""
-        path, (notes, _, _, digest, form, prints) = parse(line)
+        path, (notes, _, digest, form, prints) = json.loads(line)
         self.files += 1
         usable = form is not None
         for kind, detail, *severity in notes:
@@ -76,8 +81,9 @@ class Tally:
         self._digests.append(int(digest[:16], 16))
         self._places.append(at)
         if prints and self._near:
-            self._whole.append(prints[0])
-            self._inner.append(prints[1])
+            whole, inner, whole_fine, inner_fine = prints
+            halves = (n for fine in (whole_fine, inner_fine) for n in (fine & _LOW, fine >> 64))
+            self._prints.extend((whole, inner, *halves))
             self._hashed.append(number)
         if form[1] in ("L", "1", "LA"):
             self._grey.append(number)
@@ -93,10 +99,10 @@ class Tally:
             groups += [self._group(paths, "near") for paths in self._nearly()]
         return sorted(groups, key=lambda group: (group.paths, group.kind))
 
-    def _read(self, number: int) -> tuple[str, str, list[int]]:
-        """Return an image's path, digest and fingerprints."""
+    def _read(self, number: int) -> tuple[str, str]:
+        """Return an image's path and digest."""
         path, verdict = self._journal.read(self._places[number])
-        return path, verdict[3], verdict[5]
+        return path, verdict[2]
 
     def _judge_classes(self) -> None:
         counts: dict[str, dict[str, int]] = {}
@@ -124,42 +130,31 @@ class Tally:
 
     def _exact(self) -> Iterator[list[str]]:
         """Yield the paths of each group of files with the same bytes."""
-        import numpy as np
-
-        digests = np.frombuffer(self._digests, np.uint64)
-        order = np.argsort(digests, kind="stable")
-        starts = [0, *(np.flatnonzero(np.diff(digests[order])) + 1).tolist(), len(order)]
-        for start, stop in pairwise(starts):
-            if stop - start > 1:
+        digests = self._digests
+        order = sorted(range(len(digests)), key=digests.__getitem__)
+        for _, same in groupby(order, key=digests.__getitem__):
+            first, *others = same
+            if others:
                 by_digest: dict[str, list[str]] = {}
-                for number in order[start:stop].tolist():
-                    path, digest, _ = self._read(number)
+                for number in (first, *others):
+                    path, digest = self._read(number)
                     by_digest.setdefault(digest, []).append(path)
                 yield from (paths for paths in by_digest.values() if len(paths) > 1)
 
     def _nearly(self) -> Iterator[list[str]]:
         """Yield the paths of each group of files with nearly the same picture, when their bytes differ."""
-        import numpy as np
-
-        from ftkit.images.fingerprint import MIRROR, Unions, near_pairs
-
-        whole, inner = np.frombuffer(self._whole, np.uint64), np.frombuffer(self._inner, np.uint64)
-        mirrored = whole ^ np.uint64(MIRROR)
-        groups = Unions(len(whole), self._look_alike)
-        for left, right in ((whole, None), (whole, mirrored), (inner, whole), (inner, mirrored)):
-            for one, other in near_pairs(left, right):
-                groups.join(one, other)
-        for members in groups.several():
+        if len(self._hashed) < 2:
+            return
+        (_, answer), *_ = run_jobs([["groups"]], _SEARCH_SECONDS, [self._prints.tobytes()])
+        if isinstance(answer, Casualty):
+            raise FtkitError(
+                f"The search for near duplicates among {len(self._hashed):,} images failed ({answer.args[1]}). "
+                f"Scan again with near_duplicates=False."
+            )
+        for members in json.loads(answer):
             read = [self._read(self._hashed[member]) for member in members]
-            if len({digest for _, digest, _ in read}) > 1:
-                yield [path for path, _, _ in read]
-
-    def _look_alike(self, one: int, other: int) -> bool:
-        from ftkit.images.fingerprint import Prints, alike
-
-        _, _, prints = self._read(self._hashed[one])
-        _, _, others = self._read(self._hashed[other])
-        return alike(Prints(*prints), Prints(*others))
+            if len({digest for _, digest in read}) > 1:
+                yield [path for path, _ in read]
 
     def _group(self, paths: list[str], kind: Literal["exact", "near"]) -> DuplicateGroup:
         """Make the group, and a finding for every copy that a careful user would take away."""

@@ -13,16 +13,18 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ftkit.errors import FtkitError
 
-__all__ = ["Casualty", "check_batch", "close_workers", "run_jobs"]
+__all__ = ["Casualty", "check_batch", "close_workers", "run_jobs", "start_workers", "verdict_of", "write_line"]
 
 # A job is a JSON list: [verb, argument, ...]; an answer is one line of JSON. Bytes may follow a job's line.
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit.images.workers import serve; serve()"
 _START_SECONDS = 120
+_FAULT = b"!"  # begins no JSON
 _MEMORY = 4 << 30  # address space of one worker
 _IDLE_SECONDS = 60
 
@@ -37,26 +39,42 @@ class _Worker:
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with tempfile.TemporaryFile() as said:
-            # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
-            self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-c", _BOOT, *path],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=said,
-                env={**os.environ, **single},
-            )
-            self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-            self._listener = threading.Thread(target=self._listen, name="ftkit-worker", daemon=True)
-            self._listener.start()
-            if self._next(_START_SECONDS) is None:
+        self._said: IO[bytes] | None = tempfile.TemporaryFile()  # noqa: SIM115
+        # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-P", "-c", _BOOT, *path],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._said,
+            env={**os.environ, **single},
+        )
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._listener = threading.Thread(target=self._listen, name="ftkit-worker", daemon=True)
+        self._listener.start()
+
+    def _get_ready(self) -> None:
+        """Wait until the process has started, which does not count as time of a job."""
+        if self._said is None:
+            return
+        with self._said as said:
+            self._said = None
+            try:
+                line = self._next(_START_SECONDS)
+            except queue.Empty:
+                line = None
+            if line is None:
                 self.kill()
                 said.seek(0)
                 last = said.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise FtkitError(
                     f"A worker process of scan_images ended before it was ready: {''.join(last) or 'no message'}. "
-                    f"Check that {sys.executable} can import ftkit, numpy, PIL and simplejpeg."
+                    f"Check that {sys.executable} can import ftkit, numpy and simplejpeg."
                 )
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
 
     def _listen(self) -> None:
         # A thread, because a pipe can't be read with a timeout on every system.
@@ -73,6 +91,7 @@ class _Worker:
 
     def answers(self, jobs: Sequence[list[Any]], payloads: Sequence[bytes], timeout: float) -> Iterator[bytes]:
         """Send the jobs in one go and yield their answers as they come; raise Casualty when one kills the worker."""
+        self._get_ready()
         stdin = self._process.stdin
         assert stdin is not None
         sizes = [len(payload) for payload in payloads]
@@ -121,6 +140,8 @@ class _Worker:
         with contextlib.suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
+        if self._said is not None:
+            self._said.close()
         self._listener.join(1)
 
 
@@ -137,7 +158,7 @@ def _take() -> _Worker:
             _owner = os.getpid()
         while _idle:
             worker = _idle.pop()
-            if worker._process.poll() is None:
+            if worker.alive:
                 return worker
     return _Worker()
 
@@ -145,6 +166,12 @@ def _take() -> _Worker:
 def _give_back(worker: _Worker) -> None:
     with _idle_lock:
         _idle.append(worker)
+
+
+def start_workers(number: int) -> None:
+    """Have workers start up while the caller prepares their work."""
+    for _ in range(number):
+        _give_back(_Worker())
 
 
 def close_workers() -> None:
@@ -176,7 +203,8 @@ def run_jobs(
         try:
             answers = worker.answers([jobs[n] for n in now], [payloads[n] for n in now] if payloads else (), timeout)
             for line in answers:
-                yield now[done], line
+                fault = line.startswith(_FAULT) and line[len(_FAULT) :].decode().strip()
+                yield now[done], Casualty("crash", fault) if fault else line
                 done += 1
         except Casualty as casualty:
             worker.kill()
@@ -195,17 +223,28 @@ def run_jobs(
         todo = todo[done:]
 
 
-def check_batch(root: str, paths: Sequence[str], timeout: float, payloads: Sequence[bytes] = ()) -> list[bytes]:
-    """Check the files; one line of JSON for each. This is the task that an executor runs."""
-    join = (root if root.endswith(("/", os.sep)) else root + os.sep) if root else ""
-    lines = []
-    for number, answer in run_jobs([["check", join + path] for path in paths], timeout, payloads):
-        if isinstance(answer, Casualty):
-            verdict = json.dumps([[list(answer.args)], 0, 0, "", None, None]).encode() + b"\n"
-        else:
-            verdict = answer
-        lines.append(json.dumps(paths[number]).encode() + b"\t" + verdict)
-    return lines
+def check_batch(root: str, paths: Sequence[str], timeout: float) -> list[bytes]:
+    """Check files below ``root``; return a journal's line for each. This is the task that an executor runs."""
+    join = root if root.endswith(("/", os.sep)) else root + os.sep
+    return [
+        write_line(paths[number], verdict_of(answer))
+        for number, answer in run_jobs([["check", join + path] for path in paths], timeout)
+    ]
+
+
+def verdict_of(answer: bytes | Casualty, stamp: list[Any] | None = None) -> list[Any]:
+    """Return the verdict that an answer holds, or that a casualty comes to."""
+    if isinstance(answer, Casualty):
+        return [[list(answer.args)], [], "", None, None]
+    verdict: list[Any] = json.loads(answer)
+    if stamp is not None:
+        verdict[1] = stamp
+    return verdict
+
+
+def write_line(path: str, verdict: list[Any]) -> bytes:
+    """Return the journal's line for a file."""
+    return json.dumps([path, verdict]).encode() + b"\n"
 
 
 # ------------------------------------------------------------------------------------------------ in the child
@@ -220,19 +259,25 @@ def serve() -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     from ftkit.images import checks
 
-    checks.prepare()
+    warnings.simplefilter("ignore")
     for stream in (1, 2):  # decoders print
         os.dup2(silence, stream)
-    threading.Thread(target=_outlive_nobody, args=(os.getppid(),), daemon=True).start()
+    idle_since: list[float] = [time.monotonic()]  # empty while at work
+    threading.Thread(target=_leave_in_time, args=(os.getppid(), idle_since), daemon=True).start()
     os.write(answers, b"ready\n")
     while line := source.readline():
+        idle_since.clear()
         jobs, sizes = json.loads(line)
         payloads = iter(sizes)
         for verb, *arguments in jobs:
             size = next(payloads, None)
             data = None if size is None else source.read(size)
-            result = getattr(checks, f"do_{verb}")(*arguments, data)
-            _write_all(answers, json.dumps(result).encode() + b"\n")
+            try:
+                line = json.dumps(getattr(checks, f"do_{verb}")(*arguments, data)).encode() + b"\n"
+            except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
+                line = _FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
+            _write_all(answers, line)
+        idle_since.append(time.monotonic())
 
 
 def _write_all(descriptor: int, line: bytes) -> None:
@@ -254,8 +299,8 @@ def _limit_memory() -> None:
         file.write("1000")  # when memory runs out, it is a worker that goes
 
 
-def _outlive_nobody(parent: int) -> None:
-    """Leave when the caller is gone, even in the middle of a file."""
-    while os.getppid() == parent:
+def _leave_in_time(parent: int, idle_since: list[float]) -> None:
+    """Leave when the caller is gone, even in the middle of a file, and when it has had no work for a while."""
+    while os.getppid() == parent and not any(time.monotonic() - since > _IDLE_SECONDS for since in tuple(idle_since)):
         time.sleep(1)
-    os._exit(1)
+    os._exit(0)

@@ -1,0 +1,187 @@
+"""Kept workers: whatever a decoder does costs one file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from ftkit import FtkitError, scan_images
+from ftkit.images import workers
+from ftkit.images.workers import Casualty, close_workers, run_jobs, start_workers
+
+# A Pillow plug-in for files that kill, stall or eat their decoder; sitecustomize brings it into every process.
+EVIL = """
+import os, time
+from PIL import Image, ImageFile
+
+class Evil(ImageFile.ImageFile):
+    format = "EVIL"
+    def _open(self):
+        self.deed = self.fp.read(5)[4:]
+        self._size, self._mode, self.tile = (8, 8), "RGB", []
+    def load(self):
+        if self.deed == b"C":
+            os.kill(os.getpid(), 11)
+        if self.deed == b"X":
+            os._exit(3)
+        if self.deed == b"H":
+            time.sleep(1000)
+        if self.deed == b"M":
+            bytearray(60 << 30)
+        if self.deed == b"R":
+            raise RecursionError("deep")
+        return super().load()
+
+Image.register_open("EVIL", Evil, lambda prefix: prefix[:4] == b"EVIL")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_workers() -> Iterator[None]:
+    """Start and leave each test without kept workers."""
+    close_workers()
+    yield
+    close_workers()
+
+
+@pytest.fixture
+def _evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every new worker know the evil format."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(EVIL)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("_evil")
+def test_evil_files_cost_themselves_alone(pets: Path) -> None:
+    """A crash, an exit, a stall, a hunger for memory and an odd error: each is found, all the others are judged."""
+    wanted = {"C": "crash", "X": "crash", "H": "timeout", "M": "out_of_memory", "R": "damaged"}
+    for deed in wanted:
+        (pets / f"train/cat/{deed}.jpg").write_bytes(b"EVIL" + deed.encode() + bytes(100))
+    (pets / "train/cat/cut.jpg").write_bytes((pets / "train/cat/1.jpg").read_bytes()[:3000])
+    start = time.perf_counter()
+    report = scan_images(pets, workers=1, timeout=1.0)
+    assert time.perf_counter() - start < 15
+    assert {Path(f.path).stem: f.kind for f in report.unusable} == {**wanted, "cut": "truncated"}
+    assert report.images == 10
+    details = {Path(f.path).stem: f.detail for f in report.unusable}
+    assert "SIGSEGV" in details["C"]
+    assert "exit code 3" in details["X"]
+    assert "1 s" in details["H"]
+
+
+def test_a_worker_killed_from_outside_costs_nothing(pets: Path) -> None:
+    """A first death is not held against the file: a fresh worker tries it again."""
+    jobs = [["check", str(path)] for path in sorted(pets.rglob("*.jpg"))]
+    answers = []
+    for number, answer in run_jobs(jobs, 10.0):
+        answers.append((number, answer))
+        if number == 3:
+            time.sleep(0.2)  # answers that were on their way arrive, and are used
+            victim = next(child for child in children(os.getpid()) if is_worker(child))
+            os.kill(victim, signal.SIGKILL)
+    assert [number for number, _ in answers] == list(range(10))
+    assert not any(isinstance(answer, Casualty) for _, answer in answers)
+
+
+def children(parent: int) -> list[int]:
+    """Return the processes that ``parent`` started, and is the parent of still."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((place / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found.append(int(place.name))
+        except OSError:
+            continue
+    return found
+
+
+def is_worker(process: int) -> bool:
+    """Whether it is one of ours."""
+    try:
+        return b"ftkit.images.workers" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def test_workers_are_kept_and_closed(pets: Path) -> None:
+    """One worker serves task after task; none is left after a scan."""
+    path = str(next(pets.rglob("*.jpg")))
+    for _ in range(3):
+        list(run_jobs([["check", path]], 10.0))
+        assert sum(is_worker(child) for child in children(os.getpid())) == 1
+    scan_images(pets, workers=2)
+    assert not any(is_worker(child) for child in children(os.getpid()))
+
+
+def test_no_worker_outlives_its_caller(pets: Path) -> None:
+    """Not even when the caller is killed."""
+    script = (
+        "import time; from ftkit.images.workers import *; start_workers(1); print('up', flush=True); time.sleep(60)"
+    )
+    caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert caller.stdout is not None
+    caller.stdout.readline()
+    (worker,) = children(caller.pid)
+    caller.kill()
+    caller.wait()
+    caller.stdout.close()
+    deadline = time.monotonic() + 10
+    while is_worker(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_worker(worker)
+
+
+def test_a_worker_that_can_not_start_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pets: Path) -> None:
+    """The error repeats the last line of what the process said."""
+    monkeypatch.setattr(workers, "_BOOT", "import no_such_module")
+    with pytest.raises(FtkitError, match="No module named 'no_such_module'"):
+        scan_images(pets, workers=1)
+
+
+def test_a_fault_of_the_check_itself_is_reported(pets: Path) -> None:
+    """An error that escapes a check is the file's finding, and the worker lives on."""
+    path = str(next(pets.rglob("*.jpg")))
+    (_, fault), (_, answer) = run_jobs([["thumbnail", path, "wide"], ["check", path]], 10.0)
+    assert answer
+    assert isinstance(answer, bytes)
+    assert fault == b'""\n' or isinstance(fault, Casualty)
+    ((_, fault),) = run_jobs([["groups"]], 10.0, [b"1234567"])
+    assert isinstance(fault, Casualty)
+    assert "ValueError" in fault.args[1]
+
+
+def test_a_stray_module_in_the_current_folder_is_not_imported(
+    pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scraped folder may hold a json.py."""
+    (tmp_path / "json.py").write_text("raise SystemExit('imported')")
+    (tmp_path / "numpy.py").write_text("raise SystemExit('imported')")
+    monkeypatch.chdir(tmp_path)
+    assert scan_images(pets, workers=1).images == 10
+
+
+def test_threads_share_the_workers(pets: Path) -> None:
+    """Each thread of a foreign executor has a worker of its own; the answers don't mix."""
+    paths = sorted(str(path) for path in pets.rglob("*.jpg")) * 4
+    with ThreadPoolExecutor(3) as pool:
+        futures = [pool.submit(lambda path: list(run_jobs([["check", path]], 10.0)), path) for path in paths]
+    digests = {path: json.loads(future.result()[0][1])[2] for path, future in zip(paths, futures, strict=True)}
+    assert len(set(digests.values())) == 10
+
+
+def test_started_workers_wait(pets: Path) -> None:
+    """Workers that were started ahead take the first jobs."""
+    start_workers(2)
+    before = [child for child in children(os.getpid()) if is_worker(child)]
+    list(run_jobs([["check", str(next(pets.rglob("*.jpg")))]], 10.0))
+    assert [child for child in children(os.getpid()) if is_worker(child)] == before
