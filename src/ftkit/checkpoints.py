@@ -136,21 +136,22 @@ def _collect(
 ) -> Content:
     """Take everything down; ``before`` holds the digests of the base, where they are known."""
     inner = unwrap(model)
-    states: dict[str, Any] = {"model": dict(inner.state_dict())}
-    run = {**run, "frozen": resuming.frozen_state(inner)}
+    states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
+    parameters = dict(inner.named_parameters())
+    run = {**run, "frozen": resuming.frozen_state(inner, parameters)}
     optimizer = parts["optimizer"]
     moved: list[Any] = []
     if isinstance(optimizer, Optimizer):
         moved = list(optimizer.state)
-        taken = resuming.optimizer_state(optimizer, inner)
+        taken = resuming.optimizer_state(optimizer, parameters)
         states["optimizer"] = taken["state"]
         run["optimizer"] = {"type": taken["type"], "names": taken["names"]}
     for name, part in parts.items():
         if part is not None and name not in states:
             states[name] = resuming.object_state(part)
     if delta:
-        names, run["delta"] = deltas.split(inner, before=before, moved=moved)
-        base = {name: value for name, value in deltas.tensors_of(inner).items() if name not in names}
+        tensors = _only_tensors(states["model"])
+        _, base, run["delta"] = deltas.split(inner, tensors, before=before, moved=moved)
         states["model"] = {name: value for name, value in states["model"].items() if name not in base}
         if isinstance(parts["ema"], nn.Module):  # the average of what never moved is that itself
             states["ema"] = {

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from ftkit.selection import unwrap
 from ftkit.sources import Source, WeightsSource
 from ftkit.tensorfile import TensorFile, bytes_of, in_threads, write_tensors
 
-__all__ = ["digests", "fill", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
+__all__ = ["digests", "fill", "is_held", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
 
 _KEY: Final = "ftkit.delta"
 
@@ -81,16 +83,15 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
         True
     """
     inner = unwrap(model)
-    names, record = split(inner, base=base)
-    if not names:
+    changed, _, record = split(inner, tensors_of(inner), base=base)
+    if not changed:
         raise CheckpointError(
             "This model does not differ from its base, so there is no delta to save."
             if base is not None
             else "Nothing in this model is trainable, so nobody can tell what fine-tuning changed: give base=, the "
             "model before fine-tuning, or save it whole with save_weights."
         )
-    state = tensors_of(inner)
-    write_tensors(path, {name: state[name] for name in names}, {_KEY: pack(record)[1]})
+    write_tensors(path, changed, {_KEY: pack(record)[1]})
 
 
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
@@ -130,21 +131,25 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def split(
     model: nn.Module,
+    state: Mapping[str, Tensor],
     *,
     base: WeightsSource | None = None,
     before: Mapping[str, str] | None = None,
     moved: Collection[Any] = (),
-) -> tuple[list[str], dict[str, Any]]:
-    """Return the names of what fine-tuning changed, and a description of all that a delta does not hold.
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Tell what fine-tuning changed from what it left alone.
 
     Args:
         model: The model, unwrapped.
+        state: Its :func:`tensors_of`.
         base: The model before fine-tuning: what differs from it is what changed. If left out, that is what
             may have changed; see :func:`save_delta`.
         before: Digests of the base, where there is no base: what differs has changed too.
         moved: Parameters known to have been trained, whatever they are now.
+
+    Returns:
+        What changed, what did not, and the description by which :func:`place` knows the latter again.
     """
-    state = tensors_of(model)
     now: Mapping[str, str] = {}
     if base is not None:
         names = _differing(state, base)
@@ -152,18 +157,19 @@ def split(
         known = {id(parameter) for parameter in moved}
         buffers = _restless(model)
         now = digests(state) if before is not None else {}
-        names = [
+        names = {
             name
             for name, tensor in state.items()
             if (tensor.requires_grad or id(tensor) in known if isinstance(tensor, nn.Parameter) else name in buffers)
             or (before is not None and before.get(name) != now[name])
-        ]
-    inside = set(names)
-    rest = {name: tensor for name, tensor in state.items() if name not in inside}
-    return names, {"base": _fingerprint(rest, now), "layers": dict(_describable(model, "", inside))}
+        }
+    changed = {name: tensor for name, tensor in state.items() if name in names}
+    rest = {name: tensor for name, tensor in state.items() if name not in names}
+    found = _fingerprint(rest, now) if now else _remembered(model, rest)
+    return changed, rest, {"base": found, "layers": dict(_describable(model, "", changed, state))}
 
 
-def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> list[str]:
+def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
     """The names of the tensors that a base lacks or has otherwise."""
     with Source(base) as opened:
         nest = max(opened.nests, key=lambda nest: len(nest.entries.keys() & state.keys()), default=None)
@@ -174,7 +180,7 @@ def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> list[str]:
             )
         before = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in nest.entries.items()}
         opened.read_into((entry, before[name]) for name, entry in nest.entries.items())
-    return [name for name, tensor in state.items() if not same(tensor, before.get(name))]
+    return {name for name, tensor in state.items() if not same(tensor, before.get(name))}
 
 
 def _restless(model: nn.Module) -> set[str]:
@@ -186,10 +192,19 @@ def _restless(model: nn.Module) -> set[str]:
         count = own.get("num_batches_tracked")
         mean = own.get("running_mean")
         counted = count is not None and mean is not None and count._version > mean._version
-        held = "ftkit.frozen" in {*map(str, module._forward_pre_hooks)}
-        if own and not held and (module.training or counted or any(p.requires_grad for p in module.parameters())):
+        if (
+            own
+            and not is_held(module)
+            and (module.training or counted or any(p.requires_grad for p in module.parameters()))
+        ):
             names |= {f"{prefix}.{name}" if prefix else name for name in own}
     return names
+
+
+def is_held(module: nn.Module) -> bool:
+    """Tell whether :func:`ftkit.freeze` keeps a module in eval mode."""
+    hooks: Mapping[Any, Any] = module._forward_pre_hooks
+    return bool(hooks) and "ftkit.frozen" in hooks
 
 
 def same(a: Tensor, b: Tensor | None) -> bool:
@@ -219,6 +234,34 @@ def _fingerprint(tensors: Mapping[str, Tensor], known: Mapping[str, str] | None 
     }
 
 
+_FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, Any]]] = WeakKeyDictionary()
+
+
+def _remembered(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fingerprint of a base that was met before, if nothing hints that it changed since.
+
+    Reading the whole base for each checkpoint would take longer than writing the delta. Torch counts the
+    changes of a tensor; one made behind its back, as through ``.data``, shows at the tensor's first and last bytes.
+    """
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        return _fingerprint(tensors)
+    state = [
+        (name, tensor.data_ptr(), tensor._version, tensor.dtype, _ends(tensor)) for name, tensor in tensors.items()
+    ]
+    known = _FINGERPRINTS.get(model)
+    if known is None or known[0] != state:
+        known = _FINGERPRINTS[model] = state, _fingerprint(tensors)
+    return known[1]
+
+
+def _ends(tensor: Tensor) -> bytes:
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return b""
+    start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
+    some = min(size, 64)
+    return ctypes.string_at(start, some) + ctypes.string_at(start + size - some, some) if some else b""
+
+
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the digest of each tensor's bytes."""
     found: dict[str, str] = {}
@@ -230,16 +273,18 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-def _describable(module: nn.Module, name: str, inside: Collection[str]) -> Iterator[tuple[str, Any]]:
+def _describable(
+    module: nn.Module, prefix: str, inside: Collection[str], names: Iterable[str]
+) -> Iterator[tuple[str, Any]]:
     """Yield the largest parts that lie wholly in the delta and consist of plain layers, described."""
-    tensors = {f"{name}.{key}" if name else key for key in module.state_dict()}
-    if not tensors & set(inside):
+    here = [name for name in names if name.startswith(prefix)]
+    if not any(name in inside for name in here):
         return
-    if tensors <= set(inside) and name and (description := _describe(module)) is not None:
-        yield name, description
+    if prefix and all(name in inside for name in here) and (description := _describe(module)) is not None:
+        yield prefix[:-1], description
         return
-    for child_name, child in module.named_children():
-        yield from _describable(child, f"{name}.{child_name}" if name else child_name, inside)
+    for name, child in module.named_children():
+        yield from _describable(child, f"{prefix}{name}.", inside, here)
 
 
 def _describe(module: nn.Module) -> list[Any] | None:

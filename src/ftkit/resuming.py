@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftkit.deltas import is_held
 from ftkit.errors import CheckpointError, FtkitError, did_you_mean
 from ftkit.freezing import freeze, unfreeze
 from ftkit.selection import unwrap
@@ -60,12 +61,12 @@ def carry_out(steps: Iterable[Step]) -> None:
 # ---- optimizers
 
 
-def optimizer_state(optimizer: Optimizer, model: nn.Module) -> dict[str, Any]:
-    """Return an optimizer's ``state_dict`` and the names of its parameters in ``model``, in its own order.
+def optimizer_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """Return an optimizer's ``state_dict`` and the names of its parameters in the model, in its own order.
 
     A parameter that is none of the model's has the name ``None``.
     """
-    names = {id(parameter): name for name, parameter in _parameters(model).items()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     return {
         "type": type(optimizer).__name__,
         "names": [names.get(id(parameter)) for parameter in _held(optimizer)],
@@ -260,11 +261,11 @@ def random_plan(state: Mapping[str, Any]) -> Step:
 # ---- what is frozen
 
 
-def frozen_state(model: nn.Module) -> dict[str, list[str]]:
+def frozen_state(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
     """Return the names of the trainable parameters, and of the parts that ``freeze`` holds in eval mode."""
     return {
-        "trainable": [name for name, parameter in _parameters(model).items() if parameter.requires_grad],
-        "held": list(_held_parts(unwrap(model), "")),
+        "trainable": [name for name, parameter in parameters.items() if parameter.requires_grad],
+        "held": list(_held_parts(model)),
     }
 
 
@@ -283,7 +284,7 @@ def frozen_plan(model: nn.Module, state: Mapping[str, list[str]], optimizer: Opt
         trains = {name: name in wanted or (before[name] and id(parameters[name]) in held) for name in parameters}
         thawed = [name for name in parameters if trains[name] and not before[name]]
         frozen = [name for name in parameters if before[name] and not trains[name]]
-        if thawed or set(_held_parts(inner, "")) != set(state["held"]):
+        if thawed or set(_held_parts(inner)) != set(state["held"]):
             _hold(inner, set(state["held"]), thawed)
         for name, parameter in parameters.items():
             parameter.requires_grad_(trains[name])
@@ -297,30 +298,32 @@ def frozen_plan(model: nn.Module, state: Mapping[str, list[str]], optimizer: Opt
     return Step(apply, undo)
 
 
-def _held_parts(module: nn.Module, name: str) -> Iterator[str]:
+def _held_parts(model: nn.Module) -> Iterator[str]:
     """The largest parts of which every module is held by ``freeze``."""
-    if all(_is_held(part) for part in module.modules()):
-        yield name
+    if not any(map(is_held, model.modules())):
         return
-    for child_name, child in module.named_children():
-        yield from _held_parts(child, f"{name}.{child_name}" if name else child_name)
+
+    def walk(module: nn.Module, name: str) -> Iterator[str]:
+        if all(map(is_held, module.modules())):
+            yield name
+            return
+        for child_name, child in module.named_children():
+            yield from walk(child, f"{name}.{child_name}" if name else child_name)
+
+    yield from walk(model, "")
 
 
 def _hold(model: nn.Module, wanted: set[str], thawed: list[str]) -> None:
     def inside(name: str) -> bool:
         return any(name == part or name.startswith(f"{part}.") or not part for part in wanted)
 
-    free = [module for name, module in model.named_modules() if name and _is_held(module) and not inside(name)]
+    free = [module for name, module in model.named_modules() if name and is_held(module) and not inside(name)]
     if free or thawed:
         unfreeze(model, *free, *thawed)
     modules = dict(model.named_modules())
-    lacking = [name for name in wanted if name in modules and not all(map(_is_held, modules[name].modules()))]
+    lacking = [name for name in wanted if name in modules and not all(map(is_held, modules[name].modules()))]
     if lacking:
         freeze(model, *(modules[name] for name in lacking))
-
-
-def _is_held(module: nn.Module) -> bool:
-    return "ftkit.frozen" in {*map(str, module._forward_pre_hooks)}
 
 
 # ---- anything else with a state
