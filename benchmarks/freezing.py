@@ -3,8 +3,8 @@
     python benchmarks/freezing.py [--models resnet50,vit_base_patch16_224] [--batch 2] [--rounds 3] [--device cpu]
 
 Four ways to train: everything, the head only, the last stage and the head, the lowest layer only. For each, the plain
-loop (``requires_grad = False``, ``model.train()``) and ftkit (``freeze_except``) take steps by turns; the best of the rounds
-counts. Times on the CPU are of the process, on a GPU by the clock. Bytes are those of the distinct storages that
+loop (``requires_grad = False``, ``model.train()``) and ftkit (``freeze_except``) take steps by turns; the best of the
+rounds counts. Times on the CPU are of the process, on a GPU by the clock. Bytes are those of the distinct storages that
 ``torch.autograd.graph.saved_tensors_hooks`` sees, without parameters and buffers.
 """
 

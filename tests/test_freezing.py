@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -415,6 +416,65 @@ def trees_and_parts(draw: st.DrawFn) -> tuple[nn.Module, list[str]]:
     model = draw(trees())
     names = [name for name, _ in model.named_modules() if name] + [name for name, _ in model.named_parameters()]
     return model, draw(st.lists(st.sampled_from(names), min_size=1, max_size=3))
+
+
+def script(model: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about torch.jit as a whole
+        return torch.jit.script(model)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        script,
+        lambda model: torch.export.export(model, (images(),)).module(),
+        torch.fx.symbolic_trace,
+        nn.SyncBatchNorm.convert_sync_batchnorm,
+        lambda model: torch.compile(model, fullgraph=True, backend="aot_eager"),
+    ],
+)
+def test_a_frozen_part_is_frozen_in_whatever_the_model_is_turned_into(
+    convert: Callable[[nn.Module], nn.Module],
+) -> None:
+    """Scripted, exported, traced, converted and compiled, in training mode, it keeps its statistics and its output."""
+    model = Net()
+    model.eval()(images())
+    freeze(model, "backbone")
+    x = images()
+    wanted = model.eval().backbone(x).mean((2, 3)) @ model.head[3].weight.T + model.head[3].bias
+    model.head[2].p = 0.0
+    converted = convert(model.train())
+    before = {name: tensor.clone() for name, tensor in converted.state_dict().items() if "running" in name}
+    for part in model.modules():
+        part.training = True  # as some trainers do
+    assert torch.allclose(converted(x), wanted, atol=1e-4)
+    assert all(torch.equal(tensor, converted.state_dict()[name]) for name, tensor in before.items())
+
+
+def test_hooks_registered_after_unpickling_do_not_replace_the_freeze() -> None:
+    """Torch counts hooks anew in every process; ours does not take part."""
+    model = Net()
+    freeze(model, "backbone")
+    twin = pickle.loads(pickle.dumps(model))
+    calls: list[int] = []
+    for part in twin.modules():
+        part.register_forward_pre_hook(lambda module, args: calls.append(1))
+    twin.train()(images())
+    assert twin.backbone[1].num_batches_tracked == 0
+    assert calls
+
+
+def test_spectral_norm_of_a_frozen_part_stops_its_power_iteration() -> None:
+    """The old hook looks at the mode before the forward; the freeze comes first, however late it was made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch recommends the parametrization
+        old = nn.utils.spectral_norm(nn.Linear(4, 4))
+    model = nn.Sequential(old, nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    freeze(model, "0", "1")
+    before = state(model[:2])
+    model.train()(torch.randn(3, 4))
+    assert same(before, model[:2])
 
 
 @given(trees_and_parts(), st.booleans(), st.booleans(), st.booleans())
