@@ -1,0 +1,187 @@
+"""Tests for ``ftkit.cli``: the library's calls from a shell, with errors in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ftkit import save_weights
+from ftkit.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return a way to run a command in an empty folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            status = main(arguments)
+        except SystemExit as exit:
+            status = int(exit.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Return a zip of two good pictures and a cut one."""
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for number, name in enumerate(["cats/1.jpg", "cats/2.jpg", "dogs/1.jpg"]):
+            picture = tmp_path / "picture.jpg"
+            Image.radial_gradient("L").rotate(30 * number).resize((64, 64)).convert("RGB").save(picture)
+            data = picture.read_bytes()
+            archive.writestr(f"pets/{name}", data[:500] if "dogs" in name else data)
+    return tmp_path / "pets.zip"
+
+
+def test_extract(run: Run, pets: Path, tmp_path: Path) -> None:
+    """An archive is unpacked, and the report printed."""
+    status, out, err = run("extract", "pets.zip", "data", "--strip")
+    assert (status, err) == (0, "")
+    assert out.startswith("pets.zip (zip) -> data: 3 files")
+    assert (tmp_path / "data/cats/1.jpg").exists()
+
+
+def test_extract_json_and_limits(run: Run, pets: Path) -> None:
+    """The report as JSON, and the limits by their names."""
+    status, out, _ = run("extract", "pets.zip", "data", "--json", "--max-files", "3", "--max-ratio", "1.5")
+    assert status == 0
+    assert json.loads(out)["files"] == 3
+    status, out, err = run("extract", "pets.zip", "more", "--max-files", "2")
+    assert (status, out) == (2, "")
+    assert "raise max_files" in err
+
+
+def test_extract_asks_for_the_password(run: Run, pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password that shall not stand in the shell's history is asked for."""
+    asked: list[bool] = []
+    monkeypatch.setattr("getpass.getpass", lambda: asked.append(True) or "secret")
+    assert run("extract", "pets.zip", "data", "--password")[0] == 0
+    assert asked == [True]
+
+
+def test_scan(run: Run, pets: Path, tmp_path: Path) -> None:
+    """Unusable files are told, and give the status 1; a clean folder gives 0."""
+    run("extract", "pets.zip", "data", "--strip")
+    status, out, _ = run("scan", "data", "--workers", "1", "--html", "report.html", "--csv", "report.csv")
+    assert status == 1
+    assert "1 unusable" in out
+    assert "<html" in (tmp_path / "report.html").read_text()
+    assert "dogs/1.jpg" in (tmp_path / "report.csv").read_text()
+    shutil.rmtree(tmp_path / "data" / "dogs")
+    status, out, _ = run("scan", "data", "--workers", "1", "--exact", "--json")
+    assert status == 0
+    assert json.loads(out)["images"] == 2
+
+
+def test_summary_of_listed_models(run: Run) -> None:
+    """Names of timm and torchvision, with and without an input."""
+    status, out, _ = run("summary", "resnet18", "2,3,64,64", "--depth", "1")
+    assert status == 0
+    assert "layer4" in out
+    status, out, _ = run("summary", "shufflenet_v2_x0_5", "--json")  # torchvision's alone
+    assert json.loads(out)["total_params"] == 1_366_792
+
+
+def test_summary_of_own_models(run: Run, tmp_path: Path) -> None:
+    """A function, a class or a model of the user's own module in the current folder."""
+    code = (
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self): super().__init__(4, 2)\n"
+        "def make(): return Net()\n"
+        "ready = Net()\n"
+        "def broken(): raise RuntimeError('no data\\nfor it')\n"
+        "def other(): return 3\n"
+    )
+    (tmp_path / "my_own_models.py").write_text(code)
+    for name in ("Net", "make", "ready"):
+        status, out, _ = run("summary", f"my_own_models:{name}", "1,4", "--json")
+        assert status == 0
+        assert json.loads(out)["total_params"] == 10
+    assert "RuntimeError: no data for it" in run("summary", "my_own_models:broken")[2]
+    assert "Did you mean 'make'" in run("summary", "my_own_models:maker")[2]
+    assert "got int" in run("summary", "my_own_models:other")[2]
+
+
+def test_inspect_and_diff(run: Run, tmp_path: Path) -> None:
+    """Files of weights are told and compared; a difference gives the status 1, as for diff."""
+    model = torch.nn.Linear(4, 2)
+    save_weights(model, tmp_path / "a.safetensors")
+    torch.nn.init.zeros_(model.bias)
+    save_weights(model, tmp_path / "b.safetensors")
+    status, out, _ = run("inspect", "a.safetensors")
+    assert status == 0
+    assert "2 tensors" in out
+    status, out, _ = run("diff", "a.safetensors", "b.safetensors")
+    assert status == 1
+    assert "bias" in out
+    assert run("diff", "a.safetensors", "a.safetensors")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["extract", "missing.zip", "data"],
+        ["scan", "missing"],
+        ["inspect", "missing.safetensors"],
+        ["diff", "missing.safetensors", "missing.safetensors"],
+        ["summary", "resnet1818"],
+        ["summary", "no.such.module:make"],
+        ["summary", "resnet18", "2,5,64,64"],
+        ["summary", "resnet18", "1,x"],
+        ["fly"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_errors_take_one_line(run: Run, arguments: list[str]) -> None:
+    """Whatever goes wrong is told in one line on stderr, with the status 2 and no traceback."""
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("ftkit")
+    assert err.count("\n") == 1
+
+
+def test_as_a_program(pets: Path, tmp_path: Path) -> None:
+    """The installed call: no torch for archives, and a reader that stops early is no error."""
+    code = "import sys; from ftkit.cli import main; status = main(); sys.exit(9 if 'torch' in sys.modules else status)"
+    command = [sys.executable, "-c", code, "extract", "pets.zip", "data"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command[-1] = "more"
+    done = subprocess.run(command, cwd=tmp_path, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_that_a_terminal_can_not_show(pets: Path, tmp_path: Path) -> None:
+    """A Korean name on an ASCII terminal is escaped, not an error."""
+    code = "import sys; from ftkit.cli import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "extract", "pets.zip", "사진"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"\uc0ac\uc9c4" in done.stdout
