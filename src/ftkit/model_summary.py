@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,47 +14,14 @@ from torch import nn
 
 from ftkit.cost import OptimizerLike, StepCost, measure
 from ftkit.errors import FtkitError, did_you_mean
-from ftkit.meter import Part, Shapes
-from ftkit.selection import unwrap
+from ftkit.meter import Part
+from ftkit.selection import tied, unwrap
+from ftkit.summary_views import Row, in_bytes, in_units, to_html, to_picture, to_text
 
 if TYPE_CHECKING:
     import os
 
 __all__ = ["Comparison", "ModelSummary", "Row", "compare", "largest_batch", "summary"]
-
-
-@dataclass
-class Row:
-    """One module of a model, its children included.
-
-    Attributes:
-        name: Dotted, empty for the model itself. A shared module has its first name.
-        type: The name of its class.
-        input_shape: Of its first call; a tuple of shapes for several tensors, None if it was not called.
-        output_shape: Likewise.
-        params: Parameters, tied ones counted once.
-        trainable: Those of them that train.
-        forward_flops: Over all of its calls; a multiply-add is 2.
-        backward_flops: For the gradients of its inputs and of its parameters.
-        saved_bytes: What it keeps from the forward for the backward pass.
-        mode: ``"train"`` or ``"eval"``, as it ran.
-        calls: How often the forward pass calls it.
-        status: ``"trains"``, ``"partial"``, ``"frozen"``, ``"frozen, passes gradients"``, or nothing
-            if it has no parameters.
-    """
-
-    name: str
-    type: str
-    input_shape: Shapes = None
-    output_shape: Shapes = None
-    params: int = 0
-    trainable: int = 0
-    forward_flops: int = 0
-    backward_flops: int = 0
-    saved_bytes: int = 0
-    mode: str = "train"
-    calls: int = 0
-    status: str = ""
 
 
 @dataclass
@@ -75,6 +41,7 @@ class ModelSummary:
         saved_bytes: Kept from the forward for the backward pass; parameters, buffers and inputs aside.
         unfrozen_backward_flops: ``backward_flops`` if all were trainable.
         unfrozen_saved_bytes: ``saved_bytes`` if all were trainable.
+        tied: The further names of parameters that have several.
         real: Why the step had to be computed with real tensors, or None if it was not.
     """
 
@@ -90,6 +57,7 @@ class ModelSummary:
     saved_bytes: int = 0
     unfrozen_backward_flops: int = 0
     unfrozen_saved_bytes: int = 0
+    tied: tuple[str, ...] = ()
     real: str | None = None
     depth: int | None = field(default=None, repr=False)
     _cost: StepCost | None = field(default=None, repr=False)
@@ -125,7 +93,7 @@ class ModelSummary:
             fold: Show equal blocks that follow one another as one line with their sums.
             width: Columns; by default those of the terminal.
         """
-        return _text(self, depth if depth is not None else self.depth, fold, width)
+        return to_text(self, depth if depth is not None else self.depth, fold, width)
 
     def __str__(self) -> str:
         return self.text()
@@ -138,10 +106,10 @@ class ModelSummary:
         Raises:
             FtkitError: matplotlib is missing, or there was no input.
         """
-        _plot(self, path)
+        to_picture(self, path)
 
     def _repr_html_(self) -> str:
-        return _html(self)
+        return to_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain numbers, strings, lists and dicts."""
@@ -278,6 +246,7 @@ def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
             return lazy[id(tensor)].numel() if id(tensor) in lazy else 0
         return tensor.numel()
 
+    scripted = isinstance(model, torch.jit.ScriptModule)
     parameters = list(model.parameters())
     total = sum(map(count, parameters))
     trainable = sum(count(one) for one in parameters if one.requires_grad)
@@ -303,6 +272,7 @@ def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
         forward_flops=cost.forward_flops if cost else 0,
         backward_flops=cost.backward_flops if cost else 0,
         saved_bytes=cost.saved_bytes if cost else 0,
+        tied=() if scripted else tuple(name for others in tied(model).values() for name in others),
         real=cost.real if cost else None,
         _cost=cost,
     )
@@ -334,209 +304,6 @@ def _row(name: str, module: nn.Module, part: Part, params: Iterable[tuple[int, b
     )
 
 
-# ---------------------------------------------------------------- the tree
-
-
-@dataclass
-class _Node:
-    """A row in its place; or several equal rows in a line, with their sums."""
-
-    row: Row
-    label: str
-    children: list[_Node]
-    count: int = 1
-
-    def alike(self) -> Any:
-        """Equal for modules that a reader need not tell apart."""
-        figures = {name: value for name, value in vars(self.row).items() if name != "name"}
-        return tuple(figures.values()), tuple((child.label, child.alike()) for child in self.children)
-
-
-_SUMMED = ("params", "trainable", "forward_flops", "backward_flops", "saved_bytes", "calls")
-
-
-def _tree(rows: list[Row]) -> _Node:
-    nodes: dict[str, _Node] = {}
-    for row in rows:
-        parent, _, label = row.name.rpartition(".")
-        nodes[row.name] = _Node(row, label, [])
-        if row.name:
-            nodes[parent].children.append(nodes[row.name])
-    return nodes[""]
-
-
-def _folded(node: _Node) -> _Node:
-    """Merge runs of equal siblings, all the way down."""
-    runs: list[list[_Node]] = []
-    alike: Any = None
-    for child in node.children:
-        mine = child.alike()
-        if runs and mine == alike:
-            runs[-1].append(child)
-        else:
-            runs.append([child])
-        alike = mine
-    return _Node(node.row, node.label, [_folded(_merged(run)) for run in runs], node.count)
-
-
-def _merged(run: list[_Node]) -> _Node:
-    if len(run) == 1:
-        return run[0]
-    first = run[0]
-    row = Row(**vars(first.row) | {name: len(run) * getattr(first.row, name) for name in _SUMMED})
-    children = [_merged(list(same)) for same in zip(*(one.children for one in run), strict=True)]
-    for child in children:
-        child.label = child.label.split(" … ")[0]
-    return _Node(row, f"{first.label} … {run[-1].label}", children, len(run) * first.count)
-
-
-def _lines(node: _Node, depth: int, lead: str = "", branch: str = "") -> Iterator[tuple[str, _Node]]:
-    """Walk the tree with the lines that draw it."""
-    yield lead + branch, node
-    if depth > 0:
-        lead += {"": "", "├─ ": "│  ", "└─ ": "   "}[branch]
-        for index, child in enumerate(node.children):
-            yield from _lines(child, depth - 1, lead, "└─ " if index == len(node.children) - 1 else "├─ ")
-
-
-_FITS = 40
-
-
-def _depth_that_fits(tree: _Node) -> int:
-    depth = 1
-    while (more := sum(1 for _ in _lines(tree, depth + 1))) <= _FITS and more > sum(1 for _ in _lines(tree, depth)):
-        depth += 1
-    return depth
-
-
-def _text(found: ModelSummary, depth: int | None, fold: bool, width: int | None) -> str:
-    tree = _folded(_tree(found.rows)) if fold else _tree(found.rows)
-    if depth is None:
-        depth = _depth_that_fits(tree)
-    width = width or shutil.get_terminal_size((110, 24)).columns
-    lines = list(_lines(tree, depth))
-    columns = _columns(found)
-    table = [["", *(title for title, _ in columns)]]
-    for lead, node in lines:
-        table.append([_heading(lead, node), *(show(node) for _, show in columns)])
-    widths = [max(len(line[index]) for line in table) for index in range(len(table[0]))]
-    first = max(16, min(widths[0], width - sum(widths[1:]) - 2 * len(widths[1:])))
-    total = first + sum(widths[1:]) + 2 * len(widths[1:])
-    out = []
-    for line in table:
-        name = line[0] if len(line[0]) <= first else line[0][: first - 1] + "…"
-        cells = [
-            cell.ljust(size) if title in _LEFT else cell.rjust(size)
-            for cell, size, (title, _) in zip(line[1:], widths[1:], columns, strict=True)
-        ]
-        out.append("  ".join([name.ljust(first), *cells]).rstrip())
-    rule = "─" * total
-    return "\n".join([out[0], rule, *out[1:], rule, *_closing(found)])
-
-
-_LEFT = {"output", "state"}
-
-
-def _heading(lead: str, node: _Node) -> str:
-    kind = f"{node.count} x {node.row.type}" if node.count > 1 else node.row.type
-    again = node.row.calls // node.count
-    return f"{lead}{node.label}{'  ' if node.label else ''}{kind}{f' (called {again}x)' if again > 1 else ''}"
-
-
-def _columns(found: ModelSummary) -> list[tuple[str, Callable[[_Node], str]]]:
-    measured = found._cost is not None
-    columns: list[tuple[str, Callable[[_Node], str]]] = []
-    if measured:
-        columns.append(("output", lambda node: _shape(node.row.output_shape) if node.row.calls else "not called"))
-    columns.append(("params", lambda node: _number(node.row.params) if node.row.params else "-"))
-    columns.append(("state", lambda node: node.row.status))
-    if len({row.mode for row in found.rows}) > 1:
-        columns.append(("mode", lambda node: node.row.mode))
-    if measured:
-        columns.append(("forward", lambda node: _number(node.row.forward_flops) if node.row.forward_flops else "-"))
-        columns.append(("backward", lambda node: _number(node.row.backward_flops) if node.row.backward_flops else "-"))
-        columns.append(("saved", lambda node: _bytes(node.row.saved_bytes) if node.row.saved_bytes else "-"))
-    return columns
-
-
-def _shape(shapes: Shapes) -> str:
-    if not shapes:
-        return "()" if shapes == () else "-"
-    if isinstance(shapes[0], tuple):
-        return " ".join(map(str, shapes[:2])) + (f" +{len(shapes) - 2}" if len(shapes) > 2 else "")
-    return str(shapes)
-
-
-def _number(count: float) -> str:
-    for unit in ("", " K", " M", " G", " T"):
-        if abs(count) < 999.5:
-            return f"{count:.3g}{unit}" if unit else f"{count:.0f}"
-        count /= 1000
-    return f"{count:.4g} P"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(count) < 999.5:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1024
-    return f"{count:.4g} TiB"
-
-
-def _share(part: float, whole: float) -> str:
-    """A percentage that says 100 or 0 only where it is so."""
-    if not whole:
-        return "0%"
-    percent = 100 * part / whole
-    if 0 < percent < 0.1:
-        return "less than 0.1%"
-    if 99.9 < percent < 100:
-        return "more than 99.9%"
-    return f"{percent:.3g}%"
-
-
-def _closing(found: ModelSummary) -> list[str]:
-    lines = [_parameters(found)]
-    if found._cost is None:
-        return lines
-    lines.append(
-        f"One step    {_number(found.forward_flops)}FLOP forward, {_number(found.backward_flops)}FLOP backward; "
-        f"{_bytes(found.saved_bytes)} kept for the backward pass"
-    )
-    if found.real:
-        lines.append(f"Note        computed once with real tensors: {found.real}")
-    if found.frozen_params:
-        lines.append("Freezing    " + _savings(found))
-    return lines
-
-
-def _parameters(found: ModelSummary) -> str:
-    text = f"Parameters  {_number(found.total_params)} in {_bytes(found.param_bytes)}"
-    if found.frozen_params:
-        text += f"; {_number(found.trainable_params)} train, {_number(found.frozen_params)} are frozen"
-    return text + (f"; buffers {_number(found.buffers)}" if found.buffers else "")
-
-
-def _savings(found: ModelSummary) -> str:
-    if not found.backward_flops and not found.saved_bytes:
-        return "leaves nothing to train on this input: there is no backward pass."
-    flops = _share(found.unfrozen_backward_flops - found.backward_flops, found.unfrozen_backward_flops)
-    saved = _share(found.unfrozen_saved_bytes - found.saved_bytes, found.unfrozen_saved_bytes)
-    frozen = _share(found.frozen_params, found.total_params)
-    text = (
-        f"{frozen} of the parameters saves {flops} of the backward FLOPs and {saved} of the bytes kept, "
-        "against training all."
-    )
-    economy = found.unfrozen_saved_bytes - found.saved_bytes
-    if found.frozen_params > found.total_params / 2 and economy < found.unfrozen_saved_bytes / 10:
-        lowest = next((row for row in found.rows if row.status == "trains" and row.calls), found.rows[0])
-        text += (
-            f"\n            A false economy: {lowest.name or 'the model'} trains, so all above it keeps its "
-            "activations. Freeze from the input upwards."
-        )
-    return text
-
-
 # ---------------------------------------------------------------- side by side
 
 
@@ -551,12 +318,11 @@ class Comparison:
         names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
         lines = [("", *names, "")]
         for title, show, one, other in self._totals():
-            change = f"{100 * (other - one) / one:+.1f}%" if one and other != one else ""
-            lines.append((title, show(one), show(other), change))
+            lines.append((title, show(one), show(other), _change(one, other)))
         rows = [
             (name, *(_brief(row) if row else "-" for row in pair), "")
             for name, pair in self.differing().items()
-            if name.count(".") < 2
+            if "." not in name
         ]
         rows = [row for row in rows if row[1] != row[2]]
         widths = [max(len(line[index]) for line in lines + rows) for index in range(4)]
@@ -580,19 +346,25 @@ class Comparison:
 
     def _totals(self) -> Iterator[tuple[str, Callable[[float], str], int, int]]:
         for title, show, name in (
-            ("parameters", _number, "total_params"),
-            ("trainable", _number, "trainable_params"),
-            ("parameter bytes", _bytes, "param_bytes"),
-            ("forward FLOPs", _number, "forward_flops"),
-            ("backward FLOPs", _number, "backward_flops"),
-            ("kept for backward", _bytes, "saved_bytes"),
+            ("parameters", in_units, "total_params"),
+            ("trainable", in_units, "trainable_params"),
+            ("parameter bytes", in_bytes, "param_bytes"),
+            ("forward FLOPs", in_units, "forward_flops"),
+            ("backward FLOPs", in_units, "backward_flops"),
+            ("kept for backward", in_bytes, "saved_bytes"),
         ):
             yield title, show, getattr(self.a, name), getattr(self.b, name)
 
 
+def _change(one: int, other: int) -> str:
+    if not one or one == other:
+        return ""
+    return f"{100 * (other - one) / one:+.1f}%" if other < 10 * one else f"x {other / one:,.0f}"
+
+
 def _brief(row: Row) -> str:
-    figures = [f"{_number(row.backward_flops)} backward"] if row.backward_flops else []
-    figures += [_bytes(row.saved_bytes)] if row.saved_bytes else []
+    figures = [f"{in_units(row.backward_flops)} backward"] if row.backward_flops else []
+    figures += [in_bytes(row.saved_bytes)] if row.saved_bytes else []
     return ", ".join([row.status or row.type, *figures])
 
 
@@ -690,141 +462,3 @@ def _peak_of_one(peak: Callable[[int], int]) -> float:
         return peak(1)
     except FtkitError:  # batch normalization in train mode takes no single value
         return float("inf")
-
-
-# ---------------------------------------------------------------- pictures
-
-_PAGE = """
-<div class="ftkit-summary">
-<style>
-.ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem;
-  --line: #8884; --bar: #4c8dd6; --quiet: #888; }
-.ftkit-summary .row { display: grid; column-gap: .8rem;
-  grid-template-columns: minmax(14rem, 1fr) 11rem 5.5rem 10.5rem 6rem 6rem 8rem;
-  border-bottom: 1px solid var(--line); align-items: baseline; }
-.ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.ftkit-summary .number { text-align: right; font-variant-numeric: tabular-nums; }
-.ftkit-summary .head { font-weight: 600; border-bottom: 2px solid var(--line); }
-.ftkit-summary summary { cursor: pointer; list-style: none; }
-.ftkit-summary summary::-webkit-details-marker { display: none; }
-.ftkit-summary summary .name::before { content: "▸ "; color: var(--quiet); }
-.ftkit-summary details[open] > summary .name::before { content: "▾ "; }
-.ftkit-summary .leaf .name::before { content: "  "; white-space: pre; }
-.ftkit-summary .type, .ftkit-summary .shape { color: var(--quiet); }
-.ftkit-summary .state { border-radius: .6em; }
-.ftkit-summary .trains::before { content: "● "; color: #2e9e5b; }
-.ftkit-summary .partial::before { content: "◐ "; color: #2e9e5b; }
-.ftkit-summary .frozen::before { content: "❄ "; color: #4c8dd6; }
-.ftkit-summary .saved { background: linear-gradient(to left,
-  color-mix(in srgb, var(--bar) 30%, transparent) var(--share), transparent 0); }
-.ftkit-summary p { margin: .3rem 0; }
-</style>
-<div class="row head"><span>module</span><span>output</span><span class="number">params</span><span>state</span>
-<span class="number">forward</span><span class="number">backward</span><span class="number">saved</span></div>
-{%- macro cells(node) -%}
-<span class="name" style="padding-left: {{ node.level * 1.1 }}em" title="{{ node.title }}">
-{{- node.label }} <span class="type">{{ node.type }}</span></span>
-<span class="shape" title="{{ node.shape }}">{{ node.shape }}</span>
-<span class="number">{{ node.params }}</span>
-<span class="state {{ node.status.split(',')[0] }}">{{ node.status }}{{ node.mode }}</span>
-<span class="number">{{ node.forward }}</span>
-<span class="number">{{ node.backward }}</span>
-<span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
-{%- endmacro -%}
-{%- macro tree(node) -%}
-{%- if node.children -%}
-<details{{ " open" if node.level < 2 }}><summary class="row">{{ cells(node) }}</summary>
-{%- for child in node.children %}{{ tree(child) }}{% endfor -%}
-</details>
-{%- else -%}<div class="row leaf">{{ cells(node) }}</div>{%- endif -%}
-{%- endmacro -%}
-{{ tree(root) }}
-{% for line in closing %}<p>{{ line }}</p>{% endfor %}
-</div>
-"""
-
-
-def _html(found: ModelSummary) -> str:
-    import jinja2
-
-    mixed = len({row.mode for row in found.rows}) > 1
-
-    def view(node: _Node, level: int) -> dict[str, Any]:
-        row = node.row
-        status = row.status
-        return {
-            "level": level,
-            "title": row.name,
-            "label": node.label,
-            "type": _heading("", _Node(row, "", [], node.count)),
-            "shape": _shape(row.output_shape) if row.calls else "",
-            "params": _number(row.params) if row.params else "",
-            "status": status,
-            "mode": (", " if status else "") + row.mode if mixed else "",
-            "forward": _number(row.forward_flops) if row.forward_flops else "",
-            "backward": _number(row.backward_flops) if row.backward_flops else "",
-            "saved": _bytes(row.saved_bytes) if row.saved_bytes else "",
-            "share": round(100 * row.saved_bytes / max(found.saved_bytes, 1), 1),
-            "children": [view(child, level + 1) for child in node.children],
-        }
-
-    template = jinja2.Environment(autoescape=True).from_string(_PAGE)
-    return template.render(root=view(_folded(_tree(found.rows)), 0), closing=_closing(found))
-
-
-_COLOURS = {
-    "trains": "#2e9e5b",
-    "partial": "#8bc34a",
-    "frozen, passes gradients": "#e0a030",
-    "frozen": "#7aa6d8",
-    "": "#b0b0b0",
-}
-
-
-def _plot(found: ModelSummary, path: str | os.PathLike[str]) -> None:
-    if found._cost is None:
-        raise FtkitError("There is nothing to draw without an input: give summary() an input_size or input_data.")
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError as error:
-        raise FtkitError("plot() needs matplotlib: pip install 'ftkit[plot]'.") from error
-    tree = _folded(_tree(found.rows))
-    nodes = [node for _, node in _lines(tree, _depth_that_fits(tree))]
-    shown = set(map(id, nodes))
-    leaves = [node for node in nodes if not any(id(child) in shown for child in node.children)]
-    rows = [(node, node.row) for node in leaves if node.row.calls]
-    rows = [(node, row) for node, row in rows if row.forward_flops or row.saved_bytes or row.params]
-    figure = Figure(figsize=(10, 1.2 + 0.26 * len(rows)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    places = range(len(rows))
-    colours = [_COLOURS[row.status] for _, row in rows]
-    left.barh(places, [row.saved_bytes / 2**20 for _, row in rows], color=colours)
-    left.set(title=f"kept for backward: {_bytes(found.saved_bytes)}", xlabel="MiB")
-    left.set_yticks(list(places), [_place(node) for node, _ in rows], fontsize=8)
-    left.invert_yaxis()
-    forward = [row.forward_flops / 1e9 for _, row in rows]
-    right.barh(places, forward, color="#c8c8c8")
-    right.barh(places, [row.backward_flops / 1e9 for _, row in rows], left=forward, color=colours)
-    right.set(
-        title=f"forward {_number(found.forward_flops)}FLOP (grey), backward {_number(found.backward_flops)}FLOP",
-        xlabel="GFLOP",
-    )
-    for axis in (left, right):
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(axis="x", alpha=0.3)
-        axis.set_axisbelow(True)
-    used = [status for status in _COLOURS if any(row.status == status for _, row in rows)]
-    figure.legend(
-        handles=[Patch(color=_COLOURS[status], label=status or "no parameters") for status in used],
-        loc="outside lower center",
-        ncols=len(used),
-        frameon=False,
-    )
-    figure.suptitle(found.model)
-    figure.savefig(path, dpi=150)
-
-
-def _place(node: _Node) -> str:
-    parent = node.row.name.rpartition(".")[0]
-    return f"{parent}.{node.label}" if parent else node.label or node.row.type
