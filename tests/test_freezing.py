@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -590,6 +590,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_stay_in_step(tmp_path: Path) -> None:
     """Through DistributedDataParallel frozen parts stay, and what thaws after wrapping is averaged like the rest."""
     ranks = [
@@ -606,14 +607,40 @@ def test_two_processes_stay_in_step(tmp_path: Path) -> None:
     assert body == again == [["0"], True]
 
 
-def test_a_group_of_processes_of_its_own_is_an_error_before_anything_changes(tmp_path: Path) -> None:
-    """What can't be brought in step is refused, with what to do."""
+@pytest.fixture
+def one_process(tmp_path: Path) -> Iterator[None]:
     dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
-    try:
-        parallel = DistributedDataParallel(Net(), process_group=dist.new_group([0]))
-        before = modes(parallel)
-        with pytest.raises(FtkitError, match="wrap it again"):
-            freeze(parallel, "backbone")
-        assert modes(parallel) == before
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_wrapper_waits_for_the_gradients_of_what_is_trainable_now() -> None:
+    """Freezing after wrapping would otherwise fail in the second step; hooks on the communication stay."""
+    model = Net()
+    parallel = DistributedDataParallel(model)
+    sent: list[int] = []
+
+    def count(_, bucket):  # torch reads annotations, and takes no strings
+        sent.append(sum(parameter.numel() for parameter in bucket.parameters()))
+        future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    parallel.register_comm_hook(None, count)
+    for verb, selectors in ((freeze, ["backbone"]), (unfreeze, ["backbone.4"]), (freeze_except, ["backbone.0.weight"])):
+        verb(parallel, *selectors)
+        for _ in range(2):
+            sent.clear()
+            parallel(images()).sum().backward()
+            assert sum(sent) == sum(parameter.numel() for parameter in trainable(model).values())
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_group_of_processes_of_its_own_is_an_error_before_anything_changes() -> None:
+    """What can't be brought in step is refused, with what to do."""
+    parallel = DistributedDataParallel(Net(), process_group=dist.new_group([0]))
+    before = modes(parallel)
+    with pytest.raises(FtkitError, match="wrap it again"):
+        freeze(parallel, "backbone")
+    assert modes(parallel) == before
