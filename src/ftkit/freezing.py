@@ -73,10 +73,11 @@ class FreezeReport:
                 ("froze", self.frozen, self.frozen_parts),
                 ("thawed", self.thawed, self.thawed_parts),
                 ("left fixed, as before freezing,", self.left, self.left),
-                ("added to the optimizer", self.added, self.added),
             )
             if names
         ]
+        if self.added:
+            lines.append(f"added to the optimizer: {_plural(len(self.added), 'parameter')}")
         share = self.trainable_parameters / max(self.total_parameters, 1)
         lines.append(f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})")
         if self.eval_modules:

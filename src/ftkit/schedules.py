@@ -49,7 +49,7 @@ class FreezeSchedule:
         ...     if report := schedule.step(epoch, model=model, optimizer=optimizer):
         ...         print(f"epoch {epoch}: {report}")
         epoch 2: thawed 2 parameters: 1
-        added to the optimizer 2 parameters: 1.weight, 1.bias
+        added to the optimizer: 2 parameters
         trainable now: 30 of 50 numbers (60.0%)
         held in eval mode: 1 module
 
