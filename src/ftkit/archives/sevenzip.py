@@ -42,9 +42,9 @@ def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
                 tree.write(member)
         with _reading(password), contextlib.ExitStack() as last:
 
-            def create(path: str) -> Output:
-                last.close()  # py7zr itself leaves a file open where its data fail
-                return last.enter_context(Output(tree, files.pop(path)))
+            def create(path: str) -> Callable[[bytes], int]:
+                last.close()
+                return last.enter_context(Output(tree, files.pop(path))).write
 
             _extract(opened, tree.root, list(files.values()), create)
         for member in files.values():
@@ -65,45 +65,49 @@ def _member(info: Any) -> Member:
 
 def _read_targets(opened: Any, links: list[Member]) -> None:
     """Read where links lead: their content says it."""
-    targets: dict[str, _Collected] = {}
+    targets: dict[str, list[bytes]] = {}
     for member in links:
         check_link(member)
 
-    def collect(path: str) -> _Collected:
-        return targets.setdefault(path, _Collected())
+    def create(path: str) -> Callable[[bytes], None]:
+        return targets.setdefault(path, []).append
 
     if links:
         with tempfile.TemporaryDirectory() as empty:
-            _extract(opened, Path(empty), links, collect)
+            _extract(opened, Path(empty), links, create)
         opened.reset()
         for member in links:
-            member.target = targets["/".join(split_path(member.name))].decode()
+            member.target = b"".join(targets["/".join(split_path(member.name))]).decode()
 
 
-class _Collected(bytearray):
-    def write(self, chunk: bytes | bytearray) -> int:
-        self.extend(chunk)
-        return len(chunk)
-
-    def seekable(self) -> bool:
-        return False
-
-    def close(self) -> None:
-        pass
-
-
-def _extract(opened: Any, root: Path, members: list[Member], create: Callable[[str], Any]) -> None:
-    """Let py7zr write ``members`` to what ``create`` gives for their paths below ``root``.
-
-    It closes what it wrote to only where all the data came and their checksum held.
-    """
+def _extract(
+    opened: Any, root: Path, members: list[Member], create: Callable[[str], Callable[[bytes], object]]
+) -> None:
+    """Let py7zr write ``members``, one after the other, by what ``create`` gives for their paths below ``root``."""
     import py7zr.io
 
     class Sinks(py7zr.io.WriterFactory):
         def create(self, filename: str) -> Any:
-            return create("/".join(split_path(Path(filename).relative_to(root).as_posix())))
+            return _Sink(create("/".join(split_path(Path(filename).relative_to(root).as_posix()))))
 
     opened.extract(root, [member.name for member in members], factory=Sinks())
+
+
+class _Sink:
+    """What py7zr takes for a file in memory: it only writes, and rewinds at the end."""
+
+    def __init__(self, write: Callable[[bytes], object]) -> None:
+        self._write = write
+
+    def write(self, chunk: bytes | bytearray) -> int:
+        self._write(bytes(chunk))
+        return len(chunk)
+
+    def seek(self, offset: int, whence: int = 0) -> int:  # noqa: ARG002  (py7zr's to choose)
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 @contextlib.contextmanager

@@ -116,7 +116,6 @@ class Tree:
             with Output(self, member) as output:
                 for chunk in member.data():
                     output.write(chunk)
-                output.close()
         elif member.kind == "hard link":
             self._hard_link(member)
 
@@ -195,7 +194,7 @@ class Tree:
 
 
 class Output:
-    """The file of ``member`` while it is written."""
+    """The file of ``member`` while it is written; leaving it raises if the data were not those announced."""
 
     def __init__(self, tree: Tree, member: Member) -> None:
         self._tree, self._member = tree, member
@@ -222,19 +221,15 @@ class Output:
                 rest = rest[self._file.write(rest) :]
         return len(chunk)
 
-    def seekable(self) -> bool:
-        """Return False: what is written stays."""
-        return False
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._file.close()
+        if kind is None:
+            self._end()
 
-    def close(self) -> None:
-        """End the file, all of whose data came; raise if they are not those announced."""
-        self._file.close()
+    def _end(self) -> None:
         self._check.end()
         if self._is_double:
             self._path.unlink()

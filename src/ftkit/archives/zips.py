@@ -90,6 +90,9 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password:
     if name.endswith(("/", "\\")) or (not unix and info.external_attr & 0x10):
         kind = "folder"
 
+    if info.flag_bits & 0x1 and password is None:
+        raise refused(name, "is encrypted: give its password=")
+
     def data() -> Iterator[bytes]:
         with reading(f"its member {name!r}"):
             yield from _data(opened, info, name, password)
@@ -119,8 +122,6 @@ def _modified(info: zipfile.ZipInfo) -> float | None:
 
 def _data(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: bytes | None) -> Iterator[bytes]:
     """Return the content of a member, decrypted and unpacked."""
-    if info.flag_bits & 0x1 and password is None:
-        raise refused(name, "is encrypted: give its password=")
     if info.flag_bits & 0x1 and info.compress_type != _AES:
         return _old_cipher(opened, info, name, password)
     file = opened.fp
