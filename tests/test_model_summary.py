@@ -330,3 +330,24 @@ def test_zoo_agrees_with_the_counter():
             output = model(x)
         assert found.forward_flops == counter.get_total_flops(), name
         assert found.rows[0].output_shape == tuple(output.shape), name
+
+
+def test_a_list_of_layers_costs_what_they_cost():
+    """Though it is never called itself."""
+
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8)])
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    found = summary(Listed(), (4, 8))
+    whole, listed = found.rows[:2]
+    assert (listed.calls, listed.output_shape) == (0, None)
+    for name in ("forward_flops", "backward_flops", "saved_bytes"):
+        assert getattr(listed, name) == getattr(whole, name) > 0
+    assert "not called" not in str(found)

@@ -16,7 +16,7 @@ from ftkit.cost import OptimizerLike, StepCost, measure
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.meter import Part
 from ftkit.selection import tied, unwrap
-from ftkit.summary_views import Row, in_bytes, in_units, to_html, to_picture, to_text
+from ftkit.summary_views import Row, in_bytes, in_counts, in_units, to_html, to_picture, to_text
 
 if TYPE_CHECKING:
     import os
@@ -253,7 +253,10 @@ def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
     named = list(model.named_modules())
     parts = cost.parts if cost else [Part() for _ in named]
     inside: dict[int, dict[int, tuple[int, bool]]] = {}
+    done = {id(module): part for (_, module), part in zip(named, parts, strict=True)}
     for _, module in reversed(named):  # children come after their parents
+        if not done[id(module)].calls:  # a list of layers costs what they cost
+            _add_up(done[id(module)], [done[id(child)] for child in module.children()])
         own = {id(one): (count(one), one.requires_grad) for one in module._parameters.values() if one is not None}
         for child in module.children():
             own |= inside.get(id(child), {})
@@ -276,6 +279,13 @@ def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
         real=cost.real if cost else None,
         _cost=cost,
     )
+
+
+def _add_up(part: Part, children: list[Part]) -> None:
+    part.forward_flops = sum(child.forward_flops for child in children)
+    part.backward_flops = sum(child.backward_flops for child in children)
+    part.saved_bytes = sum(child.saved_bytes for child in children)
+    part.differentiable = any(child.differentiable for child in children)
 
 
 def _row(name: str, module: nn.Module, part: Part, params: Iterable[tuple[int, bool]]) -> Row:
@@ -346,8 +356,8 @@ class Comparison:
 
     def _totals(self) -> Iterator[tuple[str, Callable[[float], str], int, int]]:
         for title, show, name in (
-            ("parameters", in_units, "total_params"),
-            ("trainable", in_units, "trainable_params"),
+            ("parameters", in_counts, "total_params"),
+            ("trainable", in_counts, "trainable_params"),
             ("parameter bytes", in_bytes, "param_bytes"),
             ("forward FLOPs", in_units, "forward_flops"),
             ("backward FLOPs", in_units, "backward_flops"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ftkit.model_summary import ModelSummary
 
-__all__ = ["Row", "in_bytes", "in_units", "to_html", "to_picture", "to_text"]
+__all__ = ["Row", "in_bytes", "in_counts", "in_units", "to_html", "to_picture", "to_text"]
 
 
 @dataclass
@@ -163,8 +163,8 @@ def _heading(lead: str, node: _Node) -> str:
 
 def _columns(found: ModelSummary) -> dict[str, Callable[[_Node], str]]:
     columns: dict[str, Callable[[_Node], str]] = {
-        "output": lambda node: _shape(node.row.output_shape) if node.row.calls else "not called",
-        "params": lambda node: in_units(node.row.params) if node.row.params else "-",
+        "output": lambda node: _shape(node.row.output_shape) if _ran(node) else "not called",
+        "params": lambda node: in_counts(node.row.params) if node.row.params else "-",
         "state": lambda node: node.row.status,
         "mode": lambda node: node.row.mode,
         "forward": lambda node: in_units(node.row.forward_flops) if node.row.forward_flops else "-",
@@ -176,6 +176,10 @@ def _columns(found: ModelSummary) -> dict[str, Callable[[_Node], str]]:
     if len({row.mode for row in found.rows}) == 1:
         del columns["mode"]
     return columns
+
+
+def _ran(node: _Node) -> bool:
+    return node.row.calls > 0 or any(map(_ran, node.children))
 
 
 def _shape(shapes: Shapes) -> str:
@@ -199,6 +203,17 @@ def in_units(count: float) -> str:
             return f"{count:.3g}{unit}" if unit else f"{count:.0f}"
         count /= 1000
     return f"{count:.4g} P"
+
+
+def in_counts(count: float) -> str:
+    """Write a number of things: a thousand millions of them are a billion.
+
+    Example:
+        >>> from ftkit.summary_views import in_counts
+        >>> in_counts(6_738_415_616)
+        '6.74 B'
+    """
+    return in_units(count).replace("G", "B")
 
 
 def in_bytes(count: float) -> str:
@@ -250,12 +265,12 @@ def _flop(count: int) -> str:
 
 
 def _parameters(found: ModelSummary) -> str:
-    text = f"{in_units(found.total_params)} in {in_bytes(found.param_bytes)}"
+    text = f"{in_counts(found.total_params)} in {in_bytes(found.param_bytes)}"
     if found.frozen_params:
-        text += f", of which {in_units(found.trainable_params)} train and {in_units(found.frozen_params)} are frozen"
+        text += f", of which {in_counts(found.trainable_params)} train and {in_counts(found.frozen_params)} are frozen"
     if found.tied:
         text += f"; {', '.join(found.tied)} tied, counted once"
-    return text + (f"; {in_units(found.buffers)} in buffers." if found.buffers else ".")
+    return text + (f"; {in_counts(found.buffers)} in buffers." if found.buffers else ".")
 
 
 def _savings(found: ModelSummary) -> str:
@@ -291,7 +306,7 @@ _PAGE = """
 .ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem;
   --line: #8884; --bar: #4c8dd6; --quiet: #888; }
 .ftkit-summary .row { display: grid; column-gap: .8rem;
-  grid-template-columns: minmax(14rem, 1fr) 11rem 5.5rem 10.5rem 6rem 6rem 8rem;
+  grid-template-columns: minmax(14rem, 1fr) 11rem 4.5rem 14rem 5rem 5rem 7rem;
   border-bottom: 1px solid var(--line); align-items: baseline; }
 .ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ftkit-summary .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -302,7 +317,6 @@ _PAGE = """
 .ftkit-summary details[open] > summary .name::before { content: "▾ "; }
 .ftkit-summary .leaf .name::before { content: "  "; white-space: pre; }
 .ftkit-summary .type, .ftkit-summary .shape { color: var(--quiet); }
-.ftkit-summary .state { border-radius: .6em; }
 .ftkit-summary .trains::before { content: "● "; color: #2e9e5b; }
 .ftkit-summary .partial::before { content: "◐ "; color: #2e9e5b; }
 .ftkit-summary .frozen::before { content: "❄ "; color: #4c8dd6; }
@@ -317,7 +331,7 @@ _PAGE = """
 {{- node.label }} <span class="type">{{ node.type }}</span></span>
 <span class="shape" title="{{ node.shape }}">{{ node.shape }}</span>
 <span class="number">{{ node.params }}</span>
-<span class="state {{ node.status.split(',')[0] }}">{{ node.status }}{{ node.mode }}</span>
+<span class="state {{ node.status.split(',')[0] }}">{{ node.status }} <span class="type">{{ node.mode }}</span></span>
 <span class="number">{{ node.forward }}</span>
 <span class="number">{{ node.backward }}</span>
 <span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
@@ -339,8 +353,6 @@ def to_html(found: ModelSummary) -> str:
     """Lay the tree out as a page that a notebook shows: it unfolds without a script."""
     import jinja2
 
-    mixed = len({row.mode for row in found.rows}) > 1
-
     def view(node: _Node, level: int) -> dict[str, Any]:
         row = node.row
         status = row.status
@@ -349,10 +361,10 @@ def to_html(found: ModelSummary) -> str:
             "title": row.name,
             "label": node.label,
             "type": _heading("", _Node(row, "", [], node.count)),
-            "shape": _shape(row.output_shape) if row.calls else "",
-            "params": in_units(row.params) if row.params else "",
+            "shape": _shape(row.output_shape) if _ran(node) else "not called",
+            "params": in_counts(row.params) if row.params else "",
             "status": status,
-            "mode": (", " if status else "") + row.mode if mixed else "",
+            "mode": row.mode if row.mode != found.rows[0].mode else "",
             "forward": in_units(row.forward_flops) if row.forward_flops else "",
             "backward": in_units(row.backward_flops) if row.backward_flops else "",
             "saved": in_bytes(row.saved_bytes) if row.saved_bytes else "",
