@@ -212,6 +212,39 @@ def test_damaged_tars(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     nothing_left(archive, "end mark")
 
 
+@pytest.mark.parametrize("size", [-512, -1, 1 << 60])
+@pytest.mark.parametrize("type", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_sizes_that_lead_back_or_nowhere(
+    tmp_path: Path, size: int, type: bytes, nothing_left: Callable[..., str]
+) -> None:
+    """A negative size sends old releases of tarfile round in circles (CVE-2025-8194); a huge one fills the memory."""
+    header = bytearray(tar_info("a", type=type).tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = (b"\xff" if size < 0 else b"\x80") + (size % (1 << 88)).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    archive = make_tar(tmp_path / "a.tar", GOOD.items())
+    archive.write_bytes(bytes(header) + archive.read_bytes())
+    nothing_left(archive)
+
+
+def test_pax_header_for_all(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
+    """A global header can give every member a way out."""
+    with tarfile.open(tmp_path / "a.tar", "w", pax_headers={"path": "../evil"}) as archive:
+        archive.addfile(tar_info("good"))
+    nothing_left(tmp_path / "a.tar", "'../evil'")
+
+
+def test_sparse_bomb(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
+    """A terabyte of holes in two blocks."""
+    header = bytearray(tar_info("a", type=tarfile.GNUTYPE_SPARSE).tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"00000000000\0" * 2
+    header[483:495] = b"\x80" + (1 << 40).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
+    nothing_left(tmp_path / "a.tar", "max_ratio")
+
+
 def test_cut_off_zips(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     """A download that broke off has lost the directory at its end."""
     archive = make_zip(tmp_path / "a.zip", [(f"{number}.jpg", os.urandom(2000)) for number in range(20)])
