@@ -200,34 +200,39 @@ def _run(shadow: nn.Module, mode: FakeTensorMode, *, follow: bool = True) -> _Ou
     first: dict[str, None] = {}
     made: dict[str, torch.Tensor] = {}
     furthest: dict[str, torch.Tensor] = {}
+    names = [name for name, module in shadow.named_modules() if sizes(module) is not None]
+    waiting: set[str] = set()
     failure = "no input was found for it"
 
     def record(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             made.update(_flat(output, f"{name}:{len(made)}"))
+            waiting.discard(name)
             if args and isinstance(args[0], torch.Tensor) and not args[0].requires_grad:
                 first[name] = None
 
         return hook
 
-    for name, module in shadow.named_modules():
-        if sizes(module) is not None:
-            module.register_forward_hook(record(name))
+    for name in names:
+        shadow.get_submodule(name).register_forward_hook(record(name))
     answers = _Answers()  # type: ignore[no-untyped-call]  # torch leaves its base untyped
-    with mode, answers, _Patience(40_000), torch.device("cpu"), torch.enable_grad(), _silence():
+    patience = _Patience(max(40_000, 40 * len(list(shadow.modules()))))
+    with mode, answers, torch.device("cpu"), torch.enable_grad(), _silence():
         for args, kwargs in _inputs(shadow):
             made.clear()
             first.clear()
+            waiting.update(names)
             give = _followed if follow else torch.clone
             try:
                 given = {name: give(value) for name, value in kwargs.items()}
-                outputs = dict(_flat(shadow(*map(give, args), **given), ""))
+                with patience:
+                    outputs = dict(_flat(shadow(*map(give, args), **given), ""))
             except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
                 if len(made) > len(furthest):
                     furthest = dict(made)
                     failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                if isinstance(error, _TooLongError):
-                    break
+                if isinstance(error, _TooLongError) or not waiting:
+                    break  # past all layers, what fails is no matter of the input
                 continue
             if any(tensor.grad_fn is not None for tensor in outputs.values()):
                 return _Outcome(outputs, complete=True, first=list(first))
@@ -355,7 +360,7 @@ def _sides(model: nn.Module) -> list[tuple[int, int]]:
     for holder in itertools.chain(holders, model.modules()):
         told += [
             getattr(holder, "__dict__", {}).get(key)
-            for key in ("image_size", "img_size", "input_size", "input_resolution")
+            for key in ("image_size", "img_size", "input_size", "input_resolution", "in_size")
         ]
     for size in told:
         if type(size) is int and size > 3:
