@@ -7,9 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # A test that reaches for weights or data on a hub must fail at once, not download them.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# The clock of a busy machine says nothing about an example; CI draws the same ones each time.
+settings.register_profile("ftkit", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("ftkit")
 
 
 @pytest.fixture(autouse=True)

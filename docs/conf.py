@@ -11,6 +11,7 @@ myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 
 autodoc_typehints = "description"
+autodoc_type_aliases = {"Selector": "ftkit.selection.Selector"}
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": False}
 napoleon_google_docstring = True

@@ -28,6 +28,8 @@ from tqdm import tqdm
 
 import ftkit
 
+tqdm.set_lock(threading.RLock())  # its default lock is a semaphore, which the process killed below would leak
+
 
 def network(name: str) -> nn.Module:
     """Return a network with pretrained weights; those of the default one come in a Python package."""
@@ -94,7 +96,8 @@ def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module
     batches, validation, classes = loaders(report, args.size)
     model = network(args.model)
     head = ftkit.replace_head(model, len(classes))
-    backbone = list(ftkit.freeze_except(model, head).frozen)
+    backbone = ftkit.freeze_except(model, head).frozen
+    last_stage = backbone[-len(backbone) // 6 :]
     optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=args.lr, weight_decay=0.01, layer_decay=0.7))
     checkpoints = ftkit.CheckpointManager(args.run / "checkpoints", monitor="val_loss", keep_last=2)
     stopping = ftkit.EarlyStopping(monitor="val_loss", patience=3)
@@ -102,8 +105,8 @@ def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module
     if start == 0:
         print(ftkit.summary(model, (32, 3, args.size, args.size), depth=1))
     for epoch in range(start, args.epochs):
-        if epoch == args.epochs // 2:  # the last sixth of the backbone's tensors: about one stage
-            print(ftkit.unfreeze(model, backbone[-len(backbone) // 6 :], optimizer=optimizer))
+        if epoch == args.epochs // 3:
+            print(ftkit.unfreeze(model, last_stage, optimizer=optimizer))
         model.train()
         total = 0.0
         for images, labels in tqdm(batches, f"epoch {epoch}", disable=None, leave=False):
@@ -130,7 +133,7 @@ def main() -> None:
     parser.add_argument("--zip", type=Path, help="an archive of images")
     parser.add_argument("--model", default="efficientnet_lite0", help="any name of torchvision or timm")
     parser.add_argument("--size", type=int, help="side of the square images, in pixels")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--run", type=Path, default=Path("runs", time.strftime("%Y-%m-%d-%H%M%S")))
     args = parser.parse_args()
@@ -139,7 +142,6 @@ def main() -> None:
     started = time.perf_counter()
     report, moved = clean(args)
 
-    tqdm.set_lock(threading.RLock())  # the default one is a semaphore, which a killed process would leak
     victim = multiprocessing.get_context("spawn").Process(target=train, args=(args, report))
     victim.start()
     while victim.is_alive() and len(list(args.run.glob("checkpoints/*.safetensors"))) < 2:
@@ -158,7 +160,7 @@ def main() -> None:
     shared = network(args.model)  # what somebody has who gets the delta
     ftkit.load_delta(shared, delta)
     same = evaluate(shared, validation) == (loss, accuracy)
-    plot_curves(args.run / "history.csv", args.run / "curves.png", unfrozen=args.epochs // 2)
+    plot_curves(args.run / "history.csv", args.run / "curves.png", unfrozen=args.epochs // 3)
     rows = {
         "validation accuracy": f"{accuracy:.4f}",
         "fresh network + delta": f"{evaluate(shared, validation)[1]:.4f}, {'the same' if same else 'NOT THE SAME'}",
