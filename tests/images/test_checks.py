@@ -99,6 +99,27 @@ def test_visible_bit_rot_is_found(jpegs: list[bytes]) -> None:
     assert pillow < 0.7 * visible
 
 
+def test_a_shift_that_no_decoder_complains_of(photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """Changed bits can leave a sound stream of codes for a garbled picture: the seam gives it away."""
+    rng = random.Random(1)
+    silent = seen = 0
+    for seed in range(8):
+        data = encode(photo(seed, (512, 384)), quality=90)
+        before = np.asarray(Image.open(io.BytesIO(data)), np.int16)
+        for _ in range(25):
+            garbled = bytearray(data)
+            garbled[rng.randrange(800, len(data) - 2000)] ^= 1 << rng.randrange(8)
+            notes = check_bytes("x.jpg", bytes(garbled)).notes
+            if notes and "shifted" not in notes[0][1]:
+                continue
+            after = np.asarray(Image.open(io.BytesIO(garbled)), np.int16)
+            if (abs(after - before).max(2) > 24).mean() >= 0.05:
+                silent += 1
+                seen += bool(notes)
+    assert silent >= 5
+    assert seen >= silent / 3
+
+
 def test_harmless_complaints_are_only_odd(jpegs: list[bytes]) -> None:
     """An odd JFIF revision and foreign bytes, between segments or before the end, cost no pixel."""
     for data in jpegs[:4]:

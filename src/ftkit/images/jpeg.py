@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
+from ftkit.images.seams import confirm_seam, find_seams
 from ftkit.images.verdict import Broken, Form, Notes, Pixels, judge_pixel_count, say_orientation
 
 __all__ = ["JpegHeader", "check", "read_header"]
@@ -46,6 +47,13 @@ class JpegHeader:
     def components(self) -> int:
         """How many components a pixel has."""
         return len(self.sampling)
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Width and height of a unit of the coding (an MCU) in pixels: 8 x 8 when there is but one component."""
+        if self.components == 1:
+            return 8, 8
+        return 8 * max(width for width, _ in self.sampling), 8 * max(height for _, height in self.sampling)
 
     @property
     def colours(self) -> str:
@@ -123,6 +131,7 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
         pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
         if header.components != 4:
             grey = pixels[:, :, 0]
+            _look_for_seam(data, header, grey)
         if not data.endswith(b"\xff\xd9") and not header.multiple:
             after = len(data) - 2 - data.rfind(b"\xff\xd9")
             notes.append(("trailing_data", f"{after:,} bytes after the end marker"))
@@ -147,6 +156,19 @@ def _complaint_of(data: bytes, colours: str = "GRAY") -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def _look_for_seam(data: bytes, header: JpegHeader, grey: Pixels) -> None:
+    """Raise Broken when blocks have shifted in brightness without a complaint of the decoder."""
+    if header.process > 1 or not header.interleaved or grey.shape[0] != -(-header.height // 8):
+        return
+    if grey[-1].max() - grey[-1].min() <= 2:  # a gap filled with grey begins in the same way, and has its own kind
+        return
+    width, height = header.unit
+    for row, column in find_seams(grey, width // 8, height // 8):
+        full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
+        if confirm_seam(full, row, column, width, height):
+            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels have shifted")
 
 
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
@@ -203,10 +225,7 @@ def _end_is_pixels(data: bytes, header: JpegHeader) -> bool:
     if header.restarts:
         start = max(start, 2 + max(data.rfind(bytes((0xFF, 0xD0 + n)), start, stop) for n in range(8)))
     tail = data[start + (data[start] == 0) : stop]
-    # One component's block is 8 x 8 whatever its sampling.
-    unit_width, unit_height = (8 * max(axis) for axis in zip(*header.sampling, strict=True))
-    if header.components == 1:
-        unit_width = unit_height = 8
+    unit_width, unit_height = header.unit
     head = bytearray(data[: header.scan])
 
     def holds(blocks: int, tail: bytes) -> bool:

@@ -1,0 +1,92 @@
+"""The seam that changed bits leave in a JPEG even when the decoder notices nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ftkit.images.verdict import Pixels
+
+__all__ = ["confirm_seam", "find_seams"]
+
+_LEAST = 4  # levels of brightness that a seam is at least high
+_CLEAR = 2.0  # how many times it stands out from the steps around it, to be worth a second look
+_SHARP = 0.45  # of its pixels that step on the very line; in photographs up to 0.26 of them do
+
+
+def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[int, int]]:
+    """Return where a seam may begin: rows and columns of blocks, at most four, the clearest first.
+
+    The brightness of a block is coded as the difference from the block before. When a changed bit
+    makes one difference wrong, all blocks behind it, to the end, are off by the same amount: the
+    picture has a step that runs under a row of blocks as far as some column, and above that row from
+    there on. Natural edges seldom turn by one row of blocks on the way.
+
+    Args:
+        eighth: The picture at an eighth of its size: a pixel for each 8 x 8.
+        unit_width: How many of these pixels a unit of the coding (an MCU) is wide.
+        unit_height: How many it is high.
+    """
+    rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
+    if rows < 6 or columns < 8:
+        return []
+    grey = eighth[: rows * unit_height, : columns * unit_width].astype(np.float32)
+    steps = grey[unit_height::unit_height] - grey[unit_height - 1 : -1 : unit_height]
+    if unit_width > 1:
+        steps = steps.reshape(rows - 1, columns, unit_width).mean(2)
+    ones = np.ones(columns, np.float32)
+    sums, sizes = steps @ ones, np.abs(steps) @ ones
+    # What the sums over two rows must come to for a seam as clear as below: most rows are out.
+    sums, sizes = np.abs(sums[:-1] + sums[1:]), sizes[:-1] + sizes[1:]
+    places = np.flatnonzero((sums >= 0.75 * _LEAST * columns) & (sizes <= 3.7 * sums))
+    if not len(places):
+        return []
+    here, below = steps[places], steps[places + 1]
+    along, along_below = np.cumsum(here, 1), np.cumsum(below, 1)
+    size, size_below = np.cumsum(np.abs(here), 1), np.cumsum(np.abs(below), 1)
+    # A seam from column c on in this row and up to c in the row below, for each c but the outermost.
+    inside = slice(1, columns - 2)
+    count = np.arange(2, columns - 1, dtype=np.float32)
+    right, left = along[:, -1:] - along[:, inside], along_below[:, inside]
+    seam = np.abs(right + left)
+    seam_size = size[:, -1:] - size[:, inside] + size_below[:, inside]
+    rest = size[:, -1:] + size_below[:, -1:] - seam_size
+    clear = seam / (rest + columns)
+    clear[
+        (seam < _LEAST * columns)
+        | (seam < 0.75 * seam_size)  # one sign nearly everywhere
+        | (right * left <= 0)
+        | (np.abs(right) * columns < 0.5 * seam * (columns - count))  # on both sides of the turn
+        | (np.abs(left) * columns < 0.5 * seam * count)
+    ] = 0
+    found = []
+    for flat in np.argsort(-clear, axis=None)[:16]:
+        place, at = divmod(int(flat), clear.shape[1])
+        if clear[place, at] < _CLEAR:
+            break
+        row, column = int(places[place]) + 1, at + 2
+        # Within the row, too, the brightness steps where the seam turns.
+        line = grey[row * unit_height]
+        step = line[column * unit_width] - line[column * unit_width - 1]
+        if 0.4 < step * columns / (right + left)[place, at] < 2.5:
+            found.append((row, column))
+    return found[:4]
+
+
+def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -> bool:
+    """Whether the picture in full size steps sharply on the very line between blocks, all along the seam.
+
+    Args:
+        grey: The picture.
+        row: The row of units in which the seam begins.
+        column: The column where it does.
+        width: The width of a unit in pixels.
+        height: Its height.
+    """
+    values = grey.astype(np.int16)
+    x = np.arange(values.shape[1] // width * width)
+    y = np.minimum(np.where(x < column * width, row + 1, row) * height, len(values) - 2)
+    on = values[y, x] - values[y - 1, x]
+    above, below = values[y - 1, x] - values[y - 2, x], values[y + 1, x] - values[y, x]
+    sign = 1 if np.median(on) > 0 else -1
+    sharp = sign * on > np.maximum(_LEAST, 1.5 * np.maximum(np.abs(above), np.abs(below)))
+    return bool(sharp.mean() > _SHARP)
