@@ -755,6 +755,20 @@ def test_zip64(tmp_path: Path) -> None:
     assert contents(tmp_path / "out") == GOOD
 
 
+def test_large_zip_of_macos(tmp_path: Path) -> None:
+    """Archive Utility writes offsets over 4 GiB modulo 2**32, here with a hole between two members."""
+    archive = make_zip(tmp_path / "a.zip", GOOD.items())
+    data = archive.read_bytes()
+    second, directory = data.rfind(b"PK\3\4"), data.find(b"PK\1\2")
+    with archive.open("wb") as file:
+        file.write(data[:second])
+        file.seek((1 << 32) + second)
+        file.write(data[second:])
+    assert struct.unpack_from("<I", data, data.rfind(b"PK\5\6") + 16) == (directory,)
+    extract_archive(archive, tmp_path / "out")
+    assert contents(tmp_path / "out") == GOOD
+
+
 def test_zip_behind_a_program(tmp_path: Path) -> None:
     """A zip that unpacks itself has a program before it."""
     archive = make_zip(tmp_path / "a.zip", GOOD.items())

@@ -22,7 +22,7 @@ from ftkit.archives.packing import ZIP_METHODS, blocks, unpack_member
 __all__ = ["read_zip"]
 
 _STORED, _AES = 0, 99
-_HEADER_SIZE = 30
+_SIGNATURE, _HEADER_SIZE = b"PK\x03\x04", 30
 _UNIX_SYSTEMS = (3, 19)  # Unix, macOS
 
 
@@ -33,6 +33,7 @@ def read_zip(file: IO[bytes], limits: Limits, encoding: str | None, password: by
         opened = zipfile.ZipFile(file)
     infos = opened.infolist()
     limits.check_files(len(infos))
+    _unwrap_offsets(file, infos)
     _refuse_overlap(infos)
     archive.total = sum(info.file_size for info in infos)
     limits.check_bytes(archive.total)
@@ -52,6 +53,19 @@ def read_zip(file: IO[bytes], limits: Limits, encoding: str | None, password: by
         members.append(_member(opened, info, text, password))
     archive.batches = iter([members])
     return archive
+
+
+def _unwrap_offsets(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> None:
+    """Undo what macOS does to zips over 4 GiB: its Archive Utility writes offsets modulo 2**32.
+
+    zipfile takes the difference for a program in front of the zip, and moves all members by it.
+    """
+    for info in infos:
+        while info.header_offset >= 1 << 32:
+            file.seek(info.header_offset)
+            if file.read(4) == _SIGNATURE:
+                break
+            info.header_offset -= 1 << 32
 
 
 def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
@@ -128,7 +142,7 @@ def _data(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: b
     assert file is not None
     file.seek(info.header_offset)
     signature, name_size, extra_size = struct.unpack("<4s22xHH", file.read(_HEADER_SIZE))
-    if signature != b"PK\x03\x04":
+    if signature != _SIGNATURE:
         raise zipfile.BadZipFile("there is no header where the directory says")
     file.seek(name_size + extra_size, io.SEEK_CUR)
     method = info.compress_type
