@@ -307,6 +307,25 @@ def test_compiled_children_show_their_layers():
     assert cost.forward_flops == 2 * matmul(4, 8, 8)
 
 
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="a product of groups came with torch 2.8")
+def test_experts_are_followed_in_single_precision():
+    """Products of groups count each token once, with data and without."""
+
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 16, 32))
+
+        def forward(self, x, ends):
+            return torch._grouped_mm(x, self.weight, offs=ends).tanh()
+
+    inputs = (torch.randn(24, 16), torch.tensor([8, 8, 16, 24], dtype=torch.int32))
+    cost = measure(Experts(), inputs, {})
+    assert cost.real is None
+    assert (cost.forward_flops, cost.backward_flops) == (matmul(24, 16, 32), matmul(24, 16, 32))
+    assert cost.parts[0].output_shape == (24, 32)
+
+
 # ---------------------------------------------------------------- bytes
 
 

@@ -148,8 +148,10 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
             return text + f"Register a fake kernel: {self._registering()}."
         if "Expected tensor for argument #1 'indices'" in text:
             return text + "Tokens are integers: pass dtypes=torch.long, or input_data."
-        if on_meta:
-            text += "A model on the meta device has no values that could decide a shape or a branch. "
+        if "more than 1 value per channel when training" in text:
+            return text + "Give a batch of several, or pass mode='eval'."
+        if on_meta and isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
+            return text + "A model on the meta device has no values that could decide a shape or a branch."
         return text + "Expected the inputs that its forward() takes: input_data passes any of them."
 
     def _said(self) -> str:

@@ -141,6 +141,7 @@ class _Watch(weakref.ref[torch.UntypedStorage]):
 
 _DEVICE_OF = torch.ops.prim.device.default
 _DETACH = torch.ops.aten.detach.default
+_GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _KNOWN: dict[Any, _Known] = {}
 _MOST_KNOWN = 20_000
@@ -164,7 +165,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         self._answers_items = answers_items
         self._current = 0
         self._live: dict[int, _Watch | None] = {}
-        self._saved: set[int] = set()
+        self._saved: dict[int, _Frame] = {}
         self._templates: dict[torch.device, dict[str, Any]] = {}
         self._outside = self._frame = _Frame(None, None)
         self._frames = [self._outside]
@@ -236,7 +237,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         """Note a tensor that autograd keeps for the backward pass."""
         for key, size in storages(tensor):
             if key not in self._saved and not (key in self._live and self._live[key] is None):
-                self._saved.add(key)
+                self._saved[key] = self._frame
                 self._frame.saved += size
         return tensor
 
@@ -322,9 +323,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         kwargs = kwargs or {}
         key = _key(func, args, kwargs) if self.fakes else None
         known = None if key is None else _KNOWN.get(key)
+        output: Any
         if known is None:
             try:
-                output = func(*args, **kwargs)
+                if func is _GROUPED and self.fakes:
+                    output = self._grouped(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
+                else:
+                    output = func(*args, **kwargs)
             except Exception:
                 self.stuck_at = func
                 raise
@@ -346,6 +351,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         if scratch:
             self.peak = max(self.peak, self._current + scratch)
         return output
+
+    def _grouped(self, a: FakeTensor, b: FakeTensor, offsets: FakeTensor | None) -> torch.Tensor:
+        """Products of groups, as layers of experts take them: torch's own fake kernel refuses single precision."""
+        groups = a.shape[:1] if offsets is None else offsets.shape if a.dim() == b.dim() == 2 else ()
+        shape = (*groups, a.shape[-2], b.shape[-1])
+        stride = (shape[-2] * shape[-1], shape[-1], 1)[-len(shape) :]
+        return self.fake(Spec(shape, stride, a.dtype, a.fake_device))
 
     def _again(self, known: _Known, args: tuple[Any, ...]) -> Any:
         if known.same is not None:
@@ -389,7 +401,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         assert isinstance(watch, _Watch)
         self._current -= watch.size
         self._live.pop(watch.key, None)
-        self._saved.discard(watch.key)
+        keeper = self._saved.pop(watch.key, None)
+        if keeper is not None and not self.in_backward:  # its graph was dropped: it is not kept after all
+            keeper.saved -= watch.size
 
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
 import random
 import sys
 import threading
@@ -39,7 +40,10 @@ def untouched(modules: list[nn.Module]) -> Iterator[None]:
         undo.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     undo.append(functools.partial(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()))
     undo.append(torch.clear_autocast_cache)
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    undo.append(functools.partial(setattr, log, "disabled", log.disabled))
     try:
+        log.disabled = True  # it reports every operator that can't be followed as an error
         torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
         with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
             warnings.simplefilter("ignore")
