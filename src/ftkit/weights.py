@@ -38,7 +38,7 @@ __all__ = [
 
 _log = logging.getLogger("ftkit")
 
-_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl"})
+_TORCH_SUFFIXES: Final = frozenset({".pt", ".pth", ".ckpt", ".tar"})
 
 _LISTED: Final = 24
 
@@ -99,8 +99,8 @@ class LoadReport:
 def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Save a model's weights: parameters and buffers, whole or not at all.
 
-    The file is safetensors, with a digest of every tensor; under a name such as ``.pt``, ``.pth``
-    or ``.bin`` it is the state dict as ``torch.save`` writes it. Wrappers (``torch.compile``,
+    The file is safetensors, with a digest of every tensor; under a name that ends in ``.pt``, ``.pth``,
+    ``.ckpt`` or ``.tar`` it is the state dict as ``torch.save`` writes it. Wrappers (``torch.compile``,
     ``DistributedDataParallel``) leave no trace in the names.
 
     Args:
