@@ -452,6 +452,26 @@ def test_a_frozen_part_is_frozen_in_whatever_the_model_is_turned_into(
     assert all(torch.equal(tensor, converted.state_dict()[name]) for name, tensor in before.items())
 
 
+def test_a_norm_converted_inside_a_frozen_list_stays_frozen_when_compiled() -> None:
+    """New modules have no hook; what holds the list they are in takes care of them, in a graph too."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList([nn.BatchNorm2d(3), nn.BatchNorm2d(3)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norms[1](self.norms[0](x))
+
+    model = nn.Sequential(Block(), nn.Flatten(), nn.Linear(192, 2))
+    freeze(model, "0")
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    before = state(model[0])
+    torch.compile(model.train(), backend="eager", fullgraph=True)(images())
+    model.train()(images())
+    assert same(before, model[0])
+
+
 def test_hooks_registered_after_unpickling_do_not_replace_the_freeze() -> None:
     """Torch counts hooks anew in every process; ours does not take part."""
     model = Net()

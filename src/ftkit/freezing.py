@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,16 +15,20 @@ from torch.nn.parameter import UninitializedParameter
 
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.groups import join
+from ftkit.holding import (
+    hold,
+    identities,
+    is_held,
+    keeps_statistics,
+    release,
+    remember,
+    snapshot,
+    switched_off,
+    tensors,
+)
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
 __all__ = ["FreezeReport", "freeze", "freeze_except", "frozen", "is_frozen", "trainable", "unfreeze"]
-
-# The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
-# so after unpickling they can collide, and the later hook silently replaces ours.
-_KEY = "ftkit.frozen"
-# The attribute of a module that names what freeze() switched off there: own parameters that it found trainable, and the
-# mode, where the whole model was frozen and no module around it can tell what the mode should be.
-_MEMORY = "_ftkit_frozen"
 
 
 @dataclass(frozen=True)
@@ -195,8 +199,8 @@ def freeze_except(
         )
     inner = unwrap(model)
     kept = select(inner, *selectors)
-    kept_ids = _ids((*kept.parameters.values(), *kept.buffers.values()))
-    outside = {name: m for name, m in inner.named_modules() if _tensors(m) and not _tensors(m) & kept_ids}
+    kept_ids = identities((*kept.parameters.values(), *kept.buffers.values()))
+    outside = {name: m for name, m in inner.named_modules() if tensors(m) and not tensors(m) & kept_ids}
     rest = Selection(
         outside,
         {name: p for name, p in inner.named_parameters() if id(p) not in kept_ids},
@@ -239,20 +243,13 @@ def frozen(
         False
     """
     inner = unwrap(model)
-    mode = inner.training
-    modules = [(part, part.training, _hook_of(part), _memory(part)) for part in inner.modules()]
+    restore = snapshot(inner)
     parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in inner.parameters()]
     report = freeze(model, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
-    changed = _ids(part for part, _, hook, _ in modules if _hook_of(part) is not hook)
     try:
         yield report
     finally:
-        switched = inner.training != mode and not _is_held(inner)
-        for part, training, hook, memory in modules:
-            if id(part) in changed:
-                part.training = inner.training if switched else training
-            _set_hook(part, hook)
-            _set_memory(part, memory)
+        restore()
         for parameter, required, grad in parameters:
             parameter.requires_grad = required
             if parameter.grad is None:
@@ -281,7 +278,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
     chosen = _selection(model, selectors)
     if chosen.parameters:
         return not any(parameter.requires_grad for parameter in chosen.parameters.values())
-    return bool(chosen.modules) and all(map(_is_held, chosen.modules.values()))
+    return bool(chosen.modules) and all(map(is_held, chosen.modules.values()))
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -325,7 +322,7 @@ def _change(
     """Do the work of all verbs. What can fail comes first, so that nothing is ever half-changed."""
     wrappers = _parallel_wrappers(model)
     model = unwrap(model)
-    ours = _switched_off(model)
+    ours = switched_off(model)
     thaw: dict[str, nn.Parameter] = {}
     left: dict[str, nn.Parameter] = {}
     if thawing:
@@ -345,20 +342,11 @@ def _change(
             parameter.grad = None
     for parameter in thaw.values():
         parameter.requires_grad = True
-    off = (ours | _ids(froze.values())) - _ids(thaw.values())
-    for module in model.modules():
-        names = {name for name, p in module._parameters.items() if id(p) in off}
-        _set_memory(module, names | _memory(module) & {"training"})
-
+    remember(model, (ours | identities(froze.values())) - identities(thaw.values()))
     if thawing:
-        _set_modes(model, {}, _released(model, thawing))
+        release(model, thawing)
     if freezing:
-        held = _held(model, freezing, _ids(froze.values()))
-        stay = {m for m in held if (norm_stats if _keeps_statistics(m) else not keep_dropout)}
-        _set_modes(model, stay, held.keys() - stay)
-        if not keep_dropout:
-            _set_modes(model, _between(model, held), ())
-    _set_depths(model)
+        hold(model, freezing, identities(froze.values()), norm_stats=norm_stats, keep_dropout=keep_dropout)
     if froze or thaw:
         for wrapper in wrappers:
             _rebuild(wrapper)
@@ -396,155 +384,6 @@ def _rebuild(wrapper: Any) -> None:
             wrapper.register_comm_hook(state, hook)
 
 
-def _stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
-    """Put a wholly frozen module and its parts back into eval mode, just before it runs.
-
-    The parts come along for parents that look at a child's mode before they call it, and for those put in later
-    (``convert_sync_batchnorm``). While compiling, the mode is not read, so that no guard comes to depend on it.
-    The annotations are what ``torch.jit.script`` wants.
-    """
-    # Public, but missing from torch.jit.__all__; and torch.jit reads the line, so the reason can't stand in it.
-    if torch.jit.is_scripting():  # type: ignore[attr-defined]
-        module.training = False
-    elif torch.compiler.is_compiling() or module.training:
-        for part in module.modules():
-            own = list(part.parameters(recurse=False))
-            if _is_held(part) or (own and not any(p.requires_grad for p in own)):
-                part.training = False
-
-
-def _stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
-    """Put a frozen module back into eval mode, just before it runs, and leave its parts alone."""
-    module.training = False
-
-
-def _hook_of(module: nn.Module) -> Any:
-    hooks: Any = module._forward_pre_hooks  # torch types the keys as int, and needs them only to be hashable
-    return hooks.get(_KEY)
-
-
-def _is_held(module: nn.Module | None) -> bool:
-    return module is not None and _hook_of(module) is not None
-
-
-def _set_hook(module: nn.Module, hook: Any) -> None:
-    hooks: Any = module._forward_pre_hooks
-    hooks.pop(_KEY, None)
-    if hook is not None:
-        hooks[_KEY] = hook
-        hooks.move_to_end(_KEY, last=False)  # before spectral_norm's and others that look at the mode
-
-
-def _memory(module: nn.Module) -> set[str]:
-    return set(module.__dict__.get(_MEMORY, ()))
-
-
-def _set_memory(module: nn.Module, names: Collection[str]) -> None:
-    module.__dict__.pop(_MEMORY, None)
-    if names:
-        module.__dict__[_MEMORY] = tuple(sorted(names))
-
-
-def _switched_off(model: nn.Module) -> set[int]:
-    """Identities of the parameters that were trainable until freeze() came."""
-    return {
-        id(m._parameters[name]) for m in model.modules() for name in _memory(m) if m._parameters.get(name) is not None
-    }
-
-
-def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection[nn.Module]) -> None:
-    """Hook what is held into eval mode; what is let go returns to the mode of the module around it."""
-    around: dict[nn.Module, nn.Module] = {}
-    for module in model.modules():
-        for child in module.children():
-            around.setdefault(child, module)
-        hooked = _is_held(module)
-        if module in hold:
-            if module is model and module.training and not hooked:
-                _set_memory(module, _memory(module) | {"training"})
-            _set_hook(module, _stay_in_eval_alone)
-            module.training = False
-        elif module in let_go and hooked:
-            _set_hook(module, None)
-            module.training = around[module].training if module in around else "training" in _memory(module)
-            _set_memory(module, _memory(module) - {"training"})
-
-
-def _set_depths(model: nn.Module) -> None:
-    """Let each hook care for the parts too where all of them are held."""
-    for module in model.modules():
-        if _is_held(module):
-            whole = all(map(_is_held, module.modules()))
-            _set_hook(module, _stay_in_eval if whole else _stay_in_eval_alone)
-
-
-def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Module, None]:
-    """The chosen modules, and those that are frozen whole now that the parameters ``froze`` are."""
-    held = dict.fromkeys(chosen.modules.values())
-
-    def visit(module: nn.Module) -> None:
-        children = list(module.children())
-        for child in children:
-            visit(child)
-        own = list(module.parameters())
-        if not any(id(p) in froze for p in own) or any(p.requires_grad for p in own):
-            return
-        bare = [child for child in children if not _tensors(child)]
-        if all(child in held or _is_held(child) for child in children if child not in bare):
-            held.update(dict.fromkeys([module, *(part for child in bare for part in child.modules())]))
-
-    visit(model)
-    return held
-
-
-def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
-    """The modules that thawing ``chosen`` sets free: itself, all around it, and what stood between it and others."""
-    tensors = _ids((*chosen.parameters.values(), *chosen.buffers.values()))
-    freed = {*chosen.modules.values(), *(module for module in model.modules() if _tensors(module) & tensors)}
-    loose = {child for module in freed if _is_held(module) for child in module.children()}
-    for module, before, after in _stateless(model):
-        between = before not in freed and after not in freed and _is_held(before) and _is_held(after)
-        if before in freed or after in freed or (module in loose and not between):
-            freed |= set(module.modules())
-    return freed
-
-
-def _between(model: nn.Module, held: Collection[nn.Module]) -> set[nn.Module]:
-    """The modules without tensors, such as Dropout, that stand between two frozen ones."""
-    return {
-        part
-        for module, before, after in _stateless(model)
-        if before in held or after in held
-        if _is_held(before) and _is_held(after)
-        for part in module.modules()
-    }
-
-
-def _stateless(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
-    """Yield each outermost module without tensors, and the nearest before and after it that have some of their own."""
-    before: nn.Module | None = None
-    waiting: dict[nn.Module, None] = {}
-    inside: set[nn.Module] = set()
-    for module in model.modules():
-        if module in inside:
-            continue
-        if not _tensors(module):
-            waiting[module] = None
-            inside |= set(module.modules())
-        elif _tensors(module, recurse=False):
-            yield from ((one, before, module) for one in waiting)
-            before, waiting = module, {}
-    yield from ((one, before, None) for one in waiting)
-
-
-def _tensors(module: nn.Module, *, recurse: bool = True) -> set[int]:
-    return _ids((*module.parameters(recurse), *module.buffers(recurse)))
-
-
-def _ids(things: Iterable[object]) -> set[int]:
-    return set(map(id, things))
-
-
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
@@ -552,10 +391,6 @@ def _plural(count: int, noun: str) -> str:
 def _some(names: tuple[str, ...], most: int = 8) -> str:
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _keeps_statistics(module: nn.Module) -> bool:
-    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
 
 def _can_learn(parameter: nn.Parameter) -> bool:
@@ -569,7 +404,7 @@ def _report(
     left: dict[str, nn.Parameter],
     added: tuple[str, ...],
 ) -> FreezeReport:
-    held = list(filter(_is_held, model.modules()))
+    held = list(filter(is_held, model.modules()))
     changed = froze.keys() | thaw.keys()
     return FreezeReport(
         frozen=tuple(froze),
@@ -577,7 +412,7 @@ def _report(
         left=tuple(left),
         tied={first: others for first, others in tied(model).items() if first in changed},
         eval_modules=len(held),
-        norms=sum(map(_keeps_statistics, held)),
+        norms=sum(map(keeps_statistics, held)),
         added=added,
         trainable_parameters=_count(trainable(model).values()),
         total_parameters=_count(model.parameters()),
@@ -592,11 +427,11 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 def _parts(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
     """Name the outermost modules of which all parameters are among these, and the parameters left over."""
-    ids = _ids(parameters.values())
+    ids = identities(parameters.values())
     parts: list[str] = []
     covered: set[int] = set()
     for name, module in model.named_modules():
-        own = _ids(module.parameters())
+        own = identities(module.parameters())
         if own and own <= ids and not own <= covered:
             parts.append(name or f"all of the {type(model).__name__}")
             covered |= own
