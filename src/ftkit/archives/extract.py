@@ -86,7 +86,7 @@ def extract_archive(
     dest: str | os.PathLike[str],
     *,
     max_bytes: float = 1 << 38,
-    max_ratio: float = 200.0,
+    max_ratio: float = 500.0,
     max_files: float = 5_000_000,
     encoding: str | None = None,
     password: str | bytes | None = None,
@@ -111,7 +111,8 @@ def extract_archive(
         source: The archive.
         dest: The folder to make. Missing parents are made, too.
         max_bytes: The most it may unpack to; 256 GiB by default.
-        max_ratio: The most it may unpack to, in sizes of the archive. Up to 32 MiB any ratio passes.
+        max_ratio: The most that the archive, and each member of a zip, may unpack to, in its packed sizes. Masks and
+            tables may reach hundreds, bombs a thousand and more. Up to 32 MiB any ratio passes.
         max_files: The most members.
         encoding: Forces the encoding of names that don't say theirs.
         password: For encrypted members.
@@ -159,11 +160,11 @@ def extract_archive(
             top = tree.single_folder() if strip else []
             tree.make_links(top)
             publish(folder.joinpath(*top), target)
-            if top:
-                folder.rmdir()
     except (ArchiveError, FileWriteError) as error:
         error.args = (f"{source} was not unpacked, and nothing is left behind: {error}",)
         raise
+    except OSError as error:
+        raise ArchiveError(f"{source} can't be read: {error.strerror or error}.") from error
     return ArchiveReport(
         source,
         dest,

@@ -305,6 +305,7 @@ def staged(dest: Path) -> Iterator[Path]:
                 raise
             raise _unwritable(dest, error) from error
         yield folder
+        shutil.rmtree(folder, ignore_errors=True)  # what is left where a folder in it was published
     except BaseException:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
