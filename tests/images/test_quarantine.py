@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ftkit import FtkitError, restore, scan_images
 
@@ -137,3 +143,101 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"a": 1}')
     with pytest.raises(FtkitError, match="no manifest of a quarantine"):
         restore(tmp_path / "manifest.json")
+
+
+SCRIPT = """
+import os, sys
+from pathlib import Path
+from ftkit.images import quarantine
+from ftkit.images.findings import Finding
+from ftkit.images.report import ScanReport
+
+moves, work, kill_at = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+steps = 0
+def step(*_):
+    global steps
+    steps += 1
+    if steps == kill_at:
+        os.kill(os.getpid(), 9)
+move = quarantine._move
+unlink = Path.unlink
+def stepping(source, target):
+    step()
+    move(source, target)
+quarantine._move = stepping
+quarantine.write_gallery = None
+if sys.argv[4] == "far":  # as between two file systems: copy, then remove
+    def rename(self, target):
+        raise OSError(quarantine.errno.EXDEV, "far away")
+    Path.rename = rename
+    def slow(self, *args, **kwargs):
+        step()
+        unlink(self, *args, **kwargs)
+    Path.unlink = slow
+import ftkit.images.gallery
+ftkit.images.gallery.write_gallery = lambda *a: None
+if moves:
+    names = sorted(str(path) for path in Path(work, "data").rglob("*") if path.name.startswith("bad"))
+    report = ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])
+    report.quarantine(os.path.join(work, "aside"))
+else:
+    manifests = Path(work, "aside").glob("manifest*.json")
+    for manifest in sorted(manifests, key=lambda path: (len(path.name), path), reverse=True):  # the latest first
+        quarantine.restore(manifest)
+"""
+
+
+class KilledQuarantine(RuleBasedStateMachine):
+    """However often quarantines and restores are killed with -9, a restore in the end brings everything back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.work = Path(self.folder.name)
+        for number in range(3):
+            for kind in ("good", "bad"):
+                place = self.work / f"data/class{number % 2}/{kind}{number}.jpg"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(f"{kind} {number}".encode() * 50)
+                os.utime(place, ns=(10**18 + number, 10**18 + number))
+        (self.work / "data/class2").mkdir()
+        (self.work / "data/class2/bad.jpg").symlink_to("../class0/good0.jpg")
+        self.before = snapshot(self.work / "data")
+
+    def teardown(self) -> None:
+        """Restore without a kill, and compare."""
+        with self.folder:
+            self.run(0, 0, "near")
+            assert snapshot(self.work / "data") == self.before
+
+    def run(self, moves: int, kill_at: int, distance: str) -> None:
+        """Quarantine or restore in a process of its own that kills itself at a step (0: at none)."""
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT, str(moves), str(self.work), str(kill_at), distance],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode in (0, -9), done.stderr
+
+    @rule(kill_at=st.integers(0, 6), distance=st.sampled_from(["near", "far"]))
+    def quarantine(self, kill_at: int, distance: str) -> None:
+        """Move what is bad, or what is left of it."""
+        self.run(1, kill_at, distance)
+
+    @rule(kill_at=st.integers(0, 6), distance=st.sampled_from(["near", "far"]))
+    def restore(self, kill_at: int, distance: str) -> None:
+        """Bring back, perhaps not all."""
+        self.run(0, kill_at, distance)
+
+    @invariant()
+    def no_byte_is_lost(self) -> None:
+        """At any moment each content is somewhere, whole."""
+        contents = [path.read_bytes() for path in self.work.rglob("*") if path.is_file() and not path.is_symlink()]
+        for name, wanted in self.before.items():
+            if isinstance(wanted[0], bytes):
+                assert wanted[0] in contents, name
+
+
+TestKilledQuarantine = KilledQuarantine.TestCase
+TestKilledQuarantine.settings = settings(
+    max_examples=5, stateful_step_count=4, deadline=None, phases=(Phase.explicit, Phase.generate)
+)

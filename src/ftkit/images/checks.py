@@ -13,11 +13,20 @@ from ftkit.images import jpeg
 from ftkit.images.fingerprint import Prints, fingerprints, near_groups
 from ftkit.images.verdict import Broken, Form, Notes, Pixels, Verdict
 
-__all__ = ["IMAGENET_SUFFIXES", "check_bytes", "check_file", "do_check", "do_groups", "do_thumbnail"]
+__all__ = [
+    "IMAGENET_SUFFIXES",
+    "SUFFIXES",
+    "check_bytes",
+    "check_file",
+    "do_check",
+    "do_groups",
+    "do_repair",
+    "do_thumbnail",
+]
 
 # What torchvision's ImageFolder takes for an image, by the suffix alone.
 IMAGENET_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-_SUFFIXES = {
+SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif"),
     "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -33,7 +42,7 @@ _SUFFIXES = {
     "TGA": (".tga", ".icb", ".vda", ".vst"),
     "JXL": (".jxl",),
 }
-_IMAGE_SUFFIXES = frozenset(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes)
+_IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
 def check_file(path: str) -> Verdict:
@@ -95,7 +104,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
 
 
 def _judge_name(suffix: str, form: str, notes: Notes) -> None:
-    if suffix in _IMAGE_SUFFIXES and suffix not in _SUFFIXES.get(form, (suffix,)):
+    if suffix in _IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
         notes.append(("wrong_suffix", f"{form} content under the suffix {suffix}"))
     elif suffix not in IMAGENET_SUFFIXES:
         notes.append(("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
@@ -141,3 +150,11 @@ def do_thumbnail(path: str, side: int, data: bytes | None) -> str:
 def do_groups(data: bytes) -> list[list[int]]:
     """Find the groups of near copies in a table of fingerprints."""
     return near_groups(np.frombuffer(data, np.uint64).reshape(-1, 6))
+
+
+def do_repair(path: str, kinds: list[str], target: str, data: bytes | None) -> str:
+    """Write a mended copy of a file; return its path."""
+    del data  # it is the original that is mended
+    from ftkit.images.mending import mend
+
+    return mend(path, kinds, target)

@@ -17,6 +17,7 @@ from ftkit.images.findings import KINDS, DuplicateGroup, Finding, Severity, choo
 
 if TYPE_CHECKING:
     from ftkit.images.quarantine import Quarantine
+    from ftkit.images.repair import Repair
 
 __all__ = ["ScanReport"]
 
@@ -160,6 +161,20 @@ class ScanReport:
         from ftkit.images.quarantine import move_away
 
         return move_away(self, dest, kinds)
+
+    def repair(self, kinds: Iterable[str] | None = None, *, dest: str | os.PathLike[str] | None = None) -> Repair:
+        """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
+
+        The originals stay as they are. Where it can be, the pixels are left untouched (a suffix, an end
+        marker, a checksum); a picture that must be drawn anew becomes a JPEG of quality 95 or a PNG.
+
+        Args:
+            kinds: What to mend, as in `quarantine`; by default all that can be.
+            dest: The folder for the copies; by default the data set's name with ``-repaired``.
+        """
+        from ftkit.images.repair import repair
+
+        return repair(self, kinds, dest)
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.

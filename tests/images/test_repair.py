@@ -1,0 +1,87 @@
+"""Mended copies: sound by the scan's own judgement, and the originals untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ftkit import FtkitError, scan_images
+
+
+@pytest.fixture
+def odd(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> Path:
+    """Return a folder with one of each that can be mended."""
+    image = photo(5)
+    exif = Image.Exif()
+    exif[274] = 6
+    png = encode(photo(9), "PNG")
+    files = {
+        "turned.jpg": encode(image, exif=exif, quality=95),
+        "inks.jpg": encode(photo(6).convert("CMYK")),
+        "named.jpg": encode(photo(7), "PNG"),
+        "noext": encode(photo(8)),
+        "crc.png": png[:-20] + png[-20:-16] + b"\0\0\0\0" + png[-12:],
+        "glass.png": encode(photo(10).convert("RGBA"), "PNG"),
+        "deep.png": encode(Image.fromarray(np.asarray(photo(11).convert("L")).astype(np.uint16) * 257), "PNG"),
+        "tail.jpg": encode(photo(12)) + b"<html>",
+        "endless.jpg": encode(photo(13))[:-2],
+        "cut.jpg": encode(photo(14))[:5000],
+    }
+    (tmp_path / "odd/a").mkdir(parents=True)
+    for name, data in files.items():
+        (tmp_path / "odd/a" / name).write_bytes(data)
+    return tmp_path / "odd"
+
+
+def test_copies_are_sound_and_originals_untouched(odd: Path) -> None:
+    """Every mended copy passes the scan; what is broken has none."""
+    before = {path.name: path.read_bytes() for path in odd.rglob("*") if path.is_file()}
+    report = scan_images(odd, workers=1)
+    made = report.repair()
+    assert made.failed == {}
+    names = {Path(old).name: Path(new).name for old, new in made.made.items()}
+    assert names == {
+        "turned.jpg": "turned.jpg", "inks.jpg": "inks.jpg", "named.jpg": "named.png", "noext": "noext.jpg",
+        "crc.png": "crc.png", "glass.png": "glass.png", "deep.png": "deep.png", "tail.jpg": "tail.jpg",
+        "endless.jpg": "endless.jpg",
+    }  # fmt: skip
+    assert {path.name: path.read_bytes() for path in odd.rglob("*") if path.is_file()} == before
+    again = scan_images(made.folder, workers=1)
+    assert [(f.path, f.kind) for f in again.findings if f.kind != "greyscale"] == []
+    assert made.folder.name == "odd-repaired"
+    assert "9 mended copies" in str(made)
+
+
+def test_the_picture_stands_upright(odd: Path, photo: Callable[..., Image.Image]) -> None:
+    """Turned by EXIF 6: what was 320 x 260 is 260 x 320, turned clockwise."""
+    (new,) = scan_images(odd, workers=1).repair(["exif_rotated"], dest=odd.parent / "upright").made.values()
+    with Image.open(new) as image:
+        assert image.size == (260, 320)
+        wanted = np.asarray(photo(5).transpose(Image.Transpose.ROTATE_270), np.int16)
+        assert abs(np.asarray(image.convert("RGB"), np.int16) - wanted).mean() < 4
+
+
+def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
+    """A suffix, a tail, a missing end: the coded pixels are the same bytes."""
+    made = scan_images(odd, workers=1).repair(["wrong_suffix", "trailing_data", "missing_eoi", "bad_crc"])
+    for old, new in made.made.items():
+        with Image.open(new) as mended:
+            data = Path(old).read_bytes()
+            assert data[40:-40] in Path(new).read_bytes()
+            mended.load()
+    assert len(made.made) == 4
+
+
+def test_a_copy_never_replaces_a_file(odd: Path) -> None:
+    """A second repair into the same folder fails file by file, and says so."""
+    report = scan_images(odd, workers=1)
+    report.repair(["cmyk"])
+    again = report.repair(["cmyk"])
+    assert list(again.failed) == [str(odd / "a/inks.jpg")]
+    assert "there already" in str(again)
+    with pytest.raises(FtkitError, match="inside the data set"):
+        report.repair(dest=odd / "mended")
