@@ -82,7 +82,7 @@ def shapes_in(tree: Any) -> Shapes:
     if isinstance(tree, torch.Tensor):
         return tuple(tree.shape)
     found = tuple(tuple(tensor.shape) for tensor in tensors_in(tree))
-    return found[0] if len(found) == 1 else found or None
+    return found[0] if len(found) == 1 else found
 
 
 def storages(tensor: torch.Tensor) -> Iterable[tuple[int, int]]:
