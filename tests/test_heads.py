@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 
 import pytest
 import timm
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from ftkit import FtkitError, adapt_input, append_head, find_head, replace_head, replace_modules
@@ -62,7 +65,8 @@ TORCHVISION = {
 @pytest.mark.parametrize(("name", "expected"), TORCHVISION.items())
 def test_torchvision_classifiers(name: str, expected: tuple[str, ...]) -> None:
     """The classifier of a torchvision model is found, and nothing else changes identity."""
-    model = on_meta(lambda: torchvision.models.get_model(name))
+    options = {"init_weights": False} if name == "googlenet" else {}  # whose own start takes seconds
+    model = on_meta(lambda: torchvision.models.get_model(name, **options))
     before = {n: p for n, p in model.named_parameters() if not n.startswith(tuple(f"{e}." for e in expected))}
     assert sorted(find_head(model).names) == sorted(expected)
     head = replace_head(model, 7)
@@ -176,3 +180,369 @@ def test_keep_carries_rows_over() -> None:
         replace_head(model, 4, keep={2: 9, 0: 1})
         torch.testing.assert_close(model.fc.weight[[2, 0]], old.weight[[9, 1]])
         torch.testing.assert_close(model.fc.bias[[2, 0]], old.bias[[9, 1]])
+
+
+# ------------------------------------------------------------------ evidence
+
+
+class TwoOutputs(nn.Module):
+    """A body and two layers whose outputs leave apart."""
+
+    def __init__(
+        self, first: str, second: str, sizes: tuple[int, int] = (10, 10), *, training_only: bool = False
+    ) -> None:
+        super().__init__()
+        self.body = features()
+        self.add_module(first, nn.Linear(8, sizes[0]))
+        self.add_module(second, nn.Linear(8, sizes[1]))
+        self.names = first, second
+        self.training_only = training_only
+
+    def forward(self, x: torch.Tensor) -> object:
+        """Give a dictionary, or in eval mode the first output alone."""
+        x = self.body(x)
+        first, second = (getattr(self, name)(x) for name in self.names)
+        return first if self.training_only and not self.training else {"first": first, "second": second}
+
+
+def test_two_tasks_are_an_error_that_shows_the_call() -> None:
+    """Two outputs that nothing tells apart: both are named, and so is at=."""
+    model = TwoOutputs("color", "shape")
+    with pytest.raises(HeadError, match=r"'color' .*'shape' .*at='color'.*at=\['color', 'shape'\]"):
+        replace_head(model, 3)
+    assert replace_head(model, 3, at=["color", "shape"]).names == ("color", "shape")
+    assert model.color.out_features == model.shape.out_features == 3
+
+
+@pytest.mark.parametrize(
+    ("model", "names"),
+    [
+        (TwoOutputs("classifier", "box", (10, 4)), ("classifier",)),
+        (TwoOutputs("output", "aux"), ("output", "aux")),
+        (TwoOutputs("out", "helper", training_only=True), ("out", "helper")),
+        (Net(head=nn.Linear(8, 10), head_dist=nn.Linear(8, 10)), ("head", "head_dist")),
+        (nn.Sequential(features(), nn.Linear(8, 10), nn.LogSoftmax(1)), ("1",)),
+        (nn.Sequential(features(), nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))), ("1.2",)),
+    ],
+    ids=["box beside", "auxiliary by name", "auxiliary in training", "summed", "softmax after", "nested"],
+)
+def test_structure_tells_the_head(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Names, modes and the graph tell a head from what stands beside it."""
+    assert find_head(model).names == names
+    replace_head(model, 4)
+    assert all(model.get_submodule(name).out_features == 4 for name in names)
+
+
+def test_a_head_that_is_not_last_and_one_under_two_names() -> None:
+    """Order of registration says nothing; both names of one layer lead to the new one."""
+
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alias = self.out = nn.Linear(8, 10)
+            self.proj, self.body = nn.Linear(16, 8), features(16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.proj(self.body(x)))
+
+    model = Odd()
+    assert find_head(model).names == ("alias", "out")
+    replace_head(model, 3)
+    assert model.alias is model.out
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_a_norm_of_the_logits_is_an_error() -> None:
+    """A count that a later layer shares can't change alone."""
+    model = nn.Sequential(features(), nn.Linear(8, 10), nn.BatchNorm1d(10))
+    with pytest.raises(HeadError, match=r"No layer|weights of their own"):
+        replace_head(model, 3)
+    assert model[1].out_features == 10
+
+
+def test_a_count_hidden_in_the_forward_is_an_error_that_changes_nothing() -> None:
+    """A head whose outputs are reshaped to the old count: the proof run fails, and the old layer stays."""
+
+    class Reshaped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.out = features(), nn.Linear(8, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.out(self.body(x)).view(-1, 5, 2)
+
+    model = Reshaped()
+    old = model.out
+    with pytest.raises(HeadError, match="does not run any more"):
+        replace_head(model, 3)
+    assert model.out is old
+
+
+def test_a_bare_parameter_is_no_head_to_replace() -> None:
+    """The error names the parameter."""
+
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.table = features(), nn.Parameter(torch.randn(8, 10))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(x) @ self.table
+
+    with pytest.raises(HeadError, match="'table'"):
+        find_head(Bare())
+
+
+def test_find_head_leaves_no_trace() -> None:
+    """The run changes neither the model's tensors nor its mode, and copies no data."""
+    model = TwoOutputs("classifier", "box", (10, 4)).train()
+    before = copy.deepcopy(model.state_dict())
+    find_head(model)
+    assert model.training
+    assert not model.body[0]._forward_hooks
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+# ------------------------------------------------------------------ what is kept and what follows
+
+
+def test_device_dtype_mode_bias_and_gradients_are_kept() -> None:
+    """The new layer is like the old one."""
+    model = Net(fc=nn.Linear(8, 10, bias=False)).double().eval()
+    replace_head(model, 3)
+    assert model.fc.weight.dtype == torch.float64
+    assert model.fc.bias is None
+    assert not model.fc.training
+    model = Net(fc=nn.Linear(8, 10))
+    model.fc.weight.requires_grad_(False)
+    replace_head(model, 3)
+    assert [p.requires_grad for p in model.fc.parameters()] == [False, True]
+    model = Net(fc=nn.Linear(8, 10)).requires_grad_(False)
+    replace_head(model, 3)
+    assert all(p.requires_grad for p in model.fc.parameters())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.utils.parametrizations.weight_norm,
+        nn.utils.weight_norm,
+        nn.utils.parametrizations.spectral_norm,
+        nn.utils.spectral_norm,
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("width", [12, 10])
+def test_normed_weights_stay_normed(wrap: object, width: int) -> None:
+    """A computed weight is computed for the new count too, and trains."""
+    model = nn.Sequential(nn.Flatten(), wrap(nn.Linear(width, 10)))
+    replace_head(model, 4)
+    out = model(torch.randn(2, width))
+    assert out.shape == (2, 4)
+    out.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    if "spectral" in str(wrap):
+        assert torch.linalg.matrix_norm(model.eval()[1].weight.detach(), 2).item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_parametrization_of_one_shape_is_an_error() -> None:
+    """The message says how to take it off."""
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.orthogonal(nn.Linear(12, 10)))
+    with pytest.raises(HeadError, match="remove_parametrizations"):
+        replace_head(model, 4)
+    assert model[1].out_features == 10
+
+
+def test_a_cosine_head_keeps_its_temperature() -> None:
+    """A layer of the user's own is resized by its shape."""
+
+    class Cosine(nn.Module):
+        def __init__(self, inputs: int, outputs: int) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(outputs, inputs))
+            self.scale = nn.Parameter(torch.tensor(16.0))
+            self.out_features = outputs
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.scale * nn.functional.linear(nn.functional.normalize(x), nn.functional.normalize(self.weight))
+
+    model = Net(last=Cosine(8, 10))
+    replace_head(model, 3)
+    assert (model.last.out_features, model.last.scale.item()) == (3, 16.0)
+    assert model(torch.randn(2, 3, 16, 16)).shape == (2, 3)
+    assert 0 < model.last.weight.abs().max() < 2
+
+
+def test_counters_and_the_weights_of_a_loss_follow() -> None:
+    """What counts the classes in the model, a configuration or a loss has the new count."""
+    model = Net(fc=nn.Linear(8, 10), loss=nn.CrossEntropyLoss(weight=torch.arange(10.0)))
+    model.num_classes, model.config, model.n_layers = 10, {"classes": 10, "depth": 10}, 10
+    replace_head(model, 3, at="fc", keep={0: 7})
+    assert (model.num_classes, model.config, model.n_layers) == (3, {"classes": 3, "depth": 10}, 10)
+    assert model.loss.weight.tolist() == [7.0, 1.0, 1.0]
+
+
+def test_a_tied_table_is_untied_or_cut_together() -> None:
+    """Without keep the embedding stays; with keep it is cut or grown with the layer, as the same object."""
+
+    def build() -> nn.Module:
+        class Tied(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.table, self.out = nn.Embedding(50, 16, padding_idx=3), nn.Linear(16, 50, bias=False)
+                self.out.weight = self.table.weight
+
+            def forward(self, ids: torch.Tensor) -> torch.Tensor:
+                return self.out(self.table(ids))
+
+        return Tied()
+
+    model = build()
+    weight = model.table.weight
+    replace_head(model, 7)
+    assert model.table.weight is weight
+    assert (model.table.num_embeddings, model.out.weight.shape) == (50, (7, 16))
+    model = build()
+    weight, before = model.table.weight, model.table.weight.detach().clone()
+    replace_head(model, 53, keep={i: i for i in range(50)})
+    assert model.out.weight is weight is model.table.weight
+    assert torch.equal(weight[:50], before)
+    assert model(torch.tensor([[52]])).shape == (1, 1, 53)
+    replace_head(model, 4, keep={0: 2, 1: 3})
+    assert (model.table.padding_idx, model.out.out_features) == (1, 4)
+    assert torch.equal(weight[:2], before[2:4])
+
+
+def test_a_failure_midway_leaves_the_model_as_it_was() -> None:
+    """A counter that refuses the new count: layers and counters are taken back."""
+
+    class Strict(Net):
+        def __setattr__(self, name: str, value: object) -> None:
+            if name == "num_classes" and value != 10:
+                raise RuntimeError("ten classes, always")
+            super().__setattr__(name, value)
+
+    model = Strict(fc=nn.Linear(8, 10))
+    model.num_classes = 10
+    before = model.fc
+    with pytest.raises(RuntimeError, match="always"):
+        replace_head(model, 3)
+    assert model.fc is before
+    assert model.num_classes == 10
+
+
+# ------------------------------------------------------------------ detectors
+
+
+def test_a_two_stage_detector_has_scores_and_boxes() -> None:
+    """The box layer gives four outputs for each class, and the proposal network is left alone."""
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+    model = on_meta(lambda: fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None))
+    before = dict(model.rpn.named_parameters())
+    predictor = "roi_heads.box_predictor"
+    assert replace_head(model, 5).names == (f"{predictor}.cls_score", f"{predictor}.bbox_pred")
+    assert (
+        model.roi_heads.box_predictor.cls_score.out_features,
+        model.roi_heads.box_predictor.bbox_pred.out_features,
+    ) == (5, 20)
+    assert all(before[name] is value for name, value in model.rpn.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("fasterrcnn_mobilenet_v3_large_320_fpn", marks=pytest.mark.slow),
+        pytest.param("maskrcnn_resnet50_fpn", marks=pytest.mark.slow),
+        pytest.param("fcos_resnet50_fpn", marks=pytest.mark.slow),
+        "ssdlite320_mobilenet_v3_large",
+    ],
+)
+def test_detectors_train_with_the_new_count(name: str) -> None:
+    """A torchvision detector's own loss takes labels up to the new count, and its predictions stay below it."""
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None)
+    head = replace_head(model, 5)
+    assert head.out_features == 5
+    images = [torch.rand(3, 96, 96) for _ in range(2)]
+    target = {
+        "boxes": torch.tensor([[10.0, 10, 60, 60], [5, 5, 40, 70]]),
+        "labels": torch.tensor([1, 4]),
+        "masks": torch.zeros(2, 96, 96, dtype=torch.uint8),
+    }
+    sum(model.train()(images, [target, target]).values()).backward()
+    with torch.no_grad():
+        assert all((found["labels"] < 5).all() for found in model.eval()(images))
+
+
+def test_retinanet_starts_with_its_prior_and_keeps_rows_by_anchor() -> None:
+    """The focal loss's prior comes along; the row of a class that stays does so for each anchor."""
+    from torchvision.models.detection import retinanet_resnet50_fpn
+
+    model = retinanet_resnet50_fpn(weights=None, weights_backbone=None)
+    layer = model.head.classification_head.cls_logits
+    with torch.no_grad():
+        layer.bias.copy_(torch.arange(819.0))
+    replace_head(model, 5, keep={2: 90})
+    new = model.head.classification_head
+    assert new.num_classes == 5
+    bias = new.cls_logits.bias.detach().view(9, 5)
+    assert bias[:, 2].tolist() == [91.0 * anchor + 90 for anchor in range(9)]
+    assert bias[:, 0].tolist() == pytest.approx([-4.595] * 9, abs=1e-3)
+    torch.testing.assert_close(new.cls_logits.weight.view(9, 5, -1)[:, 2], layer.weight.view(9, 91, -1)[:, 90])
+
+
+# ------------------------------------------------------------------ rules
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
+    """A perceptron of any depth, and how many outputs it has."""
+    widths = draw(st.lists(st.integers(1, 9), min_size=2, max_size=5))
+    layers: list[nn.Module] = []
+    for inputs, outputs in itertools.pairwise(widths):
+        layers += [nn.Linear(inputs, outputs, bias=draw(st.booleans())), draw(st.sampled_from([nn.ReLU(), nn.Tanh()]))]
+    if draw(st.booleans()):
+        layers.insert(1, nn.LayerNorm(widths[1]))
+    outputs = draw(st.integers(2, 9))
+    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs)), outputs
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks(), st.integers(1, 12), st.data())
+def test_surgery_never_changes_an_unrelated_tensor(
+    made: tuple[nn.Sequential, int], count: int, data: st.DataObject
+) -> None:
+    """Whatever the network: the last layer goes, kept rows are carried, all else is the same object."""
+    model, outputs = made
+    name, old = str(len(model) - 1), model[-1]
+    keep = data.draw(st.dictionaries(st.integers(0, count - 1), st.integers(0, outputs - 1)))
+    before = {n: p for n, p in model.named_parameters() if not n.startswith(f"{name}.")}
+    head = replace_head(model, count, keep=keep)
+    assert head.names == (name,)
+    assert {n: id(p) for n, p in model.named_parameters() if n in before} == {n: id(p) for n, p in before.items()}
+    for new, kept in keep.items():
+        assert torch.equal(model[-1].weight[new], old.weight[kept])
+    assert model(torch.zeros(3, model[0].in_features)).shape == (3, count)
+
+
+# ------------------------------------------------------------------ transformers
+
+
+def test_transformers_labels_follow() -> None:
+    """num_labels, the names of labels that stay, and the model's own loss."""
+    transformers = pytest.importorskip("transformers")
+    labels = {0: "cat", 1: "dog", 2: "cow"}
+    config = transformers.ViTConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=37,
+        image_size=32,
+        patch_size=8,
+        id2label=labels,
+        label2id={v: k for k, v in labels.items()},
+    )
+    model = transformers.ViTForImageClassification(config)
+    replace_head(model, 4, keep={3: 1})
+    assert (model.num_labels, model.config.id2label[3], model.config.label2id["dog"]) == (4, "dog", 3)
+    assert model(pixel_values=torch.zeros(1, 3, 32, 32), labels=torch.tensor([3])).loss.isfinite()

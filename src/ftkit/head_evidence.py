@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from ftkit.errors import HeadError
 from ftkit.head_layers import Layer, Part, layers
 from ftkit.head_trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
 
-__all__ = ["Counter", "counters", "describe", "find_parts", "holders", "part_of", "role"]
+__all__ = ["Counter", "counters", "describe", "find_parts", "holders", "losses", "part_of", "role"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +57,19 @@ def holders(model: nn.Module, name: str) -> list[nn.Module]:
     return chain
 
 
-def counters(model: nn.Module, names: Iterable[str], *, of: str = "classes") -> list[Counter]:
+def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
+    """The losses, metrics and the like beside a head: they may count classes too, and hold nothing that was trained."""
+    around = dict.fromkeys([model, *(holder for name in names for holder in holders(model, name))])
+    return [
+        module
+        for parent in around
+        for child in parent.children()
+        if next(child.parameters(), None) is None
+        for module in child.modules()
+    ]
+
+
+def counters(model: nn.Module, names: Collection[str], *, of: str = "classes") -> list[Counter]:
     """List the counters that could speak of the classes: in the model, on the way to ``names`` and in losses.
 
     Args:
@@ -65,15 +77,8 @@ def counters(model: nn.Module, names: Iterable[str], *, of: str = "classes") -> 
         names: Dotted names of the head's layers.
         of: What is counted: ``"classes"``, or the ``"channels"`` of images.
     """
-    places = {model: None} | {holder: None for name in names for holder in holders(model, name)}
-    # A loss or a metric that lives in the model counts classes too, and holds nothing that was trained.
-    places |= {
-        module: None
-        for parent in tuple(places)
-        for child in parent.children()
-        if next(child.parameters(), None) is None
-        for module in child.modules()
-    }
+    places = [*dict.fromkeys([model, *(holder for name in names for holder in holders(model, name))])]
+    places += losses(model, names)
     owners: dict[int, Any] = {}
     for place in places:
         owners[id(place)] = place
@@ -115,7 +120,7 @@ def _values(owner: Any) -> Mapping[Any, Any]:
     return getattr(owner, "__dict__", {})
 
 
-def _told(model: nn.Module, names: Iterable[str]) -> list[int]:
+def _told(model: nn.Module, names: Collection[str]) -> list[int]:
     """Return the counts of classes that the counters tell, the most telling first."""
     found = [c for c in counters(model, names) if c.value > 0]
     classes = [c.value for c in found if _CLASSES.fullmatch(c.name.lower())]
@@ -407,6 +412,11 @@ def _nothing(kind: str, every: list[Layer], run: Trace) -> HeadError:
         return HeadError(
             f"The outputs of {describe([normed.layer])} pass a layer with weights of their own before they leave the "
             f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
+        )
+    if run.complete and run.bare and not any(end.level == CLEAN and not end.body for end in run.ends):
+        return HeadError(
+            f"The outputs of the {kind} come from {', '.join(map(repr, run.bare))}, which no linear layer holds. "
+            "What can be replaced is a module: let an nn.Linear hold the parameter."
         )
     why = "" if run.complete else f" It could not be run on stand-in inputs either: {run.failure}."
     likely = [end.layer for end in run.ends if not end.body] or every[-2:]

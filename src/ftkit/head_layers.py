@@ -86,9 +86,19 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+_NO_LAYERS = (
+    nn.Embedding,
+    nn.EmbeddingBag,
+    nn.RNNBase,
+    nn.RNNCellBase,
+    nn.MultiheadAttention,
+    parametrize.ParametrizationList,
+)
+
+
 def sizes(module: nn.Module) -> tuple[int, int, int] | None:
     """Return inputs, outputs and the outputs' axis of a layer, or None for what is no layer."""
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag | nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
+    if isinstance(module, _NO_LAYERS):
         return None
     if any(isinstance(value, nn.parameter.UninitializedParameter) for value in module._parameters.values()):
         return None
@@ -169,25 +179,31 @@ def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
         else:
             new.__dict__[key] = copy.copy(value) if isinstance(value, dict) and key.startswith("_") else value
 
-    def sized(tensor: torch.Tensor) -> torch.Tensor:
+    def sized(name: str, tensor: torch.Tensor) -> torch.Tensor:
         shape = list(tensor.shape)
         along = 0 if tensor.dim() == 1 else axis
-        if tensor.dim() > along and shape[along] == before:
+        inward = tensor.dim() == 1 and name.endswith(
+            "_v"
+        )  # what a spectral norm iterates on, on the side of the inputs
+        if tensor.dim() > along and shape[along] == before and not inward:
             shape[along] = after
-            return tensor.detach().new_zeros(shape)
+            # A vector that a spectral norm iterates on must not be zero; whatever else is set later.
+            return torch.full_like(tensor.detach().new_empty(shape), after**-0.5)
         return tensor.detach().clone()
 
     new.__dict__["_parameters"] = {
-        name: None if value is None else nn.Parameter(sized(value), requires_grad=value.requires_grad)
+        name: None if value is None else nn.Parameter(sized(name, value), requires_grad=value.requires_grad)
         for name, value in old._parameters.items()
     }
-    new.__dict__["_buffers"] = {name: None if value is None else sized(value) for name, value in old._buffers.items()}
+    new.__dict__["_buffers"] = {
+        name: None if value is None else sized(name, value) for name, value in old._buffers.items()
+    }
     new.__dict__["_modules"] = {
         name: None if child is None else _twin(child, before, after, axis) for name, child in old._modules.items()
     }
     for key, value in vars(old).items():  # the weight that old-style weight norm computes before each forward
         if isinstance(value, torch.Tensor):
-            new.__dict__[key] = sized(value)
+            new.__dict__[key] = sized(key, value)
     return new
 
 
@@ -254,6 +270,13 @@ def _assign(layer: nn.Module, name: str, value: torch.Tensor) -> None:
     """Set a weight, through weight norm or a parametrization where there is one."""
     hook = next((hook for hook in _norm_hooks(layer) if hook.name == name), None)
     if hook is not None:
+        plain = getattr(layer, f"{name}_orig", None)
+        if plain is not None:
+            plain.copy_(value)
+            for _ in range(15):  # a spectral norm improves its estimate with each forward in training
+                hook.compute_weight(layer, do_power_iteration=True)
+            setattr(layer, name, hook.compute_weight(layer, do_power_iteration=False))
+            return
         direction, length = getattr(layer, f"{name}_v", None), getattr(layer, f"{name}_g", None)
         if direction is None or length is None:
             raise HeadError(f"The {type(hook).__name__} on the head can't be set to another weight; remove it first.")
@@ -261,9 +284,21 @@ def _assign(layer: nn.Module, name: str, value: torch.Tensor) -> None:
         length.copy_(torch.norm_except_dim(value, 2, hook.dim))
         setattr(layer, name, hook.compute_weight(layer))
     elif parametrize.is_parametrized(layer, name):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            setattr(layer, name, value)
+        steps = list(layer.parametrizations[name])  # type: ignore[index]  # a ModuleDict of lists
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                setattr(layer, name, value)
+            for step in steps:
+                iterate = getattr(step, "_power_method", None)
+                if iterate is not None:  # as a spectral norm does at its start
+                    iterate(step._reshape_weight_to_matrix(value), 15)
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            kinds = ", ".join(type(step).__name__ for step in steps)
+            raise HeadError(
+                f"The {name} of the head is made by {kinds}, which takes no other shape ({error}). Undo it with "
+                "torch.nn.utils.parametrize.remove_parametrizations, replace the head, and put it on again."
+            ) from error
     else:
         getattr(layer, name).copy_(value)
 

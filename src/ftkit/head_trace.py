@@ -46,6 +46,7 @@ class Trace:
     ends: list[End]
     complete: bool
     failure: str = ""
+    bare: tuple[str, ...] = ()  # parameters that outputs come from, and that belong to no layer
 
 
 def trace(model: nn.Module, every: list[Layer]) -> Trace:
@@ -56,7 +57,7 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
     """
     ends: dict[Layer, End] = {}
     seen: set[int] = set()
-    complete, failure = False, ""
+    complete, failure, bare = False, "", set[str]()
     for training in (False, True):
         try:
             shadow, mode, owners = _shadow(model, every)
@@ -67,13 +68,13 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
         if training and not run.complete:
             break
         complete, failure = run.complete, run.failure
-        for end in _ends(run.outputs, owners, seen):
+        for end in _ends(run.outputs, owners, seen, bare):
             end.training_only = training
             ends.setdefault(end.layer, end)
         if len(seen) == len(every) or not complete:
             break
     order = {id(layer): index for index, layer in enumerate(every)}
-    return Trace(sorted(ends.values(), key=lambda end: order[id(end.layer)]), complete, failure)
+    return Trace(sorted(ends.values(), key=lambda end: order[id(end.layer)]), complete, failure, tuple(sorted(bare)))
 
 
 def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensorMode, dict[int, Layer]]:
@@ -97,9 +98,13 @@ def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensor
         shadow = copy.deepcopy(model, dict(fakes))
     owners: dict[int, Layer] = {}
     for layer in every:
-        for tensor in own_tensors(layer.module).values():
+        for name, tensor in own_tensors(layer.module).items():
             if id(tensor) in fakes:
                 owners.setdefault(id(fakes[id(tensor)]), layer)
+                # What a parametrization makes the weight from; it may be multiplied on the way there.
+                fakes[id(tensor)].computed = name.startswith("parametrizations.") or name.endswith("_orig")
+    for name, parameter in model.named_parameters():
+        fakes[id(parameter)].dotted = name
     return shadow, mode, owners
 
 
@@ -447,6 +452,11 @@ class _Graph:
                 self.pure[node] = frozenset((id(variable),))
             return
         name, edges = node.name(), self.edges[node]
+        known = [target for target in edges if target is not None]
+        leaves = frozenset().union(*(self.pure.get(target, frozenset((0,))) for target in known))
+        if leaves and all(getattr(self.leaves.get(leaf), "computed", False) for leaf in leaves):
+            self.pure[node] = leaves
+            return
         if "Embedding" in name or not edges:
             return
         if (name.startswith("Convolution") or _NORM.search(name)) and edges[0] is None:
@@ -455,9 +465,8 @@ class _Graph:
             return
         if re.match(r"(Mm|Bmm|Mv)Backward", name) and None in edges:
             return
-        known = [target for target in edges if target is not None]
-        if known and all(target in self.pure for target in known):
-            self.pure[node] = frozenset().union(*(self.pure[target] for target in known))
+        if known and 0 not in leaves:
+            self.pure[node] = leaves
 
     def data(self, node: Any) -> list[Any]:
         """The nodes before ``node`` that carry data."""
@@ -471,8 +480,12 @@ class _Graph:
         return [self.leaves[i] for i in frozenset().union(*(self.pure[target] for target in targets))]
 
 
-def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[int]) -> list[End]:
-    """Find the layers that outputs come from, and add the ids of all layers that took part to ``seen``."""
+def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[int], bare: set[str]) -> list[End]:
+    """Find the layers that outputs come from.
+
+    The ids of all layers that took part are added to ``seen``, and names of parameters in the place of a layer's to
+    ``bare``.
+    """
     roots = {key: tensor.grad_fn for key, tensor in outputs.items() if tensor.grad_fn is not None}
     graph = _Graph(roots.values())
     fresh = {id(owners[leaf]) for leaf in graph.leaves if leaf in owners} - seen
@@ -487,7 +500,7 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
             if levels.get(node, MIXED + 1) <= level:
                 continue
             levels[node] = level
-            met = _multiplied(graph, node, owners)
+            met = _multiplied(graph, node, owners, bare)
             if met is not None:
                 for layer in met:
                     end = ends.setdefault(layer, End(layer, level))
@@ -511,13 +524,15 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
     return [end for end in ends.values() if id(end.layer) in fresh]
 
 
-def _multiplied(graph: _Graph, node: Any, owners: dict[int, Layer]) -> list[Layer] | None:
+def _multiplied(graph: _Graph, node: Any, owners: dict[int, Layer], bare: set[str]) -> list[Layer] | None:
     """The layers whose weights data meet at ``node``, or None if the node is no layer."""
     if "Embedding" in node.name():
         return []  # a table of inputs, which an output layer may be tied to
-    weights = [w for w in graph.weights(node) if w.dim() >= 2 and w.numel() > max(w.shape)]
+    product = _MATMUL.match(node.name()) is not None
+    weights = [w for w in graph.weights(node) if w.dim() >= 2 and (product or w.numel() > max(w.shape))]
     if not weights or (_SUM.match(node.name()) and node not in graph.pure):
         return None
+    bare.update(getattr(w, "dotted", "?") for w in weights if id(w) not in owners)
     return list(dict.fromkeys(owners[id(w)] for w in weights if id(w) in owners))
 
 

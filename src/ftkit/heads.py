@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -347,8 +346,9 @@ def _resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] 
                 _regrow(model, part.layer, table, count, kept, undo)
             else:
                 _swap(model, part.layer.module, new, undo)
-                _biases(model, part, count, kept, undo)
                 _untie(model, table, undo)
+            _biases(model, part, count, kept, undo)
+        _weights(model, names, classes, count, keep or {}, undo)
         _count(model, names, classes, count, keep, undo)
         failure = runs(model) if found.ran and not any(tables) else ""
         if failure:
@@ -417,6 +417,20 @@ def _biases(model: nn.Module, part: Part, count: int, rows: dict[int, int], undo
                 holder._buffers[key] = _carried(buffer.flatten(), outputs, rows).view(*buffer.shape[:-1], outputs)
 
 
+def _weights(
+    model: nn.Module, names: list[str], classes: int, count: int, keep: Mapping[int, int], undo: _Undo
+) -> None:
+    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one."""
+    for loss in evidence.losses(model, names):
+        for key, buffer in list(loss._buffers.items()):
+            if buffer is not None and "weight" in key and buffer.shape == (classes,):
+                new = buffer.new_ones(count)
+                new[list(keep)] = buffer[list(keep.values())]
+                undo.steps.append(functools.partial(loss._buffers.__setitem__, key, buffer))
+                loss._buffers[key] = new
+                _log.info("The class weights of the %s are one for each new class.", type(loss).__name__)
+
+
 def _carried(old: torch.Tensor, size: int, rows: dict[int, int]) -> torch.Tensor:
     new = old.detach().new_zeros(size)
     new[list(rows)] = old.detach()[list(rows.values())]
@@ -447,7 +461,7 @@ def _rows(part: Part, classes: int, count: int, keep: Mapping[int, int] | None) 
 
 
 def _count(
-    model: nn.Module, names: Iterable[str], classes: int, count: int, keep: Mapping[int, int] | None, undo: _Undo
+    model: nn.Module, names: list[str], classes: int, count: int, keep: Mapping[int, int] | None, undo: _Undo
 ) -> None:
     """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head."""
     for counter in evidence.counters(model, names):
@@ -486,7 +500,7 @@ class _Undo:
             return
         self.remembered.add(id(owner))
         values = owner if isinstance(owner, dict) else vars(owner)
-        before = {key: copy.copy(value) if isinstance(value, dict) else value for key, value in values.items()}
+        before = dict(values)
 
         def restore() -> None:
             values.clear()
