@@ -580,6 +580,12 @@ def test_names_no_disk_can_hold(tmp_path: Path, nothing_left: Callable[..., str]
     nothing_left(make_zip(tmp_path / "d", [("a\0b.jpg", b"")]), "can't hold")
 
 
+def test_forced_encoding_that_does_not_fit(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
+    """A forced encoding in which a name can't be written is an error, not a guess."""
+    archive = make_unmarked_zip(tmp_path / "a.zip", [name.encode("cp949") for name in NAMES["cp949"]])
+    nothing_left(archive, "not written in utf-8", encoding="utf-8")
+
+
 def test_unknown_encoding(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     """An encoding that Python does not know is said before anything is read."""
     nothing_left(make_zip(tmp_path / "a.zip", GOOD.items()), "no encoding 'cp9949'", encoding="cp9949")

@@ -8,7 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["find_encoding", "is_utf8", "plain_decode"]
+from ftkit.archives.members import refused
+
+__all__ = ["decode", "find_encoding"]
 
 # The characters that weigh most in each language's words, most frequent first (a word counts with the square root of
 # its frequency, since file names are nouns rather than grammar). Counted from the word lists of wordfreq 3.1.1
@@ -61,7 +63,7 @@ _FREQUENT = {
     encoding: {character: chances[bisect.bisect(_TIERS, rank)] for rank, character in enumerate(characters)}
     for encoding, (characters, chances, _) in _MODELS.items()
 }
-_RARE, _STRANGE, _ASCII = 1e-5, 1e-6, 1 / 40
+_RARE, _STRANGE, _UNREADABLE, _ASCII = 1e-5, 1e-6, 1e-10, 1 / 40
 # Letters of two scripts side by side, which only Latin ones are in earnest.
 _MIXED = re.compile(r"[A-Za-z](?=[^\x00-\x7f])|[^\x00-\x7f](?=[A-Za-z])")
 _MIXED_CHANCE = 0.15
@@ -71,13 +73,12 @@ def _chance(character: str, encoding: str) -> float:
     """Return how likely ``character`` is in a name of the language that writes in ``encoding``."""
     if character.isascii():
         return _ASCII
+    if character == "\ufffd":
+        return _UNREADABLE
     chance = _FREQUENT[encoding].get(character)
     if chance is not None:
         return chance
-    try:
-        raw = character.encode(encoding)
-    except UnicodeEncodeError:  # from a name that this encoding can't read
-        return _STRANGE
+    raw = character.encode(encoding)
     # The standards put common characters first: the 2,350 syllables of KS X 1001 before all others, and the first
     # level of JIS X 0208 and of GB 2312 before the second.
     lead, trail, common = raw[0], raw[-1], _MODELS[encoding][2]
@@ -94,7 +95,7 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
     """Return the encoding in which ``names`` were most likely written, or None where all are ASCII.
 
     Each candidate decodes all the names; the one under which the text is likeliest, character by character, wins.
-    Names that ``is_utf8`` is sure of don't count.
+    Names that are UTF-8 for sure don't count.
 
     Example:
         >>> from ftkit.archives.names import find_encoding
@@ -104,7 +105,7 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
         'cp932'
     """
     foreign = [name for name in names if not name.isascii()]
-    parts = {part for name in foreign if not is_utf8(name) for part in name.split(b"/") if not part.isascii()}
+    parts = {part for name in foreign if not _is_utf8(name) for part in name.split(b"/") if not part.isascii()}
     if not parts:
         return "utf-8" if foreign else None
     candidates = list(_MODELS)
@@ -112,7 +113,7 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
         candidates.remove("utf-8")
 
     def log_likelihood(encoding: str) -> float:
-        text = "/".join(plain_decode(part, encoding) for part in parts)
+        text = "/".join(part.decode(encoding, "replace") for part in parts)
         total = sum(count * math.log(_chance(character, encoding)) for character, count in Counter(text).items())
         latin = encoding in ("cp437", "utf-8")
         return total if latin else total + len(_MIXED.findall(text)) * math.log(_MIXED_CHANCE)
@@ -120,7 +121,26 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
     return max(candidates, key=log_likelihood)
 
 
-def is_utf8(raw: bytes) -> bool:
+def decode(raw: bytes, encoding: str | None, *, forced: bool) -> str:
+    """Decode a name whose archive is written in ``encoding``.
+
+    One archive may hold the names of several tools, so what is UTF-8 for sure is read as such. A name that can't be
+    read is shown byte by byte in CP437, zip's own. A ``forced`` encoding is taken at its word.
+
+    Raises:
+        ArchiveError: The name is not written in the forced encoding.
+    """
+    if raw.isascii() or encoding is None:
+        return raw.decode("ascii")
+    try:
+        return raw.decode() if not forced and _is_utf8(raw) else raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        if forced:
+            raise refused(raw.decode("cp437"), f"is not written in {encoding}; try without encoding=") from error
+        return raw.decode("cp437")
+
+
+def _is_utf8(raw: bytes) -> bool:
     """Return whether ``raw`` is UTF-8 for sure: characters of three bytes and more fit its pattern by no accident."""
     return _decodes(raw, "utf-8") and any(character >= "\u0800" for character in raw.decode())
 
@@ -131,11 +151,3 @@ def _decodes(raw: bytes, encoding: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def plain_decode(raw: bytes, encoding: str) -> str:
-    """Decode ``raw``; a name that its archive's encoding can't read is shown byte by byte in CP437, zip's own."""
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError:
-        return raw.decode("cp437")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from ftkit.archives.members import Archive, Limits, Member, reading
-from ftkit.archives.names import find_encoding, is_utf8, plain_decode
+from ftkit.archives.names import decode, find_encoding
 from ftkit.archives.packing import TAR_MAGIC, blocks, unpack
 from ftkit.errors import ArchiveError
 
@@ -56,9 +56,7 @@ def read_tar(source: Path, file: IO[bytes], packing: str | None, limits: Limits,
             # Today's tars are UTF-8. It is worth reading all names ahead once one is not.
             valid = not _SURROGATES.search(name)
             archive.encoding = "utf-8" if valid else _encoding(source, packing, limits, raw)
-        elif is_utf8(raw):
-            return name
-        return plain_decode(raw, archive.encoding or "utf-8")
+        return decode(raw, archive.encoding, forced=encoding is not None)
 
     def batches() -> Iterator[list[Member]]:
         with reading("it"):

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from ftkit.archives.members import FILE_KINDS, Archive, Check, Limits, Member, check_link, reading, refused
-from ftkit.archives.names import find_encoding, is_utf8, plain_decode
+from ftkit.archives.names import decode, find_encoding
 from ftkit.archives.packing import ZIP_METHODS, blocks, unpack_member
 
 __all__ = ["read_zip"]
@@ -44,12 +44,7 @@ def read_zip(file: IO[bytes], limits: Limits, encoding: str | None, password: by
     members = []
     for info, name in zip(infos, names, strict=True):
         limits.check_bytes(info.file_size, info.compress_size)
-        if isinstance(name, str):
-            text = name
-        elif encoding is None and is_utf8(name):  # one archive may hold the names of several tools
-            text = name.decode()
-        else:
-            text = plain_decode(name, archive.encoding or "ascii")
+        text = name if isinstance(name, str) else decode(name, archive.encoding, forced=encoding is not None)
         members.append(_member(opened, info, text, password))
     archive.batches = iter([members])
     return archive
