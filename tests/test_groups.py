@@ -102,6 +102,8 @@ def test_rates_by_selector_outrank_the_rest() -> None:
     }
     with pytest.raises(SelectionError, match="Did you mean"):
         param_groups(model, 0.1, rates={"0.wieght": 1.0})
+    with pytest.raises(SelectionError, match="no parameters"):
+        param_groups(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), 0.1, rates={nn.ReLU: 1.0})
 
 
 @pytest.mark.parametrize(

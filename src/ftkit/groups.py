@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit.errors import FtkitError, did_you_mean
+from ftkit.errors import FtkitError, SelectionError, did_you_mean
 from ftkit.selection import Selection, Selector, select, unwrap
 
 __all__ = ["Recipe", "arrange", "join", "layout", "param_groups", "restore_layout"]
@@ -62,7 +62,7 @@ def param_groups(
         Groups as ``torch.optim`` takes them.
 
     Raises:
-        SelectionError: A selector in ``rates`` matches nothing.
+        SelectionError: A selector in ``rates`` matches nothing, or nothing that has parameters.
         FtkitError: Nothing is trainable, or a number is out of its range.
 
     Example:
@@ -91,7 +91,10 @@ def param_groups(
     resolved: list[tuple[list[str], float]] = []
     for selector, rate in pairs:
         _check(f"the rate of {selector!r}", rate, rate >= 0, "0 or more")
-        resolved.append((_names(select(model, selector)), rate))
+        names = _names(select(model, selector))
+        if not names:
+            raise SelectionError(f"What {selector!r} selects has no parameters, so no learning rate either.")
+        resolved.append((names, rate))
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise FtkitError(
