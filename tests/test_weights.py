@@ -6,6 +6,9 @@ import collections
 import json
 import os
 import pickle
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -483,6 +486,59 @@ def test_whole_models(tmp_path):
         load_model(tmp_path / "x.pt")
     assert holds(load_model(tmp_path / "x.pt", allow=[Net, nn.Conv2d, nn.BatchNorm2d, nn.Linear]), 7)
     assert holds(load_model(tmp_path / "x.pt", trusted=True), 7)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_a_full_disk_keeps_the_old_file(tmp_path, name):
+    """When the disk is full, the error says so in either format, and the old file is whole."""
+    pytest.importorskip("resource")
+    code = """
+        import resource, signal, sys, torch
+        from ftkit import FtkitError, save_weights
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        save_weights({"w": torch.ones(3)}, sys.argv[1])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+        try:
+            save_weights({"w": torch.zeros(10_000_000)}, sys.argv[1])
+        except FtkitError as error:
+            print(type(error).__name__, error)
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(code), tmp_path / name]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("FileWriteError Can't write")
+    assert os.listdir(tmp_path) == [name]
+    target = {"w": torch.zeros(3)}
+    load_weights(module := nn.ParameterDict(target), tmp_path / name)
+    assert holds(module, 1)
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+@pytest.mark.parametrize("ema", [True, False])
+def test_training_checkpoints(tmp_path, name, ema):
+    """The weights of a training checkpoint load by themselves, strictly, the averaged ones where it has them."""
+    from ftkit import save_checkpoint
+
+    model = filled(Net(), 3)
+    averaged = torch.optim.swa_utils.AveragedModel(filled(Net(), 7))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    save_checkpoint(tmp_path / name, model=model, optimizer=optimizer, ema=averaged if ema else None, epoch=1)
+    report = load_weights(other := Net(), tmp_path / name)
+    assert holds(other, 7 if ema else 3)
+    assert report.steps
+    load_weights(other, tmp_path / name, ema=False)
+    assert holds(other, 3)
+
+
+def test_deltas_are_pointed_out(tmp_path):
+    """A file that holds only what fine-tuning changed is refused with the right call."""
+    from ftkit import freeze_except, save_delta
+
+    torchvision = pytest.importorskip("torchvision")
+    model = torchvision.models.resnet18(weights=None)
+    freeze_except(model, "fc")
+    save_delta(model, tmp_path / "d.safetensors")
+    with pytest.raises(CheckpointError, match="load_delta"):
+        load_weights(model, tmp_path / "d.safetensors")
 
 
 def test_whole_model_that_cannot_be_pickled(tmp_path):

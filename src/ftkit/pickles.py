@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
+from ftkit.files import atomic_write
 from ftkit.picklemachine import (
     LEGACY_MAGIC,
     Foreign,
@@ -41,7 +42,7 @@ from ftkit.picklemachine import (
 )
 from ftkit.tensorfile import bytes_of, in_threads, mark_changed, read_at, takes_bytes
 
-__all__ = ["Allowed", "Format", "PickleFile", "content_format", "load_pickle", "numpy_value"]
+__all__ = ["Allowed", "Format", "PickleFile", "content_format", "load_pickle", "numpy_value", "save_pickle"]
 
 Format: TypeAlias = Literal["safetensors", "zip", "legacy", "tar", "pickle"]
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
@@ -488,6 +489,55 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
         if trusted and (file.wanted or file.is_rare):
             return file.load_trusted()
         return file.load(dict(map(_named, allow)))
+
+
+def save_pickle(thing: object, path: str | os.PathLike[str]) -> None:
+    """Write anything as ``torch.save`` does, whole or not at all.
+
+    Raises:
+        FileWriteError: The file could not be written. What stood there is intact.
+        CheckpointError: Something in it can't be pickled.
+
+    Example:
+        >>> import torch
+        >>> from ftkit.pickles import load_pickle, save_pickle
+        >>> save_pickle({"w": torch.zeros(2)}, "x.pt")
+        >>> load_pickle("x.pt")
+        {'w': tensor([0., 0.])}
+    """
+    with atomic_write(path) as file:
+        sink = _Sink(file)
+        try:
+            torch.save(thing, sink)  # type: ignore[arg-type]  # it asks for no more than write and flush
+            sink.flush()
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            kind = type(thing).__name__
+            raise CheckpointError(
+                f"A {kind} can't be pickled: {error}. save_weights keeps its tensors alone."
+            ) from error
+        except RuntimeError as error:
+            raise sink.error or error from error
+
+
+class _Sink:
+    """A file for torch to write to, which remembers why a write failed: torch tells only that it did."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            self.error = error
+            raise
+        return len(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _refusal(path: str, wanted: list[str]) -> str:

@@ -147,6 +147,8 @@ class Source:
             entries = {name: Entry(info, read, name) for name, info in tensors.tensors.items()}
             self.format, self.verified, self.metadata = kind, tensors.verified, dict(tensors.metadata)
             self.nests = [Nest((), entries)]
+            if "ftkit.checkpoint" in tensors.metadata:  # a training checkpoint: its parts are tables of their own
+                self.nests += _parts(entries)
         else:
             pickled = self._files.enter_context(PickleFile(path))
 
@@ -202,6 +204,15 @@ def _file_in(path: Path) -> Path:
         if found:
             raise CheckpointError(f"{path} holds several weights files: {', '.join(found[:6])}. Name one of them.")
     raise CheckpointError(f"{path} holds no weights file; it holds {', '.join(names[:6]) or 'nothing'}.")
+
+
+def _parts(entries: Mapping[str, Entry]) -> list[Nest]:
+    """The tables that the first components of names stand for."""
+    parts: dict[str, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = entry
+    return [Nest((part,), inside) for part, inside in parts.items()]
 
 
 def _copy(pairs: list[tuple[Entry, Tensor]]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError
-from ftkit.files import atomic_write
 from ftkit.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
 from ftkit.matching import Match, Places, Rename, best_match, renamer, suggestions
-from ftkit.pickles import Allowed, load_pickle
+from ftkit.pickles import Allowed, load_pickle, save_pickle
 from ftkit.selection import unwrap
 from ftkit.sources import Entry, Source, WeightsSource
 from ftkit.tensorfile import write_tensors
@@ -125,7 +123,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
             raise CheckpointError(
                 f"{empty[0]!r} is on the meta device: it has a shape but no values. Load the model first."
             )
-        _torch_save(tensors, path)
+        save_pickle(tensors, path)
         return
     if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
@@ -194,6 +192,10 @@ def load_weights(
         if places.elsewhere or (places.translates and not perfect):
             report = _fill_by_torch(inner, match, places, report, strict=strict)
         else:
+            if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
+                raise CheckpointError(
+                    f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path)."
+                )
             _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
             _fill(inner, match, places)
     if report.not_run:
@@ -218,7 +220,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> load_model("model.pt", allow=[torch.nn.Linear])
         Linear(in_features=2, out_features=1, bias=True)
     """
-    _torch_save(model, path)
+    save_pickle(model, path)
 
 
 def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: Iterable[Allowed] = ()) -> Any:
@@ -258,16 +260,6 @@ Weights alone need no trust: load_weights(model, path).
     return loaded
 
 
-def _torch_save(thing: object, path: str | os.PathLike[str]) -> None:
-    with atomic_write(path) as file:
-        buffered = io.BufferedWriter(file)
-        try:
-            torch.save(thing, buffered)
-        except (AttributeError, TypeError) as error:
-            raise CheckpointError(f"A {type(thing).__name__} can't be pickled: {error}. Use save_weights.") from error
-        buffered.detach()
-
-
 def _report(match: Match, source: Source, places: Places) -> LoadReport:
     """What loading a match would mean."""
     found = {places.names[bare]: match.entries[bare][1] for bare in (*match.fitting, *match.mismatched)}
@@ -281,7 +273,11 @@ def _report(match: Match, source: Source, places: Places) -> LoadReport:
             for name, entry in found.items()
             if entry.shape != tuple(places.tensors[name].shape)
         ],
-        converted_keys=[name for name, entry in found.items() if entry.dtype != places.tensors[name].dtype],
+        converted_keys=[
+            places.names[bare]
+            for bare in match.fitting
+            if match.entries[bare][1].dtype != places.tensors[places.names[bare]].dtype
+        ],
         steps=match.steps(),
         verified=source.verified,
         not_run=source.wanted,
