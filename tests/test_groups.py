@@ -180,13 +180,13 @@ def test_parametrized_layers_stay_whole() -> None:
 
 @pytest.mark.parametrize("named", [True, False])
 def test_newcomers_join_an_optimizer_that_was_built_by_hand(named: bool) -> None:
-    """Without a recipe they get its newest rate and its default decay, but for biases; its other options stay."""
+    """Without a recipe they get its newest rate and its largest decay, but for biases; its other options stay."""
     model = stack()
     freeze_except(model, "2")
     group = {"params": [*model[2].parameters()], "lr": 0.3, "momentum": 0.8, "weight_decay": 0.1}
     if named:
         group["param_names"] = ["2.weight", "2.bias"]
-    optimizer = torch.optim.SGD([group], lr=0.1, weight_decay=0.1)
+    optimizer = torch.optim.SGD([group], lr=0.1)
     unfreeze(model, "1", optimizer=optimizer)
     assert layout(model, optimizer) == [["2.weight", "2.bias", "1.weight"], ["1.bias"]]
     assert [(g["lr"], g["momentum"], g["weight_decay"]) for g in optimizer.param_groups] == [
@@ -259,6 +259,20 @@ def test_an_optimizer_with_its_own_way_of_adding_is_asked() -> None:
     optimizer = Sharded(param_groups(model, 0.1))
     unfreeze(model, "1", optimizer=optimizer)
     assert seen == [2, 2]
+
+
+def test_one_optimizer_may_serve_two_models() -> None:
+    """Newcomers follow the groups of their own model, and none of the other's if theirs has none yet."""
+    first, second, third = stack(), stack(2), stack(2)
+    freeze_except(first, "2")
+    freeze_except(second, "1")
+    groups = param_groups(first, 0.1, rates={"2": 0.5}) + param_groups(second, 0.01, layer_decay=0.5)
+    optimizer = torch.optim.SGD(groups)
+    unfreeze(first, "1", optimizer=optimizer)
+    unfreeze(second, "0", optimizer=optimizer)
+    unfreeze(third, optimizer=optimizer)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(layer.weight)] for layer in (*first[1:], *second, third[0])] == [0.1, 0.5, 0.005, 0.01, 0.005]
 
 
 def test_a_layout_of_another_model_is_an_error() -> None:

@@ -94,14 +94,18 @@ def param_groups(
         names = _names(select(model, selector))
         if not names:
             raise SelectionError(f"What {selector!r} selects has no parameters, so no learning rate either.")
-        resolved.append((names, rate))
+        resolved.append((names, float(rate)))
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise FtkitError(
             f"No parameter of the {type(model).__name__} is trainable, so an optimizer has nothing to do: "
             "call unfreeze(model, ...) first."
         )
-    return arrange(model, parameters, Recipe(lr=lr, weight_decay=weight_decay, layer_decay=layer_decay, rates=resolved))
+    return arrange(
+        model,
+        parameters,
+        Recipe(lr=float(lr), weight_decay=float(weight_decay), layer_decay=layer_decay, rates=resolved),
+    )
 
 
 def arrange(model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
@@ -140,8 +144,8 @@ def arrange(model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Re
 def join(model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
     """Add those of the parameters that ``optimizer`` lacks, by identity, with the options that they would have had.
 
-    The recipe comes from the optimizer's groups; without one, the newest group's rate and the default weight decay
-    are the recipe. If a scheduler has moved the rates since, the newcomers' rates are moved by the same factor. A
+    The recipe comes from the optimizer's groups; without one, the newest group's rate and the largest weight
+    decay are the recipe. If a scheduler has moved the rates since, the newcomers' rates are moved by the same factor. A
     group with the same options takes them in; otherwise there is a new one.
 
     Returns:
@@ -240,9 +244,9 @@ def _newcomers(
     own = [group for group in optimizer.param_groups if any(id(parameter) in names for parameter in group["params"])]
     like = (own or optimizer.param_groups)[-1]
     planned = float(like.get("initial_lr", like["lr"]))
-    recipe: Recipe | None = like.get("recipe")
+    recipe: Recipe | None = like.get("recipe") if own else None  # another model's would name other layers
     if recipe is None:
-        decay = float(optimizer.defaults.get("weight_decay", 0.0))
+        decay = max(float(group.get("weight_decay", 0.0)) for group in own or [like])
         recipe = Recipe(lr=planned, weight_decay=decay, layer_decay=None, rates=[])
     elif known := [parameter for parameter in like["params"] if id(parameter) in names]:
         planned = arrange(model, {names[id(known[0])]: known[0]}, recipe)[0]["lr"]
