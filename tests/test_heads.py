@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ftkit import FtkitError, adapt_input, append_head, find_head, replace_head, replace_modules
+from ftkit import FtkitError, adapt_input, append_head, find_head, freeze, is_frozen, replace_head, replace_modules
 from ftkit.errors import HeadError, SelectionError
 
 
@@ -317,9 +317,12 @@ def test_device_dtype_mode_bias_and_gradients_are_kept() -> None:
     model.fc.weight.requires_grad_(False)
     replace_head(model, 3)
     assert [p.requires_grad for p in model.fc.parameters()] == [False, True]
-    model = Net(fc=nn.Linear(8, 10)).requires_grad_(False)
+    model = Net(fc=nn.Linear(8, 10))
+    freeze(model, "**")
     replace_head(model, 3)
     assert all(p.requires_grad for p in model.fc.parameters())
+    assert not is_frozen(model, "fc")
+    assert not model.fc._forward_pre_hooks
 
 
 @pytest.mark.parametrize(

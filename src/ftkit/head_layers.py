@@ -167,6 +167,11 @@ def renewed(model: nn.Module, part: Part, outputs: int, rows: dict[int, int], th
     pairs = zip(old.parameters(), new.parameters(), strict=True)
     for before, after in pairs:
         after.requires_grad_(before.requires_grad or thaw)
+    if thaw:  # what freezing hung on the old layer
+        for key in [key for key in new._forward_pre_hooks if str(key).startswith("ftkit.")]:
+            del new._forward_pre_hooks[key]
+        for name in [name for name in vars(new) if name.startswith("_ftkit_")]:
+            del new.__dict__[name]
     return new
 
 

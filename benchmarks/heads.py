@@ -1,0 +1,64 @@
+"""What finding and replacing a head costs, as a share of one forward of the model on one image.
+
+    python benchmarks/heads.py
+
+Times of one run are compared with each other only: the median of several rounds, the models in turn.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from ftkit import find_head, replace_head
+
+ROUNDS = 7
+
+
+class Readout(nn.Module):
+    """A resnet50 whose head has a name that says nothing, so that only a run can tell."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torchvision.models.resnet50()
+        self.readout, self.body.fc = self.body.fc, nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Read the features out."""
+        return self.readout(self.body(x))
+
+
+def clock(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def measure(name: str, build: Callable[[], nn.Module]) -> None:
+    model, image = build().eval(), torch.zeros(1, 3, 224, 224)
+    times: dict[str, list[float]] = {"forward": [], "find": [], "replace": []}
+    with torch.no_grad():
+        model(image)
+    find_head(model)
+    for _ in range(ROUNDS):
+        with torch.no_grad():
+            times["forward"].append(clock(lambda: model(image)))
+        times["find"].append(clock(lambda: find_head(model)))
+        times["replace"].append(clock(lambda: replace_head(model, 37)))
+    forward, find, replace = (statistics.median(values) for values in times.values())
+    shares = f"{find / forward:9.3f} {replace / forward:9.3f}"
+    print(f"{name:34} {forward * 1e3:10.1f} {find * 1e3:8.2f} {replace * 1e3:8.2f} {shares}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    print(f"{'':34} {'forward ms':>10} {'find ms':>8} {'replace':>8} {'find/fwd':>9} {'repl/fwd':>9}")
+    measure("resnet50 (its names settle it)", torchvision.models.resnet50)
+    measure("resnet50 (a run settles it)", Readout)
+    measure("vit_base (it says so itself)", lambda: timm.create_model("vit_base_patch16_224"))
