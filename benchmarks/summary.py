@@ -4,7 +4,7 @@
 
 Costs are processor time on one thread, the best of the rounds, in units of one real forward pass without
 gradients. "FLOPs" is how far the count is from torch's counter under plain attention, "kept" how far the bytes kept for
-the backward pass are from those of a real step. Tools that are not installed are left out: torchinfo, fvcore, lightning.
+the backward pass are from those of a real step. Tools that are not installed are left out.
 """
 
 from __future__ import annotations
