@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from ftkit.archives.members import Archive, Limits, Member, reading
+from ftkit.archives.members import CHUNK, Archive, Limits, Member, reading
 from ftkit.archives.names import decode, find_encoding
 from ftkit.archives.packing import TAR_MAGIC, blocks, unpack
 from ftkit.errors import ArchiveError
@@ -93,7 +93,7 @@ def _infos(file: IO[bytes], packing: str | None, limits: Limits) -> Iterator[tup
     # tarfile takes any header that makes no sense for the end.
     if len(stream.last) < tarfile.BLOCKSIZE or stream.last.strip(b"\0"):
         raise tarfile.ReadError("there is no end mark")
-    for _ in chunks:  # the packed stream's checksum stands at its very end
+    while stream.read(CHUNK):  # the packed stream's checksum stands at its very end
         pass
 
 
