@@ -110,12 +110,14 @@ class Foreign:
         new: Whether only a bare instance of the class is made, without its constructor.
         state: The state that is set after.
         items: What is appended after: items of a list, or pairs of a table.
+        keywords: Arguments by name.
     """
 
     name: str
     function: Any
     args: tuple[Any, ...]
     new: bool = False
+    keywords: dict[str, Any] = field(default_factory=dict)
     state: Any = None
     items: list[Any] = field(default_factory=list)
 
@@ -301,9 +303,12 @@ class _Machine:
 
     def new_with_keywords(self, _: Any) -> None:
         keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        made = self.call(function, args, new=True)
         if keywords:
-            raise TypeError("a call with keywords")
-        self.stack.append(self.call(function, args, new=True))
+            if not (isinstance(made, Foreign) and isinstance(keywords, dict)):
+                raise TypeError("a call with keywords of plain data")
+            made.keywords = keywords
+        self.stack.append(made)
 
     def instance(self, text: str) -> None:
         args = self.since_mark()

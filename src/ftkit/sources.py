@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.picklemachine import Foreign, StoredTensor
-from ftkit.pickles import PickleFile, content_format, numpy_value
+from ftkit.pickles import numpy_value
 from ftkit.selection import unwrap
 from ftkit.tensorfile import TensorFile, TensorInfo
+from ftkit.torchfiles import PickleFile, content_format
 
 __all__ = ["Entry", "Nest", "Source", "WeightsSource"]
 
