@@ -11,6 +11,7 @@ import struct
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
@@ -280,7 +281,7 @@ def test_gate_opens_real_models(tmp_path, protocol):
 class Keyworded:
     """An object that is made with keywords."""
 
-    def __new__(cls, *, size: int) -> Keyworded:
+    def __new__(cls, *, size: int) -> Self:
         made = super().__new__(cls)
         made.size = size
         return made
