@@ -23,13 +23,17 @@ from torch import nn
 from ftkit import (
     CheckpointManager,
     EarlyStopping,
+    freeze,
     freeze_except,
     load_checkpoint,
+    load_delta,
     param_groups,
     save_checkpoint,
+    save_delta,
     unfreeze,
 )
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
+from ftkit.holding import is_held
 from ftkit.loaders import ResumableLoader
 from ftkit.tensorfile import TensorFile
 
@@ -368,6 +372,49 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
             load_checkpoint(path, model=model)
 
 
+def shuffle_freezing(model: nn.Module, dice: random.Random) -> None:
+    """Freeze and thaw parts at random, in all the ways there are."""
+    parts = [name for name, module in model.named_modules() if name and list(module.parameters())]
+    for _ in range(dice.randint(0, 3)):
+        some = dice.sample(parts, dice.randint(1, 2))
+        way = dice.randrange(4)
+        if way == 0:
+            freeze(model, *some, norm_stats=dice.random() < 0.8, keep_dropout=dice.random() < 0.2)
+        elif way == 1:
+            unfreeze(model, *some)
+        elif way == 2:
+            freeze_except(model, *some)
+        else:
+            for parameter in model.get_submodule(some[0]).parameters():
+                parameter.requires_grad_(dice.random() < 0.5)
+
+
+def freezing(model: nn.Module) -> tuple[set[str], set[str]]:
+    """The trainable parameters, and the modules held in eval mode."""
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return trains, {name for name, module in model.named_modules() if is_held(module)}
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_what_is_frozen_comes_back_exactly(seed: int) -> None:
+    """Whatever was frozen, thawed and held in whatever way is so again, whatever the new process did before."""
+
+    def nested() -> nn.Module:
+        inner = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.2))
+        return nn.Sequential(make()[:4], inner, nn.Linear(8, 2))
+
+    dice = random.Random(seed)
+    model, other = nested(), nested()
+    shuffle_freezing(model, dice)
+    shuffle_freezing(other, dice)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "run.safetensors")
+        save_checkpoint(path, model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+        load_checkpoint(path, model=other, optimizer=torch.optim.SGD(other.parameters(), 0.1))
+    assert freezing(other) == freezing(model)
+
+
 # ---- deltas
 
 
@@ -627,6 +674,30 @@ def test_background_keeps_what_was_there_at_the_call(tmp_path: Path, filename: s
             model=again,
         )
         assert torch.equal(flat(again), vector)
+
+
+def test_a_delta_and_a_checkpoint_are_told_apart(tmp_path: Path) -> None:
+    """Each loader names the other one."""
+    model = make()
+    freeze_except(model, "4")
+    save_delta(model, tmp_path / "d.safetensors")
+    save_checkpoint(tmp_path / "c.safetensors", model=model, delta=True)
+    with pytest.raises(CheckpointError, match="load_delta"):
+        load_checkpoint(tmp_path / "d.safetensors", model=model)
+    with pytest.raises(CheckpointError, match="load_checkpoint"):
+        load_delta(model, tmp_path / "c.safetensors")
+    with pytest.raises(FtkitError, match="delta"):
+        CheckpointManager(tmp_path, delta=True, filename="{epoch}.pt")
+
+
+def test_background_keeps_tied_weights_tied(tmp_path: Path) -> None:
+    """A tied weight is copied and stored once."""
+    model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+    model[1].weight = model[0].weight
+    manager = CheckpointManager(tmp_path, background=True)
+    path = manager.save(0, model=model, rng=False)
+    manager.wait()
+    assert path.stat().st_size < 50_000
 
 
 def test_background_errors_show_at_the_next_call(tmp_path: Path) -> None:

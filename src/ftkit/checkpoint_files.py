@@ -162,7 +162,8 @@ def verify(path: Path) -> None:
 
 def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
-        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with load_weights(model, path).")
+        reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
+        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
     run: dict[str, Any] = unpack({}, file.metadata[_KEY])
     return run
 

@@ -279,7 +279,7 @@ def _plan(
         else:
             yield _module_plan(model, states["model"])
         if isinstance(optimizer, Optimizer) and "frozen" in run:
-            yield resuming.frozen_plan(model, run["frozen"], optimizer)
+            yield resuming.frozen_plan(model, run["frozen"], optimizer, run["optimizer"]["names"])
     if with_rng and "rng" in states:
         yield resuming.random_plan(states["rng"])
 
@@ -384,6 +384,8 @@ class CheckpointManager:
         self.resumed: Checkpoint | None = None
         if filename is not None:
             _fields(filename)
+            if delta and Path(filename).suffix in checkpoint_files.TORCH_SUFFIXES:
+                raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Leave the suffix out.")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -566,6 +568,9 @@ class CheckpointManager:
         copies: dict[str, Tensor] = {}
         made: dict[tuple[Any, ...], Tensor] = {}
         for name, tensor in tensors.items():
+            if tensor.layout is not torch.strided or tensor.is_meta:
+                copies[name] = tensor  # the writer says why it can't be kept
+                continue
             key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if key not in made or not tensor.numel():
                 old = self._copies.get(name)

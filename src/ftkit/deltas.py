@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ftkit.errors import CheckpointError, HeadError, did_you_mean
 from ftkit.files import digest
 from ftkit.heads import replace_head
+from ftkit.holding import is_held
 from ftkit.nests import pack, unpack
 from ftkit.selection import unwrap
 from ftkit.sources import Source, WeightsSource
 from ftkit.tensorfile import TensorFile, bytes_of, in_threads, write_tensors
 
-__all__ = ["digests", "fill", "is_held", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
+__all__ = ["digests", "fill", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
 
 _KEY: Final = "ftkit.delta"
 
@@ -111,7 +112,8 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     inner = unwrap(model)
     with TensorFile(path) as file:
         if _KEY not in file.metadata:
-            raise CheckpointError(f"{os.fspath(path)} is no delta. Read weights with load_weights(model, path).")
+            reader = "load_checkpoint(path, model=model)" if "ftkit.checkpoint" in file.metadata else "load_weights"
+            raise CheckpointError(f"{os.fspath(path)} is no delta of save_delta. Read it with {reader}.")
         record = unpack({}, file.metadata[_KEY])
         tensors = file.read()
     place(inner, record, tensors)
@@ -199,12 +201,6 @@ def _restless(model: nn.Module) -> set[str]:
         ):
             names |= {f"{prefix}.{name}" if prefix else name for name in own}
     return names
-
-
-def is_held(module: nn.Module) -> bool:
-    """Tell whether :func:`ftkit.freeze` keeps a module in eval mode."""
-    hooks: Mapping[Any, Any] = module._forward_pre_hooks
-    return bool(hooks) and "ftkit.frozen" in hooks
 
 
 def same(a: Tensor, b: Tensor | None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit.deltas import is_held
+from ftkit import holding
 from ftkit.errors import CheckpointError, FtkitError, did_you_mean
-from ftkit.freezing import freeze, unfreeze
-from ftkit.selection import unwrap
+from ftkit.selection import Selection, unwrap
 
 __all__ = [
     "Step",
@@ -262,68 +261,81 @@ def random_plan(state: Mapping[str, Any]) -> Step:
 
 
 def frozen_state(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, list[str]]:
-    """Return the names of the trainable parameters, and of the parts that ``freeze`` holds in eval mode."""
+    """Return the names of the trainable parameters, and of what ``freeze`` holds in eval mode."""
+    held = _held_modules(model)
     return {
         "trainable": [name for name, parameter in parameters.items() if parameter.requires_grad],
-        "held": list(_held_parts(model)),
+        # A part all of which is held is named once, with a dot behind: a frozen backbone has hundreds of modules.
+        "held": list(_held_parts(model, "", held)) if held else [],
     }
 
 
-def frozen_plan(model: nn.Module, state: Mapping[str, list[str]], optimizer: Optimizer) -> Step:
+def frozen_plan(
+    model: nn.Module, state: Mapping[str, list[str]], optimizer: Optimizer, saved: Collection[str | None]
+) -> Step:
     """Plan to freeze and thaw until the model stands as it did.
 
-    What the optimizer holds beyond the saved one stays trainable: somebody thawed it on purpose.
+    What the optimizer holds beyond the ``saved`` one stays trainable: somebody thawed it on purpose.
     """
     inner = unwrap(model)
     wanted = set(state["trainable"])
     parameters = _parameters(inner)
     before = {name: parameter.requires_grad for name, parameter in parameters.items()}
+    restore = holding.snapshot(inner)
 
     def apply() -> None:
         held = {id(parameter) for parameter in _held(optimizer)}
-        trains = {name: name in wanted or (before[name] and id(parameters[name]) in held) for name in parameters}
-        thawed = [name for name in parameters if trains[name] and not before[name]]
-        frozen = [name for name in parameters if before[name] and not trains[name]]
-        if thawed or set(_held_parts(inner)) != set(state["held"]):
-            _hold(inner, set(state["held"]), thawed)
+        new = {name for name, parameter in parameters.items() if id(parameter) in held and name not in saved}
+        trains = {name: name in wanted or (before[name] and name in new) for name in parameters}
+        thawed = {id(parameters[name]) for name in parameters if trains[name] and not before[name]}
+        frozen = {name: id(parameters[name]) for name in parameters if before[name] and not trains[name]}
         for name, parameter in parameters.items():
             parameter.requires_grad_(trains[name])
+        if thawed or frozen:
+            holding.remember(inner, holding.switched_off(inner) - thawed | set(frozen.values()))
+        _hold(inner, state["held"])
         if frozen:
-            _log.warning("%d parameters are frozen again, as the checkpoint has them: %s ...", len(frozen), frozen[0])
+            names = list(frozen)
+            _log.warning("%d parameters are frozen again, as in the checkpoint: %s, ...", len(names), names[0])
 
     def undo() -> None:
+        restore()
         for name, parameter in parameters.items():
             parameter.requires_grad_(before[name])
 
     return Step(apply, undo)
 
 
-def _held_parts(model: nn.Module) -> Iterator[str]:
-    """The largest parts of which every module is held by ``freeze``."""
-    if not any(map(is_held, model.modules())):
+def _held_modules(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if holding.is_held(module)}
+
+
+def _held_parts(module: nn.Module, name: str, held: Collection[str]) -> Iterator[str]:
+    prefix = f"{name}." if name else ""
+    if all((f"{prefix}{inside}" if inside else name) in held for inside, _ in module.named_modules()):
+        yield f"{name}."
         return
-
-    def walk(module: nn.Module, name: str) -> Iterator[str]:
-        if all(map(is_held, module.modules())):
-            yield name
-            return
-        for child_name, child in module.named_children():
-            yield from walk(child, f"{name}.{child_name}" if name else child_name)
-
-    yield from walk(model, "")
+    if name in held:
+        yield name
+    for child_name, child in module.named_children():
+        yield from _held_parts(child, f"{prefix}{child_name}", held)
 
 
-def _hold(model: nn.Module, wanted: set[str], thawed: list[str]) -> None:
-    def inside(name: str) -> bool:
-        return any(name == part or name.startswith(f"{part}.") or not part for part in wanted)
-
-    free = [module for name, module in model.named_modules() if name and is_held(module) and not inside(name)]
-    if free or thawed:
-        unfreeze(model, *free, *thawed)
+def _hold(model: nn.Module, parts: Collection[str]) -> None:
+    """Hold exactly these modules in eval mode."""
     modules = dict(model.named_modules())
-    lacking = [name for name in wanted if name in modules and not all(map(is_held, modules[name].modules()))]
-    if lacking:
-        freeze(model, *(modules[name] for name in lacking))
+    whole = tuple(part for part in parts if part.endswith("."))
+    wanted = {name for name in modules if name in parts or "." in whole or f"{name}.".startswith(whole)}
+
+    def free_others() -> None:
+        others = {name: modules[name] for name in _held_modules(model) - wanted}
+        if others:
+            holding.release(model, Selection(others, {}, {}))
+
+    free_others()
+    if lacking := {name: modules[name] for name in wanted - _held_modules(model)}:
+        holding.hold(model, Selection(lacking, {}, {}), set())
+        free_others()  # what stood between two of them was held too
 
 
 # ---- anything else with a state
