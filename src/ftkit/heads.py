@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
+from typing import TypeAlias
 
-import torch
 from torch import nn
 
 from ftkit import head_evidence as evidence
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.head_evidence import Found
-from ftkit.head_layers import Layer, Part, layers, renewed, with_channels
-from ftkit.head_trace import entries, runs
+from ftkit.head_layers import Layer, Part, layers, with_channels
+from ftkit.head_surgery import Undo, recount, resize, swap
+from ftkit.head_trace import entries
 from ftkit.selection import Selector, select, unwrap
 
 __all__ = ["Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
-
-_log = logging.getLogger("ftkit")
 
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
@@ -126,7 +122,7 @@ def replace_head(
     found = evidence.find_parts(model) if at is None else _found_at(model, at)
     if keep is not None:
         _check_keep(keep, found.classes, head)
-    return _resize(model, found, head, keep)
+    return _as_head(resize(model, found, head, keep), head)
 
 
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
@@ -165,9 +161,9 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
             raise HeadError(f"The factory gave {type(new).__name__} for {name!r}, and not a module.")
         if new is not old:
             news.append((name, old, new))
-    with _Undo() as undo:
+    with Undo() as undo:
         for _, old, new in news:
-            _swap(model, old, new, undo)
+            swap(model, old, new, undo)
     return [name for name, _, _ in news]
 
 
@@ -238,9 +234,9 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
     if not found:
         raise HeadError(f"Images enter the {type(model).__name__} by no convolution, so its channels can't be changed.")
     news = [(entry, with_channels(entry, channels)) for entry in found]
-    with _Undo() as undo:
+    with Undo() as undo:
         for entry, new in news:
-            _swap(model, entry.module, new, undo)
+            swap(model, entry.module, new, undo)
             for counter in evidence.counters(model, entry.names, of="channels"):
                 if counter.value == entry.inputs:
                     undo.remember(counter.owner)
@@ -277,12 +273,12 @@ def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str
         _check_width(new, width, its_names[0])
         news.append((old, new))
     counts = {end.outputs for _, new in news for end in layers(new)[-1:]}
-    with _Undo() as undo:
+    with Undo() as undo:
         for old, new in news:
             _settle(new, old)
-            _swap(model, old, new, undo)
+            swap(model, old, new, undo)
         if len(counts) == 1:
-            _count(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)
+            recount(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)
     by_name = dict(model.named_modules(remove_duplicate=False))
     names = tuple(name for its_names, _, _ in places for name in its_names)
     ends = [end for _, new in news for end in layers(new)]
@@ -324,198 +320,6 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
     if like is not None and like.device.type != "meta":
         new.to(like.device, like.dtype if like.is_floating_point() else None)
     new.train(old.training)
-
-
-# ------------------------------------------------------------------ layers for another count
-
-
-def _resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> Head:
-    """Make the layers of a head anew for ``count`` classes, and let the counters follow."""
-    parts, classes = found.parts, found.classes
-    thaw = not any(parameter.requires_grad for parameter in model.parameters())
-    rows = [_rows(part, classes, count, keep) for part in parts]
-    tables = [_tables(model, part.layer) for part in parts]
-    news = [
-        part.layer.module if keep and table else renewed(model, part, part.times * count + part.extra, kept, thaw)
-        for part, kept, table in zip(parts, rows, tables, strict=True)
-    ]
-    names = [name for part in parts for name in part.layer.names]
-    with _Undo() as undo:
-        for part, new, kept, table in zip(parts, news, rows, tables, strict=True):
-            if new is part.layer.module:
-                _regrow(model, part.layer, table, count, kept, undo)
-            else:
-                _swap(model, part.layer.module, new, undo)
-                _untie(model, table, undo)
-            _biases(model, part, count, kept, undo)
-        _weights(model, names, classes, count, keep or {}, undo)
-        _count(model, names, classes, count, keep, undo)
-        failure = runs(model) if found.ran and not any(tables) else ""
-        if failure:
-            raise HeadError(
-                f"With {count} classes in place of {classes} at {', '.join(map(repr, names))} the "
-                f"{type(model).__name__} does not run any more: {failure}. Something else in it counts the classes too."
-            )
-    fresh = [
-        Layer(part.layer.names, new, part.layer.inputs, part.times * count + part.extra, part.layer.axis)
-        for part, new in zip(parts, news, strict=True)
-    ]
-    return _as_head(fresh, count)
-
-
-def _tables(model: nn.Module, layer: Layer) -> list[nn.Embedding]:
-    """The embeddings that a layer shares its weight with."""
-    weight = layer.module._parameters.get("weight")
-    return [m for m in model.modules() if isinstance(m, nn.Embedding) and weight is not None and m.weight is weight]
-
-
-def _regrow(
-    model: nn.Module, layer: Layer, tables: list[nn.Embedding], count: int, rows: dict[int, int], undo: _Undo
-) -> None:
-    """Cut or grow a tied output layer and its embedding as one table; the parameter stays the same object."""
-    weight = tables[0].weight
-    undo.steps.append(functools.partial(setattr, weight, "data", weight.data))
-    grown = torch.empty(count, *weight.shape[1:], device=weight.device, dtype=weight.dtype)
-    grown.normal_(std=float(weight.data.std()) if weight.device.type != "meta" else 0.02)
-    grown[list(rows)] = weight.data[list(rows.values())]
-    weight.data, weight.grad = grown, None
-    places = {old: new for new, old in rows.items()}
-    for table in tables:
-        undo.remember(table)
-        table.num_embeddings = count
-        table.padding_idx = places.get(table.padding_idx) if table.padding_idx is not None else None
-    undo.remember(layer.module)
-    if isinstance(layer.module, nn.Linear):
-        layer.module.out_features = count
-    bias = layer.module._parameters.get("bias")
-    if bias is not None:
-        _everywhere(model, bias, nn.Parameter(_carried(bias, count, rows), requires_grad=bias.requires_grad), undo)
-
-
-def _untie(model: nn.Module, tables: list[nn.Embedding], undo: _Undo) -> None:
-    """Let the configuration say that the output layer has a weight of its own now."""
-    config = getattr(model, "config", None)
-    for place in (config, getattr(config, "text_config", None)):
-        if tables and place is not None and getattr(place, "tie_word_embeddings", False):
-            undo.remember(place)
-            place.tie_word_embeddings = False
-
-
-def _biases(model: nn.Module, part: Part, count: int, rows: dict[int, int], undo: _Undo) -> None:
-    """Make those biases anew that are added to a layer's outputs from the modules that hold it."""
-    layer, outputs = part.layer, part.times * count + part.extra
-    holders = [model.get_submodule(layer.name.rpartition(".")[0])] if "." in layer.name else [model]
-    if getattr(layer.module, "bias", None) is None:
-        for key, value in list(holders[0]._parameters.items()):
-            if value is not None and "bias" in key and value.shape == (layer.outputs,):
-                new = nn.Parameter(_carried(value, outputs, rows), requires_grad=value.requires_grad)
-                _everywhere(model, value, new, undo)
-    for holder in evidence.holders(model, layer.name):
-        for key, buffer in list(holder._buffers.items()):
-            if buffer is not None and "bias" in key and buffer.shape[-1:] == (layer.outputs,) == (buffer.numel(),):
-                undo.steps.append(functools.partial(holder._buffers.__setitem__, key, buffer))
-                holder._buffers[key] = _carried(buffer.flatten(), outputs, rows).view(*buffer.shape[:-1], outputs)
-
-
-def _weights(
-    model: nn.Module, names: list[str], classes: int, count: int, keep: Mapping[int, int], undo: _Undo
-) -> None:
-    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one."""
-    for loss in evidence.losses(model, names):
-        for key, buffer in list(loss._buffers.items()):
-            if buffer is not None and "weight" in key and buffer.shape == (classes,):
-                new = buffer.new_ones(count)
-                new[list(keep)] = buffer[list(keep.values())]
-                undo.steps.append(functools.partial(loss._buffers.__setitem__, key, buffer))
-                loss._buffers[key] = new
-                _log.info("The class weights of the %s are one for each new class.", type(loss).__name__)
-
-
-def _carried(old: torch.Tensor, size: int, rows: dict[int, int]) -> torch.Tensor:
-    new = old.detach().new_zeros(size)
-    new[list(rows)] = old.detach()[list(rows.values())]
-    return new
-
-
-def _everywhere(model: nn.Module, old: nn.Parameter, new: nn.Parameter, undo: _Undo) -> None:
-    """Put the parameter ``new`` wherever ``old`` is registered."""
-    for module in model.modules():
-        for key, value in list(module._parameters.items()):
-            if value is old:
-                undo.steps.append(functools.partial(module._parameters.__setitem__, key, old))
-                module._parameters[key] = new
-
-
-def _rows(part: Part, classes: int, count: int, keep: Mapping[int, int] | None) -> dict[int, int]:
-    """Which row of the new layer comes from which row of the old one."""
-    if keep is None:
-        return {}
-    if part.by_class:
-        rows = {part.times * new + k: part.times * old + k for new, old in keep.items() for k in range(part.times)}
-    else:
-        rows = {k * count + new: k * classes + old for new, old in keep.items() for k in range(part.times)}
-    return rows | {part.times * count + k: part.times * classes + k for k in range(part.extra)}
-
-
-# ------------------------------------------------------------------ what follows the count
-
-
-def _count(
-    model: nn.Module, names: list[str], classes: int, count: int, keep: Mapping[int, int] | None, undo: _Undo
-) -> None:
-    """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head."""
-    for counter in evidence.counters(model, names):
-        if counter.value != classes:
-            continue
-        owner = counter.owner
-        undo.remember(owner)
-        labels = getattr(owner, "id2label", None) if counter.name == "num_labels" else None
-        counter.set(count)
-        if isinstance(labels, Mapping) and keep:
-            kept = {new: labels[old] for new, old in keep.items() if old in labels}
-            owner.id2label = {index: kept.get(index, f"LABEL_{index}") for index in range(count)}
-            owner.label2id = {label: index for index, label in owner.id2label.items()}
-        if counter.name == "num_labels" and getattr(owner, "problem_type", None) == "regression" and count > 1:
-            owner.problem_type = None
-
-
-class _Undo:
-    """Changes to modules and configurations that are taken back if one of them fails."""
-
-    def __init__(self) -> None:
-        self.steps: list[Callable[[], object]] = []
-        self.remembered: set[int] = set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is not None:
-            for step in reversed(self.steps):
-                step()
-
-    def remember(self, owner: Any) -> None:
-        """Note what a module's or configuration's attributes are now."""
-        if id(owner) in self.remembered:
-            return
-        self.remembered.add(id(owner))
-        values = owner if isinstance(owner, dict) else vars(owner)
-        before = dict(values)
-
-        def restore() -> None:
-            values.clear()
-            values.update(before)
-
-        self.steps.append(restore)
-
-
-def _swap(model: nn.Module, old: nn.Module, new: nn.Module, undo: _Undo) -> None:
-    """Put ``new`` wherever ``old`` is registered."""
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is old:
-                undo.steps.append(functools.partial(parent._modules.__setitem__, name, old))
-                parent._modules[name] = new
 
 
 # ------------------------------------------------------------------ names
