@@ -9,6 +9,7 @@ import warnings
 import pytest
 import timm
 import torch
+import torch.nn.utils.prune
 import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -294,12 +295,19 @@ def test_a_bare_parameter_is_no_head_to_replace() -> None:
 
 
 def test_find_head_leaves_no_trace() -> None:
-    """The run changes neither the model's tensors nor its mode, and copies no data."""
+    """The run changes neither the model's tensors nor its mode, calls no hook of the user's and draws no numbers."""
     model = TwoOutputs("classifier", "box", (10, 4)).train()
+    seen: list[object] = []
+    hook = model.body.register_forward_hook(lambda *args: seen.append(args))
+    model.body.register_forward_pre_hook(lambda *args: seen.append(args))
+    drawn = torch.get_rng_state()
     before = copy.deepcopy(model.state_dict())
     find_head(model)
     assert model.training
+    assert seen == []
+    assert hook.id in model.body._forward_hooks
     assert not model.body[0]._forward_hooks
+    assert torch.equal(drawn, torch.get_rng_state())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
@@ -354,6 +362,14 @@ def test_a_parametrization_of_one_shape_is_an_error() -> None:
     with pytest.raises(HeadError, match="remove_parametrizations"):
         replace_head(model, 4)
     assert model[1].out_features == 10
+
+
+def test_a_pruned_head_is_an_error() -> None:
+    """A mask of the old shape can't follow; the message says how to end it."""
+    model = Net(fc=nn.Linear(8, 10))
+    nn.utils.prune.l1_unstructured(model.fc, "weight", amount=3)
+    with pytest.raises(HeadError, match=r"prune\.remove"):
+        replace_head(model, 4)
 
 
 def test_a_cosine_head_keeps_its_temperature() -> None:

@@ -140,6 +140,11 @@ def renewed(model: nn.Module, part: Part, outputs: int, rows: dict[int, int], th
     """Return a layer like the old one with ``outputs`` outputs, initialised."""
     layer = part.layer
     old = layer.module
+    pruned = next((hook for hook in old._forward_pre_hooks.values() if hasattr(hook, "apply_mask")), None)
+    if pruned is not None:
+        raise HeadError(
+            f"{layer.name!r} is pruned ({type(pruned).__name__}); end that with torch.nn.utils.prune.remove."
+        )
     if isinstance(old, nn.modules.conv._ConvNd) and old.groups > 1:
         raise HeadError(f"{layer.name!r} is a convolution in {old.groups} groups: another count would not fit them.")
     new = _twin(old, layer.outputs, outputs, layer.axis)

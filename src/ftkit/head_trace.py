@@ -97,6 +97,11 @@ def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shadow = copy.deepcopy(model, dict(fakes))
+    for module in shadow.modules():  # hooks are the user's own and must not see fakes, but weight norm is one
+        module._forward_hooks.clear()
+        for key, hook in list(module._forward_pre_hooks.items()):
+            if not type(hook).__module__.startswith("torch."):
+                del module._forward_pre_hooks[key]
     owners: dict[int, Layer] = {}
     for layer in every:
         for name, tensor in own_tensors(layer.module).items():
