@@ -245,7 +245,6 @@ def test_an_unknown_protocol_is_an_error() -> None:
         scan_images("nosuch://bucket/pets")
 
 
-@pytest.mark.slow
 def test_dask_gives_the_same_report(pets: Path, jpegs: list[bytes]) -> None:
     """A cluster of processes does the work through its executor."""
     distributed = pytest.importorskip("distributed")

@@ -8,8 +8,9 @@ from ftkit.images.verdict import Pixels
 
 __all__ = ["confirm_seam", "find_seams"]
 
-_LEAST = 4  # levels of brightness that a seam is at least high
-_CLEAR = 2.0  # how many times it stands out from the steps around it, to be worth a second look
+_LEAST = 16  # levels of brightness that a seam is high, at least
+_STEP = 4  # levels of a single pixel's step
+_CLEAR = 2.5  # how many times it stands out from the steps around it, to be worth a second look
 _SHARP = 0.45  # of its pixels that step on the very line; in photographs up to 0.26 of them do
 
 
@@ -35,9 +36,10 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
         steps = steps.reshape(rows - 1, columns, unit_width).mean(2)
     ones = np.ones(columns, np.float32)
     sums, sizes = steps @ ones, np.abs(steps) @ ones
-    # What the sums over two rows must come to for a seam as clear as below: most rows are out.
+    # What the sums over two rows must come to for a seam as clear as below (with S, A, R for seam, seam_size, rest:
+    # R <= S / 2.5 - columns, A <= S / 0.75, sums >= S - R, sizes = A + R): nearly all rows are out.
     sums, sizes = np.abs(sums[:-1] + sums[1:]), sizes[:-1] + sizes[1:]
-    places = np.flatnonzero((sums >= 0.75 * _LEAST * columns) & (sizes <= 3.7 * sums))
+    places = np.flatnonzero((sums >= (0.6 * _LEAST + 1) * columns) & (sizes <= 2.89 * (sums - columns) - columns))
     if not len(places):
         return []
     here, below = steps[places], steps[places + 1]
@@ -58,6 +60,8 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
         | (np.abs(right) * columns < 0.5 * seam * (columns - count))  # on both sides of the turn
         | (np.abs(left) * columns < 0.5 * seam * count)
     ] = 0
+    if clear.max() < _CLEAR:
+        return []
     found = []
     for flat in np.argsort(-clear, axis=None)[:16]:
         place, at = divmod(int(flat), clear.shape[1])
@@ -88,5 +92,5 @@ def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -
     on = values[y, x] - values[y - 1, x]
     above, below = values[y - 1, x] - values[y - 2, x], values[y + 1, x] - values[y, x]
     sign = 1 if np.median(on) > 0 else -1
-    sharp = sign * on > np.maximum(_LEAST, 1.5 * np.maximum(np.abs(above), np.abs(below)))
+    sharp = sign * on > np.maximum(_STEP, 1.5 * np.maximum(np.abs(above), np.abs(below)))
     return bool(sharp.mean() > _SHARP)
