@@ -741,6 +741,46 @@ def test_background_drains_when_the_process_ends(tmp_path: Path) -> None:
     assert CheckpointManager(tmp_path).resume(model=nn.Linear(2000, 2000)) == 4
 
 
+@pytest.mark.slow
+def test_of_several_processes_the_first_one_writes(tmp_path: Path) -> None:
+    """With DistributedDataParallel all processes save and resume; there is one file, and all go on from it."""
+    done = run_child(
+        """
+        import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+        from ftkit import CheckpointManager
+
+        def run(rank, folder):
+            dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+            torch.manual_seed(0)
+            model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
+            optimizer = torch.optim.AdamW(model.parameters())
+            manager = CheckpointManager(folder + "/runs", monitor="loss")
+            for epoch in range(2):
+                model(torch.randn(3, 2) + rank).square().mean().backward()
+                optimizer.step()
+                manager.save(epoch, model=model, optimizer=optimizer, metrics={"loss": 1 - epoch})
+            weight = model.module.weight.detach().clone()
+            dist.barrier()
+            torch.nn.init.zeros_(model.module.weight)
+            again = CheckpointManager(folder + "/runs", monitor="loss")
+            assert again.resume(model=model, optimizer=optimizer) == 2
+            assert torch.equal(model.module.weight, weight)
+            dist.barrier()
+            dist.destroy_process_group()
+
+        if __name__ == "__main__":
+            context = mp.get_context("fork")
+            children = [context.Process(target=run, args=(rank, sys.argv[1])) for rank in range(2)]
+            [child.start() for child in children]
+            [child.join() for child in children]
+            sys.exit(max(child.exitcode for child in children))
+        """,
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert names(tmp_path / "runs") == ["1-0.0000.safetensors"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     """Running out of space is a clear error; the checkpoint before it is whole, and nothing is left behind."""

@@ -461,6 +461,7 @@ class CheckpointManager:
         entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
         entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
         if not self._writes:
+            self._entries = self._staying([*self._entries, entry], checked=False)
             return entry.path
         content = _collect(
             model=model,
@@ -590,18 +591,17 @@ class CheckpointManager:
 
     def _finish(self, entry: _Entry, write: Callable[[], None]) -> None:
         write()
-        self._entries = [other for other in self._entries if other.path != entry.path] + [entry]
-        kept = {id(other) for other in self._kept(self._entries, checked=True)}
-        for other in self._entries:
-            if id(other) not in kept:
-                other.path.unlink(missing_ok=True)
-        self._entries = [other for other in self._entries if id(other) in kept]
+        entries = [other for other in self._entries if other.path != entry.path] + [entry]
+        self._entries = self._staying(entries, checked=True)
+        for path in {other.path for other in entries} - {other.path for other in self._entries}:
+            path.unlink(missing_ok=True)
 
-    def _kept(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
-        """The entries that stay; if ``checked``, only those known to be whole count."""
-        ranked = self._ranked(entries)
+    def _staying(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
+        """The entries that stay, oldest first; if ``checked``, only those known to be whole count."""
         last = self._first(entries[::-1], self.keep_last, checked)
-        return last + self._first(ranked, self.keep_best, checked)
+        best = self._first(self._ranked(entries), self.keep_best, checked)
+        kept = {id(entry) for entry in (*last, *best)}
+        return [entry for entry in entries if id(entry) in kept]
 
     @staticmethod
     def _first(entries: list[_Entry], count: int | None, checked: bool) -> list[_Entry]:
@@ -660,10 +660,10 @@ class CheckpointManager:
         if suffix not in checkpoint_files.SUFFIXES:
             stem, suffix = name, ".safetensors"
         path = self.directory / f"{stem}{suffix}"
-        taken = {other.path for other in self._kept([*self._entries, entry], checked=False)}
+        taken = {other.path for other in self._staying([*self._entries, entry], checked=False)}
         mine = {other.path for other in self._entries}
         count = 1
-        while path in taken or (path not in mine and path.exists()):
+        while path in taken or (self._writes and path not in mine and path.exists()):
             count += 1
             path = self.directory / f"{stem}-{count}{suffix}"
         return path
