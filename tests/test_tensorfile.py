@@ -270,6 +270,13 @@ def test_rewritten_by_others(small):
         TensorFile(small)
 
 
+def test_cannot_be_opened(tmp_path):
+    """A file that is not there, or is a folder, is an error that says so."""
+    for path in (tmp_path / "nowhere", tmp_path):
+        with pytest.raises(CheckpointError, match="Can't open"):
+            TensorFile(path)
+
+
 def test_without_digests(tmp_path):
     """Digests can be left out; the header stays guarded, and tied names come back."""
     weight = torch.ones(4)

@@ -447,6 +447,19 @@ def test_models_that_load_themselves(tmp_path):
     assert holds(model.body, 7)
 
 
+def test_a_source_without_values(tmp_path):
+    """A source on the meta device, or one that can't be opened, is an error, and the model is as it was."""
+    with torch.device("meta"):
+        empty = Net()
+    model = filled(Net(), 1)
+    with pytest.raises(CheckpointError, match="meta"):
+        load_weights(model, empty)
+    assert holds(model, 1)
+    (tmp_path / "x.pt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="no file"):
+        load_weights(model, tmp_path / "x.pt")
+
+
 def test_damage_is_refused(tmp_path):
     """A flipped bit in either format is an error that names the place."""
     for name in ("x.safetensors", "x.pt"):

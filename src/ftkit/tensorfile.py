@@ -262,7 +262,7 @@ class TensorFile:
 
     Raises:
         DamagedFileError: This is no whole safetensors file.
-        CheckpointError: A tensor is of a type that this torch lacks.
+        CheckpointError: It can't be opened, or a tensor is of a type that this torch lacks.
 
     Example:
         >>> import torch
@@ -281,7 +281,10 @@ class TensorFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        try:
+            self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        except OSError as error:
+            raise CheckpointError(f"Can't open {self.path}: {error.strerror}.") from error
         try:
             raw = self._raw_header()
             self._parse(raw)

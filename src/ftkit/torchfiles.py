@@ -59,8 +59,8 @@ def content_format(path: str | os.PathLike[str]) -> Format:
             start = file.read(512)
     except FileNotFoundError as error:
         raise CheckpointError(f"There is no file {os.fspath(path)}.") from error
-    except IsADirectoryError as error:
-        raise CheckpointError(f"{os.fspath(path)} is a folder, not a file.") from error
+    except OSError as error:
+        raise CheckpointError(f"Can't open {os.fspath(path)}: {error.strerror}.") from error
     if start[:4] == b"PK\x03\x04":
         return "zip"
     if start[257:262] == b"ustar":

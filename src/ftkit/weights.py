@@ -309,6 +309,11 @@ def _fill(model: nn.Module, match: Match, places: Places) -> None:
     """Read into the model's own memory; what is on meta gets new memory once all is read."""
     entries: dict[Tensor, Entry] = {}  # a tied tensor is read once, under the last of its names, as torch does
     for bare in match.fitting:
+        stored = match.entries[bare][1].stored
+        if isinstance(stored, Tensor) and stored.is_meta:
+            raise CheckpointError(
+                f"{match.entries[bare][0]!r} is on the meta device: it has a shape but no values to load."
+            )
         entries[places.tensors[places.names[bare]]] = match.entries[bare][1]
     fresh = {target: torch.empty(target.shape, dtype=target.dtype) for target in entries if target.is_meta}
     Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import struct
 import tarfile
 import zipfile
@@ -23,6 +22,8 @@ from torch import nn
 
 from ftkit import diff_checkpoints, inspect_checkpoint, load_model, load_weights
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
+
+resource = pytest.importorskip("resource")
 
 VALUES = torch.arange(1, 4097, dtype=torch.float32) / 7
 
