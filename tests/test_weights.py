@@ -460,6 +460,17 @@ def test_a_source_without_values(tmp_path):
         load_weights(model, tmp_path / "x.pt")
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_lazy_modules():
+    """A layer that does not know its shape yet takes it from the weights, with and without a prefix."""
+    for prefix in ("", "module."):
+        model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+        source = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        report = load_weights(model, {prefix + name: tensor for name, tensor in source.state_dict().items()})
+        assert torch.equal(model[0].weight, source[0].weight)
+        assert len(report.loaded_keys) == 4
+
+
 def test_damage_is_refused(tmp_path):
     """A flipped bit in either format is an error that names the place."""
     for name in ("x.safetensors", "x.pt"):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ftkit.sources import Entry, Nest
 
@@ -47,10 +48,13 @@ class Places:
         self.kind = type(model).__name__
         state = model.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self.tensors: dict[str, Tensor] = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        self.tensors: dict[str, Tensor] = {
+            name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)
+        }
         self.names = {_bare(name): name for name in self.tensors}
-        # A model may keep its values elsewhere, or translate old names; then only its own method knows how to load.
-        self.elsewhere = any(id(value) not in own for value in state.values())
+        # A model may keep its values elsewhere, not know their shapes yet, or translate old names; then only its own
+        # method knows how to load.
+        self.elsewhere = any(id(value) not in own or is_lazy(value) for value in state.values())
         self.translates = any(map(_loads_itself, model.modules()))
 
     def shape(self, bare: str) -> tuple[int, ...] | None:

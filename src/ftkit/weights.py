@@ -354,7 +354,7 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
         raise CheckpointError(f"The {places.kind}'s own load_state_dict refuses {report.source}: {error}") from error
     return replace(
         report,
-        loaded_keys=[name for name in places.tensors if name not in result.missing_keys],
+        loaded_keys=[name for name in model.state_dict() if name not in result.missing_keys],
         missing_keys=list(result.missing_keys),
         unexpected_keys=list(result.unexpected_keys),
         mismatched_keys=[],
