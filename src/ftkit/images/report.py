@@ -125,8 +125,8 @@ class ScanReport:
             FtkitError: pyarrow is not installed.
         """
         try:
-            import pyarrow as pa  # type: ignore[import-not-found, unused-ignore]  # an extra
-            import pyarrow.parquet as pq  # type: ignore[import-not-found, unused-ignore]
+            import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+            import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
         except ImportError as error:
             raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
         columns = {
