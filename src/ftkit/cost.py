@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections import OrderedDict, defaultdict
@@ -193,7 +194,8 @@ def _measure(
                     scalar = (loss or _default_loss)(output)
                 if isinstance(scalar, torch.Tensor) and scalar.requires_grad:
                     meter.in_backward = True
-                    stand_ins.backward(scalar)
+                    with _out_of_autocast(scalar.device.type):
+                        stand_ins.backward(scalar)
         except Exception as error:
             raise _FailedStep(error, model, meter) from error
         finally:
@@ -218,6 +220,12 @@ def _initialized(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         except Exception as error:
             raise _FailedStep(error, model, meter) from error
         return stand_ins.initialized()
+
+
+def _out_of_autocast(kind: str) -> contextlib.AbstractContextManager[object]:
+    """Leave autocast, as a loop does that runs its backward pass outside: the casts it remembered are freed."""
+    torch.clear_autocast_cache()
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:

@@ -415,7 +415,7 @@ def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if kind is FakeTensor:
                 if value.constant is not None or value.dtype.is_complex:
                     return None
-                key.append((value.shape, value.stride(), value.storage_offset(), value.dtype, value._fake_device))
+                key.append((value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device))
             elif kind is list or (kind is tuple and not kwargs):
                 if value and isinstance(value[0], torch.Tensor | None):
                     inner = _key(None, tuple(value), {})
