@@ -615,6 +615,31 @@ def test_the_only_good_one_is_never_deleted(tmp_path: Path) -> None:
     assert manager.resume(model=model) == 4
 
 
+def test_a_checkpoint_that_does_not_fit_is_no_damage(tmp_path: Path) -> None:
+    """Another model is an error, and not a reason to go back to an older file."""
+    manager = CheckpointManager(tmp_path, keep_last=2)
+    manager.save(0, model=nn.Linear(1, 1))
+    manager.save(1, model=nn.Linear(1, 2))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        manager.resume(model=nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("filename", ["{epoch}", "{epoch}.pt"])
+def test_every_kind_of_damage_is_passed_over(tmp_path: Path, filename: str) -> None:
+    """A newest file that is cut, empty, garbage or flipped anywhere makes resume take the one before it."""
+    model = nn.Linear(2, 2)
+    manager = CheckpointManager(tmp_path, keep_last=2, filename=filename)
+    newest = [manager.save(epoch, model=model, rng=False) for epoch in range(2)][-1]
+    whole = newest.read_bytes()
+    flips = [whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :] for at in range(0, len(whole), 61)]
+    for broken in (b"", b"garbage", whole[:-1], whole[: len(whole) // 2], whole + b"x", *flips):
+        newest.write_bytes(broken)
+        again = CheckpointManager(tmp_path, keep_last=2, filename=filename)
+        # A zip file has bytes that mean nothing; what is loaded must be right all the same.
+        epoch = again.resume(model=model)
+        assert epoch == 1 or (epoch == 2 and filename.endswith(".pt"))
+
+
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     """A run that can't go on says so, and does not start anew over its remains."""
     model = nn.Linear(1, 1)

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from ftkit import checkpoint_files, deltas, resuming
 from ftkit.checkpoint_files import Content
-from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, UntrustedFileError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, did_you_mean
 from ftkit.files import remove_litter
 from ftkit.monitor import Mode, check_mode, is_better, metric_value
 from ftkit.resuming import Step
@@ -533,7 +533,9 @@ class CheckpointManager:
                     rng=rng,
                     **objects,
                 )
-            except (DamagedFileError, UntrustedFileError) as error:  # damage can look like anything
+            except (CheckpointError, OSError) as error:
+                if _is_readable(entry.path):
+                    raise  # it is whole, and does not fit
                 _log.warning("%s Going back to the checkpoint before it.", error)
                 self._entries.pop()
                 continue
@@ -667,6 +669,14 @@ class CheckpointManager:
             count += 1
             path = self.directory / f"{stem}-{count}{suffix}"
         return path
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        checkpoint_files.read(path, ())
+    except (CheckpointError, OSError):
+        return False
+    return True
 
 
 def _fields(template: str) -> list[tuple[str, str | None, str]]:
