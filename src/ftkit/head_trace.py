@@ -8,6 +8,7 @@ import itertools
 import logging
 import random
 import re
+import types
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -97,11 +98,10 @@ def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensor
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         shadow = copy.deepcopy(model, dict(fakes))
-    for module in shadow.modules():  # hooks are the user's own and must not see fakes, but weight norm is one
-        module._forward_hooks.clear()
-        for key, hook in list(module._forward_pre_hooks.items()):
-            if not type(hook).__module__.startswith("torch."):
-                del module._forward_pre_hooks[key]
+    for module in shadow.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for key in [key for key, hook in hooks.items() if not _is_own(hook, module)]:
+                del hooks[key]
     owners: dict[int, Layer] = {}
     for layer in every:
         for name, tensor in own_tensors(layer.module).items():
@@ -112,6 +112,17 @@ def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensor
     for name, parameter in model.named_parameters():
         fakes[id(parameter)].dotted = name
     return shadow, mode, owners
+
+
+def _is_own(hook: Any, module: nn.Module) -> bool:
+    """Whether a hook belongs to how a module works (weight norm, outputs that a library captures).
+
+    Another one is the user's, and must not see fakes.
+    """
+    hook = getattr(hook, "func", hook)
+    written = (hook if isinstance(hook, types.FunctionType | types.MethodType) else type(hook)).__module__
+    package = str(written).partition(".")[0]
+    return package == "torch" or (package != "__main__" and package == type(module).__module__.partition(".")[0])
 
 
 class _TooLongError(Exception):
