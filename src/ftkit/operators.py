@@ -148,8 +148,8 @@ class _Convolution:
         self.fast = built_in and (self.half or (size == 4 and moves and large))
 
     def _single(self, half: int) -> int:
-        """Sums in single precision of as many examples as are worked on at once."""
-        return 0 if self.depthwise else 2 * half * min(self.examples, torch.get_num_threads()) // self.examples
+        """Sums in single precision, of one example for each thread."""
+        return 0 if self.depthwise else 2 * half * torch.get_num_threads() // self.examples
 
     def forward(self) -> int:
         """What is alive at the worst moment, besides x, w and y."""
@@ -181,7 +181,8 @@ class _Convolution:
                 else:  # unfolded, channel by channel
                     operands, sums = 0, self.threads * (self.columns + 4 * self.w)
             if self.half:
-                busy = min(self.examples, torch.get_num_threads()) if self.x + self.y > self.w else 1
+                much = self.x + self.y > (16 if self.depthwise else 3) * self.w  # examples are shared out then
+                busy = min(self.examples, torch.get_num_threads()) if much else 1
                 sums = busy * (2 * copied + (0 if self.kernel == 1 else (self.x + self.y) // self.examples))
             moments.append(dx + operands + copied + self.bias + sums)
             moments.append(dx + copied + self.w + 2 * self.bias + (self.w if last else 0))
