@@ -565,3 +565,16 @@ def test_transformers_labels_follow() -> None:
     replace_head(model, 4, keep={3: 1})
     assert (model.num_labels, model.config.id2label[3], model.config.label2id["dog"]) == (4, "dog", 3)
     assert model(pixel_values=torch.zeros(1, 3, 32, 32), labels=torch.tensor([3])).loss.isfinite()
+
+
+def test_a_head_that_only_the_loss_uses_follows_too() -> None:
+    """A layer that runs, and whose outputs don't leave the model, is found beside the main one."""
+
+    class Hidden(TwoOutputs):
+        def forward(self, x: torch.Tensor) -> object:
+            outputs = super().forward(x)
+            return outputs["first"]
+
+    model = Hidden("classifier", "auxiliary_head")
+    replace_head(model, 3)
+    assert model.auxiliary_head.out_features == model.classifier.out_features == 3

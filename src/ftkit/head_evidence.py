@@ -346,7 +346,7 @@ def _decide(model: nn.Module, every: list[Layer], run: Trace) -> Found:
                 for end in speaking
                 if end.layer.outputs == classes + 1 and role(end.layer.name) == "class" and end.level == CLEAN
             ]
-        if chosen:
+        if not all(end.training_only for end, _ in chosen):
             return Found(_with_boxes(every, [part for _, part in chosen]), classes, run.complete)
 
     # No counter: the layers whose outputs come out as they are, those named for classes or under a softmax first.

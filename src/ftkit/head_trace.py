@@ -38,7 +38,7 @@ class End:
     ports: set[str] = field(default_factory=set)
     softmax: bool = False
     body: bool = False
-    training_only: bool = False
+    training_only: bool = False  # or used by the loss alone
 
 
 @dataclass(eq=False)
@@ -72,6 +72,9 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
         complete, failure = run.complete, run.failure
         for end in _ends(run.outputs, owners, seen, bare):
             end.training_only = training
+            ends.setdefault(end.layer, end)
+        for end in _ends(_unused(run.made), owners, seen, set()):  # what ran for the loss alone
+            end.training_only = True
             ends.setdefault(end.layer, end)
         if len(seen) == len(every) or not complete:
             break
@@ -198,6 +201,7 @@ class _Outcome:
     complete: bool
     failure: str = ""
     first: list[str] = field(default_factory=list)
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 def runs(model: nn.Module) -> str:
@@ -257,7 +261,7 @@ def _run(shadow: nn.Module, mode: FakeTensorMode, *, follow: bool = True) -> _Ou
                     break  # past all layers, what fails is no matter of the input
                 continue
             if any(tensor.grad_fn is not None for tensor in outputs.values()):
-                return _Outcome(outputs, complete=True, first=list(first))
+                return _Outcome(outputs, complete=True, first=list(first), made=dict(made))
     return _Outcome(_unused(furthest), complete=False, failure=failure, first=list(first))
 
 
