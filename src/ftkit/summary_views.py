@@ -278,8 +278,9 @@ def _savings(found: ModelSummary) -> str:
         return "It leaves nothing to train on this input: there is no backward pass."
     flops = _share(found.unfrozen_backward_flops - found.backward_flops, found.unfrozen_backward_flops)
     saved = _share(found.unfrozen_saved_bytes - found.saved_bytes, found.unfrozen_saved_bytes)
+    frozen = _share(found.frozen_params, found.total_params)
     return (
-        f"{_share(found.frozen_params, found.total_params)} of the parameters are frozen. Against training all, that "
+        f"{frozen[0].upper()}{frozen[1:]} of the parameters are frozen. Against training all, that "
         f"saves {flops} of the backward FLOPs and {saved} of the bytes kept."
     )
 
