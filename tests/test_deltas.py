@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from ftkit import freeze_except, load_delta, save_delta
+from ftkit import freeze_except, load_delta, replace_head, save_delta, save_weights
 from ftkit.errors import CheckpointError, DamagedFileError
 
 
@@ -106,3 +106,119 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
         with pytest.raises(DamagedFileError):
             load_delta(model, path)
+
+
+def resnet_with(head: nn.Module) -> nn.Module:
+    """A pretrained model with a new head of any kind, trained alone."""
+    model = pretrained()
+    model.fc = head
+    return model
+
+
+class Odd(nn.Module):
+    """A head that no file can describe."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.randn(512, 3))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features @ self.matrix
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        nn.Linear(512, 5, bias=False),
+        nn.Linear(512, 1000, bias=False),
+        nn.Sequential(nn.Dropout(0.1), nn.Linear(512, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)),
+        nn.Linear(512, 5, dtype=torch.float64),
+    ],
+)
+def test_heads_of_plain_layers_come_back(tmp_path: Path, head: nn.Module) -> None:
+    """Whatever plain layers a head is made of, they are built again on the base, with the same values."""
+    model = resnet_with(head)
+    freeze_except(model, "fc")
+    save_delta(model, tmp_path / "d.safetensors")
+    fresh = pretrained()
+    load_delta(fresh, tmp_path / "d.safetensors")
+    state = fresh.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_a_head_of_its_own_class_must_be_built_first(tmp_path: Path) -> None:
+    """The error says so and leaves the base alone; with the head in place, the delta loads."""
+    model = resnet_with(Odd())
+    freeze_except(model, "fc")
+    save_delta(model, tmp_path / "d.safetensors")
+    fresh = pretrained()
+    head = fresh.fc
+    with pytest.raises(CheckpointError):
+        load_delta(fresh, tmp_path / "d.safetensors")
+    assert fresh.fc is head
+    fresh.fc = Odd()
+    load_delta(fresh, tmp_path / "d.safetensors")
+    assert same_outputs(fresh, model)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_models_with_two_heads(tmp_path: Path, name: str) -> None:
+    """All heads that replace_head makes come back, and the model's own count follows."""
+    model = pretrained(name)
+    freeze_except(model, replace_head(model, 6))
+    save_delta(model, tmp_path / "d.safetensors")
+    fresh = pretrained(name)
+    load_delta(fresh, tmp_path / "d.safetensors")
+    assert fresh.num_classes == 6
+    assert all(map(torch.equal, fresh.state_dict().values(), model.state_dict().values()))
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    """The first weights of a head that is built are not drawn from the caller's generator."""
+    model = resnet_with(nn.Linear(512, 5))
+    freeze_except(model, "fc")
+    save_delta(model, tmp_path / "d.safetensors")
+    fresh = pretrained()
+    before = torch.get_rng_state()
+    load_delta(fresh, tmp_path / "d.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_base_that_changes_is_looked_at_again(tmp_path: Path) -> None:
+    """A frozen weight that moves between two saves, even behind autograd's back, gives another base."""
+    model = resnet_with(nn.Linear(512, 5))
+    freeze_except(model, "fc")
+    save_delta(model, tmp_path / "a.safetensors")
+    model.conv1.weight.data.mul_(2)
+    save_delta(model, tmp_path / "b.safetensors")
+    fresh = pretrained()
+    load_delta(fresh, tmp_path / "a.safetensors")
+    with pytest.raises(CheckpointError, match="other weights"):
+        load_delta(pretrained(), tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["model", "dict", "file"])
+def test_a_base_of_any_kind(tmp_path: Path, kind: str) -> None:
+    """The base may be a model, a state dict or a file; without a difference there is no delta."""
+    base = pretrained()
+    save_weights(base, tmp_path / "base.safetensors")
+    given = {"model": base, "dict": base.state_dict(), "file": tmp_path / "base.safetensors"}[kind]
+    model = pretrained()
+    with pytest.raises(CheckpointError, match="does not differ"):
+        save_delta(model, tmp_path / "d.safetensors", base=given)
+    with torch.no_grad():
+        model.bn1.running_mean.add_(1)
+    save_delta(model, tmp_path / "d.safetensors", base=given)
+    fresh = pretrained()
+    load_delta(fresh, tmp_path / "d.safetensors")
+    assert same_outputs(fresh, model)
+    with pytest.raises(CheckpointError, match="not one of this model"):
+        save_delta(model, tmp_path / "d.safetensors", base=nn.Linear(1, 1))
+
+
+def test_nothing_trainable_asks_for_the_base(tmp_path: Path) -> None:
+    """A wholly frozen model has no delta that anybody could know."""
+    model = nn.Linear(2, 2).requires_grad_(False).eval()
+    with pytest.raises(CheckpointError, match="give base="):
+        save_delta(model, tmp_path / "d.safetensors")

@@ -397,6 +397,7 @@ def _rebuild(model: nn.Module, layer: str, description: list[Any], tensors: Mapp
         replace_head(model, new, at=layer)
     except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
         setattr(holder, last, new)
+    new.to(dtype=forms[0] if forms else None)  # a head takes the type of the layer before it
 
 
 def _snapshot(model: nn.Module) -> Callable[[], None]:
