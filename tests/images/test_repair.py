@@ -29,6 +29,7 @@ def odd(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[...,
         "deep.png": encode(Image.fromarray(np.asarray(photo(11).convert("L")).astype(np.uint16) * 257), "PNG"),
         "tail.jpg": encode(photo(12)) + b"<html>",
         "endless.jpg": encode(photo(13))[:-2],
+        "moving.gif": encode(photo(15), "GIF"),
         "cut.jpg": encode(photo(14))[:5000],
     }
     (tmp_path / "odd/a").mkdir(parents=True)
@@ -47,13 +48,13 @@ def test_copies_are_sound_and_originals_untouched(odd: Path) -> None:
     assert names == {
         "turned.jpg": "turned.jpg", "inks.jpg": "inks.jpg", "named.jpg": "named.png", "noext": "noext.jpg",
         "crc.png": "crc.png", "glass.png": "glass.png", "deep.png": "deep.png", "tail.jpg": "tail.jpg",
-        "endless.jpg": "endless.jpg",
+        "endless.jpg": "endless.jpg", "moving.gif": "moving.png",
     }  # fmt: skip
     assert {path.name: path.read_bytes() for path in odd.rglob("*") if path.is_file()} == before
     again = scan_images(made.folder, workers=1)
     assert [(f.path, f.kind) for f in again.findings if f.kind != "greyscale"] == []
     assert made.folder.name == "odd-repaired"
-    assert "9 mended copies" in str(made)
+    assert "10 mended copies" in str(made)
 
 
 def test_the_picture_stands_upright(odd: Path, photo: Callable[..., Image.Image]) -> None:

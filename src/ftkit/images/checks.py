@@ -10,11 +10,12 @@ import numpy as np
 import xxhash
 
 from ftkit.images import jpeg
+from ftkit.images.findings import LISTED_SUFFIXES
 from ftkit.images.fingerprint import Prints, fingerprints, near_groups
 from ftkit.images.verdict import Broken, Form, Notes, Pixels, Verdict
 
 __all__ = [
-    "IMAGENET_SUFFIXES",
+    "LISTED_SUFFIXES",
     "SUFFIXES",
     "check_bytes",
     "check_file",
@@ -24,8 +25,6 @@ __all__ = [
     "do_thumbnail",
 ]
 
-# What torchvision's ImageFolder takes for an image, by the suffix alone.
-IMAGENET_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
 SUFFIXES = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif"),
     "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -106,7 +105,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
 def _judge_name(suffix: str, form: str, notes: Notes) -> None:
     if suffix in _IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
         notes.append(("wrong_suffix", f"{form} content under the suffix {suffix}"))
-    elif suffix not in IMAGENET_SUFFIXES:
+    elif suffix not in LISTED_SUFFIXES:
         notes.append(("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
 
 

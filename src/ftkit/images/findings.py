@@ -8,7 +8,10 @@ from typing import Literal, NamedTuple, get_args
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["COPIES", "KINDS", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
+__all__ = ["COPIES", "KINDS", "LISTED_SUFFIXES", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
+
+#: What torchvision's ImageFolder takes for an image, by the suffix alone.
+LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Severity = Literal["unusable", "odd", "junk"]
 
@@ -39,7 +42,7 @@ KINDS: dict[str, Kind] = {
     "timeout": Kind("unusable", "not decoded within timeout; loaders stall", "set it aside, or raise timeout="),
     "out_of_memory": Kind("unusable", "decoding needs more memory than a worker may have", "scale it down"),
     "wrong_suffix": Kind("odd", "loaders that go by the suffix fail", "repair() renames a copy"),
-    "unlisted_suffix": Kind("odd", "ImageFolder passes over it, for its suffix", "repair() renames a copy"),
+    "unlisted_suffix": Kind("odd", "ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
     "decoder_warning": Kind("odd", "the decoder complains, the pixels are sound", "nothing, or save it again"),
     "trailing_data": Kind("odd", "bytes follow the picture; harmless", "repair() cuts them off"),
     "bad_crc": Kind("odd", "a checksum is wrong, the pixels are sound; some loaders raise or crash", "repair()"),

@@ -135,7 +135,7 @@ class RemoteFolder:
 
 def _open_remote(url: str) -> tuple[Any, str]:
     try:
-        from fsspec.core import url_to_fs  # type: ignore[import-untyped, unused-ignore]  # an extra without types
+        from fsspec.core import url_to_fs  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError as error:
         raise FtkitError(f"{url!r} needs fsspec and its plug-in for the protocol: pip install fsspec.") from error
     try:

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from ftkit.files import atomic_write
 from ftkit.images import png
 from ftkit.images.checks import SUFFIXES
+from ftkit.images.findings import LISTED_SUFFIXES
 
 __all__ = ["mend"]
 
@@ -34,7 +35,8 @@ def mend(path: str, kinds: list[str], target: str) -> str:
             data += b"\xd9" if data.endswith(b"\xff") else b"\xff\xd9"
     with Image.open(io.BytesIO(data)) as image:
         form = image.format or "PNG"
-        if _REDRAWN & set(kinds):
+        unlisted = "unlisted_suffix" in kinds and SUFFIXES.get(form, ("",))[0] not in LISTED_SUFFIXES
+        if unlisted or _REDRAWN & set(kinds):
             data, form = _redraw(image, form)
     suffixes = SUFFIXES.get(form, (f".{form.lower()}",))
     place = Path(target)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ftkit.errors import FtkitError
 from ftkit.files import atomic_write
-from ftkit.images.findings import KINDS, DuplicateGroup, Finding, Severity, chooser
+from ftkit.images.findings import KINDS, LISTED_SUFFIXES, DuplicateGroup, Finding, Severity, chooser
 
 if TYPE_CHECKING:
     from ftkit.images.quarantine import Quarantine
@@ -179,14 +179,13 @@ class ScanReport:
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.
 
+        It takes the suffixes that ImageFolder takes by itself.
+
         Args:
             kinds: What to pass over, as in `quarantine`.
         """
         chosen = chooser(kinds)
-        return _Filter(
-            frozenset(_absolute(f.path) for f in self.findings if chosen(f) or f.severity == "junk"),
-            frozenset(_absolute(f.path) for f in self.findings if f.kind == "unlisted_suffix"),
-        )
+        return _Filter(frozenset(_absolute(f.path) for f in self.findings if chosen(f)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +193,9 @@ class _Filter:
     """A class and no closure, so that it travels to the workers of a DataLoader."""
 
     bad: frozenset[str]
-    unlisted: frozenset[str]
 
     def __call__(self, path: str) -> bool:
-        full = _absolute(path)
-        listed = full.lower().endswith((".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"))
-        return full not in self.bad and (listed or full in self.unlisted)
+        return path.lower().endswith(LISTED_SUFFIXES) and _absolute(path) not in self.bad
 
 
 def _absolute(path: str) -> str:
