@@ -55,7 +55,7 @@ class Environment:
 
 def with_torch(session: nox.Session, *names: str) -> Environment:
     """Return the shared environment with ftkit in it, editable, and the groups named."""
-    return Environment(session, "--editable", ".[plot]", *groups(*names))
+    return Environment(session, "--editable", ".", *groups(*names))
 
 
 @nox.session(venv_backend="none")
@@ -90,7 +90,8 @@ def types(session: nox.Session) -> None:
     """Check the types, and that everything public has one."""
     env = with_torch(session, "types", "test")
     env.run("-m", "mypy")
-    env.run("-m", "basedpyright", "--verifytypes", "ftkit", "--ignoreexternal")
+    path = os.pathsep.join([str(env.folder / BIN), os.environ["PATH"]])  # it looks at the first python there
+    env.run("-m", "basedpyright", "--verifytypes", "ftkit", "--ignoreexternal", PATH=path)
 
 
 @nox.session(venv_backend="none")

@@ -33,7 +33,7 @@ from ftkit import (
     unfreeze,
 )
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
-from ftkit.holding import is_held
+from ftkit.freezing.holding import is_held
 from ftkit.loaders import ResumableLoader
 from ftkit.tensorfile import TensorFile
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftkit import FtkitError
-from ftkit.cost import StepCost, measure
+from ftkit.cost.measure import StepCost, measure
 
 
 class Calls(nn.Module):

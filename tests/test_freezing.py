@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.freezing import freeze, freeze_except, frozen, is_frozen, trainable, unfreeze
+from ftkit.freezing.freeze import freeze, freeze_except, frozen, is_frozen, trainable, unfreeze
 from ftkit.groups import param_groups
 from ftkit.selection import select
 
@@ -569,7 +569,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from ftkit.freezing import freeze, freeze_except, frozen, unfreeze
+from ftkit.freezing.freeze import freeze, freeze_except, frozen, unfreeze
 from ftkit.groups import param_groups
 
 rank, store = int(sys.argv[1]), sys.argv[2]

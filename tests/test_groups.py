@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.freezing import freeze, freeze_except, unfreeze
+from ftkit.freezing.freeze import freeze, freeze_except, unfreeze
 from ftkit.groups import layout, param_groups, restore_layout
 
 
@@ -283,3 +283,25 @@ def test_a_layout_of_another_model_is_an_error() -> None:
     with pytest.raises(FtkitError, match=r"Did you mean '2.weight'"):
         restore_layout(model, [["0.weight"], ["2.wieght"]], optimizer)
     assert layout(model, optimizer) == before
+
+
+@pytest.mark.parametrize(
+    ("model", "heads"),
+    [
+        (lambda: timm.create_model("deit_tiny_distilled_patch16_224"), ["head", "head_dist"]),
+        (lambda: torchvision.models.inception_v3(weights=None, init_weights=True), ["fc", "AuxLogits.fc"]),
+        (
+            lambda: torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, aux_loss=True),
+            ["classifier.4", "aux_classifier.4"],
+        ),
+    ],
+)
+def test_all_heads_get_the_full_rate(model: Callable[[], nn.Module], heads: list[str]) -> None:
+    """Second and auxiliary heads too, wherever in the model they are registered."""
+    with torch.device("meta"):
+        model = model()
+    top = param_groups(model, 1.0, layer_decay=0.5)[-1]
+    assert top["lr"] == 1.0
+    assert top["param_names"] == [
+        name for name, _ in model.named_parameters() if name.removesuffix(".weight").removesuffix(".bias") in heads
+    ]

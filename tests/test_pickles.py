@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
-from ftkit.picklemachine import Foreign, Global, read_pickle
-from ftkit.pickles import load_pickle
-from ftkit.torchfiles import PickleFile, content_format
+from ftkit.pickles.gate import load_pickle
+from ftkit.pickles.machine import Foreign, Global, read_pickle
+from ftkit.pickles.torchfiles import PickleFile, content_format
 
 plain = st.recursive(
     st.none()

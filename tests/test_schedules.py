@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.freezing import freeze, freeze_except, is_frozen, trainable
+from ftkit.freezing.freeze import freeze, freeze_except, is_frozen, trainable
+from ftkit.freezing.schedules import FreezeSchedule
 from ftkit.groups import layout, param_groups
-from ftkit.schedules import FreezeSchedule
 
 
 def small() -> nn.Sequential:

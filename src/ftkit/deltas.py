@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError, HeadError, did_you_mean
 from ftkit.files import digest
-from ftkit.heads import replace_head
-from ftkit.holding import is_held
+from ftkit.freezing.holding import is_held
+from ftkit.heads.replace import replace_head
 from ftkit.nests import pack, unpack
 from ftkit.selection import unwrap
-from ftkit.sources import Source, WeightsSource
 from ftkit.tensorfile import TensorFile, bytes_of, in_threads, write_tensors
+from ftkit.weights.sources import Source, WeightsSource
 
 __all__ = ["digests", "fill", "load_delta", "place", "same", "save_delta", "split", "tensors_of"]
 

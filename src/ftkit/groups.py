@@ -11,7 +11,8 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit.errors import FtkitError, SelectionError, did_you_mean
+from ftkit.errors import FtkitError, HeadError, SelectionError, did_you_mean
+from ftkit.heads.replace import find_head
 from ftkit.selection import Selection, Selector, select, unwrap
 
 __all__ = ["Recipe", "arrange", "join", "layout", "param_groups", "restore_layout"]
@@ -305,16 +306,27 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module) -> list[list[nn.Parameter]]:
-    """Parameters by layer, from the input to the head, in the order in which the model registers its parts."""
+    """Parameters by layer, from the input in the order in which the model registers its parts, the head on top."""
+    head = _head(model)
+    ids = set(map(id, head))
     layers: list[list[nn.Parameter]] = []
     early: list[nn.Parameter] = []
-    for parameters, is_layer in _open(model, len(_kernels(model)), inside_list=False):
-        if not is_layer:
-            (layers[-1] if layers else early).extend(parameters)
+    for parameters, is_layer in _open(model, len(_kernels(model.parameters())), inside_list=False):
+        rest = [parameter for parameter in parameters if id(parameter) not in ids]
+        if not is_layer or not _kernels(rest):
+            (layers[-1] if layers else early).extend(rest)
         else:
-            layers.append([*early, *parameters])
+            layers.append([*early, *rest])
             early = []
-    return layers or [early]
+    return [*layers, [*early, *head]] if head or not layers else layers
+
+
+def _head(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
+    try:
+        return [parameter for module in find_head(model).modules for parameter in module.parameters()]
+    except HeadError:
+        return []
 
 
 def _open(module: nn.Module, total: int, *, inside_list: bool) -> Iterator[tuple[list[nn.Parameter], bool]]:
@@ -324,7 +336,7 @@ def _open(module: nn.Module, total: int, *, inside_list: bool) -> Iterator[tuple
     """
     parts = [child for child in module.children() if any(True for _ in child.parameters())]
     if not parts or is_parametrized(module) or not _opens(module, total, inside_list=inside_list):
-        yield list(module.parameters()), bool(_kernels(module))
+        yield list(module.parameters()), bool(_kernels(module.parameters()))
         return
     yield list(module.parameters(recurse=False)), False
     listed = inside_list or _is_list(module)
@@ -333,7 +345,7 @@ def _open(module: nn.Module, total: int, *, inside_list: bool) -> Iterator[tuple
 
 
 def _opens(module: nn.Module, total: int, *, inside_list: bool) -> bool:
-    kernels = len(_kernels(module))
+    kernels = len(_kernels(module.parameters()))
     if kernels < 2:
         return False
     if 2 * kernels >= total or _is_list(module):
@@ -351,16 +363,14 @@ def _lists_blocks(module: nn.Module) -> bool:
 
 
 def _is_block(module: nn.Module) -> bool:
-    return not _is_list(module) and len(_kernels(module)) >= 2 and any(map(_is_norm, module.modules()))
+    return not _is_list(module) and len(_kernels(module.parameters())) >= 2 and any(map(_is_norm, module.modules()))
 
 
 def _is_list(module: nn.Module) -> bool:
     return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
 
 
-def _kernels(module: nn.Module) -> list[nn.Parameter]:
+def _kernels(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [
-        parameter
-        for parameter in module.parameters()
-        if isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
+        parameter for parameter in parameters if isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
     ]

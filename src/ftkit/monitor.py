@@ -90,8 +90,8 @@ class EarlyStopping:
         self.mode = check_mode(mode)
         self.min_delta = min_delta
         self.best: float | None = None
-        self.stale = 0
-        self.stopped = False
+        self.stale: int = 0
+        self.stopped: bool = False
 
     def step(self, value: SupportsFloat | Mapping[str, SupportsFloat]) -> bool:
         """Take the newest value of the metric; return whether training should stop.

@@ -129,7 +129,7 @@ def unwrap(model: nn.Module) -> nn.Module:
         True
     """
     while True:
-        inner = model._modules.get("_orig_mod")
+        inner = None if isinstance(model, torch.jit.ScriptModule) else model._modules.get("_orig_mod")
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if inner is None:

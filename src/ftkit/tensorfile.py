@@ -44,7 +44,7 @@ _ALIGNMENT: Final = 64  # of the first tensor: copies between cache lines that l
 _SIZE_LIMIT: Final = 1 << 62
 
 _DTYPES: Final[dict[str, torch.dtype]] = {
-    name: dtype
+    name: _dtype
     for name, attribute in {
         "BOOL": "bool",
         "U8": "uint8",
@@ -66,7 +66,7 @@ _DTYPES: Final[dict[str, torch.dtype]] = {
         "F64": "float64",
         "C64": "complex64",
     }.items()
-    if (dtype := getattr(torch, attribute, None)) is not None
+    if (_dtype := getattr(torch, attribute, None)) is not None
 }
 _DTYPE_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -280,7 +280,7 @@ class TensorFile:
     verified: bool
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         try:
             self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
         except OSError as error:

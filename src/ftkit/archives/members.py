@@ -124,7 +124,7 @@ class Check:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._checksum = 0
-        self.size = 0
+        self.size: int = 0
 
     def add(self, chunk: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
         """Take the next bytes in, and give them back; raise if they are too many."""

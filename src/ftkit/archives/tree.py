@@ -51,15 +51,17 @@ class Tree:
     def __init__(self, root: Path, limits: Limits, advance: Callable[[int], object]) -> None:
         self.root = root
         self._advance = advance
-        self.files = self.bytes = self.set_uid = 0
+        self.files: int = 0
+        self.bytes: int = 0
+        self.set_uid: int = 0
         self.left_out: Counter[str] = Counter()
-        self.now = time.time()
+        self.now: float = time.time()
         self._limits = limits
         self._members = 0
         self._entries: dict[str, tuple[str, str]] = {}  # place -> kind and name
         self._links: dict[str, tuple[list[str], str]] = {}  # place -> parts of the name, and target
         self._folder: list[str] | None = None
-        self.folds_case = _folds_case(root)
+        self.folds_case: bool = _folds_case(root)
 
     def claim(self, member: Member) -> bool:
         """Take the place of ``member``; return False for what is left out, raise for what is refused."""

@@ -59,9 +59,9 @@ class LocalFolder:
         if not Path(name).is_dir():
             raise FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
         self.name = name
-        self.prefix = name if name.endswith(("/", os.sep)) else name + os.sep
+        self.prefix: str = name if name.endswith(("/", os.sep)) else name + os.sep
         self._root = Path(name).absolute()
-        self.place = str(self._root)
+        self.place: str = str(self._root)
 
     def tops(self) -> list[str]:
         """Return the names of the folders right below."""
@@ -90,9 +90,9 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         self.name = url
-        self.prefix = url.rstrip("/") + "/"
+        self.prefix: str = url.rstrip("/") + "/"
         self._files, self._root = _open_remote(url)
-        self.place = self.prefix
+        self.place: str = self.prefix
         if not self._files.isdir(self._root):
             raise FtkitError(f"{url!r} is no folder. Give the folder that the class or split folders lie in.")
 

@@ -32,7 +32,8 @@ class Tally:
 
     def __init__(self, prefix: str, splits: dict[str, str], journal: Journal, near_duplicates: bool) -> None:
         self.findings: list[Finding] = []
-        self.files = self.images = 0
+        self.files: int = 0
+        self.images: int = 0
         self.classes: dict[tuple[str, str], int] = {}
         self._prefix, self._splits, self._journal, self._near = prefix, splits, journal, near_duplicates
         # Of every usable image: half its digest and its place in the journal. Of those with

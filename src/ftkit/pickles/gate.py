@@ -2,7 +2,7 @@
 
 This is the only place that calls ``torch.load``, and it does so only where the user said the file
 is trusted, or where a kind of tensor needs it. Everything else is read by a machine that can
-run nothing (:mod:`ftkit.picklemachine`), and tensors straight from where their bytes lie.
+run nothing (:mod:`ftkit.pickles.machine`), and tensors straight from where their bytes lie.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ftkit.errors import CheckpointError, UntrustedFileError
 from ftkit.files import atomic_write
-from ftkit.picklemachine import Foreign, Global, StorageRef, StoredTensor
-from ftkit.torchfiles import PickleFile, content_format, tensor_in
+from ftkit.pickles.machine import Foreign, Global, StorageRef, StoredTensor
+from ftkit.pickles.torchfiles import PickleFile, content_format, tensor_in
 
 __all__ = ["Allowed", "PickleFile", "content_format", "load_pickle", "numpy_value", "save_pickle"]
 
@@ -55,7 +55,7 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
 
     Example:
         >>> import torch
-        >>> from ftkit.pickles import load_pickle
+        >>> from ftkit.pickles.gate import load_pickle
         >>> torch.save(torch.nn.Linear(2, 1), "layer.pt")
         >>> load_pickle("layer.pt", allow=[torch.nn.Linear])
         Linear(in_features=2, out_features=1, bias=True)
@@ -105,7 +105,7 @@ def save_pickle(thing: object, path: str | os.PathLike[str]) -> None:
 
     Example:
         >>> import torch
-        >>> from ftkit.pickles import load_pickle, save_pickle
+        >>> from ftkit.pickles.gate import load_pickle, save_pickle
         >>> save_pickle({"w": torch.zeros(2)}, "x.pt")
         >>> load_pickle("x.pt")
         {'w': tensor([0., 0.])}

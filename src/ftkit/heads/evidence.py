@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from ftkit.errors import HeadError
-from ftkit.head_layers import Layer, Part, layers
-from ftkit.head_trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
+from ftkit.heads.layers import Layer, Part, layers
+from ftkit.heads.trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
 
 __all__ = ["Counter", "counters", "describe", "find_parts", "holders", "losses", "part_of", "role"]
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError
-from ftkit.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
-from ftkit.matching import Match, Places, Rename, best_match, renamer, suggestions
-from ftkit.pickles import Allowed, load_pickle, save_pickle
+from ftkit.pickles.gate import Allowed, load_pickle, save_pickle
 from ftkit.selection import unwrap
-from ftkit.sources import Entry, Source, WeightsSource
 from ftkit.tensorfile import write_tensors
+from ftkit.weights.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
+from ftkit.weights.matching import Match, Places, Rename, best_match, renamer, suggestions
+from ftkit.weights.sources import Entry, Source, WeightsSource
 
 __all__ = [
     "CheckpointDiff",

@@ -153,7 +153,7 @@ def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pic
 
     Example:
         >>> import io, os, pickle
-        >>> from ftkit.picklemachine import read_pickle
+        >>> from ftkit.pickles.machine import read_pickle
         >>> class Attack:
         ...     def __reduce__(self):
         ...         return os.system, ("echo never printed",)

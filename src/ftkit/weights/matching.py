@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit.sources import Entry, Nest
+from ftkit.weights.sources import Entry, Nest
 
 __all__ = ["Match", "Places", "Rename", "best_match", "renamer", "suggestions"]
 
@@ -45,17 +45,17 @@ class Places:
     """Where a model keeps its values: by name, and under the name without inner wrappers."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.kind = type(model).__name__
+        self.kind: str = type(model).__name__
         state = model.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.tensors: dict[str, Tensor] = {
             name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)
         }
-        self.names = {_bare(name): name for name in self.tensors}
+        self.names: dict[str, str] = {_bare(name): name for name in self.tensors}
         # A model may keep its values elsewhere, not know their shapes yet, or translate old names; then only its own
         # method knows how to load.
-        self.elsewhere = any(id(value) not in own or is_lazy(value) for value in state.values())
-        self.translates = any(map(_loads_itself, model.modules()))
+        self.elsewhere: bool = any(id(value) not in own or is_lazy(value) for value in state.values())
+        self.translates: bool = any(map(_loads_itself, model.modules()))
 
     def shape(self, bare: str) -> tuple[int, ...] | None:
         """The shape of what is kept under a name, if anything is."""

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit import holding
 from ftkit.errors import CheckpointError, FtkitError, did_you_mean
+from ftkit.freezing import holding
 from ftkit.selection import Selection, unwrap
 
 __all__ = [

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError
-from ftkit.picklemachine import StoredTensor
-from ftkit.sources import Entry, Nest, Source, WeightsSource
+from ftkit.pickles.machine import StoredTensor
+from ftkit.weights.sources import Entry, Nest, Source, WeightsSource
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
 

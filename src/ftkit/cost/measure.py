@@ -21,9 +21,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._pytree import tree_map_only
 
+from ftkit.cost.meter import Meter, Part, Spec, storages, tensors_in
+from ftkit.cost.stand_ins import LOCK, StandIns, untouched
 from ftkit.errors import FtkitError
-from ftkit.meter import Meter, Part, Spec, storages, tensors_in
-from ftkit.stand_ins import LOCK, StandIns, untouched
 
 __all__ = ["OptimizerLike", "StepCost", "measure"]
 
@@ -98,7 +98,7 @@ def measure(
 
     Example:
         >>> import torch
-        >>> from ftkit.cost import measure
+        >>> from ftkit.cost.measure import measure
         >>> cost = measure(torch.nn.Linear(32, 64), (torch.randn(4, 32),), {})
         >>> cost.forward_flops, cost.backward_flops, cost.parts[0].output_shape
         (16384, 16384, (4, 64))

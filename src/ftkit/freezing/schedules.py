@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ftkit.errors import FtkitError, did_you_mean
-from ftkit.freezing import FreezeReport, freeze, freeze_except, trainable, unfreeze
+from ftkit.freezing.freeze import FreezeReport, freeze, freeze_except, trainable, unfreeze
 from ftkit.groups import layout, restore_layout
 from ftkit.selection import Selector, select, unwrap
 

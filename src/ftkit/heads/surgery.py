@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from ftkit import head_evidence as evidence
 from ftkit.errors import HeadError
-from ftkit.head_evidence import Found
-from ftkit.head_layers import Layer, Part, renewed
-from ftkit.head_trace import runs
+from ftkit.heads import evidence
+from ftkit.heads.evidence import Found
+from ftkit.heads.layers import Layer, Part, renewed
+from ftkit.heads.trace import runs
 
 __all__ = ["Undo", "recount", "resize", "swap"]
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from ftkit.errors import CheckpointError, did_you_mean
-from ftkit.picklemachine import Foreign, StoredTensor
-from ftkit.pickles import numpy_value
+from ftkit.pickles.gate import numpy_value
+from ftkit.pickles.machine import Foreign, StoredTensor
+from ftkit.pickles.torchfiles import PickleFile, content_format
 from ftkit.selection import unwrap
 from ftkit.tensorfile import TensorFile, TensorInfo
-from ftkit.torchfiles import PickleFile, content_format
 
 __all__ = ["Entry", "Nest", "Source", "WeightsSource"]
 
@@ -95,7 +95,7 @@ class Source:
 
     Example:
         >>> import torch
-        >>> from ftkit.sources import Source
+        >>> from ftkit.weights.sources import Source
         >>> torch.save({"epoch": 3, "model": {"w": torch.ones(2)}}, "c.pt")
         >>> with Source("c.pt") as source:
         ...     source.metadata, [(nest.path, list(nest.entries)) for nest in source.nests]
@@ -104,13 +104,13 @@ class Source:
 
     def __init__(self, source: WeightsSource) -> None:
         self.format: str = "state dict"
-        self.verified = True
+        self.verified: bool = True
         self.wanted: list[str] = []
         self.metadata: dict[str, Any] = {}
         self._files = contextlib.ExitStack()
         if isinstance(source, nn.Module):
-            self.name = f"a {type(source).__name__}"
-            self.nests = _nests(unwrap(source).state_dict(), _copy)
+            self.name: str = f"a {type(source).__name__}"
+            self.nests: list[Nest] = _nests(unwrap(source).state_dict(), _copy)
         elif isinstance(source, Mapping):
             self.name = "a state dict"
             self.nests = _nests(source, _copy)

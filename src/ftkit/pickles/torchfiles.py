@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
-from ftkit.picklemachine import (
+from ftkit.pickles.machine import (
     LEGACY_MAGIC,
     Global,
     Pickled,
@@ -49,7 +49,7 @@ def content_format(path: str | os.PathLike[str]) -> Format:
 
     Example:
         >>> import torch
-        >>> from ftkit.torchfiles import content_format
+        >>> from ftkit.pickles.torchfiles import content_format
         >>> torch.save({"a": torch.ones(2)}, "misleading.safetensors")
         >>> content_format("misleading.safetensors")
         'zip'
@@ -108,8 +108,8 @@ class PickleFile:
 
     Attributes:
         format: How it is packed.
-        tree: What it holds: plain data, :class:`~ftkit.picklemachine.StoredTensor` in place of tensors, and
-            :class:`~ftkit.picklemachine.Foreign` in place of what only code could make.
+        tree: What it holds: plain data, :class:`~ftkit.pickles.machine.StoredTensor` in place of tensors, and
+            :class:`~ftkit.pickles.machine.Foreign` in place of what only code could make.
         wanted: The classes and functions it names beyond plain data and tensors, in order.
         verified: Whether checksums cover its tensors. They are compared whenever bytes are read.
         script: Whether it is a TorchScript archive.
@@ -120,7 +120,7 @@ class PickleFile:
 
     Example:
         >>> import torch
-        >>> from ftkit.torchfiles import PickleFile
+        >>> from ftkit.pickles.torchfiles import PickleFile
         >>> torch.save({"epoch": 3, "weights": torch.ones(2, 3)}, "c.pt")
         >>> with PickleFile("c.pt") as file:
         ...     file.tree["epoch"], file.tree["weights"].shape, file.wanted
@@ -128,7 +128,7 @@ class PickleFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
+        self.path: str = os.fspath(path)
         self.format = content_format(path)
         self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
         self._size = os.fstat(self._file.fileno()).st_size
@@ -147,10 +147,12 @@ class PickleFile:
             self._file.close()
             raise
         self.tree: Any = self._pickled.tree
-        self.wanted = self._pickled.wanted
-        self.verified = all(self._records[self._entry(key)].checksum is not None for key in self._pickled.storages)
-        self.script = "constants.pkl" in self._records
-        self.is_rare = bool(self._pickled.rare)
+        self.wanted: list[str] = self._pickled.wanted
+        self.verified: bool = all(
+            self._records[self._entry(key)].checksum is not None for key in self._pickled.storages
+        )
+        self.script: bool = "constants.pkl" in self._records
+        self.is_rare: bool = bool(self._pickled.rare)
 
     def __enter__(self) -> Self:
         return self

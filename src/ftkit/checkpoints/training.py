@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit import checkpoint_files, deltas, resuming
-from ftkit.checkpoint_files import Content
+from ftkit import deltas
+from ftkit.checkpoints import layout as checkpoint_files
+from ftkit.checkpoints import resuming
+from ftkit.checkpoints.layout import Content
+from ftkit.checkpoints.resuming import Step
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, did_you_mean
 from ftkit.files import remove_litter
 from ftkit.monitor import Mode, check_mode, is_better, metric_value
-from ftkit.resuming import Step
 from ftkit.selection import unwrap
-from ftkit.weights import load_weights
+from ftkit.weights.io import load_weights
 
 __all__ = ["Checkpoint", "CheckpointManager", "load_checkpoint", "save_checkpoint"]
 
@@ -373,7 +375,7 @@ class CheckpointManager:
                 raise FtkitError(f"{name} must be a whole number of at least 0, or None to keep all, not {count!r}.")
         if keep_last == 0 and (keep_best == 0 or monitor is None):
             raise FtkitError("Nothing would be kept: give keep_last, or monitor and keep_best.")
-        self.directory = Path(directory)
+        self.directory: Path = Path(directory)
         self.monitor = monitor
         self.mode = check_mode(mode)
         self.keep_best = keep_best

@@ -98,7 +98,7 @@ def is_held(module: nn.Module | None) -> bool:
     Example:
         >>> import torch
         >>> from ftkit import freeze
-        >>> from ftkit.holding import is_held
+        >>> from ftkit.freezing.holding import is_held
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
         >>> _ = freeze(model, "0")
         >>> is_held(model[0]), is_held(model[1])

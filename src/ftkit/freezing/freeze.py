@@ -14,8 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.groups import join
-from ftkit.holding import (
+from ftkit.freezing.holding import (
     hold,
     identities,
     is_held,
@@ -26,6 +25,7 @@ from ftkit.holding import (
     switched_off,
     tensors,
 )
+from ftkit.groups import join
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
 __all__ = ["FreezeReport", "freeze", "freeze_except", "frozen", "is_frozen", "trainable", "unfreeze"]
@@ -293,14 +293,6 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
         ['1.weight', '1.bias']
     """
     return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
-
-
-def __getattr__(name: str) -> Any:
-    if name == "FreezeSchedule":
-        from ftkit.schedules import FreezeSchedule
-
-        return FreezeSchedule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:

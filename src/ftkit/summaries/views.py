@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ftkit.cost.meter import Shapes
 from ftkit.errors import FtkitError
-from ftkit.meter import Shapes
 
 if TYPE_CHECKING:
     import os
 
-    from ftkit.model_summary import ModelSummary
+    from ftkit.summaries.summary import ModelSummary
 
 __all__ = ["Row", "in_bytes", "in_counts", "in_units", "to_html", "to_picture", "to_text"]
 
@@ -194,7 +194,7 @@ def in_units(count: float) -> str:
     """Write a number in three digits and a unit of thousands.
 
     Example:
-        >>> from ftkit.summary_views import in_units
+        >>> from ftkit.summaries.views import in_units
         >>> in_units(950), in_units(25_557_032)
         ('950', '25.6 M')
     """
@@ -209,7 +209,7 @@ def in_counts(count: float) -> str:
     """Write a number of things: a thousand millions of them are a billion.
 
     Example:
-        >>> from ftkit.summary_views import in_counts
+        >>> from ftkit.summaries.views import in_counts
         >>> in_counts(6_738_415_616)
         '6.74 B'
     """
@@ -220,7 +220,7 @@ def in_bytes(count: float) -> str:
     """Write a size in three digits and a unit of 1024.
 
     Example:
-        >>> from ftkit.summary_views import in_bytes
+        >>> from ftkit.summaries.views import in_bytes
         >>> in_bytes(85_519_872)
         '81.6 MiB'
     """

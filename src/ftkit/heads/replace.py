@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from torch import nn
 
-from ftkit import head_evidence as evidence
 from ftkit.errors import HeadError, SelectionError, did_you_mean
-from ftkit.head_evidence import Found
-from ftkit.head_layers import Layer, Part, layers, with_channels
-from ftkit.head_surgery import Undo, recount, resize, swap
-from ftkit.head_trace import entries
+from ftkit.heads import evidence
+from ftkit.heads.evidence import Found
+from ftkit.heads.layers import Layer, Part, layers, with_channels
+from ftkit.heads.surgery import Undo, recount, resize, swap
+from ftkit.heads.trace import entries
 from ftkit.selection import Selector, select, unwrap
 
 __all__ = ["Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]

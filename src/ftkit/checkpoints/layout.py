@@ -14,7 +14,7 @@ from torch import Tensor
 from ftkit.errors import CheckpointError
 from ftkit.files import atomic_write
 from ftkit.nests import pack, unpack
-from ftkit.pickles import PickleFile, content_format, load_pickle
+from ftkit.pickles.gate import PickleFile, content_format, load_pickle
 from ftkit.tensorfile import TensorFile, write_tensors
 
 __all__ = ["SUFFIXES", "TORCH_SUFFIXES", "Content", "prepare", "read", "read_run", "verify"]

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ftkit import operators
+from ftkit.cost import operators
 
 __all__ = ["Meter", "Part", "Shapes", "Spec", "shapes_in", "storages", "tensors_in"]
 
@@ -56,7 +56,7 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
 
     Example:
         >>> import torch
-        >>> from ftkit.meter import tensors_in
+        >>> from ftkit.cost.meter import tensors_in
         >>> [tuple(tensor.shape) for tensor in tensors_in({"a": [torch.ones(2)], "b": (None, torch.ones(3, 4))})]
         [(2,), (3, 4)]
     """
@@ -161,7 +161,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         self.in_backward = False
         self.failed: tuple[nn.Module, Shapes] | None = None
         self.stuck_at: Any = None
-        self.peak = 0
+        self.peak: int = 0
         self._answers_items = answers_items
         self._current = 0
         self._live: dict[int, _Watch | None] = {}
@@ -436,9 +436,9 @@ def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 
 _VALUES_DECIDE = {
-    tag
+    _tag
     for name in ("data_dependent_output", "dynamic_output_shape", "nondeterministic_seeded", "inplace_view")
-    if (tag := getattr(torch.Tag, name, None)) is not None
+    if (_tag := getattr(torch.Tag, name, None)) is not None
 } - {torch.Tag.nondeterministic_seeded}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from ftkit.meter import Meter, Spec, storages
+from ftkit.cost.meter import Meter, Spec, storages
 
 __all__ = ["LOCK", "StandIns", "untouched"]
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ftkit.cost import OptimizerLike, StepCost, measure
+from ftkit.cost.measure import OptimizerLike, StepCost, measure
+from ftkit.cost.meter import Part
 from ftkit.errors import FtkitError, did_you_mean
-from ftkit.meter import Part
 from ftkit.selection import tied, unwrap
-from ftkit.summary_views import Row, in_bytes, in_counts, in_units, to_html, to_picture, to_text
+from ftkit.summaries.views import Row, in_bytes, in_counts, in_units, to_html, to_picture, to_text
 
 if TYPE_CHECKING:
     import os
@@ -176,7 +176,7 @@ def summary(
         raise FtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}: pass the model itself.")
     if mode not in (None, "train", "eval"):
         raise FtkitError(f"Expected mode 'train' or 'eval', got {mode!r}.{did_you_mean(str(mode), ['train', 'eval'])}")
-    inner = _unwrapped(model)
+    inner = unwrap(model)
     inputs = _inputs(inner, input_size, input_data, dtypes)
     cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
     found = _counted(inner, cost)
@@ -185,10 +185,6 @@ def summary(
         unfrozen = measure(inner, *inputs, loss=loss, mode=mode, train_all=True) if found.frozen_params else cost
         found.unfrozen_backward_flops, found.unfrozen_saved_bytes = unfrozen.backward_flops, unfrozen.saved_bytes
     return found
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    return model if isinstance(model, torch.jit.ScriptModule) else unwrap(model)
 
 
 def _inputs(
@@ -438,7 +434,7 @@ def largest_batch(
         >>> largest_batch(model, (1, 100), memory=1_000_000, optimizer=torch.optim.SGD)
         765
     """
-    inner = _unwrapped(model)
+    inner = unwrap(model)
     shapes = [tuple(blank.shape) for blank in _blanks(inner, input_size, dtypes)]
     if not all(shapes):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")

@@ -21,8 +21,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftkit.head_inputs import stand_in_inputs
-from ftkit.head_layers import Layer, layers, own_tensors, sizes
+from ftkit.heads.inputs import stand_in_inputs
+from ftkit.heads.layers import Layer, layers, own_tensors, sizes
 
 __all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "runs", "trace"]
 

@@ -1,0 +1,1 @@
+"""Training checkpoints: save, resume, keep the best and the last."""

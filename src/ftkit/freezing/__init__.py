@@ -1,0 +1,1 @@
+"""Freeze, thaw and schedule parts of a model."""

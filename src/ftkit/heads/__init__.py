@@ -1,0 +1,1 @@
+"""Find, replace and extend a model's head; adapt its input."""

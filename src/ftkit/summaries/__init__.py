@@ -1,0 +1,1 @@
+"""What a model is and what a step costs, to read: text, HTML, picture."""

@@ -1,0 +1,1 @@
+"""Weights files and whole models: save, load, inspect, compare."""
