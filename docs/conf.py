@@ -23,4 +23,3 @@ nitpick_ignore_regex = [("py:.*", r"^(?!ftkit\b).*")]
 
 html_theme = "furo"
 html_title = "ftkit"
-html_static_path: list[str] = []

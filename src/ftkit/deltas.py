@@ -108,6 +108,22 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
         CheckpointError: The file is no delta, belongs to another base, or has a head that can't be built from
             plain layers.
         DamagedFileError: The file's bytes are not the ones that were written.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, load_delta, save_delta
+        >>> base = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 9)).state_dict()
+        >>> def pretrained():
+        ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 9))
+        ...     model.load_state_dict(base)
+        ...     return model
+        >>> tuned, fresh = pretrained(), pretrained()
+        >>> _ = freeze_except(tuned, "1.bias")
+        >>> _ = torch.nn.init.ones_(tuned[1].bias)
+        >>> save_delta(tuned, "bias.safetensors")
+        >>> load_delta(fresh, "bias.safetensors")
+        >>> torch.equal(fresh[1].bias, tuned[1].bias)
+        True
     """
     inner = unwrap(model)
     with TensorFile(path) as file:

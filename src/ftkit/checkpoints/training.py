@@ -216,6 +216,15 @@ def load_checkpoint(
     Raises:
         CheckpointError: The file lacks a state that was asked for, or one does not fit.
         DamagedFileError: The file's bytes are not the ones that were written.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import load_checkpoint, save_checkpoint
+        >>> model = torch.nn.Linear(2, 2)
+        >>> save_checkpoint("run.pt", model=model, epoch=3, metrics={"val_loss": 0.5})
+        >>> checkpoint = load_checkpoint("run.pt", model=torch.nn.Linear(2, 2))
+        >>> checkpoint.epoch, checkpoint.metrics
+        (3, {'val_loss': 0.5})
     """
     path = Path(path)
     parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
