@@ -405,3 +405,23 @@ def test_closes_its_files(tmp_path, caplog):
         load_pickle(tmp_path / "x.pt")
     (tmp_path / "x.pt").unlink()
     assert not caplog.records
+
+
+def test_a_flipped_bit_in_the_directory_is_damage(tmp_path):
+    """Where the zip's directory points somewhere else, even before the file, the error says that it is damaged."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.zeros(3)}, path)
+    data = path.read_bytes()
+    end = data.rindex(b"PK\x01\x02")
+    pointed = 0
+    for position in range(end, len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 0x80
+        path.write_bytes(damaged)
+        try:
+            PickleFile(path).close()
+        except DamagedFileError as error:
+            pointed += "points to byte -" in str(error)
+        except CheckpointError:
+            pass
+    assert pointed

@@ -412,6 +412,8 @@ class PickleFile:
             raise DamagedFileError(f"{self.path} is damaged: a compressed entry can't be unpacked.") from error
 
     def _exactly(self, into: memoryview, position: int) -> None:
+        if position < 0:
+            raise DamagedFileError(f"{self.path} is damaged: it points to byte {position:,}.")
         try:
             read_at(self._file, into, position)
         except (EOFError, OverflowError) as error:
