@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import decimal
 import io
 import logging
 import pickle
@@ -143,14 +144,14 @@ def test_machine_records_instead_of_running():
         collections.defaultdict(list, {1: [2]}),
         Path("x"),
         Custom,
-        ValueError("bad"),
+        decimal.Decimal("1.5"),
     ]
     read = read_pickle(io.BytesIO(pickle.dumps(value, 2)))
     assert read.tree[:2] == [{"a": 1}, {1: [2]}]
     assert isinstance(read.tree[2], Foreign)
     assert isinstance(read.tree[3], Global)
-    assert read.tree[4].args == ("bad",)
-    assert read.wanted[-2:] == [f"{Custom.__module__}.Custom", "builtins.ValueError"]
+    assert read.tree[4].args == ("1.5",)
+    assert read.wanted[-2:] == [f"{Custom.__module__}.Custom", "decimal.Decimal"]
 
 
 def test_machine_does_not_hash_forever():
