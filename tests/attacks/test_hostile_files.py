@@ -294,6 +294,15 @@ def huge_string(path: Path) -> None:
     with_pickle(path, b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"x.")
 
 
+def huge_string_alone(path: Path) -> None:
+    path.write_bytes(b"\x80\x04\x8e" + struct.pack("<Q", 1 << 50) + b"x.")
+
+
+def long_string_alone(path: Path) -> None:
+    """Two gigabytes are declared, which a reader could well make room for."""
+    path.write_bytes(b"\x80\x04B" + struct.pack("<I", (1 << 31) - 1) + b"x.")
+
+
 def long_strides(path: Path) -> None:
     """A tensor that reaches beyond its storage."""
     torch.save({"state_dict": {"w": VALUES.clone()[::2]}}, path)
@@ -316,7 +325,7 @@ def huge_header(path: Path) -> None:
 
 EXPLODING = [
     *(bomb, pickle_bomb, overlapping, declares_terabytes, declares_terabytes_legacy, huge_memo, huge_string),
-    *(long_strides, deep, laughing, huge_header),
+    *(huge_string_alone, long_string_alone, long_strides, deep, laughing, huge_header),
 ]
 
 

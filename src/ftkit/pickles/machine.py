@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 
+_LONG: Final = 1 << 20  # bytes of one argument that may be read without looking how many there are
+
 # The first bytes of torch's format before 1.6: a pickle of this number.
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
 
@@ -185,7 +187,7 @@ class _Machine:
         self.inline: dict[str, memoryview] = {}
 
     def run(self, file: BinaryIO) -> Any:
-        read, table = file.read, _TABLE
+        read, table, arguments = file.read, _TABLE, _Arguments(file)
         while True:
             code = read(1)
             if code == b".":
@@ -195,7 +197,7 @@ class _Machine:
                     f"Not a pickle: {code!r} is no instruction." if code else "The pickle ends before it is complete."
                 )
             reader, step = table[code]
-            step(self, reader(file) if reader is not None else None)
+            step(self, reader(arguments) if reader is not None else None)
 
     # One method for each kind of instruction; the table below says which is whose.
 
@@ -375,6 +377,21 @@ class _Machine:
                 self.stack.append(self.objects[str(pid)])
             case _:
                 raise TypeError("a reference to something that is no storage")
+
+
+class _Arguments:
+    """What instructions read their arguments from: never makes room for more than is there, whatever is declared."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.readline = file.readline
+
+    def read(self, size: int) -> bytes:
+        if size > _LONG:
+            here = self._file.tell()
+            size = min(size, self._file.seek(0, io.SEEK_END) - here)
+            self._file.seek(here)
+        return self._file.read(size)
 
 
 def _extend(target: Any, items: list[Any]) -> None:
