@@ -135,6 +135,24 @@ def test_inspect_and_diff(run: Run, tmp_path: Path) -> None:
     assert run("diff", "a.safetensors", "a.safetensors")[0] == 0
 
 
+def test_inspect_and_diff_as_json(run: Run, tmp_path: Path) -> None:
+    """The same as JSON that any reader takes: a bias that was zero grew by no ratio that JSON could hold."""
+    whole = {"w": torch.ones(2, 3), "b": torch.zeros(2), "n": torch.tensor(1)}
+    torch.save(whole | {"epoch": 3, "best": float("nan")}, tmp_path / "a.pt")
+    torch.save(whole | {"b": torch.ones(2), "n": torch.tensor(1.0)}, tmp_path / "b.pt")
+    status, out, _ = run("inspect", "a.pt", "--json")
+    assert status == 0
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told["tensors"]["w"] == {"shape": [2, 3], "dtype": "float32"}
+    assert told["metadata"] == {"epoch": 3, "best": None}
+    status, out, _ = run("diff", "a.pt", "b.pt", "--json")
+    assert status == 1
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told["changed"] == [{"name": "b", "largest": 1.0, "relative": None}]
+    assert told["reshaped"] == [{"name": "n", "was": "int64 []", "is": "float32 []"}]
+    assert told["same"] == ["w"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from ftkit import freeze_except, load_model, save_model, trainable, unfreeze
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 from ftkit.pickles.gate import load_pickle
 from ftkit.pickles.machine import Foreign, Global, read_pickle
@@ -277,6 +278,24 @@ def test_gate_opens_real_models(tmp_path, protocol):
     assert torch.equal(opened(picture), model(picture))
     assert opened.tied.weight is opened.blocks[0].attn.proj.weight
     assert all(type(parameter) is nn.Parameter for parameter in opened.parameters())
+
+
+def test_gate_opens_frozen_models(tmp_path):
+    """A frozen model needs its own classes and no more; it is held as before, and the hook alone is no function to call."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("test_resnet", num_classes=3)
+    freeze_except(model, "fc")
+    save_model(model, tmp_path / "x.pt")
+    opened = load_model(tmp_path / "x.pt", allow=[type(module) for module in model.modules()])
+    assert list(trainable(opened)) == ["fc.weight", "fc.bias"]
+    opened.train()
+    opened(torch.randn(2, 3, 64, 64))
+    assert alike(opened.state_dict(), model.state_dict())
+    unfreeze(opened, "**")
+    assert all(parameter.requires_grad for parameter in opened.parameters())
+    (tmp_path / "y.pkl").write_bytes(b"\x80\x02cftkit.freezing.holding\nstay_in_eval\nNN\x86R.")
+    with pytest.raises(CheckpointError, match="nothing that can be made"):
+        load_pickle(tmp_path / "y.pkl")
 
 
 class Keyworded:

@@ -75,11 +75,13 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = commands.add_parser("inspect", help="what a file of weights holds, without running its code")
     inspect.add_argument("file")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
     diff = commands.add_parser("diff", help="what differs between two files of weights")
     diff.add_argument("a")
     diff.add_argument("b")
+    diff.add_argument("--json", action="store_true", help="print JSON")
     diff.set_defaults(run=_diff)
 
     scan = commands.add_parser("scan", help="what in a folder of images would harm a training; nothing is changed")
@@ -179,13 +181,13 @@ def _listed_model(name: str) -> nn.Module:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    _print(ftkit.inspect_checkpoint(options.file))
+    _print(ftkit.inspect_checkpoint(options.file), as_json=options.json)
     return 0
 
 
 def _diff(options: argparse.Namespace) -> int:
     diff = ftkit.diff_checkpoints(options.a, options.b)
-    _print(diff)
+    _print(diff, as_json=options.json)
     return _FOUND if diff else 0
 
 

@@ -38,6 +38,10 @@ _ALARMING: Final = frozenset(
 )
 
 
+# The hooks of frozen modules: they only switch train mode off, so a frozen model needs no more trust than another.
+_HOOKS: Final = frozenset(f"ftkit.freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
+
+
 def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), trusted: bool = False) -> Any:
     """Return what a file of ``torch.save`` or ``pickle`` holds, with its tensors on the CPU.
 
@@ -67,7 +71,9 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
                 "load_weights(model, path) reads its weights without running any."
             )
         needs_code = bool(file.wanted) or file.is_rare
-        return _load_trusted(file) if trusted and needs_code else _load(file, dict(map(_named, allow)))
+        if trusted and needs_code:
+            return _load_trusted(file)
+        return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
 
 
 def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
@@ -223,7 +229,7 @@ class _Maker:
     def _call(self, node: Foreign) -> Any:
         function = self.make(node.function)
         args = self.make(node.args)
-        if not callable(function):
+        if not callable(function) or node.name in _HOOKS:
             raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
         keywords = {name: self.make(value) for name, value in node.keywords.items()}
         call = functools.partial(function.__new__, function) if node.new else function

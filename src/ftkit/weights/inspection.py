@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +44,11 @@ class CheckpointInfo:
     def __repr__(self) -> str:
         return "\n".join(self._lines())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON can hold it: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
+        tensors = {name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()}
+        return vars(self) | {"tensors": tensors, "metadata": _finite(self.metadata)}
+
     def _lines(self) -> Iterator[str]:
         kind = "with checks for damage" if self.verified else "without digests"
         yield f"{self.path}: {len(self.tensors)} tensors, {_size(self.nbytes)}, {self.format}, {kind}"
@@ -59,7 +64,7 @@ class CheckpointInfo:
             if len(shown) > 40 and index == 20:
                 yield f"  ... {len(shown) - 40} more ..."
             if len(shown) <= 40 or index < 20 or index >= len(shown) - 20:
-                yield f"  {name:{width}}  {str(dtype).removeprefix('torch.'):9} {list(shape)}"
+                yield f"  {name:{width}}  {_short(dtype):9} {list(shape)}"
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -137,12 +142,18 @@ class CheckpointDiff:
     def __repr__(self) -> str:
         return "\n".join(self._lines())
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON can hold it; the ``relative`` size of a change from zero is None."""
+        changed = [_finite(change._asdict()) for change in self.changed]
+        reshaped = [dict(zip(("name", "was", "is"), row, strict=True)) for row in self.reshaped]
+        return vars(self) | {"changed": changed, "reshaped": reshaped}
+
     def _lines(self) -> Iterator[str]:
         yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
-        yield from _short(f"  {change}" for change in self.changed)
-        yield from _short(f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped)
-        yield from _short(f"  {name}  went" for name in self.only_in_a)
-        yield from _short(f"  {name}  came" for name in self.only_in_b)
+        yield from _some(f"  {change}" for change in self.changed)
+        yield from _some(f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped)
+        yield from _some(f"  {name}  went" for name in self.only_in_a)
+        yield from _some(f"  {name}  came" for name in self.only_in_b)
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
@@ -238,10 +249,21 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _kind(entry: Entry) -> str:
-    return f"{str(entry.dtype).removeprefix('torch.')} {list(entry.shape)}"
+    return f"{_short(entry.dtype)} {list(entry.shape)}"
 
 
-def _short(lines: Iterator[str]) -> Iterator[str]:
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that JSON has no number for."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _some(lines: Iterator[str]) -> Iterator[str]:
     everything = list(lines)
     yield from everything[:30]
     if len(everything) > 30:
