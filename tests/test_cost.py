@@ -156,9 +156,10 @@ def real_step(model, inputs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), FlopCounterMode(display=False) as one:
-        output = model(*inputs).sum()
+        output = model(*inputs)
+        loss = F.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
     with FlopCounterMode(display=False) as two:
-        output.backward()
+        loss.backward()
     return one.get_total_flops(), two.get_total_flops(), sum(kept.values())
 
 
@@ -173,6 +174,48 @@ def test_agrees_with_a_real_step(frozen):
     inputs = (torch.randn(2, 3, 64, 64),)
     cost = measure(model, inputs, {})
     assert (cost.forward_flops, cost.backward_flops, cost.saved_bytes) == real_step(model, inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "classes"),
+    [
+        (nn.Linear(8, 5), (6, 8), lambda output: output),
+        (nn.Linear(8, 5), (6, 7, 8), lambda output: output.flatten(0, 1)),
+        (nn.Conv2d(3, 5, 1), (2, 3, 4, 4), lambda output: output),
+        (
+            Calls(lambda self, x: {"logits": self.layer(x), "mask": x > 0}, layer=nn.Linear(8, 5)),
+            (6, 8),
+            lambda output: output["logits"],
+        ),
+    ],
+)
+def test_the_loss_is_taken_for_a_cross_entropy(model, shape, classes):
+    """Of the logits: where a classifier's head alone trains, the loss keeps a good part of all."""
+
+    def loss(output):
+        logits = classes(output)
+        return F.cross_entropy(logits, torch.zeros(len(logits), *logits.shape[2:], dtype=torch.long))
+
+    x = torch.randn(shape)
+    taken, given = measure(model, (x,), {}), measure(model, (x,), {}, loss=loss)
+    assert taken.saved_bytes == given.saved_bytes > taken.parts[0].saved_bytes
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        lambda x: x[:, :1],
+        lambda x: x[:, 0],
+        lambda x: (x, x.sin()),
+        lambda x: torch.complex(x, x),
+        lambda x: {"hidden": x, "pooled": x[0]},
+    ],
+)
+def test_where_nothing_looks_like_logits_the_loss_is_a_sum(output):
+    """It keeps nothing, and every output gets its gradient."""
+    cost = measure(Calls(lambda self, x: output(self.layer(x)), layer=nn.Linear(8, 5)), (torch.randn(6, 8),), {})
+    assert cost.saved_bytes == cost.parts[0].saved_bytes
+    assert cost.backward_flops == matmul(6, 8, 5)
 
 
 # ---------------------------------------------------------------- no side effects
@@ -285,6 +328,61 @@ def test_scripted_and_quantized_models():
     assert measure(quantized, (torch.randn(4, 32),), {}).forward_flops == matmul(4, 32, 64)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.LSTM(32, 64, 2, batch_first=True, bidirectional=True), (4, 10, 32)),
+        (nn.GRU(32, 64, 3), (10, 4, 32)),
+        (nn.LSTMCell(32, 64), (4, 32)),
+        (nn.GRUCell(32, 64), (4, 32)),
+        (nn.RNNCell(32, 64), (4, 32)),
+    ],
+)
+def test_quantized_recurrent_layers_cost_what_the_layer_did(layer, shape):
+    """Their weights are packed, so their sizes are read off the inputs."""
+    quantized = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {type(layer)})
+    x = torch.randn(shape)
+    assert measure(quantized, (x,), {}).forward_flops == measure(layer, (x,), {}).forward_flops > 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantized_layer_over_a_packed_sequence():
+    """Only the steps that are there count."""
+
+    def run(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True)
+        return self.rnn(packed)[0].data
+
+    model = Calls(run, rnn=nn.LSTM(32, 64, batch_first=True))
+    model = torch.ao.quantization.quantize_dynamic(model, {nn.LSTM})
+    cost = measure(model, (torch.randn(3, 10, 32), torch.tensor([10, 4, 1])), {})
+    assert cost.forward_flops == 15 * 2 * 4 * 64 * (32 + 64)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_half_precision_weights_are_not_unpacked():
+    """Unpacking them brings the process down."""
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(32, 64)), {nn.Linear}, dtype=torch.float16)
+    assert measure(model, (torch.randn(4, 32),), {}).forward_flops == matmul(4, 32, 64)
+
+
+@pytest.mark.parametrize("transform", ["jacrev", "grad"])
+def test_derivatives_inside_the_forward_pass(transform):
+    """torch.func's allow no hook on what autograd keeps: what is alive after the forward pass is kept."""
+
+    def run(self, x):
+        if transform == "grad":
+            return torch.func.grad(lambda y: self.layer(y).tanh().sum())(x)
+        return torch.func.vmap(torch.func.jacrev(lambda y: self.layer(y).tanh()))(x)
+
+    cost = measure(Calls(run, layer=nn.Linear(32, 8)), (torch.randn(4, 32),), {})
+    assert cost.real is None
+    assert cost.forward_flops > matmul(4, 32, 8)
+    assert cost.backward_flops > 0
+    assert 0 < cost.saved_bytes < cost.peak_bytes
+
+
 def test_an_operator_without_a_fake_kernel_names_itself():
     """With how to register one."""
 
@@ -345,9 +443,10 @@ def real_peak(model, inputs, make):
     with profile(profile_memory=True) as record:
         with record_function("start"):
             pass
-        loss = model(*inputs).sum()
+        output = model(*inputs)
+        loss = F.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
         loss.backward()
-        del loss
+        del output, loss
         optimizer.step()
     current = peak = 0
     for event in sorted(record.kineto_results.events(), key=lambda event: event.start_ns()):

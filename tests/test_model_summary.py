@@ -64,7 +64,8 @@ def test_tree_of_a_network_that_trains():
         └─ head  Linear               (2, 16, 1000)    64 K  trains    4.1 M    8.19 M   8 KiB
         ──────────────────────────────────────────────────────────────────────────────────────
         Parameters  85.3 K in 333 KiB; head.weight tied, counted once.
-        One step    5.14 MFLOP forward, 10.3 MFLOP backward; 73 KiB kept for the backward pass.
+        One step    5.14 MFLOP forward, 10.3 MFLOP backward; 198 KiB kept for the backward pass (125 KiB by
+                    the loss).
     """)
 
 
@@ -91,9 +92,10 @@ def test_tree_of_a_network_that_is_partly_frozen():
         ───────────────────────────────────────────────────────────────────────────────────────
         Parameters  76.7 K in 300 KiB, of which 128 train and 76.6 K are frozen; head.weight tied,
                     counted once.
-        One step    4.62 MFLOP forward, 4.62 MFLOP backward; 16.5 KiB kept for the backward pass.
+        One step    4.62 MFLOP forward, 4.62 MFLOP backward; 142 KiB kept for the backward pass
+                    (125 KiB by the loss).
         Freezing    99.8% of the parameters are frozen. Against training all, that saves 50% of the
-                    backward FLOPs and 59.3% of the bytes kept.
+                    backward FLOPs and 14.5% of the bytes kept.
     """)
 
 
@@ -107,7 +109,7 @@ def test_a_false_economy_is_named():
     model[:14].requires_grad_(False)
     model[14].requires_grad_(True)
     found = summary(model, (32, 64))
-    assert found.saved_bytes < 0.3 * found.unfrozen_saved_bytes
+    assert found.saved_bytes < 0.4 * found.unfrozen_saved_bytes
     assert "false economy" not in str(found)
     model.requires_grad_(False)
     assert "there is no backward pass" in str(summary(model, (32, 64)))
@@ -118,7 +120,7 @@ def test_depth_and_folding_are_up_to_the_reader():
     found = summary(Network(), **TOKENS)
     assert "4 x" not in found.text(fold=False)
     assert found.text(fold=False, depth=2).count("Block") == 4
-    assert len(found.text(depth=0).splitlines()) == 6
+    assert len(found.text(depth=0, width=120).splitlines()) == 6
     assert len(str(summary(Network(), **TOKENS, depth=1)).splitlines()) == 10
 
 
@@ -218,6 +220,7 @@ def test_a_loss_of_ones_own_counts():
     target = torch.zeros(4, dtype=torch.long)
     found = summary(model, (4, 8), loss=lambda output: nn.functional.cross_entropy(output, target))
     assert found.saved_bytes >= 4 * 1000 * 4 > found.rows[0].saved_bytes
+    assert summary(model, (4, 8), loss=torch.sum).saved_bytes == found.rows[0].saved_bytes
 
 
 def test_exports_hold_all_figures():

@@ -39,7 +39,8 @@ class StepCost:
         parts: One for each module, in the order of ``model.modules()``.
         forward_flops: Of the model and the loss.
         backward_flops: Of the model and the loss.
-        saved_bytes: Kept from the forward for the backward pass; parameters, buffers and inputs aside.
+        saved_bytes: Kept from the forward for the backward pass, by the loss too; parameters, buffers and
+            inputs aside.
         held_bytes: Parameters, buffers and inputs: there before the step, and after it.
         peak_bytes: The most that the forward and the backward pass hold on top, gradients included.
         grad_bytes: The gradients left when the backward pass is done.
@@ -89,7 +90,9 @@ def measure(
         args: Positional inputs. Tensors on the meta device stand for inputs on the model's device.
         kwargs: Keyword inputs.
         loss: From the model's output to the scalar that is differentiated. By default the output's
-            own ``loss`` if it has one, or else the sum of its differentiable tensors.
+            own ``loss`` if it has one. Otherwise the cross-entropy of its ``logits``, or of its only
+            tensor if that has several classes (the last dimension of three, the second of two or
+            of more), and the sum of whatever else is differentiable in it.
         mode: ``"train"`` or ``"eval"``; by default every module as it stands.
         train_all: Measure as if every floating-point parameter were trainable.
 
@@ -106,18 +109,22 @@ def measure(
     run = functools.partial(_measure, model, args, kwargs, loss, mode, train_all)
     on_meta = any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
     real = lazy = None
+    hooks = True
     try:
         if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
             lazy = _initialized(model, args, kwargs)
         if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
             real = "TorchScript runs on real tensors only"
-        try:
-            return run(lazy, real)
-        except _FailedStep as failure:
-            if real or on_meta:
-                raise
-            real = failure.why_real()
-        return run(lazy, real)
+        while True:
+            try:
+                return run(lazy, real, hooks)
+            except _FailedStep as failure:
+                if hooks and "support saved tensor hooks" in str(failure.cause):  # torch.func's derivatives
+                    hooks = False
+                elif real or on_meta:
+                    raise
+                else:
+                    real = failure.why_real()
     except _FailedStep as failure:
         raise FtkitError(failure.explained(on_meta)) from failure.cause
 
@@ -175,6 +182,7 @@ def _measure(
     train_all: bool,
     lazy: dict[int, torch.Size] | None,
     real: str | None,
+    hooks: bool,
 ) -> StepCost:
     modules = list(model.modules())
     cost = StepCost([Part() for _ in modules], lazy=lazy or {}, real=real)
@@ -189,9 +197,11 @@ def _measure(
         output = scalar = None
         try:
             with meter.running():
-                with torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is):
+                with torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is) if hooks else _no_hooks:
                     output = meter.call(model, inputs, keywords)
                     scalar = (loss or _default_loss)(output)
+                if not hooks:
+                    meter.pack_all_but([*tensors_in(output), scalar])
                 if isinstance(scalar, torch.Tensor) and scalar.requires_grad:
                     meter.in_backward = True
                     with _out_of_autocast(scalar.device.type):
@@ -228,16 +238,46 @@ def _out_of_autocast(kind: str) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
 
 
+_no_hooks = contextlib.nullcontext()
+
+
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
 def _default_loss(output: Any) -> torch.Tensor | None:
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    if isinstance(own, torch.Tensor) and own.requires_grad and own.numel() == 1:
+    own = _differentiable(output, "loss")
+    if own is not None and own.numel() == 1:
         return own
-    tensors = [tensor.real if tensor.is_complex() else tensor for tensor in tensors_in(output) if tensor.requires_grad]
-    return functools.reduce(torch.add, [tensor.sum() for tensor in tensors]) if tensors else None
+    tensors = [tensor for tensor in tensors_in(output) if tensor.requires_grad]
+    logits = _differentiable(output, "logits")
+    if logits is None and len(tensors) == 1:
+        logits = tensors[0]
+    losses = [_summed(tensor) for tensor in tensors if tensor is not logits]
+    if logits is not None:
+        losses.append(_cross_entropy(logits))
+    return functools.reduce(torch.add, losses) if losses else None
+
+
+def _differentiable(output: Any, name: str) -> torch.Tensor | None:
+    found = output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
+    return found if isinstance(found, torch.Tensor) and found.requires_grad else None
+
+
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.real if tensor.is_complex() else tensor).sum()
+
+
+def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """What a classifier's loss keeps, a plain sum would not: log-probabilities as large as the logits."""
+    if logits.layout is not torch.strided or logits.is_nested or logits.is_complex() or logits.dim() < 2:
+        return _summed(logits)
+    if logits.dim() == 3:  # tokens
+        logits = logits.flatten(0, 1)
+    if logits.shape[1] < 2:
+        return _summed(logits)
+    target = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long, device=logits.device)
+    return nn.functional.cross_entropy(logits, target)
 
 
 def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[Spec, bool]]) -> tuple[int, int]:

@@ -134,7 +134,8 @@ class _Frame:
 class _Watch(weakref.ref[torch.UntypedStorage]):
     """Tells when a storage dies."""
 
-    __slots__ = ("key", "size")
+    __slots__ = ("frame", "key", "size")
+    frame: _Frame
     key: int
     size: int
 
@@ -240,6 +241,13 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
                 self._saved[key] = self._frame
                 self._frame.saved += size
         return tensor
+
+    def pack_all_but(self, tensors: Iterable[Any]) -> None:
+        """Take all that is alive for kept, but ``tensors``: where no hook may see what autograd keeps."""
+        own = {key for tensor in tensors if isinstance(tensor, torch.Tensor) for key, _ in storages(tensor)}
+        for key, watch in self._live.items():
+            if watch is not None and key not in own:
+                watch.frame.saved += watch.size
 
     def adopt(self, tensor: torch.Tensor) -> None:
         """Take a tensor for one that was there before the step."""
@@ -392,7 +400,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         if key in self._live:
             return
         watch = _Watch(storage, self._gone)
-        watch.key, watch.size = key, storage.nbytes()
+        watch.key, watch.size, watch.frame = key, storage.nbytes(), self._frame
         self._live[key] = watch
         self._current += watch.size
         self.peak = max(self.peak, self._current)

@@ -34,10 +34,22 @@ def _rnn_flops(source: torch.Tensor, weights: Iterable[torch.Tensor | None]) -> 
     return int(2 * steps * sum(weight.numel() for weight in matrices))
 
 
-def _quantized_flops(output: torch.Tensor, packed: Any) -> int:
-    """Each output is the sum of as many products as one of its weight's rows or filters has elements."""
-    weight = packed.unpack()[0]
-    return int(2 * output.numel() * math.prod(weight.shape[1:]))
+def _is_state(value: Any) -> bool:
+    return isinstance(value, list | tuple) or bool(value.is_floating_point())
+
+
+def _stacked_rnn_flops(args: tuple[Any, ...], gates: int) -> int:
+    """Likewise, of packed weights: input, (batch sizes,) state, weights, biased, layers, dropout, train, two ways."""
+    source, state, *_, layers, _, _, two_ways = args[:8] if _is_state(args[1]) else (args[0], *args[2:9])
+    directions = 2 if two_ways else 1
+    hidden = (state[0] if isinstance(state, list | tuple) else state).shape[-1]
+    columns = source.shape[-1] + (layers - 1) * directions * hidden + layers * hidden
+    return int(2 * math.prod(source.shape[:-1]) * directions * gates * hidden * columns)
+
+
+def _quantized_flops(args: tuple[Any, ...], output: torch.Tensor) -> int:
+    """Each output is the sum of as many products as one of its weight's filters has elements."""
+    return int(2 * output.numel() * math.prod(args[1].unpack()[0].shape[1:]))
 
 
 _Formula: TypeAlias = Callable[[tuple[Any, ...], Any], int]
@@ -57,6 +69,8 @@ _FORMULAS: dict[str, _Formula] = {
     "aten::mkldnn_rnn_layer_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1:5]),
     "aten::_cudnn_rnn": lambda args, _: _rnn_flops(args[0], args[1]),
     "aten::_cudnn_rnn_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1]),
+    "aten::quantized_lstm": lambda args, _: _stacked_rnn_flops(args, gates=4),
+    "aten::quantized_gru": lambda args, _: _stacked_rnn_flops(args, gates=3),
     "aten::miopen_rnn": lambda args, _: _rnn_flops(args[0], args[1]),
     "aten::miopen_rnn_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1]),
 }
@@ -88,8 +102,13 @@ def flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
         return _FORMULAS[name](args, output)
     if packet in flop_registry:
         return int(flop_registry[packet](*args, **kwargs, out_val=output))
-    if name.startswith(("quantized::linear", "quantized::conv")) and isinstance(output, torch.Tensor):
-        return _quantized_flops(output, args[1])
+    if name.startswith("quantized::linear") and isinstance(output, torch.Tensor):
+        return int(2 * output.numel() * args[0].shape[-1])
+    if name.startswith("quantized::conv") and isinstance(output, torch.Tensor):
+        return _quantized_flops(args, output)
+    if name.startswith("quantized::quantized_") and name.endswith("_cell_dynamic"):
+        state = args[1][0] if isinstance(args[1], list | tuple) else args[1]
+        return int(2 * args[0].shape[0] * args[4].numel() * (args[0].shape[-1] + state.shape[-1]))
     return 0
 
 

@@ -34,9 +34,9 @@ def untouched(modules: list[nn.Module]) -> Iterator[None]:
     undo += [_undo(module) for module in modules]
     undo.append(functools.partial(torch.set_rng_state, torch.get_rng_state()))
     undo.append(functools.partial(random.setstate, random.getstate()))
-    if numpy := sys.modules.get("numpy"):
-        undo.append(functools.partial(numpy.random.set_state, numpy.random.get_state()))
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if numpy_random := sys.modules.get("numpy.random"):
+        undo.append(functools.partial(numpy_random.set_state, numpy_random.get_state()))
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         undo.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     undo.append(functools.partial(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()))
     undo.append(torch.clear_autocast_cache)

@@ -38,7 +38,8 @@ class ModelSummary:
         rows: One for each module; the first is the model itself.
         forward_flops: Of one forward pass; a multiply-add is 2. 0 without an input.
         backward_flops: Of one backward pass with what is trainable now.
-        saved_bytes: Kept from the forward for the backward pass; parameters, buffers and inputs aside.
+        saved_bytes: Kept from the forward for the backward pass, by the loss too; parameters, buffers and
+            inputs aside.
         unfrozen_backward_flops: ``backward_flops`` if all were trainable.
         unfrozen_saved_bytes: ``saved_bytes`` if all were trainable.
         tied: The further names of parameters that have several.
@@ -157,8 +158,10 @@ def summary(
         depth: Levels that ``print`` shows; by default as many as fit on a screen or two.
         dtypes: Of the inputs of ``input_size``; by default that of the model's first parameter.
         mode: ``"train"`` or ``"eval"``; by default every module as it stands.
-        loss: From the model's output to the scalar that is differentiated; by default the output's own
-            ``loss``, or else the sum of its differentiable tensors.
+        loss: From the model's output to the scalar that is differentiated. By default the output's own
+            ``loss`` if it has one. Otherwise the cross-entropy of its ``logits``, or of its only tensor
+            if that has several classes (the last dimension of three, the second of two or of more),
+            and the sum of whatever else is differentiable in it.
 
     Raises:
         FtkitError: The arguments are not what they should be, or the model fails on them.
@@ -391,7 +394,7 @@ def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
         parameter bytes                          184 B                        184 B
         forward FLOPs                           1.28 K                       1.28 K
         backward FLOPs                          1.54 K                          256  -83.3%
-        kept for backward                        256 B                        256 B
+        kept for backward                        516 B                        516 B
         ───────────────────────────────────────────────────────────────────────────────────
         0                      trains, 1.02 K backward                       frozen
         1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
@@ -432,7 +435,7 @@ def largest_batch(
         >>> from ftkit import largest_batch
         >>> model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.ReLU())
         >>> largest_batch(model, (1, 100), memory=1_000_000, optimizer=torch.optim.SGD)
-        765
+        479
     """
     inner = unwrap(model)
     shapes = [tuple(blank.shape) for blank in _blanks(inner, input_size, dtypes)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
 from collections.abc import Callable, Iterator
@@ -146,10 +147,18 @@ def to_text(found: ModelSummary, depth: int | None, fold: bool, width: int | Non
         table.append("  ".join(line).rstrip())
     rule = "─" * (first + sum(2 + size for size in sizes.values()))
     closing = [
-        textwrap.fill(text, width, initial_indent=title.ljust(12), subsequent_indent=" " * 12)
+        textwrap.fill(_glued(text), width, initial_indent=title.ljust(12), subsequent_indent=" " * 12)
         for title, text in _closing(found)
     ]
-    return "\n".join([table[0], rule, *table[1:], rule, *closing])
+    return "\n".join([table[0], rule, *table[1:], rule, *closing]).replace(_GLUE, " ")
+
+
+_GLUE = "\N{NO-BREAK SPACE}"
+
+
+def _glued(text: str) -> str:
+    """Keep numbers and their units on one line."""
+    return re.sub(r"(?<=\d) (?=[A-Z])", _GLUE, text)
 
 
 _SIDES = {"output": "ljust", "state": "ljust"}
@@ -249,7 +258,10 @@ def _closing(found: ModelSummary) -> list[tuple[str, str]]:
     if found._cost is None:
         return said
     step = f"{_flop(found.forward_flops)} forward, {_flop(found.backward_flops)} backward; "
-    said.append(("One step", step + f"{in_bytes(found.saved_bytes)} kept for the backward pass."))
+    step += f"{in_bytes(found.saved_bytes)} kept for the backward pass"
+    if by_loss := found.saved_bytes - found.rows[0].saved_bytes:
+        step += f" ({in_bytes(by_loss)} by the loss)"
+    said.append(("One step", step + "."))
     if found.real:
         said.append(("Note", f"It was computed once, with real tensors: {found.real}."))
     if found.frozen_params:
