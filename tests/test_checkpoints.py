@@ -766,44 +766,149 @@ def test_background_drains_when_the_process_ends(tmp_path: Path) -> None:
     assert CheckpointManager(tmp_path).resume(model=nn.Linear(2000, 2000)) == 4
 
 
-@pytest.mark.slow
-def test_of_several_processes_the_first_one_writes(tmp_path: Path) -> None:
-    """With DistributedDataParallel all processes save and resume; there is one file, and all go on from it."""
-    done = run_child(
-        """
-        import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-        from ftkit import CheckpointManager
+RANKS = """
+    import os, random, sys, torch, torch.distributed as dist, torch.multiprocessing as mp
+    from pathlib import Path
+    from torch import nn
+    from torch.distributed.fsdp import fully_shard
+    from ftkit import CheckpointManager, ResumableLoader, load_checkpoint, save_checkpoint
 
-        def run(rank, folder):
-            dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-            torch.manual_seed(0)
-            model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(2, 2))
-            optimizer = torch.optim.AdamW(model.parameters())
-            manager = CheckpointManager(folder + "/runs", monitor="loss")
-            for epoch in range(2):
-                model(torch.randn(3, 2) + rank).square().mean().backward()
-                optimizer.step()
-                manager.save(epoch, model=model, optimizer=optimizer, metrics={"loss": 1 - epoch})
-            weight = model.module.weight.detach().clone()
-            dist.barrier()
-            torch.nn.init.zeros_(model.module.weight)
-            again = CheckpointManager(folder + "/runs", monitor="loss")
-            assert again.resume(model=model, optimizer=optimizer) == 2
-            assert torch.equal(model.module.weight, weight)
-            dist.barrier()
-            dist.destroy_process_group()
+    def build(sharded):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Dropout(0.4), nn.Linear(7, 3))
+        if sharded:
+            fully_shard(model[0])
+            fully_shard(model)
+        elif dist.is_initialized():
+            model = nn.parallel.DistributedDataParallel(model)
+        return model, torch.optim.AdamW(model.parameters(), 1e-2)
 
-        if __name__ == "__main__":
-            context = mp.get_context("fork")
-            children = [context.Process(target=run, args=(rank, sys.argv[1])) for rank in range(2)]
+    def whole(model):
+        values = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+        return torch.cat([value.detach().flatten() for value in values])
+
+    def meet(rank, world, number, folder, run):
+        torch.set_num_threads(1)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet{number}", rank=rank, world_size=world)
+        run(rank, folder)
+        dist.barrier()
+        dist.destroy_process_group()
+
+    def start(worlds, *runs):
+        for number, (world, run) in enumerate(zip(worlds, runs)):
+            arguments = (world, number, sys.argv[1], run)
+            children = [mp.get_context("fork").Process(target=meet, args=(rank, *arguments)) for rank in range(world)]
             [child.start() for child in children]
             [child.join() for child in children]
-            sys.exit(max(child.exitcode for child in children))
+            if any(child.exitcode for child in children):
+                sys.exit(1)
+"""
+
+
+def run_ranks(code: str, folder: Path) -> None:
+    """Run a script that starts several processes, which may use what stands in ``RANKS``."""
+    done = run_child(textwrap.dedent(RANKS) + textwrap.dedent(code), folder)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
+def test_a_run_of_several_processes_goes_on_exactly(tmp_path: Path) -> None:
+    """With DistributedDataParallel each process gets its own random numbers back; the first one alone writes."""
+    run_ranks(
+        """
+        from torch.utils.data import DistributedSampler
+
+        def train(rank, folder, stop=None):
+            model, optimizer = build(False)
+            data = torch.arange(80.0).reshape(16, 5)
+            loader = ResumableLoader(data, 2, sampler=DistributedSampler(data, seed=3))
+            manager = CheckpointManager(folder + ("/runs" if stop else "/none"), monitor="loss")
+            torch.manual_seed(rank)
+            random.seed(rank)
+            if stop == "resume":
+                torch.manual_seed(99)
+                manager = CheckpointManager(folder + "/runs", monitor="loss")
+            done = 0
+            for epoch in range(manager.resume(model=model, optimizer=optimizer, sampler=loader), 2):
+                loader.sampler.set_epoch(epoch)
+                for batch in loader:
+                    (model(batch).square().mean() + random.random() * model.module[3].bias.sum()).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    done += 1
+                    if done == stop:
+                        manager.save(epoch, model=model, optimizer=optimizer, sampler=loader)
+                        return
+            return whole(model)
+
+        def first(rank, folder):
+            torch.save(train(rank, folder), f"{folder}/expected{rank}")
+            train(rank, folder, 6)
+
+        def second(rank, folder):
+            assert torch.equal(train(rank, folder, "resume"), torch.load(f"{folder}/expected{rank}"))
+
+        start((2, 2), first, second)
         """,
         tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    assert names(tmp_path / "runs") == ["1-0.0000.safetensors"]
+    assert names(tmp_path / "runs") == ["1.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_model_spread_over_processes(tmp_path: Path, suffix: str) -> None:
+    """What fully_shard spread over two processes is one whole file, which goes on exactly on one, two and three."""
+    run_ranks(
+        f"""
+        PATH = "/run{suffix}"
+
+        def train(model, optimizer, count):
+            model.eval()  # with dropout off, all processes see the same
+            for number in range(count):
+                batch = torch.linspace(-1, 1, 20).reshape(4, 5) * (number + 1)
+                model(batch).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def first(rank, folder):
+            model, optimizer = build(True)
+            train(model, optimizer, 2)
+            save_checkpoint(folder + PATH, model=model, optimizer=optimizer, epoch=2)
+            manager = CheckpointManager(folder + "/runs", background=True)
+            manager.save(2, model=model, optimizer=optimizer)
+            manager.wait()
+            saved = whole(model)
+            train(model, optimizer, 2)
+            if rank == 0:
+                torch.save((saved, whole(model)), folder + "/expected")
+            else:
+                whole(model)
+
+        def again(rank, folder):
+            saved, expected = torch.load(folder + "/expected")
+            for resume in (
+                lambda **all: load_checkpoint(folder + PATH, **all),
+                lambda **all: CheckpointManager(folder + "/runs").resume(**all),
+            ):
+                torch.manual_seed(5)
+                model, optimizer = build(dist.get_world_size() > 1)
+                for parameter in model.parameters():
+                    nn.init.zeros_(parameter.to_local() if hasattr(parameter, "to_local") else parameter)
+                resume(model=model, optimizer=optimizer)
+                assert torch.equal(whole(model), saved)
+                train(model, optimizer, 2)
+                assert torch.allclose(whole(model), expected, rtol=1e-6, atol=0)
+                if dist.get_world_size() == 2:
+                    assert torch.equal(whole(model), expected)
+
+        start((2, 1, 2, 3), first, again, again, again)
+        """,
+        tmp_path,
+    )
+    assert names(tmp_path / "runs") == ["2.safetensors"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")

@@ -281,7 +281,7 @@ def test_gate_opens_real_models(tmp_path, protocol):
 
 
 def test_gate_opens_frozen_models(tmp_path):
-    """A frozen model needs its own classes and no more; it is held as before, and the hook alone is no function to call."""
+    """A frozen model needs its own classes and no more; it is held as before; a hook is nothing to call."""
     timm = pytest.importorskip("timm")
     model = timm.create_model("test_resnet", num_classes=3)
     freeze_except(model, "fc")

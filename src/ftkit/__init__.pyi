@@ -1,7 +1,7 @@
 from .archives import ArchiveReport as ArchiveReport
 from .archives import extract_archive as extract_archive
+from .checkpoints.manager import CheckpointManager as CheckpointManager
 from .checkpoints.training import Checkpoint as Checkpoint
-from .checkpoints.training import CheckpointManager as CheckpointManager
 from .checkpoints.training import load_checkpoint as load_checkpoint
 from .checkpoints.training import save_checkpoint as save_checkpoint
 from .deltas import load_delta as load_delta

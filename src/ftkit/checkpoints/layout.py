@@ -36,6 +36,7 @@ _ALIASES: Final[dict[str, tuple[str, ...]]] = {
     "ema": ("ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model"),
     "sampler": ("sampler_state_dict", "sampler"),
     "rng": ("rng_state",),
+    "ranks": ("states_of_other_ranks",),
 }
 _FACTS: Final[dict[str, tuple[str, ...]]] = {
     "epoch": ("epoch",),
@@ -181,7 +182,8 @@ def _read_torch(path: Path) -> Content:
             if alias is not None:
                 value = rest.pop(alias)
                 # Lightning keeps lists of optimizers and schedulers.
-                found[name] = value[0] if table is _ALIASES and isinstance(value, list) and len(value) == 1 else value
+                listed = name in {"optimizer", "scheduler"} and isinstance(value, list) and len(value) == 1
+                found[name] = value[0] if listed else value
     if "model" not in states and rest and all(isinstance(value, Tensor) for value in rest.values()):
         states, rest = {"model": rest}, {}  # a bare state dict
     return Content(run, {**states, "extra": rest})

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftkit.checkpoints import ranks
 from ftkit.errors import CheckpointError, FtkitError, did_you_mean
 from ftkit.freezing import holding
 from ftkit.selection import Selection, unwrap
@@ -108,7 +109,7 @@ def optimizer_plan(
 
     def apply() -> None:
         optimizer.param_groups = [{"params": params} for params in targets]
-        optimizer.load_state_dict(dict(state))
+        optimizer.load_state_dict({**state, "state": _spread(targets, groups, state["state"])})
         _keep_types(optimizer, targets, groups, state["state"])
         optimizer.param_groups.extend(extra)
 
@@ -160,6 +161,21 @@ def _extra_groups(optimizer: Optimizer, targets: list[list[nn.Parameter]]) -> li
             sum(len(group["params"]) for group in extra),
         )
     return extra
+
+
+def _spread(
+    targets: list[list[nn.Parameter]], groups: list[dict[str, Any]], saved: Mapping[Any, Any]
+) -> dict[Any, Any]:
+    """Spread what belongs to a parameter that is spread over several processes as that is."""
+    owners = {
+        index: parameter
+        for params, group in zip(targets, groups, strict=True)
+        for parameter, index in zip(params, group["params"], strict=True)
+    }
+    return {
+        index: ranks.spread(values, dict.fromkeys(values, owners[index])) if index in owners else values
+        for index, values in saved.items()
+    }
 
 
 def _keep_types(

@@ -46,7 +46,9 @@ class CheckpointInfo:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON can hold it: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
-        tensors = {name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()}
+        tensors = {
+            name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()
+        }
         return vars(self) | {"tensors": tensors, "metadata": _finite(self.metadata)}
 
     def _lines(self) -> Iterator[str]:

@@ -1,0 +1,60 @@
+"""Runs of several processes: what is spread over them becomes whole for the file, and is spread again from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch import distributed as dist
+
+__all__ = ["gather", "holds_shards", "rank", "spread", "whole"]
+
+
+def rank() -> int:
+    """The number of this process; 0 where there is one alone."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gather(own: Any) -> list[Any]:
+    """Return what each process gave, to the first one; all must call. The others, and one alone, get an empty list."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return []
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)  # a gather on one process needs its device told, this does not
+    return found if rank() == 0 else []
+
+
+def holds_shards(tensors: Iterable[Any]) -> bool:
+    """Tell whether one of the tensors is spread over processes, as ``fully_shard`` does it."""
+    return any(_is_shard(tensor) for tensor in tensors)
+
+
+def whole(nest: Any) -> Any:
+    """Gather every tensor of a nest that is spread; all processes must call, and the first one alone gets them."""
+    if _is_shard(nest):
+        full = nest.detach().full_tensor()
+        return full.cpu() if rank() == 0 else None
+    if isinstance(nest, dict):
+        table = nest.copy()
+        table.update((key, whole(value)) for key, value in nest.items())
+        return table
+    return type(nest)(map(whole, nest)) if type(nest) in (list, tuple) else nest
+
+
+def spread(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Spread each whole tensor of a table as the tensor of the same name and shape is; all processes must call."""
+    return {name: _spread(value, like.get(name)) for name, value in state.items()}
+
+
+def _spread(value: Any, like: Any) -> Any:
+    if not _is_shard(like) or not isinstance(value, Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device_mesh.device_type), like.device_mesh, like.placements)
+
+
+def _is_shard(thing: Any) -> bool:
+    # The class is part of torch only where it was built for several processes.
+    return isinstance(thing, Tensor) and hasattr(thing, "full_tensor")
