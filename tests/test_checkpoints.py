@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 import shutil
@@ -32,7 +33,7 @@ from ftkit import (
     save_delta,
     unfreeze,
 )
-from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, UntrustedFileError
 from ftkit.freezing.holding import is_held
 from ftkit.loaders import ResumableLoader
 from ftkit.tensorfile import TensorFile
@@ -249,6 +250,36 @@ def test_other_peoples_dicts(tmp_path: Path, keys: tuple[str, str], prefix: str)
     assert torch.equal(flat(again), flat(model))
     assert torch.equal(other.state_dict()["state"][0]["exp_avg"], state["state"][0]["exp_avg"])
     assert other.param_groups[0]["lr"] == 3e-3
+
+
+class Settings:
+    """What people keep beside weights, and what no reader should have to run code for."""
+
+    lr = 0.1
+
+
+def test_objects_of_others_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Arguments and callbacks that only code could make don't keep the rest of a checkpoint from loading."""
+    model = make()
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps(model, optimizer)
+    theirs = {"epoch": 4, "args": argparse.Namespace(lr=0.1, nested=[Settings()]), "arch": "mlp", "kind": Settings}
+    theirs |= {"state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(theirs, tmp_path / "theirs.pth.tar")
+    again = make()
+    other = torch.optim.AdamW(again.parameters())
+    checkpoint = load_checkpoint(tmp_path / "theirs.pth.tar", model=again, optimizer=other)
+    assert (checkpoint.epoch, checkpoint.extra) == (4, {"arch": "mlp"})
+    assert torch.equal(flat(again), flat(model))
+    assert "'args' is left out, as it would run code (argparse.Namespace, " in caplog.text
+    assert "'kind' is left out" in caplog.text
+    before = flat(again)
+    torch.save(theirs | {"state_dict": model}, tmp_path / "theirs.pth.tar")
+    with pytest.raises(UntrustedFileError, match=r"load_weights\(model, path\)"):
+        load_checkpoint(tmp_path / "theirs.pth.tar", model=again)
+    assert torch.equal(flat(again), before)
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(tmp_path, model=again)
 
 
 def test_a_torch_checkpoint_is_the_usual_dict(tmp_path: Path) -> None:

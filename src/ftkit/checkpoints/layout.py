@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, UntrustedFileError
 from ftkit.files import atomic_write
 from ftkit.nests import pack, unpack
-from ftkit.pickles.gate import PickleFile, content_format, load_pickle
+from ftkit.pickles.gate import PickleFile, content_format, load_parts
 from ftkit.tensorfile import TensorFile, write_tensors
 
 __all__ = ["SUFFIXES", "TORCH_SUFFIXES", "Content", "prepare", "read", "read_run", "verify"]
+
+_log: Final = logging.getLogger("ftkit")
 
 Tensors: TypeAlias = dict[str, Tensor]
 
@@ -119,8 +122,10 @@ def read(path: Path, wanted: Collection[str]) -> Content:
         CheckpointError: It is no training checkpoint.
         DamagedFileError: Its bytes are not the ones that were written.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
     if content_format(path) != "safetensors":
-        return _read_torch(path)
+        return _read_torch(path, wanted)
     with TensorFile(path) as file:
         run = _facts(file)
         states = {}
@@ -158,7 +163,7 @@ def verify(path: Path) -> None:
         with TensorFile(path) as file:
             file.verify()
     else:
-        load_pickle(path)
+        load_parts(path)
 
 
 def _facts(file: TensorFile) -> dict[str, Any]:
@@ -169,10 +174,18 @@ def _facts(file: TensorFile) -> dict[str, Any]:
     return run
 
 
-def _read_torch(path: Path) -> Content:
-    whole = load_pickle(path)
+def _read_torch(path: Path, wanted: Collection[str]) -> Content:
+    whole, left_out = load_parts(path)
     if not isinstance(whole, dict):
         raise CheckpointError(f"{os.fspath(path)} holds a {type(whole).__name__}, not a training checkpoint.")
+    for entry, names in left_out.items():
+        if any(entry in _ALIASES.get(name, ()) for name in wanted):
+            raise UntrustedFileError(
+                f"The {entry!r} of {path} can't be had without running code: it wants {', '.join(names[:8])}. "
+                "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
+                "from, load_model(path, trusted=True) returns all of it."
+            )
+        _log.warning("%s: %r is left out, as it would run code (%s).", path, entry, ", ".join(names[:8]))
     rest = dict(whole)
     run = dict(rest.pop(_KEY, {}))
     states: dict[str, Any] = {}

@@ -343,6 +343,15 @@ def _module_plan(module: nn.Module, state: Mapping[str, Any]) -> Step:
         for name, value in own.items()
     )
     if not fits:  # another program's names, or another model, which is refused before anything changes
-        return Step(lambda: load_weights(inner, state, ema=False), lambda: None)
+        return Step(lambda: _load_foreign(inner, state), lambda: None)
     on_meta = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
     return Step(lambda: inner.load_state_dict(ranks.spread(state, own), assign=on_meta), lambda: None)
+
+
+def _load_foreign(module: nn.Module, state: Mapping[str, Any]) -> None:
+    try:
+        load_weights(module, state, ema=False)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}\n(These are arguments of load_weights, which reads the weights alone.)"
+        ) from error

@@ -24,7 +24,7 @@ from ftkit.files import atomic_write
 from ftkit.pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit.pickles.torchfiles import PickleFile, content_format, tensor_in
 
-__all__ = ["Allowed", "PickleFile", "content_format", "load_pickle", "numpy_value", "save_pickle"]
+__all__ = ["Allowed", "PickleFile", "content_format", "load_parts", "load_pickle", "numpy_value", "save_pickle"]
 
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
 """A class or function to admit: itself, or its full dotted name."""
@@ -76,6 +76,52 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
         return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
 
 
+def load_parts(path: str | os.PathLike[str]) -> tuple[Any, dict[str, list[str]]]:
+    """Return what a file holds, as :func:`load_pickle` does, but leave out what only code could make.
+
+    Returns:
+        What it holds. If that is a table, the entries that need no code; and for each of the others, the classes and
+        functions that it wants.
+
+    Raises:
+        UntrustedFileError: It is no table, and wants code.
+        DamagedFileError: It is not whole, or some bytes are not the ones that were written.
+
+    Example:
+        >>> import argparse, torch
+        >>> from ftkit.pickles.gate import load_parts
+        >>> torch.save({"epoch": 3, "args": argparse.Namespace(lr=0.1)}, "theirs.pt")
+        >>> load_parts("theirs.pt")
+        ({'epoch': 3}, {'args': ['argparse.Namespace']})
+    """
+    with PickleFile(path) as file:
+        if not file.wanted or not isinstance(file.tree, dict) or file.script or file.is_rare:
+            return load_pickle(path), {}
+        left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
+        return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
+
+
+def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
+    """Which of these names a part of a file refers to."""
+    found: set[str] = set()
+    seen: dict[int, Any] = {}
+    rest = [node]
+    while rest:
+        one = rest.pop()
+        if isinstance(one, str | bytes | int | float | StoredTensor) or id(one) in seen:
+            continue
+        seen[id(one)] = one
+        if isinstance(one, Global):
+            found.add(one.name)
+        elif isinstance(one, Foreign):
+            rest += [one.function, *one.args, one.state, *one.items, *one.keywords.values()]
+        elif isinstance(one, dict):
+            rest += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple | set | frozenset):
+            rest += one
+    return [name for name in wanted if name in found]
+
+
 def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
     """Make what a file holds, by calls of what was admitted and no others."""
     if refused := [name for name in file.wanted if name not in admitted or _alarm(name)]:
@@ -85,8 +131,12 @@ def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
         with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
             return torch.load(whole, map_location="cpu", weights_only=True)
+    return _make(file.tree, file, admitted)
+
+
+def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
     try:
-        return _Maker(file.read_storages(), admitted).make(file.tree)
+        return _Maker(file.read_storages(), admitted).make(tree)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file.path} can't be made into objects: {type(error).__name__}: {error}. It is damaged, or was "
@@ -159,7 +209,7 @@ def _refusal(path: str, wanted: list[str]) -> str:
         advice = "A model has no use for some of these: don't open the file, and tell where it came from."
     else:
         advice = (
-            "If you know where it comes from, admit these with allow=[...] or everything with trusted=True. "
+            "If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. "
             "Weights alone need no trust: load_weights(model, path)."
         )
     return f"Opening {path} would run code. Beyond plain data and tensors it wants:{listed}{more}\n{advice}"
