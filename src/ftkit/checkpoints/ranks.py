@@ -37,7 +37,8 @@ def whole(nest: Any) -> Any:
         return full.cpu() if rank() == 0 else None
     if isinstance(nest, dict):
         table = nest.copy()
-        table.update((key, whole(value)) for key, value in nest.items())
+        for key, value in nest.items():  # one by one: a Counter's update() counts instead
+            table[key] = whole(value)
         return table
     return type(nest)(map(whole, nest)) if type(nest) in (list, tuple) else nest
 
