@@ -194,6 +194,17 @@ def test_ema_sampler_extras_and_objects(tmp_path: Path) -> None:
     assert list(checkpoint.extra) == ["history"]
 
 
+def test_tables_that_count_come_back_as_they_are(tmp_path: Path) -> None:
+    """The milestones of a scheduler are a Counter, whose update() means something else than a dict's."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 2, 5])
+    CheckpointManager(tmp_path).save(0, model=model, optimizer=optimizer, scheduler=scheduler)
+    again = torch.optim.lr_scheduler.MultiStepLR(torch.optim.SGD(model.parameters(), 0.1), [1])
+    CheckpointManager(tmp_path).resume(model=model, scheduler=again)
+    assert again.milestones == scheduler.milestones == {2: 2, 5: 1}
+
+
 def test_wrapped_models_are_looked_through(tmp_path: Path) -> None:
     """A checkpoint of a wrapped model loads into a bare one, and the other way round."""
     model = nn.DataParallel(make())
@@ -953,16 +964,17 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         manager.save(0, model=torch.nn.Linear(100, 100))
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
         for background in (False, True):
-            manager.background = background
-            try:
-                manager.save(1, model=torch.nn.Linear(1000, 1000))
-                manager.wait()
-            except ftkit.errors.FileWriteError as error:
-                print("refused:", error)
+            for manager.filename in (None, "{epoch}.pt"):
+                manager.background = background
+                try:
+                    manager.save(1, model=torch.nn.Linear(1000, 1000))
+                    manager.wait()
+                except ftkit.errors.FileWriteError as error:
+                    print("refused:", error)
         """,
         tmp_path,
     )
-    assert done.stdout.count("refused:") == 2, done.stderr
+    assert done.stdout.count("refused:") == 4, done.stderr
     assert "intact" in done.stdout or "Nothing was left behind" in done.stdout
     assert names(tmp_path) == ["0.safetensors"]
     assert CheckpointManager(tmp_path).resume(model=nn.Linear(100, 100)) == 1

@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError, UntrustedFileError
-from ftkit.files import atomic_write
 from ftkit.nests import pack, unpack
-from ftkit.pickles.gate import PickleFile, content_format, load_parts
+from ftkit.pickles.gate import PickleFile, content_format, load_parts, save_pickle
 from ftkit.tensorfile import TensorFile, write_tensors
 
 __all__ = ["SUFFIXES", "TORCH_SUFFIXES", "Content", "prepare", "read", "read_run", "verify"]
@@ -91,7 +89,7 @@ def prepare(path: Path, content: Content, copy: Callable[[Tensors], Tensors] | N
         tensors = copy(tensors)
         states = {name: unpack(tensors, text, name) for name, text in texts.items()}
     whole = _as_torch_dict(content.run, states)
-    return lambda: _write_torch(path, whole)
+    return lambda: save_pickle(whole, path, plain=True)
 
 
 def _as_torch_dict(run: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,17 +100,6 @@ def _as_torch_dict(run: Mapping[str, Any], states: Mapping[str, Any]) -> dict[st
     if taken := extra.keys() & whole.keys():
         raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
     return whole | extra
-
-
-def _write_torch(path: Path, whole: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        torch.save(whole, file)
-        file.seek(0)
-        if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
-            raise CheckpointError(
-                f"{path} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) refuses to open. "
-                "Use a name that ends in .safetensors, or plain values."
-            )
 
 
 def read(path: Path, wanted: Collection[str]) -> Content:

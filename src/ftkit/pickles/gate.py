@@ -152,12 +152,17 @@ def _load_trusted(file: PickleFile) -> Any:
         return torch.load(whole, map_location="cpu", weights_only=False)
 
 
-def save_pickle(thing: object, path: str | os.PathLike[str]) -> None:
+def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = False) -> None:
     """Write anything as ``torch.save`` does, whole or not at all.
+
+    Args:
+        thing: What to write.
+        path: The file.
+        plain: Refuse what ``torch.load(path, weights_only=True)`` would refuse to open.
 
     Raises:
         FileWriteError: The file could not be written. What stood there is intact.
-        CheckpointError: Something in it can't be pickled.
+        CheckpointError: Something in it can't be pickled, or needs more trust than ``plain`` allows.
 
     Example:
         >>> import torch
@@ -178,6 +183,13 @@ def save_pickle(thing: object, path: str | os.PathLike[str]) -> None:
             ) from error
         except RuntimeError as error:
             raise sink.error or error from error
+        if plain:
+            file.seek(0)
+            if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+                raise CheckpointError(
+                    f"{os.fspath(path)} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) "
+                    "refuses to open. Use a name that ends in .safetensors, or plain values."
+                )
 
 
 class _Sink:
