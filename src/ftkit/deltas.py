@@ -7,6 +7,7 @@ import copy
 import ctypes
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -173,7 +174,7 @@ def split(
         names = _differing(state, base)
     else:
         known = {id(parameter) for parameter in moved}
-        buffers = _restless(model)
+        buffers = _restless(model, state)
         now = digests(state) if before is not None else {}
         names = {
             name
@@ -201,20 +202,23 @@ def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
     return {name for name, tensor in state.items() if not same(tensor, before.get(name))}
 
 
-def _restless(model: nn.Module) -> set[str]:
+def _restless(model: nn.Module, state: Mapping[str, Tensor]) -> set[str]:
     """The names of the buffers that training may have moved."""
+    training = {
+        name[:end]
+        for name, tensor in state.items()
+        if tensor.requires_grad
+        for end in (0, *(at for at, letter in enumerate(name) if letter == "."))
+    }
     names = set()
     for prefix, module in model.named_modules(remove_duplicate=False):
-        own = dict(module.named_buffers(recurse=False))
+        own = module._buffers
+        if not own or is_held(module):
+            continue
         # Only BatchNorm's count is bumped by each batch; everything else treats the three buffers alike.
-        count = own.get("num_batches_tracked")
-        mean = own.get("running_mean")
+        count, mean = own.get("num_batches_tracked"), own.get("running_mean")
         counted = count is not None and mean is not None and count._version > mean._version
-        if (
-            own
-            and not is_held(module)
-            and (module.training or counted or any(p.requires_grad for p in module.parameters()))
-        ):
+        if module.training or counted or prefix in training:
             names |= {f"{prefix}.{name}" if prefix else name for name in own}
     return names
 
@@ -246,7 +250,17 @@ def _fingerprint(tensors: Mapping[str, Tensor], known: Mapping[str, str] | None 
     }
 
 
-_FINGERPRINTS: WeakKeyDictionary[nn.Module, tuple[list[Any], dict[str, Any]]] = WeakKeyDictionary()
+@dataclass
+class _Known:
+    """A base that was met before: what it was, its ends where they lie in memory, and its fingerprint."""
+
+    state: list[Any]
+    ends: list[Any]
+    bytes: bytes
+    fingerprint: dict[str, Any]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 
 def _remembered(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -257,21 +271,25 @@ def _remembered(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, An
     """
     if any(tensor.is_inference() for tensor in tensors.values()):
         return _fingerprint(tensors)
+    # The ends may be read only while the tensors still lie where they lay.
     state = [
-        (name, tensor.data_ptr(), tensor._version, tensor.dtype, _ends(tensor)) for name, tensor in tensors.items()
+        (name, tensor.data_ptr(), tensor._version, tensor.dtype, tensor.shape, tensor.stride())
+        for name, tensor in tensors.items()
     ]
-    known = _FINGERPRINTS.get(model)
-    if known is None or known[0] != state:
-        known = _FINGERPRINTS[model] = state, _fingerprint(tensors)
-    return known[1]
+    known = _KNOWN.get(model)
+    if known is None or known.state != state or known.bytes != b"".join(known.ends):
+        ends = [end for tensor in tensors.values() for end in _ends(tensor)]
+        known = _KNOWN[model] = _Known(state, ends, b"".join(ends), _fingerprint(tensors))
+    return known.fingerprint
 
 
-def _ends(tensor: Tensor) -> bytes:
-    if tensor.device.type != "cpu" or not tensor.is_contiguous():
-        return b""
+def _ends(tensor: Tensor) -> list[Any]:
+    """The first and the last bytes of a tensor, as views of its memory."""
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or not tensor.numel():
+        return []
     start, size = tensor.data_ptr(), tensor.numel() * tensor.element_size()
-    some = min(size, 64)
-    return ctypes.string_at(start, some) + ctypes.string_at(start + size - some, some) if some else b""
+    some = ctypes.c_char * min(size, 64)
+    return [some.from_address(start), some.from_address(start + size - min(size, 64))]
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:

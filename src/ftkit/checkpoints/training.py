@@ -108,6 +108,7 @@ def save_checkpoint(
         >>> checkpoint.epoch, checkpoint.extra
         (3, {'classes': ['ant', 'bee']})
     """
+    sharded = ranks.holds_shards(model.parameters())
     content = collect(
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
@@ -115,9 +116,9 @@ def save_checkpoint(
         extra=extra,
         rng=rng,
         delta=delta,
-        together=ranks.holds_shards(model.parameters()),
+        together=sharded,
     )
-    if ranks.rank() == 0 or not ranks.holds_shards(model.parameters()):
+    if ranks.rank() == 0 or not sharded:
         checkpoint_files.prepare(Path(path), content)()
 
 
@@ -156,9 +157,9 @@ def collect(
         before: The digests of the base of a delta, where they are known.
     """
     inner = unwrap(model)
-    if delta and ranks.holds_shards(inner.parameters()):
-        raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
+    if delta and ranks.holds_shards(states["model"].values()):
+        raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
     parameters = dict(inner.named_parameters())
     run = {**run, "frozen": resuming.frozen_state(inner, parameters)}
     optimizer = parts["optimizer"]
