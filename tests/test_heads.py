@@ -578,3 +578,356 @@ def test_a_head_that_only_the_loss_uses_follows_too() -> None:
     model = Hidden("classifier", "auxiliary_head")
     replace_head(model, 3)
     assert model.auxiliary_head.out_features == model.classifier.out_features == 3
+
+
+# ------------------------------------------------------------------ models of other kinds
+
+
+class Wired(nn.Module):
+    """Layers under the names given, and a forward that calls ``wiring`` with the model and its inputs."""
+
+    wiring: object
+
+    def __init__(self, **parts: object) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def wired(wiring: object, **parts: object) -> Wired:
+    """Build a model whose forward has the arguments of ``wiring`` after its first."""
+    kind = type("Wired", (Wired,), {"forward": wiring})
+    return kind(**parts)
+
+
+def fused(self: Wired, image: torch.Tensor, tabular: torch.Tensor) -> torch.Tensor:
+    return self.fuse(torch.cat([self.cnn(image), self.mlp(tabular)], 1))
+
+
+def tables(self: Wired, x_cat: torch.Tensor, x_cont: torch.Tensor) -> torch.Tensor:
+    found = [table(x_cat[:, index]) for index, table in enumerate(self.embeds)]
+    return self.out(torch.cat([*found, self.norm(x_cont)], 1))
+
+
+def packed(self: Wired, text: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    pack, pad = nn.utils.rnn.pack_padded_sequence, nn.utils.rnn.pad_packed_sequence
+    rows, (state, _) = self.rnn(pack(self.table(text), lengths, batch_first=True, enforce_sorted=False))
+    return self.out(state[-1] + pad(rows, batch_first=True)[0].mean(1))
+
+
+def convolved(self: Wired, x: torch.Tensor, adj: torch.Tensor) -> torch.Tensor:
+    return (adj @ self.second(torch.relu(adj @ self.first(x)))).log_softmax(1)
+
+
+def edges(self: Wired, x: torch.Tensor, edge_index: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+    x = self.first(x)
+    x = x.index_add(0, edge_index[1], x[edge_index[0]])
+    return self.second(x.new_zeros(int(batch.max()) + 1, x.shape[1]).index_add(0, batch, x))
+
+
+def towers(self: Wired, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return self.out(torch.relu(self.first(left) + self.second(right)))
+
+
+SEVERAL_INPUTS = {
+    "image and table": (
+        lambda: wired(
+            fused, cnn=features(), mlp=nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), fuse=nn.Linear(16, 5)
+        ),
+        (torch.zeros(2, 3, 16, 16), torch.zeros(2, 6)),
+    ),
+    "categories and numbers": (
+        lambda: wired(
+            tables,
+            embeds=nn.ModuleList([nn.Embedding(9, 4), nn.Embedding(3, 2)]),
+            norm=nn.BatchNorm1d(5),
+            out=nn.Sequential(nn.Linear(11, 7), nn.ReLU(), nn.Linear(7, 5)),
+        ),
+        (torch.zeros(2, 2, dtype=torch.long), torch.zeros(2, 5)),
+    ),
+    "text and lengths": (
+        lambda: wired(
+            packed, table=nn.Embedding(20, 6), rnn=nn.LSTM(6, 8, batch_first=True), extra=None, out=nn.Linear(8, 5)
+        ),
+        (torch.zeros(2, 4, dtype=torch.long), torch.tensor([4, 2])),
+    ),
+    "graph by matrix": (
+        lambda: wired(convolved, first=nn.Linear(12, 8), second=nn.Linear(8, 5)),
+        (torch.zeros(2, 12), torch.eye(2)),
+    ),
+    "graph by edges": (
+        lambda: wired(edges, first=nn.Linear(12, 8), second=nn.Linear(8, 5)),
+        (torch.zeros(2, 12), torch.zeros(2, 3, dtype=torch.long), torch.tensor([0, 1])),
+    ),
+    "two towers": (
+        lambda: wired(towers, first=nn.Linear(6, 8), second=nn.Linear(9, 8), out=nn.Linear(8, 5)),
+        (torch.zeros(2, 6), torch.zeros(2, 9)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SEVERAL_INPUTS)
+def test_models_of_several_inputs(case: str) -> None:
+    """Inputs are made up from the names of the arguments and the layers that could take them."""
+    build, inputs = SEVERAL_INPUTS[case]
+    model = build()
+    head = replace_head(model, 7)
+    assert len(head.names) == 1
+    assert model(*inputs).shape == (2, 7)
+
+
+@pytest.mark.parametrize("side", [20, 75])
+def test_an_image_of_the_one_size_that_fits_is_found(side: int) -> None:
+    """A linear layer after a flatten takes one size of images alone."""
+    width = 6 * ((side - 4) // 2) ** 2
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(nn.functional.max_pool2d(self.conv(x), 2).flatten(1)))
+        return self.second(x) if side else self.unused(x)
+
+    model = wired(
+        forward, conv=nn.Conv2d(1, 6, 5), first=nn.Linear(width, 16), second=nn.Linear(16, 5), unused=nn.Linear(16, 9)
+    )
+    assert find_head(model).names == ("second",)
+
+
+class Turned(nn.Module):
+    """A layer that keeps its weight as inputs by outputs, and doesn't say so."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply."""
+        return x @ self.weight
+
+
+def test_a_run_tells_which_axis_counts_the_outputs() -> None:
+    """Found and named alike; where no run is possible, the model's counter tells."""
+    for at in (None, "1"):
+        model = nn.Sequential(Turned(12, 8), Turned(8, 5))
+        assert replace_head(model, 3, at=at, keep={0: 4}).in_features == 8
+        assert model(torch.zeros(2, 12)).shape == (2, 3)
+    model = wired(lambda self, x, y, z: x.no_such_method(), last=Turned(8, 5))
+    model.num_classes = 5
+    assert replace_head(model, 3, at="last").in_features == 8
+
+
+def test_layers_that_share_their_parameters_are_one() -> None:
+    """Two modules around the same tensors, as tied weights of transformers are: both follow, and stay tied."""
+    first, second = nn.Linear(8, 5), nn.Linear(8, 5)
+    second.weight, second.bias = first.weight, first.bias
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        x = self.body(x)
+        return torch.stack([layer(x) for layer in self.class_embed], 1)
+
+    model = wired(forward, body=features(), class_embed=nn.ModuleList([first, second]))
+    assert replace_head(model, 3).names == ("class_embed.0", "class_embed.1")
+    assert model.class_embed[0].weight is model.class_embed[1].weight
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 2, 3)
+
+
+def test_heads_of_other_decoder_layers_follow_though_they_did_not_run() -> None:
+    """A list of like layers of which the forward uses the last."""
+    model = wired(
+        lambda self, x: self.class_embed[-1](self.body(x)),
+        body=features(),
+        class_embed=nn.ModuleList([nn.Linear(8, 5), nn.Linear(8, 5)]),
+        num_labels=5,
+    )
+    assert sorted(replace_head(model, 3).names) == ["class_embed.0", "class_embed.1"]
+    assert [layer.out_features for layer in model.class_embed] == [3, 3]
+
+
+ONE_NUMBER = {
+    "choices": lambda self, input_ids: self.score(self.body(input_ids.flatten(0, 1).float())).view(input_ids.shape[:2]),
+    "squeezed": lambda self, input_ids: self.score(self.body(input_ids.float())).squeeze(-1),
+    "waves": lambda self, input_ids: self.score(self.body(input_ids.float())).reshape(2, 2, -1).flatten(1, 2).sum(1),
+}
+
+
+@pytest.mark.parametrize("case", ONE_NUMBER)
+def test_one_number_that_is_no_class_score_is_an_error(case: str) -> None:
+    """A scorer of choices, a depth or a wave stays, unless the user names it."""
+    model = wired(ONE_NUMBER[case], body=nn.Linear(8, 6), score=nn.Linear(6, 1))
+    model.config = {"num_labels": 2}
+    with pytest.raises(HeadError, match="one number"):
+        replace_head(model, 3)
+    assert model.score.out_features == 1
+    assert replace_head(model, 3, at="score").out_features == 3
+
+
+def test_one_logit_may_become_classes() -> None:
+    """A binary classifier gives its one number as the score of a class."""
+    model = wired(lambda self, x: self.a(self.body(x)) if True else self.b(x), body=features(), a=nn.Linear(8, 1))
+    replace_head(model, 3)
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+def test_a_view_that_swallows_the_new_count_is_an_error() -> None:
+    """The model runs, but what were rows are classes now."""
+    model = wired(lambda self, x: self.out(self.body(x)).view(-1, 2), body=features(), out=nn.Linear(8, 2))
+    with pytest.raises(HeadError, match="does not run any more as before"):
+        replace_head(model, 3)
+    assert model.out.out_features == 2
+
+
+def test_a_loss_of_its_own_that_counts_the_classes_is_an_error() -> None:
+    """The model takes labels, and its loss a count that is written in the code."""
+
+    def forward(self: Wired, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        scores = self.out(self.body(x))
+        given = {"scores": scores}
+        if labels is not None:
+            given["loss"] = nn.functional.cross_entropy(scores.view(-1, 2), labels)
+        return given
+
+    model = wired(forward, body=features(), out=nn.Linear(8, 2))
+    with pytest.raises(HeadError, match="batch_size"):
+        replace_head(model, 3)
+    assert model.out.out_features == 2
+
+
+def test_a_detector_that_learns_from_noisy_labels() -> None:
+    """The embedding of labels has a row more for "none", and the loss a weight more for "no object"."""
+
+    class Criterion(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_labels = 5
+            self.register_buffer("empty_weight", torch.tensor([1.0, 2, 3, 4, 5, 0.1]))
+
+    model = wired(
+        lambda self, x: {"logits": self.class_predictor(self.body(x)), "noise": self.denoising_class_embed.weight},
+        body=features(),
+        denoising_class_embed=nn.Embedding(6, 4, padding_idx=5),
+        class_predictor=nn.Linear(8, 6),
+        criterion=Criterion(),
+        num_labels=5,
+    )
+    old = model.denoising_class_embed.weight
+    head = replace_head(model, 3, keep={1: 4})
+    assert head.names == ("class_predictor", "denoising_class_embed")
+    assert (model.class_predictor.out_features, model.num_labels, model.criterion.num_labels) == (4, 3, 3)
+    assert model.criterion.empty_weight.tolist() == pytest.approx([1, 5, 1, 0.1])
+    table = model.denoising_class_embed
+    assert (table.num_embeddings, table.padding_idx) == (4, 3)
+    torch.testing.assert_close(table.weight[[1, 3]], old[[4, 5]])
+    with pytest.raises(HeadError, match="class count"):
+        replace_head(model, lambda width: nn.Linear(width, 4))
+
+
+def test_scores_that_feed_a_later_head_and_come_out_too() -> None:
+    """A coarse head follows; where the later one takes its scores as features, nothing changes."""
+
+    def coarse_to_fine(self: Wired, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x)
+        coarse = self.coarse(x)
+        shares = coarse.flatten(2).softmax(-1)
+        context = (shares @ x.flatten(2).mT).mean(1)[..., None, None]
+        return self.fine(x + context), coarse
+
+    body = nn.Conv2d(3, 8, 3)
+    model = wired(coarse_to_fine, body=body, coarse=nn.Conv2d(8, 5, 1), fine=nn.Conv2d(8, 5, 1))
+    assert set(replace_head(model, 3, at=["coarse", "fine"]).names) == {"coarse", "fine"}
+    model = wired(coarse_to_fine, body=body, coarse=nn.Conv2d(8, 5, 1), fine=nn.Conv2d(8, 5, 1), num_classes=5)
+    assert [out.shape[1] for out in (replace_head(model, 3), model(torch.zeros(1, 3, 9, 9)))[1]] == [3, 3]
+
+    def stacked(self: Wired, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sides = [side(self.body(x)) for side in self.sides]
+        return (self.fuse(torch.cat(sides, 1)), *sides)
+
+    sides = nn.ModuleList([nn.Conv2d(8, 5, 1), nn.Conv2d(8, 5, 1)])
+    model = wired(stacked, body=body, sides=sides, fuse=nn.Conv2d(10, 5, 1), num_classes=5)
+    with pytest.raises(HeadError, match="does not run any more"):
+        replace_head(model, 3)
+    assert model.fuse.out_channels == 5
+
+
+@pytest.mark.parametrize("kind", ["parameter", "buffer"])
+def test_what_the_model_itself_holds_for_each_class_is_an_error(kind: str) -> None:
+    """Temperatures or priors of the classes beside the head, under a usual name."""
+    model = wired(lambda self, x: self.fc(self.body(x)) * self.scale, body=features(), fc=nn.Linear(8, 5))
+    if kind == "parameter":
+        model.scale = nn.Parameter(torch.ones(5))
+    else:
+        model.register_buffer("scale", torch.ones(5))
+    with pytest.raises(HeadError):
+        replace_head(model, 3)
+    assert model.fc.out_features == 5
+
+
+def test_what_a_crf_learns_between_tags_is_new_too() -> None:
+    """Its transitions have no part in the forward pass, yet count the tags."""
+
+    class Crf(nn.Module):
+        def __init__(self, num_tags: int) -> None:
+            super().__init__()
+            self.num_tags = num_tags
+            self.start, self.transitions = nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(5, 5))
+
+    model = wired(
+        lambda self, x: self.emissions(self.table(x)),
+        table=nn.Embedding(20, 8),
+        emissions=nn.Linear(8, 5),
+        crf=Crf(5),
+    )
+    old = model.crf.transitions.detach()
+    replace_head(model, 3, keep={2: 4, 0: 1})
+    assert (model.crf.num_tags, model.crf.start.shape, model.crf.transitions.shape) == (3, (3,), (3, 3))
+    assert model.crf.transitions[2, 0] == old[4, 1]
+
+
+def test_scores_for_each_anchor_are_told_by_how_they_come_out() -> None:
+    """A layer with a multiple of the classes, whose outputs are reshaped to the classes."""
+
+    def forward(self: Wired, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x)
+        scores = self.conf(x).permute(0, 2, 3, 1).reshape(len(x), -1, self.num_classes)
+        return self.loc(x).permute(0, 2, 3, 1).reshape(len(x), -1, 4), scores
+
+    model = wired(forward, body=nn.Conv2d(3, 8, 3), loc=nn.Conv2d(8, 16, 1), conf=nn.Conv2d(8, 20, 1), num_classes=5)
+    assert replace_head(model, 3).out_features == 3
+    assert (model.conf.out_channels, model.loc.out_channels, model.num_classes) == (12, 16, 3)
+
+
+def test_what_came_out_before_a_run_failed_is_no_head() -> None:
+    """A layer of the body has a usual name, in a model that takes no made-up input; counters tell the classifier."""
+
+    def forward(self: Wired, batch: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.body.fc1(batch)["no such thing"])
+
+    body = nn.ModuleDict({"fc1": nn.Linear(8, 8), "fc2": nn.Linear(8, 8)})
+    model = wired(forward, classifier=nn.Linear(8, 5), body=body)
+    with pytest.raises(HeadError, match="could not be run"):
+        find_head(model)
+    model.num_classes = 5
+    assert find_head(model).names == ("classifier",)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: torch.jit.script(nn.Sequential(features(), nn.Linear(8, 5))), "scripted"),
+        (lambda: nn.Sequential(features(), torch.jit.script(nn.Linear(8, 5))), "'1' is scripted"),
+        (lambda: nn.Sequential(features(), nn.LazyLinear(5)), "'1' has no shape yet"),
+        (lambda: nn.Sequential(features(), torch.ao.nn.quantized.dynamic.Linear(8, 5)), "'1' is quantized"),
+    ],
+)
+def test_layers_that_can_not_be_made_anew_are_named(make: object, words: str) -> None:
+    """The error says what to do first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make()
+    with pytest.raises(HeadError, match=words):
+        replace_head(model, 3)
+
+
+def test_a_frozen_script_in_the_body_is_no_matter() -> None:
+    """The head is found beside it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = nn.Sequential(torch.jit.script(features()), nn.Linear(8, 5))
+    assert find_head(model).names == ("1",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from ftkit.errors import HeadError
 from ftkit.heads.layers import Layer, Part, layers
 from ftkit.heads.trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
 
-__all__ = ["Counter", "counters", "describe", "find_parts", "holders", "losses", "part_of", "role"]
+__all__ = ["Counter", "counters", "counts_classes", "describe", "find_parts", "holders", "losses", "part_of", "role"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +43,8 @@ _CLASSES = re.compile(
     r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
 )
 _OUTPUTS = re.compile(
-    r"_?((num|n)_?(outputs?|out|targets?|logits)|out(put)?_(features|channels|dim|dims|size|classes)|nf|n_?out)"
+    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(features|channels|dim|dims|size|classes)"
+    r"|nf|n_?out)"
 )
 _CHANNELS = re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)")
 _CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
@@ -58,13 +59,13 @@ def holders(model: nn.Module, name: str) -> list[nn.Module]:
 
 
 def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
-    """The losses, metrics and the like beside a head: they may count classes too, and hold nothing that was trained."""
+    """The losses, metrics and the like beside a head: they may count classes too, and hold little that was trained."""
     around = dict.fromkeys([model, *(holder for name in names for holder in holders(model, name))])
     return [
         module
         for parent in around
-        for child in parent.children()
-        if next(child.parameters(), None) is None
+        for key, child in parent.named_children()
+        if next(child.parameters(), None) is None or {"loss", "criterion"} & _words(key)
         for module in child.modules()
     ]
 
@@ -108,6 +109,11 @@ def counters(model: nn.Module, names: Collection[str], *, of: str = "classes") -
     return found
 
 
+def counts_classes(key: str) -> bool:
+    """Whether an attribute's name says that it counts classes."""
+    return _CLASSES.fullmatch(key.lower()) is not None
+
+
 def _counts(key: str, of: str) -> bool:
     if of == "channels":
         return _CHANNELS.fullmatch(key) is not None
@@ -123,7 +129,7 @@ def _values(owner: Any) -> Mapping[Any, Any]:
 def _told(model: nn.Module, names: Collection[str]) -> list[int]:
     """Return the counts of classes that the counters tell, the most telling first."""
     found = [c for c in counters(model, names) if c.value > 0]
-    classes = [c.value for c in found if _CLASSES.fullmatch(c.name.lower())]
+    classes = [c.value for c in found if counts_classes(c.name)]
     return list(dict.fromkeys(classes + [c.value for c in found if c.name == "vocab_size"]))
 
 
@@ -132,19 +138,20 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CLASS_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm qa "
+        "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm "
         "last seg segmentation predictions",
     )
 )
 _OTHER_WORDS = frozenset(
     re.findall(
         r"\w+",
-        "box boxes bbox bboxes reg regression regressor regress offset ctr ctrness center centerness keypoint "
-        "keypoints kps landmark landmarks depth flow anchor anchors objectness obj "
+        "box boxes bbox bboxes loc location reg regression regressor regress offset ctr ctrness center centerness "
+        "keypoint keypoints kps landmark landmarks depth flow anchor anchors objectness obj "
         "pooler value pose iou wh",
     )
 )
 _EMBED_WORDS = frozenset(("embed", "embedding", "embeddings"))  # yet a set-prediction detector's class_embed scores
+_LABEL_WORDS = frozenset(("class", "classes", "label", "labels", "category", "categories"))
 _PROPOSAL_WORDS = frozenset(("rpn", "proposal", "proposals"))
 _AUX_WORDS = frozenset(
     ("aux", "auxiliary", "auxlayer", "dist", "distill", "distillation", "distilled", "dsn", "deepsup")
@@ -194,12 +201,12 @@ class Found:
     Attributes:
         parts: Its layers, in order of registration.
         classes: How many classes it has.
-        ran: Whether a run on fake tensors came to its end on the way.
+        run: The run on fake tensors that told, where one was needed.
     """
 
     parts: list[Part]
     classes: int
-    ran: bool = False
+    run: Trace | None = None
 
 
 def find_parts(model: nn.Module) -> Found:
@@ -214,22 +221,62 @@ def find_parts(model: nn.Module) -> Found:
     every = layers(model)
     kind = type(model).__name__
     if not every:
-        raise HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.")
+        raise HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.{_sealed(model)}")
     if getattr(model, "num_classes", None) == 0:
         raise HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
     settled = _declared(model, every) or _obvious(model, every)
     if settled is not None:
         return Found([Part(layer) for layer in settled], settled[0].outputs)
-    return _decide(model, every, trace(model, every))
+    run = trace(model, every)
+    found = _decide(model, every, run)
+    _check_scorers(model, found.parts, run)
+    return Found([*found.parts, *_label_tables(model, found.classes)], found.classes, run)
 
 
 def part_of(model: nn.Module, layer: Layer) -> tuple[Part, int]:
     """Tell how the outputs of a layer that the user named count classes, and how many classes there are."""
-    for classes in _told(model, layer.names):
+    told = _told(model, layer.names)
+    if not layer.sure:
+        run = trace(model, layers(model))
+        layer = next((end.layer for end in run.ends if end.layer.names == layer.names), layer)
+        if layer.outputs not in told and layer.inputs in told:
+            layer = layer.turned()
+    for classes in told:
         part = _fits(layer, classes, _nearby(model, layer))
         if part is not None:
             return part, classes
     return Part(layer), layer.outputs
+
+
+def _check_scorers(model: nn.Module, parts: list[Part], run: Trace) -> None:
+    """Refuse a layer that gives one number, which the model uses as such: a score or a depth is no class output."""
+    for part in parts:
+        layer = part.layer
+        shapes = [
+            shape
+            for end in run.ends
+            if end.layer.names == layer.names
+            for port, shape in end.shapes.items()
+            if end.ports[port] <= SQUASHED
+        ]
+        if layer.outputs == 1 and not (run.complete and all(1 in shape[1:] for shape in shapes)):
+            seen = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if run.complete else ""
+            raise HeadError(
+                f"{describe([layer])} gives one number, which does not leave the {type(model).__name__} as the score "
+                f"of a class{seen}. To make classes of it all the same: replace_head(model, n, at={layer.name!r})."
+            )
+
+
+def _label_tables(model: nn.Module, classes: int) -> list[Part]:
+    """The embeddings of class labels, as detectors that learn from noisy labels have them."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and _LABEL_WORDS & _words(name.rpartition(".")[2]):
+            extra = module.num_embeddings - classes
+            if extra in (0, 1) and classes > 1:
+                layer = Layer((name,), (module,), module.embedding_dim, module.num_embeddings, 0)
+                found.append(Part(layer, extra=extra))
+    return found
 
 
 def _declared(model: nn.Module, every: list[Layer]) -> list[Layer] | None:
@@ -297,9 +344,13 @@ def _shared(model: nn.Module, layer: Layer) -> bool:
 
 
 def _followed(model: nn.Module, layer: Layer) -> bool:
-    """Whether parameters of the size of the outputs are registered after the layer: a norm of the logits, say."""
+    """Whether parameters of the size of the outputs stand beside the layer, or come after it: a norm of the logits."""
+    around = holders(model, layer.name)
+    beside = (v for m in around for v in (*m._parameters.values(), *m._buffers.values()) if v is not None)
+    if any(layer.outputs in tensor.shape for tensor in beside):
+        return True
     seen = False
-    inside = set(layer.module.modules())
+    inside = {module for one in layer.modules for module in one.modules()}
     for module in model.modules():
         if module in inside:
             seen = True
@@ -311,7 +362,7 @@ def _followed(model: nn.Module, layer: Layer) -> bool:
 
 
 def _fits(layer: Layer, classes: int, nearby: Iterable[int]) -> Part | None:
-    """Tell how ``classes`` could make the layer's outputs; several for each class only where a counter is near."""
+    """Tell how ``classes`` could make the layer's outputs; several for each class only where such a count is near."""
     if layer.outputs == classes:
         return Part(layer)
     if classes > 1 and classes in nearby and layer.outputs % classes == 0:
@@ -319,26 +370,36 @@ def _fits(layer: Layer, classes: int, nearby: Iterable[int]) -> Part | None:
     return None
 
 
-def _nearby(model: nn.Module, layer: Layer) -> set[int]:
-    """Return the counts told by the modules that hold the layer, the model itself left out."""
+def _nearby(model: nn.Module, layer: Layer, end: End | None = None) -> set[int]:
+    """Return the counts told by the modules that hold the layer, the model itself left out, and by how it comes out."""
     around = counters(model, layer.names)
-    return {
-        c.value
-        for c in around
-        if c.owner is not model and isinstance(c.owner, nn.Module) and _CLASSES.fullmatch(c.name)
+    near = {
+        c.value for c in around if c.owner is not model and isinstance(c.owner, nn.Module) and counts_classes(c.name)
     }
+    if end is not None:
+        near |= {shape[-1] for port, shape in end.shapes.items() if end.ports[port] == CLEAN and len(shape) > 2}
+    return near
 
 
 def _decide(model: nn.Module, every: list[Layer], run: Trace) -> Found:
     """Weigh what a trace saw, with counters and names."""
     kind = type(model).__name__
-    ends = [end for end in run.ends if not end.body]
-    speaking = [end for end in ends if role(end.layer.name) != "other"]
+    unseen = [layer for layer in every if run.unseen.issuperset(layer.names)]
+    speaking = [end for end in run.ends if not end.body and role(end.layer.name) != "other"]
     told = _told(model, [name for end in speaking for name in end.layer.names])
 
-    # What the model counts by itself, and layers that fit the count.
+    # What the model counts by itself, and layers that fit the count. Where the run failed, what came out before need be
+    # no output of the model, and what would have run after is told by its name.
+    late = speaking
+    if not run.complete and unseen:
+        after = {layer.names for layer in every[every.index(unseen[-1]) :]}
+        late = [end for end in speaking if end.layer.names in after]
+        speaking += [End(layer, CLEAN) for layer in unseen]
+        speaking = [end for end in speaking if end in late or role(end.layer.name) == "class"]
     for classes in told:
-        chosen = [(end, part) for end in speaking if (part := _fits(end.layer, classes, _nearby(model, end.layer)))]
+        chosen = [
+            (end, part) for end in speaking if (part := _fits(end.layer, classes, _nearby(model, end.layer, end)))
+        ]
         chosen = [(end, part) for end, part in chosen if end.level == CLEAN or role(end.layer.name) == "class"]
         if not chosen:  # one more output for "no object", as set-prediction detectors have
             chosen = [
@@ -347,9 +408,12 @@ def _decide(model: nn.Module, every: list[Layer], run: Trace) -> Found:
                 if end.layer.outputs == classes + 1 and role(end.layer.name) == "class" and end.level == CLEAN
             ]
         if not all(end.training_only for end, _ in chosen):
-            return Found(_with_boxes(every, [part for _, part in chosen]), classes, run.complete)
+            side = [Part(end.layer) for end in run.ends if end.body and _scores_beside(end, classes)]
+            parts = _with_siblings(model, unseen, [part for _, part in chosen])
+            return Found(_with_boxes(every, [*parts, *side]), classes)
 
     # No counter: the layers whose outputs come out as they are, those named for classes or under a softmax first.
+    speaking = late
     named = [end for end in speaking if end.level <= SQUASHED and (end.softmax or role(end.layer.name) == "class")]
     plain = [end for end in speaking if end.level == CLEAN] if run.complete else []
     for group in (named, plain):
@@ -364,14 +428,15 @@ def _decide(model: nn.Module, every: list[Layer], run: Trace) -> Found:
             for end in speaking
             if end.layer.outputs == classes and (end in group or (end.level <= SQUASHED and _beside(end)))
         ]
+        same += [end for end in run.ends if end.body and _scores_beside(end, classes)]
         parts = _with_boxes(every, [Part(end.layer) for end in same])
         if len(parts) == len(same) and not _together(same):
             raise _doubt(kind, same)
-        return Found(parts, classes, run.complete)
+        return Found(parts, classes)
     last = every[-1]
     if not run.ends and role(last.name) == "class" and not _auxiliary(last.name) and _alone(model, every, last):
         return Found([Part(last)], last.outputs)
-    raise _nothing(kind, every, run)
+    raise _nothing(model, every, run)
 
 
 def _together(group: list[End]) -> bool:
@@ -385,6 +450,24 @@ def _beside(end: End) -> bool:
     return end.training_only or _auxiliary(end.layer.name)
 
 
+def _scores_beside(end: End, classes: int) -> bool:
+    """Whether a layer that feeds another one gives class scores of its own too, as deep supervision has it."""
+    return end.beside and end.layer.outputs == classes and role(end.layer.name) != "other"
+
+
+def _with_siblings(model: nn.Module, unseen: list[Layer], parts: list[Part]) -> list[Part]:
+    """Add layers of the same lists that are like those found, and did not run: heads of a decoder's other layers."""
+    known = {part.layer.names for part in parts}
+    more: dict[Layer, Part] = {}
+    for part in parts:
+        stem = part.layer.name.rpartition(".")[0]
+        for layer in unseen if isinstance(model.get_submodule(stem), nn.ModuleList) else ():
+            alike = (layer.inputs, layer.outputs) == (part.layer.inputs, part.layer.outputs)
+            if layer.name.rpartition(".")[0] == stem and alike and layer.names not in known:
+                more[layer] = replace(part, layer=layer)
+    return [*parts, *more.values()]
+
+
 def _with_boxes(every: list[Layer], parts: list[Part]) -> list[Part]:
     """Add the layer that gives four coordinates for each class beside a layer that scores the classes."""
     boxes = []
@@ -394,8 +477,8 @@ def _with_boxes(every: list[Layer], parts: list[Part]) -> list[Part]:
             beside = layer.name.rpartition(".")[0] == stem and layer.inputs == part.layer.inputs
             if part.times == 1 and beside and layer.outputs == 4 * part.layer.outputs and role(layer.name) == "other":
                 boxes.append(Part(layer, times=4, by_class=True))
-    order = {id(layer): index for index, layer in enumerate(every)}
-    return sorted(parts + boxes, key=lambda part: order[id(part.layer)])
+    order = {layer.names: index for index, layer in enumerate(every)}
+    return sorted(parts + boxes, key=lambda part: order[part.layer.names])
 
 
 def _doubt(kind: str, group: list[End]) -> HeadError:
@@ -406,20 +489,41 @@ def _doubt(kind: str, group: list[End]) -> HeadError:
     )
 
 
-def _nothing(kind: str, every: list[Layer], run: Trace) -> HeadError:
+def _sealed(model: nn.Module) -> str:
+    """Tell of the first module that can't be seen into, or be made anew, as a sentence for an error message."""
+    for name, module in model.named_modules():
+        kind, place = type(module).__name__, f" {name!r}" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            return f" Its {kind}{place} is scripted: replace the head before torch.jit does that."
+        if "quantized" in type(module).__module__:
+            return f" Its {kind}{place} is quantized: replace the head before that."
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in module._parameters.values()):
+            return f" Its {kind}{place} has no shape yet: run the model on one batch first."
+    return ""
+
+
+def _nothing(model: nn.Module, every: list[Layer], run: Trace) -> HeadError:
+    kind = type(model).__name__
     normed = next((end for end in run.ends if end.level == NORMED and role(end.layer.name) == "class"), None)
     if normed is not None:
         return HeadError(
             f"The outputs of {describe([normed.layer])} pass a layer with weights of their own before they leave the "
             f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
         )
-    if run.complete and run.bare and not any(end.level == CLEAN and not end.body for end in run.ends):
+    if (
+        run.complete
+        and run.bare
+        and not _sealed(model)
+        and not any(end.level == CLEAN and not end.body for end in run.ends)
+    ):
         return HeadError(
             f"The outputs of the {kind} come from {', '.join(map(repr, run.bare))}, which no linear layer holds. "
             "What can be replaced is a module: let an nn.Linear hold the parameter."
         )
     why = "" if run.complete else f" It could not be run on stand-in inputs either: {run.failure}."
-    likely = [end.layer for end in run.ends if not end.body] or every[-2:]
+    why += _sealed(model)
+    ends = [end.layer for end in run.ends if not end.body]
+    likely = [layer for layer in ends if run.complete or role(layer.name) == "class"] or every[-2:]
     return HeadError(
         f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why} "
         f"If one is, say so: replace_head(model, n, at={likely[-1].name!r}); last in it: {describe(likely)}. "

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-__all__ = ["stand_in_inputs"]
+from ftkit.heads.layers import sizes
+
+__all__ = ["Inputs", "labelled", "stand_in_inputs"]
+
+Inputs: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 
 _SIDES = (224, 64, 32, 299, 28, 128, 96, 256, 384, 512, 48, 16)
 
 
-def stand_in_inputs(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+def stand_in_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Make up inputs that the model could take, the likeliest first."""
     signature = inspect.signature(model.forward).parameters
     usual = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
@@ -28,10 +33,16 @@ def stand_in_inputs(model: nn.Module) -> Iterator[tuple[tuple[Any, ...], dict[st
         least = [n for n in known if n in required] or [main if main in known else known[0]]
         wanted = [least, [n for n in known if n not in ("input_embeds", "attention_mask")]]
         for chosen in wanted if len(wanted[1]) > len(least) else wanted[:1]:
-            for values in itertools.zip_longest(*(makers[n]() for n in chosen)):
-                yield (), {n: v for n, v in zip(chosen, values, strict=True) if v is not None}
+            made = [list(makers[n]()) for n in chosen]
+            for turn in range(max(map(len, made))):
+                yield (), {n: values[min(turn, len(values) - 1)] for n, values in zip(chosen, made, strict=True)}
+        if "input_ids" in known:  # several texts to choose from
+            yield (), {"input_ids": torch.zeros(2, 4, 8, dtype=torch.long)}
     for tensor in _plain_inputs(model):
         yield (tensor,) * max(1, len(required)), {}
+    if len(required) > 1:
+        several = itertools.product(*(_meant(name, model) for name in required))
+        yield from ((values, {}) for values in itertools.islice(several, 64))
 
 
 def _named_inputs(model: nn.Module) -> dict[str, Any]:
@@ -63,6 +74,9 @@ def _named_inputs(model: nn.Module) -> dict[str, Any]:
         yield torch.zeros(2, length, bins)
         yield torch.zeros(2, 1, length, bins)
 
+    def series() -> Iterator[torch.Tensor]:
+        yield torch.zeros(2, tell("context_length", 32), tell("num_input_channels", 1))
+
     def spectra() -> Iterator[torch.Tensor]:
         bins = tell("num_mel_bins", tell("feature_size", 80))
         yield torch.zeros(2, bins, 2 * tell("max_source_positions", 1500))
@@ -75,7 +89,55 @@ def _named_inputs(model: nn.Module) -> dict[str, Any]:
         "pixel_values": pixels,
         "input_values": waves,
         "input_features": spectra,
+        "past_values": series,
     }
+
+
+_WORDS: dict[str, Callable[[], torch.Tensor]] = {
+    r"len(gth)?s?": lambda: torch.full((2,), 8),
+    r"offsets?": lambda: torch.tensor([0, 4]),
+    r"mask": lambda: torch.ones(2, 8, dtype=torch.bool),
+    r"index|indices": lambda: torch.zeros(2, 2, dtype=torch.long),
+    r"adj(acency)?|edges?": lambda: torch.zeros(2, 2),
+    r"batch|labels?|targets?": lambda: torch.zeros(2, dtype=torch.long),
+}
+
+
+def _meant(name: str, model: nn.Module) -> Iterable[torch.Tensor]:
+    """List what an argument of that name could be, besides others of other kinds."""
+    parts = re.split(r"_|(?<=\D)(?=\d)", name.lower())
+    for words, make in _WORDS.items():
+        if any(re.fullmatch(words, part) for part in parts):
+            return [make()]
+    tables = sum(isinstance(module, nn.Embedding) for module in model.modules())
+    found = [torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, tables, dtype=torch.long)] if tables else []
+    norm = next((module for module in model.modules() if isinstance(module, nn.BatchNorm1d)), None)
+    found += [] if norm is None else [torch.zeros(2, norm.num_features)]
+    widths = {module.in_features: None for module in model.modules() if isinstance(module, nn.Linear)}
+    found += [torch.zeros(2, width) for width in itertools.islice(widths, 4)]
+    for tensor in _plain_inputs(model):
+        if all(tensor.shape[:2] != other.shape[:2] or tensor.dim() != other.dim() for other in found):
+            found.append(tensor)
+    return found
+
+
+def labelled(model: nn.Module, inputs: Inputs, outputs: Iterable[torch.Size]) -> Iterator[Inputs]:
+    """Make up the labels, by the shapes of the outputs, with which a model that takes some would compute its loss."""
+    args, kwargs = inputs
+    free = list(inspect.signature(model.forward).parameters)[len(args) :]
+    wanted = [n for n in free if n not in kwargs and re.search(r"(^|_)(labels?|targets?|target_values)$", n)]
+    if not wanted:
+        return
+    shapes: dict[tuple[int, ...], None] = {}
+    for shape in outputs:
+        shapes[tuple(shape[:1] + shape[2:] if len(shape) > 3 else shape[:-1])] = None
+    shapes |= {(value.shape[0], *value.shape[-2:]): None for value in (*args, *kwargs.values()) if value.dim() == 4}
+    kinds = [(shape, torch.long) for shape in itertools.islice(shapes, 3)]
+    kinds += [(tuple(shape), torch.float) for shape in itertools.islice(outputs, 1)]
+    several = itertools.product(kinds, repeat=len(wanted))
+    for chosen in itertools.islice(several, 16):
+        labels = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in chosen)
+        yield args, kwargs | dict(zip(wanted, labels, strict=True))
 
 
 def _sides(model: nn.Module) -> list[tuple[int, int]]:
@@ -112,12 +174,14 @@ def _plain_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
             key, width = "embedding", module.num_embeddings
         elif isinstance(module, nn.RNNBase):
             key, width = "rows", module.input_size
-        elif isinstance(module, nn.Linear):
-            key, width = "rows", module.in_features
+        elif (layer := sizes(module)) is not None:
+            key, width = "rows", layer[0]
+            if not layer[3]:
+                first.setdefault("turned rows", layer[1])
         else:
             continue
         first.setdefault(key, width)
-    for key, width in sorted(first.items(), key=lambda item: item[0] == "rows"):
+    for key, width in sorted(first.items(), key=lambda item: item[0].endswith("rows")):
         if key == "conv2":  # many channels are patches that the model cuts itself
             for channels in dict.fromkeys((width, 3) if width <= 4 else (3, width, 1)):
                 for height, breadth in _sides(model):
@@ -132,6 +196,7 @@ def _plain_inputs(model: nn.Module) -> Iterator[torch.Tensor]:
             yield torch.zeros(2, 128, width)
         elif key == "embedding":
             yield torch.zeros(2, 8, dtype=torch.long)
+            yield torch.zeros(8, dtype=torch.long)
         else:
             yield torch.zeros(2, width)
             yield torch.zeros(2, 8, width)

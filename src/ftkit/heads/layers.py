@@ -9,7 +9,7 @@ import re
 import types
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ftkit.errors import HeadError
 
-__all__ = ["Layer", "Part", "layers", "own_tensors", "renewed", "sizes", "with_channels"]
+__all__ = ["Layer", "Part", "count_outputs", "layers", "own_tensors", "renewed", "sizes", "with_channels"]
 
 _log = logging.getLogger("ftkit")
 
@@ -28,23 +28,34 @@ class Layer:
     """A module that multiplies by one weight matrix, kernel or table of directions.
 
     Attributes:
-        names: Every dotted name of the module in the model.
-        module: The module.
+        names: Every dotted name of its modules in the model.
+        modules: The module; several where several have the same parameters.
         inputs: How many features or channels it takes.
         outputs: How many it gives.
         axis: The axis of the weight that counts the outputs.
+        sure: Whether the module itself tells which axis that is; otherwise it is the first until a run tells.
     """
 
     names: tuple[str, ...]
-    module: nn.Module
+    modules: tuple[nn.Module, ...]
     inputs: int
     outputs: int
     axis: int
+    sure: bool = True
+
+    @property
+    def module(self) -> nn.Module:
+        """The first of the modules."""
+        return self.modules[0]
 
     @property
     def name(self) -> str:
         """The first of the names."""
         return self.names[0]
+
+    def turned(self) -> Layer:
+        """Return the layer with inputs and outputs the other way round."""
+        return replace(self, inputs=self.outputs, outputs=self.inputs, axis=1 - self.axis)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +77,15 @@ class Part:
 
 def layers(model: nn.Module) -> list[Layer]:
     """List the layers of a model in order of registration."""
-    names: dict[nn.Module, list[str]] = {}
+    found: dict[object, tuple[list[str], dict[nn.Module, None], tuple[int, int, int, bool]]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    found = []
-    for module, its_names in names.items():
         known = sizes(module)
         if known is not None:
-            found.append(Layer(tuple(its_names), module, *known))
-    return found
+            same = (type(module), *map(id, own_tensors(module).values()))
+            names, modules, _ = found.setdefault(same, ([], {}, known))
+            names.append(name)
+            modules[module] = None
+    return [Layer(tuple(names), tuple(modules), *known) for names, modules, known in found.values()]
 
 
 def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -93,11 +104,12 @@ _NO_LAYERS = (
     nn.RNNCellBase,
     nn.MultiheadAttention,
     parametrize.ParametrizationList,
+    torch.jit.ScriptModule,
 )
 
 
-def sizes(module: nn.Module) -> tuple[int, int, int] | None:
-    """Return inputs, outputs and the outputs' axis of a layer, or None for what is no layer."""
+def sizes(module: nn.Module) -> tuple[int, int, int, bool] | None:
+    """Return inputs, outputs, the outputs' axis and whether that is sure; or None for what is no layer."""
     if isinstance(module, _NO_LAYERS):
         return None
     if any(isinstance(value, nn.parameter.UninitializedParameter) for value in module._parameters.values()):
@@ -108,16 +120,14 @@ def sizes(module: nn.Module) -> tuple[int, int, int] | None:
     shape = tuple(matrix.shape)
     if isinstance(module, nn.modules.conv._ConvNd):
         axis = 1 if module.transposed and module.groups == 1 else 0
-        return module.in_channels, module.out_channels, axis
+        return module.in_channels, module.out_channels, axis, True
     if isinstance(module, nn.Linear) or len(shape) != 2:
-        return shape[1], shape[0], 0
-    bias = module._parameters.get("bias")
-    told = next(
-        (v for k in ("out_features", "nf", "out_channels") if isinstance(v := getattr(module, k, None), int)), None
-    )
-    told = told if told is not None else (bias.shape[0] if bias is not None and bias.dim() == 1 else shape[0])
-    axis = 1 if shape[0] != told == shape[1] or hasattr(module, "nf") else 0
-    return shape[1 - axis], shape[axis], axis
+        return shape[1], shape[0], 0, True
+    told = {v for k in ("out_features", "nf", "out_channels") if isinstance(v := getattr(module, k, None), int)}
+    told = told or {p.numel() for p in module._parameters.values() if p is not None and p.dim() == 1}  # a bias
+    told &= set(shape)
+    axis = 1 if told == {shape[1]} != {shape[0]} or hasattr(module, "nf") else 0
+    return shape[1 - axis], shape[axis], axis, len(told) == 1 or shape[0] == shape[1]
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
@@ -148,27 +158,14 @@ def renewed(model: nn.Module, part: Part, outputs: int, rows: dict[int, int], th
     if isinstance(old, nn.modules.conv._ConvNd) and old.groups > 1:
         raise HeadError(f"{layer.name!r} is a convolution in {old.groups} groups: another count would not fit them.")
     new = _twin(old, layer.outputs, outputs, layer.axis)
-    for name in ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings"):
-        if vars(new).get(name) == layer.outputs:
-            setattr(new, name, outputs)
+    count_outputs(new, layer.outputs, outputs)
+    padding = vars(new).get("padding_idx")
+    if padding is not None and padding >= layer.outputs - part.extra:
+        vars(new)["padding_idx"] = padding + outputs - layer.outputs
     with torch.no_grad():
         _start(model, part, new)
         if rows:
-            fresh, taken = list(rows), list(rows.values())
-            for name, axis in (("weight", layer.axis), ("bias", 0)):
-                value, source = getattr(new, name, None), getattr(old, name, None)
-                if value is None or source is None:
-                    continue
-                value = (
-                    value.detach()
-                    .clone()
-                    .index_copy(
-                        axis,
-                        torch.tensor(fresh, device=value.device),
-                        source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype),
-                    )
-                )
-                _assign(new, name, value)
+            _carry(layer, new, rows)
     pairs = zip(old.parameters(), new.parameters(), strict=True)
     for before, after in pairs:
         after.requires_grad_(before.requires_grad or thaw)
@@ -178,6 +175,26 @@ def renewed(model: nn.Module, part: Part, outputs: int, rows: dict[int, int], th
         for name in [name for name in vars(new) if name.startswith("_ftkit_")]:
             del new.__dict__[name]
     return new
+
+
+def _carry(layer: Layer, new: nn.Module, rows: dict[int, int]) -> None:
+    """Carry the rows of outputs that stay over from the old layer."""
+    fresh, taken = list(rows), list(rows.values())
+    computed = {"weight", "bias"} & {name for name in dir(layer.module) if name not in layer.module._parameters}
+    for name in (*computed, *layer.module._parameters):
+        source, value = getattr(layer.module, name), getattr(new, name)
+        axis = 0 if source is not None and source.dim() == 1 else layer.axis
+        if source is None or name.endswith(("_g", "_v", "_orig")) or source.shape[axis : axis + 1] != (layer.outputs,):
+            continue
+        kept = source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype)
+        _assign(new, name, value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept))
+
+
+def count_outputs(layer: nn.Module, before: int, after: int) -> None:
+    """Let the attributes of a layer that count its outputs follow."""
+    for name in ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings"):
+        if vars(layer).get(name) == before:
+            setattr(layer, name, after)
 
 
 def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
@@ -299,6 +316,8 @@ def _assign(layer: nn.Module, name: str, value: torch.Tensor) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 setattr(layer, name, value)
+            if getattr(layer, name).shape != value.shape:
+                raise ValueError(f"{tuple(value.shape)} became {tuple(getattr(layer, name).shape)}")
             for step in steps:
                 iterate = getattr(step, "_power_method", None)
                 if iterate is not None:  # as a spectral norm does at its start

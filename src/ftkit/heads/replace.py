@@ -163,7 +163,7 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
             news.append((name, old, new))
     with Undo() as undo:
         for _, old, new in news:
-            swap(model, old, new, undo)
+            swap(model, (old,), new, undo)
     return [name for name, _, _ in news]
 
 
@@ -236,7 +236,7 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
     news = [(entry, with_channels(entry, channels)) for entry in found]
     with Undo() as undo:
         for entry, new in news:
-            swap(model, entry.module, new, undo)
+            swap(model, entry.modules, new, undo)
             for counter in evidence.counters(model, entry.names, of="channels"):
                 if counter.value == entry.inputs:
                     undo.remember(counter.owner)
@@ -251,23 +251,29 @@ def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str
     """Replace a head by the user's own module or modules."""
     if at is None:
         seen = evidence.find_parts(model)
-        places = [(part.layer.names, part.layer.module, part.layer.inputs) for part in seen.parts]
+        if any(isinstance(part.layer.module, nn.Embedding) for part in seen.parts):
+            raise HeadError(
+                f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
+            )
+        places = [(part.layer.names, part.layer.modules, part.layer.inputs) for part in seen.parts]
         old_layers = [part.layer for part in seen.parts]
         classes = seen.classes
     else:
         named = [(name, _at(model, name)) for name in _names(at)]
         inside = [(name, _layers_in(model, name)) for name, _ in named]
-        places = [((name,), module, found[0].inputs) for (name, module), (_, found) in zip(named, inside, strict=True)]
+        places = [
+            ((name,), (module,), found[0].inputs) for (name, module), (_, found) in zip(named, inside, strict=True)
+        ]
         old_layers = [found[-1] for _, found in inside]
         classes = evidence.part_of(model, old_layers[-1])[1]
-    if isinstance(head, nn.Module) and len({id(module) for _, module, _ in places}) > 1:
+    if isinstance(head, nn.Module) and len({module for _, (module, *_), _ in places}) > 1:
         firsts = [its_names[0] for its_names, _, _ in places]
         raise HeadError(
             f"The head of the {type(model).__name__} has {len(places)} layers, {', '.join(map(repr, firsts))}, and one "
             f"module can't stand for all. Give a function of in_features that makes one for each, or say "
             f"at={firsts[0]!r}."
         )
-    news: list[tuple[nn.Module, nn.Module]] = []
+    news: list[tuple[tuple[nn.Module, ...], nn.Module]] = []
     for its_names, old, width in places:
         new = head if isinstance(head, nn.Module) else _made(head, width)
         _check_width(new, width, its_names[0])
@@ -275,7 +281,7 @@ def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str
     counts = {end.outputs for _, new in news for end in layers(new)[-1:]}
     with Undo() as undo:
         for old, new in news:
-            _settle(new, old)
+            _settle(new, old[0])
             swap(model, old, new, undo)
         if len(counts) == 1:
             recount(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Self
 
 import torch
@@ -14,7 +14,7 @@ from ftkit.errors import HeadError
 from ftkit.heads import evidence
 from ftkit.heads.evidence import Found
 from ftkit.heads.layers import Layer, Part, renewed
-from ftkit.heads.trace import runs
+from ftkit.heads.trace import SQUASHED, shapes
 
 __all__ = ["Undo", "recount", "resize", "swap"]
 
@@ -50,27 +50,59 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
             if new is part.layer.module:
                 _regrow(model, part.layer, table, count, kept, undo)
             else:
-                swap(model, part.layer.module, new, undo)
+                swap(model, part.layer.modules, new, undo)
                 _untie(model, table, undo)
             _biases(model, part, count, kept, undo)
         _weights(model, names, classes, count, keep or {}, undo)
+        _relations(model, classes, count, keep or {}, undo)
         recount(model, names, classes, count, keep, undo)
-        failure = runs(model) if found.ran and not any(tables) else ""
-        if failure:
-            raise HeadError(
-                f"With {count} classes in place of {classes} at {', '.join(map(repr, names))} the "
-                f"{type(model).__name__} does not run any more: {failure}. Something else in it counts the classes too."
-            )
+        _prove(model, found, count)
     return [
-        Layer(part.layer.names, new, part.layer.inputs, part.times * count + part.extra, part.layer.axis)
+        Layer(part.layer.names, (new,), part.layer.inputs, part.times * count + part.extra, part.layer.axis)
         for part, new in zip(parts, news, strict=True)
     ]
+
+
+def _prove(model: nn.Module, found: Found, count: int) -> None:
+    """Run a model with its new head on what it ran on before, its own loss too; all outputs of the head must follow."""
+    run, names = found.run, [name for part in found.parts for name in part.layer.names]
+    parts = {part.layer.names: part for part in found.parts}
+    for inputs in run.taken if run is not None else ():
+        after = shapes(model, inputs)
+        why = f": {after}" if isinstance(after, str) else ""
+        for end in run.ends if run is not None and not why and inputs is run.taken[0] else ():
+            part = parts.get(end.layer.names)
+            if part is None or end.training_only:
+                continue
+            sizes = part.layer.outputs, part.times * count + part.extra
+            for port, level in end.ports.items():
+                shape = after.get(port) if isinstance(after, dict) else None
+                if level <= SQUASHED and (shape is None or not _follows(end.shapes[port], shape, *sizes)):
+                    why = f" as before: what was {tuple(end.shapes[port])} is {tuple(shape or ())}"
+        if why:
+            raise HeadError(
+                f"With {count} classes in place of {found.classes} at {', '.join(map(repr, names))} the "
+                f"{type(model).__name__} does not run any more{why}. Something else in it counts the classes too."
+            )
+
+
+def _follows(before: torch.Size, after: torch.Size, old: int, new: int) -> bool:
+    """Whether an output grew with the outputs of its layer along one axis, if at all, and that not the batch's."""
+    if before.numel() * new != after.numel() * old:
+        return True  # the axis of the classes is gone, or how many detections there are depends on the scores
+    changed = [axis for axis, (b, a) in enumerate(zip(before, after, strict=False)) if b != a]
+    return (
+        len(before) == len(after)
+        and len(changed) < 2
+        and all(axis and (old > 1 or before[axis] == 1) for axis in changed)
+    )
 
 
 def _tables(model: nn.Module, layer: Layer) -> list[nn.Embedding]:
     """The embeddings that a layer shares its weight with."""
     weight = layer.module._parameters.get("weight")
-    return [m for m in model.modules() if isinstance(m, nn.Embedding) and weight is not None and m.weight is weight]
+    found = [m for m in model.modules() if isinstance(m, nn.Embedding) and weight is not None and m.weight is weight]
+    return [table for table in found if table is not layer.module]
 
 
 def _regrow(
@@ -122,15 +154,41 @@ def _biases(model: nn.Module, part: Part, count: int, rows: dict[int, int], undo
 
 
 def _weights(model: nn.Module, names: list[str], classes: int, count: int, keep: Mapping[int, int], undo: Undo) -> None:
-    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one."""
-    for loss in evidence.losses(model, names):
+    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one.
+
+    One more than the classes is the weight of "no object", and stays.
+    """
+    around = [holder for name in names for holder in evidence.holders(model, name)]
+    for loss in dict.fromkeys([*evidence.losses(model, names), *around]):
         for key, buffer in list(loss._buffers.items()):
-            if buffer is not None and "weight" in key and buffer.shape == (classes,):
-                new = buffer.new_ones(count)
+            extra = buffer.numel() - classes if buffer is not None else -1
+            if buffer is not None and "weight" in key and buffer.dim() == 1 and extra in (0, 1):
+                new = torch.cat([buffer.new_ones(count), buffer[classes:]])
                 new[list(keep)] = buffer[list(keep.values())]
                 undo.steps.append(functools.partial(loss._buffers.__setitem__, key, buffer))
                 loss._buffers[key] = new
                 _log.info("The class weights of the %s are one for each new class.", type(loss).__name__)
+
+
+def _relations(model: nn.Module, classes: int, count: int, keep: Mapping[int, int], undo: Undo) -> None:
+    """Make anew what a module that counts the classes has for each, or each two, of them: a CRF's transitions."""
+    for module in model.modules():
+        counts = [key for key, value in vars(module).items() if type(value) is int and value == classes]
+        counts = [key for key in counts if evidence.counts_classes(key)]
+        for key, value in list(module._parameters.items()) if counts and count != classes else ():
+            if value is None or set(value.shape) != {classes}:
+                continue
+            old = value.detach()
+            new = old.new_empty((count,) * old.dim()).normal_() * old.std(correction=0) + old.mean()
+            if keep:
+                fresh, taken = (
+                    torch.meshgrid([torch.tensor([*k])] * old.dim(), indexing="ij") for k in (keep, keep.values())
+                )
+                new[fresh] = old[taken]
+            _everywhere(model, value, nn.Parameter(new, requires_grad=value.requires_grad), undo)
+            undo.remember(module)
+            vars(module).update(dict.fromkeys(counts, count))
+            _log.info("The %s of the %s, for each class, is new too.", key, type(module).__name__)
 
 
 def _carried(old: torch.Tensor, size: int, rows: dict[int, int]) -> torch.Tensor:
@@ -208,10 +266,10 @@ class Undo:
         self.steps.append(restore)
 
 
-def swap(model: nn.Module, old: nn.Module, new: nn.Module, undo: Undo) -> None:
-    """Put ``new`` wherever ``old`` is registered."""
+def swap(model: nn.Module, old: Collection[nn.Module], new: nn.Module, undo: Undo) -> None:
+    """Put ``new`` wherever one of ``old`` is registered."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
-            if child is old:
-                undo.steps.append(functools.partial(parent._modules.__setitem__, name, old))
+            if child in old:
+                undo.steps.append(functools.partial(parent._modules.__setitem__, name, child))
                 parent._modules[name] = new

@@ -11,7 +11,7 @@ import re
 import types
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ftkit.heads.inputs import stand_in_inputs
+from ftkit.heads.inputs import Inputs, labelled, stand_in_inputs
 from ftkit.heads.layers import Layer, layers, own_tensors, sizes
 
-__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "runs", "trace"]
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Trace", "entries", "shapes", "trace"]
 
 CLEAN, SQUASHED, NORMED, MIXED = range(4)
 
@@ -35,9 +35,11 @@ class End:
 
     layer: Layer
     level: int
-    ports: set[str] = field(default_factory=set)
+    ports: dict[str, int] = field(default_factory=dict)  # the outputs that come from it, each with its level
+    shapes: dict[str, torch.Size] = field(default_factory=dict)  # of those outputs
     softmax: bool = False
-    body: bool = False
+    body: bool = False  # it feeds another one
+    beside: bool = False  # it feeds another one, and gives an output of its own too
     training_only: bool = False  # or used by the loss alone
 
 
@@ -49,6 +51,8 @@ class Trace:
     complete: bool
     failure: str = ""
     bare: tuple[str, ...] = ()  # parameters that outputs come from, and that belong to no layer
+    unseen: frozenset[str] = frozenset()  # the names of layers that did not run, or not before it failed
+    taken: tuple[Inputs, ...] = ()  # the inputs that the model ran on: plain ones, and some with labels for its loss
 
 
 def trace(model: nn.Module, every: list[Layer]) -> Trace:
@@ -59,7 +63,9 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
     """
     ends: dict[Layer, End] = {}
     seen: set[int] = set()
-    complete, failure, bare = False, "", set[str]()
+    complete, failure, bare, turned = False, "", set[str](), dict[Layer, Layer]()
+    taken: list[Inputs] = []
+    unseen: frozenset[str] = frozenset()
     for training in (False, True):
         try:
             shadow, mode, owners = _shadow(model, every)
@@ -70,6 +76,13 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
         if training and not run.complete:
             break
         complete, failure = run.complete, run.failure
+        unseen = unseen if training else run.unseen
+        if not training and complete:
+            taken.append(run.inputs)
+            if with_labels := list(labelled(model, run.inputs, run.shapes().values())):
+                loss = _run(shadow, mode, with_labels)
+                taken += [loss.inputs] if loss.complete else []
+        turned |= {layer: layer.turned() for layer in every if not layer.sure and _is_turned(layer, run.widths)}
         for end in _ends(run.outputs, owners, seen, bare):
             end.training_only = training
             ends.setdefault(end.layer, end)
@@ -78,8 +91,15 @@ def trace(model: nn.Module, every: list[Layer]) -> Trace:
             ends.setdefault(end.layer, end)
         if len(seen) == len(every) or not complete:
             break
-    order = {id(layer): index for index, layer in enumerate(every)}
-    return Trace(sorted(ends.values(), key=lambda end: order[id(end.layer)]), complete, failure, tuple(sorted(bare)))
+    found = [ends[layer] for layer in every if layer in ends]
+    for end in found:
+        end.layer = turned.get(end.layer, end.layer)
+    return Trace(found, complete, failure, tuple(sorted(bare)), unseen, tuple(taken))
+
+
+def _is_turned(layer: Layer, widths: Mapping[str, int]) -> bool:
+    """Whether a layer whose module doesn't tell its outputs gave as many as it was thought to take."""
+    return any(widths.get(name) == layer.inputs != layer.outputs for name in layer.names)
 
 
 def _shadow(model: nn.Module, every: list[Layer]) -> tuple[nn.Module, FakeTensorMode, dict[int, Layer]]:
@@ -133,8 +153,11 @@ class _TooLongError(Exception):
         return "the run on stand-in inputs took too many operations"
 
 
-class _Patience(TorchFunctionMode):
-    """End a run that the answers sent into a long loop. (Raised here, where Python calls torch, it is safe.)."""
+class _StandIn(TorchFunctionMode):
+    """Stand in, where Python calls torch, for what fakes can't do: packed sequences are one long sequence.
+
+    It also ends a run that the answers sent into a long loop. (Raised here, an error is safe.)
+    """
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -146,6 +169,14 @@ class _Patience(TorchFunctionMode):
         self.left -= 1
         if self.left < 0:
             raise _TooLongError
+        name = getattr(func, "__name__", "")
+        if name == "_pack_padded_sequence":
+            return args[0].flatten(0, 1), torch.ones(1, dtype=torch.long)
+        if name == "_pad_packed_sequence":
+            return args[0].unsqueeze(0 if args[2] else 1), torch.ones(1, dtype=torch.long)
+        if name in ("lstm", "gru", "rnn_tanh", "rnn_relu") and isinstance(args[3], list):  # of packed sequences
+            output, *states = func(args[0].unsqueeze(1), *args[2:], False)
+            return (output.squeeze(1), *states)
         return func(*args, **(kwargs or {}))
 
 
@@ -202,67 +233,137 @@ class _Outcome:
     failure: str = ""
     first: list[str] = field(default_factory=list)
     made: dict[str, torch.Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)  # the features that each layer gave last
+    inputs: Inputs = ((), {})  # what the model took
+    unseen: frozenset[str] = frozenset()  # the layers that did not run
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of the outputs."""
+        return {key: tensor.shape for key, tensor in self.outputs.items()}
 
 
-def runs(model: nn.Module) -> str:
-    """Run a model on fake tensors; return why it failed, or an empty string."""
+def shapes(model: nn.Module, inputs: Inputs) -> dict[str, torch.Size] | str:
+    """Run a model on fake tensors like ``inputs``; return the shapes of its outputs, or why it failed."""
     shadow, mode, _ = _shadow(model, layers(model))
-    return _run(shadow.eval(), mode).failure
+    run = _run(shadow.eval(), mode, [inputs])
+    return run.shapes() if run.complete else run.failure
 
 
 def entries(model: nn.Module) -> list[Layer]:
     """Find the layers that the input of a model goes into before any other."""
     every = layers(model)
-    by_name = {layer.name: layer for layer in every}
+    by_name = {name: layer for layer in every for name in layer.names}
     shadow, mode, _ = _shadow(model, every)
     return [by_name[name] for name in _run(shadow.eval(), mode, follow=False).first]
 
 
-def _run(shadow: nn.Module, mode: FakeTensorMode, *, follow: bool = True) -> _Outcome:
-    """Run a shadow on the inputs that it could take, until one is taken.
+def _run(shadow: nn.Module, mode: FakeTensorMode, inputs: Sequence[Inputs] = (), *, follow: bool = True) -> _Outcome:
+    """Run a shadow on inputs like the given ones, or on those that it could take, until one is taken.
 
     To ``follow`` the inputs means that they take part in the autograd graph, which tells what is computed from them.
     """
     first: dict[str, None] = {}
     made: dict[str, torch.Tensor] = {}
     furthest: dict[str, torch.Tensor] = {}
+    widths: dict[str, int] = {}
+    misfit: list[int] = []
     names = [name for name, module in shadow.named_modules() if sizes(module) is not None]
     waiting: set[str] = set()
-    failure = "no input was found for it"
+    unseen = frozenset(names)
+    failure = ""
+
+    def compare(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], torch.Tensor) and args[0].dim() and isinstance(layer, nn.Linear):
+            misfit[:] = [args[0].shape[-1] - layer.in_features]
 
     def record(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             made.update(_flat(output, f"{name}:{len(made)}"))
             waiting.discard(name)
+            if isinstance(output, torch.Tensor) and output.dim():
+                widths[name] = output.shape[-1]
             if args and isinstance(args[0], torch.Tensor) and not args[0].requires_grad:
                 first[name] = None
 
         return hook
 
+    def attempt(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Outcome | None:
+        nonlocal furthest, failure, unseen
+        made.clear()
+        first.clear()
+        misfit.clear()
+        waiting.update(names)
+        give = _followed if follow else torch.clone
+        try:
+            given = {name: give(value) for name, value in kwargs.items()}
+            with stand_in:
+                outputs = dict(_flat(shadow(*map(give, args), **given), ""))
+        except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
+            if len(made) > len(furthest) or not failure:
+                furthest, unseen = dict(made), frozenset(waiting)
+                failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")
+            if isinstance(error, _TooLongError) or not (waiting or inputs):
+                return _Outcome({}, False)  # past all layers, what fails is no matter of the input
+            return None
+        if any(tensor.grad_fn is not None for tensor in outputs.values()):
+            return _Outcome(outputs, True, "", list(first), dict(made), widths, (args, kwargs), frozenset(waiting))
+        return None
+
+    handles = []
     for name in names:
-        shadow.get_submodule(name).register_forward_hook(record(name))
+        handles.append(shadow.get_submodule(name).register_forward_pre_hook(compare))
+        handles.append(shadow.get_submodule(name).register_forward_hook(record(name)))
     answers = _Answers()  # type: ignore[no-untyped-call]  # torch leaves its base untyped
-    patience = _Patience(max(40_000, 40 * len(list(shadow.modules()))))
+    stand_in = _StandIn(max(40_000, 40 * len(list(shadow.modules()))))
+    searched = bool(inputs)
+    outcome = None
     with mode, answers, torch.device("cpu"), torch.enable_grad(), _silence():
-        for args, kwargs in stand_in_inputs(shadow):
-            made.clear()
-            first.clear()
-            waiting.update(names)
-            give = _followed if follow else torch.clone
-            try:
-                given = {name: give(value) for name, value in kwargs.items()}
-                with patience:
-                    outputs = dict(_flat(shadow(*map(give, args), **given), ""))
-            except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
-                if len(made) > len(furthest):
-                    furthest = dict(made)
-                    failure = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-                if isinstance(error, _TooLongError) or not waiting:
-                    break  # past all layers, what fails is no matter of the input
-                continue
-            if any(tensor.grad_fn is not None for tensor in outputs.values()):
-                return _Outcome(outputs, complete=True, first=list(first), made=dict(made))
-    return _Outcome(_unused(furthest), complete=False, failure=failure, first=list(first))
+        for args, kwargs in map(_again, inputs) if inputs else stand_in_inputs(shadow):
+            outcome = attempt(args, kwargs)
+            if outcome is None and not searched and any(misfit) and not kwargs and args[0].dim() in (3, 4):
+                searched = True
+                outcome = _search(attempt, args, misfit)
+            if outcome is not None:
+                break
+    for handle in handles:
+        handle.remove()
+    if outcome is not None and outcome.complete:
+        return outcome
+    failure = failure or "no input was found for it"
+    return _Outcome(_unused(furthest), False, failure, list(first), widths=widths, unseen=unseen)
+
+
+def _again(inputs: Inputs) -> Inputs:
+    """Make inputs like those of another run."""
+    args, kwargs = inputs
+    return (
+        tuple(torch.zeros(value.shape, dtype=value.dtype) for value in args),
+        {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in kwargs.items()},
+    )
+
+
+def _search(
+    attempt: Callable[[tuple[Any, ...], dict[str, Any]], _Outcome | None], args: tuple[Any, ...], misfit: list[int]
+) -> _Outcome | None:
+    """Find the one size of input from which a linear layer gets the number of features that it takes.
+
+    Args:
+        attempt: Runs the model.
+        args: An input of another size, ``(batch, channels, ...)``.
+        misfit: After an attempt, how many features too many the last linear layer got.
+    """
+    low, high = 1, 1 << (10 if args[0].dim() == 4 else 17)
+    while low < high:
+        side = (low + high) // 2
+        sized = tuple(value.new_zeros(*value.shape[:2], *[side] * (value.dim() - 2)) for value in args)
+        outcome = attempt(sized, {})
+        if outcome is not None:
+            return outcome
+        if misfit and misfit[0] >= 0:
+            high = side
+        else:  # too few features, or too small an image to come that far
+            low = side + 1
+    return None
 
 
 def _followed(value: torch.Tensor) -> torch.Tensor:
@@ -324,6 +425,7 @@ class _Graph:
         self.edges: dict[Any, tuple[Any, ...]] = {}
         self.pure: dict[Any, frozenset[int]] = {}  # for nodes of parameters alone: the parameters
         self.leaves: dict[int, torch.Tensor] = {}
+        self.given: set[Any] = set()  # nodes of inputs alone
         stack = [(root, False) for root in roots]
         while stack:
             node, done = stack.pop()
@@ -340,9 +442,13 @@ class _Graph:
             if isinstance(variable, nn.Parameter):
                 self.leaves[id(variable)] = variable
                 self.pure[node] = frozenset((id(variable),))
+            else:
+                self.given.add(node)
             return
         name, edges = node.name(), self.edges[node]
         known = [target for target in edges if target is not None]
+        if known and self.given.issuperset(known):
+            self.given.add(node)
         leaves = frozenset().union(*(self.pure.get(target, frozenset((0,))) for target in known))
         if leaves and all(getattr(self.leaves.get(leaf), "computed", False) for leaf in leaves):
             self.pure[node] = leaves
@@ -395,7 +501,8 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
                 for layer in met:
                     end = ends.setdefault(layer, End(layer, level))
                     end.level = min(end.level, level)
-                    end.ports.add(port)
+                    end.ports[port] = min(end.ports.get(port, level), level)
+                    end.shapes[port] = outputs[port].shape
                     end.softmax = end.softmax or (softmax and level <= SQUASHED)
                     if node not in nodes.setdefault(layer, []):
                         nodes[layer].append(node)
@@ -406,11 +513,14 @@ def _ends(outputs: dict[str, torch.Tensor], owners: dict[int, Layer], seen: set[
     # A layer that feeds another one, or itself again, is body; and so is what a residual sum puts beside it.
     layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
     for layer, its_nodes in nodes.items():
-        fed = _before(graph, its_nodes, layer_at)
-        for source in fed:
+        end = ends[layer]
+        for source in _before(graph, its_nodes, layer_at):
             ends[source].body = True
-            if source is layer or ends[source].ports & ends[layer].ports:
-                ends[layer].body = True
+            ends[source].beside |= any(
+                level == CLEAN and port not in end.ports for port, level in ends[source].ports.items()
+            )
+            if source is layer or ends[source].ports.keys() & end.ports.keys():
+                end.body = True
     return [end for end in ends.values() if id(end.layer) in fresh]
 
 
@@ -434,6 +544,8 @@ def _level(graph: _Graph, node: Any) -> int:
     if _SQUASH.match(name):
         return SQUASHED
     data = graph.data(node)
+    if len(data) > 1 and not graph.given.isdisjoint(data):
+        return CLEAN  # a mask, or what passes scores along the edges of a graph
     if _MATMUL.match(name):
         return MIXED
     if name.startswith("Mul") and any(w.numel() > 1 for w in graph.weights(node)):
