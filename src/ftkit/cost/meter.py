@@ -143,6 +143,14 @@ class _Watch(weakref.ref[torch.UntypedStorage]):
 _DEVICE_OF = torch.ops.prim.device.default
 _DETACH = torch.ops.aten.detach.default
 _GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
+_RECURRENT = torch.ops.aten.mkldnn_rnn_layer.default
+_NEW_ZEROS = torch.ops.aten.new_zeros.default
+_IN_PLACE = {  # what autograd does in place, where no mode watches it, to zeros that it has just made
+    torch.ops.aten.index_put.default: torch.ops.aten.index_put_.default,
+    torch.ops.aten.index_add.default: torch.ops.aten.index_add_.default,
+    torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
+    torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
+}
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _KNOWN: dict[Any, _Known] = {}
 _MOST_KNOWN = 20_000
@@ -158,6 +166,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
     def __init__(self, fake: FakeTensorMode | None, *, answers_items: bool = False) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.fakes = fake
+        if fake is not None:
+            fake.cache_enabled = False  # ours stands before it
         self.parts: dict[int, Part] = {}
         self.in_backward = False
         self.failed: tuple[nn.Module, Shapes] | None = None
@@ -167,6 +177,7 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         self._current = 0
         self._live: dict[int, _Watch | None] = {}
         self._saved: dict[int, _Frame] = {}
+        self._zeros: int | None = None
         self._templates: dict[torch.device, dict[str, Any]] = {}
         self._outside = self._frame = _Frame(None, None)
         self._frames = [self._outside]
@@ -328,8 +339,10 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         if func is _ITEM and self._answers_items:
             kind = args[0].dtype  # step counters, mostly
             return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1
+        if func in _IN_PLACE and self.in_backward and args[0].untyped_storage()._cdata == self._zeros:
+            func = _IN_PLACE[func]
         kwargs = kwargs or {}
-        key = _key(func, args, kwargs) if self.fakes else None
+        key = _key(func, args, kwargs) if self.fakes and func is not _RECURRENT else None
         known = None if key is None else _KNOWN.get(key)
         output: Any
         if known is None:
@@ -338,6 +351,9 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
                     output = self._grouped(args[0], args[1], args[2] if len(args) > 2 else kwargs.get("offs"))
                 else:
                     output = func(*args, **kwargs)
+                if func is _RECURRENT and self.fakes and torch.is_grad_enabled():
+                    kept = Spec((operators.recurrent_bytes(args),), (1,), torch.uint8, args[0].fake_device)
+                    output = (*output[:3], self.fake(kept))
             except Exception:
                 self.stuck_at = func
                 raise
@@ -351,6 +367,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         else:
             flops, scratch = known.flops, known.scratch
             output = self._again(known, args)
+        if func is _NEW_ZEROS:
+            self._zeros = output.untyped_storage()._cdata
         if flops:
             if self.in_backward:
                 self._source().backward += flops

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["flops", "scratch_bytes"]
+__all__ = ["flops", "recurrent_bytes", "scratch_bytes"]
 
 
 def _matmul_flops(args: tuple[Any, ...], at: int) -> int:
@@ -115,25 +115,105 @@ def flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any)
 # ---------------------------------------------------------------- scratch memory
 
 
+def recurrent_bytes(args: tuple[Any, ...]) -> int:
+    """Bytes of the workspace that oneDNN's LSTM keeps for its backward pass; torch's fake kernel gives none.
+
+    For each step the gates, the hidden state and the cell, and, in single precision, gradients of the states.
+    """
+    source, size, hidden = args[0], args[0].element_size(), args[2].shape[1]
+    steps, batch, columns = source.shape
+    states, wide = 2 * (steps + 1) * batch, max(columns, hidden)
+    regions = [steps * batch * _padded(4 * hidden, size), steps * batch * _padded(hidden, size)]
+    regions += [states * _padded(wide, size), states * _padded(wide, 4), states * _padded(wide, 4)]
+    return sum(map(_paged, [*regions, states * hidden * size, states * hidden * 4]))
+
+
+def _padded(columns: int, size: int) -> int:
+    """Bytes of a row in whole lines of the cache, and not of a length at which rows would collide in it."""
+    line = 64 // size
+    columns = -(-columns // line) * line
+    return (columns + line if columns % 256 == 0 else columns) * size
+
+
+def _paged(size: int) -> int:
+    return -(-size // 4096) * 4096
+
+
+def _lstm_scratch(args: tuple[Any, ...], grads: tuple[torch.Tensor | None, ...] | None = None) -> int:
+    """Weights in oneDNN's layouts, and the gates: of all steps in single precision."""
+    source, size = args[0], args[0].element_size()
+    (gates, columns), hidden = args[1].shape, args[2].shape[1]
+    rows, batch = source.numel() // columns, source.shape[1]
+    packed = (columns + hidden) * _padded(gates, size)
+    held = _paged((rows if size == 4 else batch) * _padded(gates, 4)) + 2 * _paged(batch * _padded(hidden, 4)) + 4664
+    if grads is None:
+        return packed + gates * size + held
+    if size == 2:
+        return 2 * packed + (columns + hidden) * gates * 2 + (rows + 2 * batch) * hidden * 4 + 2 * gates * 4 + held
+    copied = sum(gates * _padded(side, 4) for side in (columns, hidden) if _padded(side, 4) != 4 * side)
+    given, *states = grads
+    copied += 0 if given is not None and given.is_contiguous() else rows * hidden * 4
+    copied += sum(batch * hidden * 4 for state in states if state is None)
+    return packed + copied + 2 * gates * 4 + held
+
+
+def _attention_scratch(query: torch.Tensor, key: torch.Tensor, gradient: torch.Tensor | None = None) -> int:
+    """A block of scores for each thread, and of their gradients; the output's gradient by tokens."""
+    length, size = query.shape[-2], query.element_size()
+    rows = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    columns, threads = min(key.shape[-2], 512), torch.get_num_threads()
+    halves = threads * rows * columns * size if size == 2 else 0
+    if gradient is None:
+        return threads * rows * (columns + 2 + query.shape[-1]) * 4 + halves
+    copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * size
+    return threads * rows * columns * 2 * 4 + 2 * halves + copied
+
+
 def scratch_bytes(func: Any, args: tuple[Any, ...], output: Any) -> int:
     """The most bytes that an operator holds while it runs, besides its arguments and its results.
 
-    Known for convolutions on the CPU, where it matters: oneDNN copies their operands into layouts of
-    its own. The rules are read off the allocator's events (torch 2.14, AVX-512).
+    Known on the CPU for convolutions, LSTM and attention, where it matters: oneDNN copies their operands into
+    layouts of its own. The rules are read off the allocator's events (torch 2.14, AVX-512).
     """
-    if func is torch.ops.aten.convolution.default and args[0].device.type == "cpu":
-        return _Convolution(args[0], args[1], output, args[3], args[5], groups=args[8]).forward()
-    if func is torch.ops.aten.convolution_backward.default and args[1].device.type == "cpu":
-        found = _Convolution(args[1], args[2], args[0], args[4], args[6], groups=args[9])
-        return found.backward(*args[10][:2], packed=args[0].is_contiguous(memory_format=found.format))
-    return 0
+    rule = _SCRATCH.get(func)
+    return rule(args, output) if rule and args[0].device.type == "cpu" else 0
+
+
+def _convolution_scratch(args: tuple[Any, ...], output: Any) -> int:
+    return _Convolution(args[0], args[1], output, *args[3:6], groups=args[8]).forward()
+
+
+def _convolution_backward_scratch(args: tuple[Any, ...], _: Any) -> int:
+    found = _Convolution(args[1], args[2], args[0], *args[4:7], groups=args[9])
+    return found.backward(*args[10][:2], packed=args[0].is_contiguous(memory_format=found.format))
+
+
+_aten = torch.ops.aten
+_SCRATCH: dict[Any, _Formula] = {
+    _aten.convolution.default: _convolution_scratch,
+    _aten.convolution_backward.default: _convolution_backward_scratch,
+    _aten.mkldnn_rnn_layer.default: lambda args, _: _lstm_scratch(args),
+    _aten.mkldnn_rnn_layer_backward.default: lambda args, _: _lstm_scratch(args, args[10:13]),
+    _aten._scaled_dot_product_flash_attention_for_cpu.default: lambda args, _: _attention_scratch(args[0], args[1]),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward.default: lambda args, _: _attention_scratch(
+        args[1], args[2], args[0]
+    ),
+}
 
 
 class _Convolution:
     """Bytes of x * w = y, and of the copies of x, w and y in oneDNN's blocks of 16 channels."""
 
     def __init__(
-        self, x: torch.Tensor, w: torch.Tensor, y: torch.Tensor, stride: list[int], dilation: list[int], *, groups: int
+        self,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        y: torch.Tensor,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        *,
+        groups: int,
     ) -> None:
         size = x.element_size()
         self.x, self.w, self.y = (one.numel() * size for one in (x, w, y))
@@ -162,9 +242,18 @@ class _Convolution:
         self.threads = threads if math.prod(y.shape[2:]) < 256 * threads else 1
         # use_mkldnn in ATen/native/Convolution.cpp
         moves = max(stride) > 1 or max(dilation) > 1 or self.kernel > 1 or threads > 1 or x.shape[0] >= 16
-        large = groups > 1 or min(w.shape[2:]) > 3 or x.shape[0] > 1 or x.numel() > 20480
+        large = groups > 1 or (w.dim() > 3 and min(w.shape[-2:]) > 3) or x.shape[0] > 1
+        large = large or math.prod(x.shape[:4]) > 20480
         built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         self.fast = built_in and (self.half or (size == 4 and moves and large))
+        # What its kernels refuse is unfolded, example by example, and multiplied.
+        reach = [(side - 1) * step for side, step in zip(w.shape[2:], dilation, strict=True)]
+        dilated = size == 4 and max(dilation) > 1
+        outgrown = dilated and any(far >= side for far, side in zip(reach, x.shape[2:], strict=True))
+        self.unfolds_for_w = outgrown or (size == 4 and max(w.shape[2:]) > 14)
+        self.unfolds_for_x = dilated and reach[-1] - padding[-1] > 7 and x.shape[-1] > 28
+        self.busy = min(self.examples, threads)
+        self.example = x.shape[1] // groups * self.columns
 
     def _single(self, half: int) -> int:
         """Sums in single precision, of one example for each thread."""
@@ -187,11 +276,15 @@ class _Convolution:
         dx, dw = self.x if to_x else 0, self.w + self.bias if to_w else 0
         last = self.format is torch.channels_last
         moments = [0]
-        if to_x:
+        if to_x and self.unfolds_for_x:
+            moments.append(dx + self.busy * self.example)
+        elif to_x:
             sums = self._single(self.x) if self.half and self.kernel == 1 else 0
             moments.append(self.x + self.copied_w if last else self.copied_x + self.copied_w + self.copied_y + sums)
             moments.append(self.x + (0 if last else (1 + self.strided) * self.copied_x))
-        if to_w:
+        if to_w and self.unfolds_for_w:
+            moments.append(dx + self.w + self.bias + self.busy * (4 * self.w + self.example))
+        elif to_w:
             copied, operands = self.copied_w, 0 if last else self.copied_x + self.copied_y
             sums = 0
             if self.depthwise and self.kernel > 9:
@@ -201,7 +294,7 @@ class _Convolution:
                     operands, sums = 0, self.threads * (self.columns + 4 * self.w)
             if self.half:
                 much = self.x + self.y > (16 if self.depthwise else 3) * self.w  # examples are shared out then
-                busy = min(self.examples, torch.get_num_threads()) if much else 1
+                busy = self.busy if much else 1
                 sums = busy * (2 * copied + (0 if self.kernel == 1 else (self.x + self.y) // self.examples))
             moments.append(dx + operands + copied + self.bias + sums)
             moments.append(dx + copied + self.w + 2 * self.bias + (self.w if last else 0))

@@ -71,8 +71,9 @@ def _undo(module: nn.Module) -> Callable[[], None]:
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)
         own = vars(module)
-        own.clear()
-        own.update(state)
+        if list(map(id, own.values())) != list(map(id, state.values())) or list(own) != list(state):
+            own.clear()  # only then: a dict written anew shares its keys with no other
+            own.update(state)
         if type(module) is not kind:  # a lazy module becomes another class
             object.__setattr__(module, "__class__", kind)
 

@@ -153,7 +153,7 @@ def to_text(found: ModelSummary, depth: int | None, fold: bool, width: int | Non
     return "\n".join([table[0], rule, *table[1:], rule, *closing]).replace(_GLUE, " ")
 
 
-_GLUE = "\N{NO-BREAK SPACE}"
+_GLUE = "\u00a0"  # a no-break space; by its name, it would take a table of all names
 
 
 def _glued(text: str) -> str:
