@@ -10,13 +10,11 @@ import numpy as np
 import xxhash
 
 from ftkit.images import jpeg
-from ftkit.images.findings import LISTED_SUFFIXES
 from ftkit.images.fingerprint import Prints, fingerprints, near_groups
+from ftkit.images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
 from ftkit.images.verdict import Broken, Form, Notes, Pixels, Verdict
 
 __all__ = [
-    "LISTED_SUFFIXES",
-    "SUFFIXES",
     "check_bytes",
     "check_file",
     "do_check",
@@ -24,24 +22,6 @@ __all__ = [
     "do_repair",
     "do_thumbnail",
 ]
-
-SUFFIXES = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif"),
-    "MPO": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-    "PNG": (".png", ".apng"),
-    "GIF": (".gif",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "AVIF": (".avif", ".avifs"),
-    "HEIF": (".heic", ".heif", ".hif"),
-    "ICO": (".ico",),
-    "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx", ".j2c", ".jpc"),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-    "JXL": (".jxl",),
-}
-_IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
 def check_file(path: str) -> Verdict:
@@ -74,7 +54,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     """Judge the bytes of a file; ``path`` only serves for its suffix."""
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
     if not data.strip(b"\0"):
-        if suffix in _IMAGE_SUFFIXES or not data:
+        if suffix in IMAGE_SUFFIXES or not data:
             return Verdict([("empty", f"{len(data):,} bytes, all of them zero" if data else "0 bytes")])
         return Verdict([("other_file", "zeros only")])
     notes: Notes = []
@@ -89,7 +69,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
             form, pixels = pillow.check(data, notes)
     except Broken as broken:
         kind, detail = broken.args
-        if kind == "not_an_image" and suffix not in _IMAGE_SUFFIXES:
+        if kind == "not_an_image" and suffix not in IMAGE_SUFFIXES:
             kind = "other_file"
         notes.append((kind, detail))
     except MemoryError:
@@ -103,7 +83,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
 
 
 def _judge_name(suffix: str, form: str, notes: Notes) -> None:
-    if suffix in _IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
+    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
         notes.append(("wrong_suffix", f"{form} content under the suffix {suffix}"))
     elif suffix not in LISTED_SUFFIXES:
         notes.append(("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))

@@ -8,10 +8,7 @@ from typing import Literal, NamedTuple, get_args
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["COPIES", "KINDS", "LISTED_SUFFIXES", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
-
-#: What torchvision's ImageFolder takes for an image, by the suffix alone.
-LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+__all__ = ["COPIES", "KINDS", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
 
 Severity = Literal["unusable", "odd", "junk"]
 

@@ -111,6 +111,7 @@ def alike(one: Prints, other: Prints) -> bool:
 
 # ------------------------------------------------------------------------------------------------ search
 
+_FEWEST = 1 << 21  # pairs that cost less to look at than to sort into bands
 _FEW = 500_000
 _AT_ONCE = 1 << 21  # candidates in memory at a time
 
@@ -136,6 +137,9 @@ def near_pairs(
     """
     alone = others is None
     right = hashes if others is None else others
+    if len(hashes) * len(right) <= _FEWEST:
+        yield from _all_pairs(hashes, right, alone, distance)
+        return
     widths = (16, 16, 16, 16) if max(len(hashes), len(right)) < _FEW else (22, 21, 21)
     radii = [(distance + 1) // len(widths) - 1 + (band < (distance + 1) % len(widths)) for band in range(len(widths))]
     low = 0
@@ -143,6 +147,15 @@ def near_pairs(
         if radius >= 0:
             yield from _band_pairs(hashes, right, alone, low, width, radius, distance)
         low += width
+
+
+def _all_pairs(left: Hashes, right: Hashes, alone: bool, distance: int) -> Iterator[tuple[Indices, Indices]]:
+    step = max(1, (1 << 17) // max(1, len(right)))  # what stays in the cache
+    for start in range(0, len(left), step):
+        ones, others = np.nonzero(_count_bits(left[start : start + step, None] ^ right) <= distance)
+        ones += start
+        kept = ones < others if alone else slice(None)
+        yield ones[kept], others[kept]
 
 
 def _band_pairs(
@@ -193,7 +206,8 @@ def _count_bits(values: Hashes) -> npt.NDArray[np.uint8]:
     if hasattr(np, "bitwise_count"):  # numpy 2
         counts = np.bitwise_count(values)
     else:
-        counts = np.unpackbits(values.view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1, dtype=np.uint8)
+        counts = np.unpackbits(values.reshape(-1, 1).view(np.uint8), axis=1).sum(axis=1, dtype=np.uint8)
+        counts = counts.reshape(values.shape)
     return counts
 
 

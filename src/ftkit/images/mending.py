@@ -10,8 +10,7 @@ from PIL import Image, ImageOps
 
 from ftkit.files import atomic_write
 from ftkit.images import png
-from ftkit.images.checks import SUFFIXES
-from ftkit.images.findings import LISTED_SUFFIXES
+from ftkit.images.suffixes import LISTED_SUFFIXES, SUFFIXES
 
 __all__ = ["mend"]
 

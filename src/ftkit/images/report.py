@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from ftkit.errors import FtkitError
 from ftkit.files import atomic_write
-from ftkit.images.findings import KINDS, LISTED_SUFFIXES, DuplicateGroup, Finding, Severity, chooser
+from ftkit.images.findings import KINDS, DuplicateGroup, Finding, Severity, chooser
+from ftkit.images.suffixes import LISTED_SUFFIXES
 
 if TYPE_CHECKING:
     from ftkit.images.quarantine import Quarantine

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any, Self
@@ -18,7 +19,7 @@ from ftkit.images.workers import close_workers, start_workers
 
 __all__ = ["scan_images"]
 
-_TASK = 256  # files a task of a foreign executor; the threads of the default one take an eighth
+_TASK = 256  # files a task of a foreign executor; the threads of the default one take a quarter
 
 
 def scan_images(
@@ -82,9 +83,9 @@ def scan_images(
                 number = workers or _cores()
                 start_workers(min(number, 2))  # the others when there is work for them
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
-                    _run(pool, _TASK // 8, folder, timeout, journal, tally, bar)
+                    _run(pool, _TASK // 4, 4, folder, timeout, journal, tally, bar)
             else:
-                _run(executor, _TASK, folder, timeout, journal, tally, bar)
+                _run(executor, _TASK, _TASK, folder, timeout, journal, tally, bar)
             groups = tally.finish()
         finally:
             close_workers()
@@ -106,31 +107,32 @@ def _cores() -> int:
 def _run(
     pool: Executor,
     size: int,
+    least: int,
     folder: LocalFolder | RemoteFolder,
     timeout: float,
     journal: Journal,
     tally: Tally,
     bar: _Bar,
 ) -> None:
-    """Hand the files out, a few tasks ahead of the workers, and take the verdicts in as they come."""
+    """Hand the files out, ``least`` to ``size`` at a time, a few tasks ahead, and take the verdicts in as they come."""
     ahead = 2 * getattr(pool, "_max_workers", 32) + 2
     running: set[Future[list[bytes]]] = set()
     files = folder.walk(tally.note, tally.enter)
+    fresh: deque[str] = deque()
     try:
         while True:
-            fresh: list[str] = []
-            for path in files:
+            while len(fresh) < ahead * size and (path := next(files, None)) is not None:
                 bar.expect(1)
                 known = journal.recall(path)
                 if known is None:
                     fresh.append(path)
-                    if len(fresh) == size:
-                        break
                 else:
                     tally.add(*known)
                     bar.advance(1)
             if fresh:
-                function, *arguments = folder.task(fresh, timeout)
+                # Smaller tasks towards the end, so that all workers finish at the same time.
+                number = min(len(fresh), size, max(least, len(fresh) // ahead))
+                function, *arguments = folder.task([fresh.popleft() for _ in range(number)], timeout)
                 running.add(pool.submit(function, *arguments))
             elif not running:
                 return

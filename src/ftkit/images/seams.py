@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
+
 import numpy as np
 
 from ftkit.images.verdict import Pixels
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 __all__ = ["confirm_seam", "find_seams"]
+
+Floats: TypeAlias = "npt.NDArray[np.float32]"
 
 _LEAST = 16  # levels of brightness that a seam is high, at least
 _STEP = 4  # levels of a single pixel's step
@@ -30,29 +38,27 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
     rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
     if rows < 6 or columns < 8:
         return []
-    grey = eighth[: rows * unit_height, : columns * unit_width].astype(np.float32)
-    steps = grey[unit_height::unit_height] - grey[unit_height - 1 : -1 : unit_height]
-    if unit_width > 1:
-        steps = steps.reshape(rows - 1, columns, unit_width).mean(2)
-    ones = np.ones(columns, np.float32)
-    sums, sizes = steps @ ones, np.abs(steps) @ ones
-    # What the sums over two rows must come to for a seam as clear as below (with S, A, R for seam, seam_size, rest:
-    # R <= S / 2.5 - columns, A <= S / 0.75, sums >= S - R, sizes = A + R): nearly all rows are out.
-    sums, sizes = np.abs(sums[:-1] + sums[1:]), sizes[:-1] + sizes[1:]
-    places = np.flatnonzero((sums >= (0.6 * _LEAST + 1) * columns) & (sizes <= 2.89 * (sums - columns) - columns))
-    if not len(places):
-        return []
-    here, below = steps[places], steps[places + 1]
-    along, along_below = np.cumsum(here, 1), np.cumsum(below, 1)
-    size, size_below = np.cumsum(np.abs(here), 1), np.cumsum(np.abs(below), 1)
-    # A seam from column c on in this row and up to c in the row below, for each c but the outermost.
-    inside = slice(1, columns - 2)
-    count = np.arange(2, columns - 1, dtype=np.float32)
-    right, left = along[:, -1:] - along[:, inside], along_below[:, inside]
+    grey = eighth[: rows * unit_height, : columns * unit_width]
+    steps: Floats = np.subtract(
+        grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.float32
+    )
+    for at in range(1, unit_width):
+        steps[:, ::unit_width] += steps[:, at::unit_width]
+    steps = steps[:, ::unit_width] / np.float32(unit_width)
+    # A seam from column c on in a row and up to c in the row below, for each c; and the steps that are not on it.
+    along, size = _running_sums(steps), _running_sums(np.abs(steps))
+    right, left = along[:-1, -1:] - along[:-1], along[1:]
     seam = np.abs(right + left)
-    seam_size = size[:, -1:] - size[:, inside] + size_below[:, inside]
-    rest = size[:, -1:] + size_below[:, -1:] - seam_size
-    clear = seam / (rest + columns)
+    rest = (size[1:, -1:] + columns) - size[1:] + size[:-1]
+    standing_out = (seam >= _CLEAR * rest) & (seam >= _LEAST * columns)
+    if not standing_out.any():  # as for nearly all pictures
+        return []
+    places = np.flatnonzero(standing_out.any(1))
+    clear = seam / rest
+    seam_size = size[:-1, -1:] - size[:-1] + size[1:]
+    inside = slice(1, columns - 2)  # for each c but the outermost
+    right, left, seam, seam_size, clear = (values[places, inside] for values in (right, left, seam, seam_size, clear))
+    count = np.arange(2, columns - 1, dtype=np.float32)
     clear[
         (seam < _LEAST * columns)
         | (seam < 0.75 * seam_size)  # one sign nearly everywhere
@@ -69,11 +75,21 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
             break
         row, column = int(places[place]) + 1, at + 2
         # Within the row, too, the brightness steps where the seam turns.
-        line = grey[row * unit_height]
+        line = grey[row * unit_height].astype(np.float32)
         step = line[column * unit_width] - line[column * unit_width - 1]
         if 0.4 < step * columns / (right + left)[place, at] < 2.5:
             found.append((row, column))
     return found[:4]
+
+
+def _running_sums(rows: Floats) -> Floats:
+    columns = rows.shape[1]
+    return np.cumsum(rows, 1) if columns > 256 else rows @ _triangle(columns)  # what costs less
+
+
+@lru_cache(64)  # a data set has few sizes
+def _triangle(side: int) -> Floats:
+    return np.triu(np.ones((side, side), np.float32))
 
 
 def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -> bool:

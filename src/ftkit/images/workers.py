@@ -10,23 +10,17 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
-import time
-import warnings
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from ftkit.errors import FtkitError
+from ftkit.images.serving import FAULT, READY, TICK_SECONDS
 
 __all__ = ["Casualty", "check_batch", "close_workers", "run_jobs", "start_workers", "verdict_of", "write_line"]
 
-# A job is a JSON list: [verb, argument, ...]; an answer is one line of JSON. Bytes may follow a job's line.
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit.images.workers import serve; serve()"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit.images.serving import serve; serve()"
 _START_SECONDS = 120
-_FAULT = b"!"  # begins no JSON
-_MEMORY = 4 << 30  # address space of one worker
-_IDLE_SECONDS = 60
 
 
 class Casualty(Exception):  # noqa: N818  (it is an answer)
@@ -39,37 +33,39 @@ class _Worker:
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        self._said: IO[bytes] | None = tempfile.TemporaryFile()  # noqa: SIM115
         # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
         self._process = subprocess.Popen(  # noqa: S603
             [sys.executable, "-P", "-c", _BOOT, *path],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=subprocess.PIPE,
             env={**os.environ, **single},
         )
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._ready = False
+        self._ticks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="ftkit-worker", daemon=True)
         self._listener.start()
 
     def _get_ready(self) -> None:
         """Wait until the process has started, which does not count as time of a job."""
-        if self._said is None:
+        if self._ready:
             return
-        with self._said as said:
-            self._said = None
+        last = b"no message"
+        while not self._ready:
             try:
                 line = self._next(_START_SECONDS)
             except queue.Empty:
                 line = None
             if line is None:
                 self.kill()
-                said.seek(0)
-                last = said.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise FtkitError(
-                    f"A worker process of scan_images ended before it was ready: {''.join(last) or 'no message'}. "
+                    f"A worker process of scan_images ended before it was ready: {last.decode(errors='replace')}. "
                     f"Check that {sys.executable} can import ftkit, numpy and simplejpeg."
                 )
+            self._ready = line == READY
+            last = line.strip() or last
+        while self._pipe(self._process.stdout).readline() not in (READY, b""):
+            pass  # somebody's sitecustomize prints
 
     @property
     def alive(self) -> bool:
@@ -78,22 +74,24 @@ class _Worker:
 
     def _listen(self) -> None:
         # A thread, because a pipe can't be read with a timeout on every system.
-        stdout = self._process.stdout
-        assert stdout is not None
-        with stdout, contextlib.suppress(OSError):
-            for line in stdout:
-                self._answers.put(line)
-        self._answers.put(b"")
+        with self._pipe(self._process.stderr) as ticks, contextlib.suppress(OSError):
+            for line in ticks:
+                self._ticks.put(line)
+        self._ticks.put(b"")
+
+    @staticmethod
+    def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
+        assert pipe is not None
+        return pipe
 
     def _next(self, seconds: float) -> bytes | None:
-        """Return the next answer; None when the process ended. Raises queue.Empty after ``seconds``."""
-        return self._answers.get(timeout=seconds) or None
+        """Return what it says next; None when the process ended. Raises queue.Empty after ``seconds``."""
+        return self._ticks.get(timeout=seconds) or None
 
     def answers(self, jobs: Sequence[list[Any]], payloads: Sequence[bytes], timeout: float) -> Iterator[bytes]:
         """Send the jobs in one go and yield their answers as they come; raise Casualty when one kills the worker."""
         self._get_ready()
-        stdin = self._process.stdin
-        assert stdin is not None
+        stdin, stdout = self._pipe(self._process.stdin), self._pipe(self._process.stdout)
         sizes = [len(payload) for payload in payloads]
         with contextlib.suppress(OSError):  # it died: the missing answer says so
             stdin.write(json.dumps([jobs, sizes]).encode() + b"\n")
@@ -101,15 +99,26 @@ class _Worker:
             for payload in payloads:
                 stdin.write(payload)
             stdin.flush()
-        for _ in jobs:
+        left, end = len(jobs), ""
+        while left and not end:
             try:
-                line = self._next(timeout)
+                tick = self._next(timeout + TICK_SECONDS)
             except queue.Empty:
-                self.kill()
-                raise Casualty("timeout", f"not decoded within {timeout:g} s") from None
-            if line is None:
-                raise Casualty("crash", self._say_end())
-            yield line
+                end = "timeout"
+                ended = self._kill()
+            else:
+                end = "" if tick else "crash"
+                ended = True
+            # Of one that has ended, all that it has answered.
+            for _ in range(int(tick) if not end and tick else left if ended else 0):
+                line = stdout.readline()
+                if not line.endswith(b"\n"):
+                    end = end or "crash"
+                    break
+                left -= 1
+                yield line
+        if left:
+            raise Casualty(end, self._say_end() if end == "crash" else f"not decoded within {timeout:g} s")
 
     def _say_end(self) -> str:
         try:
@@ -121,12 +130,22 @@ class _Worker:
             return f"the decoder died of {signal.Signals(-code).name}"
         return f"the worker left with exit code {code}"
 
-    def kill(self) -> None:
-        """End the process; never waits for one that the system can't end."""
+    def _kill(self) -> bool:
+        """End the process, and say whether it has ended: there are those that the system can't end."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
+        return not self.alive
+
+    def kill(self) -> None:
+        """End the process and let go of it."""
+        self._kill()
         self._close()
+
+    def hang_up(self) -> None:
+        """Tell the process to end."""
+        with contextlib.suppress(OSError):
+            self._pipe(self._process.stdin).close()
 
     def close(self) -> None:
         """Let the process end by itself."""
@@ -137,12 +156,10 @@ class _Worker:
             self.kill()
 
     def _close(self) -> None:
-        with contextlib.suppress(OSError):
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-        if self._said is not None:
-            self._said.close()
+        self.hang_up()
         self._listener.join(1)
+        with contextlib.suppress(OSError):
+            self._pipe(self._process.stdout).close()
 
 
 _idle: list[_Worker] = []
@@ -179,6 +196,8 @@ def close_workers() -> None:
     with _idle_lock:
         workers, _idle[:] = (list(_idle) if _owner == os.getpid() else []), []
     for worker in workers:
+        worker.hang_up()
+    for worker in workers:
         worker.close()
 
 
@@ -203,7 +222,7 @@ def run_jobs(
         try:
             answers = worker.answers([jobs[n] for n in now], [payloads[n] for n in now] if payloads else (), timeout)
             for line in answers:
-                fault = line.startswith(_FAULT) and line[len(_FAULT) :].decode().strip()
+                fault = line.startswith(FAULT) and line[len(FAULT) :].decode().strip()
                 yield now[done], Casualty("crash", fault) if fault else line
                 done += 1
         except Casualty as casualty:
@@ -228,6 +247,8 @@ def check_batch(root: str, paths: Sequence[str], timeout: float) -> list[bytes]:
     join = root if root.endswith(("/", os.sep)) else root + os.sep
     return [
         write_line(paths[number], verdict_of(answer))
+        if isinstance(answer, Casualty)
+        else b"[%b, %b]\n" % (json.dumps(paths[number]).encode(), answer.rstrip())  # as write_line does, for less
         for number, answer in run_jobs([["check", join + path] for path in paths], timeout)
     ]
 
@@ -245,62 +266,3 @@ def verdict_of(answer: bytes | Casualty, stamp: list[Any] | None = None) -> list
 def write_line(path: str, verdict: list[Any]) -> bytes:
     """Return the journal's line for a file."""
     return json.dumps([path, verdict]).encode() + b"\n"
-
-
-# ------------------------------------------------------------------------------------------------ in the child
-
-
-def serve() -> None:
-    """Answer jobs from stdin until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes stdin
-    _limit_memory()
-    source: IO[bytes] = sys.stdin.buffer
-    answers = os.dup(1)
-    silence = os.open(os.devnull, os.O_WRONLY)
-    from ftkit.images import checks
-
-    warnings.simplefilter("ignore")
-    for stream in (1, 2):  # decoders print
-        os.dup2(silence, stream)
-    idle_since: list[float] = [time.monotonic()]  # empty while at work
-    threading.Thread(target=_leave_in_time, args=(os.getppid(), idle_since), daemon=True).start()
-    os.write(answers, b"ready\n")
-    while line := source.readline():
-        idle_since.clear()
-        jobs, sizes = json.loads(line)
-        payloads = iter(sizes)
-        for verb, *arguments in jobs:
-            size = next(payloads, None)
-            data = None if size is None else source.read(size)
-            try:
-                line = json.dumps(getattr(checks, f"do_{verb}")(*arguments, data)).encode() + b"\n"
-            except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
-                line = _FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
-            _write_all(answers, line)
-        idle_since.append(time.monotonic())
-
-
-def _write_all(descriptor: int, line: bytes) -> None:
-    while line:
-        line = line[os.write(descriptor, line) :]
-
-
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limits = [limit for limit in (soft, hard, _MEMORY) if limit != resource.RLIM_INFINITY]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
-        file.write("1000")  # when memory runs out, it is a worker that goes
-
-
-def _leave_in_time(parent: int, idle_since: list[float]) -> None:
-    """Leave when the caller is gone, even in the middle of a file, and when it has had no work for a while."""
-    while os.getppid() == parent and not any(time.monotonic() - since > _IDLE_SECONDS for since in tuple(idle_since)):
-        time.sleep(1)
-    os._exit(0)
