@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypedDict
@@ -147,7 +148,8 @@ def join(model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: to
 
     The recipe comes from the optimizer's groups; without one, the newest group's rate and the largest weight
     decay are the recipe. If a scheduler has moved the rates since, the newcomers' rates are moved by the same factor. A
-    group with the same options takes them in; otherwise there is a new one.
+    group with the same options takes them in; otherwise there is a new one, which the schedulers of the optimizer move
+    from then on as they move the group that lent its options.
 
     Returns:
         The names of the parameters that were added.
@@ -164,11 +166,12 @@ def join(model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: to
     """
     present = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = {name: parameter for name, parameter in parameters.items() if id(parameter) not in present}
-    for group in _newcomers(model, missing, optimizer) if missing else ():
+    groups, like = _newcomers(model, missing, optimizer) if missing else ([], {})
+    for group in groups:
         twin = next((old for old in optimizer.param_groups if _options(old) == _options(group)), None)
         # An optimizer with its own way of adding (ZeroRedundancyOptimizer) has to see what joins.
         if twin is None or type(optimizer).add_param_group is not torch.optim.Optimizer.add_param_group:
-            optimizer.add_param_group(group)
+            _add(optimizer, group, like)
         else:
             twin["params"] += group["params"]
             if "param_names" in twin:
@@ -220,11 +223,11 @@ def restore_layout(model: nn.Module, groups: list[list[str]], optimizer: torch.o
         if not missing:
             continue
         if index >= len(optimizer.param_groups):
-            group = _newcomers(model, missing, optimizer)[0]
+            (group, *_), like = _newcomers(model, missing, optimizer)
             group["params"] = list(missing.values())
             if "param_names" in group:
                 group["param_names"] = list(missing)
-            optimizer.add_param_group(group)
+            _add(optimizer, group, like)
             continue
         group = optimizer.param_groups[index]
         old = dict(zip(map(id, group["params"]), group.get("param_names", ()), strict=False))
@@ -239,8 +242,8 @@ def restore_layout(model: nn.Module, groups: list[list[str]], optimizer: torch.o
 
 def _newcomers(
     model: nn.Module, missing: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> list[dict[str, Any]]:
-    """Groups for parameters that join late, with all the options that the optimizer's other groups have."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Groups for parameters that join late, with all the options of one that is there; and that one."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     own = [group for group in optimizer.param_groups if any(id(parameter) in names for parameter in group["params"])]
     like = (own or optimizer.param_groups)[-1]
@@ -262,7 +265,35 @@ def _newcomers(
             group[key] = group[key] * (rate / planned) if planned else rate
         if "weight_decay" in group:
             group["weight_decay"] = decay
-    return groups
+    return groups, like
+
+
+# What schedulers (torch's, timm's) keep in a list, one for each group; those that are rates.
+_LISTS = ("base_lrs", "base_values", "max_lrs", "min_lrs", "lr_lambdas", "base_momentums", "max_momentums", "_last_lr")
+_RATES = ("base_lrs", "base_values", "max_lrs", "_last_lr")
+
+
+def _add(optimizer: torch.optim.Optimizer, group: dict[str, Any], like: Mapping[str, Any]) -> None:
+    """Add a group to an optimizer, and to the schedulers that move its rates, as they have the group ``like``."""
+    count = len(optimizer.param_groups)
+    index = next(index for index, old in enumerate(optimizer.param_groups) if old is like)
+    key = "initial_lr" if "initial_lr" in like else "lr"
+    ratio = group[key] / like[key] if like[key] else 1.0
+    optimizer.add_param_group(group)
+    for scheduler in _schedulers(optimizer):
+        for key in _LISTS:
+            values = getattr(scheduler, key, None)
+            if isinstance(values, list) and len(values) == count:
+                setattr(scheduler, key, [*values, values[index] * ratio if key in _RATES else values[index]])
+
+
+def _schedulers(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The schedulers of an optimizer. It has no list of them, but they refer to it."""
+    found = []
+    for holder in gc.get_referrers(optimizer):
+        owners = [holder] if not isinstance(holder, dict) else gc.get_referrers(holder)
+        found += [owner for owner in owners if getattr(owner, "__dict__", {}).get("optimizer") is optimizer]
+    return list({id(owner): owner for owner in found}.values())
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

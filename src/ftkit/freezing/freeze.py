@@ -140,7 +140,8 @@ def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Opti
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
         optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
             :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
-            otherwise lends its newest group's rate and its largest weight decay.
+            otherwise lends its newest group's rate and its largest weight decay. Its learning-rate schedulers go on
+            with them.
 
     Returns:
         What thawed, what joined the optimizer, and how the model stands.
