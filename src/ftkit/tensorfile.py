@@ -10,13 +10,12 @@ covered, and a file whose one key is damaged still has the other to tell that it
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self, TypeVar
@@ -39,6 +38,7 @@ _HEADER_MARK: Final = b'"ftkit.header":"'
 _NO_DIGEST: Final = "0" * 32
 _MAX_HEADER: Final = 100_000_000  # the format's own limit
 _CHUNK: Final = 1 << 20  # small enough to be hashed while it is still in the processor's cache
+_HAND_OVER: Final = 8 * _CHUNK
 _THREADS: Final = 2
 _ALIGNMENT: Final = 64  # of the first tensor: copies between cache lines that lie alike are a third faster
 _SIZE_LIMIT: Final = 1 << 62
@@ -135,14 +135,16 @@ def write_tensors(
     with atomic_write(path) as file:
         # The header comes first and holds the digests, which are known last: it is written twice.
         _write(file, _header(stored, places, others, found if digests else None, metadata or {}))
-        with _flushing(file, begin):
-            for name in places:
-                state = xxhash.xxh3_128()
-                for chunk in chunks(bytes_of(stored[name])):
-                    if digests:
-                        state.update(chunk)
-                    _write(file, chunk)
-                found[name] = state.hexdigest()
+        sent = 0
+        for name in places:
+            state = xxhash.xxh3_128()
+            for chunk in chunks(bytes_of(stored[name])):
+                if digests:
+                    state.update(chunk)
+                _write(file, chunk)
+                if file.tell() - sent >= _HAND_OVER:
+                    sent = _hand_over(file, sent)
+            found[name] = state.hexdigest()
         file.seek(0)
         _write(file, _header(stored, places, others, found if digests else None, metadata or {}))
 
@@ -563,32 +565,16 @@ def _write(file: BinaryIO, data: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
-@contextlib.contextmanager
-def _flushing(file: BinaryIO, nbytes: int) -> Iterator[None]:
-    """Let the disk work while the block writes to the file, instead of all at the end: a quarter faster."""
-    if nbytes <= 16 * _CHUNK or not hasattr(os, "fdatasync"):
-        yield
-        return
-    done = threading.Event()
-    errors: list[OSError] = []
+def _hand_over(file: BinaryIO, begin: int) -> int:
+    """Let the disk begin with all that was written since ``begin``, without waiting for it; return where that ends.
 
-    def flush() -> None:
-        while not done.wait(0.002):
-            try:
-                os.fdatasync(file.fileno())
-            except OSError as error:  # the system tells it once only, so it must not be lost here
-                errors.append(error)
-                return
-
-    thread = threading.Thread(target=flush, name="ftkit-flush")
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    if errors:
-        raise errors[0]
+    Otherwise it would do all of the work at the end, while nothing is left to be digested.
+    """
+    file.flush()
+    end = file.tell()
+    if hasattr(os, "posix_fadvise"):  # what is still to be written stays in the cache
+        os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def in_threads(work: Callable[[T], None], jobs: Iterable[T], nbytes: int) -> None:
