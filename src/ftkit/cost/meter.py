@@ -151,6 +151,8 @@ _IN_PLACE = {  # what autograd does in place, where no mode watches it, to zeros
     torch.ops.aten.scatter_add.default: torch.ops.aten.scatter_add_.default,
     torch.ops.aten.scatter.src: torch.ops.aten.scatter_.src,
 }
+_ADD = torch.ops.aten.add.Tensor
+_ADD_IN_PLACE = torch.ops.aten.add_.Tensor
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _KNOWN: dict[Any, _Known] = {}
 _MOST_KNOWN = 20_000
@@ -341,6 +343,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
             return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1
         if func in _IN_PLACE and self.in_backward and args[0].untyped_storage()._cdata == self._zeros:
             func = _IN_PLACE[func]
+        elif func is _ADD and self.in_backward and _adds_up(*args):
+            func = _ADD_IN_PLACE
         kwargs = kwargs or {}
         key = _key(func, args, kwargs) if self.fakes and func is not _RECURRENT else None
         known = None if key is None else _KNOWN.get(key)
@@ -430,6 +434,18 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
         keeper = self._saved.pop(watch.key, None)
         if keeper is not None and not self.in_backward:  # its graph was dropped: it is not kept after all
             keeper.saved -= watch.size
+
+
+def _adds_up(sum_: Any, further: Any) -> bool:
+    """Whether autograd adds one gradient to another that only it holds: it does so in place, where no mode watches."""
+    if not isinstance(sum_, torch.Tensor) or not isinstance(further, torch.Tensor) or sum_.shape != further.shape:
+        return False
+    if isinstance(torch._C._current_autograd_node(), torch.autograd.function.BackwardCFunction):  # the user's own sum
+        return False
+    if not hasattr(sum_, "_use_count"):  # an older torch
+        return False
+    owners = torch._C._storage_Use_Count(sum_.untyped_storage()._cdata)
+    return bool(owners == 2 and sum_._use_count() <= further._use_count())
 
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

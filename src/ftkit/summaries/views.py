@@ -136,10 +136,19 @@ def to_text(found: ModelSummary, depth: int | None, fold: bool, width: int | Non
     cells = {title: [title, *(show(node) for _, node in lines)] for title, show in columns.items()}
     sizes = {title: max(map(len, cells[title])) for title in columns}
     first = max(map(len, names))
+
+    def room() -> int:
+        return width - sum(2 + size for size in sizes.values())
+
     for title in ("mode", "output", "forward", "backward"):  # what a narrow terminal goes without
-        if min(first, 24) + sum(2 + size for size in sizes.values()) > width:
+        if room() < min(first, 24):
             sizes.pop(title, None)
-    first = min(first, max(24, width - sum(2 + size for size in sizes.values())))
+    if room() < min(first, 24):
+        cells["state"] = [_SHORT.get(cell, cell) for cell in cells["state"]]
+        sizes["state"] = max(map(len, cells["state"]))
+    if room() < min(first, 16):
+        sizes.pop("params")
+    first = min(first, max(12, room()))
     table = []
     for index, name in enumerate(["module", *names]):
         line = [(name if len(name) <= first else name[: first - 1] + "…").ljust(first)]
@@ -161,6 +170,7 @@ def _glued(text: str) -> str:
     return re.sub(r"(?<=\d) (?=[A-Z])", _GLUE, text)
 
 
+_SHORT = {"frozen, passes gradients": "passes"}
 _SIDES = {"output": "ljust", "state": "ljust"}
 
 
