@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import shutil
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -765,6 +767,23 @@ def test_background_keeps_tied_weights_tied(tmp_path: Path) -> None:
     path = manager.save(0, model=model, rng=False)
     manager.wait()
     assert path.stat().st_size < 50_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_background_gives_way_to_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that writes has a lower priority; the one that trains keeps its own."""
+    seen: list[int] = []
+    write = CheckpointManager._finish
+
+    def finish(self: CheckpointManager, *arguments: Any) -> None:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        write(self, *arguments)
+
+    monkeypatch.setattr(CheckpointManager, "_finish", finish)
+    manager = CheckpointManager(tmp_path, background=True)
+    manager.save(0, model=nn.Linear(2, 2))
+    manager.wait()
+    assert seen[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 def test_background_errors_show_at_the_next_call(tmp_path: Path) -> None:
