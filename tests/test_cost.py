@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import random
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ftkit import FtkitError
-from ftkit.cost.measure import StepCost, measure
+from ftkit.cost.measure import StepCost, _default_loss, measure
+from ftkit.cost.meter import shapes_in, tensors_in
 
 
 class Calls(nn.Module):
@@ -53,6 +56,7 @@ def fingerprint(model):
         np.random.get_state()[1].tobytes(),  # noqa: NPY002
         torch.is_grad_enabled(),
         torch.backends.mha.get_fastpath_enabled(),
+        torch.get_default_dtype(),
         nn.Module.__call__,
         gc.isenabled(),
     )
@@ -218,6 +222,138 @@ def test_where_nothing_looks_like_logits_the_loss_is_a_sum(output):
     assert cost.backward_flops == matmul(6, 8, 5)
 
 
+class Pair(NamedTuple):
+    """Two tensors by name."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+def deep(self, x, levels=4):
+    return self.layer(x) if levels == 0 else deep(self, self.layer(x), levels - 1)
+
+
+def in_turn(self, x):
+    for layer in self.layers:
+        for one in layer if isinstance(layer, nn.ModuleList) else [layer]:
+            x = one(x)
+    return x
+
+
+def odd():
+    """A model with all that a module may hold besides layers."""
+    model = Calls(lambda self, x: self.alias(x) * self.scale, scale=nn.Parameter(torch.ones(8)))
+    model.register_parameter("missing", None)
+    model.register_buffer("nothing", None)
+    model.counts = nn.Parameter(torch.ones(2, dtype=torch.long), requires_grad=False)
+    model.empty, model.none = nn.ModuleDict(), nn.Sequential()
+    model.layers = nn.Sequential(nn.Linear(8, 8))
+    model.alias = model.layers[0]
+    return model
+
+
+def half():
+    model = nn.Sequential(nn.Linear(8, 8), Calls(lambda self, x: self.layer(x.bfloat16()), layer=nn.Linear(8, 4)))
+    model[1].bfloat16()
+    return model
+
+
+MODELS = {
+    "named tuple": lambda: (
+        Calls(lambda self, pair: Pair(self.layer(pair.first), pair.second), layer=nn.Linear(8, 4)),
+        Pair(torch.randn(2, 8), torch.randn(3)),
+    ),
+    "dict": lambda: (
+        Calls(lambda self, x: {"out": [self.layer(x["x"]), None]}, layer=nn.Linear(8, 4)),
+        {"x": torch.randn(2, 8), "more": [torch.ones(1)]},
+    ),
+    "odd": lambda: (odd(), torch.randn(2, 8)),
+    "empty": lambda: (nn.Sequential(), torch.randn(2, 8)),
+    "recursive": lambda: (Calls(deep, layer=nn.Conv2d(4, 4, 3, padding=1)), torch.randn(1, 4, 9, 9)),
+    "container": lambda: (
+        Calls(in_turn, layers=nn.ModuleList([nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 8)]), nn.Linear(8, 8)])),
+        torch.randn(2, 8),
+    ),
+    "parameters": lambda: (
+        Calls(
+            lambda self, x: x @ self.some[0] @ self.more["a"],
+            some=nn.ParameterList([torch.randn(8, 8)]),
+            more=nn.ParameterDict({"a": torch.randn(8, 8)}),
+        ),
+        torch.randn(2, 8),
+    ),
+    "several precisions": lambda: (half(), torch.randn(2, 8)),
+    "script inside": lambda: (
+        Calls(lambda self, x: self.head(self.body(x)), body=torch.jit.script(nn.Linear(8, 8)), head=nn.Linear(8, 4)),
+        torch.randn(2, 8),
+    ),
+    "autoencoder": lambda: (
+        nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.ConvTranspose2d(8, 3, 4, 2, 1)),
+        torch.randn(2, 3, 16, 16),
+    ),
+    "generator and critic": lambda: (
+        Calls(
+            lambda self, z: self.critic(self.generator(z)),
+            generator=nn.Sequential(nn.Linear(8, 16), nn.ReLU()),
+            critic=nn.Sequential(nn.Linear(16, 8), nn.LeakyReLU(), nn.Linear(8, 1)),
+        ),
+        torch.randn(4, 8),
+    ),
+    "norm of weights": lambda: (nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)), torch.randn(2, 8)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_models_of_all_kinds_agree_with_a_real_step(name):
+    """FLOPs, saved bytes and shapes, whatever goes in and comes out."""
+    model, given = MODELS[name]()
+    cost = measure(model, (given,), {})
+    own = {tensor.untyped_storage()._cdata for tensor in tensors_in([*model.parameters(), *model.buffers(), given])}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), FlopCounterMode(display=False) as one:
+        output = model(given)
+        loss = _default_loss(output)
+    assert cost.parts[0].output_shape == shapes_in(output)
+    assert cost.forward_flops == one.get_total_flops()
+    assert cost.saved_bytes == sum(storage.nbytes() for storage in kept.values())
+    with FlopCounterMode(display=False) as two:
+        if loss is not None:
+            loss.backward()
+    assert cost.backward_flops == two.get_total_flops()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN computes it")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_an_lstm_keeps(batch_first, half):
+    """The workspace of its kernel, which torch's fake kernel leaves out, is most of it."""
+    model = nn.LSTM(20, 33, 2, batch_first=batch_first, bidirectional=True)
+    x = torch.randn(5, 7, 20)
+    own = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), x]}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        cost = measure(model, (x,), {}, loss=lambda output: output[0].sum())
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output, _ = model(x)
+            output.sum()
+    assert cost.saved_bytes == sum(storage.nbytes() for storage in kept.values())
+
+
 # ---------------------------------------------------------------- no side effects
 
 
@@ -230,6 +366,7 @@ def nosy():
         self.log.append(x)
         self.cache["x"] = x
         self.norm.eval()
+        torch.set_default_dtype(torch.float64)
         return self.drop(self.norm(self.layer(x).relu_()))
 
     model = Calls(forward, layer=nn.Linear(8, 8), norm=nn.BatchNorm1d(8), drop=nn.Dropout())
@@ -285,6 +422,20 @@ def test_a_failure_names_the_module():
         FtkitError, match=r"failed in '1\.0', a Linear called with \(4, 8\): RuntimeError: mat1 and mat2"
     ):
         measure(model, (torch.randn(4, 8),), {})
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (lambda output: output / (0 * output.shape[0] // 0), "The loss of Linear failed: ZeroDivisionError"),
+        (lambda output: output, "The backward pass of Linear failed: RuntimeError: grad can be implicitly created"),
+        (lambda output: "much", "The loss of Linear failed: TypeError: it gave a str"),
+    ],
+)
+def test_a_bad_loss_is_not_blamed_on_the_model(loss, said):
+    """The message says what failed, and what a loss is."""
+    with pytest.raises(FtkitError, match=said + r".*Expected a loss that takes the model's output and gives a scalar"):
+        measure(nn.Linear(8, 8), (torch.randn(4, 8),), {}, loss=loss)
 
 
 # ---------------------------------------------------------------- models that are hard to follow
@@ -468,6 +619,67 @@ def test_peak_agrees_with_the_allocator(make, frozen):
     inputs = (torch.randn(1024, 512),)
     predicted = measure(model, inputs, {}).peak_training_bytes(make)
     assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.01)
+
+
+ROWS = torch.arange(0, 1000, 3)
+
+
+def used_thrice(self, x):
+    y = self.a(x)
+    return self.b(y) * self.c(y) * self.d(y)
+
+
+def first_of(self, x):
+    y = self.layer(self.first(x))
+    return (y[0] if isinstance(y, tuple) else y).flatten(1)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: self.a(x)[ROWS],
+        lambda self, x: self.a(x)[self.a.weight.sum().item() < x[:, 0]],
+        lambda self, x: self.a(x).max(0).values[None],
+        used_thrice,
+        lambda self, x: self.a(x).view(1000, 4, 64).transpose(0, 1).contiguous().view(4000, 64),
+        lambda self, x: F.scaled_dot_product_attention(*self.a(x).view(2, 500, 4, 64).unbind(2)[:3]).flatten(0, 1),
+    ],
+)
+def test_peak_of_gradients_made_in_place(run):
+    """What autograd adds up, or writes, in place where no mode watches it takes no memory twice."""
+    torch.manual_seed(0)
+    layers = {name: nn.Linear(256, 256) for name in "abcd"}
+    model, inputs = Calls(run, **layers), (torch.randn(1000, 256),)
+    make = functools.partial(torch.optim.SGD, lr=0.0)
+    predicted = measure(model, inputs, {}).peak_training_bytes(make)
+    assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
+
+
+AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.skipif(not AVX512, reason="the rules are those of its kernels")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Conv2d(128, 128, 3, padding=4, dilation=4), (2, 128, 8, 8)),
+        (lambda: nn.Conv2d(128, 32, 3, padding=12, dilation=12), (2, 128, 40, 40)),
+        (lambda: nn.Conv2d(3, 256, 16, stride=16), (2, 3, 64, 64)),
+        (lambda: nn.Conv3d(32, 32, 3, padding=1), (1, 32, 8, 16, 16)),
+        (lambda: nn.ConvTranspose2d(64, 32, 2, stride=2), (2, 64, 32, 32)),
+        (lambda: nn.LSTM(64, 128), (40, 16, 64)),
+    ],
+)
+def test_peak_of_layers_that_need_scratch_memory(layer, shape):
+    """Unfolded inputs and copies in other layouts count while they last."""
+    model = Calls(
+        first_of,
+        first=nn.Conv1d(shape[1], shape[1], 1) if len(shape) == 3 else nn.PReLU(),
+        layer=layer(),
+    )
+    inputs, make = (torch.randn(shape),), functools.partial(torch.optim.SGD, lr=0.0)
+    predicted = measure(model, inputs, {}).peak_training_bytes(make)
+    assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
 
 
 def test_peak_takes_an_optimizer_as_it_is():

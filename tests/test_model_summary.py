@@ -115,6 +115,21 @@ def test_a_false_economy_is_named():
     assert "there is no backward pass" in str(summary(model, (32, 64)))
 
 
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_fits_the_terminal(width):
+    """What a step costs in a narrow one, all there is in a wide one."""
+    model = Network(blocks=2)
+    model.requires_grad_(False)
+    model.blocks[0].norm.requires_grad_(True)
+    model.blocks[1].eval()
+    for found in (summary(model, **TOKENS), summary(model)):
+        assert max(map(len, found.text(width=width).splitlines())) <= width
+    text = summary(model, **TOKENS).text(width=width)
+    assert text.splitlines()[0].split()[-1] == "saved"
+    assert ("frozen, passes gradients" in text) == (width >= 80)
+    assert ("(2, 16, 64)" in text) == (width == 120)
+
+
 def test_depth_and_folding_are_up_to_the_reader():
     """Every block on its own line, or only the top."""
     found = summary(Network(), **TOKENS)
@@ -232,6 +247,22 @@ def test_exports_hold_all_figures():
     lines = list(csv.DictReader(io.StringIO(found.to_csv())))
     assert [line["name"] for line in lines] == [row.name for row in found.rows]
     assert sum(int(line["forward_flops"]) for line in lines if line["type"] == "Linear") == found.forward_flops
+
+
+def test_a_ragged_dimension_has_no_size():
+    """It is -1 wherever shapes are written."""
+
+    class Ragged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(torch.nested.nested_tensor([x[0], x[1][:3]], layout=torch.jagged)).values()
+
+    found = summary(Ragged(), input_data=torch.randn(2, 5, 8))
+    assert found.rows[1].output_shape == (2, -1, 8)
+    assert json.loads(found.to_json())["rows"][1]["output_shape"] == [2, -1, 8]
 
 
 def test_html_unfolds_without_a_script():

@@ -132,14 +132,17 @@ def measure(
 class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
     """A failed forward or backward pass, with the module and the operator in which it failed."""
 
-    def __init__(self, cause: Exception, model: nn.Module, meter: Meter) -> None:
+    def __init__(self, cause: Exception, model: nn.Module, meter: Meter, stage: str = "") -> None:
         super().__init__(cause)
         self.cause = cause
+        self.stage = stage
         self.operator = str(meter.stuck_at)
         module, called = meter.failed or (model, None)
         name = next((name for name, one in model.named_modules() if one is module), "")
         self.place = type(model).__name__ + (f" failed in {name!r}, a {type(module).__name__}" if name else " failed")
         self.place += f" called with {called}" if called else ""
+        if stage and not called:
+            self.place = f"The {stage} of {type(model).__name__} failed"
 
     def why_real(self) -> str:
         """Say what can't be followed on tensors without data."""
@@ -160,6 +163,8 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
             return text + "Give a batch of several, or pass mode='eval'."
         if on_meta and isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
             return text + "A model on the meta device has no values that could decide a shape or a branch."
+        if self.stage:
+            return text + "Expected a loss that takes the model's output and gives a scalar to differentiate."
         return text + "Expected the inputs that its forward() takes: input_data passes any of them."
 
     def _said(self) -> str:
@@ -195,19 +200,23 @@ def _measure(
         if mode is not None:
             model.train(mode == "train")
         output = scalar = None
+        stage = ""
         try:
             with meter.running():
                 with torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is) if hooks else _no_hooks:
                     output = meter.call(model, inputs, keywords)
+                    stage = "loss"
                     scalar = (loss or _default_loss)(output)
+                    if loss and not isinstance(scalar, torch.Tensor):
+                        raise TypeError(f"it gave a {type(scalar).__name__}")
                 if not hooks:
                     meter.pack_all_but([*tensors_in(output), scalar])
                 if isinstance(scalar, torch.Tensor) and scalar.requires_grad:
-                    meter.in_backward = True
+                    meter.in_backward, stage = True, "backward pass"
                     with _out_of_autocast(scalar.device.type):
                         stand_ins.backward(scalar)
         except Exception as error:
-            raise _FailedStep(error, model, meter) from error
+            raise _FailedStep(error, model, meter, stage) from error
         finally:
             output = scalar = None
         cost.held_bytes = stand_ins.held_bytes()

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -78,10 +78,8 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
 
 
 def shapes_in(tree: Any) -> Shapes:
-    """Return the shapes of the tensors in a nested structure."""
-    if isinstance(tree, torch.Tensor):
-        return tuple(tree.shape)
-    found = tuple(tuple(tensor.shape) for tensor in tensors_in(tree))
+    """Return the shapes of the tensors in a nested structure; -1 for a ragged dimension."""
+    found = tuple(tuple(size if type(size) is int else -1 for size in tensor.shape) for tensor in tensors_in(tree))
     return found[0] if len(found) == 1 else found
 
 
@@ -442,10 +440,11 @@ def _adds_up(sum_: Any, further: Any) -> bool:
         return False
     if isinstance(torch._C._current_autograd_node(), torch.autograd.function.BackwardCFunction):  # the user's own sum
         return False
-    if not hasattr(sum_, "_use_count"):  # an older torch
+    count: Callable[[torch.Tensor], int] | None = getattr(torch.Tensor, "_use_count", None)
+    if count is None:  # an older torch
         return False
     owners = torch._C._storage_Use_Count(sum_.untyped_storage()._cdata)
-    return bool(owners == 2 and sum_._use_count() <= further._use_count())
+    return bool(owners == 2 and count(sum_) <= count(further))
 
 
 def _key(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

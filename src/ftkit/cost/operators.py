@@ -120,8 +120,8 @@ def recurrent_bytes(args: tuple[Any, ...]) -> int:
 
     For each step the gates, the hidden state and the cell, and, in single precision, gradients of the states.
     """
-    source, size, hidden = args[0], args[0].element_size(), args[2].shape[1]
-    steps, batch, columns = source.shape
+    size, hidden = args[0].element_size(), args[2].shape[1]
+    steps, batch, columns = args[0].shape
     states, wide = 2 * (steps + 1) * batch, max(columns, hidden)
     regions = [steps * batch * _padded(4 * hidden, size), steps * batch * _padded(hidden, size)]
     regions += [states * _padded(wide, size), states * _padded(wide, 4), states * _padded(wide, 4)]
@@ -141,9 +141,10 @@ def _paged(size: int) -> int:
 
 def _lstm_scratch(args: tuple[Any, ...], grads: tuple[torch.Tensor | None, ...] | None = None) -> int:
     """Weights in oneDNN's layouts, and the gates: of all steps in single precision."""
-    source, size = args[0], args[0].element_size()
-    (gates, columns), hidden = args[1].shape, args[2].shape[1]
-    rows, batch = source.numel() // columns, source.shape[1]
+    source, size = args[0], int(args[0].element_size())
+    gates: int = args[1].shape[0]
+    columns, hidden = int(args[1].shape[1]), int(args[2].shape[1])
+    rows, batch = int(source.numel()) // columns, int(source.shape[1])
     packed = (columns + hidden) * _padded(gates, size)
     held = _paged((rows if size == 4 else batch) * _padded(gates, 4)) + 2 * _paged(batch * _padded(hidden, 4)) + 4664
     if grads is None:
@@ -180,12 +181,21 @@ def scratch_bytes(func: Any, args: tuple[Any, ...], output: Any) -> int:
 
 
 def _convolution_scratch(args: tuple[Any, ...], output: Any) -> int:
-    return _Convolution(args[0], args[1], output, *args[3:6], groups=args[8]).forward()
+    x, w, _, stride, padding, dilation, transposed, _, groups = args[:9]
+    if transposed:  # it is how a convolution from its output to its input sends gradients back
+        found = _Convolution(output, w, x, stride, padding, dilation, groups=groups)
+        return found.backward(True, False, packed=x.is_contiguous(memory_format=found.format))
+    return _Convolution(x, w, output, stride, padding, dilation, groups=groups).forward()
 
 
 def _convolution_backward_scratch(args: tuple[Any, ...], _: Any) -> int:
-    found = _Convolution(args[1], args[2], args[0], *args[4:7], groups=args[9])
-    return found.backward(*args[10][:2], packed=args[0].is_contiguous(memory_format=found.format))
+    dy, x, w, _, stride, padding, dilation, transposed, _, groups, (to_x, to_w, _) = args
+    if transposed:
+        found = _Convolution(dy, w, x, stride, padding, dilation, groups=groups)
+        through = found.forward() - (found.w if to_w else 0) if to_x else 0
+        return max(through, found.backward(False, to_w, packed=True))
+    found = _Convolution(x, w, dy, stride, padding, dilation, groups=groups)
+    return found.backward(to_x, to_w, packed=dy.is_contiguous(memory_format=found.format))
 
 
 _aten = torch.ops.aten

@@ -39,6 +39,7 @@ def untouched(modules: list[nn.Module]) -> Iterator[None]:
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         undo.append(functools.partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
     undo.append(functools.partial(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()))
+    undo.append(functools.partial(torch.set_default_dtype, torch.get_default_dtype()))
     undo.append(torch.clear_autocast_cache)
     log = logging.getLogger("torch._subclasses.fake_tensor")
     undo.append(functools.partial(setattr, log, "disabled", log.disabled))
