@@ -399,7 +399,9 @@ def test_leaves_no_trace(mode, fails, real):
             measure(model, (x,), {}, mode=mode)
     else:
         assert bool(measure(model, (x,), {}, mode=mode).real) == real
-    assert fingerprint(model) == before
+    after = fingerprint(model)
+    torch.set_default_dtype(torch.float32)  # so that no other test fails with this one
+    assert after == before
     assert torch.equal(x, given_input)
     assert (model.log, model.cache) == ([], {})
 
@@ -624,9 +626,9 @@ def test_peak_agrees_with_the_allocator(make, frozen):
 ROWS = torch.arange(0, 1000, 3)
 
 
-def used_thrice(self, x):
+def used_twice(self, x):
     y = self.a(x)
-    return self.b(y) * self.c(y) * self.d(y)
+    return y[:500] * y[500:]
 
 
 def first_of(self, x):
@@ -640,7 +642,7 @@ def first_of(self, x):
         lambda self, x: self.a(x)[ROWS],
         lambda self, x: self.a(x)[self.a.weight.sum().item() < x[:, 0]],
         lambda self, x: self.a(x).max(0).values[None],
-        used_thrice,
+        used_twice,
         lambda self, x: self.a(x).view(1000, 4, 64).transpose(0, 1).contiguous().view(4000, 64),
         lambda self, x: F.scaled_dot_product_attention(*self.a(x).view(2, 500, 4, 64).unbind(2)[:3]).flatten(0, 1),
     ],
@@ -648,8 +650,7 @@ def first_of(self, x):
 def test_peak_of_gradients_made_in_place(run):
     """What autograd adds up, or writes, in place where no mode watches it takes no memory twice."""
     torch.manual_seed(0)
-    layers = {name: nn.Linear(256, 256) for name in "abcd"}
-    model, inputs = Calls(run, **layers), (torch.randn(1000, 256),)
+    model, inputs = Calls(run, a=nn.Linear(256, 256)), (torch.randn(1000, 256),)
     make = functools.partial(torch.optim.SGD, lr=0.0)
     predicted = measure(model, inputs, {}).peak_training_bytes(make)
     assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
@@ -666,7 +667,7 @@ AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_cap
         (lambda: nn.Conv2d(128, 32, 3, padding=12, dilation=12), (2, 128, 40, 40)),
         (lambda: nn.Conv2d(3, 256, 16, stride=16), (2, 3, 64, 64)),
         (lambda: nn.Conv3d(32, 32, 3, padding=1), (1, 32, 8, 16, 16)),
-        (lambda: nn.ConvTranspose2d(64, 32, 2, stride=2), (2, 64, 32, 32)),
+        (lambda: nn.ConvTranspose2d(16, 64, 2, stride=2), (2, 16, 32, 32)),
         (lambda: nn.LSTM(64, 128), (40, 16, 64)),
     ],
 )
