@@ -373,3 +373,21 @@ def test_all_heads_get_the_full_rate(model: Callable[[], nn.Module], heads: list
     assert top["param_names"] == [
         name for name, _ in model.named_parameters() if name.removesuffix(".weight").removesuffix(".bias") in heads
     ]
+
+
+def test_a_head_for_each_task_is_on_top() -> None:
+    """Several heads that find_head can't choose from learn fastest, all of them."""
+
+    class Tasks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = stack()
+            self.tasks = nn.ModuleDict({"color": nn.Linear(2, 5), "shape": nn.Linear(2, 5)})
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            x = self.body(x)
+            return {name: head(x) for name, head in self.tasks.items()}
+
+    groups = param_groups(Tasks(), 1.0, layer_decay=0.5)
+    top = {name for group in groups if group["lr"] == 1.0 for name in group["param_names"]}
+    assert top == {f"tasks.{task}.{kind}" for task in ("color", "shape") for kind in ("weight", "bias")}

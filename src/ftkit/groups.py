@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ftkit.errors import FtkitError, HeadError, SelectionError, did_you_mean
+from ftkit.heads.evidence import DoubtError
 from ftkit.heads.replace import find_head
 from ftkit.selection import Selection, Selector, select, unwrap
 
@@ -355,9 +356,12 @@ def _layers(model: nn.Module) -> list[list[nn.Parameter]]:
 def _head(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
     try:
-        return [parameter for module in find_head(model).modules for parameter in module.parameters()]
+        modules = find_head(model).modules
+    except DoubtError as several:  # a head for each task
+        modules = tuple(layer.module for layer in several.layers)
     except HeadError:
         return []
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def _open(module: nn.Module, total: int, *, inside_list: bool) -> Iterator[tuple[list[nn.Parameter], bool]]:

@@ -15,7 +15,18 @@ from ftkit.errors import HeadError
 from ftkit.heads.layers import Layer, Part, layers
 from ftkit.heads.trace import CLEAN, NORMED, SQUASHED, End, Trace, trace
 
-__all__ = ["Counter", "counters", "counts_classes", "describe", "find_parts", "holders", "losses", "part_of", "role"]
+__all__ = [
+    "Counter",
+    "DoubtError",
+    "counters",
+    "counts_classes",
+    "describe",
+    "find_parts",
+    "holders",
+    "losses",
+    "part_of",
+    "role",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -481,12 +492,20 @@ def _with_boxes(every: list[Layer], parts: list[Part]) -> list[Part]:
     return sorted(parts + boxes, key=lambda part: order[part.layer.names])
 
 
-def _doubt(kind: str, group: list[End]) -> HeadError:
+class DoubtError(HeadError):
+    """Several layers could be the head. They are its ``layers``."""
+
+    layers: list[Layer]
+
+
+def _doubt(kind: str, group: list[End]) -> DoubtError:
     names = [end.layer.name for end in group]
-    return HeadError(
+    error = DoubtError(
         f"The {kind} has several layers that could be its head: {describe(end.layer for end in group)}. "
         f"Say which: replace_head(model, n, at={names[0]!r}), or at={names} for all of them."
     )
+    error.layers = [end.layer for end in group]
+    return error
 
 
 def _sealed(model: nn.Module) -> str:
