@@ -86,6 +86,7 @@ def measure(name: str, batch: int, rounds: int, device: str) -> None:
     model = timm.create_model(name).to(device)
     x, y = torch.randn(batch, 3, 224, 224, device=device), torch.randint(0, 1000, (batch,), device=device)
     full: tuple[float, int] | None = None
+    print(f"\n{name:25} {'step s':>8} {'of full':>9} {'kept MiB':>8} {'of full':>9} {'to plain':>8}")
     for mode, chosen in {"full": ["**"], **parts}.items():
         models = {"plain loop": copy.deepcopy(model), "ftkit": copy.deepcopy(model)}
         plain_loop(models["plain loop"], chosen)
@@ -100,10 +101,10 @@ def measure(name: str, batch: int, rounds: int, device: str) -> None:
         kept = {way: saved_bytes(twin, x, y) for way, twin in models.items()}
         full = full or (best["plain loop"], kept["plain loop"])
         for way in steps:
+            beside = f"{best[way] / best['plain loop']:8.2f}" if way == "ftkit" else ""
             print(
-                f"{name:22} {mode:12} {way:10}  step {best[way]:7.4f} s = {best[way] / full[0]:5.3f} of full   "
-                f"saved {kept[way] / 2**20:7.1f} MiB = {kept[way] / full[1]:5.3f} of full   "
-                f"ftkit : plain {best['ftkit'] / best['plain loop']:.3f}",
+                f"  {mode:12} {way:10} {best[way]:8.3f} {best[way] / full[0]:9.2f} "
+                f"{kept[way] / 2**20:8.1f} {kept[way] / full[1]:9.3f} {beside}",
                 flush=True,
             )
 

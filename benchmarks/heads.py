@@ -1,4 +1,4 @@
-"""What finding and replacing a head costs, as a share of one forward of the model on one image.
+"""What finding and replacing a head costs, in milliseconds and as a share of one forward of the model on one image.
 
     python benchmarks/heads.py
 
@@ -53,7 +53,7 @@ def measure(name: str, build: Callable[[], nn.Module]) -> None:
         times["replace"].append(clock(lambda: replace_head(model, 37)))
     forward, find, replace = (statistics.median(values) for values in times.values())
     shares = f"{find / forward:9.3f} {replace / forward:9.3f}"
-    print(f"{name:34} {forward * 1e3:10.1f} {find * 1e3:8.2f} {replace * 1e3:8.2f} {shares}")
+    print(f"{name:34} {forward * 1e3:10.1f} {find * 1e3:8.2f} {replace * 1e3:8.2f} {shares}", flush=True)
 
 
 if __name__ == "__main__":
