@@ -5,13 +5,14 @@ from __future__ import annotations
 import collections
 import contextlib
 import decimal
+import fractions
 import io
 import logging
 import pickle
 import struct
 import tarfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Self
 
 import numpy as np
@@ -143,7 +144,7 @@ def test_machine_records_instead_of_running():
     value = [
         collections.OrderedDict(a=1),
         collections.defaultdict(list, {1: [2]}),
-        Path("x"),
+        fractions.Fraction(1, 2),
         Custom,
         decimal.Decimal("1.5"),
     ]
@@ -388,6 +389,10 @@ def test_without_checksums(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page"),
         (b"\x1f\x8b\x08\x00", "gzip"),
+        (b"\xfd7zXZ\x00", "xz"),
+        (b"\0" * 600, "begins with zeros"),
+        (b'{"error": "Repository Not Found"}', "JSON"),
+        (b"\x93NUMPY\x01\x00", "numpy.load"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (b"hello", "starts with b'hello'"),
     ],
@@ -405,6 +410,12 @@ def test_other_zips(tmp_path):
         archive.writestr("pictures/ant.jpg", b"...")
     with pytest.raises(CheckpointError, match=r"no data\.pkl"):
         load_pickle(tmp_path / "x.pt")
+    np.savez(tmp_path / "x.npz", w=np.ones(2))
+    with pytest.raises(CheckpointError, match=r"dict\(numpy\.load\(path\)\)"):
+        load_pickle(tmp_path / "x.npz")
+    torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "x.pt2")
+    with pytest.raises(CheckpointError, match=r"torch\.export\.load"):
+        load_pickle(tmp_path / "x.pt2")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
@@ -445,3 +456,82 @@ def test_a_flipped_bit_in_the_directory_is_damage(tmp_path):
         except CheckpointError:
             pass
     assert pointed
+
+
+def test_whatever_byte_is_flipped_the_values_are_right(tmp_path):
+    """Any flipped bit of a torch file, its zip headers and padding included, is noticed or does no harm."""
+    path = tmp_path / "x.pt"
+    state = {"w": torch.randn(3, 2), "epoch": 3, "names": ["a", "b"]}
+    torch.save(state, path)
+    data = path.read_bytes()
+    noticed = 0
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        try:
+            back = load_pickle(path)
+        except CheckpointError:
+            noticed += 1
+            continue
+        assert torch.equal(back["w"], state["w"])
+        assert (back["epoch"], back["names"]) == (3, ["a", "b"])
+    assert noticed > 300
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_the_old_format_of_any_protocol(tmp_path, protocol):
+    """The old format begins with a number in a pickle, which newer protocols put into a frame; nothing checks it."""
+    path = tmp_path / "x.pt"
+    torch.save({"w": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
+    assert content_format(path) == "legacy"
+    with PickleFile(path) as file:
+        assert not file.verified
+    assert torch.equal(load_pickle(path)["w"], torch.ones(2))
+
+
+def test_a_bare_pickle_is_not_called_verified(tmp_path):
+    """Arrays inside a pickle have checksums only where the pickle lies in an archive."""
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": np.ones(2)}))
+    torch.save({"w": np.ones(2)}, tmp_path / "x.pt")
+    for name, verified in (("x.pkl", False), ("x.pt", True)):
+        with PickleFile(tmp_path / name) as file:
+            assert file.verified == verified
+
+
+@pytest.mark.filterwarnings("ignore:.*quantize_per_tensor")
+@pytest.mark.parametrize("dtype", [torch.quint8, torch.qint8, torch.qint32, torch.quint4x2])
+def test_quantized_tensors(tmp_path, dtype):
+    """They are none of weights' business, but no damage either."""
+    if dtype is torch.quint4x2:
+        ones = torch.ones(4)
+        tensor = torch.quantize_per_channel(torch.ones(4, 2), ones * 0.1, torch.zeros(4), 0, dtype)
+    else:
+        tensor = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, dtype)
+    torch.save({"w": tensor}, tmp_path / "x.pt")
+    with PickleFile(tmp_path / "x.pt") as file:
+        assert (file.rare, file.wanted) == (["quantized"], [])
+    assert torch.equal(load_pickle(tmp_path / "x.pt")["w"].int_repr(), tensor.int_repr())
+
+
+def test_rare_tensors_beside_what_torch_refuses(tmp_path):
+    """Torch alone builds sparse tensors, and refuses numbers of numpy beside them: an error that says so."""
+    torch.save({"w": torch.eye(2).to_sparse(), "best": np.float64(0.5)}, tmp_path / "x.pt")
+    with pytest.raises(UntrustedFileError, match="sparse tensors, which torch alone"):
+        load_pickle(tmp_path / "x.pt")
+    assert load_pickle(tmp_path / "x.pt", trusted=True)["best"] == 0.5
+
+
+def test_paths_of_any_system_are_plain(tmp_path):
+    """Paths, which training scripts keep beside weights, need no trust, wherever they were written."""
+    there = {"here": Path("a/b"), "posix": PurePosixPath("/a"), "windows": PureWindowsPath("C:/a")}
+    torch.save(there, tmp_path / "x.pt")
+    assert load_pickle(tmp_path / "x.pt") == there
+
+
+def test_harmless_names_are_no_alarm(tmp_path):
+    """A range or a slice in a configuration is refused like any class, and not called an attack."""
+    torch.save({"epochs": range(3), "crop": slice(2), "rest": ...}, tmp_path / "x.pt")
+    with pytest.raises(UntrustedFileError, match=r"builtins\.range") as caught:
+        load_pickle(tmp_path / "x.pt")
+    assert "attack" not in str(caught.value)

@@ -644,3 +644,68 @@ def test_diff_across_nests(tmp_path):
     assert not diff_checkpoints(model, tmp_path / "x.ckpt")
     with pytest.raises(CheckpointError, match="in common"):
         diff_checkpoints(model, {"foo": torch.ones(1)})
+
+
+def test_tensors_that_are_not_dense_are_named(tmp_path):
+    """Sparse tensors in a file are left out and reported; in memory, the error names the tensor."""
+    state = {"weight": torch.eye(2).to_sparse(), "bias": torch.ones(2)}
+    torch.save(state, tmp_path / "x.pt")
+    model = nn.Linear(2, 2)
+    with pytest.raises(CheckpointError, match="left out: sparse tensors"):
+        load_weights(model, tmp_path / "x.pt")
+    assert "left out: sparse tensors" in str(load_weights(model, tmp_path / "x.pt", strict=False))
+    assert "besides, sparse tensors" in str(inspect_checkpoint(tmp_path / "x.pt"))
+    with pytest.raises(CheckpointError, match="'weight' is sparse_coo"):
+        load_weights(model, state)
+    torch.save({"weight": torch.eye(2).to_sparse()}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="no tensors but sparse ones"):
+        load_weights(model, tmp_path / "x.pt")
+    bits = torch.zeros(2, 2, dtype=torch.uint8).view(torch.bits8)
+    before = model.bias.clone()
+    with pytest.raises(CheckpointError, match="torch can't convert"):
+        load_weights(model, {"weight": bits, "bias": torch.zeros(2)})
+    assert torch.equal(model.bias, before)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_damage_met_on_the_way_says_what_became_of_the_model(tmp_path, name):
+    """The model holds a part of the file then, and the error says so; one that got no memory yet stays without."""
+    model = nn.Linear(40, 40)
+    save_weights(model, tmp_path / name)
+    data = bytearray((tmp_path / name).read_bytes())
+    at = data.find(model.weight.detach().numpy().tobytes())
+    data[at + 100] ^= 1
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DamagedFileError, match="The Linear holds a part of it by now"):
+        load_weights(model, tmp_path / name)
+    with torch.device("meta"):
+        empty = nn.Linear(40, 40)
+    with pytest.raises(DamagedFileError) as caught:
+        load_weights(empty, tmp_path / name)
+    assert "by now" not in str(caught.value)
+    assert empty.weight.is_meta
+
+
+def test_nothing_fits_a_model_that_loads_itself():
+    """A model with a way of its own to load is no excuse for loading nothing in silence."""
+
+    class Own(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+
+    with pytest.raises(CheckpointError, match="does not fit the Own"):
+        load_weights(Own(2, 2), {"other": torch.ones(2)}, strict=False)
+
+
+def test_folders_of_trainers(tmp_path):
+    """The model's file is found among a trainer's own, and a folder of folders is described as it is."""
+    torch.save({"epoch": 3}, tmp_path / "training_args.bin")
+    torch.save(filled(Net(), 7).state_dict(), tmp_path / "pytorch_model.bin")
+    load_weights(model := Net(), tmp_path)
+    assert holds(model, 7)
+    (tmp_path / "runs" / "checkpoint-2").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="it holds checkpoint-2/"):
+        load_weights(model, tmp_path / "runs")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="it has no 'weight_map'"):
+        load_weights(model, tmp_path / "config.json")

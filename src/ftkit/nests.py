@@ -28,6 +28,9 @@ Json: TypeAlias = Any
 
 _INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own
 _COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compressed
+# Many moments are zeros, which compress without bounds, and so would a bomb.
+_FREE_BYTES: Final = 1 << 30
+_MAX_RATIO: Final = 32
 _FACTORIES: Final[dict[str, Callable[[], Any]]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
 _SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
     kind.__name__: kind for kind in (tuple, set, frozenset, torch.Size)
@@ -86,7 +89,8 @@ def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
         DamagedFileError: The JSON is not one that ``pack`` makes, or a tensor is missing.
     """
     try:
-        return _Unpacker(tensors).decode(json.loads(text), (name,) if name else ())
+        room = max(_FREE_BYTES, _MAX_RATIO * len(text))
+        return _Unpacker(tensors, room).decode(json.loads(text), (name,) if name else ())
     except DamagedFileError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
@@ -198,8 +202,9 @@ class _Packer:
 
 
 class _Unpacker:
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], room: int) -> None:
         self.tensors = tensors
+        self.room = room  # bytes that compressed tensors may still take
 
     def decode(self, value: Json, path: tuple[str, ...]) -> Any:
         if isinstance(value, list):
@@ -265,6 +270,9 @@ class _Unpacker:
         form, shape, squeezed, raw = held
         dtype = _dtype(form)
         size = math.prod(shape) * dtype.itemsize
+        self.room -= size
+        if self.room < 0:
+            raise DamagedFileError("It would unpack to far more than it holds: a bomb, not a checkpoint.")
         data = self.raw(raw, path)
         if squeezed:
             data = zlib.decompressobj().decompress(data, size + 1)

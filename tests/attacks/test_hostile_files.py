@@ -5,23 +5,28 @@ Every payload would create a marker file. Each is tried against every call that 
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import io
 import json
 import os
 import pickle
+import random
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from ftkit import diff_checkpoints, inspect_checkpoint, load_model, load_weights
-from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
+from ftkit import diff_checkpoints, inspect_checkpoint, load_checkpoint, load_model, load_weights, save_checkpoint
+from ftkit.errors import CheckpointError, DamagedFileError, FtkitError, UntrustedFileError
 
 resource = pytest.importorskip("resource")
 
@@ -319,6 +324,67 @@ def laughing(path: Path) -> None:
     with_pickle(path, b"\x80\x02]" + b"q\x000](h\x00h\x00e" * 60 + b".")
 
 
+MEGABYTE = b"X" + struct.pack("<I", 1_000_000) + b"a" * 1_000_000 + b"q\x00"
+
+
+def copied_strings(path: Path) -> None:
+    """One megabyte, and six thousand calls of a few bytes that each make another one of it."""
+    calls = b"c_codecs\nencode\nq\x01h\x00\x85R" + b"h\x01h\x00\x85R" * 6000
+    with_pickle(path, b"\x80\x02](" + MEGABYTE + calls + b"e.")
+
+
+def copied_arrays(path: Path) -> None:
+    """Two thousand arrays of numpy that share a megabyte in the file, and would not in memory."""
+    first = pickle.dumps(np.zeros(250_000, np.float32), 2)
+    raw = first[:-1] + b"q\x7f"  # the whole array; its parts stand in the memo
+    at = raw.index(b"(K\x01")  # the state of the array begins here
+    state = raw[at : raw.rindex(b"b")] + b"r\x00\x01\x00\x00"
+    again = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87Rj\x00\x01\x00\x00b"
+    with_pickle(path, b"\x80\x04](" + raw[2:at] + state + b"b" + again * 2000 + b"e.")
+
+
+def long_keys(path: Path) -> None:
+    """A tuple of a million numbers, to be hashed again and again."""
+    with_pickle(path, b"\x80\x02}((" + b"K\x01" * 1_000_000 + b"tq\x00N" + b"h\x00N" * 20_000 + b"u.")
+
+
+def chained_calls(path: Path) -> None:
+    """A call of what a call of what a call makes, thirty thousand times over."""
+    with_pickle(path, b"\x80\x02cposix\nsystem\n" + b"X\x01\x00\x00\x00a\x85R" * 30_000 + b".")
+
+
+def long_tar_header(path: Path) -> None:
+    """A tar archive that declares sixteen gigabytes of notes on its first entry."""
+    tar(path)
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 34
+    path.write_bytes(header.tobuf(tarfile.GNU_FORMAT)[:512] + path.read_bytes())
+
+
+def many_sides(path: Path) -> None:
+    """A tensor of two thousand million sides, in the format of 2016."""
+    storage = b"\x80\x02K\x00X\x03\x00\x00\x00cpuctorch\nFloatStorage\n\x87." + struct.pack("<q", 1) + bytes(4)
+    tensor = b"\x80\x02KdK\x00ctorch\nFloatTensor\n\x87." + struct.pack("<i4x", 0x7FFFFFFF)
+    parts = {
+        "storages": pickle.dumps(1, 2) + storage + pickle.dumps([], 2),
+        "tensors": pickle.dumps(1, 2) + tensor,
+        "pickle": b"\x80\x02}.",
+    }
+    with tarfile.open(path, "w") as archive:
+        for name, content in parts.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def squeezed_checkpoint(path: Path) -> None:
+    """A training checkpoint that unpacks 20,000 times 256 KB of zeros, each from a few hundred bytes."""
+    zeros = base64.b64encode(zlib.compress(bytes((1 << 18) - 4), 9)).decode()
+    one = f'{{"$small":["uint8",[{(1 << 18) - 4}],true,"{zeros}"]}}'
+    metadata = {"ftkit.checkpoint": "{}", "model": "{}", "extra": f"[{','.join([one] * 20_000)}]"}
+    path.write_bytes(header({"__metadata__": metadata}))
+
+
 def huge_header(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 1 << 40) + b"{}")
 
@@ -326,6 +392,7 @@ def huge_header(path: Path) -> None:
 EXPLODING = [
     *(bomb, pickle_bomb, overlapping, declares_terabytes, declares_terabytes_legacy, huge_memo, huge_string),
     *(huge_string_alone, long_string_alone, long_strides, deep, laughing, huge_header),
+    *(copied_strings, copied_arrays, long_keys, chained_calls, long_tar_header, many_sides),
 ]
 
 
@@ -342,6 +409,101 @@ def test_nothing_explodes(tmp_path, make):
         if opener is weights:
             assert torch.equal(result.detach(), VALUES)
     assert memory() - before < 150e6
+
+
+def test_a_checkpoint_does_not_explode(tmp_path, monkeypatch):
+    """What is compressed in a checkpoint's text unpacks up to a limit."""
+    monkeypatch.setattr("ftkit.nests._FREE_BYTES", 1 << 26)
+    squeezed_checkpoint(tmp_path / "x.safetensors")
+    before = memory()
+    with pytest.raises(DamagedFileError, match="a bomb"):
+        load_checkpoint(tmp_path / "x.safetensors", model=Net())
+    assert memory() - before < 500e6
+
+
+class LoadsItself(Net):
+    """A model with a way of its own to load."""
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+
+
+def test_a_tensor_that_claims_any_size(tmp_path):
+    """A tensor that repeats one number 64 billion times is not made room for, whoever asks for it."""
+    torch.save({"w": VALUES, "z": torch.zeros(1).expand(1 << 36)}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="no room"):
+        load_weights(LoadsItself(), tmp_path / "x.pt", strict=False)
+    with pytest.raises(CheckpointError, match="no room"):
+        diff_checkpoints(tmp_path / "x.pt", {"z": torch.ones(1).expand(1 << 36)})
+    load_weights(model := Net(), tmp_path / "x.pt", strict=False)
+    assert torch.equal(model.w.detach(), VALUES)
+
+
+def test_an_index_of_itself(tmp_path):
+    """An index of shards that names an index is refused instead of followed."""
+    path = tmp_path / "x.index.json"
+    path.write_text(json.dumps({"weight_map": {"w": path.name}}))
+    with pytest.raises(CheckpointError, match="names a shard"):
+        load_weights(Net(), path)
+
+
+def in_zip(path: Path) -> None:
+    torch.save(body({"numbers": np.arange(3), "rate": np.float64(0.1)}), path)
+
+
+def in_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(body(), 4))
+
+
+def in_legacy(path: Path) -> None:
+    torch.save(body(), path, _use_new_zipfile_serialization=False)
+
+
+def in_safetensors(path: Path) -> None:
+    save_checkpoint(path.with_suffix(".safetensors"), model=Net(), epoch=1, more=[1, (2, {"a": 3})])
+    path.with_suffix(".safetensors").replace(path)
+
+
+@pytest.mark.parametrize("make", [in_zip, in_pickle, in_legacy, tar, in_safetensors], ids=lambda make: make.__name__)
+def test_any_damage_is_told_as_such(tmp_path, make):
+    """Whatever bytes are changed, cut out or doubled, an error is one of ftkit's, and no call hangs."""
+    path = tmp_path / "x.pt"
+    make(path)
+    whole = path.read_bytes()
+    dice = random.Random(make.__name__)
+    openers = [*OPENERS, lambda path: load_checkpoint(path, model=Net())]
+    for trial in range(150):
+        data = bytearray(whole)
+        for _ in range(dice.choice((1, 2, 8))):
+            # The descriptions are what there is to break; the values are but numbers.
+            at = dice.randrange(len(data)) if trial % 3 else dice.randrange(min(len(data), 1500))
+            many = dice.randrange(1, 40)
+            match dice.randrange(4):
+                case 0:
+                    data[at] ^= 1 << dice.randrange(8)
+                case 1:
+                    data[at] = dice.choice(b"\0\1\xff\x7f.Rt(0qhQbe9[")
+                case 2:
+                    del data[at : at + many]
+                case 3:
+                    data[at:at] = data[at : at + many]
+        path.write_bytes(rezipped(bytes(data)) if make is in_zip and trial % 2 else data)
+        for opener in openers:
+            with contextlib.suppress(FtkitError):
+                opener(path)
+
+
+def rezipped(data: bytes) -> bytes:
+    """The same archive with right checksums, so that what is inside is met; as it is if it is beyond that."""
+    target = io.BytesIO()
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(target, "w") as new:
+            for entry in old.infolist():
+                start = entry.header_offset + 30 + sum(struct.unpack_from("<HH", data, entry.header_offset + 26))
+                new.writestr(entry.filename, data[start : start + entry.file_size])
+    except Exception:
+        return data
+    return target.getvalue()
 
 
 def test_compressed_weights_are_not_garbage(tmp_path):

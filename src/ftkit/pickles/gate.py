@@ -36,7 +36,7 @@ _ALARMING: Final = frozenset(
         *("shutil", "socket", "subprocess", "sys", "webbrowser"),
     )
 )
-
+_HARMLESS: Final = frozenset(f"builtins.{name}" for name in ("range", "slice", "object", "Ellipsis"))
 
 # The hooks of frozen modules: they only switch train mode off, so a frozen model needs no more trust than another.
 _HOOKS: Final = frozenset(f"ftkit.freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
@@ -70,7 +70,7 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
                 f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
                 "load_weights(model, path) reads its weights without running any."
             )
-        needs_code = bool(file.wanted) or file.is_rare
+        needs_code = bool(file.wanted or file.rare)
         if trusted and needs_code:
             return _load_trusted(file)
         return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
@@ -95,7 +95,7 @@ def load_parts(path: str | os.PathLike[str]) -> tuple[Any, dict[str, list[str]]]
         ({'epoch': 3}, {'args': ['argparse.Namespace']})
     """
     with PickleFile(path) as file:
-        if not file.wanted or not isinstance(file.tree, dict) or file.script or file.is_rare:
+        if not file.wanted or not isinstance(file.tree, dict) or file.script or file.rare:
             return load_pickle(path), {}
         left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
         return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
@@ -126,11 +126,18 @@ def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
     """Make what a file holds, by calls of what was admitted and no others."""
     if refused := [name for name in file.wanted if name not in admitted or _alarm(name)]:
         raise UntrustedFileError(_refusal(file.path, refused))
-    if file.is_rare:
+    if file.rare:
         safe: list[Any] = [(admitted[name], name) for name in file.wanted]
         with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
-            return torch.load(whole, map_location="cpu", weights_only=True)
+            try:
+                return torch.load(whole, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError) as error:
+                raise UntrustedFileError(
+                    f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
+                    "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
+                    "load_model(path, trusted=True) opens it. Dense weights need no trust: load_weights(model, path)."
+                ) from error
     return _make(file.tree, file, admitted)
 
 
@@ -228,7 +235,8 @@ def _refusal(path: str, wanted: list[str]) -> str:
 
 
 def _alarm(name: str) -> str:
-    return "  <- this is how attacks look" if name.partition(".")[0] in _ALARMING else ""
+    alarming = name.partition(".")[0] in _ALARMING and name not in _HARMLESS
+    return "  <- this is how attacks look" if alarming else ""
 
 
 def _named(thing: Allowed) -> tuple[str, Any]:

@@ -17,6 +17,7 @@ import pickletools
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, Final
 
 import torch
@@ -25,6 +26,7 @@ from ftkit.errors import DamagedFileError
 
 __all__ = [
     "LEGACY_MAGIC",
+    "Bounded",
     "Foreign",
     "Global",
     "Pickled",
@@ -36,7 +38,10 @@ __all__ = [
 ]
 
 
-_LONG: Final = 1 << 20  # bytes of one argument that may be read without looking how many there are
+_LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
+# A call may copy what it is given, and is a few bytes long: copies may not outgrow what was read without bounds.
+_FREE_BYTES: Final = 64 << 20
+_MAX_RATIO: Final = 32
 
 # The first bytes of torch's format before 1.6: a pickle of this number.
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
@@ -132,7 +137,7 @@ class Pickled:
         tree: The object.
         wanted: The dotted names of all classes and functions beyond plain data and tensors, in order.
         storages: The runs of bytes that its tensors lie in, by key.
-        rare: The functions of torch it names that build rarer kinds of tensors (sparse, quantized, ...).
+        rare: The rarer kinds of tensors that it names the builders of: ``sparse``, ``quantized``, ...
         inline: The bytes of storages that lie in the pickle itself, by key, as ``pickle.dump`` of tensors keeps them.
     """
 
@@ -185,9 +190,11 @@ class _Machine:
         self.wanted: dict[str, None] = {}
         self.rare: dict[str, None] = {}
         self.inline: dict[str, memoryview] = {}
+        self.copied = 0
 
     def run(self, file: BinaryIO) -> Any:
-        read, table, arguments = file.read, _TABLE, _Arguments(file)
+        read, table, arguments = file.read, _TABLE, Bounded(file)
+        self.start, self.tell = file.tell(), file.tell
         while True:
             code = read(1)
             if code == b".":
@@ -275,7 +282,22 @@ class _Machine:
             raise TypeError("a name that is no text")
         self.refer(module, name)
 
+    def charge(self, *parts: Any) -> None:
+        """Count what is about to be copied.
+
+        Raises:
+            DamagedFileError: It is far more than the file can honestly mean.
+        """
+        for part in parts:
+            if isinstance(part, str | bytes | bytearray):
+                self.copied += 8 * len(part)
+            elif isinstance(part, list | tuple | dict | set | frozenset):
+                self.copied += 64 * len(part)
+        if self.copied > max(_FREE_BYTES, _MAX_RATIO * (self.tell() - self.start)):
+            raise DamagedFileError("the pickle makes copies of copies, far more than it holds: a bomb, not weights.")
+
     def refer(self, module: str, name: str) -> None:
+        self.charge(module, name)
         # What Python 2 called its modules, as pickle itself translates it.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
@@ -284,7 +306,7 @@ class _Machine:
             self.stack.append(dtype)
             return
         if full in _RARE:
-            self.rare[full] = None
+            self.rare[_RARE[full]] = None
         elif full.startswith("__torch__."):
             pass  # a class of a TorchScript archive, which Python doesn't have
         elif full not in _BUILDERS and full not in _PLAIN_NAMES and full not in _STORAGES:
@@ -328,9 +350,13 @@ class _Machine:
             if function.name == _INLINE and (ref := self.inline_storage(*args)) is not None:
                 return ref
             build = _BUILDERS.get(function.name)
-            return Foreign(function.name, function, args, new) if build is None else build(*args)
+            if build is None:
+                return Foreign(function.name, function, args, new)
+            self.charge(*args)
+            return build(*args)
         if isinstance(function, Foreign):
-            return Foreign(f"what {function.name} makes", function, args, new)
+            name = function.name if isinstance(function.function, Foreign) else f"what {function.name} makes"
+            return Foreign(name, function, args, new)
         raise TypeError(f"a call of a {type(function).__name__}")
 
     def inline_storage(self, blob: Any) -> StorageRef | None:
@@ -353,6 +379,8 @@ class _Machine:
         state = self.stack.pop()
         target = self.stack[-1]
         if isinstance(target, Foreign):
+            if target.name.endswith("._reconstruct") and isinstance(state, tuple):
+                self.charge(*state)  # an array of numpy, which is a copy of its bytes
             target.state = state
         # A table's attributes (a state dict's _metadata) and a tensor's are of no use to anybody here.
         elif not isinstance(target, dict | StoredTensor | Global):
@@ -379,18 +407,19 @@ class _Machine:
                 raise TypeError("a reference to something that is no storage")
 
 
-class _Arguments:
-    """What instructions read their arguments from: never makes room for more than is there, whatever is declared."""
+class Bounded:
+    """A file whose ``read`` never makes room for more than is there, whatever is declared."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.readline = file.readline
+        self.readline, self.tell, self.seek = file.readline, file.tell, file.seek
 
     def read(self, size: int) -> bytes:
+        """Read so many bytes, or those that are left."""
         if size > _LONG:
-            here = self._file.tell()
-            size = min(size, self._file.seek(0, io.SEEK_END) - here)
-            self._file.seek(here)
+            here = self.tell()
+            size = min(size, self.seek(0, io.SEEK_END) - here)
+            self.seek(here)
         return self._file.read(size)
 
 
@@ -419,9 +448,16 @@ def _update(target: Any, items: list[Any]) -> None:
 def _keys(keys: list[Any]) -> list[Any]:
     """The keys, if hashing them takes no longer than reading them did (nested tuples can take forever)."""
     for key in keys:
-        if isinstance(key, tuple | frozenset) and any(isinstance(part, tuple | frozenset) for part in key):
-            raise TypeError("a key that is nested")
+        if isinstance(key, tuple | frozenset):
+            if len(key) > 64 or any(isinstance(part, tuple | frozenset) or _is_long(part) for part in key):
+                raise TypeError("a key that is long or nested")
+        elif _is_long(key):
+            raise TypeError("a key that is a long number")
     return keys
+
+
+def _is_long(number: Any) -> bool:
+    return isinstance(number, int) and number.bit_length() > 1 << 12
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
@@ -516,6 +552,12 @@ def _device(kind: str, index: int | None = None) -> torch.device:
     return torch.device(kind if index is None else f"{kind}:{int(index)}")
 
 
+def _path(kind: type[PurePath]) -> Callable[..., PurePath]:
+    """Make paths of one kind of system; those of this one are paths that can be opened."""
+    own = issubclass(type(Path()), kind)
+    return Path if own else kind
+
+
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
     "collections.defaultdict": _default_dict,
@@ -529,6 +571,12 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "builtins.bytearray": lambda *args: bytearray(_bytes(*args)),
     "builtins.complex": lambda real, imaginary=0.0: complex(real, imaginary),
     "_codecs.encode": _encode,
+    **{
+        f"{module}.{pure}{system}Path": _path(kind)
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system, kind in (("Posix", PurePosixPath), ("Windows", PureWindowsPath))
+    },
     **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "tensor", "double", "bool")},
     "torch.Size": lambda sides=(): tuple(sides),
     "torch.device": _device,
@@ -542,18 +590,25 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "torch.nn.parameter.Buffer": _buffer,
     "torch._tensor._rebuild_from_type_v2": _of_type,
 }
-_RARE: Final = frozenset(
-    f"torch._utils._rebuild_{kind}"
-    for kind in (
-        *("sparse_tensor", "qtensor", "nested_tensor", "meta_tensor_no_storage", "wrapper_subclass"),
-        *("device_tensor_from_numpy", "device_tensor_from_cpu_tensor"),
-    )
-)
+# What builds rarer kinds of tensors, and what to call those.
+_RARE: Final = {
+    f"torch._utils._rebuild_{builder}": kind
+    for builder, kind in {
+        "sparse_tensor": "sparse",
+        "qtensor": "quantized",
+        "nested_tensor": "nested",
+        "meta_tensor_no_storage": "meta",
+        "wrapper_subclass": "wrapped",
+        "device_tensor_from_numpy": "foreign",
+        "device_tensor_from_cpu_tensor": "foreign",
+    }.items()
+}
 _INLINE: Final = "torch.storage._load_from_bytes"
 _PLAIN_NAMES: Final = {
     _INLINE,
     *("torch.Tensor", "builtins.int", "builtins.float", "builtins.str", "builtins.bool"),
     *("numpy.dtype", "numpy.ndarray"),
+    *(f"torch.per_{of}_affine{more}" for of in ("tensor", "channel") for more in ("", "_float_qparams")),
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
 }
 _STORAGES: Final[dict[str, torch.dtype]] = {
@@ -572,6 +627,12 @@ _STORAGES: Final[dict[str, torch.dtype]] = {
         "ComplexDouble": torch.complex128,
         "ComplexFloat": torch.complex64,
         "Untyped": torch.uint8,
+        # Of quantized numbers, the whole ones that stand for them; torch counts bytes where these are smaller.
+        "QInt8": torch.int8,
+        "QUInt8": torch.uint8,
+        "QInt32": torch.int32,
+        "QUInt4x2": torch.uint8,
+        "QUInt2x4": torch.uint8,
     }.items()
     for module in ("torch", "torch.cuda", "torch.storage")
 }

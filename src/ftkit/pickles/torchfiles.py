@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import re
 import struct
 import tarfile
 import zipfile
@@ -21,6 +22,7 @@ from torch import Tensor
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 from ftkit.pickles.machine import (
     LEGACY_MAGIC,
+    Bounded,
     Global,
     Pickled,
     StorageRef,
@@ -39,6 +41,8 @@ Format: TypeAlias = Literal["safetensors", "zip", "legacy", "tar", "pickle"]
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32
 _CHUNK: Final = 1 << 20
+# The old format begins with a pickle of one number, of any protocol; newer ones put a frame around it.
+_LEGACY: Final = re.compile(b"\x80[\x02-\x05](\x95.{8})?" + re.escape(LEGACY_MAGIC[2:]), re.DOTALL)
 
 
 def content_format(path: str | os.PathLike[str]) -> Format:
@@ -65,9 +69,9 @@ def content_format(path: str | os.PathLike[str]) -> Format:
         return "zip"
     if start[257:262] == b"ustar":
         return "tar"
-    if start.startswith(LEGACY_MAGIC):
+    if _LEGACY.match(start):
         return "legacy"
-    if start[8:9] == b"{":
+    if start[7:9] == b"\0{":
         return "safetensors"
     if start[:1] == b"\x80" and start[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "pickle"
@@ -78,17 +82,33 @@ def _looks_like(start: bytes) -> str:
     text = start.lstrip().lower()
     if not start:
         return "It is empty."
+    if not start.strip(b"\0"):
+        return "It begins with zeros, as when a download or a copy was broken off."
     if text.startswith(b"version https://git-lfs"):
         return "It is a Git LFS pointer: fetch the file itself with 'git lfs pull'."
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<error")):
         return "It is a web page: the download went wrong."
-    if start.startswith(b"\x1f\x8b"):
-        return "It is compressed with gzip: unpack it first."
+    if text.startswith(b"{"):
+        return "It is JSON: the description of a model, or what a server answered instead of the file."
+    if start.startswith(b"\x93NUMPY"):
+        return "It is a numpy array: load it with numpy.load."
     if start.startswith(b"\x89HDF"):
         return "It is an HDF5 file, as Keras writes."
-    if start.startswith((b"GGUF", b"TFL3")):
+    if start.startswith((b"GGUF", b"TFL3")) or (start[:1], start[2:3]) == (b"\x08", b"\x12"):
         return "It is a model for inference in another program."
+    for magic, kind in _PACKED.items():
+        if start.startswith(magic):
+            return f"It is compressed with {kind}: unpack it first."
     return f"It starts with {start[:16]!r}."
+
+
+_PACKED: Final = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+    b"7z\xbc\xaf": "7-Zip",
+    b"(\xb5/\xfd": "zstd",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +133,7 @@ class PickleFile:
         wanted: The classes and functions it names beyond plain data and tensors, in order.
         verified: Whether checksums cover its tensors. They are compared whenever bytes are read.
         script: Whether it is a TorchScript archive.
-        is_rare: Whether it holds kinds of tensors (sparse, quantized, ...) that only torch can build.
+        rare: The kinds of tensors in it that only torch can build: ``sparse``, ``quantized``, ...
 
     Raises:
         DamagedFileError: It is not whole, or contradicts itself.
@@ -148,11 +168,11 @@ class PickleFile:
             raise
         self.tree: Any = self._pickled.tree
         self.wanted: list[str] = self._pickled.wanted
-        self.verified: bool = all(
-            self._records[self._entry(key)].checksum is not None for key in self._pickled.storages
+        self.verified: bool = self.format == "zip" and all(
+            self._records[name].checksum is not None for name in ("data.pkl", *map(self._entry, self._pickled.storages))
         )
         self.script: bool = "constants.pkl" in self._records
-        self.is_rare: bool = bool(self._pickled.rare)
+        self.rare: list[str] = self._pickled.rare
 
     def __enter__(self) -> Self:
         return self
@@ -260,10 +280,10 @@ class PickleFile:
             raise DamagedFileError(
                 f"the list of its entries can't be read ({error}), as when a copy was cut."
             ) from error
-        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
+        entries = [entry for entry in self._zip.infolist() if not entry.filename.endswith("/")]
         main = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
         if len(main) != 1:
-            raise CheckpointError(f"{self.path} is a zip archive, but none that torch wrote: it has no data.pkl.")
+            raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
         self._place(entries, main[0].filename.removesuffix("data.pkl"))
         if "byteorder" in self._records and self._content("byteorder") != b"little":
             raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
@@ -272,6 +292,7 @@ class PickleFile:
     def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
         """Find where the entries' bytes lie, and that they lie apart and inside the file."""
         floor = packed = 0
+        unchecked = not any(entry.CRC for entry in entries)  # torch can be told to leave checksums out
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             name = entry.filename.removeprefix(folder)
             if entry.flag_bits & 1:
@@ -288,8 +309,7 @@ class PickleFile:
                 raise DamagedFileError(f"its entry {name[:80]!r} is not where it should be.")
             floor = offset + entry.compress_size
             packed += 0 if stored else entry.file_size
-            # torch can be told to leave checksums out, and then writes zeros.
-            checksum = entry.CRC if entry.CRC or not entry.file_size else None
+            checksum = None if unchecked else entry.CRC
             self._records[name] = _Record(name, entry.file_size, offset, checksum, None if stored else entry)
         self._packed = packed
 
@@ -332,7 +352,8 @@ class PickleFile:
     def _open_tar(self) -> Pickled:
         """Read torch's format of 2016: github.com/pytorch/pytorch/blob/v0.1.1/torch/serialization.py."""
         try:
-            with self._buffered(0) as file:
+            with self._buffered(0) as raw:
+                file: Any = Bounded(raw)
                 with tarfile.open(fileobj=file, mode="r:") as archive:
                     starts = {member.name: member.offset_data for member in archive.getmembers() if member.isfile()}
                 file.seek(starts["storages"])
@@ -429,6 +450,14 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
     if stored.parameter:
         return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
     return tensor.requires_grad_(stored.requires_grad)
+
+
+def _other_zip(names: list[str]) -> str:
+    if any(name.endswith("/archive_format") for name in names):
+        return "is a program that torch.export wrote: torch.export.load(path).state_dict holds its weights."
+    if names and all(name.endswith(".npy") for name in names):
+        return "holds arrays of numpy: load_weights(model, dict(numpy.load(path))) takes them."
+    return "is a zip archive, but none that torch wrote: it has no data.pkl."
 
 
 def _plain(file: BinaryIO) -> Any:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ftkit.errors import CheckpointError
-from ftkit.pickles.machine import StoredTensor
 from ftkit.weights.sources import Entry, Nest, Source, WeightsSource
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
@@ -31,6 +30,7 @@ class CheckpointInfo:
         metadata: What the file says beyond tensors.
         wanted: Classes and functions that opening it as a whole would run or look up; empty for safe files.
         verified: Whether it has digests or checksums, so that any damage to the tensors is noticed on loading.
+        rare: The kinds of tensors in it that are not dense, and not listed: ``sparse``, ``quantized``, ...
     """
 
     path: str
@@ -40,6 +40,7 @@ class CheckpointInfo:
     metadata: dict[str, Any] = field(default_factory=dict)
     wanted: list[str] = field(default_factory=list)
     verified: bool = True
+    rare: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return "\n".join(self._lines())
@@ -60,6 +61,8 @@ class CheckpointInfo:
         if self.wanted:
             more = f" and {len(self.wanted) - 8} more" if len(self.wanted) > 8 else ""
             yield f"  opening it whole would run code: {', '.join(self.wanted[:8])}{more}"
+        if self.rare:
+            yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
         shown = list(self.tensors.items())
         width = max((len(name) for name, _ in shown), default=0)
         for index, (name, (shape, dtype)) in enumerate(shown):
@@ -98,6 +101,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
             metadata=source.metadata,
             wanted=source.wanted,
             verified=source.verified,
+            rare=source.rare,
         )
 
 
@@ -214,7 +218,7 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     def common(pair: tuple[Nest, Nest]) -> int:
         return len(pair[0].entries.keys() & pair[1].entries.keys())
 
-    pairs = [(left, right) for left in first.nests for right in second.nests]
+    pairs = ((left, right) for left in first.nests for right in second.nests)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
         raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")
@@ -225,7 +229,7 @@ def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
     """How much a tensor changed, or ``None`` if it is the same, bit for bit."""
     if old.digest is not None and old.digest == new.digest:
         return None
-    before, after = _read(name, old), _read(name, new)
+    before, after = _read(old), _read(new)
     if torch.equal(_bits(before), _bits(after)):
         return None
     wide = torch.complex128 if before.is_complex() else torch.float64
@@ -236,12 +240,8 @@ def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
     return TensorChange(name, float(step.abs().max()), moved / norm if norm else math.inf if moved else 0.0)
 
 
-def _read(name: str, entry: Entry) -> Tensor:
-    if isinstance(entry.stored, StoredTensor) and entry.nbytes > max(entry.stored.storage.nbytes, 1 << 20):
-        raise CheckpointError(
-            f"{name!r} repeats {entry.stored.storage.nbytes} bytes to {entry.nbytes:,}: nothing to compare."
-        )
-    values = torch.empty(entry.shape, dtype=entry.dtype)
+def _read(entry: Entry) -> Tensor:
+    values = entry.empty()
     Source.read_into([(entry, values)])
     return values
 

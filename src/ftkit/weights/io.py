@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.pickles.gate import Allowed, load_pickle, save_pickle
 from ftkit.selection import unwrap
 from ftkit.tensorfile import write_tensors
@@ -66,6 +66,7 @@ class LoadReport:
         steps: What was peeled and picked to make the names meet, in order.
         verified: Whether the bytes were compared with digests or checksums of the file.
         not_run: Classes and functions that the file names beyond plain data. They were neither looked up nor run.
+        rare: The kinds of tensors in the file that are not dense, and were left out: ``sparse``, ``quantized``, ...
     """
 
     source: str
@@ -77,6 +78,7 @@ class LoadReport:
     steps: list[str] = field(default_factory=list)
     verified: bool = True
     not_run: list[str] = field(default_factory=list)
+    rare: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         return "\n  ".join(self._lines())
@@ -87,7 +89,7 @@ class LoadReport:
         yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {self.source} ({checked})"
         if self.steps:
             yield f"peeled: {'; '.join(self.steps)}"
-        yield from _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys)
+        yield from _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
         if self.converted_keys:
             yield f"type changed to the model's: {_some(self.converted_keys, 3)}"
         if self.not_run:
@@ -166,7 +168,8 @@ def load_weights(
     Raises:
         CheckpointError: The source does not fit. The message lists what is missing, left over and of another
             shape, and the likeliest renaming. The model is unchanged.
-        DamagedFileError: Some bytes are not the ones that were written. Parts of the model may be filled by then.
+        DamagedFileError: Some bytes are not the ones that were written. The model holds a part of the file by then,
+            unless the message says nothing of it.
 
     Example:
         >>> import torch
@@ -182,13 +185,14 @@ def load_weights(
     with Source(source) as opened:
         places = Places(inner)
         if not opened.nests:
-            code = (
-                f" that can be read without running code: it wants {_some(opened.wanted, 6)}" if opened.wanted else ""
-            )
-            raise CheckpointError(f"{opened.name} holds no tensors{code}.")
+            reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
+            if opened.wanted:
+                reason = f" that can be read without running code: it wants {_some(opened.wanted, 6)}"
+            raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
         match = best_match(opened.nests, places, renamer(rename), ema=ema)
         report = _report(match, opened, places)
         perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+        _refuse_kinds(match, places)
         if places.elsewhere or (places.translates and not perfect):
             report = _fill_by_torch(inner, match, places, report, strict=strict)
         else:
@@ -281,6 +285,7 @@ def _report(match: Match, source: Source, places: Places) -> LoadReport:
         steps=match.steps(),
         verified=source.verified,
         not_run=source.wanted,
+        rare=source.rare,
     )
 
 
@@ -295,7 +300,7 @@ def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: 
     lines = [f"{report.source} does not fit the {places.kind}: {count} tensors match."]
     if report.steps:
         lines.append(f"peeled: {'; '.join(report.steps)}")
-    lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys)
+    lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys, report.rare)
     lines += suggestions(match, places)
     remedies = []
     if report.mismatched_keys and not drop_mismatched:
@@ -305,18 +310,40 @@ def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: 
     raise CheckpointError("\n  ".join(lines) + (f"\n{'; '.join(remedies)}." if remedies else ""))
 
 
+def _refuse_kinds(match: Match, places: Places) -> None:
+    """Raise if a tensor that fits is of a kind whose values can't be copied."""
+    for bare in match.fitting:
+        key, entry = match.entries[bare]
+        wanted, stored = places.tensors[places.names[bare]].dtype, entry.stored
+        if isinstance(stored, Tensor) and stored.is_meta:
+            raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
+        if isinstance(stored, Tensor) and (stored.layout is not torch.strided or stored.is_quantized):
+            kind = "quantized" if stored.is_quantized else str(stored.layout).removeprefix("torch.")
+            raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
+        if entry.dtype != wanted:
+            try:
+                torch.empty(1, dtype=entry.dtype).to(wanted)
+            except RuntimeError as error:  # torch keeps some types only as bits
+                raise CheckpointError(
+                    f"{key!r} is {entry.dtype} in the source and {wanted} in the model, and torch can't convert it."
+                ) from error
+
+
 def _fill(model: nn.Module, match: Match, places: Places) -> None:
     """Read into the model's own memory; what is on meta gets new memory once all is read."""
     entries: dict[Tensor, Entry] = {}  # a tied tensor is read once, under the last of its names, as torch does
     for bare in match.fitting:
-        stored = match.entries[bare][1].stored
-        if isinstance(stored, Tensor) and stored.is_meta:
-            raise CheckpointError(
-                f"{match.entries[bare][0]!r} is on the meta device: it has a shape but no values to load."
-            )
         entries[places.tensors[places.names[bare]]] = match.entries[bare][1]
     fresh = {target: torch.empty(target.shape, dtype=target.dtype) for target in entries if target.is_meta}
-    Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())
+    try:
+        Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())
+    except DamagedFileError as error:
+        if len(fresh) == len(entries):
+            raise
+        raise DamagedFileError(
+            f"{error} The {places.kind} holds a part of it by now: load an intact file, or build the model again, "
+            "before you use it."
+        ) from error
     for target, values in fresh.items():
         _assign(model, target, values)
 
@@ -336,15 +363,14 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
     tensors: dict[str, Tensor] = {}
     for bare, (_, entry) in match.entries.items():
         place = places.tensors.get(places.names.get(bare, ""))
-        tensors[places.names.get(bare, bare)] = torch.empty(
-            entry.shape, dtype=entry.dtype if place is None else place.dtype
-        )
+        tensors[places.names.get(bare, bare)] = entry.empty(None if place is None else place.dtype)
     Source.read_into(zip((entry for _, entry in match.entries.values()), tensors.values(), strict=True))
     empty = any(tensor.is_meta for tensor in places.tensors.values())
     before = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
     try:
         result = model.load_state_dict(tensors, strict=False, assign=empty)
-        if strict and (result.missing_keys or result.unexpected_keys):
+        nothing = bool(places.tensors) and places.tensors.keys() <= set(result.missing_keys)
+        if nothing or (strict and (result.missing_keys or result.unexpected_keys)):
             lists = _listing(result.missing_keys, result.unexpected_keys, [])
             raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))
     except (RuntimeError, CheckpointError) as error:
@@ -361,13 +387,17 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
     )
 
 
-def _listing(missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Mismatch]) -> Iterator[str]:
+def _listing(
+    missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Mismatch], rare: Sequence[str] = ()
+) -> Iterator[str]:
     if missing:
         yield f"missing in the source: {_some(missing, _LISTED)}"
     if unexpected:
         yield f"unexpected in the source: {_some(unexpected, _LISTED)}"
     if mismatched:
         yield f"of another shape: {_some([str(one) for one in mismatched], 8, '; ')}"
+    if rare:
+        yield f"left out: {' and '.join(rare)} tensors, which load_model(path) opens"
 
 
 def _some(items: Sequence[str], most: int, separator: str = ", ") -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final, Self, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.pickles.gate import numpy_value
@@ -63,6 +64,19 @@ class Entry:
         """The bytes that its values take."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def empty(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Make room for its values.
+
+        Raises:
+            CheckpointError: It repeats a few bytes of the file, to which a few bytes can claim any size.
+        """
+        stored = self.stored
+        if isinstance(stored, StoredTensor) and self.nbytes > max(stored.storage.nbytes, 1 << 20):
+            raise CheckpointError(
+                f"{self.key!r} repeats {stored.storage.nbytes:,} bytes to {self.nbytes:,}: there is no room for that."
+            )
+        return torch.empty(self.shape, dtype=dtype or self.dtype)
+
     @property
     def digest(self) -> str | None:
         """The digest of its values, where the file holds one."""
@@ -91,6 +105,7 @@ class Source:
         nests: Every table in it that holds tensors, the whole first.
         verified: Whether any damage to the tensors will be noticed.
         wanted: The classes and functions it names, which were not looked up and did not run.
+        rare: The kinds of tensors in it that are not dense, and left out: ``sparse``, ``quantized``, ...
         metadata: What it says beyond tensors: a file's metadata, or the plain values of its outermost table.
 
     Example:
@@ -106,6 +121,7 @@ class Source:
         self.format: str = "state dict"
         self.verified: bool = True
         self.wanted: list[str] = []
+        self.rare: list[str] = []
         self.metadata: dict[str, Any] = {}
         self._files = contextlib.ExitStack()
         if isinstance(source, nn.Module):
@@ -159,7 +175,7 @@ class Source:
                 )
 
             self.format = "torchscript" if pickled.script else kind
-            self.verified, self.wanted = pickled.verified, pickled.wanted
+            self.verified, self.wanted, self.rare = pickled.verified, pickled.wanted, pickled.rare
             self.metadata = _plain_values(pickled.tree)
             self.nests = _nests(pickled.tree, read_pickled)
 
@@ -168,19 +184,22 @@ class Source:
             if path.stat().st_size > _MAX_INDEX:
                 raise ValueError("it is too long")
             index = json.loads(path.read_text(encoding="utf-8"))
+            if not (isinstance(index, dict) and "weight_map" in index):
+                raise ValueError("it has no 'weight_map'")
             files = {str(name): str(file) for name, file in index["weight_map"].items()}
         except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{path} is no index of shards, as save_pretrained writes: {error}.") from error
         shards: dict[str, dict[str, Entry]] = {}
         for file in dict.fromkeys(files.values()):
-            if Path(file).name != file or file in {"", ".", ".."}:
-                raise CheckpointError(f"{path} names a shard {file!r}; a shard lies beside its index.")
+            if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
+                raise CheckpointError(f"{path} names a shard {file!r}; a shard is a weights file beside its index.")
             if not (path.parent / file).is_file():
                 raise CheckpointError(f"The shard {file} that {path.name} names is missing from {path.parent}.")
             shard = self._files.enter_context(Source(path.parent / file))
             shards[file] = shard.nests[0].entries if shard.nests else {}
             self.verified &= shard.verified
             self.wanted += [name for name in shard.wanted if name not in self.wanted]
+            self.rare += [kind for kind in shard.rare if kind not in self.rare]
         if lost := [name for name, file in files.items() if name not in shards[file]]:
             raise CheckpointError(f"{files[lost[0]]} does not hold {lost[0]!r}, which {path.name} says is there.")
         self.format = f"{len(shards)} shards"
@@ -197,9 +216,11 @@ def _file_in(path: Path) -> Path:
         raise CheckpointError(f"There is no file {path}.{did_you_mean(str(path), near)}")
     if (path / ".metadata").is_file():
         raise CheckpointError(f"{path} was written by torch.distributed.checkpoint: load it with dcp.load.")
-    names = sorted(child.name for child in path.iterdir() if child.is_file())
+    names = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", *_SUFFIXES):
         found = [name for name in names if name.endswith(suffix)]
+        if "pytorch_model.bin" in found:  # a trainer's own state lies beside it, under the same suffix
+            found = ["pytorch_model.bin"]
         if len(found) == 1:
             return path / found[0]
         if found:
@@ -260,7 +281,8 @@ def _flatten(root: Any) -> Iterator[tuple[str, StoredTensor | Tensor]]:
 def _tensor(node: Any) -> StoredTensor | Tensor | None:
     """The tensor that a node is, an array of numpy included."""
     if isinstance(node, StoredTensor | Tensor):
-        return node
+        shapeless = isinstance(node, Tensor) and (node.is_nested or is_lazy(node))
+        return None if shapeless else node
     if isinstance(node, Foreign) and node.name.startswith("numpy.") and node.state is not None:
         with contextlib.suppress(TypeError, ValueError):  # an array that makes no sense is no tensor
             node = numpy_value(node)
