@@ -295,6 +295,43 @@ def test_objects_of_others_are_left_out(tmp_path: Path, caplog: pytest.LogCaptur
         load_checkpoint(tmp_path, model=again)
 
 
+@pytest.mark.parametrize(
+    ("more", "table"),
+    [
+        ({"model": "resnet50", "optimizer": "AdamW", "epoch": "three"}, "net"),
+        ({"model": None, "metrics": [0.5], "ema": None}, "module"),
+        ({"model": Settings(), "step": torch.ones(2)}, "state_dict"),
+    ],
+)
+def test_names_that_mean_something_else(tmp_path: Path, more: dict[str, Any], table: str) -> None:
+    """What stands under a usual name is taken for the state only if it can be one."""
+    model = make()
+    torch.save(
+        {**more, table: model.state_dict(), "optim": torch.optim.SGD(model.parameters()).state_dict()},
+        tmp_path / "a.pt",
+    )
+    again = make()
+    checkpoint = load_checkpoint(tmp_path / "a.pt", model=again, optimizer=torch.optim.SGD(again.parameters()))
+    assert torch.equal(flat(again), flat(model))
+    assert (checkpoint.epoch, checkpoint.step, checkpoint.metrics) == (None, None, {})
+
+
+def test_a_state_that_is_none(tmp_path: Path) -> None:
+    """Without weights under a usual name the error says who finds them; nonsense for an optimizer is one of ours."""
+    model = make()
+    torch.save({"model": None, "ema": Settings(), "epoch": 1}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="finds weights wherever they lie"):
+        load_checkpoint(tmp_path / "a.pt", model=model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    steps(model, optimizer)
+    state = optimizer.state_dict()
+    del state["state"][0]["step"]
+    for broken in ({**state, "param_groups": [{"lr": 0.1}]}, state):
+        torch.save({"model": model.state_dict(), "optimizer": broken}, tmp_path / "a.pt")
+        with pytest.raises(CheckpointError, match="optimizer"):
+            load_checkpoint(tmp_path / "a.pt", model=model, optimizer=optimizer)
+
+
 def test_a_torch_checkpoint_is_the_usual_dict(tmp_path: Path) -> None:
     """torch.load with weights_only reads it, under the names of every tutorial."""
     model = make()

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -30,7 +31,7 @@ _KEY: Final = "ftkit.checkpoint"
 
 # What the entries of a torch checkpoint are called in people's training loops, the usual name first.
 _ALIASES: Final[dict[str, tuple[str, ...]]] = {
-    "model": ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights"),
+    "model": ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights", "module"),
     "optimizer": ("optimizer_state_dict", "optimizer", "optimizer_states", "optimizer_state", "optim", "opt"),
     "scheduler": ("scheduler_state_dict", "scheduler", "lr_scheduler_state_dict", "lr_scheduler", "lr_schedulers"),
     "scaler": ("scaler_state_dict", "scaler", "grad_scaler", "amp_scaler"),
@@ -44,6 +45,10 @@ _FACTS: Final[dict[str, tuple[str, ...]]] = {
     "step": ("step", "global_step"),
     "metrics": ("metrics",),
 }
+
+
+_OF_LISTS: Final = {"optimizer", "scheduler"}
+_TABLES: Final = {"model", "optimizer", "ema", "metrics"}
 
 
 @dataclass
@@ -165,25 +170,32 @@ def _read_torch(path: Path, wanted: Collection[str]) -> Content:
     whole, left_out = load_parts(path)
     if not isinstance(whole, dict):
         raise CheckpointError(f"{os.fspath(path)} holds a {type(whole).__name__}, not a training checkpoint.")
+    rest = dict(whole)
+    run = dict(rest.pop(_KEY, {}))
+    states: dict[str, Any] = {}
+    for table, found in ((_FACTS, run), (_ALIASES, states)):
+        for name, aliases in table.items():
+            alias = next((alias for alias in aliases if alias in rest and _may_be(name, rest[alias])), None)
+            if alias is not None:
+                value = rest.pop(alias)
+                found[name] = value[0] if name in _OF_LISTS and isinstance(value, list) else value
+    if "model" not in states and rest and all(isinstance(value, Tensor) for value in rest.values()):
+        states, rest = {"model": rest}, {}  # a bare state dict
     for entry, names in left_out.items():
-        if any(entry in _ALIASES.get(name, ()) for name in wanted):
+        if any(entry in _ALIASES.get(name, ()) for name in wanted if name not in states):
             raise UntrustedFileError(
                 f"The {entry!r} of {path} can't be had without running code: it wants {', '.join(names[:8])}. "
                 "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
                 "from, load_model(path, trusted=True) returns all of it."
             )
         _log.warning("%s: %r is left out, as it would run code (%s).", path, entry, ", ".join(names[:8]))
-    rest = dict(whole)
-    run = dict(rest.pop(_KEY, {}))
-    states: dict[str, Any] = {}
-    for table, found in ((_FACTS, run), (_ALIASES, states)):
-        for name, aliases in table.items():
-            alias = next((alias for alias in aliases if alias in rest), None)
-            if alias is not None:
-                value = rest.pop(alias)
-                # Lightning keeps lists of optimizers and schedulers.
-                listed = name in {"optimizer", "scheduler"} and isinstance(value, list) and len(value) == 1
-                found[name] = value[0] if listed else value
-    if "model" not in states and rest and all(isinstance(value, Tensor) for value in rest.values()):
-        states, rest = {"model": rest}, {}  # a bare state dict
     return Content(run, {**states, "extra": rest})
+
+
+def _may_be(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that belongs under a name: people use the same words for other things."""
+    if name in {"epoch", "step"}:
+        return value is None or isinstance(value, Integral)
+    if name in _OF_LISTS and isinstance(value, list):  # as Lightning keeps optimizers and schedulers
+        return len(value) == 1 and isinstance(value[0], Mapping)
+    return isinstance(value, Mapping) if name in _TABLES else not (value is None or isinstance(value, str))

@@ -27,7 +27,7 @@ def gather(own: Any) -> list[Any]:
 
 def holds_shards(tensors: Iterable[Any]) -> bool:
     """Tell whether one of the tensors is spread over processes, as ``fully_shard`` does it."""
-    return any(_is_shard(tensor) for tensor in tensors)
+    return dist.is_available() and dist.is_initialized() and any(map(_is_shard, tensors))
 
 
 def whole(nest: Any) -> Any:

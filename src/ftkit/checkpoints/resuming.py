@@ -38,6 +38,10 @@ __all__ = [
 _log: Final = logging.getLogger("ftkit")
 
 
+# What people's load_state_dict raise when they are given something else than their own state.
+_NO_STATE: Final = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+
+
 class Step(NamedTuple):
     """One checked change: how to make it, and how to take it back."""
 
@@ -85,8 +89,9 @@ def optimizer_plan(
     Raises:
         CheckpointError: The state belongs to other parameters or another kind of optimizer.
     """
-    groups = state.get("param_groups")
-    if not isinstance(groups, list) or not isinstance(state.get("state"), Mapping):
+    groups: Any = state.get("param_groups")
+    whole = isinstance(groups, list) and isinstance(state.get("state"), Mapping)
+    if not whole or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() gives.")
     saved_options = {key for group in groups for key in group} - {"params", "param_names"}
     own = type(optimizer).__name__
@@ -109,7 +114,10 @@ def optimizer_plan(
 
     def apply() -> None:
         optimizer.param_groups = [{"params": params} for params in targets]
-        optimizer.load_state_dict({**state, "state": _spread(targets, groups, state["state"])})
+        try:
+            optimizer.load_state_dict({**state, "state": _spread(targets, groups, state["state"])})
+        except _NO_STATE as error:
+            raise CheckpointError(f"The checkpoint's optimizer does not fit this {own}: {error!r}.") from error
         _keep_types(optimizer, targets, groups, state["state"])
         optimizer.param_groups.extend(extra)
 
@@ -293,6 +301,8 @@ def frozen_plan(
 
     What the optimizer holds beyond the ``saved`` one stays trainable: somebody thawed it on purpose.
     """
+    if not all(isinstance(state.get(key), list) for key in ("trainable", "held")):
+        raise CheckpointError("The checkpoint does not say what was frozen in a way that this version knows.")
     inner = unwrap(model)
     wanted = set(state["trainable"])
     parameters = _parameters(inner)
@@ -385,7 +395,7 @@ def object_plan(name: str, thing: Any, state: Any) -> Step:
     def apply() -> None:
         try:
             thing.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        except _NO_STATE as error:
             raise CheckpointError(
                 f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
             ) from error

@@ -257,7 +257,7 @@ def load_checkpoint(
     if optimizer is not None and model is None:
         raise FtkitError("load_checkpoint needs model= beside optimizer=, to find the optimizer's parameters by name.")
     with_rng = optimizer is not None if rng is None else rng
-    asked = [*targets, *(["model"] if model is not None else [])]
+    asked = [*(["model"] if model is not None else []), *targets]
     content = checkpoint_files.read(path, {*asked, *(["rng"] if with_rng else []), "ranks"})
     run, states = content.run, content.states
     if (rank := ranks.rank()) > 0:
@@ -274,7 +274,8 @@ def load_checkpoint(
             )
     extra = states.get("extra", {})
     if lost := [name for name in asked if name not in states]:
-        raise CheckpointError(f"{path} holds no state of {lost[0]}=: leave it out.")
+        advice = "load_weights(model, path) finds weights wherever they lie" if lost[0] == "model" else "leave it out"
+        raise CheckpointError(f"{path} holds no state of {lost[0]}=: {advice}.")
     if lost := [name for name in objects if name not in extra]:
         raise CheckpointError(f"{path} holds nothing called {lost[0]!r}.{did_you_mean(lost[0], extra)}")
 
@@ -327,7 +328,7 @@ def _plan(
         else:
             yield _module_plan(model, states["model"])
         if isinstance(optimizer, Optimizer) and "frozen" in run:
-            yield resuming.frozen_plan(model, run["frozen"], optimizer, run["optimizer"]["names"])
+            yield resuming.frozen_plan(model, run["frozen"], optimizer, (run.get("optimizer") or {}).get("names", ()))
     if with_rng and "rng" in states:
         yield resuming.random_plan(states["rng"])
 
