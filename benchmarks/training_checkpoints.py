@@ -1,6 +1,6 @@
-"""Training checkpoints against a plain torch.save: what a kill costs, what a save costs, and what a delta weighs.
+"""Training checkpoints against a plain torch.save: what a kill and a save cost, what a delta weighs, how runs go on.
 
-    python benchmarks/training_checkpoints.py [kill] [delta] [background] [--model resnet50] [--repeats 5] [--dir DIR]
+    python benchmarks/training_checkpoints.py [kill] [delta] [background] [resume] [--model resnet50] [--repeats 5] [--dir DIR]
 
 Everything is a ratio within one run, so that it means the same on any machine. The medians are over ``--repeats``
 rounds, in which the contenders take turns.
@@ -21,11 +21,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from ftkit import CheckpointManager, load_checkpoint, save_checkpoint
+from ftkit import CheckpointManager, ResumableLoader, freeze_except, load_checkpoint, save_checkpoint, unfreeze
 
 CHILD = """
 import sys, torch
@@ -159,9 +161,73 @@ def background(args: argparse.Namespace) -> None:
     )
 
 
+class Noisy(Dataset[torch.Tensor]):
+    """Items with noise from every global generator, as augmentation makes it."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.full((8,), float(index)) + random.random() + float(np.random.rand()) + torch.rand(8)  # noqa: NPY002
+
+
+def train(way: str, workers: int, path: Path, stop: int | None, seed: int, resume: bool = False) -> torch.Tensor:
+    """Two epochs of six steps, in the second of which a layer thaws; or a part of them, saved at a step."""
+    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)  # noqa: NPY002
+    model = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 1))
+    freeze_except(model, "2")
+    optimizer = torch.optim.AdamW(model[2].parameters(), 1e-2)
+    kind = ResumableLoader if way == "ftkit" else DataLoader
+    loader = kind(Noisy(), 2, shuffle=True, num_workers=workers)
+    start = step = 0
+    if resume and way == "ftkit":
+        checkpoint = load_checkpoint(path, model=model, optimizer=optimizer, sampler=loader)
+        start, step = checkpoint.extra["goes_on"], checkpoint.step or 0
+    elif resume:
+        state = torch.load(path, weights_only=True)
+        start, step = state["goes_on"], state["step"]
+        if step > 6:
+            unfreeze(model, "0", optimizer=optimizer)
+        model.load_state_dict(state["model"]), optimizer.load_state_dict(state["optimizer"])
+    for epoch in range(start, 2):
+        if epoch == 1 and step == 6:
+            unfreeze(model, "0", optimizer=optimizer)
+        for batch in loader:
+            if step == 12:  # a plain loader that went on amid an epoch begins it anew
+                break
+            model(batch).square().mean().backward()
+            optimizer.step(), optimizer.zero_grad()
+            step += 1
+            if step == stop and step % 6:
+                break
+        if step == stop:
+            goes_on = epoch + (step % 6 == 0)
+            if way == "ftkit":
+                save_checkpoint(path, model=model, optimizer=optimizer, sampler=loader, step=step, goes_on=goes_on)
+            else:
+                parts = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                torch.save(parts | {"step": step, "goes_on": goes_on}, path)
+            break
+    return nn.utils.parameters_to_vector(model.parameters()).detach()
+
+
+def resume(args: argparse.Namespace) -> None:
+    """Stop at an epoch's end, amid the first epoch and amid the second, after a layer thawed, and go on elsewhere."""
+    print("resumes that end with the same weights to the bit: epoch's end / amid an epoch / amid it, after an unfreeze")
+    for way in ("torch.save", "ftkit"):
+        for workers in (0, 2):
+            whole = train(way, workers, args.dir / "none", None, 0)
+            row = []
+            for stop in (6, 3, 9):
+                path = args.dir / "stopped.pt"
+                train(way, workers, path, stop, 0)
+                row.append("exact" if torch.equal(train(way, workers, path, None, 99, True), whole) else "differs")
+            print(f"  {way:12}{workers} workers  {' / '.join(row)}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", metavar="kill|delta|background")
+    parser.add_argument("what", nargs="*", metavar="kill|delta|background|resume")
     parser.add_argument("--model", default="resnet50")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=300, help="multiplications of 500 x 500 after each save")
@@ -172,8 +238,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         args.dir = Path(folder)
-        for name in args.what or ["kill", "delta", "background"]:
-            {"kill": kill, "delta": delta, "background": background}[name](args)
+        for name in args.what or ["kill", "delta", "background", "resume"]:
+            {"kill": kill, "delta": delta, "background": background, "resume": resume}[name](args)
 
 
 if __name__ == "__main__":
