@@ -326,9 +326,9 @@ def _false_economy(found: ModelSummary) -> str:
 _PAGE = """
 <div class="ftkit-summary">
 <style>
-.ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem;
+.ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem; overflow-x: auto;
   --line: #8884; --bar: #4c8dd6; --quiet: #888; }
-.ftkit-summary .row { display: grid; column-gap: .8rem;
+.ftkit-summary .row { display: grid; column-gap: .8rem; min-width: 62rem;
   grid-template-columns: minmax(14rem, 1fr) 11rem 4.5rem 14rem 5rem 5rem 7rem;
   border-bottom: 1px solid var(--line); align-items: baseline; }
 .ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
@@ -419,7 +419,7 @@ def to_picture(found: ModelSummary, path: str | os.PathLike[str]) -> None:
         raise FtkitError("plot() needs matplotlib: pip install 'ftkit[plot]'.") from error
     tree = _folded(_tree(found.rows))
     nodes = [node for _, node in _lines(tree, _depth_that_fits(tree))]
-    shown = set(map(id, nodes))
+    named, shown = _places(tree), set(map(id, nodes))
     leaves = [node for node in nodes if not any(id(child) in shown for child in node.children)]
     rows = [(node, node.row) for node in leaves if node.row.calls]
     rows = [(node, row) for node, row in rows if row.forward_flops or row.saved_bytes or row.params]
@@ -429,7 +429,7 @@ def to_picture(found: ModelSummary, path: str | os.PathLike[str]) -> None:
     colours = [_COLOURS[row.status] for _, row in rows]
     left.barh(places, [row.saved_bytes / 2**20 for _, row in rows], color=colours)
     left.set(title=f"kept for backward: {in_bytes(found.saved_bytes)}", xlabel="MiB")
-    left.set_yticks(list(places), [_place(node) for node, _ in rows], fontsize=8)
+    left.set_yticks(list(places), [named[id(node)] for node, _ in rows], fontsize=8)
     left.invert_yaxis()
     forward = [row.forward_flops / 1e9 for _, row in rows]
     right.barh(places, forward, color="#c8c8c8")
@@ -453,6 +453,10 @@ def to_picture(found: ModelSummary, path: str | os.PathLike[str]) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _place(node: _Node) -> str:
-    parent = node.row.name.rpartition(".")[0]
-    return f"{parent}.{node.label}" if parent else node.label or node.row.type
+def _places(node: _Node, place: str = "") -> dict[int, str]:
+    """The dotted names of a node and of all below it, those of folded ones too."""
+    place = f"{place}.{node.label}" if place else node.label
+    found = {id(node): place or node.row.type}
+    for child in node.children:
+        found |= _places(child, place)
+    return found
