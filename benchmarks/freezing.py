@@ -101,10 +101,10 @@ def measure(name: str, batch: int, rounds: int, device: str) -> None:
         kept = {way: saved_bytes(twin, x, y) for way, twin in models.items()}
         full = full or (best["plain loop"], kept["plain loop"])
         for way in steps:
-            beside = f"{best[way] / best['plain loop']:8.2f}" if way == "ftkit" else ""
+            beside = f" {best[way] / best['plain loop']:8.2f}" if way == "ftkit" else ""
             print(
                 f"  {mode:12} {way:10} {best[way]:8.3f} {best[way] / full[0]:9.2f} "
-                f"{kept[way] / 2**20:8.1f} {kept[way] / full[1]:9.3f} {beside}",
+                f"{kept[way] / 2**20:8.1f} {kept[way] / full[1]:9.3f}{beside}",
                 flush=True,
             )
 
