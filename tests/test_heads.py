@@ -931,3 +931,15 @@ def test_a_frozen_script_in_the_body_is_no_matter() -> None:
         warnings.simplefilter("ignore")
         model = nn.Sequential(torch.jit.script(features()), nn.Linear(8, 5))
     assert find_head(model).names == ("1",)
+
+
+@pytest.mark.parametrize("head", [7, nn.Linear(6, 7)], ids=["count", "module"])
+def test_a_configuration_no_longer_ties_a_head_that_left_its_embedding(head: int | nn.Module) -> None:
+    """So that the next checkpoint is read with the weight that the head has."""
+    model = wired(lambda self, ids: self.lm_head(self.table(ids)), table=nn.Embedding(9, 6), lm_head=nn.Linear(6, 9))
+    model.lm_head.weight = model.table.weight
+    model.config = type("Config", (), {})()
+    model.config.vocab_size, model.config.tie_word_embeddings = 9, True
+    replace_head(model, head)
+    assert model.table.weight.shape == (9, 6)
+    assert (model.config.vocab_size, model.config.tie_word_embeddings) == (7, False)

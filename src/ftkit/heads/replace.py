@@ -12,7 +12,7 @@ from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.heads import evidence
 from ftkit.heads.evidence import Found
 from ftkit.heads.layers import Layer, Part, layers, with_channels
-from ftkit.heads.surgery import Undo, recount, resize, swap
+from ftkit.heads.surgery import Undo, recount, resize, swap, untie
 from ftkit.heads.trace import entries
 from ftkit.selection import Selector, select, unwrap
 
@@ -283,6 +283,8 @@ def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str
         for old, new in news:
             _settle(new, old[0])
             swap(model, old, new, undo)
+        for layer in old_layers:
+            untie(model, layer, undo)
         if len(counts) == 1:
             recount(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)
     by_name = dict(model.named_modules(remove_duplicate=False))

@@ -16,7 +16,7 @@ from ftkit.heads.evidence import Found
 from ftkit.heads.layers import Layer, Part, renewed
 from ftkit.heads.trace import SQUASHED, shapes
 
-__all__ = ["Undo", "recount", "resize", "swap"]
+__all__ = ["Undo", "recount", "resize", "swap", "untie"]
 
 _log = logging.getLogger("ftkit")
 
@@ -51,7 +51,7 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
                 _regrow(model, part.layer, table, count, kept, undo)
             else:
                 swap(model, part.layer.modules, new, undo)
-                _untie(model, table, undo)
+                untie(model, part.layer, undo)
             _biases(model, part, count, kept, undo)
         _weights(model, names, classes, count, keep or {}, undo)
         _relations(model, classes, count, keep or {}, undo)
@@ -128,11 +128,11 @@ def _regrow(
         _everywhere(model, bias, nn.Parameter(_carried(bias, count, rows), requires_grad=bias.requires_grad), undo)
 
 
-def _untie(model: nn.Module, tables: list[nn.Embedding], undo: Undo) -> None:
-    """Let the configuration say that the output layer has a weight of its own now."""
+def untie(model: nn.Module, layer: Layer, undo: Undo) -> None:
+    """Let the configuration say that an output layer that leaves its embedding has a weight of its own now."""
     config = getattr(model, "config", None)
     for place in (config, getattr(config, "text_config", None)):
-        if tables and place is not None and getattr(place, "tie_word_embeddings", False):
+        if place is not None and getattr(place, "tie_word_embeddings", False) and _tables(model, layer):
             undo.remember(place)
             place.tie_word_embeddings = False
 
