@@ -1,6 +1,6 @@
-"""Training checkpoints against a plain torch.save: what a kill and a save cost, what a delta weighs, how runs go on.
+"""Training checkpoints against torch.save: what a kill and a save cost, what a delta weighs, how runs go on.
 
-    python benchmarks/training_checkpoints.py [kill] [delta] [background] [resume] [--model resnet50] [--repeats 5] [--dir DIR]
+    python benchmarks/training_checkpoints.py [kill] [delta] [background] [resume] [--model resnet50] [--repeats 5]
 
 Everything is a ratio within one run, so that it means the same on any machine. The medians are over ``--repeats``
 rounds, in which the contenders take turns.

@@ -25,7 +25,8 @@ class ResumableLoader(DataLoader[T_co]):
     It takes the same arguments and gives the same batches, in an order that depends on one number drawn at
     the start of each epoch, whatever the sampler. Passed as ``sampler=`` to :func:`ftkit.save_checkpoint`
     after a step, and to :func:`ftkit.load_checkpoint`, it goes on with the batch after that step; batches
-    that were done are skipped without being loaded.
+    that were done are skipped without being loaded. Saved in the loop's body after the last batch, the epoch is
+    still under way: taken up again it gives no batch, and what your loop does after an epoch is done.
 
     With worker processes, the random numbers that a dataset draws depend on the epoch and the batch alone, so
     that they are the same after a resume, with any number of workers. Without, they come from the global

@@ -254,7 +254,7 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
             ...
         ftkit.errors.UntrustedFileError: Opening model.pt would run code. Beyond plain data and tensors it wants:
             torch.nn.modules.linear.Linear
-        If you know where it comes from, admit these with allow=[...] or everything with trusted=True. \
+        If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
 Weights alone need no trust: load_weights(model, path).
     """
     loaded = load_pickle(path, allow=allow, trusted=trusted)
