@@ -262,6 +262,7 @@ def test_a_ragged_dimension_has_no_size():
 
     found = summary(Ragged(), input_data=torch.randn(2, 5, 8))
     assert found.rows[1].output_shape == (2, -1, 8)
+    assert found.forward_flops == found.backward_flops == 2 * (5 + 3) * 8 * 8
     assert json.loads(found.to_json())["rows"][1]["output_shape"] == [2, -1, 8]
 
 

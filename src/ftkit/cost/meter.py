@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 
 from ftkit.cost import operators
@@ -328,6 +328,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_s
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if self.fakes is None and any(map(is_traceable_wrapper_subclass_type, types)):
+            return NotImplemented  # a subclass's own operators come next, one by one
         if func is _DEVICE_OF and type(args[0]) is FakeTensor:
             return args[0].fake_device
         if func is _DETACH and type(args[0]) is FakeTensor and args[0].constant is None:

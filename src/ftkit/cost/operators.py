@@ -64,6 +64,8 @@ _FORMULAS: dict[str, _Formula] = {
     "aten::_int_mm": lambda args, _: _matmul_flops(args, 0),
     "aten::_grouped_mm": lambda args, _: _matmul_flops(args, 0),
     "aten::_scaled_grouped_mm": lambda args, _: _matmul_flops(args, 0),
+    "aten::linear": lambda args, output: 2 * output.numel() * args[1].shape[-1],  # whole only on ragged tensors
+    "aten::matmul": lambda args, output: 2 * output.numel() * args[0].shape[-1],
     "aten::_trilinear": lambda args, _: _trilinear_flops(args),
     "aten::mkldnn_rnn_layer": lambda args, _: _rnn_flops(args[0], args[1:5]),
     "aten::mkldnn_rnn_layer_backward": lambda args, _: 2 * _rnn_flops(args[0], args[1:5]),
