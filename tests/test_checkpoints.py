@@ -956,6 +956,26 @@ def test_a_run_of_several_processes_goes_on_exactly(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
+def test_processes_agree_on_what_is_best(tmp_path: Path) -> None:
+    """Where each process measured another loss, all name the same files, by what the first one measured."""
+    run_ranks(
+        """
+        def save(rank, folder):
+            manager = CheckpointManager(folder + "/runs", monitor="loss")
+            for epoch, loss in enumerate([0.2, 0.3]):
+                path = manager.save(epoch, model=build(False)[0], metrics={"loss": loss / (1 + rank * epoch)})
+            dist.barrier()
+            assert path.exists() and path.name == "1-0.3000.safetensors", path
+            assert manager.best_path.name == "0-0.2000.safetensors", manager.best_path
+
+        start((2,), save)
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_a_model_spread_over_processes(tmp_path: Path, suffix: str) -> None:
     """What fully_shard spread over two processes is one whole file, which goes on exactly on one, two and three."""

@@ -169,7 +169,8 @@ class CheckpointManager:
             ema: See there.
             sampler: See there.
             step: See there.
-            metrics: Must hold the monitored metric; within an epoch it may be left out.
+            metrics: Must hold the monitored metric; within an epoch it may be left out. Of several processes, those
+                of the first one count.
             rng: See there.
             mid_epoch: Whether the epoch is not over, so that ``resume`` goes on within it. Left out, a
                 ``ResumableLoader`` passed as ``sampler`` tells.
@@ -183,7 +184,8 @@ class CheckpointManager:
             FileWriteError: The file could not be written; older ones are intact.
         """
         self.wait()
-        numbers = numbers_of(metrics)
+        # Each process may have measured its own part of the data, and all must speak of the same file.
+        numbers = ranks.agreed(numbers_of(metrics))
         within = is_mid_epoch(sampler) if mid_epoch is None else mid_epoch
         value = None
         if self.monitor is not None and not (within and not numbers):

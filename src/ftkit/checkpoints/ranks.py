@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["gather", "holds_shards", "rank", "spread", "whole"]
+__all__ = ["agreed", "gather", "holds_shards", "rank", "spread", "whole"]
 
 
 def rank() -> int:
@@ -23,6 +23,14 @@ def gather(own: Any) -> list[Any]:
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)  # a gather on one process needs its device told, this does not
     return found if rank() == 0 else []
+
+
+def agreed(own: Any) -> Any:
+    """Return what the first process gave, to all; all must call."""
+    found = [own]
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(found, src=0)
+    return found[0]
 
 
 def holds_shards(tensors: Iterable[Any]) -> bool:
