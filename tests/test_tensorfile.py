@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -160,6 +161,22 @@ def test_file_cut_while_open(small):
             other.truncate(small.stat().st_size - 3)
         with pytest.raises(DamagedFileError, match="cut short"):
             file.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="no positional reads here")
+def test_a_disk_that_fails_is_damage(small, monkeypatch):
+    """A sector that can't be read says which tensor is lost; autograd knows that the targets may have changed."""
+
+    def broken(*_):
+        raise OSError(5, "Input/output error")
+
+    with TensorFile(small) as file:
+        target = torch.zeros(file.tensors["a"].shape)
+        before = target._version
+        monkeypatch.setattr(os, "preadv", broken)
+        with pytest.raises(DamagedFileError, match="'a': Input/output error"):
+            file.read_into({"a": target})
+    assert target._version > before
 
 
 def test_tied_tensors_are_stored_once(tmp_path):

@@ -197,7 +197,7 @@ def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
             raise CheckpointError(
                 f"The base, {opened.name}, is not one of this model: it holds nothing called {first!r}."
             )
-        before = {name: torch.empty(entry.shape, dtype=entry.dtype) for name, entry in nest.entries.items()}
+        before = {name: entry.empty() for name, entry in nest.entries.items()}
         opened.read_into((entry, before[name]) for name, entry in nest.entries.items())
     return {name for name, tensor in state.items() if not same(tensor, before.get(name))}
 

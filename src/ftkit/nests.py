@@ -27,6 +27,7 @@ __all__ = ["pack", "unpack"]
 Json: TypeAlias = Any
 
 _INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own
+_MAX_BITS: Final = 10_000  # of a number in the JSON: Python refuses to read one of more than 4,300 digits
 _COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compressed
 # Many moments are zeros, which compress without bounds, and so would a bomb.
 _FREE_BYTES: Final = 1 << 30
@@ -107,8 +108,7 @@ class _Packer:
         if value is None or kind is bool or kind is str:
             return value
         if kind is int:
-            # Python refuses to read decimal numbers of more than 4,300 digits.
-            return value if value.bit_length() < 10_000 else {"$int": hex(value)}
+            return value if value.bit_length() < _MAX_BITS else {"$int": hex(value)}
         if kind is float:
             return value if math.isfinite(value) else {"$float": repr(value)}
         if kind is list:
@@ -143,7 +143,11 @@ class _Packer:
         )
 
     def items(self, values: Iterable[Any], path: tuple[str, ...]) -> list[Json]:
-        return [self.encode(item, (*path, str(index))) for index, item in enumerate(values)]
+        # Most lists are of numbers, as a random generator's state is.
+        return [
+            item if type(item) is int and item.bit_length() < _MAX_BITS else self.encode(item, (*path, str(index)))
+            for index, item in enumerate(values)
+        ]
 
     def pairs(self, table: Mapping[Any, Any], path: tuple[str, ...]) -> list[Json]:
         return [

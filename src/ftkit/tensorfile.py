@@ -348,9 +348,11 @@ class TensorFile:
             key = (target.device, memory, target.shape, target.stride()) if memory else name
             wanted[key] = info, target.detach()
         jobs = sorted(wanted.values(), key=lambda job: job[0].offset)
-        in_threads(lambda job: self._fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
-        for _, target in jobs:
-            mark_changed(target)
+        try:
+            in_threads(lambda job: self._fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
+        finally:
+            for _, target in jobs:
+                mark_changed(target)
 
     def verify(self) -> None:
         """Read every byte and compare the digests, keeping nothing.
@@ -408,6 +410,10 @@ class TensorFile:
         except EOFError as error:
             raise DamagedFileError(
                 f"{self.path} was cut short while it was read: {info.name!r} is not whole."
+            ) from error
+        except OSError as error:
+            raise DamagedFileError(
+                f"{self.path} can't be read at {info.name!r}: {error.strerror}. Take another copy of the file."
             ) from error
 
     def _raw_header(self) -> bytes:
