@@ -21,6 +21,10 @@ from ftkit import FtkitError
 from ftkit.cost.measure import StepCost, _default_loss, measure
 from ftkit.cost.meter import shapes_in, tensors_in
 
+# What rules on the scratch memory of kernels were read off.
+NEW = torch.torch_version.TorchVersion(torch.__version__) >= (2, 14)
+AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
 
 class Calls(nn.Module):
     """A module whose forward is a function of itself and the inputs."""
@@ -330,7 +334,7 @@ def test_models_of_all_kinds_agree_with_a_real_step(name):
     assert cost.backward_flops == two.get_total_flops()
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN computes it")
+@pytest.mark.skipif(not (NEW and torch.backends.mkldnn.is_available()), reason="the rules are those of its oneDNN")
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("half", [False, True])
 def test_what_an_lstm_keeps(batch_first, half):
@@ -652,14 +656,12 @@ def test_peak_of_gradients_made_in_place(run):
     torch.manual_seed(0)
     model, inputs = Calls(run, a=nn.Linear(256, 256)), (torch.randn(1000, 256),)
     make = functools.partial(torch.optim.SGD, lr=0.0)
-    predicted = measure(model, inputs, {}).peak_training_bytes(make)
-    assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
+    predicted, real = measure(model, inputs, {}).peak_training_bytes(make), real_peak(model, inputs, make)
+    assert predicted >= 0.98 * real
+    assert not NEW or predicted <= 1.02 * real  # older versions are foreseen too high
 
 
-AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
-
-
-@pytest.mark.skipif(not AVX512, reason="the rules are those of its kernels")
+@pytest.mark.skipif(not (NEW and AVX512), reason="the rules are those of its kernels")
 @pytest.mark.parametrize(
     ("layer", "shape"),
     [

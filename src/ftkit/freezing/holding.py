@@ -29,6 +29,8 @@ _KEY = "ftkit.frozen"
 # mode, where the whole model was frozen and no module around it can tell what the mode should be.
 _MEMORY = "_ftkit_frozen"
 
+_LISTS = (nn.ModuleList, nn.ModuleDict)  # no union: the compiler of torch 2.6 can't look into one
+
 
 def hold(
     model: nn.Module, chosen: Selection, froze: set[int], *, norm_stats: bool = True, keep_dropout: bool = False
@@ -151,7 +153,7 @@ def stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
 def _called_by(module: nn.Module) -> Iterator[nn.Module]:
     """The children of a module, and those of its lists, which nobody calls."""
     for child in module.children():
-        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+        if isinstance(child, _LISTS):
             yield from _called_by(child)
         else:
             yield child
@@ -159,7 +161,7 @@ def _called_by(module: nn.Module) -> Iterator[nn.Module]:
 
 def _is_fixed(module: nn.Module) -> bool:
     own = list(module.parameters(recurse=False))
-    return bool(own) and not any(parameter.requires_grad for parameter in own)
+    return len(own) > 0 and not any(parameter.requires_grad for parameter in own)
 
 
 def _hook_of(module: nn.Module) -> Any:

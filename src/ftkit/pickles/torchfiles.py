@@ -453,7 +453,7 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
 
 
 def _other_zip(names: list[str]) -> str:
-    if any(name.endswith("/archive_format") for name in names):
+    if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
         return "is a program that torch.export wrote: torch.export.load(path).state_dict holds its weights."
     if names and all(name.endswith(".npy") for name in names):
         return "holds arrays of numpy: load_weights(model, dict(numpy.load(path))) takes them."
