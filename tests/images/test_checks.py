@@ -17,6 +17,7 @@ from PIL import Image, ImageFile
 
 from ftkit.images.checks import check_bytes, check_file, do_thumbnail
 from ftkit.images.findings import KINDS
+from ftkit.images.seams import confirm_seam
 
 Encode = Callable[..., bytes]
 
@@ -118,6 +119,16 @@ def test_a_shift_that_no_decoder_complains_of(
         assert found(shifted(seed, 10 * unit, 7 * unit, 0)) == []  # a horizon
         assert found(shifted(seed, 10 * unit + 3, 7 * unit, unit)) == []  # off the grid
         assert found(shifted(seed, 10 * unit, 7 * unit, 3 * unit)) == []  # a building
+
+
+def test_a_frame_on_a_line_of_blocks_is_no_seam() -> None:
+    """An edge that ends at a column of blocks is a seam only if it goes on above the row from there."""
+    turning = np.full((160, 160), 200, np.uint8)
+    turning[112:, :96] = 100
+    ending = turning.copy()
+    turning[96:, 96:] = 100
+    assert confirm_seam(turning, 6, 6, 16, 16)
+    assert not confirm_seam(ending, 6, 6, 16, 16)
 
 
 def test_harmless_complaints_are_only_odd(jpegs: list[bytes]) -> None:

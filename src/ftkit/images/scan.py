@@ -8,14 +8,16 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from ftkit.errors import FtkitError
 from ftkit.images.folders import LocalFolder, RemoteFolder, find_splits, open_folder
-from ftkit.images.journal import Journal
-from ftkit.images.report import ScanReport
-from ftkit.images.tally import Tally
 from ftkit.images.workers import close_workers, start_workers
+
+if TYPE_CHECKING:
+    from ftkit.images.journal import Journal
+    from ftkit.images.report import ScanReport
+    from ftkit.images.tally import Tally
 
 __all__ = ["scan_images"]
 
@@ -76,19 +78,25 @@ def scan_images(
     start = time.perf_counter()
     folder = open_folder(root)
     named = find_splits(folder.tops(), folder.name, splits)
-    with Journal(resume, folder) as journal, _Bar(progress) as bar:
-        tally = Tally(folder.prefix, named, journal, near_duplicates)
-        try:
+    try:
+        if executor is None:
+            number = workers or _cores()
+            start_workers(min(number, 2))  # the others when there is work for them
+        # The rest is imported while they start.
+        from ftkit.images.journal import Journal
+        from ftkit.images.report import ScanReport
+        from ftkit.images.tally import Tally
+
+        with Journal(resume, folder) as journal, _Bar(progress) as bar:
+            tally = Tally(folder.prefix, named, journal, near_duplicates)
             if executor is None:
-                number = workers or _cores()
-                start_workers(min(number, 2))  # the others when there is work for them
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
                     _run(pool, _TASK // 4, 4, folder, timeout, journal, tally, bar)
             else:
                 _run(executor, _TASK, _TASK, folder, timeout, journal, tally, bar)
             groups = tally.finish()
-        finally:
-            close_workers()
+    finally:
+        close_workers()
     return ScanReport(
         root=folder.name,
         findings=sorted(tally.findings, key=lambda finding: (finding.path, finding.kind)),

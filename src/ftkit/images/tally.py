@@ -7,16 +7,13 @@ import os
 from array import array
 from collections.abc import Iterator
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ftkit.errors import FtkitError
 from ftkit.images.findings import KINDS, DuplicateGroup, Finding, Severity
 from ftkit.images.folders import LITTER_FOLDERS
 from ftkit.images.journal import Journal
 from ftkit.images.workers import Casualty, run_jobs
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Tally"]
 
