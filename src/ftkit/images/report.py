@@ -70,7 +70,8 @@ class ScanReport:
 
     def __str__(self) -> str:
         bad = len({finding.path for finding in self.unusable})
-        classes = f" in {len(self.classes):,} classes" if self.classes else ""
+        number = len({place.rpartition("/")[2] for place in self.classes})  # one in several splits counts once
+        classes = f" in {number:,} class{'es' if number > 1 else ''}" if number else ""
         lines = [f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"]
         for severity, title in (("unusable", "unusable"), ("odd", "usable but odd"), ("junk", "not images")):
             kinds = Counter(finding.kind for finding in self.findings if finding.severity == severity)
