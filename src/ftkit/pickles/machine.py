@@ -412,7 +412,9 @@ class Bounded:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.readline, self.tell, self.seek = file.readline, file.tell, file.seek
+        self.readline: Callable[..., bytes] = file.readline
+        self.tell: Callable[[], int] = file.tell
+        self.seek: Callable[..., int] = file.seek
 
     def read(self, size: int) -> bytes:
         """Read so many bytes, or those that are left."""
