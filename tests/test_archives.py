@@ -1039,6 +1039,20 @@ def _samples() -> list[bytes]:
 SAMPLES = _samples()
 
 
+def test_a_link_that_claims_to_be_packed_otherwise(tmp_path: Path) -> None:
+    """A flipped bit that names another packing is damage, whatever that packing's decoder raises."""
+    link = zipfile.ZipInfo("link.jpg")
+    link.external_attr = 0o120777 << 16
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(link, b"photo.jpg")
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    for method in (8, 12, 14, 93, 95):
+        data[8] = data[data.index(b"PK\x01\x02") + 10] = method
+        (tmp_path / "a.zip").write_bytes(data)
+        with pytest.raises(ArchiveError, match=r"link\.jpg"):
+            extract_archive(tmp_path / "a.zip", tmp_path / "out")
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     sample=st.integers(0, len(SAMPLES) - 1),

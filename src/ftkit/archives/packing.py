@@ -72,7 +72,12 @@ def _unpack(packed: Iterator[bytes], decoder: _Decoder, block: bytes = b"") -> I
             block = next(packed, b"")
             if not block:
                 return
-        out = decoder.decompress(block, CHUNK)
+        try:
+            out = decoder.decompress(block, CHUNK)
+        except MemoryError:
+            raise
+        except Exception as error:  # each decoder has a kind of error of its own
+            raise ValueError(str(error)) from error
         block = b""
         if out:
             yield out
