@@ -162,17 +162,6 @@ def test_kill_in_mid_write_costs_nothing_and_the_litter_goes(tmp_path: Path) -> 
     assert os.listdir(tmp_path) == ["model.pt"]
 
 
-def test_the_next_write_removes_the_litter_of_its_own_file(tmp_path: Path) -> None:
-    """Somebody who never cleans up keeps one file, however often the power goes; that of other files is not touched."""
-    for name in ("model.pt", "model[1].pt", "model.pt.pt"):
-        (tmp_path / f".{name}.0123456789ab.ftkit-partial").touch()
-    with atomic_write(tmp_path / "model.pt") as file:
-        file.write(b"new")
-    with atomic_write(tmp_path / "model[1].pt") as file:
-        file.write(b"new")
-    assert sorted(os.listdir(tmp_path)) == [".model.pt.pt.0123456789ab.ftkit-partial", "model.pt", "model[1].pt"]
-
-
 def test_litter_of_a_living_writer_stays(tmp_path: Path) -> None:
     """Cleaning up never takes the file from under another run."""
     with atomic_write(tmp_path / "model.pt") as file:

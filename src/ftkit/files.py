@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
 import secrets
 import sys
@@ -44,7 +43,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     The bytes go to a temporary file in the same folder, are forced to the disk, and then take the
     name in one step, so that at any moment, through a crash or a power cut, ``path`` is either the
     whole old file or the whole new one. A missing folder is made. A symbolic link stays one: the
-    file behind it is replaced. What a killed writer of the same file left half-written is deleted.
+    file behind it is replaced.
 
     Raises:
         FileWriteError: The file could not be written (no space, no permission, ...). The
@@ -65,7 +64,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
-            remove_litter(target.parent, target.name)
             temporary, file = _open_locked(target)
             with file:
                 yield file
@@ -99,7 +97,9 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
     """Create a temporary file beside ``target``, locked as long as its writer lives."""
     mode = target.stat().st_mode & 0o777 if target.is_file() else 0o666
     while True:
-        temporary = target.with_name(f".{_stem(target.name)}.{secrets.token_hex(6)}{_LITTER_SUFFIX}")
+        # The name keeps clear of the limit of 255 bytes that most file systems set.
+        stem = os.fsencode(target.name)[:180].decode(errors="ignore")
+        temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}{_LITTER_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, mode)
         if sys.platform != "win32":
@@ -109,11 +109,6 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
                 os.close(descriptor)
                 continue
         return temporary, os.fdopen(descriptor, "w+b")  # buffered: a raw write may stop short in silence
-
-
-def _stem(name: str) -> str:
-    """As much of a name as keeps clear of the limit of 255 bytes that most file systems set."""
-    return os.fsencode(name)[:180].decode(errors="ignore")
 
 
 def sync_folder(folder: Path) -> None:
@@ -127,14 +122,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_litter(folder: str | os.PathLike[str], name: str | None = None) -> list[Path]:
+def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:
     """Delete the temporary files that killed writers left in ``folder``; return their paths.
 
     A file whose writer is alive, in this process or another one, is locked and stays.
-
-    Args:
-        folder: Where to look.
-        name: The file that they were to become; any if left out.
 
     Example:
         >>> from ftkit.files import remove_litter
@@ -143,8 +134,7 @@ def remove_litter(folder: str | os.PathLike[str], name: str | None = None) -> li
         ['.best.pt.0123456789ab.ftkit-partial']
     """
     removed = []
-    stem = "*" if name is None else f"{glob.escape(_stem(name))}.{'[0-9a-f]' * 12}"
-    for path in sorted(Path(folder).glob(f".{stem}{_LITTER_SUFFIX}")):
+    for path in sorted(Path(folder).glob(f".*{_LITTER_SUFFIX}")):
         with contextlib.suppress(OSError):
             if sys.platform != "win32":
                 descriptor = os.open(path, os.O_RDWR)
