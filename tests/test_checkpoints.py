@@ -823,6 +823,19 @@ def test_background_gives_way_to_training(tmp_path: Path, monkeypatch: pytest.Mo
     assert seen[0] > os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_background_needs_no_right_to_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a sandbox forbids to change a priority, the checkpoint is written all the same."""
+
+    def forbidden(*_: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", forbidden)
+    manager = CheckpointManager(tmp_path, background=True)
+    manager.save(0, model=nn.Linear(2, 2))
+    assert manager.last_path is not None
+
+
 def test_background_errors_show_at_the_next_call(tmp_path: Path) -> None:
     """A write that failed is told once, and the manager goes on."""
     folder = tmp_path / "runs"

@@ -339,6 +339,18 @@ def test_a_lost_flush_is_an_error(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no hints here")
+def test_a_refused_hint_costs_no_save(tmp_path, monkeypatch):
+    """A file system that takes no hints holds files all the same."""
+
+    def refused(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fadvise", refused)
+    write_tensors(tmp_path / "x.safetensors", {"w": torch.ones(5_000_000)})
+    assert read(tmp_path / "x.safetensors")["w"].sum() == 5_000_000
+
+
 @pytest.mark.slow
 def test_no_second_copy_in_memory(tmp_path):
     """Saving and loading 400 MB adds less than a twentieth of that to the peak of memory."""

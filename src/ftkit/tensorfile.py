@@ -10,6 +10,7 @@ covered, and a file whose one key is damaged still has the other to tell that it
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -578,8 +579,9 @@ def _hand_over(file: BinaryIO, begin: int) -> int:
     """
     file.flush()
     end = file.tell()
-    if hasattr(os, "posix_fadvise"):  # what is still to be written stays in the cache
-        os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):  # a hint: not every file system takes it
+            os.posix_fadvise(file.fileno(), begin, end - begin, os.POSIX_FADV_DONTNEED)
     return end
 
 
