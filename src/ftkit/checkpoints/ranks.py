@@ -13,12 +13,12 @@ __all__ = ["agreed", "gather", "holds_shards", "rank", "spread", "whole"]
 
 def rank() -> int:
     """The number of this process; 0 where there is one alone."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return dist.get_rank() if _runs() else 0
 
 
 def gather(own: Any) -> list[Any]:
     """Return what each process gave, to the first one; all must call. The others, and one alone, get an empty list."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not _runs() or dist.get_world_size() == 1:
         return []
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, own)  # a gather on one process needs its device told, this does not
@@ -28,14 +28,14 @@ def gather(own: Any) -> list[Any]:
 def agreed(own: Any) -> Any:
     """Return what the first process gave, to all; all must call."""
     found = [own]
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if _runs():
         dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
 def holds_shards(tensors: Iterable[Any]) -> bool:
     """Tell whether one of the tensors is spread over processes, as ``fully_shard`` does it."""
-    return dist.is_available() and dist.is_initialized() and any(map(_is_shard, tensors))
+    return _runs() and any(map(_is_shard, tensors))
 
 
 def whole(nest: Any) -> Any:
@@ -62,6 +62,10 @@ def _spread(value: Any, like: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(value.to(like.device_mesh.device_type), like.device_mesh, like.placements)
+
+
+def _runs() -> bool:
+    return dist.is_available() and dist.is_initialized()
 
 
 def _is_shard(thing: Any) -> bool:

@@ -203,7 +203,9 @@ def _measure(
         stage = ""
         try:
             with meter.running():
-                with torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is) if hooks else _no_hooks:
+                with contextlib.ExitStack() as stack:
+                    if hooks:
+                        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is))
                     output = meter.call(model, inputs, keywords)
                     stage = "loss"
                     scalar = (loss or _default_loss)(output)
@@ -245,9 +247,6 @@ def _out_of_autocast(kind: str) -> contextlib.AbstractContextManager[object]:
     """Leave autocast, as a loop does that runs its backward pass outside: the casts it remembered are freed."""
     torch.clear_autocast_cache()
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
-
-
-_no_hooks = contextlib.nullcontext()
 
 
 def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:

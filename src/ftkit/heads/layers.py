@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from ftkit.errors import HeadError
 
-__all__ = ["Layer", "Part", "count_outputs", "layers", "own_tensors", "renewed", "sizes", "with_channels"]
+__all__ = ["Layer", "Part", "layers", "own_tensors", "renewed", "sizes", "with_channels"]
 
 _log = logging.getLogger("ftkit")
 
@@ -158,7 +158,7 @@ def renewed(model: nn.Module, part: Part, outputs: int, rows: dict[int, int], th
     if isinstance(old, nn.modules.conv._ConvNd) and old.groups > 1:
         raise HeadError(f"{layer.name!r} is a convolution in {old.groups} groups: another count would not fit them.")
     new = _twin(old, layer.outputs, outputs, layer.axis)
-    count_outputs(new, layer.outputs, outputs)
+    _count_outputs(new, layer.outputs, outputs)
     padding = vars(new).get("padding_idx")
     if padding is not None and padding >= layer.outputs - part.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
@@ -190,7 +190,7 @@ def _carry(layer: Layer, new: nn.Module, rows: dict[int, int]) -> None:
         _assign(new, name, value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept))
 
 
-def count_outputs(layer: nn.Module, before: int, after: int) -> None:
+def _count_outputs(layer: nn.Module, before: int, after: int) -> None:
     """Let the attributes of a layer that count its outputs follow."""
     for name in ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings"):
         if vars(layer).get(name) == before:
