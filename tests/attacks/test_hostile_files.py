@@ -166,6 +166,14 @@ def legacy_header(path: Path) -> None:
     path.write_bytes(raw[:start] + pickle.dumps(Call(os.system, touch()), 2) + raw[raw.index(b".", start) + 1 :])
 
 
+def write_tar(path: Path, parts: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as archive:
+        for name, content in parts.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
 def tar(path: Path) -> None:
     parts = {
         "storages": pickle.dumps(1, 2) + pickle.dumps(Call(os.system, touch()), 2),
@@ -173,11 +181,7 @@ def tar(path: Path) -> None:
         "pickle": pickle.dumps({}, 2),
         "sys_info": b"",
     }
-    with tarfile.open(path, "w") as archive:
-        for name, content in parts.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    write_tar(path, parts)
 
 
 def raw_pickle(path: Path) -> None:
@@ -370,11 +374,7 @@ def many_sides(path: Path) -> None:
         "tensors": pickle.dumps(1, 2) + tensor,
         "pickle": b"\x80\x02}.",
     }
-    with tarfile.open(path, "w") as archive:
-        for name, content in parts.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
+    write_tar(path, parts)
 
 
 def squeezed_checkpoint(path: Path) -> None:
