@@ -111,7 +111,7 @@ def alike(one: Prints, other: Prints) -> bool:
 
 # ------------------------------------------------------------------------------------------------ search
 
-_FEWEST = 1 << 21  # pairs that cost less to look at than to sort into bands
+_FEWEST = 1 << 23  # pairs that cost less to look at than to sort into bands
 _FEW = 500_000
 _AT_ONCE = 1 << 21  # candidates in memory at a time
 
@@ -152,7 +152,8 @@ def near_pairs(
 def _all_pairs(left: Hashes, right: Hashes, alone: bool, distance: int) -> Iterator[tuple[Indices, Indices]]:
     step = max(1, (1 << 17) // max(1, len(right)))  # what stays in the cache
     for start in range(0, len(left), step):
-        ones, others = np.nonzero(_count_bits(left[start : start + step, None] ^ right) <= distance)
+        near = np.flatnonzero(_count_bits(left[start : start + step, None] ^ right) <= distance)
+        ones, others = np.divmod(near, len(right))
         ones += start
         kept = ones < others if alone else slice(None)
         yield ones[kept], others[kept]

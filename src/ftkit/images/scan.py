@@ -6,8 +6,6 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any, Self
 
 from ftkit.errors import FtkitError
@@ -15,6 +13,9 @@ from ftkit.images.folders import LocalFolder, RemoteFolder, find_splits, open_fo
 from ftkit.images.workers import close_workers, start_workers
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from concurrent.futures import Executor, Future
+
     from ftkit.images.journal import Journal
     from ftkit.images.report import ScanReport
     from ftkit.images.tally import Tally
@@ -81,8 +82,10 @@ def scan_images(
     try:
         if executor is None:
             number = workers or _cores()
-            start_workers(min(number, 2))  # the others when there is work for them
-        # The rest is imported while they start.
+            start_workers(1)  # the others when there is work for them
+        # The rest is imported while it starts.
+        from concurrent.futures import ThreadPoolExecutor
+
         from ftkit.images.journal import Journal
         from ftkit.images.report import ScanReport
         from ftkit.images.tally import Tally
@@ -123,6 +126,8 @@ def _run(
     bar: _Bar,
 ) -> None:
     """Hand the files out, ``least`` to ``size`` at a time, a few tasks ahead, and take the verdicts in as they come."""
+    from concurrent.futures import FIRST_COMPLETED, wait
+
     ahead = 2 * getattr(pool, "_max_workers", 32) + 2
     running: set[Future[list[bytes]]] = set()
     files = folder.walk(tally.note, tally.enter)

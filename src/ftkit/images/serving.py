@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -34,8 +35,11 @@ def serve() -> None:
     answers, ticks = os.dup(1), os.dup(2)
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # libraries print
+    gc.disable()  # while so much is made that stays, collections find nothing
     from ftkit.images import checks
 
+    gc.freeze()
+    gc.enable()
     warnings.simplefilter("ignore")
     os.dup2(silence, 2)
     idle_since: list[float] = [time.monotonic()]  # empty while at work
