@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +98,7 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         # The name keeps clear of the limit of 255 bytes that most file systems set.
         stem = os.fsencode(target.name)[:180].decode(errors="ignore")
-        temporary = target.with_name(f".{stem}.{secrets.token_hex(6)}{_LITTER_SUFFIX}")
+        temporary = target.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, mode)
         if sys.platform != "win32":

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import re
-import secrets
 import shutil
 import sys
 import time
@@ -358,7 +357,7 @@ def _unwritable(dest: Path, cause: OSError) -> FileWriteError:
 def _locked_folder(dest: Path) -> tuple[Path, int]:
     stem = os.fsencode(dest.name)[:180].decode(errors="ignore")
     while True:
-        folder = dest.with_name(f".{stem}.{secrets.token_hex(6)}{_LITTER_SUFFIX}")
+        folder = dest.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
         folder.mkdir()
         if sys.platform == "win32":
             return folder, -1

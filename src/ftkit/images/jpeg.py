@@ -162,10 +162,11 @@ def _look_for_seam(data: bytes, header: JpegHeader, grey: Pixels) -> None:
     """Raise Broken when blocks have shifted in brightness without a complaint of the decoder."""
     if header.process > 1 or not header.interleaved or grey.shape[0] != -(-header.height // 8):
         return
-    if grey[-1].max() - grey[-1].min() <= 2:  # a gap filled with grey begins in the same way, and has its own kind
-        return
     width, height = header.unit
-    for row, column in find_seams(grey, width // 8, height // 8):
+    seams = find_seams(grey, width // 8, height // 8)
+    if not seams or grey[-1].max() - grey[-1].min() <= 2:  # a gap filled with grey begins alike and has its own kind
+        return
+    for row, column in seams:
         full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
         if confirm_seam(full, row, column, width, height):
             raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels have shifted")

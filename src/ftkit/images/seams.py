@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["confirm_seam", "find_seams"]
 
-Floats: TypeAlias = "npt.NDArray[np.float32]"
+Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
 
 _LEAST = 16  # levels of brightness that a seam is high, at least
 _STEP = 4  # levels of a single pixel's step
@@ -39,30 +38,37 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
     if rows < 6 or columns < 8:
         return []
     grey = eighth[: rows * unit_height, : columns * unit_width]
-    steps: Floats = np.subtract(
-        grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.float32
-    )
+    steps = np.subtract(grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.int32)
     for at in range(1, unit_width):
         steps[:, ::unit_width] += steps[:, at::unit_width]
-    steps = steps[:, ::unit_width] / np.float32(unit_width)
-    # A seam from column c on in a row and up to c in the row below, for each c; and the steps that are not on it.
-    along, size = _running_sums(steps), _running_sums(np.abs(steps))
-    right, left = along[:-1, -1:] - along[:-1], along[1:]
-    seam = np.abs(right + left)
-    rest = (size[1:, -1:] + columns) - size[1:] + size[:-1]
-    standing_out = (seam >= _CLEAR * rest) & (seam >= _LEAST * columns)
-    if not standing_out.any():  # as for nearly all pictures
+    steps = steps[:, ::unit_width]
+    # One row after the other, the steps of a seam follow each other, as many as there are columns: from behind some
+    # column c in a row up to c in the row below. Summed so far, up to any step, they give the sum over each seam.
+    along = _sums(steps)
+    shape = rows - 2, columns  # a seam for each c
+    before, after = along[1:-columns].reshape(shape), along[columns + 1 :].reshape(shape)
+    seam = np.abs(after - before)
+    across = columns * unit_width
+    if seam.max() < _LEAST * across:
         return []
-    places = np.flatnonzero(standing_out.any(1))
-    clear = seam / rest
-    seam_size = size[:-1, -1:] - size[:-1] + size[1:]
+    size = _sums(np.abs(steps))
+    seam_size = (size[columns + 1 :] - size[1:-columns]).reshape(shape)
+    ends = size[::columns, None]
+    rest = (ends[2:] - ends[:-2] + across) - seam_size
+    places = np.flatnonzero((seam >= np.maximum(_CLEAR * rest, _LEAST * across)).any(1))
+    if not len(places):  # as for nearly all pictures
+        return []
+    turns = along[columns:-columns:columns, None]
     inside = slice(1, columns - 2)  # for each c but the outermost
-    right, left, seam, seam_size, clear = (values[places, inside] for values in (right, left, seam, seam_size, clear))
-    count = np.arange(2, columns - 1, dtype=np.float32)
+    right, left, seam, seam_size, rest = (
+        values[places, inside] for values in (turns - before, after - turns, seam, seam_size, rest)
+    )
+    clear = seam / rest
+    count = np.arange(2, columns - 1)
     clear[
-        (seam < _LEAST * columns)
+        (seam < _LEAST * across)
         | (seam < 0.75 * seam_size)  # one sign nearly everywhere
-        | (right * left <= 0)
+        | (np.sign(right) * left <= 0)
         | (np.abs(right) * columns < 0.5 * seam * (columns - count))  # on both sides of the turn
         | (np.abs(left) * columns < 0.5 * seam * count)
     ] = 0
@@ -75,21 +81,18 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
             break
         row, column = int(places[place]) + 1, at + 2
         # Within the row, too, the brightness steps where the seam turns.
-        line = grey[row * unit_height].astype(np.float32)
-        step = line[column * unit_width] - line[column * unit_width - 1]
-        if 0.4 < step * columns / (right + left)[place, at] < 2.5:
+        line = grey[row * unit_height]
+        step = int(line[column * unit_width]) - int(line[column * unit_width - 1])
+        if 0.4 < step * across / (right + left)[place, at] < 2.5:
             found.append((row, column))
     return found[:4]
 
 
-def _running_sums(rows: Floats) -> Floats:
-    columns = rows.shape[1]
-    return np.cumsum(rows, 1) if columns > 256 else rows @ _triangle(columns)  # what costs less
-
-
-@lru_cache(64)  # a data set has few sizes
-def _triangle(side: int) -> Floats:
-    return np.triu(np.ones((side, side), np.float32))
+def _sums(values: Integers) -> Integers:
+    """Return the sums over all values before the first, the second, ... and over all."""
+    sums = np.zeros(values.size + 1, np.int32)  # may overflow, which their differences never do
+    values.cumsum(dtype=np.int32, out=sums[1:])
+    return sums
 
 
 def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -> bool:
