@@ -1078,10 +1078,10 @@ def test_a_read_only_folder_is_a_clear_error() -> None:
         folder.chmod(0o555)
         done = run_child(
             """
-            import os, sys, torch
+            import os, sys, numpy.random, torch
             from ftkit import CheckpointManager, save_checkpoint
             from ftkit.errors import FileWriteError
-            if os.geteuid() == 0:
+            if os.geteuid() == 0:  # nobody may not be able to read a package of root's: all is imported by now
                 os.setgid(65534), os.setuid(65534)
             for write in (
                 lambda: save_checkpoint(sys.argv[1] + "/0.safetensors", model=torch.nn.Linear(1, 1)),
