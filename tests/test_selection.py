@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ftkit.errors import SelectionError
+from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import compile_pattern, select, tied, unwrap
 
 # Two letters and short names make collisions and near misses likely.
@@ -221,6 +221,15 @@ def test_wrappers_are_looked_through(model: nn.Module) -> None:
     assert unwrap(wrapped) is model
     assert names(wrapped, "layer1") == ["layer1.weight", "layer1.bias"]
     assert len(names(model, wrapped)) == 10
+
+
+@pytest.mark.parametrize("given", ["weights.pt", nn.Linear, {"weight": torch.zeros(1)}, None])
+def test_what_is_no_model(given: object) -> None:
+    """A path in the model's place, a class or a state dict is said to be one."""
+    with pytest.raises(
+        FtkitError, match=f"must be a torch.nn.Module.*{getattr(given, '__name__', type(given).__name__)}"
+    ):
+        unwrap(given)
 
 
 def test_a_model_that_is_one_layer() -> None:

@@ -278,6 +278,13 @@ def test_rename(rename):
     assert holds(model, 7)
 
 
+@pytest.mark.parametrize("rename", ["backbone.", 3, [("(", "")]])
+def test_what_is_no_renaming(rename):
+    """It is an error that says what would be one."""
+    with pytest.raises(CheckpointError, match="no dict of prefixes"):
+        load_weights(Net(), Net().state_dict(), rename=rename)
+
+
 def test_rename_to_none_leaves_out():
     """A function that gives ``None`` leaves a tensor out without a complaint."""
     source = sevens() | {"aux.w": torch.ones(2)}

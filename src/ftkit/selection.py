@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 import torch
 from torch import nn
 
-from ftkit.errors import SelectionError, did_you_mean
+from ftkit.errors import FtkitError, SelectionError, did_you_mean
 
 __all__ = ["HasModules", "Selection", "Selector", "compile_pattern", "select", "tied", "unwrap"]
 
@@ -118,8 +118,11 @@ def tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(others) for first, *others in names.values() if others}
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: object) -> nn.Module:
     """Return the model inside ``torch.compile`` and data-parallel wrappers, or the model itself.
+
+    Raises:
+        FtkitError: This is no model.
 
     Example:
         >>> import torch
@@ -128,6 +131,9 @@ def unwrap(model: nn.Module) -> nn.Module:
         >>> unwrap(torch.nn.DataParallel(layer)) is layer
         True
     """
+    if not isinstance(model, nn.Module):
+        came = f"the class {model.__name__}: call it" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise FtkitError(f"The model must be a torch.nn.Module, but this is {came}.")
     while True:
         inner = None if isinstance(model, torch.jit.ScriptModule) else model._modules.get("_orig_mod")
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -122,7 +122,7 @@ def test_names_that_are_not_utf8(pets: Path, jpegs: list[bytes]) -> None:
     str(report).encode()
 
 
-def test_a_wrong_root_or_split_is_an_error_with_a_hint(pets: Path) -> None:
+def test_wrong_arguments_are_errors_with_a_hint(pets: Path) -> None:
     """The message names the closest folder."""
     with pytest.raises(FtkitError, match="no folder"):
         scan_images(pets / "nowhere")
@@ -130,6 +130,11 @@ def test_a_wrong_root_or_split_is_an_error_with_a_hint(pets: Path) -> None:
         scan_images(pets, splits=["trian"])
     with ThreadPoolExecutor(1) as executor, pytest.raises(FtkitError, match="not both"):
         scan_images(pets, executor=executor, workers=2)
+    with pytest.raises(FtkitError, match="workers=0"):
+        scan_images(pets, workers=0)
+    for timeout in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(FtkitError, match="timeout="):
+            scan_images(pets, timeout=timeout)
 
 
 def test_splits_by_other_names(pets: Path) -> None:

@@ -108,7 +108,7 @@ def save_checkpoint(
         >>> checkpoint.epoch, checkpoint.extra
         (3, {'classes': ['ant', 'bee']})
     """
-    sharded = ranks.holds_shards(model.parameters())
+    sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},

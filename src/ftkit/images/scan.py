@@ -61,7 +61,7 @@ def scan_images(
         The report: see `ScanReport`.
 
     Raises:
-        FtkitError: ``root`` is no folder, a split does not exist, or workers can't start.
+        FtkitError: ``root`` is no folder, a split does not exist, a number makes no sense, or workers can't start.
 
     Example:
         >>> from PIL import Image
@@ -76,6 +76,10 @@ def scan_images(
     """
     if executor is not None and workers is not None:
         raise FtkitError("Give executor or workers, not both: the executor knows how many it has.")
+    if workers is not None and workers < 1:
+        raise FtkitError(f"workers={workers}: a scan needs one worker process or more. Leave it out for one a core.")
+    if not 0 < timeout < float("inf"):
+        raise FtkitError(f"timeout={timeout}: give the seconds after which a file is given up, more than 0.")
     start = time.perf_counter()
     folder = open_folder(root)
     named = find_splits(folder.tops(), folder.name, splits)

@@ -399,6 +399,13 @@ def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
         0                      trains, 1.02 K backward                       frozen
         1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
     """
+    both: Iterable[object] = (a, b)
+    for given in both:
+        if not isinstance(given, ModelSummary):
+            came = type(given).__name__
+            raise FtkitError(
+                f"compare takes two summaries, but this is a {came}: summary(model, input_size) makes one."
+            )
     return Comparison(a, b)
 
 

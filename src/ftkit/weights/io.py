@@ -119,7 +119,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         >>> load_weights(model, "linear.safetensors")
         Loaded 2 of 2 tensors from linear.safetensors (verified)
     """
-    tensors: dict[str, Any] = dict(unwrap(model).state_dict() if isinstance(model, nn.Module) else model)
+    tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
     if Path(path).suffix in _TORCH_SUFFIXES:
         if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
             raise CheckpointError(

@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ftkit.errors import CheckpointError
 from ftkit.weights.sources import Entry, Nest
 
 __all__ = ["Match", "Places", "Rename", "best_match", "renamer", "suggestions"]
@@ -166,7 +167,13 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
             return name
 
         return by_prefix
-    pairs = [(re.compile(pattern), replacement) for pattern, replacement in rename]
+    try:
+        pairs = [(re.compile(pattern), replacement) for pattern, replacement in rename]
+    except (TypeError, ValueError, re.error) as error:
+        raise CheckpointError(
+            f"rename={rename!r} is no dict of prefixes, no function of a name, and no pairs of a regular expression "
+            f"and its replacement: {error}."
+        ) from error
 
     def by_pattern(name: str) -> str:
         for pattern, replacement in pairs:
