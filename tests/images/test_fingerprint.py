@@ -45,15 +45,18 @@ def clustered(count: int, seed: int) -> np.ndarray:
 def test_the_search_is_exact(count: int, others: int, seed: int, distance: int) -> None:
     """It finds the pairs that comparing each with each finds, within one set and between two."""
     left, right = clustered(count, seed), clustered(others, seed)[::-1].copy()
-    assert found(near_pairs(left, right, distance)) == brute(left, right, distance)
-    alone = found(near_pairs(left, distance=distance))
-    assert {(min(pair), max(pair)) for pair in alone} == {(i, j) for i, j in brute(left, left, distance) if i < j}
+    for fewest in (fingerprint._FEWEST, 0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fingerprint, "_FEWEST", fewest)  # all pairs; in bands, as big sets are searched
+            assert found(near_pairs(left, right, distance)) == brute(left, right, distance)
+            alone = found(near_pairs(left, distance=distance))
+        assert {(min(pair), max(pair)) for pair in alone} == {(i, j) for i, j in brute(left, left, distance) if i < j}
 
 
-@pytest.mark.parametrize("limits", [{"_FEW": 0}, {"_AT_ONCE": 7}])
+@pytest.mark.parametrize("limits", [{}, {"_FEWEST": 0, "_FEW": 0}, {"_FEWEST": 0, "_AT_ONCE": 7}])
 def test_big_sets_and_small_memory_make_no_difference(monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
-    """The wider bands of big sets, and candidates taken in pieces, find the same pairs."""
-    hashes = clustered(150, 3)
+    """Several pieces of all pairs, the wider bands of big sets, and candidates taken in pieces find the same pairs."""
+    hashes = clustered(400, 3)
     expected = {(i, j) for i, j in brute(hashes, hashes, 8) if i < j}
     for name, value in limits.items():
         monkeypatch.setattr(fingerprint, name, value)

@@ -111,7 +111,7 @@ def alike(one: Prints, other: Prints) -> bool:
 
 # ------------------------------------------------------------------------------------------------ search
 
-_FEWEST = 1 << 23  # pairs that cost less to look at than to sort into bands
+_FEWEST = 1 << (23 if hasattr(np, "bitwise_count") else 18)  # pairs that cost less to look at than to sort into bands
 _FEW = 500_000
 _AT_ONCE = 1 << 21  # candidates in memory at a time
 
