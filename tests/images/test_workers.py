@@ -16,7 +16,7 @@ import pytest
 
 from ftkit import FtkitError, scan_images
 from ftkit.images import workers
-from ftkit.images.workers import Casualty, close_workers, run_jobs, start_workers
+from ftkit.images.workers import Casualty, close_workers, run_jobs, start_worker
 
 # A Pillow plug-in for files that kill, stall or eat their decoder; sitecustomize brings it into every process.
 EVIL = """
@@ -125,7 +125,7 @@ def test_workers_are_kept_and_closed(pets: Path) -> None:
 def test_no_worker_outlives_its_caller(pets: Path) -> None:
     """Not even when the caller is killed."""
     script = (
-        "import time; from ftkit.images.workers import *; start_workers(1); print('up', flush=True); time.sleep(60)"
+        "import time; from ftkit.images.workers import *; start_worker(); print('up', flush=True); time.sleep(60)"
     )
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert caller.stdout is not None
@@ -180,7 +180,8 @@ def test_threads_share_the_workers(pets: Path) -> None:
 
 def test_started_workers_wait(pets: Path) -> None:
     """Workers that were started ahead take the first jobs."""
-    start_workers(2)
+    start_worker()
+    start_worker()
     before = [child for child in children(os.getpid()) if is_worker(child)]
     list(run_jobs([["check", str(next(pets.rglob("*.jpg")))]], 10.0))
     assert [child for child in children(os.getpid()) if is_worker(child)] == before

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ftkit.errors import FtkitError
 from ftkit.images.folders import LocalFolder, RemoteFolder, find_splits, open_folder
-from ftkit.images.workers import close_workers, start_workers
+from ftkit.images.workers import close_workers, start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def scan_images(
     try:
         if executor is None:
             number = workers or _cores()
-            start_workers(1)  # the others when there is work for them
+            start_worker()  # the others when there is work for them
         # The rest is imported while it starts.
         from concurrent.futures import ThreadPoolExecutor
 

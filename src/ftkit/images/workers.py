@@ -17,7 +17,7 @@ from typing import IO, Any
 from ftkit.errors import FtkitError
 from ftkit.images.serving import FAULT, READY, TICK_SECONDS
 
-__all__ = ["Casualty", "check_batch", "close_workers", "run_jobs", "start_workers", "verdict_of", "write_line"]
+__all__ = ["Casualty", "check_batch", "close_workers", "run_jobs", "start_worker", "verdict_of", "write_line"]
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit.images.serving import serve; serve()"
 _START_SECONDS = 120
@@ -185,10 +185,9 @@ def _give_back(worker: _Worker) -> None:
         _idle.append(worker)
 
 
-def start_workers(number: int) -> None:
-    """Have workers start up while the caller prepares their work."""
-    for _ in range(number):
-        _give_back(_Worker())
+def start_worker() -> None:
+    """Have a worker start up while the caller prepares its work."""
+    _give_back(_Worker())
 
 
 def close_workers() -> None:
