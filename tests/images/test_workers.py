@@ -124,9 +124,7 @@ def test_workers_are_kept_and_closed(pets: Path) -> None:
 
 def test_no_worker_outlives_its_caller(pets: Path) -> None:
     """Not even when the caller is killed."""
-    script = (
-        "import time; from ftkit.images.workers import *; start_worker(); print('up', flush=True); time.sleep(60)"
-    )
+    script = "import time; from ftkit.images.workers import *; start_worker(); print('up', flush=True); time.sleep(60)"
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert caller.stdout is not None
     caller.stdout.readline()
