@@ -37,9 +37,9 @@ import numpy as np
 from PIL import Image
 
 from ftkit import scan_images
-from ftkit.images.checks import check_bytes, check_file
-from ftkit.images.findings import KINDS
-from ftkit.images.fingerprint import near_pairs
+from ftkit._images.checks import check_bytes, check_file
+from ftkit._images.findings import KINDS
+from ftkit._images.fingerprint import near_pairs
 
 SECTIONS: dict[str, Callable[[Path, int], None]] = {}
 

@@ -1,4 +1,4 @@
-"""Tests for ``ftkit.cli``: the library's calls from a shell, with errors in one line."""
+"""Tests for ``ftkit._cli``: the library's calls from a shell, with errors in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ftkit import save_weights
-from ftkit.cli import main
+from ftkit._cli import main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -179,7 +179,7 @@ def test_errors_take_one_line(run: Run, arguments: list[str]) -> None:
 
 def test_as_a_program(pets: Path, tmp_path: Path) -> None:
     """The installed call: no torch for archives, and a reader that stops early is no error."""
-    code = "import sys; from ftkit.cli import main; status = main(); sys.exit(9 if 'torch' in sys.modules else status)"
+    code = "import sys; from ftkit._cli import main; status = main(); sys.exit(9 if 'torch' in sys.modules else status)"
     command = [sys.executable, "-c", code, "extract", "pets.zip", "data"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -193,7 +193,7 @@ def test_as_a_program(pets: Path, tmp_path: Path) -> None:
 
 def test_names_that_a_terminal_can_not_show(pets: Path, tmp_path: Path) -> None:
     """A Korean name on an ASCII terminal is escaped, not an error."""
-    code = "import sys; from ftkit.cli import main; sys.exit(main())"
+    code = "import sys; from ftkit._cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", code, "extract", "pets.zip", "사진"],
         cwd=tmp_path,

@@ -15,8 +15,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit._files import atomic_write, digest, remove_litter
 from ftkit.errors import FileWriteError
-from ftkit.files import atomic_write, digest, remove_litter
 
 
 @given(st.binary())
@@ -107,8 +107,8 @@ def test_a_folder_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script that imports nothing but ftkit.files and the standard library."""
-    head = "import os, sys, signal, resource\nfrom pathlib import Path\nfrom ftkit.files import *\n"
+    """Run a script that imports nothing but ftkit._files and the standard library."""
+    head = "import os, sys, signal, resource\nfrom pathlib import Path\nfrom ftkit._files import *\n"
     return subprocess.run(
         [sys.executable, "-c", head + textwrap.dedent(script), *map(str, arguments)],
         capture_output=True,

@@ -16,10 +16,10 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim import lr_scheduler
 
+from ftkit._freezing.freeze import freeze, freeze_except, unfreeze
+from ftkit._freezing.schedules import FreezeSchedule
+from ftkit._groups import layout, param_groups, restore_layout
 from ftkit.errors import FtkitError, SelectionError
-from ftkit.freezing.freeze import freeze, freeze_except, unfreeze
-from ftkit.freezing.schedules import FreezeSchedule
-from ftkit.groups import layout, param_groups, restore_layout
 
 
 def options(groups: list[dict[str, object]], rate: str = "lr") -> dict[int, tuple[float, float]]:

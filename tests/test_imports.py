@@ -26,8 +26,8 @@ def loaded(statement: str) -> set[str]:
         "from ftkit import FtkitError, EarlyStopping",
         "from ftkit import extract_archive",
         "from ftkit import scan_images, restore, ScanReport",
-        "import ftkit.archives, ftkit.images",
-        "import ftkit.cli",
+        "import ftkit._archives, ftkit._images",
+        "import ftkit._cli",
     ],
 )
 def test_no_torch(statement: str) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, RandomSampler, Subset, WeightedRandomSampler
 
 from ftkit import load_checkpoint, save_checkpoint
+from ftkit._loaders import ResumableLoader
 from ftkit.errors import CheckpointError, FtkitError
-from ftkit.loaders import ResumableLoader
 
 
 class Noisy(Dataset[torch.Tensor]):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit import EarlyStopping, FtkitError
-from ftkit.monitor import is_better, metric_value
+from ftkit._monitor import is_better, metric_value
 
 numbers = st.floats(allow_nan=False, width=32)
 

@@ -413,7 +413,7 @@ def test_nothing_explodes(tmp_path, make):
 
 def test_a_checkpoint_does_not_explode(tmp_path, monkeypatch):
     """What is compressed in a checkpoint's text unpacks up to a limit."""
-    monkeypatch.setattr("ftkit.nests._FREE_BYTES", 1 << 26)
+    monkeypatch.setattr("ftkit._tensors.pytree._FREE_BYTES", 1 << 26)
     squeezed_checkpoint(tmp_path / "x.safetensors")
     before = memory()
     with pytest.raises(DamagedFileError, match="a bomb"):
@@ -573,7 +573,7 @@ def test_hostile_headers(tmp_path, name):
 
 def test_signed_nonsense(tmp_path):
     """A header whose digest is right but whose own records are nonsense is refused too."""
-    from ftkit.files import digest
+    from ftkit._files import digest
 
     for own in ('{"tied":{"b":"a"}}', '{"xxh3_128":[1]}', '{"tied":3}', "[1]", "null", "{", '{"xxh3_128":{"a":1}}'):
         entries = {"__metadata__": {"ftkit.tensors": own, "ftkit.header": "0" * 32}, "a": entry(0, 8, [2])}

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from ftkit.images.checks import check_bytes, check_file, do_thumbnail
-from ftkit.images.findings import KINDS
-from ftkit.images.seams import confirm_seam
+from ftkit._images.checks import check_bytes, check_file, do_thumbnail
+from ftkit._images.findings import KINDS
+from ftkit._images.seams import confirm_seam
 
 Encode = Callable[..., bytes]
 

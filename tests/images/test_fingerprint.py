@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ftkit.images import fingerprint
-from ftkit.images.checks import check_bytes
-from ftkit.images.fingerprint import MIRROR, Prints, Unions, alike, fingerprints, near_pairs
+from ftkit._images import fingerprint
+from ftkit._images.checks import check_bytes
+from ftkit._images.fingerprint import MIRROR, Prints, Unions, alike, fingerprints, near_pairs
 
 
 def brute(left: np.ndarray, right: np.ndarray, distance: int) -> set[tuple[int, int]]:

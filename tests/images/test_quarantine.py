@@ -148,9 +148,9 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from ftkit.images import quarantine
-from ftkit.images.findings import Finding
-from ftkit.images.report import ScanReport
+from ftkit._images import quarantine
+from ftkit._images.findings import Finding
+from ftkit._images.report import ScanReport
 
 moves, work, kill_at = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 steps = 0
@@ -174,8 +174,8 @@ if sys.argv[4] == "far":  # as between two file systems: copy, then remove
         step()
         unlink(self, *args, **kwargs)
     Path.unlink = slow
-import ftkit.images.gallery
-ftkit.images.gallery.write_gallery = lambda *a: None
+import ftkit._images.gallery
+ftkit._images.gallery.write_gallery = lambda *a: None
 if moves:
     names = sorted(str(path) for path in Path(work, "data").rglob("*") if path.name.startswith("bad"))
     report = ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ftkit import FtkitError, ScanReport, scan_images
-from ftkit.images import folders
+from ftkit._images import folders
 
 
 def kinds(report: ScanReport, name: str) -> list[str]:
@@ -152,7 +152,7 @@ def test_a_script_without_a_main_guard_scans_and_no_process_imports_torch(pets: 
     script.write_text(
         f"import sys\nfrom ftkit import scan_images\nprint(scan_images({str(pets)!r}, workers=1).images)\n"
         "assert not {'torch', 'PIL', 'simplejpeg'} & set(sys.modules)\n"
-        "import ftkit.images.checks\nassert 'simplejpeg' in sys.modules and 'torch' not in sys.modules\n"
+        "import ftkit._images.checks\nassert 'simplejpeg' in sys.modules and 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "10\n"), done.stderr

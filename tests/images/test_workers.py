@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from ftkit import FtkitError, scan_images
-from ftkit.images import workers
-from ftkit.images.workers import Casualty, close_workers, run_jobs, start_worker
+from ftkit._images import workers
+from ftkit._images.workers import Casualty, close_workers, run_jobs, start_worker
 
 # A Pillow plug-in for files that kill, stall or eat their decoder; sitecustomize brings it into every process.
 EVIL = """
@@ -107,7 +107,7 @@ def children(parent: int) -> list[int]:
 def is_worker(process: int) -> bool:
     """Whether it is one of ours."""
     try:
-        return b"ftkit.images.serving" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"ftkit._images.serving" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -124,7 +124,7 @@ def test_workers_are_kept_and_closed(pets: Path) -> None:
 
 def test_no_worker_outlives_its_caller(pets: Path) -> None:
     """Not even when the caller is killed."""
-    script = "import time; from ftkit.images.workers import *; start_worker(); print('up', flush=True); time.sleep(60)"
+    script = "import time; from ftkit._images.workers import *; start_worker(); print('up', flush=True); time.sleep(60)"
     caller = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert caller.stdout is not None
     caller.stdout.readline()

@@ -1,0 +1,200 @@
+"""``extract_archive``: the members that ``formats`` reads, written by ``tree``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tqdm import tqdm
+
+from ftkit._archives.members import Archive, Limits
+from ftkit._archives.packing import TAR_MAGIC
+from ftkit._archives.sevenzip import MAGIC as SEVEN_ZIP_MAGIC
+from ftkit._archives.sevenzip import read_7z
+from ftkit._archives.tars import is_tar_header, read_tar
+from ftkit._archives.tree import Tree, publish, staged
+from ftkit._archives.zips import read_zip
+from ftkit._wording import in_bytes, plural
+from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
+
+__all__ = ["ArchiveReport", "extract_archive"]
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveReport:
+    """What came out of an archive, and what was left out.
+
+    Attributes:
+        source: The archive.
+        dest: The folder that holds its files now.
+        format: What it was: ``"zip"``, ``"tar"``, ``"tar.gz"``, ``"7z"``, ...
+        files: How many files and links were written.
+        bytes: The size of the files.
+        left_out: How many files of other systems' own were left out, by kind: ``__MACOSX``, ``.DS_Store``,
+            ``Thumbs.db`` and ``._*`` (the side files of macOS).
+        encoding: In which the names were written, where the archive did not say so itself; None where all were
+            ASCII or marked.
+        stripped: The wrapping folder that was taken away, or None.
+        set_uid: How many files came with a set-uid or set-gid bit. They lost it.
+    """
+
+    source: Path
+    dest: Path
+    format: str
+    files: int
+    bytes: int
+    left_out: dict[str, int]
+    encoding: str | None = None
+    stripped: str | None = None
+    set_uid: int = 0
+
+    def __str__(self) -> str:
+        lines = [f"{self.source} ({self.format}) -> {self.dest}: {plural(self.files, 'file')}, {in_bytes(self.bytes)}"]
+        if self.encoding:
+            lines.append(f"names read as {self.encoding}")
+        if self.stripped:
+            lines.append(f"the wrapping folder {self.stripped!r} was taken away")
+        if self.left_out:
+            kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(self.left_out.items()))
+            lines.append(f"left out: {kinds}")
+        if self.set_uid:
+            lines.append(f"set-uid and set-gid bits dropped: {plural(self.set_uid, 'file')}")
+        return "\n  ".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain types, ready for JSON."""
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+
+
+def extract_archive(
+    source: str | os.PathLike[str],
+    dest: str | os.PathLike[str],
+    *,
+    max_bytes: float = 1 << 38,
+    max_ratio: float = 500.0,
+    max_files: float = 5_000_000,
+    encoding: str | None = None,
+    password: str | bytes | None = None,
+    strip: bool = False,
+) -> ArchiveReport:
+    """Unpack the archive ``source`` into the folder ``dest``: all of it, checked, or nothing.
+
+    Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are told apart by content. The members
+    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held; an error leaves
+    nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+
+    Names that don't say their encoding are decoded by evidence over the whole archive (UTF-8, CP949, Shift-JIS, GBK
+    or CP437). What other systems leave in archives (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) is left
+    out. Files get their times, and modes without set-uid bits or write access for others. Links that stay
+    inside are made.
+
+    Refused, by the name of the member: paths that are absolute, have a drive or climb with ``..``; links that lead
+    out; devices and FIFOs; members that would take one place (twice the same name, one name in two Unicode forms, or
+    in two cases where the file system does not tell them apart); and bombs.
+
+    Args:
+        source: The archive.
+        dest: The folder to make. Missing parents are made, too.
+        max_bytes: The most it may unpack to; 256 GiB by default.
+        max_ratio: The most that the archive, and each member of a zip, may unpack to, in its packed sizes. Masks and
+            tables may reach hundreds, bombs a thousand and more. Up to 32 MiB any ratio passes.
+        max_files: The most members.
+        encoding: Forces the encoding of names that don't say theirs.
+        password: For encrypted members.
+        strip: Take away the one folder that holds everything, if there is such a folder.
+
+    Returns:
+        What came, and what was left out.
+
+    Raises:
+        ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or wants what is refused.
+        FileWriteError: ``dest`` is a file or not empty, or can't be written.
+
+    Example:
+        >>> import zipfile
+        >>> from ftkit import extract_archive
+        >>> with zipfile.ZipFile("pets.zip", "w") as archive:
+        ...     archive.writestr("cats/tom.jpg", b"...")
+        ...     archive.writestr("__MACOSX/cats/._tom.jpg", b"...")
+        >>> print(extract_archive("pets.zip", "pets"))
+        pets.zip (zip) -> pets: 1 file, 3 B
+          left out: __MACOSX (1)
+    """
+    source, dest = Path(source), Path(dest)
+    target = Path(os.path.realpath(dest))
+    if not source.is_file():
+        close = did_you_mean(source.name, (path.name for path in source.parent.glob("*") if path.is_file()))
+        raise ArchiveError(f"There is no file {source}.{close}")
+    try:
+        "".encode(encoding or "ascii")
+    except LookupError:
+        raise ArchiveError(f"Python knows no encoding {encoding!r}; 'cp949', 'shift_jis', 'gbk' are some.") from None
+    limits = Limits(max_bytes, max_ratio, max_files, packed=source.stat().st_size)
+    secret = password.encode() if isinstance(password, str) else password
+    try:
+        with (
+            source.open("rb") as file,
+            staged(target) as folder,
+            tqdm(unit="B", unit_scale=True, desc=f"unpacking {source.name}", disable=None, delay=1) as progress,
+        ):
+            archive = _open(source, file, limits, encoding, secret)
+            progress.total = archive.total
+            tree = Tree(folder, limits, progress.update)
+            _check_space(folder, archive)
+            _fill(tree, archive)
+            top = tree.single_folder() if strip else []
+            tree.make_links(top)
+            publish(folder.joinpath(*top), target)
+    except (ArchiveError, FileWriteError) as error:
+        error.args = (f"{source} was not unpacked, and nothing is left behind: {error}",)
+        raise
+    except OSError as error:
+        raise ArchiveError(f"{source} can't be read: {error.strerror or error}.") from error
+    return ArchiveReport(
+        source,
+        dest,
+        archive.format,
+        tree.files,
+        tree.bytes,
+        dict(tree.left_out),
+        archive.encoding,
+        top[0] if top else None,
+        tree.set_uid,
+    )
+
+
+def _open(source: Path, file: IO[bytes], limits: Limits, encoding: str | None, password: bytes | None) -> Archive:
+    """Open an archive by what it holds, whatever its suffix."""
+    head = file.read(512)
+    file.seek(0)
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
+        return read_zip(file, limits, encoding, password)
+    if head.startswith(SEVEN_ZIP_MAGIC):
+        return read_7z(file, limits, password)
+    packing = next((packing for packing, (magic, _) in TAR_MAGIC.items() if head.startswith(magic)), None)
+    if packing or is_tar_header(head):
+        return read_tar(source, file, packing, limits, encoding)
+    if zipfile.is_zipfile(file):  # behind a program that unpacks itself
+        return read_zip(file, limits, encoding, password)
+    looks = f"it starts with {head[:8]!r}" if head else "it is empty"
+    raise ArchiveError(f"it is none of zip, tar, tar.gz, tar.bz2, tar.xz, tar.zst and 7z: {looks}.")
+
+
+def _check_space(folder: Path, archive: Archive) -> None:
+    free = shutil.disk_usage(folder).free
+    if archive.total is not None and archive.total > free:
+        raise FileWriteError(f"it needs {in_bytes(archive.total)}, and the disk has {in_bytes(free)} left.")
+
+
+def _fill(tree: Tree, archive: Archive) -> None:
+    for batch in archive.batches:
+        claimed = [member for member in batch if tree.claim(member)]
+        if archive.pour is not None:
+            archive.pour(tree, claimed)
+        else:
+            for member in claimed:
+                tree.write(member)

@@ -1,0 +1,167 @@
+"""What the readers of all formats have in common: members, limits, and how damage is said."""
+
+from __future__ import annotations
+
+import contextlib
+import lzma
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ftkit.errors import ArchiveError, FtkitError
+
+if TYPE_CHECKING:
+    from ftkit._archives.tree import Tree
+
+__all__ = ["CHUNK", "FILE_KINDS", "Archive", "Check", "Limits", "Member", "check_link", "reading", "refused"]
+
+CHUNK = 1 << 20
+
+FILE_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFLNK: "link",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+}
+# Small archives of blank pictures or tables pack better than any limit: what fits here hurts nobody.
+_HARMLESS = 32 << 20
+# What a damaged file makes the readers of the standard library raise.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+)
+
+
+@dataclass(slots=True)
+class Member:
+    """One entry of an archive, its name as the archive spells it.
+
+    Attributes:
+        name: Its path in the archive, trusted by nobody.
+        kind: ``"file"``, ``"folder"``, ``"link"`` or ``"hard link"``; anything else is the reason to refuse it.
+        size: Bytes announced.
+        mode: Permission bits, or None where the archive has none.
+        modified: Seconds since 1970, or None.
+        checksum: CRC-32 announced, or None.
+        target: Where a link leads: from its own folder, for a hard link from the archive's.
+        data: Reads the content, once.
+    """
+
+    name: str
+    kind: str
+    size: int = 0
+    mode: int | None = None
+    modified: float | None = None
+    checksum: int | None = None
+    target: str = ""
+    data: Callable[[], Iterator[bytes]] = lambda: iter(())
+
+
+@dataclass(slots=True)
+class Archive:
+    """An open archive.
+
+    Attributes:
+        format: ``"zip"``, ``"tar"``, ``"tar.gz"``, ...
+        batches: The members in order. All of a batch are known before the data of the first are read.
+        total: Bytes to come, where the archive says so.
+        encoding: In which the names that don't say it are written; None where there are no such names.
+        pour: Writes a batch, for formats that don't let their members be read one by one.
+    """
+
+    format: str
+    batches: Iterator[list[Member]] = field(default_factory=lambda: iter(()))
+    total: int | None = None
+    encoding: str | None = None
+    pour: Callable[[Tree, list[Member]], None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much an archive of ``packed`` bytes may unpack to."""
+
+    max_bytes: float
+    max_ratio: float
+    max_files: float
+    packed: int
+
+    def check_bytes(self, unpacked: int, packed: int | None = None) -> None:
+        """Raise if ``unpacked`` bytes are too many in all, or for the ``packed`` bytes that they came from."""
+        if unpacked > self.max_bytes:
+            raise ArchiveError(f"it unpacks to more than {self.max_bytes:,} bytes; if you trust it, raise max_bytes.")
+        packed = self.packed if packed is None else packed
+        if unpacked > _HARMLESS and unpacked > self.max_ratio * packed:
+            raise ArchiveError(
+                f"it unpacks to more than {self.max_ratio:g} times its size, as bombs do; "
+                "if you trust it, raise max_ratio."
+            )
+
+    def check_files(self, count: int) -> None:
+        """Raise if ``count`` members are too many."""
+        if count > self.max_files:
+            raise ArchiveError(f"it has more than {self.max_files:,} members; if you trust it, raise max_files.")
+
+
+class Check:
+    """Holds the content of a member against what its archive announced."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._checksum = 0
+        self.size: int = 0
+
+    def add(self, chunk: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
+        """Take the next bytes in, and give them back; raise if they are too many."""
+        self.size += len(chunk)
+        if self.size > self._member.size:
+            raise refused(self._member.name, f"is damaged: it has more than the {self._member.size:,} bytes announced")
+        if self._member.checksum is not None:
+            self._checksum = zlib.crc32(chunk, self._checksum)
+        return chunk
+
+    def end(self) -> None:
+        """Raise if there were too few bytes, or others."""
+        if self.size != self._member.size:
+            announced = f"{self.size:,} of the {self._member.size:,} bytes announced"
+            raise refused(self._member.name, f"is damaged or cut off: it has {announced}")
+        if self._member.checksum not in (None, self._checksum):
+            raise refused(self._member.name, "is damaged: its bytes don't fit their checksum")
+
+
+def check_link(member: Member) -> None:
+    """Raise if what ``member`` announces is too long for the target of a link."""
+    if member.size > 4096:
+        raise refused(member.name, f"is a link of {member.size:,} bytes")
+
+
+def refused(name: str, why: str) -> ArchiveError:
+    """Return the error that refuses the member ``name``."""
+    shown = name if len(name) <= 200 else f"{name[:100]}...{name[-80:]}"
+    return ArchiveError(f"its member {shown!r} {why}.")
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn what a reader raises on damage into an ArchiveError about ``what``."""
+    try:
+        yield
+    except FtkitError:
+        raise
+    except _DAMAGE as error:
+        raise ArchiveError(f"{what} is damaged or cut off ({str(error) or type(error).__name__}).") from error

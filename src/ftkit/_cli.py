@@ -1,0 +1,218 @@
+"""``ftkit summary|inspect|diff|scan|extract``: the library's calls, from a shell."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import importlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import ftkit
+from ftkit.errors import FtkitError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["main"]
+
+_FOUND, _FAILED = 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status of the process.
+
+    0 is success; 1 says that ``diff`` found differences or ``scan`` unusable files; 2 is an error, told in one
+    line on stderr.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import save_weights
+        >>> from ftkit._cli import main
+        >>> save_weights(torch.nn.Linear(4, 2), "linear.safetensors")
+        >>> main(["diff", "linear.safetensors", "linear.safetensors"])
+        linear.safetensors -> linear.safetensors: 2 tensors identical, 0 changed
+        0
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except (FtkitError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader of a pipe has had enough, as "head" does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        sys.stderr.write(f"ftkit: {' '.join(str(error).split())}\n")
+        return _FAILED
+    except KeyboardInterrupt:
+        return 130  # as shells say it
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(_FAILED, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ftkit", description="The chores of fine-tuning a PyTorch model.")
+    parser.add_argument("--version", action="version", version=f"ftkit {ftkit.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    summary = commands.add_parser("summary", help="what a model's layers are, and what a training step costs")
+    summary.add_argument("model", help="module:factory, or the name of a model of timm or torchvision")
+    summary.add_argument("size", nargs="*", type=_size, help="shape of each input, such as 32,3,224,224")
+    summary.add_argument("--depth", type=int, help="levels to show")
+    summary.add_argument("--mode", choices=["train", "eval"], help="as which the step is counted")
+    summary.add_argument("--json", action="store_true", help="print JSON")
+    summary.set_defaults(run=_summary)
+
+    inspect = commands.add_parser("inspect", help="what a file of weights holds, without running its code")
+    inspect.add_argument("file")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+    inspect.set_defaults(run=_inspect)
+
+    diff = commands.add_parser("diff", help="what differs between two files of weights")
+    diff.add_argument("a")
+    diff.add_argument("b")
+    diff.add_argument("--json", action="store_true", help="print JSON")
+    diff.set_defaults(run=_diff)
+
+    scan = commands.add_parser("scan", help="what in a folder of images would harm a training; nothing is changed")
+    scan.add_argument("root")
+    scan.add_argument("--workers", type=int, help="processes at a time (default: one a core)")
+    scan.add_argument("--timeout", type=float, default=10.0, help="seconds for one file (default: 10)")
+    scan.add_argument("--splits", type=_names, help="folders that are splits, such as train,val")
+    scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
+    scan.add_argument("--resume", metavar="JOURNAL", help="keep a journal, or go on from it")
+    scan.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
+    scan.add_argument("--csv", metavar="FILE", help="also write the findings as a table")
+    scan.add_argument("--json", action="store_true", help="print JSON")
+    scan.set_defaults(run=_scan)
+
+    extract = commands.add_parser("extract", help="unpack an archive into a new folder, all of it or nothing")
+    extract.add_argument("archive")
+    extract.add_argument("dest")
+    extract.add_argument("--encoding", help="of names that don't say theirs, such as cp949")
+    extract.add_argument("--password", nargs="?", const="", help="asked for where it is left out")
+    extract.add_argument("--strip", action="store_true", help="take away the one folder that holds everything")
+    for limit in ("max-bytes", "max-ratio", "max-files"):
+        extract.add_argument(f"--{limit}", type=float, default=argparse.SUPPRESS, help="limit against bombs")
+    extract.add_argument("--json", action="store_true", help="print JSON")
+    extract.set_defaults(run=_extract)
+    return parser
+
+
+def _size(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a shape such as 32,3,224,224, got {text!r}") from None
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _print(report: object, *, as_json: bool = False) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not fit the terminal
+    if as_json:
+        report = json.dumps(report.to_dict(), ensure_ascii=False, indent=1)  # type: ignore[attr-defined]
+    sys.stdout.write(f"{report}\n")
+
+
+def _summary(options: argparse.Namespace) -> int:
+    model = _model(options.model)
+    found = ftkit.summary(model, options.size or None, depth=options.depth, mode=options.mode)
+    _print(found, as_json=options.json)
+    return 0
+
+
+def _model(name: str) -> nn.Module:
+    """Build ``module:factory``, or a model of timm or torchvision, with random weights."""
+    from torch import nn
+
+    module_name, colon, factory_name = name.partition(":")
+    if not colon:
+        return _listed_model(name)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+        factory = getattr(module, factory_name, None)
+        if factory is None:
+            close = did_you_mean(factory_name, dir(module))
+            raise FtkitError(f"{module_name} has nothing by the name {factory_name!r}.{close}")
+        model: nn.Module = factory if isinstance(factory, nn.Module) else factory()
+    except FtkitError:
+        raise
+    except Exception as error:  # somebody's own code may fail in any way
+        raise FtkitError(f"{name} makes no model: {type(error).__name__}: {error}") from error
+    return model
+
+
+def _listed_model(name: str) -> nn.Module:
+    known: list[str] = []
+    model: nn.Module
+    with contextlib.suppress(ImportError):
+        import timm
+
+        if timm.is_model(name):
+            model = timm.create_model(name)
+            return model
+        known += timm.list_models()
+    with contextlib.suppress(ImportError):
+        from torchvision import models  # type: ignore[import-untyped, unused-ignore]
+
+        if name in models.list_models():
+            model = models.get_model(name)
+            return model
+        known += models.list_models()
+    raise FtkitError(
+        f"No model of timm or torchvision (where installed) is called {name!r}.{did_you_mean(name, known)} "
+        "Your own is named as module:factory."
+    )
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    _print(ftkit.inspect_checkpoint(options.file), as_json=options.json)
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    diff = ftkit.diff_checkpoints(options.a, options.b)
+    _print(diff, as_json=options.json)
+    return _FOUND if diff else 0
+
+
+def _scan(options: argparse.Namespace) -> int:
+    report = ftkit.scan_images(
+        options.root,
+        workers=options.workers,
+        near_duplicates=not options.exact,
+        timeout=options.timeout,
+        splits=options.splits,
+        resume=options.resume,
+    )
+    if options.html:
+        report.to_html(options.html)
+    if options.csv:
+        report.to_csv(options.csv)
+    _print(report, as_json=options.json)
+    return _FOUND if report.unusable else 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    limits = {name: value for name, value in vars(options).items() if name.startswith("max_")}
+    password = getpass.getpass() if options.password == "" else options.password
+    report = ftkit.extract_archive(
+        options.archive, options.dest, encoding=options.encoding, password=password, strip=options.strip, **limits
+    )
+    _print(report, as_json=options.json)
+    return 0

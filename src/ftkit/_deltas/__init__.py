@@ -1,0 +1,1 @@
+"""Deltas: what fine-tuning changed in a model, and nothing else."""

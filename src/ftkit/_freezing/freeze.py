@@ -1,0 +1,423 @@
+"""Freezing that means frozen: no gradient, no moving statistics, no Dropout, no step from old momentum."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
+
+from ftkit._freezing.holding import (
+    hold,
+    identities,
+    is_held,
+    keeps_statistics,
+    release,
+    remember,
+    snapshot,
+    switched_off,
+    tensors,
+)
+from ftkit._groups import join
+from ftkit._wording import plural, some
+from ftkit.errors import FtkitError, SelectionError
+from ftkit.selection import Selection, Selector, select, tied, unwrap
+
+__all__ = ["FreezeReport", "freeze", "freeze_except", "frozen", "is_frozen", "trainable", "unfreeze"]
+
+
+@dataclass(frozen=True)
+class FreezeReport:
+    """What a call changed, and how the model stands now. Printing it tells the same in words.
+
+    Attributes:
+        frozen: Names of the parameters that this call froze.
+        thawed: Names of the parameters that this call made trainable.
+        left: Names of selected parameters that stay fixed, because they were not trainable before they were frozen.
+        tied: The changed parameters that have other names too: first name to the others.
+        eval_modules: How many modules stay in eval mode now.
+        norms: How many of those keep running statistics.
+        added: Names of the parameters that this call added to the optimizer.
+        trainable_parameters: How many numbers are trainable now.
+        total_parameters: How many numbers the model's parameters hold.
+        frozen_parts: ``frozen`` in short, as the outermost modules that it covers.
+        thawed_parts: ``thawed`` in short.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+        >>> print(freeze(model, "0", "1"))
+        froze 4 parameters: 0, 1
+        trainable now: 10 of 38 numbers (26.3%)
+        held in eval mode: 2 modules, 1 of them a norm with its statistics
+    """
+
+    frozen: tuple[str, ...]
+    thawed: tuple[str, ...]
+    left: tuple[str, ...]
+    tied: dict[str, tuple[str, ...]]
+    eval_modules: int
+    norms: int
+    added: tuple[str, ...]
+    trainable_parameters: int
+    total_parameters: int
+    frozen_parts: tuple[str, ...]
+    thawed_parts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{verb} {plural(len(names), 'parameter')}: {some(parts, 8)}"
+            for verb, names, parts in (
+                ("froze", self.frozen, self.frozen_parts),
+                ("thawed", self.thawed, self.thawed_parts),
+                ("left fixed, as before freezing,", self.left, self.left),
+            )
+            if names
+        ]
+        if self.added:
+            lines.append(f"added to the optimizer: {plural(len(self.added), 'parameter')}")
+        share = self.trainable_parameters / max(self.total_parameters, 1)
+        lines.append(f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})")
+        if self.eval_modules:
+            norms = f", {self.norms} of them a norm with its statistics" if self.norms else ""
+            lines.append(f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}")
+        lines += [f"tied: {first} is also {', '.join(others)}" for first, others in self.tied.items()]
+        return "\n".join(lines)
+
+
+def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False) -> FreezeReport:
+    """Freeze parts of a model, in place; the whole model if no selector is given.
+
+    The parameters get no gradient, and lose the one they have, so that neither momentum nor weight decay moves them
+    on. The frozen modules behave as in eval mode through any ``model.train()``: running statistics stay and Dropout
+    and DropPath are off. So it remains after ``deepcopy``, pickling, ``DistributedDataParallel`` and ``torch.compile``.
+    Classes and ``state_dict`` are unchanged.
+
+    A module counts as frozen if it is selected, or if none of its parameters is trainable any more. A module without
+    parameters that stands between two frozen ones (a Dropout, say) goes with them.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        norm_stats: Whether the running statistics of the frozen norms are frozen too.
+        keep_dropout: Whether everything but norms follows ``model.train()``, so that Dropout stays active.
+
+    Returns:
+        What froze, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, is_frozen
+        >>> model = torch.nn.ModuleDict({"stem": torch.nn.BatchNorm1d(4), "head": torch.nn.Linear(4, 2)})
+        >>> report = freeze(model, "stem")
+        >>> report.frozen
+        ('stem.weight', 'stem.bias')
+        >>> features = model.train()["stem"](torch.randn(8, 4) + 3)
+        >>> model["stem"].running_mean
+        tensor([0., 0., 0., 0.])
+    """
+    chosen = _selection(model, selectors)
+    return _change(model, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
+
+
+def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None) -> FreezeReport:
+    """Make parts of a model trainable again, in place; the whole model if no selector is given.
+
+    Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
+    is listed in the report. Where ``freeze`` did nothing to what the selectors mean, all of it becomes trainable.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
+            :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
+            otherwise lends its newest group's rate and its largest weight decay. Its learning-rate schedulers go on
+            with them.
+
+    Returns:
+        What thawed, what joined the optimizer, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing; model and optimizer are untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, param_groups, unfreeze
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze_except(model, "2")
+        >>> optimizer = torch.optim.SGD(param_groups(model, lr=0.1, layer_decay=0.5))
+        >>> unfreeze(model, "1", optimizer=optimizer).added
+        ('1.weight', '1.bias')
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [0.1, 0.05]
+    """
+    chosen = _selection(model, selectors)
+    return _change(model, freezing=None, thawing=chosen, optimizer=optimizer)
+
+
+def freeze_except(
+    model: nn.Module,
+    *selectors: Selector,
+    norm_stats: bool = True,
+    keep_dropout: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> FreezeReport:
+    """Train exactly the selected parts of a model, in place: freeze all others, and thaw these.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: What stays trainable, at least one selector.
+        norm_stats: As in :func:`freeze`.
+        keep_dropout: As in :func:`freeze`.
+        optimizer: Gets those of the selected parameters that it lacks, as in :func:`unfreeze`.
+
+    Returns:
+        What froze and thawed, and how the model stands.
+
+    Raises:
+        SelectionError: A selector matches nothing, or there is none; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze_except, trainable
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze_except(model, "1")
+        >>> list(trainable(model))
+        ['1.weight', '1.bias']
+    """
+    if not selectors:
+        raise SelectionError(
+            "freeze_except needs to know what to train. To freeze the whole model, call freeze(model)."
+        )
+    inner = unwrap(model)
+    kept = select(inner, *selectors)
+    kept_ids = identities((*kept.parameters.values(), *kept.buffers.values()))
+    outside = {name: m for name, m in inner.named_modules() if tensors(m) and not tensors(m) & kept_ids}
+    rest = Selection(
+        outside,
+        {name: p for name, p in inner.named_parameters() if id(p) not in kept_ids},
+        {name: b for name, b in inner.named_buffers() if id(b) not in kept_ids},
+    )
+    return _change(
+        model, freezing=rest, thawing=kept, norm_stats=norm_stats, keep_dropout=keep_dropout, optimizer=optimizer
+    )
+
+
+@contextlib.contextmanager
+def frozen(
+    model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False
+) -> Iterator[FreezeReport]:
+    """Freeze parts of a model inside a ``with`` block; afterwards everything is exactly as it was.
+
+    The gradients that the frozen parameters had come back too, and each module's mode, unless the whole model changed
+    between train and eval inside the block.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        *selectors: As in :func:`freeze`.
+        norm_stats: As in :func:`freeze`.
+        keep_dropout: As in :func:`freeze`.
+
+    Yields:
+        The report of :func:`freeze`.
+
+    Raises:
+        SelectionError: A selector matches nothing; the model is untouched.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import frozen, is_frozen
+        >>> critic = torch.nn.Linear(4, 1)
+        >>> with frozen(critic):
+        ...     is_frozen(critic)
+        True
+        >>> is_frozen(critic)
+        False
+    """
+    inner = unwrap(model)
+    restore = snapshot(inner)
+    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in inner.parameters()]
+    report = freeze(model, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
+    try:
+        yield report
+    finally:
+        restore()
+        for parameter, required, grad in parameters:
+            parameter.requires_grad = required
+            if parameter.grad is None:
+                parameter.grad = grad
+        if report.frozen:
+            for wrapper in _parallel_wrappers(model):
+                _rebuild(wrapper)
+
+
+def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
+    """Tell whether all that the selectors mean is frozen; the whole model if no selector is given.
+
+    Parameters are frozen if they require no gradient; a module that has none, if :func:`freeze` holds it in eval mode.
+
+    Raises:
+        SelectionError: A selector matches nothing.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, is_frozen
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze(model, "0")
+        >>> is_frozen(model, "0"), is_frozen(model, "*.bias"), is_frozen(model)
+        (True, False, False)
+    """
+    chosen = _selection(model, selectors)
+    if chosen.parameters:
+        return not any(parameter.requires_grad for parameter in chosen.parameters.values())
+    return bool(chosen.modules) and all(map(is_held, chosen.modules.values()))
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, a tied one once, under its first name.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze, trainable
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> report = freeze(model, "0")
+        >>> list(trainable(model))
+        ['1.weight', '1.bias']
+    """
+    return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
+
+
+def _selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:
+    if selectors:
+        return select(model, *selectors)
+    model = unwrap(model)
+    return Selection(dict(model.named_modules()), dict(model.named_parameters()), dict(model.named_buffers()))
+
+
+def _change(
+    model: nn.Module,
+    *,
+    freezing: Selection | None,
+    thawing: Selection | None,
+    norm_stats: bool = True,
+    keep_dropout: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> FreezeReport:
+    """Do the work of all verbs. What can fail comes first, so that nothing is ever half-changed."""
+    wrappers = _parallel_wrappers(model)
+    model = unwrap(model)
+    ours = switched_off(model)
+    thaw: dict[str, nn.Parameter] = {}
+    left: dict[str, nn.Parameter] = {}
+    if thawing:
+        still = {name: p for name, p in thawing.parameters.items() if not p.requires_grad and _can_learn(p)}
+        thaw = {name: p for name, p in still.items() if id(p) in ours} or still
+        left = {name: p for name, p in still.items() if name not in thaw}
+    added: tuple[str, ...] = ()
+    if thawing and optimizer is not None:
+        ready = {name: p for name, p in thawing.parameters.items() if p.requires_grad or name in thaw}
+        added = join(model, ready, optimizer)
+
+    froze: dict[str, nn.Parameter] = {}
+    if freezing:
+        froze = {name: p for name, p in freezing.parameters.items() if p.requires_grad}
+        for parameter in freezing.parameters.values():
+            parameter.requires_grad = False  # requires_grad_() refuses lazy ones
+            parameter.grad = None
+    for parameter in thaw.values():
+        parameter.requires_grad = True
+    remember(model, (ours | identities(froze.values())) - identities(thaw.values()))
+    if thawing:
+        release(model, thawing)
+    if freezing:
+        hold(model, freezing, identities(froze.values()), norm_stats=norm_stats, keep_dropout=keep_dropout)
+    if froze or thaw:
+        for wrapper in wrappers:
+            _rebuild(wrapper)
+    return _report(model, froze, thaw, left, added)
+
+
+def _parallel_wrappers(model: nn.Module) -> list[Any]:
+    """The data-parallel wrappers around a model, all of them such that :func:`_rebuild` can treat them."""
+    inner = unwrap(model)
+    around = itertools.takewhile(lambda module: module is not inner, model.modules())
+    wrappers: list[Any] = [module for module in around if isinstance(module, DistributedDataParallel)]
+    for wrapper in wrappers:
+        try:
+            wrapper.__getstate__()
+        except RuntimeError as error:
+            raise FtkitError(
+                "DistributedDataParallel settles what it averages between processes when it wraps a model, and with a "
+                "process group of its own that can't be settled anew. Freeze the model inside, then wrap it again."
+            ) from error
+    return wrappers
+
+
+def _rebuild(wrapper: Any) -> None:
+    """Let a wrapper average the gradients of what is trainable now.
+
+    It settled that when it was made: a thawed parameter would go its own way in each process, without a word, and a
+    frozen one would be waited for. Unpickling settles it anew, so the wrapper is put through its own pickling protocol.
+    """
+    learns = any(parameter.requires_grad for parameter in wrapper.module.parameters())
+    wrapper.require_backward_grad_sync = learns
+    if learns:
+        hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
+        wrapper.__setstate__(wrapper.__getstate__())
+        for hook, state in hooks:
+            wrapper.register_comm_hook(state, hook)
+
+
+def _can_learn(parameter: nn.Parameter) -> bool:
+    return parameter.is_floating_point() or parameter.is_complex()
+
+
+def _report(
+    model: nn.Module,
+    froze: dict[str, nn.Parameter],
+    thaw: dict[str, nn.Parameter],
+    left: dict[str, nn.Parameter],
+    added: tuple[str, ...],
+) -> FreezeReport:
+    held = list(filter(is_held, model.modules()))
+    changed = froze.keys() | thaw.keys()
+    return FreezeReport(
+        frozen=tuple(froze),
+        thawed=tuple(thaw),
+        left=tuple(left),
+        tied={first: others for first, others in tied(model).items() if first in changed},
+        eval_modules=len(held),
+        norms=sum(map(keeps_statistics, held)),
+        added=added,
+        trainable_parameters=_count(trainable(model).values()),
+        total_parameters=_count(model.parameters()),
+        frozen_parts=_parts(model, froze),
+        thawed_parts=_parts(model, thaw),
+    )
+
+
+def _count(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(0 if isinstance(parameter, UninitializedParameter) else parameter.numel() for parameter in parameters)
+
+
+def _parts(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
+    """Name the outermost modules of which all parameters are among these, and the parameters left over."""
+    ids = identities(parameters.values())
+    parts: list[str] = []
+    covered: set[int] = set()
+    for name, module in model.named_modules():
+        own = identities(module.parameters())
+        if own and own <= ids and not own <= covered:
+            parts.append(name or f"all of the {type(model).__name__}")
+            covered |= own
+    return (*parts, *(name for name, parameter in parameters.items() if id(parameter) not in covered))

@@ -1,0 +1,273 @@
+"""Modules held in eval mode through every ``train()``, and the memory of what was switched off to hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit.selection import Selection
+
+__all__ = [
+    "hold",
+    "identities",
+    "is_held",
+    "keeps_statistics",
+    "release",
+    "remember",
+    "snapshot",
+    "switched_off",
+    "tensors",
+]
+
+# The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
+# so after unpickling they can collide, and the later hook silently replaces ours.
+_KEY = "ftkit.frozen"
+# The attribute of a module that names what freeze() switched off there: own parameters that it found trainable, and the
+# mode, where the whole model was frozen and no module around it can tell what the mode should be.
+_MEMORY = "_ftkit_frozen"
+
+_LISTS = (nn.ModuleList, nn.ModuleDict)  # no union: the compiler of torch 2.6 can't look into one
+
+
+def hold(
+    model: nn.Module, chosen: Selection, froze: set[int], *, norm_stats: bool = True, keep_dropout: bool = False
+) -> None:
+    """Hold in eval mode what is frozen whole, now that ``chosen`` is frozen.
+
+    Those are the chosen modules, the ones around them in which nothing trains any more, and those without tensors
+    between two of them.
+
+    Args:
+        model: The model.
+        chosen: What is frozen.
+        froze: Identities of the parameters that this has just made untrainable.
+        norm_stats: Whether to hold norms with running statistics.
+        keep_dropout: Whether to hold nothing else.
+    """
+    held = _held(model, chosen, froze)
+    stay = {m for m in held if (norm_stats if keeps_statistics(m) else not keep_dropout)}
+    _set_modes(model, stay, held.keys() - stay)
+    if not keep_dropout:
+        _set_modes(model, _between(model, held), ())
+    _set_depths(model)
+
+
+def release(model: nn.Module, chosen: Selection) -> None:
+    """Give the modules that thawing ``chosen`` sets free the mode of the module around them."""
+    _set_modes(model, (), _released(model, chosen))
+    _set_depths(model)
+
+
+def switched_off(model: nn.Module) -> set[int]:
+    """Identities of the parameters that were trainable until freeze() came."""
+    return {
+        id(m._parameters[name]) for m in model.modules() for name in _memory(m) if m._parameters.get(name) is not None
+    }
+
+
+def remember(model: nn.Module, off: set[int]) -> None:
+    """Note on each module which of its own parameters are among those that freezing switched off."""
+    for module in model.modules():
+        names = {name for name, parameter in module._parameters.items() if id(parameter) in off}
+        _set_memory(module, names | _memory(module) & {"training"})
+
+
+def snapshot(model: nn.Module) -> Callable[[], None]:
+    """Return a function that puts back how all modules are held now, and the modes of those held otherwise then.
+
+    If the whole model has changed between train and eval since, they go with it.
+    """
+    mode = model.training
+    before = [(part, part.training, _hook_of(part), _memory(part)) for part in model.modules()]
+
+    def restore() -> None:
+        switched = model.training != mode and not is_held(model)
+        for part, training, hook, memory in before:
+            if _hook_of(part) is not hook:
+                part.training = model.training if switched else training
+            _set_hook(part, hook)
+            _set_memory(part, memory)
+
+    return restore
+
+
+def is_held(module: nn.Module | None) -> bool:
+    """Tell whether a module is held in eval mode.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import freeze
+        >>> from ftkit._freezing.holding import is_held
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+        >>> _ = freeze(model, "0")
+        >>> is_held(model[0]), is_held(model[1])
+        (True, False)
+    """
+    return module is not None and _hook_of(module) is not None
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Tell whether a module is a norm with running statistics, of torch or anyone, by the names of its buffers."""
+    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
+
+
+def tensors(module: nn.Module, *, recurse: bool = True) -> set[int]:
+    """Identities of a module's parameters and buffers."""
+    return identities((*module.parameters(recurse), *module.buffers(recurse)))
+
+
+def identities(things: Iterable[object]) -> set[int]:
+    """Tensors can't be compared by ``==``: a set of what they are."""
+    return set(map(id, things))
+
+
+def stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
+    """Put a wholly frozen module and its parts back into eval mode, just before it runs.
+
+    The parts come along for parents that look at a child's mode before they call it, and for those put in later
+    (``convert_sync_batchnorm``). The annotations are what ``torch.jit.script`` wants.
+    """
+    # Public, but missing from torch.jit.__all__; and torch.jit reads the line, so the reason can't stand in it.
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        module.training = False
+    elif torch.compiler.is_compiling():
+        # The mode is not read, so that no guard comes to depend on it; nor are parts visited that do this themselves.
+        module.training = False
+        for part in _called_by(module):
+            if not is_held(part) and _is_fixed(part):
+                part.training = False
+    elif module.training:
+        for part in module.modules():
+            if is_held(part) or _is_fixed(part):
+                part.training = False
+
+
+def stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
+    """Put a frozen module back into eval mode, just before it runs, and leave its parts alone."""
+    module.training = False
+
+
+def _called_by(module: nn.Module) -> Iterator[nn.Module]:
+    """The children of a module, and those of its lists, which nobody calls."""
+    for child in module.children():
+        if isinstance(child, _LISTS):
+            yield from _called_by(child)
+        else:
+            yield child
+
+
+def _is_fixed(module: nn.Module) -> bool:
+    own = list(module.parameters(recurse=False))
+    return len(own) > 0 and not any(parameter.requires_grad for parameter in own)
+
+
+def _hook_of(module: nn.Module) -> Any:
+    hooks: Any = module._forward_pre_hooks  # torch types the keys as int, and needs them only to be hashable
+    return hooks.get(_KEY)
+
+
+def _set_hook(module: nn.Module, hook: Any) -> None:
+    hooks: Any = module._forward_pre_hooks
+    hooks.pop(_KEY, None)
+    if hook is not None:
+        hooks[_KEY] = hook
+        hooks.move_to_end(_KEY, last=False)  # before spectral_norm's and others that look at the mode
+
+
+def _memory(module: nn.Module) -> set[str]:
+    return set(module.__dict__.get(_MEMORY, ()))
+
+
+def _set_memory(module: nn.Module, names: Collection[str]) -> None:
+    module.__dict__.pop(_MEMORY, None)
+    if names:
+        module.__dict__[_MEMORY] = tuple(sorted(names))
+
+
+def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection[nn.Module]) -> None:
+    """Hook what is held into eval mode; what is let go returns to the mode of the module around it."""
+    around: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
+        for child in module.children():
+            around.setdefault(child, module)
+        hooked = is_held(module)
+        if module in hold:
+            if module is model and module.training and not hooked:
+                _set_memory(module, _memory(module) | {"training"})
+            _set_hook(module, stay_in_eval_alone)
+            module.training = False
+        elif module in let_go and hooked:
+            _set_hook(module, None)
+            module.training = around[module].training if module in around else "training" in _memory(module)
+            _set_memory(module, _memory(module) - {"training"})
+
+
+def _set_depths(model: nn.Module) -> None:
+    """Let each hook care for the parts too where all of them are held."""
+    for module in model.modules():
+        if is_held(module):
+            parts = list(module.modules())
+            deep = len(parts) > 1 and all(map(is_held, parts))
+            _set_hook(module, stay_in_eval if deep else stay_in_eval_alone)
+
+
+def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Module, None]:
+    """The chosen modules, and those that are frozen whole now that the parameters ``froze`` are."""
+    held = dict.fromkeys(chosen.modules.values())
+
+    def visit(module: nn.Module) -> None:
+        children = list(module.children())
+        for child in children:
+            visit(child)
+        own = list(module.parameters())
+        if not any(id(p) in froze for p in own) or any(p.requires_grad for p in own):
+            return
+        bare = [child for child in children if not tensors(child)]
+        if all(child in held or is_held(child) for child in children if child not in bare):
+            held.update(dict.fromkeys([module, *(part for child in bare for part in child.modules())]))
+
+    visit(model)
+    return held
+
+
+def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
+    """The modules that thawing ``chosen`` sets free: itself, all around it, and what stood between it and others."""
+    thawed = identities((*chosen.parameters.values(), *chosen.buffers.values()))
+    freed = {*chosen.modules.values(), *(module for module in model.modules() if tensors(module) & thawed)}
+    loose = {child for module in freed if is_held(module) for child in module.children()}
+    for module, before, after in _stateless(model):
+        between = before not in freed and after not in freed and is_held(before) and is_held(after)
+        if before in freed or after in freed or (module in loose and not between):
+            freed |= set(module.modules())
+    return freed
+
+
+def _between(model: nn.Module, held: Collection[nn.Module]) -> set[nn.Module]:
+    """The modules without tensors, such as Dropout, that stand between two frozen ones."""
+    return {
+        part
+        for module, before, after in _stateless(model)
+        if before in held or after in held
+        if is_held(before) and is_held(after)
+        for part in module.modules()
+    }
+
+
+def _stateless(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+    """Yield each outermost module without tensors, and the nearest before and after it that have some of their own."""
+    before: nn.Module | None = None
+    waiting: dict[nn.Module, None] = {}
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if module in inside:
+            continue
+        if not tensors(module):
+            waiting[module] = None
+            inside |= set(module.modules())
+        elif tensors(module, recurse=False):
+            yield from ((one, before, module) for one in waiting)
+            before, waiting = module, {}
+    yield from ((one, before, None) for one in waiting)

@@ -1,0 +1,203 @@
+"""Freezing by a plan: layers that thaw one after the other, or that train by turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit._freezing.freeze import FreezeReport, freeze, freeze_except, trainable, unfreeze
+from ftkit._groups import layout, restore_layout
+from ftkit.errors import FtkitError, did_you_mean
+from ftkit.selection import Selector, select, unwrap
+
+__all__ = ["FreezeSchedule"]
+
+
+class FreezeSchedule:
+    """Which parts of a model train when, for any training loop.
+
+    Gradual unfreezing is a dict from an epoch to what thaws then. Phase 0 says what trains at the start, and freezes
+    the rest; each later phase adds to it. Without a phase 0 nothing is ever frozen: the phases thaw what you froze.
+
+    Turns (alternating freezing) are a dict with a ``period``: from each key on, within every ``period`` epochs, exactly
+    what it says trains. A function of the epoch says for each epoch exactly what trains.
+
+    An epoch may just as well be a step, as long as it is counted up by a whole number.
+
+    Args:
+        phases: What to train from which epoch on, as selectors (see :data:`ftkit.selection.Selector`; a list of them
+            for several parts), or a function that returns them for an epoch.
+        period: After how many epochs the phases start anew.
+        norm_stats: As in :func:`ftkit.freeze`.
+        keep_dropout: As in :func:`ftkit.freeze`.
+
+    Raises:
+        FtkitError: No phases, a phase before 0, or phases that don't fit the period.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import FreezeSchedule, param_groups, trainable
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> schedule = FreezeSchedule({0: "2", 2: "1"})
+        >>> _ = schedule.step(0, model=model)
+        >>> optimizer = torch.optim.SGD(param_groups(model, lr=0.1))
+        >>> for epoch in range(3):
+        ...     if report := schedule.step(epoch, model=model, optimizer=optimizer):
+        ...         print(f"epoch {epoch}: {report}")
+        epoch 2: thawed 2 parameters: 1
+        added to the optimizer: 2 parameters
+        trainable now: 30 of 50 numbers (60.0%)
+        held in eval mode: 1 module
+
+        By turns, two epochs each, with the head always:
+
+        >>> turns = FreezeSchedule({0: ["0", "2"], 2: ["1", "2"]}, period=4)
+        >>> for epoch in (0, 1, 2, 3, 4):
+        ...     _ = turns.step(epoch, model=model, optimizer=optimizer)
+        ...     print(epoch, sorted({name[0] for name in trainable(model)}))
+        0 ['0', '2']
+        1 ['0', '2']
+        2 ['1', '2']
+        3 ['1', '2']
+        4 ['0', '2']
+    """
+
+    def __init__(
+        self,
+        phases: Mapping[int, Selector] | Callable[[int], Selector],
+        *,
+        period: int | None = None,
+        norm_stats: bool = True,
+        keep_dropout: bool = False,
+    ) -> None:
+        if isinstance(phases, Mapping):
+            _check(phases, period)
+        elif period is not None:
+            raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
+        self.phases = phases
+        self.period = period
+        self._freeze = partial(freeze, norm_stats=norm_stats, keep_dropout=keep_dropout)
+        self._train = partial(freeze_except, norm_stats=norm_stats, keep_dropout=keep_dropout)
+        self._phase: int | None = None
+        self._trainable: list[str] = []
+        self._groups: list[list[str]] = []
+        self._loaded = False
+
+    def step(
+        self, epoch: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+    ) -> FreezeReport | None:
+        """Bring the model, in place, to what trains in ``epoch``; call it at the start of each epoch.
+
+        The selectors of all phases of a dict are looked up each time, so that a slip in a late one shows at the start.
+
+        Args:
+            epoch: The epoch that begins, counted from 0.
+            model: The model; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+            optimizer: Gets what thaws and is not in it yet, as in :func:`ftkit.unfreeze`. What is frozen again stays in
+                it, with its state, and does not move.
+
+        Returns:
+            What changed, and how the model stands; None while the phase stays the same.
+
+        Raises:
+            SelectionError: A selector of any phase matches nothing; the model is untouched.
+        """
+        if isinstance(self.phases, Mapping):
+            for selector in self.phases.values():
+                select(model, selector)
+        report = self._restore(model, optimizer) if self._loaded else None
+        phase = self._phase_of(epoch)
+        if phase is not None and phase != self._phase:
+            report = self._enter(phase, model, optimizer)
+        self._phase = phase
+        self._trainable = list(trainable(model))
+        if optimizer is not None:
+            self._groups = layout(model, optimizer)
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the phase, the names of what trained at the last step, and those in each group of the optimizer."""
+        return {"phase": self._phase, "trainable": list(self._trainable), "groups": [list(g) for g in self._groups]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict()``: the next :meth:`step` brings the model and the optimizer's groups to it first.
+
+        So a resumed script builds everything as it did at its start, loads this, calls :meth:`step` with the epoch of
+        the checkpoint, and then loads the optimizer's state. :class:`ftkit.CheckpointManager` needs no such order.
+
+        Raises:
+            FtkitError: This is no state of a schedule.
+
+        Example:
+            >>> import torch
+            >>> from ftkit import FreezeSchedule, trainable
+            >>> def build():
+            ...     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+            ...     return model, torch.optim.AdamW(model[1].parameters()), FreezeSchedule({0: "1", 5: "0"})
+            >>> model, optimizer, schedule = build()
+            >>> _ = schedule.step(5, model=model, optimizer=optimizer)
+            >>> saved = schedule.state_dict(), optimizer.state_dict()
+
+            >>> model, optimizer, schedule = build()
+            >>> schedule.load_state_dict(saved[0])
+            >>> _ = schedule.step(5, model=model, optimizer=optimizer)
+            >>> optimizer.load_state_dict(saved[1])
+            >>> len(trainable(model))
+            4
+        """
+        if lacking := {"phase", "trainable", "groups"} - set(state):
+            raise FtkitError(
+                f"Expected what FreezeSchedule.state_dict() gives, got {list(state)} without {sorted(lacking)}."
+            )
+        self._phase = state["phase"]
+        self._trainable = list(state["trainable"])
+        self._groups = [list(names) for names in state["groups"]]
+        self._loaded = True
+
+    def _phase_of(self, epoch: int) -> int | None:
+        if not isinstance(self.phases, Mapping):
+            return epoch
+        within = epoch % self.period if self.period else epoch
+        return max((start for start in self.phases if start <= within), default=None)
+
+    def _enter(self, phase: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FreezeReport:
+        if not isinstance(self.phases, Mapping):
+            return self._train(model, self.phases(phase), optimizer=optimizer)
+        if self.period:
+            return self._train(model, self.phases[phase], optimizer=optimizer)
+        so_far = [selector for start, selector in self.phases.items() if start <= phase]
+        if 0 in self.phases:
+            return self._train(model, *so_far, optimizer=optimizer)
+        return unfreeze(model, *so_far, optimizer=optimizer)
+
+    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FreezeReport:
+        parameters = dict(unwrap(model).named_parameters())
+        for name in self._trainable:
+            if name not in parameters:
+                raise FtkitError(
+                    f"The schedule's state trains {name!r}, which the {type(unwrap(model)).__name__} lacks."
+                    f"{did_you_mean(name, parameters)} Build the model as it was when the state was saved."
+                )
+        if optimizer is not None:
+            restore_layout(model, self._groups, optimizer)
+        self._loaded = False
+        if not self._trainable:
+            return self._freeze(model)
+        return self._train(model, *(parameters[name] for name in self._trainable))
+
+
+def _check(phases: Mapping[int, Selector], period: int | None) -> None:
+    if not phases:
+        raise FtkitError("A schedule needs phases, such as {0: 'head', 5: 'layer4'}.")
+    for start in phases:
+        if type(start) is not int or start < 0:
+            raise FtkitError(f"Expected phases to start at whole epochs from 0 on, got {start!r}.")
+    if period is not None and (0 not in phases or max(phases) >= period):
+        raise FtkitError(
+            f"Within a period of {period} epochs the first phase starts at 0 and the last before {period}, "
+            f"got {sorted(phases)}."
+        )

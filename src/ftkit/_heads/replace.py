@@ -1,0 +1,412 @@
+"""Find a model's head, replace it, extend it, and adapt the other end to another number of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+from ftkit._heads import evidence
+from ftkit._heads.evidence import Found
+from ftkit._heads.layers import Layer, Part, layers, with_channels
+from ftkit._heads.surgery import recount, resize, untie
+from ftkit._heads.trace import entries
+from ftkit._models.slots import replace
+from ftkit._models.undo import Undo
+from ftkit.errors import HeadError, SelectionError, did_you_mean
+from ftkit.selection import Selector, select, unwrap
+
+__all__ = ["Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
+
+NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
+
+
+@dataclass(frozen=True)
+class Head:
+    """The layers that make a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
+
+    Attributes:
+        names: The dotted name of each layer, a layer under two names under both.
+        modules: The layers, one for each name.
+        in_features: How many features or channels the first of them takes.
+        out_features: How many classes there are. A layer may have more outputs than that: a detector's has one for
+            each class and anchor.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    in_features: int
+    out_features: int
+
+    def __str__(self) -> str:
+        return f"{', '.join(self.names)}: {self.in_features} -> {self.out_features}"
+
+
+def find_head(model: nn.Module) -> Head:
+    """Find the layers that make a model's class outputs.
+
+    What the model says of itself settles the plain cases: names, ``num_classes``, ``num_labels``, its configuration.
+    Where that leaves doubt, a copy without memory runs on fake tensors, and the autograd graph tells which layers the
+    outputs come from. No real forward is run; models on the meta device do as well.
+
+    Args:
+        model: Any model: a classifier, a segmenter, a detector, a transformer with a task head.
+
+    Returns:
+        The head. Auxiliary heads, the second head of a distilled model and a detector's box layer belong to it.
+
+    Raises:
+        HeadError: There is no head, or several layers could be it; the message lists them.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import find_head
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+        >>> print(find_head(model))
+        2: 16 -> 10
+    """
+    found = evidence.find_parts(unwrap(model))
+    return _as_head([part.layer for part in found.parts], found.classes)
+
+
+def replace_head(
+    model: nn.Module,
+    head: NewHead,
+    *,
+    at: str | Iterable[str] | None = None,
+    keep: Mapping[int, int] | None = None,
+) -> Head:
+    """In place, give a model a new head; return it.
+
+    Every pretrained weight outside the head stays the same object. With a class count the new layers are like the old
+    ones (class, bias or none, device, dtype, training mode, weight norm) and start as the model's own initialisation
+    would have them; counters such as ``num_classes``, ``config.num_labels`` and ``config.id2label`` follow, so that
+    the model's own loss works. A new parameter needs a gradient where the old one did, and where the whole model was
+    frozen before.
+
+    A head whose weight is tied to an embedding gets a weight of its own, and the embedding stays as it is. With
+    ``keep`` the two stay one table, and are cut or grown together.
+
+    Args:
+        model: The model.
+        head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
+            or a module; or a function that makes one from the number of incoming features.
+        at: The dotted name, or names, of the head, where :func:`find_head` can't tell. A count replaces the last
+            layer in what is named, a module replaces the whole of it.
+        keep: For classes that stay: each one's new index to its old index. Their rows are carried over.
+
+    Returns:
+        The new head.
+
+    Raises:
+        HeadError: There is no head, or several layers could be it, or the new one does not fit. The model is as it
+            was.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import replace_head
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 10))
+        >>> print(replace_head(model, 3))
+        2: 16 -> 3
+        >>> model(torch.zeros(5, 8)).shape
+        torch.Size([5, 3])
+    """
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        raise HeadError("The model is already wrapped in DistributedDataParallel, which would not see the new head.")
+    model = unwrap(model)
+    _check_head(head)
+    if not isinstance(head, int):
+        if keep is not None:
+            raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
+        return _put(model, head, at)
+    found = evidence.find_parts(model) if at is None else _found_at(model, at)
+    if keep is not None:
+        _check_keep(keep, found.classes, head)
+    return _as_head(resize(model, found, head, keep), head)
+
+
+def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
+    """In place, replace modules of a model; return their names.
+
+    A module under several names, or of several parents, is replaced under all of them. Inside a module that is
+    replaced nothing else is.
+
+    Args:
+        model: The model.
+        selector: Which modules: a pattern of names, a type, a predicate, see :data:`~ftkit.selection.Selector`.
+        factory: Called with the first name of a module and the module; returns the new one, or the old one to
+            leave it.
+
+    Returns:
+        The names of the replaced modules.
+
+    Raises:
+        SelectionError: The selector matches no module.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import replace_modules
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())
+        >>> replace_modules(model, torch.nn.ReLU, lambda name, old: torch.nn.GELU())
+        ['1']
+        >>> model[1]
+        GELU(approximate='none')
+    """
+    model = unwrap(model)
+    chosen = _chosen(model, selector)
+    news: list[tuple[str, nn.Module, nn.Module]] = []
+    for name, old in chosen.items():
+        new = factory(name, old)
+        if not isinstance(new, nn.Module):
+            raise HeadError(f"The factory gave {type(new).__name__} for {name!r}, and not a module.")
+        if new is not old:
+            news.append((name, old, new))
+    with Undo() as undo:
+        for _, old, new in news:
+            replace(model, old, new, undo)
+    return [name for name, _, _ in news]
+
+
+def append_head(model: nn.Module, head: NewHead) -> nn.Sequential:
+    """Return a model with one more layer on the outputs of ``model``, which stays whole.
+
+    The classic way to keep the 1000 ImageNet outputs and learn a layer on top of them.
+
+    Args:
+        model: A model with class outputs (its head tells how many), or features with ``num_features``.
+        head: The number of outputs of a linear layer; or a module; or a function of the number of incoming features.
+
+    Returns:
+        ``nn.Sequential`` of two: ``body``, which is ``model`` itself, and ``head``.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import append_head
+        >>> model = append_head(torch.nn.Sequential(torch.nn.Linear(8, 10)), 3)
+        >>> model(torch.zeros(5, 8)).shape
+        torch.Size([5, 3])
+    """
+    _check_head(head)
+    if isinstance(head, nn.Module):
+        new = head
+    elif isinstance(head, int):
+        new = nn.Linear(_width(unwrap(model)), head)
+        like = next(model.parameters(), None)
+        if like is not None:
+            new.to(like.device, like.dtype)
+    else:
+        new = _made(head, _width(unwrap(model)))
+    joined = nn.Sequential()
+    joined.add_module("body", model)
+    joined.add_module("head", new)
+    return joined.train(model.training)
+
+
+def adapt_input(model: nn.Module, channels: int) -> list[str]:
+    """In place, make a model take images of another number of channels, with its pretrained filters.
+
+    One channel gets the sum of the filters, so that a grey image gives what its three equal channels gave. More
+    channels take the filters in turn, scaled so that the response keeps its size. Counters such as ``in_chans`` and
+    ``config.num_channels`` follow.
+
+    Args:
+        model: A model that images enter by convolutions.
+        channels: The number of channels that images will have.
+
+    Returns:
+        The names of the layers that changed.
+
+    Raises:
+        HeadError: The model has no convolution that images enter by. It is as it was.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import adapt_input
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> adapt_input(model, 1)
+        ['0']
+        >>> model(torch.zeros(1, 1, 9, 9)).shape
+        torch.Size([1, 8, 7, 7])
+    """
+    model = unwrap(model)
+    _check_count(channels, "channels")
+    found = [entry for entry in entries(model) if isinstance(entry.module, nn.modules.conv._ConvNd)]
+    if not found:
+        raise HeadError(f"Images enter the {type(model).__name__} by no convolution, so its channels can't be changed.")
+    news = [(entry, with_channels(entry, channels)) for entry in found]
+    with Undo() as undo:
+        for entry, new in news:
+            replace(model, entry.modules, new, undo)
+            for counter in evidence.counters(model, entry.names, of="channels"):
+                if counter.value == entry.inputs:
+                    undo.remember(counter.owner)
+                    counter.set(channels)
+    return [entry.name for entry in found]
+
+
+# ------------------------------------------------------------------ a module as the head
+
+
+def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str | Iterable[str] | None) -> Head:
+    """Replace a head by the user's own module or modules."""
+    if at is None:
+        seen = evidence.find_parts(model)
+        if any(isinstance(part.layer.module, nn.Embedding) for part in seen.parts):
+            raise HeadError(
+                f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
+            )
+        places = [(part.layer.names, part.layer.modules, part.layer.inputs) for part in seen.parts]
+        old_layers = [part.layer for part in seen.parts]
+        classes = seen.classes
+    else:
+        named = [(name, _at(model, name)) for name in _names(at)]
+        inside = [(name, _layers_in(model, name)) for name, _ in named]
+        places = [
+            ((name,), (module,), found[0].inputs) for (name, module), (_, found) in zip(named, inside, strict=True)
+        ]
+        old_layers = [found[-1] for _, found in inside]
+        classes = evidence.part_of(model, old_layers[-1])[1]
+    if isinstance(head, nn.Module) and len({module for _, (module, *_), _ in places}) > 1:
+        firsts = [its_names[0] for its_names, _, _ in places]
+        raise HeadError(
+            f"The head of the {type(model).__name__} has {len(places)} layers, {', '.join(map(repr, firsts))}, and one "
+            f"module can't stand for all. Give a function of in_features that makes one for each, or say "
+            f"at={firsts[0]!r}."
+        )
+    news: list[tuple[tuple[nn.Module, ...], nn.Module]] = []
+    for its_names, old, width in places:
+        new = head if isinstance(head, nn.Module) else _made(head, width)
+        _check_width(new, width, its_names[0])
+        news.append((old, new))
+    counts = {end.outputs for _, new in news for end in layers(new)[-1:]}
+    with Undo() as undo:
+        for old, new in news:
+            _settle(new, old[0])
+            replace(model, old, new, undo)
+        for layer in old_layers:
+            untie(model, layer, undo)
+        if len(counts) == 1:
+            recount(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)
+    by_name = dict(model.named_modules(remove_duplicate=False))
+    names = tuple(name for its_names, _, _ in places for name in its_names)
+    ends = [end for _, new in news for end in layers(new)]
+    outputs = ends[-1].outputs if ends else classes
+    return Head(names, tuple(by_name[name] for name in names), places[0][2], outputs)
+
+
+def _check_head(head: object) -> None:
+    if isinstance(head, int):
+        _check_count(head, "classes")
+    elif not callable(head):
+        raise HeadError(f"Expected a number of classes, a module or a function of in_features, got {head!r}.")
+
+
+def _check_count(count: object, what: str) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise HeadError(f"Expected a number of {what} of at least 1, got {count!r}.")
+
+
+def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
+    made = factory(width)
+    if not isinstance(made, nn.Module):
+        raise HeadError(f"The factory of the head gave {type(made).__name__} for {width} features, and not a module.")
+    return made
+
+
+def _check_width(new: nn.Module, width: int, name: str) -> None:
+    first = next(iter(layers(new)), None)
+    if first is not None and first.inputs != width and isinstance(first.module, nn.Linear | nn.modules.conv._ConvNd):
+        raise HeadError(
+            f"The new head takes {first.inputs} features, but {width} come in at {name!r}. "
+            f"Make it from the width instead: replace_head(model, lambda in_features: ...)."
+        )
+
+
+def _settle(new: nn.Module, old: nn.Module) -> None:
+    """Bring a user's module to the device, dtype and mode of the old layer."""
+    like = next(iter(old.parameters()), None)
+    if like is not None and like.device.type != "meta":
+        new.to(like.device, like.dtype if like.is_floating_point() else None)
+    new.train(old.training)
+
+
+# ------------------------------------------------------------------ names
+
+
+def _as_head(parts: list[Layer], classes: int) -> Head:
+    named = [(name, layer.module) for layer in parts for name in layer.names]
+    return Head(tuple(name for name, _ in named), tuple(module for _, module in named), parts[0].inputs, classes)
+
+
+def _names(at: str | Iterable[str]) -> list[str]:
+    names = [at] if isinstance(at, str) else list(at)
+    if not names:
+        raise HeadError("at= is empty: leave it out to let the head be found, or name a layer.")
+    return names
+
+
+def _at(model: nn.Module, name: str) -> nn.Module:
+    by_name: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
+    if name not in by_name or not name:
+        raise HeadError(f"The {type(model).__name__} has no module {name!r}.{did_you_mean(name, by_name)}")
+    return by_name[name]
+
+
+def _layers_in(model: nn.Module, name: str) -> list[Layer]:
+    found = [
+        layer for layer in layers(model) if any(known == name or known.startswith(f"{name}.") for known in layer.names)
+    ]
+    if not found:
+        raise HeadError(
+            f"{name!r} is a {type(_at(model, name)).__name__}, with no linear or convolutional layer in it."
+        )
+    return found
+
+
+def _found_at(model: nn.Module, at: str | Iterable[str]) -> Found:
+    parts: dict[int, Part] = {}
+    classes = 0
+    for name in _names(at):
+        _at(model, name)
+        layer = _layers_in(model, name)[-1]
+        part, classes = evidence.part_of(model, layer)
+        parts.setdefault(id(layer.module), part)
+    return Found(list(parts.values()), classes)
+
+
+def _check_keep(keep: Mapping[int, int], classes: int, count: int) -> None:
+    wrong = [new for new in keep if not 0 <= new < count]
+    if wrong:
+        raise HeadError(f"keep= names the new class {wrong[0]}, but the new head has classes 0 to {count - 1}.")
+    wrong = [old for old in keep.values() if not 0 <= old < classes]
+    if wrong:
+        raise HeadError(f"keep= takes over the old class {wrong[0]}, but the head has classes 0 to {classes - 1}.")
+
+
+def _chosen(model: nn.Module, selector: Selector) -> dict[str, nn.Module]:
+    """The modules that a selector names, without those inside others of them."""
+    modules = select(model, selector).modules
+    kinds = selector if isinstance(selector, type) else None
+    chosen: dict[str, nn.Module] = {}
+    inside: set[nn.Module] = set()
+    for name, module in modules.items():
+        if module in inside or (kinds is not None and not isinstance(module, kinds)):
+            continue
+        chosen[name] = module
+        inside |= set(module.modules())
+    if not chosen:
+        raise SelectionError(f"{selector!r} selects parameters of the {type(model).__name__}, but no module.")
+    return chosen
+
+
+def _width(model: nn.Module) -> int:
+    """How many outputs, or features, a model gives."""
+    try:
+        return find_head(model).out_features
+    except HeadError:
+        features = getattr(model, "num_features", None)
+        if type(features) is int:
+            return features
+        raise

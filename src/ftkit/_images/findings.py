@@ -1,0 +1,160 @@
+"""What a scan can find: the kinds, what each does to training, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+from ftkit.errors import FtkitError, did_you_mean
+
+__all__ = ["COPIES", "KINDS", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
+
+Severity = Literal["unusable", "odd", "junk"]
+
+
+class Kind(NamedTuple):
+    """One kind of finding: how grave it is, what it does to training, what to do."""
+
+    severity: Severity
+    effect: str
+    remedy: str
+
+
+KINDS: dict[str, Kind] = {
+    "truncated": Kind("unusable", "the end of the file is missing; loaders raise or fill with grey", "fetch it again"),
+    "damaged": Kind("unusable", "bytes have changed; loaders raise, or train on garbled pixels", "fetch it again"),
+    "missing_eoi": Kind(
+        "unusable", "every pixel is there, but Pillow refuses the file", "repair() adds the end marker"
+    ),
+    "empty": Kind("unusable", "no bytes, or zeros only; loaders raise", "fetch it again"),
+    "not_an_image": Kind("unusable", "an image's name on something else; loaders raise", "fetch it again"),
+    "half_grey": Kind("unusable", "a cut-off photo that was saved again; trains on grey", "find the original"),
+    "bomb": Kind("unusable", "Pillow refuses so many pixels, or memory runs out", "scale it down"),
+    "unreadable": Kind("unusable", "the system does not let it be read; loaders raise", "mend permissions or disk"),
+    "broken_link": Kind("unusable", "a link to nothing, or to itself; loaders raise", "mend the link"),
+    "special_file": Kind("unusable", "a pipe, socket or device; loaders hang", "set it aside"),
+    "vanished": Kind("unusable", "it went away during the scan", "let the folder rest, scan again"),
+    "crash": Kind("unusable", "a decoder dies of it; it would take the training along", "set it aside"),
+    "timeout": Kind("unusable", "not decoded within timeout; loaders stall", "set it aside, or raise timeout="),
+    "out_of_memory": Kind("unusable", "decoding needs more memory than a worker may have", "scale it down"),
+    "wrong_suffix": Kind("odd", "loaders that go by the suffix fail", "repair() renames a copy"),
+    "unlisted_suffix": Kind("odd", "ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
+    "decoder_warning": Kind("odd", "the decoder complains, the pixels are sound", "nothing, or save it again"),
+    "trailing_data": Kind("odd", "bytes follow the picture; harmless", "repair() cuts them off"),
+    "bad_crc": Kind("odd", "a checksum is wrong, the pixels are sound; some loaders raise or crash", "repair()"),
+    "missing_end": Kind("odd", "the end chunk is missing, the pixels are there; some loaders raise", "repair()"),
+    "huge": Kind("odd", "so many pixels that Pillow warns; slow to load", "scale it down"),
+    "cmyk": Kind("odd", "inks instead of light; colours come out wrong", "repair() converts"),
+    "sixteen_bit": Kind("odd", "Pillow's conversion to RGB clips 16 bits to white", "repair() scales to 8 bits"),
+    "transparency": Kind("odd", "what hides behind transparent pixels shows up in RGB", "repair() puts it on white"),
+    "greyscale": Kind("odd", "no colour in a set that has it; the model may learn the difference", "know it"),
+    "animated": Kind("odd", "several pictures; loaders take the first", "keep the right one"),
+    "exif_rotated": Kind("odd", "lies on its side unless the loader heeds EXIF; most don't", "repair() turns it"),
+    "bad_exif": Kind("odd", "EXIF can't be read; loaders that turn pictures may raise", "repair() drops it"),
+    "extreme_aspect": Kind("odd", "a crop or resize leaves nothing of it", "set it aside"),
+    "tiny": Kind("odd", "a few pixels blown up teach nothing", "set it aside"),
+    "constant": Kind("odd", "one colour all over; often a placeholder", "set it aside"),
+    "name_not_utf8": Kind("odd", "tools that print or store names fail", "rename it"),
+    "leak": Kind("odd", "the same file in training and evaluation; scores come out too good", "quarantine the copy"),
+    "near_leak": Kind("odd", "nearly the same picture in training and evaluation", "look, then quarantine the copy"),
+    "label_conflict": Kind("odd", "the same file in two classes; one label is wrong", "look, keep the right one"),
+    "near_label_conflict": Kind("odd", "nearly the same picture in two classes", "look, keep the right one"),
+    "duplicate": Kind("odd", "counts twice", "quarantine the copy"),
+    "near_duplicate": Kind("odd", "nearly the same picture counts twice", "look, then quarantine the copy"),
+    "no_images": Kind("odd", "a class without a usable image; ImageFolder raises", "add some, or drop the class"),
+    "imbalance": Kind("odd", "a class has ten times fewer images than another", "weight the classes"),
+    "classes_differ": Kind("odd", "ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
+    "litter": Kind("junk", "left behind by a system or tool; an extra class, or an error", "set it aside"),
+    "empty_folder": Kind("junk", "ImageFolder takes it for a class and raises", "set it aside"),
+    "folder_named_image": Kind("junk", "loops over *.jpg try to open a folder", "rename it"),
+    "link_loop": Kind("junk", "a folder that contains itself; walkers see each image many times", "set it aside"),
+    "other_file": Kind("junk", "not an image by name or content; ImageFolder passes over it", "nothing"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, or worth knowing, about one file or folder.
+
+    Attributes:
+        path: The file: the scanned root joined with the rest, so that it opens as it stands.
+        kind: What was found, such as ``"truncated"``; `ftkit._images.findings.KINDS` lists them all.
+        severity: ``"unusable"`` (training would fail, or learn from lost pixels), ``"odd"`` (every
+            pixel is there, but a training loop should be told) or ``"junk"`` (no image at all).
+        detail: The evidence, in words.
+    """
+
+    path: str
+    kind: str
+    severity: Severity
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class DuplicateGroup:
+    """Files that hold the same picture.
+
+    Attributes:
+        paths: The files, sorted.
+        kind: ``"exact"`` for the same bytes, ``"near"`` for nearly the same picture (another size,
+            format or quality, a slight crop, a mirror image).
+        classes: The class folders that the files lie in.
+        splits: The splits that the files lie in.
+    """
+
+    paths: tuple[str, ...]
+    kind: Literal["exact", "near"]
+    classes: tuple[str, ...] = field(default=())
+    splits: tuple[str, ...] = field(default=())
+
+    @property
+    def crosses_classes(self) -> bool:
+        """Whether the copies are labelled differently."""
+        return len(self.classes) > 1
+
+    @property
+    def crosses_splits(self) -> bool:
+        """Whether a copy is in training and another in validation or test."""
+        return len(self.splits) > 1
+
+
+_FAMILIES = {
+    "leaks": ("leak", "near_leak"),
+    "duplicates": ("duplicate", "near_duplicate"),
+    "label_conflicts": ("label_conflict", "near_label_conflict"),
+}
+
+
+#: The kinds that speak of a copy.
+COPIES = frozenset(kind for family in _FAMILIES.values() for kind in family)
+
+
+def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
+    """Return the test for findings of ``kinds``.
+
+    Args:
+        kinds: Each a kind, a severity, ``"leaks"``, ``"duplicates"`` or ``"label_conflicts"``. None stands for
+            what is unusable and the junk, but no ``other_file``: a ``labels.csv`` harms nobody.
+
+    Raises:
+        FtkitError: A name is none of these.
+
+    Example:
+        >>> from ftkit._images.findings import Finding, chooser
+        >>> wanted = chooser(["leaks", "truncated"])
+        >>> wanted(Finding("a.jpg", "near_leak", "odd", "also in b.jpg")), wanted(Finding("a.jpg", "tiny", "odd", ""))
+        (True, False)
+    """
+    if kinds is None:
+        return lambda finding: finding.severity != "odd" and finding.kind != "other_file"
+    severities = get_args(Severity)
+    names = {kinds} if isinstance(kinds, str) else set(kinds)
+    for name in names:
+        if name not in KINDS and name not in _FAMILIES and name not in severities:
+            raise FtkitError(
+                f"{name!r} is no kind of finding.{did_you_mean(name, [*KINDS, *_FAMILIES, *severities])} Give kinds "
+                f"such as 'truncated', severities ('unusable', 'odd', 'junk'), or {', '.join(map(repr, _FAMILIES))}."
+            )
+    spelled = names.union(*(_FAMILIES.get(name, ()) for name in names))
+    return lambda finding: finding.kind in spelled or finding.severity in spelled

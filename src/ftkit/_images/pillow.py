@@ -1,0 +1,186 @@
+"""What Pillow is for: every format but JPEG, and how training loaders take a file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import stat
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from ftkit._images import png
+from ftkit._images.verdict import MOST_PIXELS, Broken, Form, Notes, Pixels, judge_pixel_count, say_orientation
+
+__all__ = ["check", "complaint", "lowest_is_grey", "shrunk_jpeg", "thumbnail"]
+
+_ORIENTATION = 274
+_FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded
+_NOT_IMAGES = (
+    (b"version https://git-lfs", "a Git LFS pointer: the file itself was never fetched"),
+    (b"<!doctype html", "an HTML page"),
+    (b"<html", "an HTML page"),
+    (b"<?xml", "XML"),
+    (b"<svg", "an SVG drawing"),
+    (b"%pdf", "a PDF document"),
+    (b"%!ps", "a PostScript drawing"),
+    (b"pk\x03\x04", "a zip archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"{", "JSON text"),
+)
+# Pillow would start Ghostscript, or ask Windows to draw.
+_DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
+
+
+def complaint(data: bytes) -> str:
+    """Load as training loaders do; return what Pillow says against it."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (Pillow's plug-ins raise many kinds)
+        return str(error) or type(error).__name__
+    return ""
+
+
+def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+    """Decode all of it with Pillow."""
+    start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    for magic, name in _NOT_IMAGES:
+        if start.startswith(magic):
+            raise Broken("not_an_image", name)
+    note: tuple[str, ...] | None = None
+    if data.startswith(png.MAGIC):
+        note = png.judge(data)
+        if note and complaint(data):
+            note, data = (*note, "unusable"), png.mend(data)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format in _DRAWINGS:
+                raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw by itself")
+            judge_pixel_count(*image.size, notes)
+            form = (image.format or "unknown", image.mode, *image.size)
+            frames = _load_frames(image)
+            image.seek(0)
+            image.load()
+            _judge_form(image, frames, notes)
+            grey = _to_grey(image)
+    except UnidentifiedImageError:
+        raise Broken(*_describe(data)) from None
+    except Image.DecompressionBombError as error:
+        raise Broken("bomb", str(error)) from None
+    except (OSError, SyntaxError, EOFError, struct.error, zlib.error) as error:
+        text = str(error) or type(error).__name__
+        raise Broken("truncated" if isinstance(error, EOFError) or "runcated" in text else "damaged", text) from None
+    if note:
+        notes.append(note)
+    return form, grey
+
+
+def _describe(data: bytes) -> tuple[str, str]:
+    """Tell a damaged image from what never was one."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "damaged", "begins as a JPEG file, but no picture follows"
+    if data.startswith((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")):
+        return "damaged", "begins as an image, but Pillow can't read its header"
+    at = data.find(b"\xff\xd8\xff", 0, 1024)
+    if at > 0:
+        return "damaged", f"{at} foreign bytes stand before a JPEG picture"
+    try:
+        text = data[:256].decode()
+    except UnicodeDecodeError as error:
+        if error.start < 250:
+            return "not_an_image", f"unknown content, {len(data):,} bytes"
+        text = data[: error.start].decode()
+    if text.isprintable() or all(c.isprintable() or c.isspace() for c in text):
+        return "not_an_image", f"text: {text[:40]!r}"
+    return "not_an_image", f"unknown content, {len(data):,} bytes"
+
+
+def _load_frames(image: Image.Image) -> int:
+    """Decode every frame of an animation, within reason; return how many there are."""
+    frames: int = getattr(image, "n_frames", 1)
+    width, height = image.size
+    for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
+        image.seek(frame)
+        image.load()
+    return frames
+
+
+def _judge_form(image: Image.Image, frames: int, notes: Notes) -> None:
+    if frames > 1:
+        notes.append(("animated", f"{frames} frames"))
+    mode = image.mode
+    if mode.startswith("I") or mode == "F":
+        notes.append(("sixteen_bit", f"mode {mode}"))
+    elif "transparency" in image.info or mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        notes.append(("transparency", f"mode {mode}" + (" with a transparent palette" if mode == "P" else "")))
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # noqa: BLE001  (EXIF is a TIFF file of its own, with as many ways to break)
+        notes.append(("bad_exif", str(error)))
+        return
+    if isinstance(orientation, int) and 2 <= orientation <= 8:
+        notes.append(("exif_rotated", say_orientation(orientation)))
+
+
+def _to_grey(image: Image.Image) -> Pixels:
+    """Shrink to at most 512 pixels a side, in 8-bit grey."""
+    factor = max(1, min(image.size) // 64)
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, np.float64)[::factor, ::factor]
+        low, high = np.nanmin(values), np.nanmax(values)
+        values = (values - low) * (255 / (high - low) if high > low else 0)
+        return np.nan_to_num(values).astype(np.uint8)
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA")
+    elif image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("L").reduce(factor))
+
+
+def lowest_is_grey(data: bytes, share: float) -> bool:
+    """Whether the lowest ``share`` of a picture is middle grey without any colour."""
+    with Image.open(io.BytesIO(data)) as image:
+        colours = np.asarray(image.convert("RGB"))
+    rows = colours[-max(1, int(len(colours) * share * 0.9)) :].astype(np.int16)
+    return bool((abs(rows - 128) <= 2).all())
+
+
+def shrunk_jpeg(data: bytes) -> Pixels:
+    """Return a JPEG of any colours in grey, shrunk."""
+    with Image.open(io.BytesIO(data)) as image:
+        image.draft("L", (image.width // 8, image.height // 8))
+        ImageFile.LOAD_TRUNCATED_IMAGES = True  # an end marker may be missing
+        try:
+            return np.asarray(image.convert("RGB").convert("L"))
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def thumbnail(path: str, side: int, data: bytes | None) -> str:
+    """Return a small JPEG of what can be shown of a file, in Base64; empty when nothing can."""
+    source = path if data is None else io.BytesIO(data)
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        if data is None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+            return ""
+        with Image.open(source) as image:
+            if image.format in _DRAWINGS or image.width * image.height > MOST_PIXELS:
+                return ""
+            image.draft("RGB", (side, side))
+            shown = image.convert("RGBA").convert("RGB")
+            shown.thumbnail((side, side))
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=70)
+        return base64.b64encode(buffer.getvalue()).decode()
+    except Exception:  # noqa: BLE001  (what is broken beyond showing is shown by its name)
+        return ""
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False

@@ -1,0 +1,204 @@
+"""What a scan found: to read, to keep, to act on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from ftkit._files import atomic_write
+from ftkit._images.findings import KINDS, DuplicateGroup, Finding, Severity, chooser
+from ftkit._images.suffixes import LISTED_SUFFIXES
+from ftkit.errors import FtkitError
+
+if TYPE_CHECKING:
+    from ftkit._images.quarantine import Quarantine
+    from ftkit._images.repair import Repair
+
+__all__ = ["ScanReport"]
+
+
+@dataclass(frozen=True, slots=True)
+class ScanReport:
+    """What `scan_images` found out about a folder.
+
+    Attributes:
+        root: The folder, as it was given.
+        findings: What was found, sorted by path.
+        duplicates: Groups of files with the same picture.
+        files: How many files there are.
+        images: How many of them are usable images.
+        classes: Usable images of each class, under ``"split/class"``.
+        seconds: How long it took.
+    """
+
+    root: str
+    findings: list[Finding]
+    duplicates: list[DuplicateGroup] = field(default_factory=list)
+    files: int = 0
+    images: int = 0
+    classes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def unusable(self) -> list[Finding]:
+        """Findings on files that would stop a training, or that have lost pixels."""
+        return self._of("unusable")
+
+    @property
+    def odd(self) -> list[Finding]:
+        """Findings on what loads, but not as one may think."""
+        return self._of("odd")
+
+    @property
+    def junk(self) -> list[Finding]:
+        """Findings on what is no image."""
+        return self._of("junk")
+
+    @property
+    def leaks(self) -> list[DuplicateGroup]:
+        """Groups of duplicates that lie in more than one split."""
+        return [group for group in self.duplicates if group.crosses_splits]
+
+    def _of(self, severity: Severity) -> list[Finding]:
+        return [finding for finding in self.findings if finding.severity == severity]
+
+    def __str__(self) -> str:
+        bad = len({finding.path for finding in self.unusable})
+        number = len({place.rpartition("/")[2] for place in self.classes})  # one in several splits counts once
+        classes = f" in {number:,} class{'es' if number > 1 else ''}" if number else ""
+        lines = [f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"]
+        for severity, title in (("unusable", "unusable"), ("odd", "usable but odd"), ("junk", "not images")):
+            kinds = Counter(finding.kind for finding in self.findings if finding.severity == severity)
+            if not kinds:
+                continue
+            number = len({finding.path for finding in self.findings if finding.severity == severity})
+            lines.append(f"{number:,} {title}")
+            for kind, count in kinds.most_common():
+                lines.append(f"  {count:7,}  {kind:20} {KINDS[kind].effect} -> {KINDS[kind].remedy}")
+        if self.duplicates:
+            exact = sum(group.kind == "exact" for group in self.duplicates)
+            crossing = sum(group.crosses_classes for group in self.duplicates)
+            number = len(self.duplicates)
+            lines.append(
+                f"{number:,} groups of duplicates ({exact:,} exact, {number - exact:,} near), "
+                f"{crossing:,} across classes, {len(self.leaks):,} across splits"
+            )
+        if not self.findings:
+            lines.append("nothing to complain of")
+        elif bad or self.junk:
+            lines.append("Nothing was changed. report.quarantine(folder) sets unusable files and junk aside.")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, object]:
+        """Return the report as plain objects, ready for JSON."""
+        return {
+            **{name: getattr(self, name) for name in ("root", "files", "images", "classes", "seconds")},
+            "findings": [asdict(finding) for finding in self.findings],
+            "duplicates": [
+                {**asdict(g), "crosses_classes": g.crosses_classes, "crosses_splits": g.crosses_splits}
+                for g in self.duplicates
+            ],
+        }
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole report as JSON."""
+        with atomic_write(path) as file:
+            file.write(json.dumps(self.to_dict(), indent=1).encode())
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the findings as CSV, one a row; bytes of names that are no UTF-8 are escaped."""
+        text = io.StringIO(newline="")
+        rows = csv.writer(text)
+        rows.writerow(("path", "kind", "severity", "detail"))
+        rows.writerows((f.path, f.kind, f.severity, f.detail) for f in self.findings)
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode(errors="backslashreplace"))
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> None:
+        """Write the findings as a Parquet table (needs the extra ``parquet``).
+
+        Raises:
+            FtkitError: pyarrow is not installed.
+        """
+        try:
+            import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+            import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
+        except ImportError as error:
+            raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
+        columns = {
+            name: [getattr(f, name).encode(errors="backslashreplace").decode() for f in self.findings]
+            for name in ("path", "kind", "severity", "detail")
+        }
+        buffer = io.BytesIO()
+        pq.write_table(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])), buffer)
+        with atomic_write(path) as file:
+            file.write(buffer.getvalue())
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write one self-contained page: thumbnails by kind, duplicates side by side."""
+        from ftkit._images.gallery import write_gallery
+
+        write_gallery(self, path)
+
+    def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
+        """Move files out of the data set, to be brought back by `ftkit.restore`; nothing is deleted.
+
+        Args:
+            dest: A folder outside the scanned one. It gets the files under their old names, a
+                manifest written before the first move, and a gallery to look at.
+            kinds: What to move: kinds of findings, severities, ``"leaks"`` (of a picture that is in
+                training and in evaluation, the training copy) or ``"duplicates"`` (all but one
+                copy). By default what is unusable and the junk, but no ``other_file``: a
+                ``labels.csv`` harms nobody. Odd files stay.
+
+        Returns:
+            Where things went, how many, and the manifest.
+        """
+        from ftkit._images.quarantine import move_away
+
+        return move_away(self, dest, kinds)
+
+    def repair(self, kinds: Iterable[str] | None = None, *, dest: str | os.PathLike[str] | None = None) -> Repair:
+        """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
+
+        The originals stay as they are. Where it can be, the pixels are left untouched (a suffix, an end
+        marker, a checksum); a picture that must be drawn anew becomes a JPEG of quality 95 or a PNG.
+
+        Args:
+            kinds: What to mend, as in `quarantine`; by default all that can be.
+            dest: The folder for the copies; by default the data set's name with ``-repaired``.
+        """
+        from ftkit._images.repair import repair
+
+        return repair(self, kinds, dest)
+
+    def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
+        """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.
+
+        It takes the suffixes that ImageFolder takes by itself.
+
+        Args:
+            kinds: What to pass over, as in `quarantine`.
+        """
+        chosen = chooser(kinds)
+        return _Filter(frozenset(_absolute(f.path) for f in self.findings if chosen(f)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Filter:
+    """A class and no closure, so that it travels to the workers of a DataLoader."""
+
+    bad: frozenset[str]
+
+    def __call__(self, path: str) -> bool:
+        return path.lower().endswith(LISTED_SUFFIXES) and _absolute(path) not in self.bad
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(path)  # noqa: PTH100  (resolve would follow links, and ImageFolder doesn't)

@@ -1,0 +1,96 @@
+"""What a worker process does: answer jobs until its pipe closes. Imports little, since it is waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from typing import IO
+
+__all__ = ["FAULT", "READY", "TICK_SECONDS", "serve"]
+
+# A job is a JSON list: [verb, argument, ...]; an answer is one line of JSON on stdout. Bytes may follow a job's line.
+# Once ready, stderr carries numbers: so many more answers are there, or on their way. To wake up for each answer
+# would cost the caller more than the answer does.
+READY = b"ready\n"
+FAULT = b"!"  # begins no JSON
+TICK_SECONDS = 0.05  # after so long, the caller is told at the next answer
+_UNREAD = 2048  # bytes that fit into any system's pipe
+
+_MEMORY = 4 << 30  # address space of one worker
+_IDLE_SECONDS = 60
+
+
+def serve() -> None:
+    """Answer jobs from stdin until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes stdin
+    _limit_memory()
+    source: IO[bytes] = sys.stdin.buffer
+    answers, ticks = os.dup(1), os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)  # libraries print
+    gc.disable()  # while so much is made that stays, collections find nothing
+    from ftkit._images import checks
+
+    gc.freeze()
+    gc.enable()
+    warnings.simplefilter("ignore")
+    os.dup2(silence, 2)
+    idle_since: list[float] = [time.monotonic()]  # empty while at work
+    threading.Thread(target=_leave_in_time, args=(os.getppid(), idle_since), daemon=True).start()
+    os.write(answers, READY)
+    os.write(ticks, READY)
+    while line := source.readline():
+        idle_since.clear()
+        jobs, sizes = json.loads(line)
+        payloads = iter(sizes)
+        told = time.monotonic()
+        untold = unread = 0
+        for number, (verb, *arguments) in enumerate(jobs, 1):
+            size = next(payloads, None)
+            data = None if size is None else source.read(size)
+            try:
+                line = json.dumps(getattr(checks, f"do_{verb}")(*arguments, data)).encode() + b"\n"
+            except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
+                line = FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
+            untold += 1
+            unread += len(line)
+            if unread > _UNREAD or number == len(jobs) or time.monotonic() - told > TICK_SECONDS:
+                _write_all(ticks, b"%d\n" % untold)  # first, so that the caller reads while this writes
+                told = time.monotonic()
+                untold = unread = 0
+            _write_all(answers, line)
+        idle_since.append(time.monotonic())
+    os._exit(0)  # faster than to take everything down
+
+
+def _write_all(descriptor: int, line: bytes) -> None:
+    while line:
+        line = line[os.write(descriptor, line) :]
+
+
+def _limit_memory() -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limits = [limit for limit in (soft, hard, _MEMORY) if limit != resource.RLIM_INFINITY]
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:  # noqa: PTH123
+        file.write("1000")  # when memory runs out, it is a worker that goes
+
+
+def _leave_in_time(parent: int, idle_since: list[float]) -> None:
+    """Leave when the caller is gone, even in the middle of a file, and when it has had no work for a while."""
+    while os.getppid() == parent and not any(time.monotonic() - since > _IDLE_SECONDS for since in tuple(idle_since)):
+        time.sleep(1)
+    os._exit(0)

@@ -1,0 +1,173 @@
+"""A DataLoader that can stop after any batch and go on with the next one, in another process, to the bit."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ftkit.errors import CheckpointError, FtkitError
+
+__all__ = ["ResumableLoader"]
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class ResumableLoader(DataLoader[T_co]):
+    """A ``DataLoader`` whose place within an epoch is part of a checkpoint.
+
+    It takes the same arguments and gives the same batches, in an order that depends on one number drawn at
+    the start of each epoch, whatever the sampler. Passed as ``sampler=`` to :func:`ftkit.save_checkpoint`
+    after a step, and to :func:`ftkit.load_checkpoint`, it goes on with the batch after that step; batches
+    that were done are skipped without being loaded. Saved in the loop's body after the last batch, the epoch is
+    still under way: taken up again it gives no batch, and what your loop does after an epoch is done.
+
+    With worker processes, the random numbers that a dataset draws depend on the epoch and the batch alone, so
+    that they are the same after a resume, with any number of workers. Without, they come from the global
+    generators, which the checkpoint keeps.
+
+    Args:
+        *args: As for ``torch.utils.data.DataLoader``.
+        **options: Likewise. The dataset must be one that is indexed.
+
+    Raises:
+        FtkitError: The dataset is an ``IterableDataset``, whose place nobody but itself can know.
+
+    Example:
+        >>> from ftkit._loaders import ResumableLoader
+        >>> loader = ResumableLoader(list(range(8)), batch_size=2, shuffle=True)
+        >>> done = []
+        >>> for batch in loader:
+        ...     done += batch.tolist()
+        ...     if len(done) == 4:
+        ...         state = loader.state_dict()
+        ...         break
+        >>> again = ResumableLoader(list(range(8)), batch_size=2, shuffle=True)
+        >>> again.load_state_dict(state)
+        >>> sorted(done + [int(number) for batch in again for number in batch])
+        [0, 1, 2, 3, 4, 5, 6, 7]
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._seed: int | None = None  # of the epoch that is under way
+        self._position = 0  # batches given out in it
+        self._resuming = False
+        super().__init__(*args, **options)
+        if isinstance(self.dataset, IterableDataset):
+            raise FtkitError(
+                "A ResumableLoader needs a dataset that is indexed; an IterableDataset alone knows its place. Give it "
+                "state_dict() and load_state_dict(), and pass it as sampler= to save_checkpoint itself."
+            )
+
+    @property
+    def mid_epoch(self) -> bool:
+        """Whether an epoch is under way."""
+        return self._seed is not None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place within the epoch."""
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"seed": self._seed, "position": self._position, "generator": generator}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a place that ``state_dict`` gave, at the next iteration.
+
+        Raises:
+            CheckpointError: ``state`` is none of a ResumableLoader.
+        """
+        if not {"seed", "position", "generator"} <= state.keys():
+            raise CheckpointError(f"This is no state of a ResumableLoader: it holds {', '.join(map(str, state))}.")
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+        self._seed, self._position = state["seed"], state["position"]
+        self._resuming = self._seed is not None
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises a class of its own
+        if not self._resuming or self._seed is None:
+            self._seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))
+            self._position = 0
+        self._resuming = False
+        with self._seeded():  # torch draws a seed for workers that must not disturb a resumed run's own numbers
+            batches = super().__iter__()
+        return self._count(batches, self._seed)
+
+    def _count(self, batches: Iterator[Any], seed: int) -> Iterator[Any]:
+        for batch in batches:
+            self._position += 1
+            yield batch
+        if self._seed == seed:  # no newer iteration has begun
+            self._seed, self._position = None, 0
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch takes the indices of each batch from: those that are left."""
+        return _Remaining(self, super()._index_sampler)
+
+    def _indices(self, sampler: Iterable[Any]) -> Iterator[Any]:
+        assert self._seed is not None
+        seed, done = self._seed, self._position
+        with self._seeded():  # a sampler draws its order when its first index is taken
+            indices = iter(sampler)
+            start = list(itertools.islice(indices, done + 1))[done:]
+        for number, index in enumerate(itertools.chain(start, indices), done):
+            yield _Sealed(index, seed, number) if self.num_workers else index
+
+    @contextlib.contextmanager
+    def _seeded(self) -> Iterator[None]:
+        """Seed every generator that a sampler may draw from with the epoch's number, for a while."""
+        assert self._seed is not None
+        own = self.generator
+        before = random.getstate(), np.random.get_state(), torch.get_rng_state(), own and own.get_state()  # noqa: NPY002
+        _seed_all(self._seed, 0)
+        if own is not None:
+            own.manual_seed(self._seed)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])  # noqa: NPY002
+            torch.set_rng_state(before[2])
+            if own is not None and before[3] is not None:
+                own.set_state(before[3])
+
+
+class _Remaining:
+    """A loader's sampler, without the batches that were done."""
+
+    def __init__(self, loader: ResumableLoader[Any], sampler: Any) -> None:
+        self.loader, self.sampler = loader, sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.loader._indices(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class _Sealed:
+    """The indices of a batch on their way to a worker, whose generators are seeded when they arrive."""
+
+    def __init__(self, index: Any, seed: int, number: int) -> None:
+        self.content = index, seed, number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _arrive, self.content
+
+
+def _arrive(index: Any, seed: int, number: int) -> Any:
+    if get_worker_info() is not None:
+        _seed_all(seed, number + 1)
+    return index
+
+
+def _seed_all(seed: int, number: int) -> None:
+    words = np.random.SeedSequence([seed & (2**64 - 1), number]).generate_state(4)
+    random.seed(words[0].item())
+    np.random.seed(words[1].item())  # noqa: NPY002
+    torch.default_generator.manual_seed((words[2].item() << 32) + words[3].item())

@@ -1,0 +1,90 @@
+"""Runs of a model that leave no trace, and the tensors in what it takes and gives."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ftkit._models.undo import Undo
+from ftkit._torch import FAKE_TENSOR_LOG
+
+__all__ = ["named_tensors", "tensors_in", "untouched"]
+
+_LOCK = threading.RLock()  # random states, logs and nn.Module.__call__ belong to the whole process
+
+
+@contextlib.contextmanager
+def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
+    """Run models in the block; then put back, whatever happens, all that this can change in them and around them.
+
+    That is the attributes of the modules, random numbers, modes and logs of the process. One thread at a time may run
+    such a block; the others wait.
+
+    Args:
+        modules: Every module that runs, unless it is a copy that nobody else sees.
+    """
+    with _LOCK, contextlib.ExitStack() as after:
+        undo = Undo()
+        after.callback(undo.take_back)
+        if gc.isenabled():
+            undo.callback(gc.enable)
+            gc.disable()  # a collection in between would take longer than all the rest, and blur what is alive when
+        for module in modules:
+            undo.remember(module)
+        undo.callback(torch.set_rng_state, torch.get_rng_state())
+        undo.callback(random.setstate, random.getstate())
+        if numpy_random := sys.modules.get("numpy.random"):
+            undo.callback(numpy_random.set_state, numpy_random.get_state())
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        undo.callback(torch.set_default_dtype, torch.get_default_dtype())
+        undo.callback(torch.clear_autocast_cache)
+        undo.callback(setattr, FAKE_TENSOR_LOG, "disabled", FAKE_TENSOR_LOG.disabled)
+        FAKE_TENSOR_LOG.disabled = True
+        torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
+        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            yield
+
+
+def named_tensors(tree: Any, path: tuple[object, ...] = ()) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:
+    """Yield the tensors in nested lists, tuples, mappings, dataclasses and registered pytrees, each with its path.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._models.dryrun import named_tensors
+        >>> [(path, tuple(t.shape)) for path, t in named_tensors({"a": [torch.ones(2)], "b": (None, torch.ones(3, 4))})]
+        [(('a', 0), (2,)), (('b', 1), (3, 4))]
+    """
+    if isinstance(tree, torch.Tensor):
+        yield path, tree
+    elif isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from named_tensors(value, (*path, key))
+    elif isinstance(tree, list | tuple):
+        for index, value in enumerate(tree):
+            yield from named_tensors(value, (*path, index))
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from named_tensors(getattr(tree, field.name, None), (*path, field.name))
+    elif tree is not None and not isinstance(tree, str | int | float):
+        leaves = tree_leaves(tree)
+        if leaves and leaves[0] is not tree:
+            yield from named_tensors(leaves, path)
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in a nested structure, in order."""
+    return (tensor for _, tensor in named_tensors(tree))

@@ -1,0 +1,105 @@
+"""Changes that are taken back if one of them fails."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Hashable, MutableMapping
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import nn
+
+__all__ = ["Undo"]
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
+
+
+class Undo:
+    """A block whose changes are all made, or none: an error takes back what was noted, the last change first.
+
+    Example:
+        >>> from ftkit._models.undo import Undo
+        >>> table = {"a": 1}
+        >>> try:
+        ...     with Undo() as undo:
+        ...         undo.set_item(table, "a", 2)
+        ...         raise ValueError
+        ... except ValueError:
+        ...     table
+        {'a': 1}
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], object]] = []
+        self._remembered: dict[int, object] = {}  # the objects themselves, so that their identities stay taken
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is not None:
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Take all changes back. A step that fails does not keep the others from it."""
+        with contextlib.ExitStack() as stack:
+            for step in self._steps:
+                stack.callback(step)
+            self._steps, self._remembered = [], {}
+
+    def callback(self, function: Callable[..., object], /, *args: object) -> None:
+        """Note a function that takes back the change that comes next."""
+        self._steps.append(lambda: function(*args))
+
+    def set_item(self, table: MutableMapping[K, V], key: K, value: V) -> None:
+        """Set an entry of a table. Its place in the table's order stays."""
+        if key in table:
+            self.callback(table.__setitem__, key, table[key])
+        else:
+            self.callback(table.__delitem__, key)
+        table[key] = value
+
+    def remember(self, owner: Any) -> None:
+        """Note what a module, a configuration or a dict holds now.
+
+        That is its attributes, the contents of the plain containers among them, and its class. The values of tensors
+        are not kept, but those of the buffers of TorchScript, which nobody else can put back.
+        """
+        if id(owner) not in self._remembered:
+            self._remembered[id(owner)] = owner
+            self._steps.append(_restoring(owner))
+
+
+def _restoring(owner: Any) -> Callable[[], None]:
+    if isinstance(owner, torch.jit.ScriptModule):
+        return _rewriting(owner)
+    values: dict[str, Any] = owner if isinstance(owner, dict) else vars(owner)
+    kind, before = type(owner), dict(values)
+    containers = [(one, one.copy()) for one in before.values() if type(one) in _CONTAINERS]
+
+    def restore() -> None:
+        for container, content in containers:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
+        if list(map(id, values.values())) != list(map(id, before.values())) or list(values) != list(before):
+            values.clear()  # only then: a dict written anew shares its keys with no other
+            values.update(before)
+        if type(owner) is not kind:  # a lazy module becomes another class
+            object.__setattr__(owner, "__class__", kind)
+
+    return restore
+
+
+def _rewriting(module: nn.Module) -> Callable[[], None]:
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers(recurse=False)]
+
+    def rewrite() -> None:
+        for buffer, before in buffers:
+            if not torch.equal(buffer, before):
+                buffer.detach().copy_(before)
+
+    return rewrite

@@ -1,0 +1,707 @@
+"""A stack machine that reads pickles and runs nothing: calls become records, names stay names.
+
+``pickle`` is a little program for building objects, and its ``REDUCE`` may call anything. This
+machine knows every opcode of protocols 0 to 5 (Python's ``pickletools`` is the reference) but has
+no way to import or call: a class or function is a :class:`Global`, what it would have made is a
+:class:`Foreign`. Only plain data and torch's own tensor builders are understood, the latter as
+:class:`StoredTensor`, a description of where a tensor's bytes lie.
+"""
+
+from __future__ import annotations
+
+import _compat_pickle
+import dataclasses
+import io
+import math
+import pickletools
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO, Final
+
+import torch
+
+from ftkit._formats import LEGACY_MAGIC
+from ftkit.errors import DamagedFileError
+
+__all__ = [
+    "Bounded",
+    "Foreign",
+    "Global",
+    "Pickled",
+    "StorageRef",
+    "StoredTensor",
+    "read_pickle",
+    "storage_dtype",
+    "stored_tensor",
+]
+
+
+_LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
+# A call may copy what it is given, and is a few bytes long: copies may not outgrow what was read without bounds.
+_FREE_BYTES: Final = 64 << 20
+_MAX_RATIO: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The name of a class or function, not looked up."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRef:
+    """A run of bytes that lies elsewhere in the file.
+
+    Attributes:
+        key: What the file calls it.
+        dtype: The type of its elements; bytes where the file leaves it open.
+        numel: How many elements it is said to have.
+        location: The device it was saved from, such as ``"cuda:0"``.
+    """
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    location: str
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it is said to have."""
+        return self.numel * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of the file: which elements of which storage it is, and as what they are to be seen."""
+
+    storage: StorageRef
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    requires_grad: bool = False
+    conj: bool = False
+    neg: bool = False
+    parameter: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all of its storage, in order."""
+        step = 1
+        for side, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if side != 1 and stride != step:
+                return False
+            step *= side
+        return not (self.offset or self.conj or self.neg) and self.nbytes == self.storage.nbytes
+
+
+@dataclass(eq=False, slots=True)
+class Foreign:
+    """What code that did not run would have made.
+
+    Attributes:
+        name: The dotted name of what is called.
+        function: The name or record itself.
+        args: The arguments.
+        new: Whether only a bare instance of the class is made, without its constructor.
+        state: The state that is set after.
+        items: What is appended after: items of a list, or pairs of a table.
+        keywords: Arguments by name.
+    """
+
+    name: str
+    function: Any
+    args: tuple[Any, ...]
+    new: bool = False
+    keywords: dict[str, Any] = field(default_factory=dict)
+    state: Any = None
+    items: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Pickled:
+    """What a pickle holds.
+
+    Attributes:
+        tree: The object.
+        wanted: The dotted names of all classes and functions beyond plain data and tensors, in order.
+        storages: The runs of bytes that its tensors lie in, by key.
+        rare: The rarer kinds of tensors that it names the builders of: ``sparse``, ``quantized``, ...
+        inline: The bytes of storages that lie in the pickle itself, by key, as ``pickle.dump`` of tensors keeps them.
+    """
+
+    tree: Any
+    wanted: list[str]
+    storages: dict[str, StorageRef]
+    rare: list[str]
+    inline: dict[str, memoryview]
+
+
+def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pickled:
+    """Read one pickle from where the file stands, up to its end.
+
+    Args:
+        file: Open for reading, and buffered.
+        objects: Things that the pickle may refer to by a number.
+
+    Raises:
+        DamagedFileError: The bytes are no pickle, or contradict themselves.
+
+    Example:
+        >>> import io, os, pickle
+        >>> from ftkit._pickles.machine import read_pickle
+        >>> class Attack:
+        ...     def __reduce__(self):
+        ...         return os.system, ("echo never printed",)
+        >>> read = read_pickle(io.BytesIO(pickle.dumps({"epoch": 3, "x": Attack()})))
+        >>> read.tree["epoch"], read.tree["x"].args, [name.split(".")[1] for name in read.wanted]
+        (3, ('echo never printed',), ['system'])
+    """
+    machine = _Machine(objects or {})
+    try:
+        tree = machine.run(file)
+    except DamagedFileError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DamagedFileError(
+            f"The pickle is damaged or no pickle at all: {type(error).__name__}: {error}."
+        ) from error
+    return Pickled(tree, list(machine.wanted), machine.storages, list(machine.rare), machine.inline)
+
+
+class _Machine:
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        self.objects = objects
+        self.storages: dict[str, StorageRef] = {}
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.wanted: dict[str, None] = {}
+        self.rare: dict[str, None] = {}
+        self.inline: dict[str, memoryview] = {}
+        self.copied = 0
+
+    def run(self, file: BinaryIO) -> Any:
+        read, table, arguments = file.read, _TABLE, Bounded(file)
+        self.start, self.tell = file.tell(), file.tell
+        while True:
+            code = read(1)
+            if code == b".":
+                return self.stack.pop()
+            if code not in table:
+                raise DamagedFileError(
+                    f"Not a pickle: {code!r} is no instruction." if code else "The pickle ends before it is complete."
+                )
+            reader, step = table[code]
+            step(self, reader(arguments) if reader is not None else None)
+
+    # One method for each kind of instruction; the table below says which is whose.
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def ignore(self, _: Any) -> None:
+        pass
+
+    def mark(self, _: Any) -> None:
+        self.marks.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list[Any]:
+        items = self.stack
+        self.stack = self.marks.pop()
+        return items
+
+    def pop(self, _: Any) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
+
+    def pop_mark(self, _: Any) -> None:
+        self.since_mark()
+
+    def duplicate(self, _: Any) -> None:
+        self.stack.append(self.stack[-1])
+
+    def put(self, index: int) -> None:
+        self.memo[int(index)] = self.stack[-1]
+
+    def memoize(self, _: Any) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[int(index)])
+
+    def fresh(self, make: Callable[[], Any]) -> None:
+        self.stack.append(make())
+
+    def collect(self, make: Callable[[list[Any]], Any]) -> None:
+        items = self.since_mark()
+        self.stack.append(make(items))
+
+    def last_in_tuple(self, count: int) -> None:
+        items = tuple(self.stack[-count:])
+        if len(items) != count:
+            raise IndexError("too few things on the stack")
+        self.stack[-count:] = [items]
+
+    def append(self, _: Any) -> None:
+        item = self.stack.pop()
+        _extend(self.stack[-1], [item])
+
+    def appends(self, _: Any) -> None:
+        items = self.since_mark()
+        _extend(self.stack[-1], items)
+
+    def set_item(self, _: Any) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _update(self.stack[-1], [key, value])
+
+    def set_items(self, _: Any) -> None:
+        items = self.since_mark()
+        _update(self.stack[-1], items)
+
+    def name(self, text: str) -> None:
+        self.refer(*text.split(" ", 1))
+
+    def stack_name(self, _: Any) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise TypeError("a name that is no text")
+        self.refer(module, name)
+
+    def charge(self, *parts: Any) -> None:
+        """Count what is about to be copied.
+
+        Raises:
+            DamagedFileError: It is far more than the file can honestly mean.
+        """
+        for part in parts:
+            if isinstance(part, str | bytes | bytearray):
+                self.copied += 8 * len(part)
+            elif isinstance(part, list | tuple | dict | set | frozenset):
+                self.copied += 64 * len(part)
+        if self.copied > max(_FREE_BYTES, _MAX_RATIO * (self.tell() - self.start)):
+            raise DamagedFileError("the pickle makes copies of copies, far more than it holds: a bomb, not weights.")
+
+    def refer(self, module: str, name: str) -> None:
+        self.charge(module, name)
+        # What Python 2 called its modules, as pickle itself translates it.
+        module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+        full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+        dtype = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(dtype, torch.dtype):
+            self.stack.append(dtype)
+            return
+        if full in _RARE:
+            self.rare[_RARE[full]] = None
+        elif full.startswith("__torch__."):
+            pass  # a class of a TorchScript archive, which Python doesn't have
+        elif full not in _BUILDERS and full not in _PLAIN_NAMES and full not in _STORAGES:
+            self.wanted[full] = None
+        self.stack.append(Global(full))
+
+    def extension(self, code: int) -> None:
+        self.wanted[f"copyreg extension {code}"] = None
+        self.stack.append(Global(f"copyreg extension {code}"))
+
+    def reduce(self, _: Any) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.call(function, args))
+
+    def new(self, _: Any) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        self.stack.append(self.call(function, args, new=True))
+
+    def new_with_keywords(self, _: Any) -> None:
+        keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
+        made = self.call(function, args, new=True)
+        if keywords:
+            if not (isinstance(made, Foreign) and isinstance(keywords, dict)):
+                raise TypeError("a call with keywords of plain data")
+            made.keywords = keywords
+        self.stack.append(made)
+
+    def instance(self, text: str) -> None:
+        args = self.since_mark()
+        self.name(text)
+        self.stack.append(self.call(self.stack.pop(), tuple(args)))
+
+    def object(self, _: Any) -> None:
+        function, *args = self.since_mark()
+        self.stack.append(self.call(function, tuple(args)))
+
+    def call(self, function: Any, args: Any, *, new: bool = False) -> Any:
+        if not isinstance(args, tuple):
+            raise TypeError("a call whose arguments are no tuple")
+        if isinstance(function, Global):
+            if function.name == _INLINE and (ref := self.inline_storage(*args)) is not None:
+                return ref
+            build = _BUILDERS.get(function.name)
+            if build is None:
+                return Foreign(function.name, function, args, new)
+            self.charge(*args)
+            return build(*args)
+        if isinstance(function, Foreign):
+            name = function.name if isinstance(function.function, Foreign) else f"what {function.name} makes"
+            return Foreign(name, function, args, new)
+        raise TypeError(f"a call of a {type(function).__name__}")
+
+    def inline_storage(self, blob: Any) -> StorageRef | None:
+        """Describe a storage that was pickled as a torch file of its own, of the old format and no other."""
+        if not isinstance(blob, bytes) or not blob.startswith(LEGACY_MAGIC):
+            self.wanted[_INLINE] = None
+            return None
+        file = io.BytesIO(blob)
+        parts = [read_pickle(file) for _ in range(5)]
+        ref, start = parts[3].tree, file.tell() + 8
+        if not isinstance(ref, StorageRef) or not 0 <= ref.nbytes == len(blob) - start:
+            raise ValueError("a storage that is not whole")
+        ref = dataclasses.replace(ref, key=f"inline {len(self.inline)}")
+        self.inline[ref.key] = memoryview(blob)[start:]
+        self.storages[ref.key] = ref
+        self.wanted.update(dict.fromkeys(name for part in parts for name in part.wanted))
+        return ref
+
+    def build(self, _: Any) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Foreign):
+            if target.name.endswith("._reconstruct") and isinstance(state, tuple):
+                self.charge(*state)  # an array of numpy, which is a copy of its bytes
+            target.state = state
+        # A table's attributes (a state dict's _metadata) and a tensor's are of no use to anybody here.
+        elif not isinstance(target, dict | StoredTensor | Global):
+            raise TypeError(f"a state set on a {type(target).__name__}")
+
+    def persistent(self, text: str) -> None:
+        raise TypeError(f"a reference to {text[:40]!r} outside the file")
+
+    def storage(self, _: Any) -> None:
+        pid = self.stack.pop()
+        match pid:
+            case ("storage", Global(kind), key, location, int(numel), *rest) if kind in _STORAGES:
+                if rest and rest[0] is not None:
+                    raise TypeError("a view of a storage, which torch has not written since 2017")
+                ref = StorageRef(str(key), _STORAGES[kind], numel, str(location))
+                if self.storages.setdefault(ref.key, ref) != ref:
+                    raise ValueError(f"two descriptions of the storage {ref.key[:40]!r}")
+                self.stack.append(ref)
+            case ("module", container, *_):
+                self.stack.append(container)
+            case str() | int() if str(pid) in self.objects:
+                self.stack.append(self.objects[str(pid)])
+            case _:
+                raise TypeError("a reference to something that is no storage")
+
+
+class Bounded:
+    """A file whose ``read`` never makes room for more than is there, whatever is declared."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.readline: Callable[..., bytes] = file.readline
+        self.tell: Callable[[], int] = file.tell
+        self.seek: Callable[..., int] = file.seek
+
+    def read(self, size: int) -> bytes:
+        """Read so many bytes, or those that are left."""
+        if size > _LONG:
+            here = self.tell()
+            size = min(size, self.seek(0, io.SEEK_END) - here)
+            self.seek(here)
+        return self._file.read(size)
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, list):
+        target.extend(items)
+    elif isinstance(target, set):
+        target.update(_keys(items))
+    elif isinstance(target, Foreign):
+        target.items.extend(items)
+    else:
+        raise TypeError(f"items added to a {type(target).__name__}")
+
+
+def _update(target: Any, items: list[Any]) -> None:
+    if len(items) % 2:
+        raise ValueError("a key without a value")
+    if isinstance(target, dict):
+        target.update(zip(_keys(items[::2]), items[1::2], strict=True))
+    elif isinstance(target, Foreign):
+        target.items.extend(zip(items[::2], items[1::2], strict=True))
+    else:
+        raise TypeError(f"entries added to a {type(target).__name__}")
+
+
+def _keys(keys: list[Any]) -> list[Any]:
+    """The keys, if hashing them takes no longer than reading them did (nested tuples can take forever)."""
+    for key in keys:
+        if isinstance(key, tuple | frozenset):
+            if len(key) > 64 or any(isinstance(part, tuple | frozenset) or _is_long(part) for part in key):
+                raise TypeError("a key that is long or nested")
+        elif _is_long(key):
+            raise TypeError("a key that is a long number")
+    return keys
+
+
+def _is_long(number: Any) -> bool:
+    return isinstance(number, int) and number.bit_length() > 1 << 12
+
+
+def _pairs(items: list[Any]) -> dict[Any, Any]:
+    table: dict[Any, Any] = {}
+    _update(table, items)
+    return table
+
+
+# What calls of plain data and of torch's tensor builders amount to.
+
+
+def _table_of(pairs: Any) -> dict[Any, Any]:
+    if isinstance(pairs, dict):
+        return pairs
+    return _pairs([part for key, value in pairs for part in (key, value)])
+
+
+def _default_dict(factory: Any = None, pairs: Any = ()) -> Any:
+    plain = {kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple, bool)}
+    if factory is None or (isinstance(factory, Global) and factory.name.removeprefix("builtins.") in plain):
+        make = None if factory is None else plain[factory.name.removeprefix("builtins.")]
+        return defaultdict(make, _table_of(pairs))
+    return dict(_table_of(pairs))
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise ValueError(f"bytes in the encoding {encoding!r}")
+    return text.encode(encoding)
+
+
+def _bytes(value: Any = b"", encoding: str = "latin1") -> bytes:
+    if isinstance(value, str):
+        return _encode(value, encoding)
+    return bytes(value) if isinstance(value, bytes | list) else b""
+
+
+def stored_tensor(
+    storage: StorageRef,
+    offset: int,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+    requires_grad: bool = False,
+    _hooks: Any = None,
+    *rest: Any,
+) -> StoredTensor:
+    """Describe a tensor as torch's own rebuilding functions are told to build it.
+
+    Raises:
+        TypeError: Or a ``ValueError``: the tensor is impossible, or reaches beyond its storage.
+    """
+    if not isinstance(storage, StorageRef):
+        raise TypeError("a tensor without a storage")
+    dtype = rest[0] if rest and isinstance(rest[0], torch.dtype) else storage.dtype
+    marks = rest[-1] if rest and isinstance(rest[-1], dict) else {}
+    conj, neg = bool(marks.get("conj")), bool(marks.get("neg"))
+    tensor = StoredTensor(storage, dtype, offset, tuple(shape), tuple(stride), bool(requires_grad), conj, neg)
+    numbers = (tensor.offset, *tensor.shape, *tensor.stride, tensor.storage.numel)
+    if any(type(number) is not int or not 0 <= number < 1 << 60 for number in numbers):
+        raise ValueError("a tensor with an impossible size")
+    if len(tensor.shape) != len(tensor.stride):
+        raise ValueError("a tensor with more sides than strides")
+    if math.prod(tensor.shape):
+        last = tensor.offset + sum((side - 1) * step for side, step in zip(tensor.shape, tensor.stride, strict=True))
+        if (last + 1) * tensor.dtype.itemsize > storage.nbytes:
+            raise ValueError("a tensor that reaches beyond its storage")
+    return tensor
+
+
+def storage_dtype(name: str) -> torch.dtype | None:
+    """The type of the elements that a storage class of torch holds, by its dotted name."""
+    return _STORAGES.get(name)
+
+
+def _parameter(data: Any, requires_grad: bool = True, *_: Any) -> Any:
+    if isinstance(data, StoredTensor):
+        return dataclasses.replace(data, requires_grad=bool(requires_grad), parameter=True)
+    return data  # a rarer kind of tensor
+
+
+def _buffer(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: Any = None) -> Any:
+    if isinstance(build, Global) and build.name in _BUILDERS:
+        return _BUILDERS[build.name](*args)
+    return Foreign("torch._tensor._rebuild_from_type_v2", build, (kind, args, state))
+
+
+def _device(kind: str, index: int | None = None) -> torch.device:
+    return torch.device(kind if index is None else f"{kind}:{int(index)}")
+
+
+def _path(kind: type[PurePath]) -> Callable[..., PurePath]:
+    """Make paths of one kind of system; those of this one are paths that can be opened."""
+    own = issubclass(type(Path()), kind)
+    return Path if own else kind
+
+
+_BUILDERS: Final[dict[str, Callable[..., Any]]] = {
+    "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
+    "collections.defaultdict": _default_dict,
+    "collections.Counter": lambda pairs=(): Counter(_table_of(pairs)),
+    "builtins.dict": lambda pairs=(): dict(_table_of(pairs)),
+    "builtins.set": lambda items=(): set(_keys(list(items))),
+    "builtins.frozenset": lambda items=(): frozenset(_keys(list(items))),
+    "builtins.list": lambda items=(): list(items),
+    "builtins.tuple": lambda items=(): tuple(items),
+    "builtins.bytes": _bytes,
+    "builtins.bytearray": lambda *args: bytearray(_bytes(*args)),
+    "builtins.complex": lambda real, imaginary=0.0: complex(real, imaginary),
+    "_codecs.encode": _encode,
+    **{
+        f"{module}.{pure}{system}Path": _path(kind)
+        for module in ("pathlib", "pathlib._local")
+        for pure in ("", "Pure")
+        for system, kind in (("Posix", PurePosixPath), ("Windows", PureWindowsPath))
+    },
+    **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "tensor", "double", "bool")},
+    "torch.Size": lambda sides=(): tuple(sides),
+    "torch.device": _device,
+    "torch.serialization._get_layout": str,
+    "torch._utils._rebuild_tensor": stored_tensor,
+    "torch._utils._rebuild_tensor_v2": stored_tensor,
+    "torch._utils._rebuild_tensor_v3": stored_tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+    "torch.nn.parameter.Parameter": _parameter,
+    "torch.nn.parameter.Buffer": _buffer,
+    "torch._tensor._rebuild_from_type_v2": _of_type,
+}
+# What builds rarer kinds of tensors, and what to call those.
+_RARE: Final = {
+    f"torch._utils._rebuild_{builder}": kind
+    for builder, kind in {
+        "sparse_tensor": "sparse",
+        "qtensor": "quantized",
+        "nested_tensor": "nested",
+        "meta_tensor_no_storage": "meta",
+        "wrapper_subclass": "wrapped",
+        "device_tensor_from_numpy": "foreign",
+        "device_tensor_from_cpu_tensor": "foreign",
+    }.items()
+}
+_INLINE: Final = "torch.storage._load_from_bytes"
+_PLAIN_NAMES: Final = {
+    _INLINE,
+    *("torch.Tensor", "builtins.int", "builtins.float", "builtins.str", "builtins.bool"),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"torch.per_{of}_affine{more}" for of in ("tensor", "channel") for more in ("", "_float_qparams")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+}
+_STORAGES: Final[dict[str, torch.dtype]] = {
+    f"{module}.{kind}Storage": dtype
+    for kind, dtype in {
+        "Double": torch.float64,
+        "Float": torch.float32,
+        "Half": torch.float16,
+        "BFloat16": torch.bfloat16,
+        "Long": torch.int64,
+        "Int": torch.int32,
+        "Short": torch.int16,
+        "Char": torch.int8,
+        "Byte": torch.uint8,
+        "Bool": torch.bool,
+        "ComplexDouble": torch.complex128,
+        "ComplexFloat": torch.complex64,
+        "Untyped": torch.uint8,
+        # Of quantized numbers, the whole ones that stand for them; torch counts bytes where these are smaller.
+        "QInt8": torch.int8,
+        "QUInt8": torch.uint8,
+        "QInt32": torch.int32,
+        "QUInt4x2": torch.uint8,
+        "QUInt2x4": torch.uint8,
+    }.items()
+    for module in ("torch", "torch.cuda", "torch.storage")
+}
+
+_STEPS: Final[dict[str, tuple[Callable[[_Machine, Any], None], Any]]] = {
+    "PROTO": (_Machine.ignore, None),
+    "FRAME": (_Machine.ignore, None),
+    "NONE": (_Machine.push, None),
+    "NEWTRUE": (_Machine.push, True),
+    "NEWFALSE": (_Machine.push, False),
+    "MARK": (_Machine.mark, None),
+    "POP": (_Machine.pop, None),
+    "POP_MARK": (_Machine.pop_mark, None),
+    "DUP": (_Machine.duplicate, None),
+    "MEMOIZE": (_Machine.memoize, None),
+    "EMPTY_LIST": (_Machine.fresh, list),
+    "EMPTY_DICT": (_Machine.fresh, dict),
+    "EMPTY_SET": (_Machine.fresh, set),
+    "EMPTY_TUPLE": (_Machine.push, ()),
+    "LIST": (_Machine.collect, list),
+    "DICT": (_Machine.collect, _pairs),
+    "TUPLE": (_Machine.collect, tuple),
+    "FROZENSET": (_Machine.collect, lambda items: frozenset(_keys(items))),
+    "TUPLE1": (_Machine.last_in_tuple, 1),
+    "TUPLE2": (_Machine.last_in_tuple, 2),
+    "TUPLE3": (_Machine.last_in_tuple, 3),
+    "APPEND": (_Machine.append, None),
+    "APPENDS": (_Machine.appends, None),
+    "ADDITEMS": (_Machine.appends, None),
+    "SETITEM": (_Machine.set_item, None),
+    "SETITEMS": (_Machine.set_items, None),
+    "GLOBAL": (_Machine.name, None),
+    "STACK_GLOBAL": (_Machine.stack_name, None),
+    "INST": (_Machine.instance, None),
+    "OBJ": (_Machine.object, None),
+    "REDUCE": (_Machine.reduce, None),
+    "NEWOBJ": (_Machine.new, None),
+    "NEWOBJ_EX": (_Machine.new_with_keywords, None),
+    "BUILD": (_Machine.build, None),
+    "PERSID": (_Machine.persistent, None),
+    "BINPERSID": (_Machine.storage, None),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), (_Machine.put, None)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), (_Machine.get, None)),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), (_Machine.extension, None)),
+    **dict.fromkeys(
+        (
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+            *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        ),
+        (_Machine.push, None),
+    ),
+}
+
+
+def _table() -> dict[bytes, tuple[Callable[[Any], Any] | None, Callable[[_Machine, Any], None]]]:
+    """Each instruction's byte, with how to read its argument and what to do."""
+    table: dict[bytes, tuple[Callable[[Any], Any] | None, Callable[[_Machine, Any], None]]] = {}
+    for opcode in pickletools.opcodes:
+        if opcode.name in _STEPS:
+            step, constant = _STEPS[opcode.name]
+            reader = (
+                opcode.arg.reader if opcode.arg is not None else (None if constant is None else _constant(constant))
+            )
+            table[opcode.code.encode("latin1")] = (reader, step)
+    return table
+
+
+def _constant(value: Any) -> Callable[[Any], Any]:
+    return lambda _: value
+
+
+_TABLE: Final = _table()

@@ -1,0 +1,405 @@
+"""Files that torch or pickle wrote, in every format of torch's history: what they hold, and where its bytes lie."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+import torch
+from torch import Tensor
+
+from ftkit._formats import content_format
+from ftkit._pickles.machine import (
+    Bounded,
+    Global,
+    Pickled,
+    StorageRef,
+    StoredTensor,
+    read_pickle,
+    storage_dtype,
+    stored_tensor,
+)
+from ftkit._tensors.file import bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
+
+__all__ = ["PickleFile", "tensor_in"]
+
+# A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
+_FREE_BYTES: Final = 64 << 20
+_MAX_RATIO: Final = 32
+_CHUNK: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """Where the bytes of a storage or another entry lie: at an offset, packed in a zip entry, or in memory."""
+
+    name: str
+    nbytes: int
+    offset: int
+    checksum: int | None
+    packed: zipfile.ZipInfo | None = None
+    inline: memoryview | None = None
+
+
+class PickleFile:
+    """A file that ``torch.save`` or ``pickle`` wrote, opened without running anything in it.
+
+    Attributes:
+        format: How it is packed.
+        tree: What it holds: plain data, :class:`~ftkit._pickles.machine.StoredTensor` in place of tensors, and
+            :class:`~ftkit._pickles.machine.Foreign` in place of what only code could make.
+        wanted: The classes and functions it names beyond plain data and tensors, in order.
+        verified: Whether checksums cover its tensors. They are compared whenever bytes are read.
+        script: Whether it is a TorchScript archive.
+        rare: The kinds of tensors in it that only torch can build: ``sparse``, ``quantized``, ...
+
+    Raises:
+        DamagedFileError: It is not whole, or contradicts itself.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._pickles.torchfiles import PickleFile
+        >>> torch.save({"epoch": 3, "weights": torch.ones(2, 3)}, "c.pt")
+        >>> with PickleFile("c.pt") as file:
+        ...     file.tree["epoch"], file.tree["weights"].shape, file.wanted
+        (3, (2, 3), [])
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: str = os.fspath(path)
+        self.format = content_format(path)
+        self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
+        self._size = os.fstat(self._file.fileno()).st_size
+        self._zip: zipfile.ZipFile | None = None
+        self._records: dict[str, _Record] = {}
+        self._packed = 0  # the bytes that all compressed entries would unpack to
+        try:
+            self._pickled = self._open()
+            self._check_storages()
+        except (DamagedFileError, RecursionError) as error:
+            self._file.close()
+            if self.path in str(error):
+                raise
+            raise DamagedFileError(f"{self.path} is damaged, or not what it seems: {error}") from error
+        except BaseException:
+            self._file.close()
+            raise
+        self.tree: Any = self._pickled.tree
+        self.wanted: list[str] = self._pickled.wanted
+        self.verified: bool = self.format == "zip" and all(
+            self._records[name].checksum is not None for name in ("data.pkl", *map(self._entry, self._pickled.storages))
+        )
+        self.script: bool = "constants.pkl" in self._records
+        self.rare: list[str] = self._pickled.rare
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Leaving a ``with`` block does it too."""
+        self._file.close()
+
+    def read_into(self, pairs: Iterable[tuple[StoredTensor, Tensor]]) -> None:
+        """Fill tensors of the same shapes in place, comparing checksums on the way.
+
+        Where a target can take the bytes as they are, they go straight into its memory; else one
+        storage at a time is read and converted.
+
+        Raises:
+            CheckpointError: A shape differs. No target was touched.
+            UntrustedFileError: It would unpack to far more than its own size. No target was touched.
+            DamagedFileError: Some bytes are not the ones that were written. The targets may hold part of the file.
+        """
+        self._refuse_bomb(self._packed)
+        wanted: dict[StorageRef, list[tuple[StoredTensor, Tensor]]] = {}
+        for stored, target in pairs:
+            if stored.shape != tuple(target.shape):
+                raise CheckpointError(
+                    f"{self.path} has shape {list(stored.shape)} where the target has {list(target.shape)}."
+                )
+            wanted.setdefault(stored.storage, []).append((stored, target.detach()))
+        jobs = [(self._record(ref), targets) for ref, targets in wanted.items()]
+        jobs.sort(key=lambda job: job[0].offset)
+        in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
+        for _, targets in jobs:
+            for _, target in targets:
+                mark_changed(target)
+
+    def read_storages(self) -> dict[StorageRef, Tensor]:
+        """Return the bytes of all storages, in new memory, their checksums compared.
+
+        Raises:
+            UntrustedFileError: It would unpack to far more than its own size.
+            DamagedFileError: Some bytes are not the ones that were written.
+        """
+        self._refuse_bomb(self._packed)
+        records = {ref: self._record(ref) for ref in self._pickled.storages.values()}
+        memory = {ref: torch.empty(record.nbytes, dtype=torch.uint8) for ref, record in records.items()}
+        total = sum(record.nbytes for record in records.values())
+        in_threads(lambda ref: self._read(records[ref], bytes_of(memory[ref])), records, total)
+        return memory
+
+    @contextlib.contextmanager
+    def verified_whole(self) -> Iterator[BinaryIO]:
+        """Compare the checksums of all entries; then give the file itself, from its start.
+
+        Raises:
+            UntrustedFileError: It would unpack to far more than its own size.
+            DamagedFileError: Some bytes are not the ones that were written.
+        """
+        self._refuse_bomb(self._packed)
+        in_threads(lambda record: self._read(record, None), self._records.values(), self._size)
+        with self._buffered(0) as file:
+            yield file
+
+    # Opening: each format ends in a tree, and in records that say where the storages' bytes are.
+
+    def _open(self) -> Pickled:
+        if self.format == "zip":
+            return self._open_zip()
+        if self.format == "legacy":
+            return self._open_legacy()
+        if self.format == "tar":
+            return self._open_tar()
+        if self.format == "safetensors":
+            raise CheckpointError(
+                f"{self.path} is a safetensors file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
+        with self._buffered(0) as file:
+            return read_pickle(file)
+
+    def _check_storages(self) -> None:
+        """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
+        for key, data in self._pickled.inline.items():
+            self._records[self._entry(key)] = _Record(key, len(data), 0, None, inline=data)
+        for ref in self._pickled.storages.values():
+            record = self._records.get(self._entry(ref.key))
+            if record is None:
+                raise DamagedFileError(f"the storage {ref.key[:40]!r} is missing.")
+            if record.nbytes != ref.nbytes:
+                raise DamagedFileError(
+                    f"the storage {ref.key[:40]!r} has {record.nbytes:,} bytes where {ref.nbytes:,} are declared."
+                )
+
+    @contextlib.contextmanager
+    def _buffered(self, position: int) -> Iterator[BinaryIO]:
+        with os.fdopen(os.dup(self._file.fileno()), "rb") as file:  # the same open file, whatever its name means by now
+            file.seek(position)
+            yield file
+
+    def _open_zip(self) -> Pickled:
+        try:
+            self._zip = zipfile.ZipFile(self._file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+            raise DamagedFileError(
+                f"the list of its entries can't be read ({error}), as when a copy was cut."
+            ) from error
+        entries = [entry for entry in self._zip.infolist() if not entry.filename.endswith("/")]
+        main = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
+        if len(main) != 1:
+            raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
+        self._place(entries, main[0].filename.removesuffix("data.pkl"))
+        if "byteorder" in self._records and self._content("byteorder") != b"little":
+            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        return read_pickle(io.BytesIO(self._content("data.pkl")))
+
+    def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
+        """Find where the entries' bytes lie, and that they lie apart and inside the file."""
+        floor = packed = 0
+        unchecked = not any(entry.CRC for entry in entries)  # torch can be told to leave checksums out
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            name = entry.filename.removeprefix(folder)
+            if entry.flag_bits & 1:
+                raise CheckpointError(f"{self.path} is encrypted: unpack it with its password first.")
+            if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise CheckpointError(f"{self.path} is compressed in a way that torch never writes. Save it anew.")
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            local = bytearray(30)
+            self._exactly(memoryview(local), entry.header_offset)
+            offset = entry.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+            apart = entry.header_offset >= floor and offset + entry.compress_size <= self._size
+            whole = local[:4] == b"PK\x03\x04" and (entry.file_size == entry.compress_size or not stored)
+            if not (apart and whole and name not in self._records):
+                raise DamagedFileError(f"its entry {name[:80]!r} is not where it should be.")
+            floor = offset + entry.compress_size
+            packed += 0 if stored else entry.file_size
+            checksum = None if unchecked else entry.CRC
+            self._records[name] = _Record(name, entry.file_size, offset, checksum, None if stored else entry)
+        self._packed = packed
+
+    def _refuse_bomb(self, unpacked: int) -> None:
+        if unpacked > max(_FREE_BYTES, _MAX_RATIO * self._size):
+            raise UntrustedFileError(
+                f"{self.path} has {self._size:,} bytes and would unpack to {unpacked:,}: a bomb, not weights."
+            )
+
+    def _content(self, name: str) -> bytes:
+        if self._records[name].packed is not None:
+            self._refuse_bomb(self._records[name].nbytes)
+        content = bytearray(self._records[name].nbytes)
+        self._read(self._records[name], memoryview(content))
+        return bytes(content)
+
+    def _open_legacy(self) -> Pickled:
+        with self._buffered(0) as file:
+            parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
+            position = file.tell()
+        system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
+        if isinstance(system, dict) and system.get("little_endian") is False:
+            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
+            raise DamagedFileError("its list of storages is not the one it refers to.")
+        for key in keys:
+            position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
+        return dataclasses.replace(pickled, wanted=list(dict.fromkeys(name for part in parts for name in part.wanted)))
+
+    def _place_raw(self, key: str, dtype: torch.dtype, position: int) -> int:
+        """Note a storage that stands as its length and its bytes; return where it ends."""
+        length = bytearray(8)
+        self._exactly(memoryview(length), position)
+        nbytes = int.from_bytes(length, "little") * dtype.itemsize
+        if position + 8 + nbytes > self._size:
+            raise DamagedFileError(f"it was cut short: the storage {key[:40]!r} is not whole.")
+        self._records[key] = _Record(key, nbytes, position + 8, None)
+        return position + 8 + nbytes
+
+    def _open_tar(self) -> Pickled:
+        """Read torch's format of 2016: github.com/pytorch/pytorch/blob/v0.1.1/torch/serialization.py."""
+        try:
+            with self._buffered(0) as raw:
+                file: Any = Bounded(raw)
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    starts = {member.name: member.offset_data for member in archive.getmembers() if member.isfile()}
+                file.seek(starts["storages"])
+                storages = self._tar_storages(file)
+                file.seek(starts["tensors"])
+                tensors = _tar_tensors(file, storages)
+                file.seek(starts["pickle"])
+                pickled = read_pickle(file, {**storages, **tensors})
+        except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
+            raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
+        return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
+
+    def _tar_storages(self, file: BinaryIO) -> dict[str, StorageRef]:
+        refs: dict[str, StorageRef] = {}
+        for _ in range(int(_plain(file))):
+            key, location, kind = _plain(file)
+            dtype = storage_dtype(kind.name) if isinstance(kind, Global) else None
+            if dtype is None:
+                raise TypeError("a storage of no known type")
+            end = self._place_raw(str(key), dtype, file.tell())
+            refs[str(key)] = StorageRef(
+                str(key), dtype, self._records[str(key)].nbytes // dtype.itemsize, str(location)
+            )
+            file.seek(end)
+        if _plain(file):
+            raise TypeError("views of storages, which torch has not written since 2017")
+        return refs
+
+    # Reading
+
+    def _entry(self, key: str) -> str:
+        return f"data/{key}" if self.format == "zip" else key
+
+    def _record(self, ref: StorageRef) -> _Record:
+        return self._records[self._entry(ref.key)]
+
+    def _fill(self, record: _Record, targets: list[tuple[StoredTensor, Tensor]]) -> None:
+        stored, target = targets[0]
+        if len(targets) == 1 and stored.is_whole and takes_bytes(target, stored.dtype):
+            self._read(record, bytes_of(target))
+            return
+        memory = torch.empty(record.nbytes, dtype=torch.uint8)
+        self._read(record, bytes_of(memory))
+        for stored, target in targets:
+            target.copy_(tensor_in(memory, stored))
+
+    def _read(self, record: _Record, into: memoryview | None) -> None:
+        """Read an entry into the memory given, or keep nothing, and compare its checksum."""
+        scratch = memoryview(bytearray(min(record.nbytes, _CHUNK))) if into is None else into
+        source = self._zip.open(record.packed) if self._zip is not None and record.packed is not None else None
+        checksum = 0
+        for position in range(0, record.nbytes, _CHUNK):
+            size = min(_CHUNK, record.nbytes - position)
+            piece = scratch[:size] if into is None else into[position : position + size]
+            if record.inline is not None:
+                piece[:] = record.inline[position : position + size]
+            elif source is None:
+                self._exactly(piece, record.offset + position)
+            else:
+                self._unpack(source, piece)
+            if record.checksum is not None:
+                checksum = zlib.crc32(piece, checksum)
+        if record.checksum is not None and record.checksum != checksum:
+            raise DamagedFileError(
+                f"{self.path} is damaged: the checksum of its entry {record.name[:80]!r} is wrong. "
+                "Take another copy of the file."
+            )
+
+    def _unpack(self, source: Any, piece: memoryview) -> None:
+        try:
+            while piece:
+                count = source.readinto(piece)
+                if not count:
+                    raise EOFError
+                piece = piece[count:]
+        except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+            raise DamagedFileError(f"{self.path} is damaged: a compressed entry can't be unpacked.") from error
+
+    def _exactly(self, into: memoryview, position: int) -> None:
+        if position < 0:
+            raise DamagedFileError(f"{self.path} is damaged: it points to byte {position:,}.")
+        try:
+            read_at(self._file, into, position)
+        except (EOFError, OverflowError) as error:
+            raise DamagedFileError(f"{self.path} was cut short: it ends at byte {self._size:,}.") from error
+
+
+def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
+    """Make the tensor that a description means, in the memory that holds its storage."""
+    tensor = torch.empty(0, dtype=stored.dtype)
+    tensor.set_(memory.untyped_storage(), stored.offset, stored.shape, stored.stride)
+    tensor = tensor.conj() if stored.conj else tensor
+    tensor = torch._neg_view(tensor) if stored.neg else tensor
+    if stored.parameter:
+        return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
+    return tensor.requires_grad_(stored.requires_grad)
+
+
+def _other_zip(names: list[str]) -> str:
+    if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
+        return "is a program that torch.export wrote: torch.export.load(path).state_dict holds its weights."
+    if names and all(name.endswith(".npy") for name in names):
+        return "holds arrays of numpy: load_weights(model, dict(numpy.load(path))) takes them."
+    return "is a zip archive, but none that torch wrote: it has no data.pkl."
+
+
+def _plain(file: BinaryIO) -> Any:
+    return read_pickle(file).tree
+
+
+def _tar_tensors(file: BinaryIO, storages: Mapping[str, StorageRef]) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for _ in range(int(_plain(file))):
+        key, storage, _kind = _plain(file)
+        (sides,) = struct.unpack("<i4x", file.read(8))
+        numbers = struct.unpack(f"<{2 * sides + 1}q", file.read(8 * (2 * sides + 1)))
+        tensors[str(key)] = stored_tensor(
+            storages[str(storage)], numbers[-1], numbers[:sides], numbers[sides : 2 * sides]
+        )
+    return tensors

@@ -1,0 +1,335 @@
+"""Nests of plain values and tensors, taken apart into tensors by name and typed JSON, and put together again.
+
+Whatever is not a tensor becomes JSON that knows its type: a list, a number, a string, a ``dict`` with
+string keys stand for themselves, everything else is an object with one key that starts with ``$``, as in
+``{"$tuple": [0.9, 0.999]}``. Reading it back makes values of a fixed list of types and runs no code.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import zlib
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ftkit.errors import CheckpointError, DamagedFileError
+
+__all__ = ["pack", "unpack"]
+
+Json: TypeAlias = Any
+
+_INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own
+_MAX_BITS: Final = 10_000  # of a number in the JSON: Python refuses to read one of more than 4,300 digits
+_COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compressed
+# Many moments are zeros, which compress without bounds, and so would a bomb.
+_FREE_BYTES: Final = 1 << 30
+_MAX_RATIO: Final = 32
+_FACTORIES: Final[dict[str, Callable[[], Any]]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
+_SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
+    kind.__name__: kind for kind in (tuple, set, frozenset, torch.Size)
+}
+
+
+def pack(nest: object, name: str = "", *, compact: bool = False) -> tuple[dict[str, Tensor], str]:
+    """Take a nest apart into its tensors and typed JSON for all the rest.
+
+    A tensor is named after its place: ``{"optimizer": {"state": [t]}}`` gives ``optimizer.state.0``. One
+    tensor in several places is stored once and is one tensor again afterwards. The tensors are those of
+    the nest, not copies.
+
+    Args:
+        nest: Any nest of dict (also ``OrderedDict``, ``Counter``, ``defaultdict``), list, tuple, set,
+            frozenset, deque, None, bool, int, float, complex, str, bytes, path, tensor, numpy array or
+            scalar, ``torch.Size``, ``torch.dtype`` and ``torch.device``.
+        name: What the names of all tensors start with.
+        compact: Keep tensors of a few bytes in the JSON, and compress those below 256 KB where that
+            makes them smaller: for files that are mostly small tensors.
+
+    Returns:
+        The tensors by name, and the JSON.
+
+    Raises:
+        CheckpointError: Something in the nest is of another type. The message says where.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._tensors.pytree import pack, unpack
+        >>> tensors, text = pack({"betas": (0.9, 0.999), "state": [{"step": torch.tensor(3.0)}]})
+        >>> tensors
+        {'state.0.step': tensor(3.)}
+        >>> text
+        '{"betas":{"$tuple":[0.9,0.999]},"state":[{"step":{"$tensor":null}}]}'
+        >>> unpack(tensors, text)
+        {'betas': (0.9, 0.999), 'state': [{'step': tensor(3.)}]}
+    """
+    packer = _Packer(compact)
+    try:
+        encoded = packer.encode(nest, (name,) if name else ())
+        return packer.tensors, json.dumps(encoded, separators=(",", ":"), allow_nan=False)
+    except RecursionError as error:
+        raise CheckpointError("The nest contains itself, or is hundreds of levels deep: flatten it.") from error
+
+
+def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
+    """Put together again what :func:`pack` took apart.
+
+    Args:
+        tensors: At least those that ``pack`` gave.
+        text: The JSON that it gave.
+        name: The name that ``pack`` got.
+
+    Raises:
+        DamagedFileError: The JSON is not one that ``pack`` makes, or a tensor is missing.
+    """
+    try:
+        room = max(_FREE_BYTES, _MAX_RATIO * len(text))
+        return _Unpacker(tensors, room).decode(json.loads(text), (name,) if name else ())
+    except DamagedFileError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
+        raise DamagedFileError(f"This is no description of a nest that ftkit wrote: {error}.") from error
+
+
+class _Packer:
+    def __init__(self, compact: bool) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.compact = compact
+
+    def encode(self, value: Any, path: tuple[str, ...]) -> Json:
+        kind = type(value)
+        if value is None or kind is bool or kind is str:
+            return value
+        if kind is int:
+            return value if value.bit_length() < _MAX_BITS else {"$int": hex(value)}
+        if kind is float:
+            return value if math.isfinite(value) else {"$float": repr(value)}
+        if kind is list:
+            return self.items(value, path)
+        if kind is dict:
+            if all(type(key) is str and not key.startswith("$") for key in value):
+                return {key: self.encode(item, (*path, key)) for key, item in value.items()}
+            return {"$dict": self.pairs(value, path)}
+        if isinstance(value, Tensor):
+            return self.tensor(value.detach(), path)
+        if isinstance(value, np.ndarray | np.generic):
+            return self.array(value, path)
+        if kind in _SEQUENCES.values():
+            return {f"${kind.__name__}": self.items(value, path)}
+        if kind is deque:
+            return {"$deque": [value.maxlen, self.items(value, path)]}
+        if kind is OrderedDict or kind is Counter:
+            return {f"${kind.__name__}": self.pairs(value, path)}
+        if kind is defaultdict:
+            return {"$defaultdict": [self.factory(value, path), self.pairs(value, path)]}
+        if kind is complex:
+            return {"$complex": [self.encode(value.real, path), self.encode(value.imag, path)]}
+        if kind is bytes or kind is bytearray:
+            return {f"${kind.__name__}": self.raw(value, path)}
+        if kind is torch.dtype or kind is torch.device:
+            return {f"${kind.__name__}": str(value).removeprefix("torch.")}
+        if isinstance(value, PurePath):
+            return {"$path": str(value)}
+        raise CheckpointError(
+            f"{_place(path)} is a {kind.__module__}.{kind.__qualname__}, which can't be kept without pickling code. "
+            "Give plain values instead: its state_dict(), vars(...), dict(...), tuple(...) or a string."
+        )
+
+    def items(self, values: Iterable[Any], path: tuple[str, ...]) -> list[Json]:
+        # Most lists are of numbers, as a random generator's state is.
+        return [
+            item if type(item) is int and item.bit_length() < _MAX_BITS else self.encode(item, (*path, str(index)))
+            for index, item in enumerate(values)
+        ]
+
+    def pairs(self, table: Mapping[Any, Any], path: tuple[str, ...]) -> list[Json]:
+        return [
+            [self.encode(key, (*path, f"key {index}")), self.encode(item, (*path, _step(key, index)))]
+            for index, (key, item) in enumerate(table.items())
+        ]
+
+    def factory(self, table: defaultdict[Any, Any], path: tuple[str, ...]) -> str | None:
+        if table.default_factory is None:
+            return None
+        for name, kind in _FACTORIES.items():
+            if table.default_factory is kind:
+                return name
+        raise CheckpointError(
+            f"{_place(path)} is a defaultdict of {table.default_factory!r}, which can't be kept without pickling code; "
+            f"one of {', '.join(_FACTORIES)} can. Give dict(...) of it."
+        )
+
+    def tensor(self, value: Tensor, path: tuple[str, ...]) -> Json:
+        if value.is_complex() and value.dtype is not torch.complex64:  # safetensors has no other complex type
+            viewed = torch.view_as_real(value.resolve_conj())
+            return {"$viewed": self.keep(viewed, path)}
+        size = value.numel() * value.element_size()
+        if self.compact and size < _COMPRESS and value.layout is torch.strided and not value.is_meta:
+            planes = _planes(value)
+            data = planes if size <= _INLINE // 4 else _squeeze(planes, value.element_size())
+            if len(data) < size or size <= _INLINE // 4:
+                form = str(value.dtype).removeprefix("torch.")
+                return {"$small": [form, list(value.shape), len(data) < size, self.raw(data, path)]}
+        return {"$tensor": self.keep(value, path)}
+
+    def array(self, value: np.ndarray[Any, Any] | np.generic, path: tuple[str, ...]) -> Json:
+        if value.dtype.kind in "OV" or not (isinstance(value, np.generic) or type(value) is np.ndarray):
+            raise CheckpointError(
+                f"{_place(path)} is a numpy {type(value).__name__} of {value.dtype}, which can't be kept without "
+                "pickling code. Make it a plain array of numbers, or a list."
+            )
+        tag = "$scalar" if isinstance(value, np.generic) else "$array"
+        return {tag: [value.dtype.str, list(value.shape), self.raw(value.tobytes(), path)]}
+
+    def raw(self, data: bytes | bytearray, path: tuple[str, ...]) -> Json:
+        """Short bytes become text, long ones a list that holds the name of a tensor."""
+        if len(data) <= _INLINE:
+            return base64.b64encode(data).decode()
+        return [self.keep(torch.frombuffer(bytearray(data), dtype=torch.uint8), path)]
+
+    def keep(self, tensor: Tensor, path: tuple[str, ...]) -> str | None:
+        """Store a tensor; return its name, or None where that follows from its place."""
+        name = natural = _name(path)
+        count = 1
+        while name in self.tensors or name == "__metadata__":
+            count += 1
+            name = f"{natural}~{count}"
+        self.tensors[name] = tensor
+        return None if name == natural else name
+
+
+class _Unpacker:
+    def __init__(self, tensors: Mapping[str, Tensor], room: int) -> None:
+        self.tensors = tensors
+        self.room = room  # bytes that compressed tensors may still take
+
+    def decode(self, value: Json, path: tuple[str, ...]) -> Any:
+        if isinstance(value, list):
+            return self.items(value, path)
+        if not isinstance(value, dict):
+            return value
+        if len(value) != 1 or not next(iter(value)).startswith("$"):
+            return {key: self.decode(item, (*path, key)) for key, item in value.items()}
+        tag, held = next(iter(value.items()))
+        kind = tag[1:]
+        match kind:
+            case "tensor":
+                return self.find(held, path)
+            case "small":
+                return self.small(held, path)
+            case "viewed":
+                return torch.view_as_complex(self.find(held, path))
+            case "array":
+                return self.array(held, path)
+            case "scalar":
+                return self.array(held, path)[()]
+            case "dict":
+                return dict(self.pairs(held, path))
+            case "OrderedDict":
+                return OrderedDict(self.pairs(held, path))
+            case "Counter":
+                return Counter(dict(self.pairs(held, path)))
+            case "defaultdict":
+                return defaultdict(held[0] and _FACTORIES[held[0]], self.pairs(held[1], path))
+            case "deque":
+                return deque(self.items(held[1], path), held[0])
+            case "int":
+                return int(held, 16)
+            case "float":
+                return float(held)
+            case "complex":
+                return complex(*(self.decode(part, path) for part in held))
+            case "bytes":
+                return self.raw(held, path)
+            case "bytearray":
+                return bytearray(self.raw(held, path))
+            case "dtype":
+                return _dtype(held)
+            case "device":
+                return torch.device(held)
+            case "path":
+                return Path(held)
+        return _SEQUENCES[kind](self.items(held, path))
+
+    def items(self, values: list[Json], path: tuple[str, ...]) -> list[Any]:
+        return [self.decode(item, (*path, str(index))) for index, item in enumerate(values)]
+
+    def pairs(self, pairs: list[Json], path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
+        for index, (key, item) in enumerate(pairs):
+            decoded = self.decode(key, (*path, f"key {index}"))
+            yield decoded, self.decode(item, (*path, _step(decoded, index)))
+
+    def array(self, held: list[Json], path: tuple[str, ...]) -> np.ndarray[Any, Any]:
+        dtype, shape, data = held
+        return np.frombuffer(bytearray(self.raw(data, path)), dtype=np.dtype(dtype)).reshape(shape)
+
+    def small(self, held: list[Json], path: tuple[str, ...]) -> Tensor:
+        form, shape, squeezed, raw = held
+        dtype = _dtype(form)
+        size = math.prod(shape) * dtype.itemsize
+        self.room -= size
+        if self.room < 0:
+            raise DamagedFileError("It would unpack to far more than it holds: a bomb, not a checkpoint.")
+        data = self.raw(raw, path)
+        if squeezed:
+            data = zlib.decompressobj().decompress(data, size + 1)
+        if len(data) != size or size >= _COMPRESS:
+            raise DamagedFileError(f"{_place(path)} has another size than declared.")
+        planes = torch.frombuffer(bytearray(data), dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
+        return planes.reshape(dtype.itemsize, -1).t().reshape(-1).view(dtype).reshape(shape)
+
+    def raw(self, held: Json, path: tuple[str, ...]) -> bytes:
+        if isinstance(held, list):
+            return self.find(held[0], path).numpy().tobytes()
+        return base64.b64decode(held, validate=True)
+
+    def find(self, name: str | None, path: tuple[str, ...]) -> Tensor:
+        name = _name(path) if name is None else name
+        if name not in self.tensors:
+            raise DamagedFileError(f"The tensor {name!r} is missing.")
+        return self.tensors[name]
+
+
+def _planes(tensor: Tensor) -> bytes:
+    """A tensor's bytes: the first one of each number, then the second one of each, and so on."""
+    data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return data.view(torch.uint8).reshape(-1, tensor.element_size()).t().contiguous().numpy().tobytes()
+
+
+def _squeeze(planes: bytes, count: int) -> bytes:
+    """Compress each plane by how often a byte occurs in it: the exponents of numbers are alike, no more is."""
+    packer = zlib.compressobj(strategy=zlib.Z_RLE)
+    side = len(planes) // count
+    packed = [
+        packer.compress(planes[begin : begin + side]) + packer.flush(zlib.Z_SYNC_FLUSH)
+        for begin in range(0, len(planes), side)
+    ]
+    return b"".join(packed) + packer.flush()
+
+
+def _step(key: object, index: int) -> str:
+    """What an entry of a table that is not keyed by strings alone adds to a tensor's name."""
+    return str(key) if type(key) in (str, int, bool) else str(index)
+
+
+def _name(path: tuple[str, ...]) -> str:
+    # A name must be Unicode that a file can hold, and should not outweigh the tensor.
+    return ".".join(path)[:400].encode(errors="replace").decode() or "value"
+
+
+def _place(path: tuple[str, ...]) -> str:
+    return repr(_name(path)) if path else "The nest"
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name, None)
+    if not isinstance(found, torch.dtype):
+        raise DamagedFileError(f"This torch knows no type {name[:80]!r}.")
+    return found

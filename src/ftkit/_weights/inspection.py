@@ -1,0 +1,273 @@
+"""Looking into checkpoints without loading them: what a file holds, and what changed between two."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ftkit._weights.sources import Entry, Nest, Source, WeightsSource
+from ftkit._wording import in_bytes
+from ftkit.errors import CheckpointError
+
+__all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
+
+
+@dataclass(frozen=True, repr=False)
+class CheckpointInfo:
+    """What a file of weights holds. Prints well.
+
+    Attributes:
+        path: The file.
+        format: How it is kept: ``safetensors``, ``zip``, ``legacy``, ``tar``, ``pickle``, ``torchscript``, or shards.
+        tensors: Shape and type of every tensor, by its dotted name.
+        nbytes: The bytes that their values take.
+        metadata: What the file says beyond tensors.
+        wanted: Classes and functions that opening it as a whole would run or look up; empty for safe files.
+        verified: Whether it has digests or checksums, so that any damage to the tensors is noticed on loading.
+        rare: The kinds of tensors in it that are not dense, and not listed: ``sparse``, ``quantized``, ...
+    """
+
+    path: str
+    format: str
+    tensors: dict[str, tuple[tuple[int, ...], torch.dtype]]
+    nbytes: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+    wanted: list[str] = field(default_factory=list)
+    verified: bool = True
+    rare: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON can hold it: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
+        tensors = {
+            name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()
+        }
+        return vars(self) | {"tensors": tensors, "metadata": _finite(self.metadata)}
+
+    def _lines(self) -> Iterator[str]:
+        kind = "with checks for damage" if self.verified else "without digests"
+        yield f"{self.path}: {len(self.tensors)} tensors, {in_bytes(self.nbytes)}, {self.format}, {kind}"
+        for key, value in list(self.metadata.items())[:12]:
+            text = str(value)
+            yield f"  {key} = {text if len(text) <= 60 else text[:57] + '...'}"
+        if self.wanted:
+            more = f" and {len(self.wanted) - 8} more" if len(self.wanted) > 8 else ""
+            yield f"  opening it whole would run code: {', '.join(self.wanted[:8])}{more}"
+        if self.rare:
+            yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
+        shown = list(self.tensors.items())
+        width = max((len(name) for name, _ in shown), default=0)
+        for index, (name, (shape, dtype)) in enumerate(shown):
+            if len(shown) > 40 and index == 20:
+                yield f"  ... {len(shown) - 40} more ..."
+            if len(shown) <= 40 or index < 20 or index >= len(shown) - 20:
+                yield f"  {name:{width}}  {_short(dtype):9} {list(shape)}"
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
+    """Tell what a file of weights holds, running nothing in it and reading no tensor.
+
+    Args:
+        path: A file of any format, an index of shards, or a folder with either.
+
+    Raises:
+        CheckpointError: It is no weights file, or a damaged one.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import inspect_checkpoint, save_weights
+        >>> save_weights(torch.nn.Linear(4, 2), "linear.safetensors")
+        >>> inspect_checkpoint("linear.safetensors")
+        linear.safetensors: 2 tensors, 40 B, safetensors, with checks for damage
+          format = pt
+          weight  float32   [2, 4]
+          bias    float32   [2]
+    """
+    with Source(Path(path)) as source:
+        entries = source.nests[0].entries if source.nests else {}
+        return CheckpointInfo(
+            path=source.name,
+            format=source.format,
+            tensors={name: (entry.shape, entry.dtype) for name, entry in entries.items()},
+            nbytes=sum(entry.nbytes for entry in entries.values()),
+            metadata=source.metadata,
+            wanted=source.wanted,
+            verified=source.verified,
+            rare=source.rare,
+        )
+
+
+class TensorChange(NamedTuple):
+    """How much one tensor changed.
+
+    Attributes:
+        name: Its name.
+        largest: The largest change of any value.
+        relative: The norm of the change, relative to the norm before.
+    """
+
+    name: str
+    largest: float
+    relative: float
+
+    def __str__(self) -> str:
+        return f"{self.name}  by up to {self.largest:.3g}, {self.relative:.2%} of its norm"
+
+
+@dataclass(frozen=True, repr=False)
+class CheckpointDiff:
+    """What differs between two checkpoints. Prints well; false when nothing does.
+
+    Attributes:
+        changed: The tensors whose values differ, the most changed first.
+        same: The names of those that are identical, bit for bit.
+        reshaped: Names in both with another shape or type, with what they were and are.
+        only_in_a: Names that went.
+        only_in_b: Names that came.
+    """
+
+    a: str
+    b: str
+    changed: list[TensorChange]
+    same: list[str]
+    reshaped: list[tuple[str, str, str]]
+    only_in_a: list[str]
+    only_in_b: list[str]
+
+    def __bool__(self) -> bool:
+        return bool(self.changed or self.reshaped or self.only_in_a or self.only_in_b)
+
+    def __repr__(self) -> str:
+        return "\n".join(self._lines())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as JSON can hold it; the ``relative`` size of a change from zero is None."""
+        changed = [_finite(change._asdict()) for change in self.changed]
+        reshaped = [dict(zip(("name", "was", "is"), row, strict=True)) for row in self.reshaped]
+        return vars(self) | {"changed": changed, "reshaped": reshaped}
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
+        yield from _some(f"  {change}" for change in self.changed)
+        yield from _some(f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped)
+        yield from _some(f"  {name}  went" for name in self.only_in_a)
+        yield from _some(f"  {name}  came" for name in self.only_in_b)
+
+
+def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
+    """Tell which tensors changed between two checkpoints, by how much, and which came and went.
+
+    This is the proof that freezing worked: what was frozen is identical, bit for bit.
+
+    Args:
+        a: The earlier one: a file of any format, a folder, a state dict, or a model.
+        b: The later one.
+
+    Raises:
+        CheckpointError: One of them is no weights file, or they have not a single name in common.
+        DamagedFileError: Some bytes are not the ones that were written.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import diff_checkpoints, save_weights
+        >>> model = torch.nn.Linear(4, 2)
+        >>> save_weights(model, "before.safetensors")
+        >>> with torch.no_grad():
+        ...     _ = model.bias.fill_(0).add_(0.5)
+        >>> diff = diff_checkpoints("before.safetensors", model)
+        >>> diff.same, [change.name for change in diff.changed]
+        (['weight'], ['bias'])
+    """
+    with Source(a) as first, Source(b) as second:
+        left, right = _counterparts(first, second)
+        changed: list[TensorChange] = []
+        same: list[str] = []
+        reshaped: list[tuple[str, str, str]] = []
+        for name, old in left.items():
+            new = right.get(name)
+            if new is None:
+                continue
+            if (old.shape, old.dtype) != (new.shape, new.dtype):
+                reshaped.append((name, _kind(old), _kind(new)))
+            elif (change := _change(name, old, new)) is None:
+                same.append(name)
+            else:
+                changed.append(change)
+        return CheckpointDiff(
+            a=first.name,
+            b=second.name,
+            changed=sorted(changed, key=lambda change: change.relative, reverse=True),
+            same=same,
+            reshaped=reshaped,
+            only_in_a=[name for name in left if name not in right],
+            only_in_b=[name for name in right if name not in left],
+        )
+
+
+def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """The two tables that have most names in common; the outermost of equals."""
+
+    def common(pair: tuple[Nest, Nest]) -> int:
+        return len(pair[0].entries.keys() & pair[1].entries.keys())
+
+    pairs = ((left, right) for left in first.nests for right in second.nests)
+    best = max(pairs, key=common, default=None)
+    if best is None or not common(best):
+        raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")
+    return best[0].entries, best[1].entries
+
+
+def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
+    """How much a tensor changed, or ``None`` if it is the same, bit for bit."""
+    if old.digest is not None and old.digest == new.digest:
+        return None
+    before, after = _read(old), _read(new)
+    if torch.equal(_bits(before), _bits(after)):
+        return None
+    wide = torch.complex128 if before.is_complex() else torch.float64
+    was = before.to(wide)
+    step = after.to(wide) - was
+    norm = float(torch.linalg.vector_norm(was))
+    moved = float(torch.linalg.vector_norm(step))
+    return TensorChange(name, float(step.abs().max()), moved / norm if norm else math.inf if moved else 0.0)
+
+
+def _read(entry: Entry) -> Tensor:
+    values = entry.empty()
+    Source.read_into([(entry, values)])
+    return values
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def _kind(entry: Entry) -> str:
+    return f"{_short(entry.dtype)} {list(entry.shape)}"
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without those that JSON has no number for."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _some(lines: Iterator[str]) -> Iterator[str]:
+    everything = list(lines)
+    yield from everything[:30]
+    if len(everything) > 30:
+        yield f"  ... and {len(everything) - 30} more"

@@ -1,0 +1,400 @@
+"""Weights files: saving a model's weights, and loading anybody's into it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftkit._formats import TORCH_SUFFIXES
+from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
+from ftkit._tensors.file import write_tensors
+from ftkit._weights.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
+from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
+from ftkit._weights.sources import Entry, Source, WeightsSource
+from ftkit._wording import some
+from ftkit.errors import CheckpointError, DamagedFileError
+from ftkit.selection import unwrap
+
+__all__ = [
+    "CheckpointDiff",
+    "CheckpointInfo",
+    "LoadReport",
+    "Mismatch",
+    "Rename",
+    "diff_checkpoints",
+    "inspect_checkpoint",
+    "load_model",
+    "load_weights",
+    "save_model",
+    "save_weights",
+]
+
+_log = logging.getLogger("ftkit")
+
+_LISTED: Final = 24
+
+
+class Mismatch(NamedTuple):
+    """A tensor whose shape in the file is not the model's."""
+
+    name: str
+    in_file: tuple[int, ...]
+    in_model: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name}: {list(self.in_file)} in the file, {list(self.in_model)} in the model"
+
+
+@dataclass(frozen=True, repr=False)
+class LoadReport:
+    """What was loaded into a model, and what was not. Prints well.
+
+    Attributes:
+        source: Where the weights came from.
+        loaded_keys: Names in the model that got new values.
+        missing_keys: Names in the model that the source has nothing for.
+        unexpected_keys: Names in the source that the model has no place for.
+        mismatched_keys: Names that both have, in different shapes. The model's values were kept.
+        converted_keys: Names whose values changed their type on the way.
+        steps: What was peeled and picked to make the names meet, in order.
+        verified: Whether the bytes were compared with digests or checksums of the file.
+        not_run: Classes and functions that the file names beyond plain data. They were neither looked up nor run.
+        rare: The kinds of tensors in the file that are not dense, and were left out: ``sparse``, ``quantized``, ...
+    """
+
+    source: str
+    loaded_keys: list[str]
+    missing_keys: list[str] = field(default_factory=list)
+    unexpected_keys: list[str] = field(default_factory=list)
+    mismatched_keys: list[Mismatch] = field(default_factory=list)
+    converted_keys: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=list)
+    verified: bool = True
+    not_run: list[str] = field(default_factory=list)
+    rare: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return "\n  ".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        total = len(self.loaded_keys) + len(self.missing_keys) + len(self.mismatched_keys)
+        checked = "verified" if self.verified else "not verified: the file has no digests"
+        yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {self.source} ({checked})"
+        if self.steps:
+            yield f"peeled: {'; '.join(self.steps)}"
+        yield from _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
+        if self.converted_keys:
+            yield f"type changed to the model's: {some(self.converted_keys, 3)}"
+        if self.not_run:
+            yield f"named in the file, but not run: {some(self.not_run, 6)}"
+
+
+def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Save a model's weights: parameters and buffers, whole or not at all.
+
+    The file is safetensors, with a digest of every tensor; under a name that ends in ``.pt``, ``.pth``,
+    ``.ckpt`` or ``.tar`` it is the state dict as ``torch.save`` writes it. Wrappers (``torch.compile``,
+    ``DistributedDataParallel``) leave no trace in the names.
+
+    Args:
+        model: The model, or its state dict.
+        path: The file. Its folder is made if need be.
+
+    Raises:
+        CheckpointError: A tensor has no values (meta), or is of a kind that safetensors lacks.
+        FileWriteError: The disk is full, the folder read-only, ... What stood there is intact.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import load_weights, save_weights
+        >>> model = torch.nn.Linear(4, 2)
+        >>> save_weights(model, "linear.safetensors")
+        >>> load_weights(model, "linear.safetensors")
+        Loaded 2 of 2 tensors from linear.safetensors (verified)
+    """
+    tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
+    if Path(path).suffix in TORCH_SUFFIXES:
+        if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
+            raise CheckpointError(
+                f"{empty[0]!r} is on the meta device: it has a shape but no values. Load the model first."
+            )
+        save_pickle(tensors, path)
+        return
+    if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(
+            f"{odd[0]!r} is a {type(tensors[odd[0]]).__name__}, and a safetensors file holds tensors only. "
+            "Save under a name that ends in .pt, or use save_checkpoint."
+        )
+    write_tensors(path, tensors)
+
+
+def load_weights(
+    model: nn.Module,
+    source: WeightsSource,
+    *,
+    strict: bool = True,
+    rename: Rename | None = None,
+    drop_mismatched: bool = False,
+    ema: bool = True,
+) -> LoadReport:
+    """Load weights into a model, in place, from anything people keep weights in.
+
+    Reads safetensors, torch's files of every age, TorchScript archives and pickled models, by their
+    content and without running any code of theirs. Finds the table that fits the model
+    (``state_dict``, ``model``, ...), strips what wrappers added to the names (``module.``,
+    ``_orig_mod.``, ``model.``, ...) and says so in the report. Names and shapes are compared before
+    the first value changes; the values go straight into the model's memory, verified on the way.
+    A part that is on the meta device is given memory.
+
+    Args:
+        model: Any module. A wrapped one is looked at through its wrapper.
+        source: A file, an index of shards, a folder with either, a state dict, or another model.
+        strict: Refuse a source that lacks names or has names left over. If false, load what fits.
+        rename: How names in the source become names in the model: ``{"encoder.": ""}`` for prefixes and whole
+            names, pairs of regular expressions and replacements, or a function.
+        drop_mismatched: Keep the model's own values where shapes differ, such as those of a new head.
+        ema: Where the source has both, take the averaged weights rather than the last ones.
+
+    Returns:
+        What was loaded and what was not.
+
+    Raises:
+        CheckpointError: The source does not fit. The message lists what is missing, left over and of another
+            shape, and the likeliest renaming. The model is unchanged.
+        DamagedFileError: Some bytes are not the ones that were written. The model holds a part of the file by then,
+            unless the message says nothing of it.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import load_weights
+        >>> model = torch.nn.Linear(4, 2)
+        >>> torch.save({"epoch": 3, "state_dict": {"module.weight": torch.ones(2, 4)}}, "last.ckpt")
+        >>> load_weights(model, "last.ckpt", strict=False)
+        Loaded 1 of 2 tensors from last.ckpt (verified)
+          peeled: took 'state_dict'; stripped 'module.'
+          missing in the source: bias
+    """
+    inner = unwrap(model)
+    with Source(source) as opened:
+        places = Places(inner)
+        if not opened.nests:
+            reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
+            if opened.wanted:
+                reason = f" that can be read without running code: it wants {some(opened.wanted, 6)}"
+            raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
+        match = best_match(opened.nests, places, renamer(rename), ema=ema)
+        report = _report(match, opened, places)
+        perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+        _refuse_kinds(match, places)
+        if places.elsewhere or (places.translates and not perfect):
+            report = _fill_by_torch(inner, match, places, report, strict=strict)
+        else:
+            if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
+                raise CheckpointError(
+                    f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path)."
+                )
+            _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
+            _fill(inner, match, places)
+    if report.not_run:
+        _log.warning("%s names code, which was not run: %s", report.source, some(report.not_run, 6))
+    return report
+
+
+def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Save a whole model, its class by name included, as ``torch.save(model, path)`` does, but all or nothing.
+
+    To open the file, Python must find the same classes, and whoever opens it must trust it. To
+    share a model, prefer :func:`save_weights`.
+
+    Raises:
+        FileWriteError: The file could not be written. What stood there is intact.
+        CheckpointError: Something in the model can't be pickled.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import load_model, save_model
+        >>> save_model(torch.nn.Linear(2, 1), "model.pt")
+        >>> load_model("model.pt", allow=[torch.nn.Linear])
+        Linear(in_features=2, out_features=1, bias=True)
+    """
+    save_pickle(model, path)
+
+
+def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: Iterable[Allowed] = ()) -> Any:
+    """Load a whole model, as ``save_model`` or ``torch.save(model, path)`` wrote it, onto the CPU.
+
+    Such a file names the classes to build and can make Python run anything. By default nothing
+    runs: the file is refused, and the error lists what it wants.
+
+    Args:
+        path: The file, of any format that torch has written.
+        trusted: Open it whatever it wants. Its code then runs with your rights.
+        allow: Classes and functions to admit: themselves, or their full dotted names.
+
+    Returns:
+        What the file holds. A file of plain tensors, which needs no trust, comes back as the table it is.
+
+    Raises:
+        UntrustedFileError: The file wants more than was admitted.
+        DamagedFileError: It is not whole, or some bytes are not the ones that were written.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import load_model, save_model
+        >>> save_model(torch.nn.Linear(2, 1), "model.pt")
+        >>> load_model("model.pt")
+        Traceback (most recent call last):
+            ...
+        ftkit.errors.UntrustedFileError: Opening model.pt would run code. Beyond plain data and tensors it wants:
+            torch.nn.modules.linear.Linear
+        If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
+Weights alone need no trust: load_weights(model, path).
+    """
+    loaded = load_pickle(path, allow=allow, trusted=trusted)
+    if not isinstance(loaded, nn.Module):
+        kind = type(loaded).__name__
+        _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", path, kind)
+    return loaded
+
+
+def _report(match: Match, source: Source, places: Places) -> LoadReport:
+    """What loading a match would mean."""
+    found = {places.names[bare]: match.entries[bare][1] for bare in (*match.fitting, *match.mismatched)}
+    return LoadReport(
+        source=source.name,
+        loaded_keys=[places.names[bare] for bare in match.fitting],
+        missing_keys=match.missing(places),
+        unexpected_keys=[key for bare, (key, _) in match.entries.items() if places.shape(bare) is None],
+        mismatched_keys=[
+            Mismatch(name, entry.shape, tuple(places.tensors[name].shape))
+            for name, entry in found.items()
+            if entry.shape != tuple(places.tensors[name].shape)
+        ],
+        converted_keys=[
+            places.names[bare]
+            for bare in match.fitting
+            if match.entries[bare][1].dtype != places.tensors[places.names[bare]].dtype
+        ],
+        steps=match.steps(),
+        verified=source.verified,
+        not_run=source.wanted,
+        rare=source.rare,
+    )
+
+
+def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
+    """Raise if the source does not fit the model as far as was asked."""
+    nothing = not report.loaded_keys and bool(places.tensors)
+    shapes = report.mismatched_keys if not drop_mismatched else []
+    names = [*report.missing_keys, *report.unexpected_keys] if strict else []
+    if not (nothing or shapes or names):
+        return
+    count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
+    lines = [f"{report.source} does not fit the {places.kind}: {count} tensors match."]
+    if report.steps:
+        lines.append(f"peeled: {'; '.join(report.steps)}")
+    lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys, report.rare)
+    lines += suggestions(match, places)
+    remedies = []
+    if report.mismatched_keys and not drop_mismatched:
+        remedies.append("drop_mismatched=True keeps the model's own values where shapes differ")
+    if strict and not nothing and (report.missing_keys or report.unexpected_keys):
+        remedies.append("strict=False loads what fits")
+    raise CheckpointError("\n  ".join(lines) + (f"\n{'; '.join(remedies)}." if remedies else ""))
+
+
+def _refuse_kinds(match: Match, places: Places) -> None:
+    """Raise if a tensor that fits is of a kind whose values can't be copied."""
+    for bare in match.fitting:
+        key, entry = match.entries[bare]
+        wanted, stored = places.tensors[places.names[bare]].dtype, entry.stored
+        if isinstance(stored, Tensor) and stored.is_meta:
+            raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
+        if isinstance(stored, Tensor) and (stored.layout is not torch.strided or stored.is_quantized):
+            kind = "quantized" if stored.is_quantized else str(stored.layout).removeprefix("torch.")
+            raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
+        if entry.dtype != wanted:
+            try:
+                torch.empty(1, dtype=entry.dtype).to(wanted)
+            except RuntimeError as error:  # torch keeps some types only as bits
+                raise CheckpointError(
+                    f"{key!r} is {entry.dtype} in the source and {wanted} in the model, and torch can't convert it."
+                ) from error
+
+
+def _fill(model: nn.Module, match: Match, places: Places) -> None:
+    """Read into the model's own memory; what is on meta gets new memory once all is read."""
+    entries: dict[Tensor, Entry] = {}  # a tied tensor is read once, under the last of its names, as torch does
+    for bare in match.fitting:
+        entries[places.tensors[places.names[bare]]] = match.entries[bare][1]
+    fresh = {target: torch.empty(target.shape, dtype=target.dtype) for target in entries if target.is_meta}
+    try:
+        Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())
+    except DamagedFileError as error:
+        if len(fresh) == len(entries):
+            raise
+        raise DamagedFileError(
+            f"{error} The {places.kind} holds a part of it by now: load an intact file, or build the model again, "
+            "before you use it."
+        ) from error
+    for target, values in fresh.items():
+        _assign(model, target, values)
+
+
+def _assign(model: nn.Module, old: Tensor, values: Tensor) -> None:
+    """Put new memory in every place where the model keeps a tensor without any."""
+    new = nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, tensor in table.items():
+                if tensor is old:
+                    table[key] = new  # type: ignore[assignment]  # what was a parameter stays one
+
+
+def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadReport, *, strict: bool) -> LoadReport:
+    """Load through the model's own ``load_state_dict``, and put things back if that refuses."""
+    tensors: dict[str, Tensor] = {}
+    for bare, (_, entry) in match.entries.items():
+        place = places.tensors.get(places.names.get(bare, ""))
+        tensors[places.names.get(bare, bare)] = entry.empty(None if place is None else place.dtype)
+    Source.read_into(zip((entry for _, entry in match.entries.values()), tensors.values(), strict=True))
+    empty = any(tensor.is_meta for tensor in places.tensors.values())
+    before = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
+    try:
+        result = model.load_state_dict(tensors, strict=False, assign=empty)
+        nothing = bool(places.tensors) and places.tensors.keys() <= set(result.missing_keys)
+        if nothing or (strict and (result.missing_keys or result.unexpected_keys)):
+            lists = _listing(result.missing_keys, result.unexpected_keys, [])
+            raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))
+    except (RuntimeError, CheckpointError) as error:
+        model.load_state_dict(before, strict=False, assign=empty)
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"The {places.kind}'s own load_state_dict refuses {report.source}: {error}") from error
+    return replace(
+        report,
+        loaded_keys=[name for name in model.state_dict() if name not in result.missing_keys],
+        missing_keys=list(result.missing_keys),
+        unexpected_keys=list(result.unexpected_keys),
+        mismatched_keys=[],
+    )
+
+
+def _listing(
+    missing: Sequence[str], unexpected: Sequence[str], mismatched: Sequence[Mismatch], rare: Sequence[str] = ()
+) -> Iterator[str]:
+    if missing:
+        yield f"missing in the source: {some(missing, _LISTED)}"
+    if unexpected:
+        yield f"unexpected in the source: {some(unexpected, _LISTED)}"
+    if mismatched:
+        yield f"of another shape: {some(mismatched, 8, '; ')}"
+    if rare:
+        yield f"left out: {' and '.join(rare)} tensors, which load_model(path) opens"

@@ -1,0 +1,71 @@
+"""Numbers, sizes and lists, as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["in_bytes", "in_counts", "in_units", "plural", "some"]
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Write how many things there are.
+
+    Example:
+        >>> from ftkit._wording import plural
+        >>> plural(1, "file"), plural(12_000, "file"), plural(2, "copy", "copies")
+        ('1 file', '12,000 files', '2 copies')
+    """
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
+    """Write the first few of a list, and how many more there are.
+
+    Example:
+        >>> from ftkit._wording import some
+        >>> some(["ant", "bee", "wasp", "fly"], 2)
+        'ant, bee and 2 more'
+    """
+    more = f" and {len(items) - most:,} more" if len(items) > most else ""
+    return separator.join(map(str, items[:most])) + more
+
+
+def in_units(count: float) -> str:
+    """Write a number in three digits and a unit of thousands.
+
+    Example:
+        >>> from ftkit._wording import in_units
+        >>> in_units(950), in_units(25_557_032)
+        ('950', '25.6 M')
+    """
+    for unit in ("", " K", " M", " G", " T"):
+        if abs(count) < 999.5:
+            return f"{count:.3g}{unit}" if unit else f"{count:.0f}"
+        count /= 1000
+    return f"{count:.4g} P"
+
+
+def in_counts(count: float) -> str:
+    """Write a number of things: a thousand millions of them are a billion.
+
+    Example:
+        >>> from ftkit._wording import in_counts
+        >>> in_counts(6_738_415_616)
+        '6.74 B'
+    """
+    return in_units(count).replace("G", "B")
+
+
+def in_bytes(count: float) -> str:
+    """Write a size in three digits and a unit of 1024, as torch and the tools for GPUs do.
+
+    Example:
+        >>> from ftkit._wording import in_bytes
+        >>> in_bytes(85_519_872)
+        '81.6 MiB'
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 999.5:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1024
+    return f"{count:.4g} TiB"
