@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ftkit import freeze_except, load_model, save_model, trainable, unfreeze
-from ftkit._formats import content_format
+from ftkit._formats import ObjectFormat, content_format
 from ftkit._pickles.gate import load_pickle
 from ftkit._pickles.machine import Foreign, Global, read_pickle
 from ftkit._pickles.torchfiles import PickleFile
@@ -192,7 +192,7 @@ def test_reads_tar(tmp_path):
     """The format of 2016, which torch itself refuses unless trusted, is read."""
     tensors = {"w": torch.randn(3, 4), "b": torch.randn(4)}
     write_tar(tmp_path / "old.pth.tar", tensors)
-    assert content_format(tmp_path / "old.pth.tar") == "tar"
+    assert content_format(tmp_path / "old.pth.tar") is ObjectFormat.TAR
     assert alike(load_pickle(tmp_path / "old.pth.tar"), tensors)
     assert alike(torch.load(tmp_path / "old.pth.tar", weights_only=False), tensors)
 
@@ -485,7 +485,7 @@ def test_the_old_format_of_any_protocol(tmp_path, protocol):
     """The old format begins with a number in a pickle, which newer protocols put into a frame; nothing checks it."""
     path = tmp_path / "x.pt"
     torch.save({"w": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
-    assert content_format(path) == "legacy"
+    assert content_format(path) is ObjectFormat.LEGACY
     with PickleFile(path) as file:
         assert not file.verified
     assert torch.equal(load_pickle(path)["w"], torch.ones(2))

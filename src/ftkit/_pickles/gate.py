@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ftkit._files import atomic_write
+from ftkit._formats import ObjectFormat
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, tensor_in
 from ftkit.errors import CheckpointError, UntrustedFileError
@@ -154,7 +155,7 @@ def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
 def _load_trusted(file: PickleFile) -> Any:
     """Let torch, or Python, open a file and run whatever it brings."""
     with file.verified_whole() as whole:
-        if file.format == "pickle":
+        if file.format is ObjectFormat.PICKLE:
             return pickle.load(whole)  # noqa: S301  (the caller trusts it)
         return torch.load(whole, map_location="cpu", weights_only=False)
 

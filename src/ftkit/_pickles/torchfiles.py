@@ -13,12 +13,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self, assert_never
 
 import torch
 from torch import Tensor
 
-from ftkit._formats import content_format
+from ftkit._formats import ObjectFormat, TensorFormat, content_format
 from ftkit._pickles.machine import (
     Bounded,
     Global,
@@ -29,7 +29,7 @@ from ftkit._pickles.machine import (
     storage_dtype,
     stored_tensor,
 )
-from ftkit._tensors.file import bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, bytes_of, in_threads, mark_changed, read_at, takes_bytes
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 
 __all__ = ["PickleFile", "tensor_in"]
@@ -37,7 +37,6 @@ __all__ = ["PickleFile", "tensor_in"]
 # A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32
-_CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class PickleFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: str = os.fspath(path)
-        self.format = content_format(path)
+        self.format: ObjectFormat = _object_format(self.path)
         self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
         self._size = os.fstat(self._file.fileno()).st_size
         self._zip: zipfile.ZipFile | None = None
@@ -97,7 +96,7 @@ class PickleFile:
             raise
         self.tree: Any = self._pickled.tree
         self.wanted: list[str] = self._pickled.wanted
-        self.verified: bool = self.format == "zip" and all(
+        self.verified: bool = self.format is ObjectFormat.ZIP and all(
             self._records[name].checksum is not None for name in ("data.pkl", *map(self._entry, self._pickled.storages))
         )
         self.script: bool = "constants.pkl" in self._records
@@ -169,19 +168,18 @@ class PickleFile:
     # Opening: each format ends in a tree, and in records that say where the storages' bytes are.
 
     def _open(self) -> Pickled:
-        if self.format == "zip":
-            return self._open_zip()
-        if self.format == "legacy":
-            return self._open_legacy()
-        if self.format == "tar":
-            return self._open_tar()
-        if self.format == "safetensors":
-            raise CheckpointError(
-                f"{self.path} is a safetensors file: it holds weights, not objects. "
-                "Build the model, then load_weights(model, path)."
-            )
-        with self._buffered(0) as file:
-            return read_pickle(file)
+        match self.format:
+            case ObjectFormat.ZIP:
+                return self._open_zip()
+            case ObjectFormat.LEGACY:
+                return self._open_legacy()
+            case ObjectFormat.TAR:
+                return self._open_tar()
+            case ObjectFormat.PICKLE:
+                with self._buffered(0) as file:
+                    return read_pickle(file)
+            case _:
+                assert_never(self.format)
 
     def _check_storages(self) -> None:
         """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
@@ -314,7 +312,7 @@ class PickleFile:
     # Reading
 
     def _entry(self, key: str) -> str:
-        return f"data/{key}" if self.format == "zip" else key
+        return f"data/{key}" if self.format is ObjectFormat.ZIP else key
 
     def _record(self, ref: StorageRef) -> _Record:
         return self._records[self._entry(ref.key)]
@@ -331,11 +329,11 @@ class PickleFile:
 
     def _read(self, record: _Record, into: memoryview | None) -> None:
         """Read an entry into the memory given, or keep nothing, and compare its checksum."""
-        scratch = memoryview(bytearray(min(record.nbytes, _CHUNK))) if into is None else into
+        scratch = memoryview(bytearray(min(record.nbytes, CHUNK))) if into is None else into
         source = self._zip.open(record.packed) if self._zip is not None and record.packed is not None else None
         checksum = 0
-        for position in range(0, record.nbytes, _CHUNK):
-            size = min(_CHUNK, record.nbytes - position)
+        for position in range(0, record.nbytes, CHUNK):
+            size = min(CHUNK, record.nbytes - position)
             piece = scratch[:size] if into is None else into[position : position + size]
             if record.inline is not None:
                 piece[:] = record.inline[position : position + size]
@@ -379,6 +377,19 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
     if stored.parameter:
         return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
     return tensor.requires_grad_(stored.requires_grad)
+
+
+def _object_format(path: str) -> ObjectFormat:
+    match content_format(path):
+        case ObjectFormat() as kind:
+            return kind
+        case TensorFormat() as kind:
+            raise CheckpointError(
+                f"{path} is a {kind.label} file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
+        case other:
+            assert_never(other)
 
 
 def _other_zip(names: list[str]) -> str:

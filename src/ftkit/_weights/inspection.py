@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ftkit._weights.sources import Entry, Nest, Source, WeightsSource
+from ftkit._weights.sources import Entry, Source, Table, WeightsSource
 from ftkit._wording import in_bytes
 from ftkit.errors import CheckpointError
 
@@ -93,7 +93,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           bias    float32   [2]
     """
     with Source(Path(path)) as source:
-        entries = source.nests[0].entries if source.nests else {}
+        entries = source.tables[0].entries if source.tables else {}
         return CheckpointInfo(
             path=source.name,
             format=source.format,
@@ -216,10 +216,10 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
 def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """The two tables that have most names in common; the outermost of equals."""
 
-    def common(pair: tuple[Nest, Nest]) -> int:
+    def common(pair: tuple[Table, Table]) -> int:
         return len(pair[0].entries.keys() & pair[1].entries.keys())
 
-    pairs = ((left, right) for left in first.nests for right in second.nests)
+    pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
         raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")

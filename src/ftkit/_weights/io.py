@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ftkit._formats import TORCH_SUFFIXES
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
-from ftkit._tensors.file import write_tensors
+from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Entry, Source, WeightsSource
@@ -184,12 +184,12 @@ def load_weights(
     inner = unwrap(model)
     with Source(source) as opened:
         places = Places(inner)
-        if not opened.nests:
+        if not opened.tables:
             reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
             if opened.wanted:
                 reason = f" that can be read without running code: it wants {some(opened.wanted, 6)}"
             raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
-        match = best_match(opened.nests, places, renamer(rename), ema=ema)
+        match = best_match(opened.tables, places, renamer(rename), ema=ema)
         report = _report(match, opened, places)
         perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
         _refuse_kinds(match, places)

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit._weights.sources import Entry, Nest
+from ftkit._weights.sources import Entry, Table
 from ftkit.errors import CheckpointError
 
 __all__ = ["Match", "Places", "Rename", "best_match", "renamer", "suggestions"]
@@ -79,7 +79,7 @@ def _bare(name: str) -> str:
 class Match:
     """A table of a source, under names of the model, as far as they meet."""
 
-    nest: Nest
+    table: Table
     peeled: tuple[str, ...]
     entries: dict[str, tuple[str, Entry]]  # by bare name: the name in the source, and the tensor
     fitting: list[str] = field(default_factory=list)
@@ -87,9 +87,15 @@ class Match:
 
     def score(self, *, ema: bool) -> tuple[object, ...]:
         """How well it fits, to compare with others."""
-        averaged = bool(_EMA.search(".".join((*self.nest.path, *self.peeled))))
+        averaged = bool(_EMA.search(".".join((*self.table.path, *self.peeled))))
         known = len(self.fitting) + len(self.mismatched)
-        return len(self.fitting), len(self.mismatched), averaged == ema, known - len(self.entries), -len(self.nest.path)
+        return (
+            len(self.fitting),
+            len(self.mismatched),
+            averaged == ema,
+            known - len(self.entries),
+            -len(self.table.path),
+        )
 
     def missing(self, places: Places) -> list[str]:
         """The model's names that nothing in the table fills."""
@@ -108,18 +114,18 @@ class Match:
         """What was peeled to get there, in words."""
         parts = {part for key, _ in self.entries.values() for part in key.split(".")}
         dropped = sorted(parts & _INNER_WRAPPERS)
-        took = [f"took {'.'.join(self.nest.path)!r}"] if self.nest.path else []
+        took = [f"took {'.'.join(self.table.path)!r}"] if self.table.path else []
         return took + [f"stripped {part + '.'!r}" for part in (*dropped, *self.peeled)]
 
 
-def best_match(nests: Sequence[Nest], places: Places, rename: Callable[[str], str | None], *, ema: bool) -> Match:
+def best_match(tables: Sequence[Table], places: Places, rename: Callable[[str], str | None], *, ema: bool) -> Match:
     """Of all tables and all ways to peel them, the one that meets most of the model."""
     found: list[Match] = []
-    for nest in nests:
-        renamed = {key: new for key in nest.entries if (new := rename(key)) is not None}
+    for table in tables:
+        renamed = {key: new for key in table.entries if (new := rename(key)) is not None}
         level: list[tuple[str, ...]] = [()]
         while level:  # breadth first, so that of equals the least peeled comes first
-            matches = [_match(nest, renamed, peeled, places) for peeled in level]
+            matches = [_match(table, renamed, peeled, places) for peeled in level]
             found += matches
             level = [
                 (*match.peeled, wrapper)
@@ -131,8 +137,8 @@ def best_match(nests: Sequence[Nest], places: Places, rename: Callable[[str], st
     return max(found, key=lambda match: match.score(ema=ema))  # the first of equals
 
 
-def _match(nest: Nest, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places) -> Match:
-    match = Match(nest, peeled, {})
+def _match(table: Table, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places) -> Match:
+    match = Match(table, peeled, {})
     for key, new in renamed.items():
         bare = _bare(new)
         for wrapper in peeled:
@@ -141,7 +147,7 @@ def _match(nest: Nest, renamed: Mapping[str, str], peeled: tuple[str, ...], plac
             continue
         while bare in match.entries:  # two names that became one: the second is left over, under its full name
             bare = key if bare != key else f"{bare} (again)"
-        match.entries[bare] = (key, nest.entries[key])
+        match.entries[bare] = (key, table.entries[key])
     for bare, (_, entry) in match.entries.items():
         shape = places.shape(bare)
         if shape is not None:

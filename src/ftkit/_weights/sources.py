@@ -9,14 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit._formats import content_format
+from ftkit._formats import SUFFIXES, ObjectFormat, TensorFormat, content_format
 from ftkit._pickles.gate import numpy_value
 from ftkit._pickles.machine import Foreign, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile
@@ -24,14 +24,13 @@ from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.selection import unwrap
 
-__all__ = ["Entry", "Nest", "Source", "WeightsSource"]
+__all__ = ["Entry", "Source", "Table", "WeightsSource"]
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 """A weights file of any format, an index of shards, a folder with either, a state dict, or a model."""
 
 _MAX_DEPTH: Final = 12
 _MAX_INDEX: Final = 100_000_000
-_SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +84,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Nest:
+class Table:
     """A table of tensors inside a source, at a path of keys.
 
     Attributes:
@@ -103,7 +102,7 @@ class Source:
     Attributes:
         name: What to call it in a message.
         format: How it is kept.
-        nests: Every table in it that holds tensors, the whole first.
+        tables: Every table in it that holds tensors, the whole first.
         verified: Whether any damage to the tensors will be noticed.
         wanted: The classes and functions it names, which were not looked up and did not run.
         rare: The kinds of tensors in it that are not dense, and left out: ``sparse``, ``quantized``, ...
@@ -114,7 +113,7 @@ class Source:
         >>> from ftkit._weights.sources import Source
         >>> torch.save({"epoch": 3, "model": {"w": torch.ones(2)}}, "c.pt")
         >>> with Source("c.pt") as source:
-        ...     source.metadata, [(nest.path, list(nest.entries)) for nest in source.nests]
+        ...     source.metadata, [(table.path, list(table.entries)) for table in source.tables]
         ({'epoch': 3}, [((), ['model.w']), (('model',), ['w'])])
     """
 
@@ -127,10 +126,10 @@ class Source:
         self._files = contextlib.ExitStack()
         if isinstance(source, nn.Module):
             self.name: str = f"a {type(source).__name__}"
-            self.nests: list[Nest] = _nests(unwrap(source).state_dict(), _copy)
+            self.tables: list[Table] = _tables(unwrap(source).state_dict(), _copy)
         elif isinstance(source, Mapping):
             self.name = "a state dict"
-            self.nests = _nests(source, _copy)
+            self.tables = _tables(source, _copy)
             self.metadata = _plain_values(source)
         else:
             self.name = os.fspath(source)
@@ -156,29 +155,33 @@ class Source:
     def _open(self, path: Path) -> None:
         if path.name.endswith(".json"):
             self._open_shards(path)
-        elif (kind := content_format(path)) == "safetensors":
-            tensors = self._files.enter_context(TensorFile(path))
+            return
+        match content_format(path):
+            case TensorFormat() as kind:
+                self._open_tensors(self._files.enter_context(kind.open(path)), kind.label)
+            case ObjectFormat() as kind:
+                self._open_object(self._files.enter_context(PickleFile(path)), kind.label)
+            case other:
+                assert_never(other)
 
-            def read(pairs: list[tuple[Entry, Tensor]]) -> None:
-                tensors.read_into({entry.key: target for entry, target in pairs})
+    def _open_tensors(self, file: TensorFile, kind: str) -> None:
+        def read(pairs: list[tuple[Entry, Tensor]]) -> None:
+            file.read_into({entry.key: target for entry, target in pairs})
 
-            entries = {name: Entry(info, read, name) for name, info in tensors.tensors.items()}
-            self.format, self.verified, self.metadata = kind, tensors.verified, dict(tensors.metadata)
-            self.nests = [Nest((), entries)]
-            if "ftkit.checkpoint" in tensors.metadata:  # a training checkpoint: its parts are tables of their own
-                self.nests += _parts(entries)
-        else:
-            pickled = self._files.enter_context(PickleFile(path))
+        entries = {name: Entry(info, read, name) for name, info in file.tensors.items()}
+        self.format, self.verified, self.metadata = kind, file.verified, dict(file.metadata)
+        self.tables = [Table((), entries)]
+        if "ftkit.checkpoint" in file.metadata:  # a training checkpoint: its parts are tables of their own
+            self.tables += _parts(entries)
 
-            def read_pickled(pairs: list[tuple[Entry, Tensor]]) -> None:
-                pickled.read_into(
-                    [(entry.stored, out) for entry, out in pairs if isinstance(entry.stored, StoredTensor)]
-                )
+    def _open_object(self, file: PickleFile, kind: str) -> None:
+        def read(pairs: list[tuple[Entry, Tensor]]) -> None:
+            file.read_into([(entry.stored, out) for entry, out in pairs if isinstance(entry.stored, StoredTensor)])
 
-            self.format = "torchscript" if pickled.script else kind
-            self.verified, self.wanted, self.rare = pickled.verified, pickled.wanted, pickled.rare
-            self.metadata = _plain_values(pickled.tree)
-            self.nests = _nests(pickled.tree, read_pickled)
+        self.format = "torchscript" if file.script else kind
+        self.verified, self.wanted, self.rare = file.verified, file.wanted, file.rare
+        self.metadata = _plain_values(file.tree)
+        self.tables = _tables(file.tree, read)
 
     def _open_shards(self, path: Path) -> None:
         try:
@@ -197,7 +200,7 @@ class Source:
             if not (path.parent / file).is_file():
                 raise CheckpointError(f"The shard {file} that {path.name} names is missing from {path.parent}.")
             shard = self._files.enter_context(Source(path.parent / file))
-            shards[file] = shard.nests[0].entries if shard.nests else {}
+            shards[file] = shard.tables[0].entries if shard.tables else {}
             self.verified &= shard.verified
             self.wanted += [name for name in shard.wanted if name not in self.wanted]
             self.rare += [kind for kind in shard.rare if kind not in self.rare]
@@ -205,7 +208,7 @@ class Source:
             raise CheckpointError(f"{files[lost[0]]} does not hold {lost[0]!r}, which {path.name} says is there.")
         self.format = f"{len(shards)} shards"
         self.metadata = index["metadata"] if isinstance(index.get("metadata"), dict) else {}
-        self.nests = [Nest((), {name: shards[file][name] for name, file in files.items()})]
+        self.tables = [Table((), {name: shards[file][name] for name, file in files.items()})]
 
 
 def _file_in(path: Path) -> Path:
@@ -218,7 +221,7 @@ def _file_in(path: Path) -> Path:
     if (path / ".metadata").is_file():
         raise CheckpointError(f"{path} was written by torch.distributed.checkpoint: load it with dcp.load.")
     names = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
-    for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", *_SUFFIXES):
+    for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", *SUFFIXES):
         found = [name for name in names if name.endswith(suffix)]
         if "pytorch_model.bin" in found:  # a trainer's own state lies beside it, under the same suffix
             found = ["pytorch_model.bin"]
@@ -229,13 +232,13 @@ def _file_in(path: Path) -> Path:
     raise CheckpointError(f"{path} holds no weights file; it holds {', '.join(names[:6]) or 'nothing'}.")
 
 
-def _parts(entries: Mapping[str, Entry]) -> list[Nest]:
+def _parts(entries: Mapping[str, Entry]) -> list[Table]:
     """The tables that the first components of names stand for."""
     parts: dict[str, dict[str, Entry]] = {}
     for name, entry in entries.items():
         part, _, rest = name.partition(".")
         parts.setdefault(part, {})[rest] = entry
-    return [Nest((part,), inside) for part, inside in parts.items()]
+    return [Table((part,), inside) for part, inside in parts.items()]
 
 
 def _copy(pairs: list[tuple[Entry, Tensor]]) -> None:
@@ -244,9 +247,9 @@ def _copy(pairs: list[tuple[Entry, Tensor]]) -> None:
             target.detach().copy_(entry.stored.detach())
 
 
-def _nests(tree: Any, read: Callable[[list[tuple[Entry, Tensor]]], None]) -> list[Nest]:
+def _tables(tree: Any, read: Callable[[list[tuple[Entry, Tensor]]], None]) -> list[Table]:
     """Find every table that holds tensors, at any depth; the outermost first."""
-    nests: list[Nest] = []
+    tables: list[Table] = []
     seen: set[int] = set()
     level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
     for _ in range(_MAX_DEPTH):
@@ -259,10 +262,10 @@ def _nests(tree: Any, read: Callable[[list[tuple[Entry, Tensor]]], None]) -> lis
             if tensors:
                 # What is in memory already, such as an array inside a pickle, needs no reading.
                 pairs = ((name, one, read if isinstance(one, StoredTensor) else _copy) for name, one in tensors.items())
-                nests.append(Nest(path, {name: Entry(one, how, name) for name, one, how in pairs}))
+                tables.append(Table(path, {name: Entry(one, how, name) for name, one, how in pairs}))
                 inner += [((*path, key), child) for key, child in _children(node) if _tensor(child) is None]
         level = inner
-    return nests
+    return tables
 
 
 def _flatten(root: Any) -> Iterator[tuple[str, StoredTensor | Tensor]]:
