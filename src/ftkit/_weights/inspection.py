@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ftkit._weights.sources import Entry, Source, Table, WeightsSource
+from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.tables import Entry, Table
 from ftkit._wording import in_bytes
 from ftkit.errors import CheckpointError
 
