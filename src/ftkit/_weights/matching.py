@@ -61,9 +61,9 @@ class Places:
         kind: The model's class, for messages.
         named: The places, by name.
         bare: The same, by the name without inner wrappers.
-        elsewhere: Whether it keeps values that are no tensors of its own, or don't know their shapes yet.
-        translates: Whether a part of it changes what it loads, such as old names. Then, or if it keeps values elsewhere,
-            only its own ``load_state_dict`` knows how to load.
+        elsewhere: Whether it keeps values that are no tensors of its own, or don't know their shapes yet. Only its own
+            ``load_state_dict`` knows how to load these.
+        translates: Whether a part of it changes what it loads, such as old names.
     """
 
     def __init__(self, model: nn.Module) -> None:
