@@ -17,26 +17,13 @@ from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.safetensors import write_tensors
-from ftkit._weights.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
 
-__all__ = [
-    "CheckpointDiff",
-    "CheckpointInfo",
-    "LoadReport",
-    "Mismatch",
-    "Rename",
-    "diff_checkpoints",
-    "inspect_checkpoint",
-    "load_model",
-    "load_weights",
-    "save_model",
-    "save_weights",
-]
+__all__ = ["LoadReport", "Mismatch", "load_model", "load_weights", "save_model", "save_weights"]
 
 _log = logging.getLogger("ftkit")
 
@@ -44,7 +31,13 @@ _LISTED: Final = 24
 
 
 class Mismatch(NamedTuple):
-    """A tensor whose shape in the file is not the model's."""
+    """A tensor whose shape in the file is not the model's.
+
+    Example:
+        >>> from ftkit import Mismatch
+        >>> print(Mismatch("fc.weight", (10, 8), (3, 8)))
+        fc.weight: [10, 8] in the file, [3, 8] in the model
+    """
 
     name: str
     in_file: tuple[int, ...]
