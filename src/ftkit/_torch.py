@@ -19,7 +19,9 @@ __all__ = [
     "FAKE_TENSOR_LOG",
     "buffers_of",
     "children_of",
+    "loads_plainly",
     "needed",
+    "negated",
     "parameters_of",
     "pre_hooks_of",
     "storage_id",
@@ -82,3 +84,23 @@ def pre_hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
 def storage_id(tensor: torch.Tensor) -> int:
     """What tells the memory under a tensor from all other memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
+
+
+# ---- weights files
+
+
+def loads_plainly(module: nn.Module) -> bool:
+    """Whether a module takes what a state dict has under its names as it is; no, where this torch can't tell."""
+    loader = getattr(type(module), "_load_from_state_dict", None)
+    hooks = [getattr(module, f"_load_state_dict_{when}_hooks", None) for when in ("pre", "post")]
+    if loader is None or None in hooks:
+        return False
+    # Of torch's own, batch norm alone has a loader of its own, which adds a counter that old files lack.
+    own = loader is nn.Module._load_from_state_dict or loader.__module__ == "torch.nn.modules.batchnorm"
+    return own and not any(hooks)
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    """See a tensor's memory as the negatives of what it holds: a copy, where this torch has no such view."""
+    view: Callable[[torch.Tensor], torch.Tensor] = getattr(torch, "_neg_view", torch.neg)
+    return view(tensor)

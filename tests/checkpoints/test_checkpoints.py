@@ -37,7 +37,7 @@ from ftkit import (
 )
 from ftkit._freezing.holding import is_held
 from ftkit._loaders import ResumableLoader
-from ftkit._tensors.file import TensorFile
+from ftkit._tensors.safetensors import SafetensorsFile
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, UntrustedFileError
 
 
@@ -515,7 +515,7 @@ def test_delta_checkpoints_resume_exactly(tmp_path: Path) -> None:
         ema.update_parameters(model)
     path = tmp_path / "d.safetensors"
     save_checkpoint(path, model=model, optimizer=optimizer, ema=ema, epoch=1, delta=True)
-    with TensorFile(path) as file:
+    with SafetensorsFile(path) as file:
         assert [name for name in file.tensors if name.startswith("model.")] == ["model.4.weight", "model.4.bias"]
         assert not any("module.0" in name for name in file.tensors)
     steps(model, optimizer)

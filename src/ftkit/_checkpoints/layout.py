@@ -8,14 +8,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, assert_never
 
 from torch import Tensor
 
-from ftkit._formats import TORCH_SUFFIXES, content_format
+from ftkit._formats import TORCH_SUFFIXES, ObjectFormat, TensorFormat, content_format
 from ftkit._pickles.gate import PickleFile, load_parts, save_pickle
-from ftkit._tensors.file import TensorFile, write_tensors
+from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
+from ftkit._tensors.safetensors import write_tensors
 from ftkit.errors import CheckpointError, UntrustedFileError
 
 __all__ = ["Content", "prepare", "read", "read_run", "verify"]
@@ -114,17 +115,14 @@ def read(path: Path, wanted: Collection[str]) -> Content:
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
-    if content_format(path) != "safetensors":
-        return _read_torch(path, wanted)
-    with TensorFile(path) as file:
-        run = _facts(file)
-        states = {}
-        for name in file.metadata.keys() & {*_ALIASES, "extra"}:
-            names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
-            tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
-            if name in wanted or name == "extra":
-                states[name] = unpack(tensors, file.metadata[name], name)
-    return Content(run, states)
+    match content_format(path):
+        case TensorFormat() as kind:
+            with kind.open(path) as file:
+                return _read_tensors(file, wanted)
+        case ObjectFormat():
+            return _read_torch(path, wanted)
+        case other:
+            assert_never(other)
 
 
 def read_run(path: Path) -> dict[str, Any] | None:
@@ -133,11 +131,15 @@ def read_run(path: Path) -> dict[str, Any] | None:
     Raises:
         DamagedFileError: Its header is not the one that was written.
     """
-    if content_format(path) == "safetensors":
-        with TensorFile(path) as file:
-            return _facts(file) if _KEY in file.metadata else None
-    with PickleFile(path) as pickled:
-        whole = pickled.tree
+    match content_format(path):
+        case TensorFormat() as kind:
+            with kind.open(path) as file:
+                return _facts(file) if _KEY in file.metadata else None
+        case ObjectFormat():
+            with PickleFile(path) as pickled:
+                whole = pickled.tree
+        case other:
+            assert_never(other)
     if not isinstance(whole, dict) or not isinstance(whole.get(_KEY), dict):
         return None
     return {**whole[_KEY], **{name: whole.get(name) for name in _FACTS}}
@@ -149,11 +151,25 @@ def verify(path: Path) -> None:
     Raises:
         DamagedFileError: Some bytes are not the ones that were written.
     """
-    if content_format(path) == "safetensors":
-        with TensorFile(path) as file:
-            file.verify()
-    else:
-        load_parts(path)
+    match content_format(path):
+        case TensorFormat() as kind:
+            with kind.open(path) as file:
+                file.verify()
+        case ObjectFormat():
+            load_parts(path)
+        case other:
+            assert_never(other)
+
+
+def _read_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
+    run = _facts(file)
+    states = {}
+    for name in file.metadata.keys() & {*_ALIASES, "extra"}:
+        names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
+        tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
+        if name in wanted or name == "extra":
+            states[name] = unpack(tensors, file.metadata[name], name)
+    return Content(run, states)
 
 
 def _facts(file: TensorFile) -> dict[str, Any]:

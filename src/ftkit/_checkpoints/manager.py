@@ -23,7 +23,7 @@ from ftkit._checkpoints import ranks
 from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
 from ftkit._deltas import io as deltas
 from ftkit._files import remove_litter
-from ftkit._formats import SUFFIXES, TORCH_SUFFIXES
+from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from ftkit._monitor import Mode, check_mode, is_better, metric_value
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, did_you_mean
 from ftkit.selection import unwrap
@@ -369,7 +369,7 @@ class CheckpointManager:
     def _found(self) -> Iterator[_Entry]:
         """The checkpoints in the folder that a manager wrote."""
         for path in sorted(self.directory.iterdir()):
-            if path.suffix not in SUFFIXES or not path.is_file():
+            if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
                 continue
             try:
                 run = checkpoint_files.read_run(path)
@@ -391,7 +391,7 @@ class CheckpointManager:
                 detail = f"-step{values['step']}"
             name = _safe(f"{values['epoch']}{detail}")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if suffix not in SUFFIXES:
+        if suffix not in CHECKPOINT_SUFFIXES:
             stem, suffix = name, ".safetensors"
         path = self.directory / f"{stem}{suffix}"
         taken = {other.path for other in self._staying([*self._entries, entry], checked=False)}

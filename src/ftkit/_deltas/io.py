@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
 from ftkit._heads.replace import replace_head
-from ftkit._tensors.file import TensorFile, bytes_of, in_threads, write_tensors
+from ftkit._tensors.bytes import bytes_of, in_threads
 from ftkit._tensors.pytree import pack, unpack
+from ftkit._tensors.safetensors import SafetensorsFile, write_tensors
 from ftkit._weights.sources import Source, WeightsSource
 from ftkit.errors import CheckpointError, HeadError, did_you_mean
 from ftkit.selection import unwrap
@@ -127,7 +128,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
         True
     """
     inner = unwrap(model)
-    with TensorFile(path) as file:
+    with SafetensorsFile(path) as file:
         if _KEY not in file.metadata:
             reader = "load_checkpoint(path, model=model)" if "ftkit.checkpoint" in file.metadata else "load_weights"
             raise CheckpointError(f"{os.fspath(path)} is no delta of save_delta. Read it with {reader}.")
@@ -191,14 +192,14 @@ def split(
 def _differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
     """The names of the tensors that a base lacks or has otherwise."""
     with Source(base) as opened:
-        nest = max(opened.nests, key=lambda nest: len(nest.entries.keys() & state.keys()), default=None)
-        if nest is None or not nest.entries.keys() & state.keys():
+        table = max(opened.tables, key=lambda table: len(table.entries.keys() & state.keys()), default=None)
+        if table is None or not table.entries.keys() & state.keys():
             first = next(iter(state), "nothing")
             raise CheckpointError(
                 f"The base, {opened.name}, is not one of this model: it holds nothing called {first!r}."
             )
-        before = {name: entry.empty() for name, entry in nest.entries.items()}
-        opened.read_into((entry, before[name]) for name, entry in nest.entries.items())
+        before = {name: entry.empty() for name, entry in table.entries.items()}
+        opened.read_into((entry, before[name]) for name, entry in table.entries.items())
     return {name for name, tensor in state.items() if not same(tensor, before.get(name))}
 
 

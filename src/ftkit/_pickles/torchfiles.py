@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import struct
 import tarfile
@@ -13,12 +14,12 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Self
+from typing import Any, BinaryIO, Final, Self, assert_never
 
 import torch
 from torch import Tensor
 
-from ftkit._formats import content_format
+from ftkit._formats import ObjectFormat, TensorFormat, content_format
 from ftkit._pickles.machine import (
     Bounded,
     Global,
@@ -29,7 +30,8 @@ from ftkit._pickles.machine import (
     storage_dtype,
     stored_tensor,
 )
-from ftkit._tensors.file import bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._torch import negated
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 
 __all__ = ["PickleFile", "tensor_in"]
@@ -37,7 +39,6 @@ __all__ = ["PickleFile", "tensor_in"]
 # A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32
-_CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ class PickleFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: str = os.fspath(path)
-        self.format = content_format(path)
+        self.format: ObjectFormat = _object_format(self.path)
         self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
         self._size = os.fstat(self._file.fileno()).st_size
         self._zip: zipfile.ZipFile | None = None
@@ -97,7 +98,7 @@ class PickleFile:
             raise
         self.tree: Any = self._pickled.tree
         self.wanted: list[str] = self._pickled.wanted
-        self.verified: bool = self.format == "zip" and all(
+        self.verified: bool = self.format is ObjectFormat.ZIP and all(
             self._records[name].checksum is not None for name in ("data.pkl", *map(self._entry, self._pickled.storages))
         )
         self.script: bool = "constants.pkl" in self._records
@@ -134,9 +135,10 @@ class PickleFile:
             wanted.setdefault(stored.storage, []).append((stored, target.detach()))
         jobs = [(self._record(ref), targets) for ref, targets in wanted.items()]
         jobs.sort(key=lambda job: job[0].offset)
-        in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
-        for _, targets in jobs:
-            for _, target in targets:
+        try:
+            in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
+        finally:
+            for _, target in itertools.chain.from_iterable(wanted.values()):
                 mark_changed(target)
 
     def read_storages(self) -> dict[StorageRef, Tensor]:
@@ -169,19 +171,18 @@ class PickleFile:
     # Opening: each format ends in a tree, and in records that say where the storages' bytes are.
 
     def _open(self) -> Pickled:
-        if self.format == "zip":
-            return self._open_zip()
-        if self.format == "legacy":
-            return self._open_legacy()
-        if self.format == "tar":
-            return self._open_tar()
-        if self.format == "safetensors":
-            raise CheckpointError(
-                f"{self.path} is a safetensors file: it holds weights, not objects. "
-                "Build the model, then load_weights(model, path)."
-            )
-        with self._buffered(0) as file:
-            return read_pickle(file)
+        match self.format:
+            case ObjectFormat.ZIP:
+                return self._open_zip()
+            case ObjectFormat.LEGACY:
+                return self._open_legacy()
+            case ObjectFormat.TAR:
+                return self._open_tar()
+            case ObjectFormat.PICKLE:
+                with self._buffered(0) as file:
+                    return read_pickle(file)
+            case _:
+                assert_never(self.format)
 
     def _check_storages(self) -> None:
         """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
@@ -214,8 +215,8 @@ class PickleFile:
         if len(main) != 1:
             raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
         self._place(entries, main[0].filename.removesuffix("data.pkl"))
-        if "byteorder" in self._records and self._content("byteorder") != b"little":
-            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        if "byteorder" in self._records:
+            self._check_order(little_endian=self._content("byteorder") == b"little")
         return read_pickle(io.BytesIO(self._content("data.pkl")))
 
     def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
@@ -260,8 +261,7 @@ class PickleFile:
             parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
             position = file.tell()
         system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
-        if isinstance(system, dict) and system.get("little_endian") is False:
-            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)
         if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
             raise DamagedFileError("its list of storages is not the one it refers to.")
         for key in keys:
@@ -311,10 +311,14 @@ class PickleFile:
             raise TypeError("views of storages, which torch has not written since 2017")
         return refs
 
+    def _check_order(self, *, little_endian: bool) -> None:
+        if not little_endian:
+            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+
     # Reading
 
     def _entry(self, key: str) -> str:
-        return f"data/{key}" if self.format == "zip" else key
+        return f"data/{key}" if self.format is ObjectFormat.ZIP else key
 
     def _record(self, ref: StorageRef) -> _Record:
         return self._records[self._entry(ref.key)]
@@ -331,11 +335,11 @@ class PickleFile:
 
     def _read(self, record: _Record, into: memoryview | None) -> None:
         """Read an entry into the memory given, or keep nothing, and compare its checksum."""
-        scratch = memoryview(bytearray(min(record.nbytes, _CHUNK))) if into is None else into
+        scratch = memoryview(bytearray(min(record.nbytes, CHUNK))) if into is None else into
         source = self._zip.open(record.packed) if self._zip is not None and record.packed is not None else None
         checksum = 0
-        for position in range(0, record.nbytes, _CHUNK):
-            size = min(_CHUNK, record.nbytes - position)
+        for position in range(0, record.nbytes, CHUNK):
+            size = min(CHUNK, record.nbytes - position)
             piece = scratch[:size] if into is None else into[position : position + size]
             if record.inline is not None:
                 piece[:] = record.inline[position : position + size]
@@ -375,10 +379,23 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
     tensor = torch.empty(0, dtype=stored.dtype)
     tensor.set_(memory.untyped_storage(), stored.offset, stored.shape, stored.stride)
     tensor = tensor.conj() if stored.conj else tensor
-    tensor = torch._neg_view(tensor) if stored.neg else tensor
+    tensor = negated(tensor) if stored.neg else tensor
     if stored.parameter:
         return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
     return tensor.requires_grad_(stored.requires_grad)
+
+
+def _object_format(path: str) -> ObjectFormat:
+    match content_format(path):
+        case ObjectFormat() as kind:
+            return kind
+        case TensorFormat() as kind:
+            raise CheckpointError(
+                f"{path} is a {kind.label} file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
+        case other:
+            assert_never(other)
 
 
 def _other_zip(names: list[str]) -> str:

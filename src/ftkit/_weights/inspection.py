@@ -7,16 +7,20 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ftkit._weights.sources import Entry, Nest, Source, WeightsSource
-from ftkit._wording import in_bytes
+from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.tables import Entry, Table
+from ftkit._wording import in_bytes, some
 from ftkit.errors import CheckpointError
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
+
+_ENDS: Final = 20  # tensors at the beginning and at the end of a long list that are shown
+_SHOWN: Final = 30  # changes of a kind that are shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,17 +64,14 @@ class CheckpointInfo:
             text = str(value)
             yield f"  {key} = {text if len(text) <= 60 else text[:57] + '...'}"
         if self.wanted:
-            more = f" and {len(self.wanted) - 8} more" if len(self.wanted) > 8 else ""
-            yield f"  opening it whole would run code: {', '.join(self.wanted[:8])}{more}"
+            yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
-        shown = list(self.tensors.items())
-        width = max((len(name) for name, _ in shown), default=0)
-        for index, (name, (shape, dtype)) in enumerate(shown):
-            if len(shown) > 40 and index == 20:
-                yield f"  ... {len(shown) - 40} more ..."
-            if len(shown) <= 40 or index < 20 or index >= len(shown) - 20:
-                yield f"  {name:{width}}  {_short(dtype):9} {list(shape)}"
+        width = max(map(len, self.tensors), default=0)
+        rows = [f"  {name:{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
+        if len(rows) > 2 * _ENDS:
+            rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
+        yield from rows
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -93,7 +94,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           bias    float32   [2]
     """
     with Source(Path(path)) as source:
-        entries = source.nests[0].entries if source.nests else {}
+        entries = source.tables[0].entries if source.tables else {}
         return CheckpointInfo(
             path=source.name,
             format=source.format,
@@ -113,6 +114,11 @@ class TensorChange(NamedTuple):
         name: Its name.
         largest: The largest change of any value.
         relative: The norm of the change, relative to the norm before.
+
+    Example:
+        >>> from ftkit import TensorChange
+        >>> print(TensorChange("fc.weight", 0.25, 0.031))
+        fc.weight  by up to 0.25, 3.10% of its norm
     """
 
     name: str
@@ -157,10 +163,10 @@ class CheckpointDiff:
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
-        yield from _some(f"  {change}" for change in self.changed)
-        yield from _some(f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped)
-        yield from _some(f"  {name}  went" for name in self.only_in_a)
-        yield from _some(f"  {name}  came" for name in self.only_in_b)
+        yield from _first([f"  {change}" for change in self.changed])
+        yield from _first([f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped])
+        yield from _first([f"  {name}  went" for name in self.only_in_a])
+        yield from _first([f"  {name}  came" for name in self.only_in_b])
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
@@ -189,25 +195,16 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
     """
     with Source(a) as first, Source(b) as second:
         left, right = _counterparts(first, second)
-        changed: list[TensorChange] = []
-        same: list[str] = []
-        reshaped: list[tuple[str, str, str]] = []
-        for name, old in left.items():
-            new = right.get(name)
-            if new is None:
-                continue
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                reshaped.append((name, _kind(old), _kind(new)))
-            elif (change := _change(name, old, new)) is None:
-                same.append(name)
-            else:
-                changed.append(change)
+        both = {name: (old, right[name]) for name, old in left.items() if name in right}
+        alike = {name: pair for name, pair in both.items() if _kind(pair[0]) == _kind(pair[1])}
+        changes = {name: _change(name, old, new) for name, (old, new) in alike.items()}
+        moved = [change for change in changes.values() if change is not None]
         return CheckpointDiff(
             a=first.name,
             b=second.name,
-            changed=sorted(changed, key=lambda change: change.relative, reverse=True),
-            same=same,
-            reshaped=reshaped,
+            changed=sorted(moved, key=lambda change: change.relative, reverse=True),
+            same=[name for name, change in changes.items() if change is None],
+            reshaped=[(name, _kind(old), _kind(new)) for name, (old, new) in both.items() if name not in alike],
             only_in_a=[name for name in left if name not in right],
             only_in_b=[name for name in right if name not in left],
         )
@@ -216,10 +213,10 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
 def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict[str, Entry]]:
     """The two tables that have most names in common; the outermost of equals."""
 
-    def common(pair: tuple[Nest, Nest]) -> int:
+    def common(pair: tuple[Table, Table]) -> int:
         return len(pair[0].entries.keys() & pair[1].entries.keys())
 
-    pairs = ((left, right) for left in first.nests for right in second.nests)
+    pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
         raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")
@@ -266,8 +263,5 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _some(lines: Iterator[str]) -> Iterator[str]:
-    everything = list(lines)
-    yield from everything[:30]
-    if len(everything) > 30:
-        yield f"  ... and {len(everything) - 30} more"
+def _first(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"  ... and {len(lines) - _SHOWN} more"]
