@@ -19,6 +19,7 @@ __all__ = [
     "FAKE_TENSOR_LOG",
     "buffers_of",
     "children_of",
+    "compiled_from",
     "needed",
     "parameters_of",
     "pre_hooks_of",
@@ -82,3 +83,13 @@ def pre_hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
 def storage_id(tensor: torch.Tensor) -> int:
     """What tells the memory under a tensor from all other memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
+
+
+# ---- wrappers around a model
+
+
+def compiled_from(wrapper: nn.Module) -> nn.Module | None:
+    """The module that torch.compile has wrapped; None for any other module."""
+    if isinstance(wrapper, torch.jit.ScriptModule):  # its table of children is no dict
+        return None
+    return children_of(wrapper).get("_orig_mod")
