@@ -104,7 +104,7 @@ def compiled_from(wrapper: nn.Module) -> nn.Module | None:
 def can_settle_anew(wrapper: DistributedDataParallel) -> bool:
     """Tell whether :func:`settle_anew` works: not with a process group of the wrapper's own."""
     try:
-        wrapper.__getstate__()
+        wrapper.__getstate__()  # type: ignore[no-untyped-call]
     except RuntimeError:
         return False
     return True

@@ -203,12 +203,7 @@ class _Inventory:
 
     def find(self, selector: Selector) -> list[_Thing]:
         """Find what ``selector`` matches; subtrees are not followed here."""
-        kind = next((kind for kind in _KINDS if isinstance(selector, kind.type)), None)
-        if kind is None:
-            raise SelectionError(
-                f"{selector!r} is no selector: expected a name or pattern, re.compile(...), a module type, "
-                "a module or parameter of the model, a Head, or a function of (name, module)."
-            )
+        kind = next(kind for kind in _KINDS if isinstance(selector, kind.type))
         found = kind.find(self, selector)
         if not found:
             raise SelectionError(kind.nothing(self, selector))
@@ -296,6 +291,13 @@ def _empty(_: _Inventory, several: object) -> str:
     return f"An empty {type(several).__name__} selects nothing: leave it out."
 
 
+def _no_selector(_: _Inventory, thing: object) -> str:
+    return (
+        f"{thing!r} is no selector: expected a name or pattern, re.compile(...), a module type, "
+        "a module or parameter of the model, a Head, or a function of (name, module)."
+    )
+
+
 class _Kind(NamedTuple):
     type: Any
     find: Callable[[_Inventory, Any], list[_Thing]]
@@ -312,4 +314,5 @@ _KINDS: Final = (
     _Kind(Callable, lambda parts, predicate: _where(parts.modules, predicate), _never_true),
     _Kind(HasModules, lambda parts, bundle: _find_each(parts, bundle.modules), _empty),
     _Kind(Iterable, _find_each, _empty),
+    _Kind(object, lambda *_: [], _no_selector),
 )

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ftkit import extract_archive
+from ftkit._archives.paths import is_absolute, split_path
+from ftkit.errors import ArchiveError
 from tests.archives.packers import GOOD, PICTURE, contents, make_tar, make_zip
 
 
@@ -33,3 +37,16 @@ def test_names_no_disk_can_hold(tmp_path: Path, nothing_left: Callable[..., str]
     nothing_left(make_tar(tmp_path / "b", [("d/" * 300 + "x", b"")]), "deep")
     nothing_left(make_tar(tmp_path / "c", [(("y" * 200 + "/") * 40 + "x", b"")]), "can't hold")
     nothing_left(make_zip(tmp_path / "d", [("a\0b.jpg", b"")]), "can't hold")
+
+
+@given(st.text("a./\\:", max_size=12))
+def test_a_path_leads_down_or_is_refused(path: str) -> None:
+    """Its parts are names, and make the same path again."""
+    try:
+        parts = split_path(path)
+    except ArchiveError:
+        assert path[:1] in ("/", "\\") or path[1:2] == ":" or ".." in path.replace("\\", "/").split("/")
+    else:
+        assert not {"", ".", ".."} & set(parts)
+        assert is_absolute("/".join(parts)) or split_path("/".join(parts)) == parts
+        assert "".join(parts) == "".join(part for part in path.replace("\\", "/").split("/") if part != ".")

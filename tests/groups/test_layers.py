@@ -11,9 +11,12 @@ import torch
 import torchvision
 from timm.optim import param_groups_layer_decay
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from ftkit._freezing.freeze import freeze
+from ftkit._groups import layers as rules
 from ftkit._groups import param_groups
+from ftkit._groups.layers import layers_of
 from tests.groups.models import stack
 
 
@@ -119,3 +122,51 @@ def test_a_tied_parameter_learns_with_the_head() -> None:
     model["out"].weight = model["embed"].weight
     rates = {name: group["lr"] for group in param_groups(model, 1.0, layer_decay=0.5) for name in group["param_names"]}
     assert rates == {"embed.weight": 1.0, "body.weight": 0.5, "body.bias": 0.5}
+
+
+class Gain(nn.Sequential):
+    """A layer in a list, with a scale of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(2, 2))
+        self.gain = nn.Parameter(torch.ones(2))
+
+
+class Stage(nn.Module):
+    """A list of blocks beside a layer, as in Swin; or side by side in a block, as experts are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(2, 1, 4) for _ in range(2))
+        self.down = nn.Linear(2, 2)
+
+
+class Plain(nn.Module):
+    """Layers under names of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = (nn.Linear(2, 2) for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    ("table", "rule", "model", "layers"),
+    [
+        ("_ONE_LAYER", "_has_no_parts", lambda: nn.Sequential(nn.LSTM(2, 2), nn.Linear(2, 2)), 2),
+        ("_ONE_LAYER", "_is_parametrized", lambda: nn.Sequential(stack(1), weight_norm(nn.Linear(2, 2)), stack(1)), 3),
+        ("_ONE_LAYER", "_has_one_kernel", lambda: nn.Sequential(nn.Linear(2, 2), Gain(), *stack(2)), 4),
+        ("_SEVERAL_LAYERS", "_is_most_of_the_model", Plain, 3),
+        ("_SEVERAL_LAYERS", "_is_list_of_parts", lambda: nn.Sequential(stack(2), stack(2), stack(3)), 7),
+        ("_SEVERAL_LAYERS", "_is_stage", lambda: nn.Sequential(Stage(), Stage(), Stage(), Stage()), 12),
+    ],
+)
+def test_each_rule_has_a_model_that_needs_it(
+    table: str, rule: str, model: Callable[[], nn.Module], layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all rules the layers are found; without this one they are others."""
+    example = model()
+    found = layers_of(example)
+    assert len(found) == layers
+    monkeypatch.setattr(rules, table, tuple(one for one in getattr(rules, table) if one.__name__ != rule))
+    without = layers_of(example)
+    assert [set(map(id, layer)) for layer in without] != [set(map(id, layer)) for layer in found]

@@ -15,6 +15,8 @@ from torch.optim import lr_scheduler
 from ftkit._freezing.freeze import freeze_except, unfreeze
 from ftkit._freezing.schedules import FreezeSchedule
 from ftkit._groups import param_groups
+from ftkit._groups.schedulers import schedulers_of
+from ftkit._torch import LISTS_BY_GROUP
 from tests.groups.models import stack
 
 SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
@@ -126,3 +128,12 @@ def test_groups_made_before_freezing_take_any_scheduler() -> None:
         optimizer.step()
         schedule.step()
     assert not torch.equal(before, model[1].weight)
+
+
+def test_every_list_by_group_is_some_schedulers() -> None:
+    """A name that torch or timm has given up would be looked for in vain, without a word."""
+    optimizer = torch.optim.SGD(param_groups(stack(), 0.1, layer_decay=0.5), momentum=0.9)
+    schedulers = [make(optimizer) for make in SCHEDULERS.values()]
+    found = {name for scheduler in schedulers for name in vars(scheduler)}
+    assert set(LISTS_BY_GROUP) <= found
+    assert {id(one) for one in schedulers} <= {id(one) for one in schedulers_of(optimizer)}

@@ -28,17 +28,16 @@ def _starts(*magic: bytes) -> Callable[[bytes, IO[bytes]], bool]:
     return lambda head, _: head.startswith(magic)
 
 
-# All that can be read; the first that fits counts.
+_ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # APPNOTE 4.3: whole, empty, in parts
+# All that can be read; the first that fits counts, and what has a mark of its own comes first.
 _FORMATS: Final = (
-    _Format(
-        "zip", _starts(b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08"), read_zip
-    ),  # APPNOTE 4.3: whole, empty, in parts
-    _Format("tar", lambda head, _: is_tar_header(head), read_tar),
+    _Format("zip", _starts(*_ZIP_MAGIC), read_zip),
+    _Format("7z", _starts(SEVEN_ZIP_MAGIC), read_7z),
     *(
         _Format(f"tar.{name}", _starts(packing.magic), functools.partial(read_tar, packing=name))
         for name, packing in PACKINGS.items()
     ),
-    _Format("7z", _starts(SEVEN_ZIP_MAGIC), read_7z),
+    _Format("tar", lambda head, _: is_tar_header(head), read_tar),
     _Format("zip", lambda _, file: zipfile.is_zipfile(file), read_zip),  # behind a program that unpacks itself
 )
 
@@ -55,6 +54,6 @@ def open_archive(source: Source) -> Archive:
         if format.fits(head, source.file):
             source.file.seek(0)
             return format.read(source)
-    *names, last = dict.fromkeys(format.name for format in _FORMATS)
+    *names, last = sorted({format.name for format in _FORMATS})
     looks = f"it starts with {head[:8]!r}" if head else "it is empty"
     raise ArchiveError(f"it is none of {', '.join(names)} and {last}: {looks}.")

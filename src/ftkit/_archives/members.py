@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Any, Final, Protocol
 
 from ftkit.errors import ArchiveError, FtkitError
 
@@ -25,7 +25,6 @@ __all__ = [
     "Member",
     "Sink",
     "Source",
-    "Writer",
     "check_link",
     "reading",
     "refused",
@@ -85,13 +84,6 @@ class Member:
     data: Callable[[], Iterator[bytes]] = lambda: iter(())
 
 
-class Writer(Protocol):
-    """The file of a member while it is written."""
-
-    def write(self, chunk: bytes, /) -> int:
-        """Append ``chunk``."""
-
-
 class Sink(Protocol):
     """The folder in which members are written."""
 
@@ -100,8 +92,8 @@ class Sink(Protocol):
     def write(self, member: Member) -> None:
         """Write a member that can be read by itself."""
 
-    def output(self, member: Member) -> contextlib.AbstractContextManager[Writer]:
-        """Open the file of ``member``; to leave it with other data than were announced is an error."""
+    def output(self, member: Member) -> contextlib.AbstractContextManager[Any]:
+        """Open the file of ``member``, to ``write`` it; to leave it with other data than announced is an error."""
 
 
 @dataclass(slots=True)
@@ -151,20 +143,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """An archive's file, and what its reader has to know.
-
-    Attributes:
-        path: To open it once more.
-        file: The file, at its start.
-        limits: How much may come out.
-        encoding: Forces the encoding of names that don't say theirs.
-        password: For encrypted members.
-    """
+    """An archive's file, at its start, and what its reader has to know."""
 
     path: Path
     file: IO[bytes]
     limits: Limits
-    encoding: str | None = None
+    encoding: str | None = None  # forced upon names that don't say theirs
     password: bytes | None = None
 
 

@@ -34,17 +34,7 @@ _RULES: Final[tuple[tuple[Callable[[str, list[str]], object], str], ...]] = (
 
 
 def split_path(path: str, member: str | None = None) -> list[str]:
-    r"""Split ``path`` into its parts, or raise in the name of ``member`` if it leads anywhere but down.
-
-    Example:
-        >>> from ftkit._archives.paths import split_path
-        >>> split_path("./train\\ants//1.jpg")
-        ['train', 'ants', '1.jpg']
-        >>> split_path("a/../../evil")
-        Traceback (most recent call last):
-            ...
-        ftkit.errors.ArchiveError: its member 'a/../../evil' climbs out of its folder with '..'.
-    """
+    """Split ``path`` into its parts, or raise in the name of ``member`` if it leads anywhere but down."""
     name = path if member is None else member
     path = path.replace("\\", "/")  # old Windows tools write backslashes between folders
     parts = [part for part in path.split("/") if part not in ("", ".")]

@@ -41,9 +41,10 @@ def read_7z(source: Source) -> Archive:
                 sink.write(member)
         with _reading(password), contextlib.ExitStack() as last:
 
-            def create(path: str) -> Callable[[bytes], int]:
+            def create(path: str) -> Callable[[bytes], object]:
                 last.close()
-                return last.enter_context(sink.output(files.pop(path))).write
+                write: Callable[[bytes], object] = last.enter_context(sink.output(files.pop(path))).write
+                return write
 
             _extract(opened, sink.root, list(files.values()), create)
         for member in files.values():

@@ -98,9 +98,10 @@ class Tree:
 
     def _take(self, parts: list[str], kind: str, member: Member) -> None:
         place, name = self._place(parts), "/".join(parts)
-        new = _Entry(kind, place if place == name else name)  # one string for both
-        taken = self._entries.setdefault(place, new)
-        if taken is not new and (why := _collision(taken, new)):
+        taken = self._entries.get(place)
+        if taken is None:
+            self._entries[place] = _Entry(kind, place if place == name else name)  # one string for both
+        elif why := _collision(taken, kind, name):
             raise refused(member.name, why)
 
     def write(self, member: Member) -> None:
@@ -239,16 +240,16 @@ class Output:
                 os.utime(self._path, (modified, modified))
 
 
-def _collision(taken: _Entry, new: _Entry) -> str | None:
+def _collision(taken: _Entry, kind: str, name: str) -> str | None:
     """Say why two members can't have one place; a folder may come again."""
-    if taken.name != new.name:
-        how = "by case" if taken.name.casefold() == new.name.casefold() else "by Unicode form"
+    if taken.name != name:
+        how = "by case" if taken.name.casefold() == name.casefold() else "by Unicode form"
         return f"collides with {taken.name!r}, which differs {how} alone"
     if taken.kind == "link":
         return f"would be written through the link {taken.name!r}"
-    if "folder" in (taken.kind, new.kind) and taken.kind != new.kind:
+    if "folder" in (taken.kind, kind) and taken.kind != kind:
         return f"makes {taken.name!r} a file and a folder at once"
-    return None if new.kind == "folder" else "comes twice, and one would overwrite the other"
+    return None if kind == "folder" else "comes twice, and one would overwrite the other"
 
 
 def _checked_target(member: Member) -> str:
