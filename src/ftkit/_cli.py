@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import ftkit
 from ftkit.errors import FtkitError, did_you_mean
@@ -42,17 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        status: int = options.run(options)
+        report, found = options.run(options)
+        _print(report, as_json=options.json)
         sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has had enough, as "head" does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (FtkitError, OSError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader of a pipe has had enough, as "head" does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         sys.stderr.write(f"ftkit: {' '.join(str(error).split())}\n")
         return _FAILED
     except KeyboardInterrupt:
         return 130  # as shells say it
-    return status
+    return _FOUND if found else 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,18 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("size", nargs="*", type=_size, help="shape of each input, such as 32,3,224,224")
     summary.add_argument("--depth", type=int, help="levels to show")
     summary.add_argument("--mode", choices=["train", "eval"], help="as which the step is counted")
-    summary.add_argument("--json", action="store_true", help="print JSON")
     summary.set_defaults(run=_summary)
 
     inspect = commands.add_parser("inspect", help="what a file of weights holds, without running its code")
     inspect.add_argument("file")
-    inspect.add_argument("--json", action="store_true", help="print JSON")
     inspect.set_defaults(run=_inspect)
 
     diff = commands.add_parser("diff", help="what differs between two files of weights")
     diff.add_argument("a")
     diff.add_argument("b")
-    diff.add_argument("--json", action="store_true", help="print JSON")
     diff.set_defaults(run=_diff)
 
     scan = commands.add_parser("scan", help="what in a folder of images would harm a training; nothing is changed")
@@ -93,7 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--resume", metavar="JOURNAL", help="keep a journal, or go on from it")
     scan.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
     scan.add_argument("--csv", metavar="FILE", help="also write the findings as a table")
-    scan.add_argument("--json", action="store_true", help="print JSON")
     scan.set_defaults(run=_scan)
 
     extract = commands.add_parser("extract", help="unpack an archive into a new folder, all of it or nothing")
@@ -104,8 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     extract.add_argument("--strip", action="store_true", help="take away the one folder that holds everything")
     for limit in ("max-bytes", "max-ratio", "max-files"):
         extract.add_argument(f"--{limit}", type=float, default=argparse.SUPPRESS, help="limit against bombs")
-    extract.add_argument("--json", action="store_true", help="print JSON")
     extract.set_defaults(run=_extract)
+
+    for command in commands.choices.values():
+        command.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -120,7 +119,7 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _print(report: object, *, as_json: bool = False) -> None:
+def _print(report: object, *, as_json: bool) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not fit the terminal
     if as_json:
@@ -128,11 +127,12 @@ def _print(report: object, *, as_json: bool = False) -> None:
     sys.stdout.write(f"{report}\n")
 
 
-def _summary(options: argparse.Namespace) -> int:
+# ---- the commands: each returns its report, and whether it found what scripts look for
+
+
+def _summary(options: argparse.Namespace) -> tuple[object, bool]:
     model = _model(options.model)
-    found = ftkit.summary(model, options.size or None, depth=options.depth, mode=options.mode)
-    _print(found, as_json=options.json)
-    return 0
+    return ftkit.summary(model, options.size or None, depth=options.depth, mode=options.mode), False
 
 
 def _model(name: str) -> nn.Module:
@@ -159,39 +159,34 @@ def _model(name: str) -> nn.Module:
 
 def _listed_model(name: str) -> nn.Module:
     known: list[str] = []
-    model: nn.Module
     with contextlib.suppress(ImportError):
         import timm
 
-        if timm.is_model(name):
-            model = timm.create_model(name)
-            return model
         known += timm.list_models()
+        if timm.is_model(name):
+            return timm.create_model(name)
     with contextlib.suppress(ImportError):
         from torchvision import models  # type: ignore[import-untyped, unused-ignore]
 
-        if name in models.list_models():
-            model = models.get_model(name)
-            return model
         known += models.list_models()
+        if name in known:
+            return cast("nn.Module", models.get_model(name))
     raise FtkitError(
         f"No model of timm or torchvision (where installed) is called {name!r}.{did_you_mean(name, known)} "
         "Your own is named as module:factory."
     )
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    _print(ftkit.inspect_checkpoint(options.file), as_json=options.json)
-    return 0
+def _inspect(options: argparse.Namespace) -> tuple[object, bool]:
+    return ftkit.inspect_checkpoint(options.file), False
 
 
-def _diff(options: argparse.Namespace) -> int:
+def _diff(options: argparse.Namespace) -> tuple[object, bool]:
     diff = ftkit.diff_checkpoints(options.a, options.b)
-    _print(diff, as_json=options.json)
-    return _FOUND if diff else 0
+    return diff, bool(diff)
 
 
-def _scan(options: argparse.Namespace) -> int:
+def _scan(options: argparse.Namespace) -> tuple[object, bool]:
     report = ftkit.scan_images(
         options.root,
         workers=options.workers,
@@ -204,15 +199,13 @@ def _scan(options: argparse.Namespace) -> int:
         report.to_html(options.html)
     if options.csv:
         report.to_csv(options.csv)
-    _print(report, as_json=options.json)
-    return _FOUND if report.unusable else 0
+    return report, bool(report.unusable)
 
 
-def _extract(options: argparse.Namespace) -> int:
+def _extract(options: argparse.Namespace) -> tuple[object, bool]:
     limits = {name: value for name, value in vars(options).items() if name.startswith("max_")}
     password = getpass.getpass() if options.password == "" else options.password
     report = ftkit.extract_archive(
         options.archive, options.dest, encoding=options.encoding, password=password, strip=options.strip, **limits
     )
-    _print(report, as_json=options.json)
-    return 0
+    return report, False

@@ -12,18 +12,25 @@ from typing import Any, Final, cast
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ftkit.errors import FtkitError
 
 __all__ = [
     "FAKE_TENSOR_LOG",
+    "LISTS_BY_GROUP",
+    "RATES_BY_GROUP",
     "buffers_of",
+    "can_settle_anew",
     "children_of",
+    "compiled_from",
+    "is_norm",
     "loads_plainly",
     "needed",
     "negated",
     "parameters_of",
     "pre_hooks_of",
+    "settle_anew",
     "storage_id",
 ]
 
@@ -104,3 +111,57 @@ def negated(tensor: torch.Tensor) -> torch.Tensor:
     """See a tensor's memory as the negatives of what it holds: a copy, where this torch has no such view."""
     view: Callable[[torch.Tensor], torch.Tensor] = getattr(torch, "_neg_view", torch.neg)
     return view(tensor)
+
+
+# ---- wrappers around a model
+
+
+def compiled_from(wrapper: nn.Module) -> nn.Module | None:
+    """The module that torch.compile has wrapped; None for any other module."""
+    if isinstance(wrapper, torch.jit.ScriptModule):  # its table of children is no dict
+        return None
+    return children_of(wrapper).get("_orig_mod")
+
+
+def can_settle_anew(wrapper: DistributedDataParallel) -> bool:
+    """Tell whether :func:`settle_anew` works: not with a process group of the wrapper's own."""
+    try:
+        wrapper.__getstate__()  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return False
+    return True
+
+
+def settle_anew(wrapper: DistributedDataParallel) -> None:
+    """Let a data-parallel wrapper find out again which gradients it averages. Unpickling does that; its hooks stay."""
+    hooks = needed(wrapper, "_comm_hooks", "keep hooks on the communication")
+    vars(wrapper)["_comm_hooks"] = []
+    wrapper.__setstate__(wrapper.__getstate__())  # type: ignore[no-untyped-call]
+    for hook, state in hooks:
+        wrapper.register_comm_hook(state, hook)
+
+
+# ---- norms
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Tell whether a module is a norm of torch's or an heir of one: batch, instance, layer, group or RMS."""
+    batch_or_instance = needed(nn.modules.batchnorm, "_NormBase", "tell norms from other layers")
+    return isinstance(module, (batch_or_instance, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
+
+
+# ---- schedulers: the lists in which they keep something for each group of their optimizer
+
+RATES_BY_GROUP: Final = (
+    "base_lrs",  # all of torch's
+    "_last_lr",  # all of torch's: what get_last_lr() gives
+    "max_lrs",  # torch's CyclicLR
+    "base_values",  # all of timm's
+)
+LISTS_BY_GROUP: Final = (
+    *RATES_BY_GROUP,
+    "lr_lambdas",  # torch's LambdaLR and MultiplicativeLR
+    "min_lrs",  # torch's ReduceLROnPlateau: a bound, which holds for each group alike
+    "base_momentums",  # torch's CyclicLR, as the next
+    "max_momentums",
+)

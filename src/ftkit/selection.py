@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
+from ftkit._torch import compiled_from
+from ftkit._wording import some
 from ftkit.errors import FtkitError, SelectionError, did_you_mean
 
 __all__ = ["HasModules", "Selection", "Selector", "compile_pattern", "select", "tied", "unwrap"]
@@ -48,6 +51,7 @@ Selector: TypeAlias = (
 """
 
 T = TypeVar("T")
+_Thing: TypeAlias = nn.Module | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -93,12 +97,11 @@ def select(model: nn.Module, *selectors: Selector) -> Selection:
             ...
         ftkit.errors.SelectionError: '1.wieght' matches no module, parameter or buffer ... Did you mean '1.weight' ...
     """
-    parts = _Parts(unwrap(model))
-    modules: set[int] = set()
-    tensors: set[int] = set()
+    parts = _Inventory(unwrap(model))
+    chosen: set[int] = set()
     for selector in selectors:
-        parts.match(selector, modules, tensors)
-    return parts.close(modules, tensors)
+        chosen |= _ids(parts.find(selector))
+    return parts.close(chosen)
 
 
 def tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -134,13 +137,17 @@ def unwrap(model: object) -> nn.Module:
     if not isinstance(model, nn.Module):
         came = f"the class {model.__name__}: call it" if isinstance(model, type) else f"a {type(model).__name__}"
         raise FtkitError(f"The model must be a torch.nn.Module, but this is {came}.")
-    while True:
-        inner = None if isinstance(model, torch.jit.ScriptModule) else model._modules.get("_orig_mod")
-        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            return model
-        model = inner
+    inner: nn.Module | None = model
+    while inner is not None:
+        model, inner = inner, _wrapped_by(inner)
+    return model
+
+
+def _wrapped_by(module: nn.Module) -> nn.Module | None:
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        inner: nn.Module = module.module
+        return inner
+    return compiled_from(module)
 
 
 @functools.lru_cache(maxsize=256)
@@ -156,144 +163,156 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         >>> [bool(compile_pattern("**.norm?").fullmatch(name)) for name in ("norm1", "a.b.norm2", "a.norm10")]
         [True, True, False]
     """
-    pieces: list[str] = []
-    components = re.sub(r"\*{3,}", "**", pattern).split(".")
-    for index, component in enumerate(components):
-        last = index == len(components) - 1
-        if component == "**" and not last:
-            pieces.append(r"(?:[^.]+\.)*")
-            continue
-        if component == "**":
-            # "a.**" means a itself too, so the dot before it belongs to what may be missing.
-            if pieces and pieces[-1] == r"\.":
-                pieces[-1] = r"(?:\.[^.]+)*"
-            else:
-                pieces.append(r"(?:[^.]+(?:\.[^.]+)*)?")
-            continue
-        pieces.append(r"[^.]+" if component == "*" else _component(component))
-        if not last:
-            pieces.append(r"\.")
-    return re.compile("".join(pieces), re.DOTALL)
+    return re.compile(_TOKEN.sub(_translated, re.sub(r"\*{3,}", "**", pattern)), re.DOTALL)
 
 
-def _component(text: str) -> str:
-    tokens = re.findall(r"\*{2,}|\*|\?|[^*?]+", text, re.DOTALL)
-    wild = {"*": "[^.]*", "?": "[^.]"}
-    return "".join(".*" if token.startswith("**") else wild.get(token) or re.escape(token) for token in tokens)
+# What is wild in a pattern, and the regular expression for it; the first that fits counts. A component starts where no
+# other character than a dot stands before, and ends where none stands behind.
+_WILD: Final = {
+    r"(?<![^.])\*\*\.": r"(?:[^.]+\.)*",  # "**.a": each component with the dot behind it
+    r"\.\*\*\Z": r"(?:\.[^.]+)*",  # "a.**": with the dot before it, as "a" itself is meant too
+    r"(?<![^.])\*\*\Z": r"(?:[^.]+(?:\.[^.]+)*)?",  # "**"
+    r"(?<![^.])\*(?![^.])": r"[^.]+",  # "a.*"
+    r"\*\*": r".*",  # "enc**weight"
+    r"\*": r"[^.]*",  # "norm*"
+    r"\?": r"[^.]",  # "norm?"
+}
+_MEANINGS: Final = tuple(_WILD.values())
+_TOKEN: Final = re.compile("|".join(f"({token})" for token in _WILD) + "|.", re.DOTALL)
 
 
-class _Parts:
+def _translated(token: re.Match[str]) -> str:
+    return _MEANINGS[token.lastindex - 1] if token.lastindex else re.escape(token[0])
+
+
+def _ids(things: Iterable[object]) -> set[int]:
+    """What tells modules and tensors apart; their ``==`` is up to each class."""
+    return set(map(id, things))
+
+
+class _Inventory:
     """Every module, parameter and buffer of a model, under all of its names."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.kind = type(model).__name__
+        self.children = [repr(name) for name, _ in model.named_children()]
         self.modules = list(model.named_modules(remove_duplicate=False))
         self.parameters = list(model.named_parameters(remove_duplicate=False))
         self.buffers = list(model.named_buffers(remove_duplicate=False))
+        self.tensors: list[tuple[str, torch.Tensor]] = [*self.parameters, *self.buffers]
 
-    def match(self, selector: Selector, modules: set[int], tensors: set[int]) -> None:
-        """Add what ``selector`` matches, as identities; subtrees are not followed here."""
-        found_modules: Iterable[nn.Module] = ()
-        found_tensors: Iterable[torch.Tensor] = ()
-        if isinstance(selector, str):
-            pattern = compile_pattern(selector)
-            if selector:  # an empty string is a slip, not the whole model
-                found_modules = [module for name, module in self.modules if pattern.fullmatch(name)]
-            found_tensors = [tensor for name, tensor in self._tensors() if pattern.fullmatch(name)]
-        elif isinstance(selector, re.Pattern):
-            found_tensors = [tensor for name, tensor in self._tensors() if selector.search(name)]
-        elif isinstance(selector, nn.Parameter):
-            found_tensors = [tensor for _, tensor in self.parameters if tensor is selector]
-        elif isinstance(selector, nn.Module):
-            inner = unwrap(selector)
-            found_modules = [module for _, module in self.modules if module is inner or module is selector]
-        elif isinstance(selector, type):
-            kind = cast("type[nn.Module]", selector)
-            found_modules = [module for _, module in self.modules if isinstance(module, kind)]
-        elif callable(selector):
-            found_modules = [module for name, module in self.modules if selector(name, module)]
-        elif isinstance(selector, HasModules | Iterable):
-            several = list(selector.modules if isinstance(selector, HasModules) else selector)
-            if not several:
-                raise SelectionError(f"An empty {type(selector).__name__} selects nothing: leave it out.")
-            for one in several:
-                self.match(one, modules, tensors)
-            return
-        else:
-            raise SelectionError(
-                f"{selector!r} is no selector: expected a name or pattern, re.compile(...), a module type, "
-                "a module or parameter of the model, a Head, or a function of (name, module)."
-            )
-        chosen_modules = {id(module) for module in found_modules}
-        chosen_tensors = {id(tensor) for tensor in found_tensors}
-        if not chosen_modules and not chosen_tensors:
-            raise SelectionError(self._nothing(selector))
-        modules |= chosen_modules
-        tensors |= chosen_tensors
+    def find(self, selector: Selector) -> list[_Thing]:
+        """Find what ``selector`` matches; subtrees are not followed here."""
+        kind = next(kind for kind in _KINDS if isinstance(selector, kind.type))
+        found = kind.find(self, selector)
+        if not found:
+            raise SelectionError(kind.nothing(self, selector))
+        return found
 
-    def close(self, modules: set[int], tensors: set[int]) -> Selection:
+    def close(self, chosen: set[int]) -> Selection:
         """Follow subtrees down, and full subtrees up; name everything by its first name."""
         inside: set[int] = set()
         for _, module in self.modules:
-            if id(module) in modules and id(module) not in inside:
-                for part in module.modules():
-                    inside.add(id(part))
-                    tensors |= {id(tensor) for tensor in _own_tensors(part)}
+            if id(module) in chosen and id(module) not in inside:
+                inside |= _ids((*module.modules(), *module.parameters(), *module.buffers()))
+        inside |= chosen
         for _, module in self.modules:
-            wanted = list(module.parameters()) or list(module.buffers())
-            if wanted and all(id(tensor) in tensors for tensor in wanted):
-                inside |= {id(part) for part in module.modules()}
-        return Selection(
-            dict(_first_names(self.modules, inside)),
-            dict(_first_names(self.parameters, tensors)),
-            dict(_first_names(self.buffers, tensors)),
-        )
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        yield from self.parameters
-        yield from self.buffers
-
-    def _nothing(self, selector: Selector) -> str:
-        kind = type(self.model).__name__
-        names = [name for name, _ in self.modules if name] + [name for name, _ in self._tensors()]
-        if isinstance(selector, str):
-            hint = did_you_mean(selector, names)
-            if not hint and "[" in selector:
-                hint = " For character classes use re.compile(...)."
-            if not hint:
-                top = [name for name, _ in self.model.named_children()]
-                hint = (
-                    f" Its children are {', '.join(map(repr, top[:8]))}{', ...' if len(top) > 8 else ''}."
-                    if top
-                    else ""
-                )
-            return f"{selector!r} matches no module, parameter or buffer of the {kind}.{hint}"
-        if isinstance(selector, re.Pattern):
-            example = next((name for name, _ in self._tensors()), None)
-            hint = f" Its names look like {example!r}." if example else " It has none."
-            return f"The regular expression {selector.pattern!r} finds no parameter or buffer of the {kind}.{hint}"
-        if isinstance(selector, type):
-            types = {type(module).__name__: None for _, module in self.modules}
-            hint = did_you_mean(selector.__name__, types) or f" It is made of {', '.join(sorted(types)[:8])}."
-            return f"The {kind} has no module of type {selector.__name__}.{hint}"
-        if isinstance(selector, nn.Module):
-            return (
-                f"This {type(selector).__name__} is no part of the {kind}: it belongs to another model or was "
-                "replaced since. Select by name, or take the module from this model."
-            )
-        if isinstance(selector, nn.Parameter):
-            return f"This parameter of shape {tuple(selector.shape)} is no part of the {kind}."
-        return f"The predicate {getattr(selector, '__name__', selector)!r} is true for no module of the {kind}."
+            own = _ids(module.parameters()) or _ids(module.buffers())
+            if own and own <= inside:
+                inside |= _ids(module.modules())
+        return Selection(*(_first_names(named, inside) for named in (self.modules, self.parameters, self.buffers)))
 
 
-def _own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
-
-
-def _first_names(named: Iterable[tuple[str, T]], wanted: set[int]) -> Iterator[tuple[str, T]]:
-    seen: set[int] = set()
+def _first_names(named: Iterable[tuple[str, T]], wanted: set[int]) -> dict[str, T]:
+    first: dict[int, tuple[str, T]] = {}
     for name, thing in named:
-        if id(thing) in wanted and id(thing) not in seen:
-            seen.add(id(thing))
-            yield name, thing
+        first.setdefault(id(thing), (name, thing))
+    return dict(pair for one, pair in first.items() if one in wanted)
+
+
+# ---- the kinds of selectors: what each finds, and what is said where that is nothing
+
+
+def _where(named: Iterable[tuple[str, _Thing]], test: Callable[[str, Any], object]) -> list[_Thing]:
+    return [thing for name, thing in named if test(name, thing)]
+
+
+def _find_by_pattern(parts: _Inventory, pattern: str) -> list[_Thing]:
+    # An empty string is a slip, not the whole model, though that is the model's own name.
+    named = [*parts.modules, *parts.tensors] if pattern else parts.tensors
+    return _where(named, lambda name, _: compile_pattern(pattern).fullmatch(name))
+
+
+def _find_module(parts: _Inventory, module: nn.Module) -> list[_Thing]:
+    wanted = _ids((module, unwrap(module)))
+    return _where(parts.modules, lambda _, one: id(one) in wanted)
+
+
+def _find_each(parts: _Inventory, selectors: Iterable[Selector]) -> list[_Thing]:
+    return list(itertools.chain.from_iterable(map(parts.find, selectors)))
+
+
+def _no_name(parts: _Inventory, pattern: str) -> str:
+    hint = did_you_mean(pattern, (name for name, _ in (*parts.modules, *parts.tensors) if name))
+    if not hint and "[" in pattern:
+        hint = " For character classes use re.compile(...)."
+    if not hint and parts.children:
+        hint = f" Its children are {some(parts.children, 8)}."
+    return f"{pattern!r} matches no module, parameter or buffer of the {parts.kind}.{hint}"
+
+
+def _no_tensor(parts: _Inventory, expression: re.Pattern[str]) -> str:
+    hint = f" Its names look like {parts.tensors[0][0]!r}." if parts.tensors else " It has none."
+    return f"The regular expression {expression.pattern!r} finds no parameter or buffer of the {parts.kind}.{hint}"
+
+
+def _no_such_type(parts: _Inventory, kind: type[nn.Module]) -> str:
+    types = sorted({type(module).__name__ for _, module in parts.modules})
+    hint = did_you_mean(kind.__name__, types) or f" It is made of {', '.join(types[:8])}."
+    return f"The {parts.kind} has no module of type {kind.__name__}.{hint}"
+
+
+def _foreign_parameter(parts: _Inventory, parameter: nn.Parameter) -> str:
+    return f"This parameter of shape {tuple(parameter.shape)} is no part of the {parts.kind}."
+
+
+def _foreign_module(parts: _Inventory, module: nn.Module) -> str:
+    return (
+        f"This {type(module).__name__} is no part of the {parts.kind}: it belongs to another model or was "
+        "replaced since. Select by name, or take the module from this model."
+    )
+
+
+def _never_true(parts: _Inventory, predicate: object) -> str:
+    return f"The predicate {getattr(predicate, '__name__', predicate)!r} is true for no module of the {parts.kind}."
+
+
+def _empty(_: _Inventory, several: object) -> str:
+    return f"An empty {type(several).__name__} selects nothing: leave it out."
+
+
+def _no_selector(_: _Inventory, thing: object) -> str:
+    return (
+        f"{thing!r} is no selector: expected a name or pattern, re.compile(...), a module type, "
+        "a module or parameter of the model, a Head, or a function of (name, module)."
+    )
+
+
+class _Kind(NamedTuple):
+    type: Any
+    find: Callable[[_Inventory, Any], list[_Thing]]
+    nothing: Callable[[_Inventory, Any], str]
+
+
+# The first that fits counts: modules and types can be called too, and some modules are iterable.
+_KINDS: Final = (
+    _Kind(str, _find_by_pattern, _no_name),
+    _Kind(re.Pattern, lambda parts, text: _where(parts.tensors, lambda name, _: text.search(name)), _no_tensor),
+    _Kind(nn.Parameter, lambda parts, it: _where(parts.parameters, lambda _, one: one is it), _foreign_parameter),
+    _Kind(nn.Module, _find_module, _foreign_module),
+    _Kind(type, lambda parts, kind: _where(parts.modules, lambda _, one: isinstance(one, kind)), _no_such_type),
+    _Kind(Callable, lambda parts, predicate: _where(parts.modules, predicate), _never_true),
+    _Kind(HasModules, lambda parts, bundle: _find_each(parts, bundle.modules), _empty),
+    _Kind(Iterable, _find_each, _empty),
+    _Kind(object, lambda *_: [], _no_selector),
+)

@@ -1,23 +1,19 @@
-"""``extract_archive``: the members that ``formats`` reads, written by ``tree``."""
+"""``extract_archive``: the members that ``formats`` reads, written by ``tree`` where ``staging`` has made room."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tqdm import tqdm
 
-from ftkit._archives.members import Archive, Limits
-from ftkit._archives.packing import TAR_MAGIC
-from ftkit._archives.sevenzip import MAGIC as SEVEN_ZIP_MAGIC
-from ftkit._archives.sevenzip import read_7z
-from ftkit._archives.tars import is_tar_header, read_tar
-from ftkit._archives.tree import Tree, publish, staged
-from ftkit._archives.zips import read_zip
+from ftkit._archives.formats import open_archive
+from ftkit._archives.members import Archive, Limits, Source
+from ftkit._archives.staging import publish, staged
+from ftkit._archives.tree import Tree
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
 
@@ -141,7 +137,7 @@ def extract_archive(
             staged(target) as folder,
             tqdm(unit="B", unit_scale=True, desc=f"unpacking {source.name}", disable=None, delay=1) as progress,
         ):
-            archive = _open(source, file, limits, encoding, secret)
+            archive = open_archive(Source(source, file, limits, encoding, secret))
             progress.total = archive.total
             tree = Tree(folder, limits, progress.update)
             _check_space(folder, archive)
@@ -165,23 +161,6 @@ def extract_archive(
         top[0] if top else None,
         tree.set_uid,
     )
-
-
-def _open(source: Path, file: IO[bytes], limits: Limits, encoding: str | None, password: bytes | None) -> Archive:
-    """Open an archive by what it holds, whatever its suffix."""
-    head = file.read(512)
-    file.seek(0)
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
-        return read_zip(file, limits, encoding, password)
-    if head.startswith(SEVEN_ZIP_MAGIC):
-        return read_7z(file, limits, password)
-    packing = next((packing for packing, (magic, _) in TAR_MAGIC.items() if head.startswith(magic)), None)
-    if packing or is_tar_header(head):
-        return read_tar(source, file, packing, limits, encoding)
-    if zipfile.is_zipfile(file):  # behind a program that unpacks itself
-        return read_zip(file, limits, encoding, password)
-    looks = f"it starts with {head[:8]!r}" if head else "it is empty"
-    raise ArchiveError(f"it is none of zip, tar, tar.gz, tar.bz2, tar.xz, tar.zst and 7z: {looks}.")
 
 
 def _check_space(folder: Path, archive: Archive) -> None:

@@ -11,18 +11,28 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, Any, Final, Protocol
 
 from ftkit.errors import ArchiveError, FtkitError
 
-if TYPE_CHECKING:
-    from ftkit._archives.tree import Tree
+__all__ = [
+    "CHUNK",
+    "FILE_KINDS",
+    "Archive",
+    "Check",
+    "Limits",
+    "Member",
+    "Sink",
+    "Source",
+    "check_link",
+    "reading",
+    "refused",
+]
 
-__all__ = ["CHUNK", "FILE_KINDS", "Archive", "Check", "Limits", "Member", "check_link", "reading", "refused"]
-
-CHUNK = 1 << 20
-
-FILE_KINDS = {
+CHUNK: Final = 1 << 20
+# By the bits of a Unix mode, which zip and 7z keep too.
+FILE_KINDS: Final = {
     stat.S_IFDIR: "folder",
     stat.S_IFLNK: "link",
     stat.S_IFCHR: "device",
@@ -32,8 +42,9 @@ FILE_KINDS = {
 }
 # Small archives of blank pictures or tables pack better than any limit: what fits here hurts nobody.
 _HARMLESS = 32 << 20
+_LONGEST_TARGET: Final = 4096  # PATH_MAX of Linux
 # What a damaged file makes the readers of the standard library raise.
-_DAMAGE = (
+_DAMAGE: Final = (
     zipfile.BadZipFile,
     tarfile.TarError,
     zlib.error,
@@ -73,6 +84,18 @@ class Member:
     data: Callable[[], Iterator[bytes]] = lambda: iter(())
 
 
+class Sink(Protocol):
+    """The folder in which members are written."""
+
+    root: Path
+
+    def write(self, member: Member) -> None:
+        """Write a member that can be read by itself."""
+
+    def output(self, member: Member) -> contextlib.AbstractContextManager[Any]:
+        """Open the file of ``member``, to ``write`` it; to leave it with other data than announced is an error."""
+
+
 @dataclass(slots=True)
 class Archive:
     """An open archive.
@@ -89,7 +112,7 @@ class Archive:
     batches: Iterator[list[Member]] = field(default_factory=lambda: iter(()))
     total: int | None = None
     encoding: str | None = None
-    pour: Callable[[Tree, list[Member]], None] | None = None
+    pour: Callable[[Sink, list[Member]], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +139,17 @@ class Limits:
         """Raise if ``count`` members are too many."""
         if count > self.max_files:
             raise ArchiveError(f"it has more than {self.max_files:,} members; if you trust it, raise max_files.")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An archive's file, at its start, and what its reader has to know."""
+
+    path: Path
+    file: IO[bytes]
+    limits: Limits
+    encoding: str | None = None  # forced upon names that don't say theirs
+    password: bytes | None = None
 
 
 class Check:
@@ -146,7 +180,7 @@ class Check:
 
 def check_link(member: Member) -> None:
     """Raise if what ``member`` announces is too long for the target of a link."""
-    if member.size > 4096:
+    if member.size > _LONGEST_TARGET:
         raise refused(member.name, f"is a link of {member.size:,} bytes")
 
 

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable
+from typing import Final, NamedTuple
 
 from ftkit._archives.members import refused
 
@@ -49,46 +50,47 @@ _EUROPEAN = (
     f"{_LATIN:_<50}{_CYRILLIC}{_CYRILLIC.upper()}ąćęłńśźżčďěňřšťůžğışőűăâțșãõýðþ"
     "αβγδεζηθικλμνξοπρσςτυφχψωάέήίόύώאבגדהוזחטיכךלמםנןסעפףצץקרשתءآأؤإئابةتثجحخدذرزسشصضطظعغفقكلمنهوىي"
 )
-_TIERS = (50, 100, 300, 600)
-# Encoding -> its frequent characters, the chance of each by tier, and that of the others which the language uses.
-# Those of the Asian languages were measured on the same lists.
-_MODELS = {
-    "cp949": (_KOREAN, (7.4e-3, 3.3e-3, 1.4e-3, 4e-4), 3e-5),
-    "cp932": (_JAPANESE, (8.3e-3, 3.0e-3, 9e-4), 9e-5),
-    "gbk": (_CHINESE, (3.0e-3, 1.9e-3, 1.1e-3), 1.5e-4),
-    "cp437": (_LATIN, (6e-3,), 1e-4),
-    "utf-8": (_EUROPEAN, (6e-3, 3e-3, 1e-3), 1e-4),
-}
-_FREQUENT = {
-    encoding: {character: chances[bisect.bisect(_TIERS, rank)] for rank, character in enumerate(characters)}
-    for encoding, (characters, chances, _) in _MODELS.items()
-}
+_TIERS: Final = (50, 100, 300, 600)
 _RARE, _STRANGE, _UNREADABLE, _ASCII = 1e-5, 1e-6, 1e-10, 1 / 40
+
+
+class _Language(NamedTuple):
+    """How likely a character is: by itself if it is frequent, else by the first pattern that its bytes fit."""
+
+    frequent: dict[str, float]
+    others: tuple[tuple[bytes, float], ...] = ()
+    mixes_with_latin: bool = False
+
+    def chance(self, character: str, encoding: str) -> float:
+        if character in self.frequent:
+            return self.frequent[character]
+        raw = character.encode(encoding)
+        return next((chance for pattern, chance in self.others if re.fullmatch(pattern, raw, re.DOTALL)), _STRANGE)
+
+
+def _frequent(characters: str, *chances: float) -> dict[str, float]:
+    """The chance of each character by its tier, and of those that all languages share."""
+    tiers = {character: chances[bisect.bisect(_TIERS, rank)] for rank, character in enumerate(characters)}
+    return tiers | dict.fromkeys(map(chr, range(128)), _ASCII) | {"\ufffd": _UNREADABLE}
+
+
+# The chances in the Asian languages were measured on the same lists. The standards put common characters first: the
+# 2,350 syllables of KS X 1001 before all others, and the first level of JIS X 0208 and of GB 2312 before the second.
+_LANGUAGES: Final = {
+    "cp949": _Language(_frequent(_KOREAN, 7.4e-3, 3.3e-3, 1.4e-3, 4e-4), ((rb"[\xb0-\xc8][\xa1-\xff]", 3e-5),)),
+    "cp932": _Language(
+        _frequent(_JAPANESE, 8.3e-3, 3.0e-3, 9e-4), ((rb"[\x88-\x97].|.", 9e-5), (rb"[^\xeb-\xff].", _RARE))
+    ),
+    "gbk": _Language(
+        _frequent(_CHINESE, 3.0e-3, 1.9e-3, 1.1e-3),
+        ((rb"[\xb0-\xd7][\xa1-\xff]", 1.5e-4), (rb"[\xd8-\xf7][\xa1-\xff]", _RARE)),
+    ),
+    "cp437": _Language(_frequent(_LATIN, 6e-3), mixes_with_latin=True),
+    "utf-8": _Language(_frequent(_EUROPEAN, 6e-3, 3e-3, 1e-3), mixes_with_latin=True),
+}
 # Letters of two scripts side by side, which only Latin ones are in earnest.
 _MIXED = re.compile(r"[A-Za-z](?=[^\x00-\x7f])|[^\x00-\x7f](?=[A-Za-z])")
 _MIXED_CHANCE = 0.15
-
-
-def _chance(character: str, encoding: str) -> float:
-    """Return how likely ``character`` is in a name of the language that writes in ``encoding``."""
-    if character.isascii():
-        return _ASCII
-    if character == "\ufffd":
-        return _UNREADABLE
-    chance = _FREQUENT[encoding].get(character)
-    if chance is not None:
-        return chance
-    raw = character.encode(encoding)
-    # The standards put common characters first: the 2,350 syllables of KS X 1001 before all others, and the first
-    # level of JIS X 0208 and of GB 2312 before the second.
-    lead, trail, common = raw[0], raw[-1], _MODELS[encoding][2]
-    if encoding == "cp949":
-        return common if 0xB0 <= lead <= 0xC8 and trail > 0xA0 else _STRANGE
-    if encoding == "gbk" and trail > 0xA0:
-        return common if 0xB0 <= lead <= 0xD7 else _RARE if 0xD8 <= lead <= 0xF7 else _STRANGE
-    if encoding == "cp932":
-        return common if 0x88 <= lead <= 0x97 or len(raw) == 1 else _RARE if lead < 0xEB else _STRANGE
-    return _STRANGE
 
 
 def find_encoding(names: Iterable[bytes]) -> str | None:
@@ -108,15 +110,13 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
     parts = {part for name in foreign if not _is_utf8(name) for part in name.split(b"/") if not part.isascii()}
     if not parts:
         return "utf-8" if foreign else None
-    candidates = list(_MODELS)
-    if not all(_decodes(part, "utf-8") for part in parts):
-        candidates.remove("utf-8")
+    candidates = [name for name in _LANGUAGES if name != "utf-8" or all(_decodes(part, name) for part in parts)]
 
     def log_likelihood(encoding: str) -> float:
-        text = "/".join(part.decode(encoding, "replace") for part in parts)
-        total = sum(count * math.log(_chance(character, encoding)) for character, count in Counter(text).items())
-        latin = encoding in ("cp437", "utf-8")
-        return total if latin else total + len(_MIXED.findall(text)) * math.log(_MIXED_CHANCE)
+        language, text = _LANGUAGES[encoding], "/".join(part.decode(encoding, "replace") for part in parts)
+        mixed = 0 if language.mixes_with_latin else len(_MIXED.findall(text))
+        logs = (count * math.log(language.chance(character, encoding)) for character, count in Counter(text).items())
+        return sum(logs) + mixed * math.log(_MIXED_CHANCE)
 
     return max(candidates, key=log_likelihood)
 

@@ -7,14 +7,14 @@ import lzma
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Protocol
+from typing import IO, Final, NamedTuple, Protocol
 
 from ftkit._archives.members import CHUNK
 from ftkit.errors import ArchiveError
 
-__all__ = ["TAR_MAGIC", "ZIP_METHODS", "blocks", "unpack", "unpack_member"]
+__all__ = ["PACKINGS", "STORED", "ZIP_METHODS", "blocks", "unpack", "unpack_member"]
 
-_LZMA_MEMORY = 1 << 30  # a header may ask for 4 GiB
+_LZMA_MEMORY: Final = 1 << 30  # a header may ask for 4 GiB
 
 
 def blocks(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:
@@ -181,16 +181,22 @@ def _zstd() -> _Decoder:
     return decoder
 
 
-# Packing of a tar -> its first bytes, its decoder.
-TAR_MAGIC: dict[str, tuple[bytes, Callable[[], _Decoder]]] = {
-    "gz": (b"\x1f\x8b", lambda: _Inflate(31)),
-    "bz2": (b"BZh", bz2.BZ2Decompressor),
-    "xz": (b"\xfd7zXZ\x00", _xz),
-    "zst": (b"\x28\xb5\x2f\xfd", _zstd),
+class _Packing(NamedTuple):
+    magic: bytes
+    new_decoder: Callable[[], _Decoder]
+
+
+# What a tar may be packed in. Of zlib's window bits, 16 more mean gzip, and negative ones no header at all.
+PACKINGS: Final = {
+    "gz": _Packing(b"\x1f\x8b", lambda: _Inflate(16 + zlib.MAX_WBITS)),  # RFC 1952
+    "bz2": _Packing(b"BZh", bz2.BZ2Decompressor),
+    "xz": _Packing(b"\xfd7zXZ\x00", _xz),
+    "zst": _Packing(b"\x28\xb5\x2f\xfd", _zstd),  # RFC 8878
 }
 # APPNOTE 4.4.5.
-ZIP_METHODS: dict[int, Callable[[], _Decoder]] = {
-    8: lambda: _Inflate(-15),
+STORED: Final = 0
+ZIP_METHODS: Final[dict[int, Callable[[], _Decoder]]] = {
+    8: lambda: _Inflate(-zlib.MAX_WBITS),
     9: _Inflate64,
     12: bz2.BZ2Decompressor,
     14: _ZipLzma,

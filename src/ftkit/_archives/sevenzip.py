@@ -1,4 +1,4 @@
-"""7z, read by py7zr and written by ``tree`` like the rest."""
+"""7z, read by py7zr and written by a sink like the rest."""
 
 from __future__ import annotations
 
@@ -6,47 +6,47 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Final
 
-from ftkit._archives.members import FILE_KINDS, Archive, Limits, Member, check_link, refused
-from ftkit._archives.tree import Output, Tree, split_path
+from ftkit._archives.members import FILE_KINDS, Archive, Member, Sink, Source, check_link, refused
+from ftkit._archives.paths import split_path
 from ftkit.errors import ArchiveError, FtkitError
 
 __all__ = ["MAGIC", "read_7z"]
 
-MAGIC = b"7z\xbc\xaf\x27\x1c"
+MAGIC: Final = b"7z\xbc\xaf\x27\x1c"
 
 
-def read_7z(file: IO[bytes], limits: Limits, password: bytes | None) -> Archive:
+def read_7z(source: Source) -> Archive:
     """Read the directory of a 7z."""
     try:
         import py7zr
     except ImportError:
         raise ArchiveError("it is a 7z archive: pip install 'ftkit[7z]' to read it.") from None
 
+    password = None if source.password is None else source.password.decode()
     with _reading(password):
-        opened = py7zr.SevenZipFile(file, password=None if password is None else password.decode())
+        opened = py7zr.SevenZipFile(source.file, password=password)
         members = [_member(info) for info in opened.files]
-    limits.check_files(len(members))
+    source.limits.check_files(len(members))
     total = sum(member.size for member in members)
-    limits.check_bytes(total)
+    source.limits.check_bytes(total)
     with _reading(password):
         _read_targets(opened, [member for member in members if member.kind == "link"])
 
-    def pour(tree: Tree, batch: list[Member]) -> None:
-        files = {}
+    def pour(sink: Sink, batch: list[Member]) -> None:
+        files = {_path(member.name): member for member in batch if member.kind == "file"}
         for member in batch:
-            if member.kind == "file":
-                files["/".join(split_path(member.name))] = member
-            else:
-                tree.write(member)
+            if member.kind != "file":
+                sink.write(member)
         with _reading(password), contextlib.ExitStack() as last:
 
-            def create(path: str) -> Callable[[bytes], int]:
+            def create(path: str) -> Callable[[bytes], object]:
                 last.close()
-                return last.enter_context(Output(tree, files.pop(path))).write
+                write: Callable[[bytes], object] = last.enter_context(sink.output(files.pop(path))).write
+                return write
 
-            _extract(opened, tree.root, list(files.values()), create)
+            _extract(opened, sink.root, list(files.values()), create)
         for member in files.values():
             raise refused(member.name, "is announced, and does not come")
 
@@ -77,7 +77,7 @@ def _read_targets(opened: Any, links: list[Member]) -> None:
             _extract(opened, Path(empty), links, create)
         opened.reset()
         for member in links:
-            member.target = b"".join(targets["/".join(split_path(member.name))]).decode()
+            member.target = b"".join(targets[_path(member.name)]).decode()
 
 
 def _extract(
@@ -86,14 +86,18 @@ def _extract(
     """Let py7zr write ``members``, one after the other, by what ``create`` gives for their paths below ``root``."""
     import py7zr.io
 
-    class Sinks(py7zr.io.WriterFactory):
+    class Memories(py7zr.io.WriterFactory):
         def create(self, filename: str) -> Any:
-            return _Sink(create("/".join(split_path(Path(filename).relative_to(root).as_posix()))))
+            return _Memory(create(_path(Path(filename).relative_to(root).as_posix())))
 
-    opened.extract(root, [member.name for member in members], factory=Sinks())
+    opened.extract(root, [member.name for member in members], factory=Memories())
 
 
-class _Sink:
+def _path(name: str) -> str:
+    return "/".join(split_path(name))
+
+
+class _Memory:
     """What py7zr takes for a file in memory: it only writes, and rewinds at the end."""
 
     def __init__(self, write: Callable[[bytes], object]) -> None:
@@ -111,7 +115,7 @@ class _Sink:
 
 
 @contextlib.contextmanager
-def _reading(password: bytes | None) -> Iterator[None]:
+def _reading(password: str | None) -> Iterator[None]:
     import py7zr
 
     try:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import re
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO
+from typing import Final
 
-from ftkit._archives.members import CHUNK, Archive, Limits, Member, reading
+from ftkit._archives.members import CHUNK, Archive, Limits, Member, Source, reading
 from ftkit._archives.names import decode, find_encoding
-from ftkit._archives.packing import TAR_MAGIC, blocks, unpack
+from ftkit._archives.packing import PACKINGS, blocks, unpack
 from ftkit.errors import ArchiveError
 
 __all__ = ["is_tar_header", "read_tar"]
 
-_LONGEST_HEADER = 16 << 20
+_LONGEST_HEADER: Final = (
+    16 << 20
+)  # of a name or a pax header, which tarfile reads whole: no honest one has a thousandth
 _SURROGATES = re.compile(r"[\ud800-\udfff]")  # bytes that are no UTF-8
 _KINDS = {
     tarfile.DIRTYPE: "folder",
@@ -41,48 +43,48 @@ def is_tar_header(block: bytes) -> bool:
     return False
 
 
-def read_tar(source: Path, file: IO[bytes], packing: str | None, limits: Limits, encoding: str | None) -> Archive:
+def read_tar(source: Source, packing: str | None = None) -> Archive:
     """Read a tar, one member after the other."""
-    archive = Archive(f"tar.{packing}" if packing else "tar", total=None if packing else limits.packed)
+    archive = Archive(f"tar.{packing}" if packing else "tar", total=None if packing else source.limits.packed)
 
     def text(name: str, field: str, info: tarfile.TarInfo) -> str:
         """Return a name or target decoded; unless a pax header holds it, nothing says how."""
-        raw = name.encode("utf-8", "surrogateescape")
+        raw = _raw(name)
         if raw.isascii() or field in info.pax_headers:
             return name
-        if encoding is not None:
-            archive.encoding = encoding
-        elif archive.encoding in (None, "utf-8"):
-            # Today's tars are UTF-8. It is worth reading all names ahead once one is not.
-            valid = not _SURROGATES.search(name)
-            archive.encoding = "utf-8" if valid else _encoding(source, packing, limits, raw)
-        return decode(raw, archive.encoding, forced=encoding is not None)
+        # Today's tars are UTF-8. It is worth reading all names ahead once one is not.
+        if archive.encoding is None:
+            archive.encoding = source.encoding or "utf-8"
+        if archive.encoding == "utf-8" and not source.encoding and _SURROGATES.search(name):
+            archive.encoding = _encoding(source, packing, raw)
+        return decode(raw, archive.encoding, forced=source.encoding is not None)
 
     def batches() -> Iterator[list[Member]]:
         with reading("it"):
-            for tar, info in _infos(file, packing, limits):
+            for tar, info in _infos(source, packing):
                 yield [_member(tar, info, text(info.name, "path", info), text(info.linkname, "linkpath", info))]
 
     archive.batches = batches()
     return archive
 
 
-def _encoding(source: Path, packing: str | None, limits: Limits, raw: bytes) -> str:
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")  # undoes what tarfile did
+
+
+def _encoding(source: Source, packing: str | None, raw: bytes) -> str:
     """Read all names ahead."""
-    with source.open("rb") as file:
-        names = [
-            info.name.encode("utf-8", "surrogateescape")
-            for _, info in _infos(file, packing, limits)
-            if "path" not in info.pax_headers
-        ]
+    with source.path.open("rb") as file:
+        infos = _infos(dataclasses.replace(source, file=file), packing)
+        names = [_raw(info.name) for _, info in infos if "path" not in info.pax_headers]
     return find_encoding([*names, raw]) or "utf-8"
 
 
-def _infos(file: IO[bytes], packing: str | None, limits: Limits) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    chunks = blocks(file)
+def _infos(source: Source, packing: str | None) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    chunks = blocks(source.file)
     if packing:
-        chunks = unpack(chunks, TAR_MAGIC[packing][1])
-    stream = _Forward(chunks, limits)
+        chunks = unpack(chunks, PACKINGS[packing].new_decoder)
+    stream = _Forward(chunks, source.limits)
     first = stream.peek(tarfile.BLOCKSIZE)
     if not is_tar_header(first):
         raise ArchiveError(f"what is packed in it is no tar archive: it starts with {first[:8]!r}.")

@@ -13,39 +13,43 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Final
 
-from ftkit._archives.members import FILE_KINDS, Archive, Check, Limits, Member, check_link, reading, refused
+from ftkit._archives.members import FILE_KINDS, Archive, Check, Member, Source, check_link, reading, refused
 from ftkit._archives.names import decode, find_encoding
-from ftkit._archives.packing import ZIP_METHODS, blocks, unpack_member
+from ftkit._archives.packing import STORED, ZIP_METHODS, blocks, unpack_member
 
 __all__ = ["read_zip"]
 
-_STORED, _AES = 0, 99
-_SIGNATURE, _HEADER_SIZE = b"PK\x03\x04", 30
-_UNIX_SYSTEMS = (3, 19)  # Unix, macOS
+_SIGNATURE, _HEADER_SIZE = b"PK\x03\x04", 30  # APPNOTE 4.3.7
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # APPNOTE 4.4.4
+_UNIX_SYSTEMS: Final = (3, 19)  # Unix, macOS (APPNOTE 4.4.2)
+_MSDOS_FOLDER: Final = 0x10  # of the attributes of a file
+_AES: Final = 99  # the method that stands in front of the real one, as WinZip specifies
+# Extra fields: Info-ZIP's Unicode path and extended timestamp, and WinZip's AES.
+_UNICODE_PATH, _TIMES, _AES_FIELD = 0x7075, 0x5455, 0x9901
 
 
-def read_zip(file: IO[bytes], limits: Limits, encoding: str | None, password: bytes | None) -> Archive:
+def read_zip(source: Source) -> Archive:
     """Read the directory of a zip."""
     archive = Archive("zip")
     with reading("its directory, which stands at the end,"):
-        opened = zipfile.ZipFile(file)
+        opened = zipfile.ZipFile(source.file)
     infos = opened.infolist()
-    limits.check_files(len(infos))
-    _unwrap_offsets(file, infos)
+    source.limits.check_files(len(infos))
+    _unwrap_offsets(source.file, infos)
     _refuse_overlap(infos)
     archive.total = sum(info.file_size for info in infos)
-    limits.check_bytes(archive.total)
+    source.limits.check_bytes(archive.total)
     names = [_raw_name(info) for info in infos]
     archive.encoding = find_encoding(name for name in names if isinstance(name, bytes))
-    if archive.encoding and encoding:
-        archive.encoding = encoding
+    if archive.encoding and source.encoding:
+        archive.encoding = source.encoding
     members = []
     for info, name in zip(infos, names, strict=True):
-        limits.check_bytes(info.file_size, info.compress_size)
-        text = name if isinstance(name, str) else decode(name, archive.encoding, forced=encoding is not None)
-        members.append(_member(opened, info, text, password))
+        source.limits.check_bytes(info.file_size, info.compress_size)
+        text = name if isinstance(name, str) else decode(name, archive.encoding, forced=source.encoding is not None)
+        members.append(_member(opened, info, text, source.password))
     archive.batches = iter([members])
     return archive
 
@@ -65,10 +69,10 @@ def _unwrap_offsets(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> None:
 
 def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
     """Return a name as text where the archive says its encoding, as bytes where it does not."""
-    if info.flag_bits & 0x800:
+    if info.flag_bits & _UTF8:
         return info.orig_filename
     raw = info.orig_filename.encode("cp437")  # undoes what zipfile did
-    unicode_path = _extra(info).get(0x7075, b"")
+    unicode_path = _extra(info).get(_UNICODE_PATH, b"")
     if len(unicode_path) > 5 and unicode_path[0] == 1 and unicode_path[1:5] == struct.pack("<I", zlib.crc32(raw)):
         with contextlib.suppress(UnicodeDecodeError):
             return unicode_path[5:].decode()
@@ -96,10 +100,10 @@ def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
 def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: bytes | None) -> Member:
     unix = info.external_attr >> 16 if info.create_system in _UNIX_SYSTEMS else 0
     kind = FILE_KINDS.get(stat.S_IFMT(unix), "file")
-    if name.endswith(("/", "\\")) or (not unix and info.external_attr & 0x10):
+    if name.endswith(("/", "\\")) or (not unix and info.external_attr & _MSDOS_FOLDER):
         kind = "folder"
 
-    if info.flag_bits & 0x1 and password is None:
+    if info.flag_bits & _ENCRYPTED and password is None:
         raise refused(name, "is encrypted: give its password=")
 
     def data() -> Iterator[bytes]:
@@ -120,7 +124,7 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password:
 
 
 def _modified(info: zipfile.ZipInfo) -> float | None:
-    stamp = _extra(info).get(0x5455, b"")  # seconds in UTC; the plain field is local time in steps of two
+    stamp = _extra(info).get(_TIMES, b"")  # seconds in UTC; the plain field is local time in steps of two
     if len(stamp) >= 5 and stamp[0] & 1:
         return float(struct.unpack_from("<i", stamp, 1)[0])
     try:
@@ -131,7 +135,7 @@ def _modified(info: zipfile.ZipInfo) -> float | None:
 
 def _data(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: bytes | None) -> Iterator[bytes]:
     """Return the content of a member, decrypted and unpacked."""
-    if info.flag_bits & 0x1 and info.compress_type != _AES:
+    if info.flag_bits & _ENCRYPTED and info.compress_type != _AES:
         return _old_cipher(opened, info, name, password)
     file = opened.fp
     assert file is not None
@@ -144,7 +148,7 @@ def _data(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: b
     packed = blocks(file, info.compress_size)
     if method == _AES and password is not None:
         method, packed = _decrypt(file, info, name, password)
-    if method not in (_STORED, *ZIP_METHODS):
+    if method not in (STORED, *ZIP_METHODS):
         raise refused(name, f"is packed by zip's method {method}, which is not supported")
     return unpack_member(packed, method)
 
@@ -153,9 +157,9 @@ def _old_cipher(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, passw
     try:
         with opened.open(info, pwd=password) as content:
             yield from blocks(content)
+    except NotImplementedError:
+        raise
     except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, NotImplementedError):
-            raise
         raise refused(name, f"can't be decrypted: the password is wrong, or it is damaged ({error})") from error
 
 
@@ -166,7 +170,7 @@ def _decrypt(file: IO[bytes], info: zipfile.ZipInfo, name: str, password: bytes)
         from Cryptodome.Util import Counter
     except ImportError:
         raise refused(name, "is encrypted with AES: pip install 'ftkit[7z]' to read it") from None
-    _, _, strength, method = struct.unpack("<H2sBH", _extra(info).get(0x9901, b""))
+    _, _, strength, method = struct.unpack("<H2sBH", _extra(info).get(_AES_FIELD, b""))
     if strength not in (1, 2, 3):
         raise zipfile.BadZipFile(f"AES of strength {strength} is unknown")
     key_size, salt_size = 8 + 8 * strength, 4 + 4 * strength

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,11 +24,25 @@ from ftkit._freezing.holding import (
     tensors,
 )
 from ftkit._groups import join
+from ftkit._models.outline import outermost
+from ftkit._models.undo import Undo
+from ftkit._torch import can_settle_anew, settle_anew
 from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
-__all__ = ["FreezeReport", "freeze", "freeze_except", "frozen", "is_frozen", "trainable", "unfreeze"]
+__all__ = [
+    "FreezeReport",
+    "freeze",
+    "freeze_except",
+    "frozen",
+    "is_frozen",
+    "note",
+    "parallel_wrappers",
+    "settle",
+    "trainable",
+    "unfreeze",
+]
 
 
 @dataclass(frozen=True)
@@ -244,21 +257,15 @@ def frozen(
         >>> is_frozen(critic)
         False
     """
-    inner = unwrap(model)
-    restore = snapshot(inner)
-    parameters = [(parameter, parameter.requires_grad, parameter.grad) for parameter in inner.parameters()]
+    undo = Undo()
+    note(unwrap(model), undo)
     report = freeze(model, *selectors, norm_stats=norm_stats, keep_dropout=keep_dropout)
     try:
         yield report
     finally:
-        restore()
-        for parameter, required, grad in parameters:
-            parameter.requires_grad = required
-            if parameter.grad is None:
-                parameter.grad = grad
-        if report.frozen:
-            for wrapper in _parallel_wrappers(model):
-                _rebuild(wrapper)
+        undo.take_back()
+        for wrapper in parallel_wrappers(model) if report.frozen else ():
+            settle(wrapper)
 
 
 def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
@@ -313,73 +320,84 @@ def _change(
     keep_dropout: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> FreezeReport:
-    """Do the work of all verbs. What can fail comes first, so that nothing is ever half-changed."""
-    wrappers = _parallel_wrappers(model)
-    model = unwrap(model)
-    ours = switched_off(model)
-    thaw: dict[str, nn.Parameter] = {}
-    left: dict[str, nn.Parameter] = {}
-    if thawing:
-        still = {name: p for name, p in thawing.parameters.items() if not p.requires_grad and _can_learn(p)}
-        thaw = {name: p for name, p in still.items() if id(p) in ours} or still
-        left = {name: p for name, p in still.items() if name not in thaw}
+    """Do the work of all verbs, all of it or nothing."""
+    wrappers, model = parallel_wrappers(model), unwrap(model)
+    off = switched_off(model)
+    froze, thaw, left = _learning(freezing), *_thawing(thawing, off)
     added: tuple[str, ...] = ()
-    if thawing and optimizer is not None:
-        ready = {name: p for name, p in thawing.parameters.items() if p.requires_grad or name in thaw}
-        added = join(model, ready, optimizer)
-
-    froze: dict[str, nn.Parameter] = {}
-    if freezing:
-        froze = {name: p for name, p in freezing.parameters.items() if p.requires_grad}
-        for parameter in freezing.parameters.values():
+    with Undo() as undo:
+        for wrapper in wrappers:
+            undo.callback(settle, wrapper)
+        note(model, undo)
+        if optimizer is not None:
+            added = join(model, _learning(thawing) | thaw, optimizer, undo)
+        for parameter in freezing.parameters.values() if freezing else ():
             parameter.requires_grad = False  # requires_grad_() refuses lazy ones
             parameter.grad = None
-    for parameter in thaw.values():
-        parameter.requires_grad = True
-    remember(model, (ours | identities(froze.values())) - identities(thaw.values()))
-    if thawing:
-        release(model, thawing)
-    if freezing:
-        hold(model, freezing, identities(froze.values()), norm_stats=norm_stats, keep_dropout=keep_dropout)
-    if froze or thaw:
-        for wrapper in wrappers:
-            _rebuild(wrapper)
+        for parameter in thaw.values():
+            parameter.requires_grad = True
+        remember(model, (off | identities(froze.values())) - identities(thaw.values()))
+        if thawing:
+            release(model, thawing)
+        if freezing:
+            hold(model, freezing, identities(froze.values()), norm_stats=norm_stats, keep_dropout=keep_dropout)
+        for wrapper in wrappers if froze or thaw else ():
+            settle(wrapper)
     return _report(model, froze, thaw, left, added)
 
 
-def _parallel_wrappers(model: nn.Module) -> list[Any]:
-    """The data-parallel wrappers around a model, all of them such that :func:`_rebuild` can treat them."""
-    inner = unwrap(model)
-    around = itertools.takewhile(lambda module: module is not inner, model.modules())
-    wrappers: list[Any] = [module for module in around if isinstance(module, DistributedDataParallel)]
-    for wrapper in wrappers:
-        try:
-            wrapper.__getstate__()
-        except RuntimeError as error:
-            raise FtkitError(
-                "DistributedDataParallel settles what it averages between processes when it wraps a model, and with a "
-                "process group of its own that can't be settled anew. Freeze the model inside, then wrap it again."
-            ) from error
-    return wrappers
+def _learning(chosen: Selection | None) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in chosen.parameters.items() if p.requires_grad} if chosen else {}
 
 
-def _rebuild(wrapper: Any) -> None:
-    """Let a wrapper average the gradients of what is trainable now.
-
-    It settled that when it was made: a thawed parameter would go its own way in each process, without a word, and a
-    frozen one would be waited for. Unpickling settles it anew, so the wrapper is put through its own pickling protocol.
-    """
-    learns = any(parameter.requires_grad for parameter in wrapper.module.parameters())
-    wrapper.require_backward_grad_sync = learns
-    if learns:
-        hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
-        wrapper.__setstate__(wrapper.__getstate__())
-        for hook, state in hooks:
-            wrapper.register_comm_hook(state, hook)
+def _thawing(chosen: Selection | None, off: set[int]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """What thaws and what stays fixed: of what was switched off that alone thaws, else all that can learn."""
+    fixed = (
+        {name: p for name, p in chosen.parameters.items() if not p.requires_grad and _can_learn(p)} if chosen else {}
+    )
+    thaw = {name: parameter for name, parameter in fixed.items() if id(parameter) in off} or fixed
+    return thaw, {name: parameter for name, parameter in fixed.items() if name not in thaw}
 
 
 def _can_learn(parameter: nn.Parameter) -> bool:
     return parameter.is_floating_point() or parameter.is_complex()
+
+
+def note(model: nn.Module, undo: Undo) -> None:
+    """Note how the modules of a model are held, and how its parameters learn. A gradient that has come since stays."""
+
+    def learn_again(parameter: nn.Parameter, required: bool, gradient: torch.Tensor | None) -> None:
+        parameter.requires_grad = required
+        if parameter.grad is None:
+            parameter.grad = gradient
+
+    for parameter in model.parameters():
+        undo.callback(learn_again, parameter, parameter.requires_grad, parameter.grad)
+    undo.callback(snapshot(model))
+
+
+def parallel_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
+    """The data-parallel wrappers around a model, all of them such that :func:`settle` can treat them."""
+    inner = unwrap(model)
+    around = itertools.takewhile(lambda module: module is not inner, model.modules())
+    wrappers = [module for module in around if isinstance(module, DistributedDataParallel)]
+    if not all(map(can_settle_anew, wrappers)):
+        raise FtkitError(
+            "DistributedDataParallel settles what it averages between processes when it wraps a model, and with a "
+            "process group of its own that can't be settled anew. Freeze the model inside, then wrap it again."
+        )
+    return wrappers
+
+
+def settle(wrapper: DistributedDataParallel) -> None:
+    """Let a wrapper average the gradients of what is trainable now.
+
+    It settled that when it was made: a thawed parameter would go its own way in each process, without a word, and a
+    frozen one would be waited for.
+    """
+    wrapper.require_backward_grad_sync = any(parameter.requires_grad for parameter in wrapper.module.parameters())
+    if wrapper.require_backward_grad_sync:
+        settle_anew(wrapper)
 
 
 def _report(
@@ -411,13 +429,4 @@ def _count(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _parts(model: nn.Module, parameters: dict[str, nn.Parameter]) -> tuple[str, ...]:
-    """Name the outermost modules of which all parameters are among these, and the parameters left over."""
-    ids = identities(parameters.values())
-    parts: list[str] = []
-    covered: set[int] = set()
-    for name, module in model.named_modules():
-        own = identities(module.parameters())
-        if own and own <= ids and not own <= covered:
-            parts.append(name or f"all of the {type(model).__name__}")
-            covered |= own
-    return (*parts, *(name for name, parameter in parameters.items() if id(parameter) not in covered))
+    return tuple(name or f"all of the {type(model).__name__}" for name in outermost(model, parameters))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from ftkit._torch import parameters_of, pre_hooks_of
 from ftkit.selection import Selection
 
 __all__ = [
@@ -48,7 +50,8 @@ def hold(
         keep_dropout: Whether to hold nothing else.
     """
     held = _held(model, chosen, froze)
-    stay = {m for m in held if (norm_stats if keeps_statistics(m) else not keep_dropout)}
+    stays = {True: norm_stats, False: not keep_dropout}
+    stay = {module for module in held if stays[keeps_statistics(module)]}
     _set_modes(model, stay, held.keys() - stay)
     if not keep_dropout:
         _set_modes(model, _between(model, held), ())
@@ -63,15 +66,14 @@ def release(model: nn.Module, chosen: Selection) -> None:
 
 def switched_off(model: nn.Module) -> set[int]:
     """Identities of the parameters that were trainable until freeze() came."""
-    return {
-        id(m._parameters[name]) for m in model.modules() for name in _memory(m) if m._parameters.get(name) is not None
-    }
+    own = ((parameters_of(module), _memory(module)) for module in model.modules())
+    return identities(table[name] for table, names in own for name in table.keys() & names) - {id(None)}
 
 
 def remember(model: nn.Module, off: set[int]) -> None:
     """Note on each module which of its own parameters are among those that freezing switched off."""
     for module in model.modules():
-        names = {name for name, parameter in module._parameters.items() if id(parameter) in off}
+        names = {name for name, parameter in parameters_of(module).items() if id(parameter) in off}
         _set_memory(module, names | _memory(module) & {"training"})
 
 
@@ -80,11 +82,11 @@ def snapshot(model: nn.Module) -> Callable[[], None]:
 
     If the whole model has changed between train and eval since, they go with it.
     """
-    mode = model.training
+    mode, told = model.training, not is_held(model)  # the mode of a model that is held tells nothing
     before = [(part, part.training, _hook_of(part), _memory(part)) for part in model.modules()]
 
     def restore() -> None:
-        switched = model.training != mode and not is_held(model)
+        switched = told and model.training != mode and not is_held(model)
         for part, training, hook, memory in before:
             if _hook_of(part) is not hook:
                 part.training = model.training if switched else training
@@ -160,17 +162,21 @@ def _called_by(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _is_fixed(module: nn.Module) -> bool:
+    """Tell whether a module has parameters of its own, and none of them trains."""
     own = list(module.parameters(recurse=False))
-    return len(own) > 0 and not any(parameter.requires_grad for parameter in own)
+    return len(own) > 0 and not _trains(own)
 
 
-def _hook_of(module: nn.Module) -> Any:
-    hooks: Any = module._forward_pre_hooks  # torch types the keys as int, and needs them only to be hashable
-    return hooks.get(_KEY)
+def _trains(parameters: Iterable[nn.Parameter]) -> bool:
+    return any(parameter.requires_grad for parameter in parameters)
 
 
-def _set_hook(module: nn.Module, hook: Any) -> None:
-    hooks: Any = module._forward_pre_hooks
+def _hook_of(module: nn.Module) -> Callable[..., Any] | None:
+    return pre_hooks_of(module).get(_KEY)
+
+
+def _set_hook(module: nn.Module, hook: Callable[..., Any] | None) -> None:
+    hooks: Any = pre_hooks_of(module)
     hooks.pop(_KEY, None)
     if hook is not None:
         hooks[_KEY] = hook
@@ -189,17 +195,14 @@ def _set_memory(module: nn.Module, names: Collection[str]) -> None:
 
 def _set_modes(model: nn.Module, hold: Collection[nn.Module], let_go: Collection[nn.Module]) -> None:
     """Hook what is held into eval mode; what is let go returns to the mode of the module around it."""
-    around: dict[nn.Module, nn.Module] = {}
+    around = {child: module for module in reversed(list(model.modules())) for child in module.children()}
+    if model in hold and model.training and not is_held(model):
+        _set_memory(model, _memory(model) | {"training"})
     for module in model.modules():
-        for child in module.children():
-            around.setdefault(child, module)
-        hooked = is_held(module)
         if module in hold:
-            if module is model and module.training and not hooked:
-                _set_memory(module, _memory(module) | {"training"})
             _set_hook(module, stay_in_eval_alone)
             module.training = False
-        elif module in let_go and hooked:
+        elif module in let_go and is_held(module):
             _set_hook(module, None)
             module.training = around[module].training if module in around else "training" in _memory(module)
             _set_memory(module, _memory(module) - {"training"})
@@ -217,57 +220,49 @@ def _set_depths(model: nn.Module) -> None:
 def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Module, None]:
     """The chosen modules, and those that are frozen whole now that the parameters ``froze`` are."""
     held = dict.fromkeys(chosen.modules.values())
-
-    def visit(module: nn.Module) -> None:
-        children = list(module.children())
-        for child in children:
-            visit(child)
+    for module in _bottom_up(model):
         own = list(module.parameters())
-        if not any(id(p) in froze for p in own) or any(p.requires_grad for p in own):
-            return
-        bare = [child for child in children if not tensors(child)]
-        if all(child in held or is_held(child) for child in children if child not in bare):
-            held.update(dict.fromkeys([module, *(part for child in bare for part in child.modules())]))
-
-    visit(model)
+        if _trains(own) or froze.isdisjoint(identities(own)):
+            continue
+        bare = [child for child in module.children() if not tensors(child)]
+        if all(child in held or is_held(child) for child in module.children() if child not in bare):
+            held |= dict.fromkeys(itertools.chain([module], *(child.modules() for child in bare)))
     return held
+
+
+def _bottom_up(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        yield from _bottom_up(child)
+    yield module
 
 
 def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
     """The modules that thawing ``chosen`` sets free: itself, all around it, and what stood between it and others."""
     thawed = identities((*chosen.parameters.values(), *chosen.buffers.values()))
     freed = {*chosen.modules.values(), *(module for module in model.modules() if tensors(module) & thawed)}
-    loose = {child for module in freed if is_held(module) for child in module.children()}
-    for module, before, after in _stateless(model):
-        between = before not in freed and after not in freed and is_held(before) and is_held(after)
-        if before in freed or after in freed or (module in loose and not between):
+    loose = {child for module in filter(is_held, freed) for child in module.children()}
+    for module, beside in _stateless(model):
+        if beside & freed or (module in loose and not all(map(is_held, beside))):
             freed |= set(module.modules())
     return freed
 
 
-def _between(model: nn.Module, held: Collection[nn.Module]) -> set[nn.Module]:
+def _between(model: nn.Module, held: Mapping[nn.Module, None]) -> set[nn.Module]:
     """The modules without tensors, such as Dropout, that stand between two frozen ones."""
-    return {
-        part
-        for module, before, after in _stateless(model)
-        if before in held or after in held
-        if is_held(before) and is_held(after)
-        for part in module.modules()
-    }
+    found = [module for module, beside in _stateless(model) if beside & held.keys() and all(map(is_held, beside))]
+    return set(itertools.chain.from_iterable(module.modules() for module in found))
 
 
-def _stateless(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module | None, nn.Module | None]]:
+def _stateless(model: nn.Module) -> Iterator[tuple[nn.Module, set[nn.Module | None]]]:
     """Yield each outermost module without tensors, and the nearest before and after it that have some of their own."""
     before: nn.Module | None = None
     waiting: dict[nn.Module, None] = {}
     inside: set[nn.Module] = set()
     for module in model.modules():
-        if module in inside:
-            continue
         if not tensors(module):
-            waiting[module] = None
+            waiting |= dict.fromkeys({module} - inside)
             inside |= set(module.modules())
         elif tensors(module, recurse=False):
-            yield from ((one, before, module) for one in waiting)
+            yield from ((one, {before, module}) for one in waiting)
             before, waiting = module, {}
-    yield from ((one, before, None) for one in waiting)
+    yield from ((one, {before, None}) for one in waiting)

@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit._freezing.freeze import FreezeReport, freeze, freeze_except, trainable, unfreeze
+from ftkit._freezing.freeze import (
+    FreezeReport,
+    freeze,
+    freeze_except,
+    note,
+    parallel_wrappers,
+    settle,
+    trainable,
+    unfreeze,
+)
 from ftkit._groups import layout, restore_layout
+from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
@@ -109,11 +119,12 @@ class FreezeSchedule:
         if isinstance(self.phases, Mapping):
             for selector in self.phases.values():
                 select(model, selector)
-        report = self._restore(model, optimizer) if self._loaded else None
         phase = self._phase_of(epoch)
-        if phase is not None and phase != self._phase:
-            report = self._enter(phase, model, optimizer)
-        self._phase = phase
+        with Undo() as undo:
+            report = self._restore(model, optimizer, undo) if self._loaded else None
+            if phase is not None and phase != self._phase:
+                report = self._enter(phase, model, optimizer)
+        self._phase, self._loaded = phase, False
         self._trainable = list(trainable(model))
         if optimizer is not None:
             self._groups = layout(model, optimizer)
@@ -174,17 +185,20 @@ class FreezeSchedule:
             return self._train(model, *so_far, optimizer=optimizer)
         return unfreeze(model, *so_far, optimizer=optimizer)
 
-    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FreezeReport:
-        parameters = dict(unwrap(model).named_parameters())
-        for name in self._trainable:
-            if name not in parameters:
-                raise FtkitError(
-                    f"The schedule's state trains {name!r}, which the {type(unwrap(model)).__name__} lacks."
-                    f"{did_you_mean(name, parameters)} Build the model as it was when the state was saved."
-                )
+    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, undo: Undo) -> FreezeReport:
+        """Bring the model and the groups of the optimizer to the state that was loaded."""
+        inner = unwrap(model)
+        parameters = dict(inner.named_parameters())
+        if lost := next((name for name in self._trainable if name not in parameters), None):
+            raise FtkitError(
+                f"The schedule's state trains {lost!r}, which the {type(inner).__name__} lacks."
+                f"{did_you_mean(lost, parameters)} Build the model as it was when the state was saved."
+            )
+        for wrapper in parallel_wrappers(model):
+            undo.callback(settle, wrapper)
+        note(inner, undo)
         if optimizer is not None:
-            restore_layout(model, self._groups, optimizer)
-        self._loaded = False
+            restore_layout(model, self._groups, optimizer, undo)
         if not self._trainable:
             return self._freeze(model)
         return self._train(model, *(parameters[name] for name in self._trainable))

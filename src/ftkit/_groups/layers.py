@@ -1,0 +1,145 @@
+"""The layers of a model, as learning rates rise along them from its input to its head."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import is_parametrized
+
+from ftkit._heads.evidence import DoubtError
+from ftkit._heads.replace import find_head
+from ftkit._torch import is_norm
+from ftkit.errors import HeadError
+
+__all__ = ["is_kernel", "layers_of"]
+
+
+def is_kernel(parameter: nn.Parameter) -> bool:
+    """Tell a weight, of two dimensions and more, from biases, scales and the like; what is lazy will be a weight."""
+    return isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
+
+
+def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Return the parameters by layer, in the order in which the model registers its parts, the head on top.
+
+    A norm goes with the layer before it, as in timm; so do the tokens and positions that a module of parts holds. What
+    comes before the first layer goes with that.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._groups.layers import layers_of
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.LayerNorm(3), torch.nn.Linear(3, 1))
+        >>> [[tuple(parameter.shape) for parameter in layer] for layer in layers_of(model)]
+        [[(3, 2), (3,), (3,), (3,)], [(1, 3), (1,)]]
+    """
+    layers: list[list[nn.Parameter]] = [[]]
+    begun = False
+    for parameters, begins in _pieces(model):
+        if begins and begun:
+            layers.append([])
+        begun |= begins
+        layers[-1] += parameters
+    return layers
+
+
+def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
+    """Yield all parameters of a model, and with each few of them whether a layer begins there; the head comes last."""
+    head = _head(model)
+    inside = set(head)
+    for parameters, is_layer in _taken_apart(_Part(model, _kernels(model), inside_list=False)):
+        rest = [parameter for parameter in parameters if parameter not in inside]
+        yield rest, is_layer and any(map(is_kernel, rest))
+    yield head, bool(head)
+
+
+def _head(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
+    try:
+        modules = find_head(model).modules
+    except DoubtError as several:  # a head for each task
+        modules = tuple(layer.module for layer in several.layers)
+    except HeadError:
+        return []
+    return [parameter for module in modules for parameter in module.parameters()]
+
+
+class _Part(NamedTuple):
+    """A module on the way down from the model, which has ``total`` kernels."""
+
+    module: nn.Module
+    total: int
+    inside_list: bool
+
+
+def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
+    """Yield the parameters of a part, or of those inside it, each time with whether they are a layer."""
+    opens = not any(rule(part) for rule in _ONE_LAYER) and any(rule(part) for rule in _SEVERAL_LAYERS)
+    yield list(part.module.parameters(recurse=not opens)), not opens
+    inside_list = part.inside_list or _is_list(part.module)
+    for child in _children(part.module) if opens else ():
+        yield from _taken_apart(_Part(child, part.total, inside_list))
+
+
+def _has_no_parts(part: _Part) -> bool:
+    """A ``Linear``: no child has parameters."""
+    return not _children(part.module)
+
+
+def _is_parametrized(part: _Part) -> bool:
+    """A weight-normed ``Linear``: its weight lies in children, its bias does not."""
+    return is_parametrized(part.module)
+
+
+def _has_one_kernel(part: _Part) -> bool:
+    """A convolution with its norm."""
+    return _kernels(part.module) < 2
+
+
+def _is_most_of_the_model(part: _Part) -> bool:
+    """The model itself, and the backbone in it."""
+    return 2 * _kernels(part.module) >= part.total
+
+
+def _is_list_of_parts(part: _Part) -> bool:
+    """ResNet's ``layer1``, the ``blocks`` of a ViT."""
+    return _is_list(part.module)
+
+
+def _is_stage(part: _Part) -> bool:
+    """A stage of Swin or ConvNeXt, which holds a list of blocks; a block itself does not.
+
+    Deep inside a block there may be lists too, but of branches or experts that work side by side. So once inside a
+    list, only a list of blocks that the module itself holds counts.
+    """
+    return any(map(_lists_blocks, part.module.children() if part.inside_list else part.module.modules()))
+
+
+# A part opens if none of the first and one of the second is true of it.
+_ONE_LAYER = (_has_no_parts, _is_parametrized, _has_one_kernel)
+_SEVERAL_LAYERS = (_is_most_of_the_model, _is_list_of_parts, _is_stage)
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.children() if next(child.parameters(), None) is not None]
+
+
+def _kernels(module: nn.Module) -> int:
+    return sum(map(is_kernel, module.parameters()))
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+def _lists_blocks(module: nn.Module) -> bool:
+    """Tell whether a module is a list with two blocks of a kind."""
+    kinds = Counter(map(type, filter(_is_block, module.children()))) if _is_list(module) else Counter()
+    return max(kinds.values(), default=0) >= 2
+
+
+def _is_block(module: nn.Module) -> bool:
+    return not _is_list(module) and _kernels(module) >= 2 and any(map(is_norm, module.modules()))

@@ -1,0 +1,165 @@
+"""What rate and what decay each parameter gets, and the groups that this makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
+
+from torch import nn
+
+from ftkit._groups.layers import is_kernel, layers_of
+from ftkit._models.outline import outermost
+from ftkit._torch import is_norm
+from ftkit.errors import FtkitError, SelectionError
+from ftkit.selection import Selector, select, unwrap
+
+__all__ = ["Recipe", "arrange", "param_groups"]
+
+
+class Recipe(TypedDict):
+    """The arguments of :func:`param_groups`, kept in every group so that a thawed parameter can join by the same rule.
+
+    Plain JSON types only: an optimizer's ``state_dict`` carries it through any checkpoint.
+    """
+
+    lr: float
+    weight_decay: float
+    layer_decay: float | None
+    rates: list[tuple[list[str], float]]
+
+
+def param_groups(
+    model: nn.Module,
+    lr: float,
+    *,
+    weight_decay: float = 0.0,
+    layer_decay: float | None = None,
+    rates: Mapping[Selector, float] | Iterable[tuple[Selector, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters of any model into groups for a ``torch.optim`` optimizer.
+
+    Every trainable parameter is in exactly one group, a tied one too; frozen ones are left out. Each group has its real
+    ``lr`` and ``weight_decay``, its ``param_names``, and the ``recipe`` by which :func:`ftkit.unfreeze` finds the
+    options for parameters that join later. Groups run from the input of the model to its head.
+
+    Biases and the parameters of norms never decay, nor does what the model's own ``no_weight_decay()`` lists.
+
+    With ``layer_decay``, a layer that lies ``k`` layers below the head learns at ``lr * layer_decay**k`` (BEiT, Bao et
+    al. 2021, appendix). A layer is an element of the model's lists of blocks: ``layer1.0``, ``blocks.7``,
+    ``encoder.layer.3``; what comes before them is the lowest layer, the head is the highest. Which layer a
+    parameter belongs to does not depend on what is frozen.
+
+    Args:
+        model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
+        lr: The rate of the head, and of everything where no ``layer_decay`` or ``rates`` says otherwise.
+        weight_decay: For all but biases and norms.
+        layer_decay: The factor from one layer to the next lower one, in (0, 1]; usual are 0.65 to 0.9.
+        rates: Learning rates by selector, as absolute values; they outrank ``lr`` and ``layer_decay``. Where several
+            selectors mean one parameter, the last one counts.
+
+    Returns:
+        Groups as ``torch.optim`` takes them.
+
+    Raises:
+        SelectionError: A selector in ``rates`` matches nothing, or nothing that has parameters.
+        FtkitError: Nothing is trainable, or a number is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import param_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> groups = param_groups(model, lr=0.1, weight_decay=0.01, layer_decay=0.5)
+        >>> for group in groups:
+        ...     print(group["lr"], group["weight_decay"], group["param_names"])
+        0.025 0.01 ['0.weight']
+        0.025 0.0 ['0.bias']
+        0.05 0.01 ['1.weight']
+        0.05 0.0 ['1.bias']
+        0.1 0.01 ['2.weight']
+        0.1 0.0 ['2.bias']
+        >>> optimizer = torch.optim.AdamW(groups)
+        >>> [group["lr"] for group in param_groups(model, 0.1, rates={"0": 0.001})]
+        [0.001, 0.1]
+    """
+    model = unwrap(model)
+    _check_fraction("layer_decay", 1 if layer_decay is None else layer_decay)
+    recipe = Recipe(
+        lr=_not_negative("lr", lr),
+        weight_decay=_not_negative("weight_decay", weight_decay),
+        layer_decay=layer_decay,
+        rates=[_named(model, *pair) for pair in (rates.items() if isinstance(rates, Mapping) else rates or ())],
+    )
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not parameters:
+        raise FtkitError(
+            f"No parameter of the {type(model).__name__} is trainable, so an optimizer has nothing to do: "
+            "call unfreeze(model, ...) first."
+        )
+    return arrange(model, parameters, recipe)
+
+
+def arrange(model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
+    """Sort the given parameters of ``model`` into groups by ``recipe``, trainable or not.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._groups.recipe import Recipe, arrange
+        >>> model = torch.nn.Linear(2, 2)
+        >>> recipe = Recipe(lr=0.1, weight_decay=0.0, layer_decay=None, rates=[])
+        >>> [group["param_names"] for group in arrange(model, {"bias": model.bias}, recipe)]
+        [['bias']]
+    """
+    depths: dict[nn.Parameter, int] = {}
+    for depth, layer in enumerate(layers_of(model)):
+        depths |= dict.fromkeys(layer, depth)  # a tied parameter learns with its layer nearest to the head
+    rates, spared = _rates(model, depths, recipe), _undecayed(model)
+    groups: dict[tuple[object, ...], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        rate, decay = rates[parameter], 0.0 if parameter in spared else recipe["weight_decay"]
+        new: dict[str, Any] = {"params": [], "param_names": [], "lr": rate, "weight_decay": decay, "recipe": recipe}
+        group = groups.setdefault((recipe["layer_decay"] and depths[parameter], rate, decay), new)
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return sorted(groups.values(), key=lambda group: depths[group["params"][0]])
+
+
+def _rates(model: nn.Module, depths: Mapping[nn.Parameter, int], recipe: Recipe) -> dict[nn.Parameter, float]:
+    """The rate of each parameter: by its layer, unless a selector sets it; of several selectors the last one does."""
+    top, factor = max(depths.values(), default=0), recipe["layer_decay"] or 1.0
+    rates = {parameter: recipe["lr"] * factor ** (top - depth) for parameter, depth in depths.items()}
+    for names, rate in recipe["rates"]:
+        rates |= dict.fromkeys(select(model, names).parameters.values(), rate)
+    return rates
+
+
+def _undecayed(model: nn.Module) -> set[nn.Parameter]:
+    """Biases, the parameters of norms, and what a module's own ``no_weight_decay()`` lists, as those of timm do."""
+    spared: set[nn.Parameter] = set()
+    for module in model.modules():
+        ask: Any = getattr(module, "no_weight_decay", None)
+        listed = set(ask()) if callable(ask) else set()
+        spared.update(parameter for name, parameter in module.named_parameters() if name in listed)
+        own = module.named_parameters(recurse=False)
+        spared.update(p for name, p in own if name == "bias" or is_norm(module) or not is_kernel(p))
+    return spared
+
+
+def _named(model: nn.Module, selector: Selector, rate: float) -> tuple[list[str], float]:
+    """Name what a selector means in such a way that the names select it again."""
+    _not_negative(f"the rate of {selector!r}", rate)
+    names = [name or "**" for name in outermost(model, select(model, selector).parameters)]
+    if not names:
+        raise SelectionError(f"What {selector!r} selects has no parameters, so no learning rate either.")
+    return names, float(rate)
+
+
+def _not_negative(what: str, value: float) -> float:
+    if not 0 <= value < math.inf:
+        raise FtkitError(f"Expected {what} to be 0 or more, got {value!r}.")
+    return float(value)
+
+
+def _check_fraction(what: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise FtkitError(f"Expected {what} to be more than 0 and at most 1, got {value!r}.")

@@ -1,0 +1,139 @@
+"""Schedulers go on with newcomers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import timm.scheduler
+import torch
+from torch import nn
+from torch.optim import lr_scheduler
+
+from ftkit._freezing.freeze import freeze_except, unfreeze
+from ftkit._freezing.schedules import FreezeSchedule
+from ftkit._groups import param_groups
+from ftkit._groups.schedulers import schedulers_of
+from ftkit._torch import LISTS_BY_GROUP
+from tests.groups.models import stack
+
+SCHEDULERS: dict[str, Callable[[torch.optim.Optimizer], Any]] = {
+    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch)),
+    "lambdas": lambda optimizer: lr_scheduler.LambdaLR(
+        optimizer, [lambda epoch: 0.8**epoch] * len(optimizer.param_groups)
+    ),
+    "multiplicative": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda epoch: 0.9),
+    "steps": lambda optimizer: lr_scheduler.StepLR(optimizer, 3, 0.5),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 20),
+    "restarts": lambda optimizer: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 4),
+    "one cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, [g["lr"] for g in optimizer.param_groups], 20),
+    "cyclic": lambda optimizer: lr_scheduler.CyclicLR(
+        optimizer, [g["lr"] / 9 for g in optimizer.param_groups], [g["lr"] for g in optimizer.param_groups], 3
+    ),
+    "plateau": lambda optimizer: lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=0, min_lr=[1e-9] * len(optimizer.param_groups)
+    ),
+    "sequential": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.LinearLR(optimizer, 0.1), lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)],
+        [5],
+    ),
+    "chained": lambda optimizer: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(optimizer, 0.5, 3), lr_scheduler.ExponentialLR(optimizer, 0.9)], optimizer
+    ),
+    "timm": lambda optimizer: timm.scheduler.CosineLRScheduler(optimizer, t_initial=12, warmup_t=2),
+}
+
+
+def advance(scheduler: Any, epoch: int) -> None:
+    """Step a scheduler of any kind."""
+    if isinstance(scheduler, lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(1.0)
+    elif isinstance(scheduler, lr_scheduler.LRScheduler):
+        scheduler.step()
+    else:
+        scheduler.step(epoch + 1)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")  # torch warns of itself
+def test_newcomers_follow_the_scheduler(name: str) -> None:
+    """They come in at the rate where the schedule is, and have from then on what they would have had from the start."""
+    courses = []
+    for late in (False, True):
+        model = stack()
+        if late:
+            freeze_except(model, "2")
+        optimizer = torch.optim.SGD(param_groups(model, 0.1, layer_decay=0.5), momentum=0.9)
+        scheduler = SCHEDULERS[name](optimizer)
+        rates = []
+        for epoch in range(10):
+            if late and epoch == 4:
+                unfreeze(model, "1", optimizer=optimizer)
+                unfreeze(model, "0", optimizer=optimizer)
+            optimizer.step()
+            advance(scheduler, epoch)
+            rates.append(sorted(float(group["lr"]) for group in optimizer.param_groups))
+        courses.append(rates[4:])
+        if isinstance(scheduler, lr_scheduler.LRScheduler):
+            assert sorted(scheduler.get_last_lr()) == rates[-1]
+    assert [len(rates) for rates in courses[1]] == [3] * 6
+    torch.testing.assert_close(torch.tensor(courses[1]), torch.tensor(courses[0]))
+
+
+def test_a_scheduler_resumes_with_the_newcomers() -> None:
+    """A run that starts anew has its groups and its scheduler's lists back before their states are loaded."""
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer, FreezeSchedule, lr_scheduler.LambdaLR]:
+        model = stack()
+        schedule = FreezeSchedule({0: "2", 2: "1"})
+        schedule.step(0, model=model)
+        optimizer = torch.optim.SGD(param_groups(model, 0.1, layer_decay=0.5))
+        return model, optimizer, schedule, lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 / (1 + epoch))
+
+    model, optimizer, schedule, scheduler = start()
+    for epoch in range(3):
+        schedule.step(epoch, model=model, optimizer=optimizer)
+        optimizer.step()
+        scheduler.step()
+    states = optimizer.state_dict(), schedule.state_dict(), scheduler.state_dict()
+    optimizer.step()
+    scheduler.step()
+    expected = scheduler.get_last_lr()
+    model, optimizer, schedule, scheduler = start()
+    schedule.load_state_dict(states[1])
+    schedule.step(2, model=model, optimizer=optimizer)
+    optimizer.load_state_dict(states[0])
+    scheduler.load_state_dict(states[2])
+    optimizer.step()
+    scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == expected == pytest.approx([0.02, 0.01])
+
+
+def test_groups_made_before_freezing_take_any_scheduler() -> None:
+    """An optimizer built over the whole model needs nothing to join it, and frozen parameters in it do not move."""
+    model = stack()
+    optimizer = torch.optim.AdamW(param_groups(model, 0.1, weight_decay=0.1, layer_decay=0.5))
+    schedule = lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)
+    freeze_except(model, "2")
+    before = model[1].weight.clone()
+    for epoch in range(4):
+        if epoch == 2:
+            assert torch.equal(before, model[1].weight)
+            assert unfreeze(model, "1", optimizer=optimizer).added == ()
+        optimizer.zero_grad()
+        model(torch.randn(4, 2)).square().sum().backward()
+        optimizer.step()
+        schedule.step()
+    assert not torch.equal(before, model[1].weight)
+
+
+def test_every_list_by_group_is_some_schedulers() -> None:
+    """A name that torch or timm has given up would be looked for in vain, without a word."""
+    optimizer = torch.optim.SGD(param_groups(stack(), 0.1, layer_decay=0.5), momentum=0.9)
+    schedulers = [make(optimizer) for make in SCHEDULERS.values()]
+    found = {name for scheduler in schedulers for name in vars(scheduler)}
+    assert set(LISTS_BY_GROUP) <= found
+    assert {id(one) for one in schedulers} <= {id(one) for one in schedulers_of(optimizer)}
