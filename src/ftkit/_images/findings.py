@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
+from ftkit._images.verdict import Note, Severity
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["COPIES", "KINDS", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
+__all__ = ["KINDS", "SEVERITIES", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser", "make_finding"]
 
-Severity = Literal["unusable", "odd", "junk"]
+#: The severities and what a report calls them, in its order.
+SEVERITIES: dict[Severity, str] = {"unusable": "unusable", "odd": "usable but odd", "junk": "not images"}
 
 
 class Kind(NamedTuple):
-    """One kind of finding: how grave it is, what it does to training, what to do."""
+    """One kind of finding.
+
+    Attributes:
+        severity: How grave it is.
+        effect: What it does to training.
+        remedy: What to do about it.
+        family: A name that users may choose kinds by, for those that share it.
+        transient: Whether it may be otherwise at the next scan, so that a journal does not answer for it.
+    """
 
     severity: Severity
     effect: str
     remedy: str
+    family: str = ""
+    transient: bool = False
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `ScanReport.repair` can rid a copy of it."""
+        return self.remedy.startswith("repair()")
 
 
+#: All kinds of findings. Filters, the report, its page and the reference are made from this table, in its order. Each
+#: heading says where the kinds below it are looked for.
 KINDS: dict[str, Kind] = {
+    # The bytes: decoding/checks.py and the decoders it calls, jpeg.py and pillow.py.
     "truncated": Kind("unusable", "the end of the file is missing; loaders raise or fill with grey", "fetch it again"),
     "damaged": Kind("unusable", "bytes have changed; loaders raise, or train on garbled pixels", "fetch it again"),
     "missing_eoi": Kind(
@@ -31,15 +51,25 @@ KINDS: dict[str, Kind] = {
     "not_an_image": Kind("unusable", "an image's name on something else; loaders raise", "fetch it again"),
     "half_grey": Kind("unusable", "a cut-off photo that was saved again; trains on grey", "find the original"),
     "bomb": Kind("unusable", "Pillow refuses so many pixels, or memory runs out", "scale it down"),
-    "unreadable": Kind("unusable", "the system does not let it be read; loaders raise", "mend permissions or disk"),
+    # Opening the file: decoding/checks.py; a folder: folders.py.
+    "unreadable": Kind(
+        "unusable", "the system does not let it be read; loaders raise", "mend permissions or disk", transient=True
+    ),
     "broken_link": Kind("unusable", "a link to nothing, or to itself; loaders raise", "mend the link"),
     "special_file": Kind("unusable", "a pipe, socket or device; loaders hang", "set it aside"),
-    "vanished": Kind("unusable", "it went away during the scan", "let the folder rest, scan again"),
-    "crash": Kind("unusable", "a decoder dies of it; it would take the training along", "set it aside"),
-    "timeout": Kind("unusable", "not decoded within timeout; loaders stall", "set it aside, or raise timeout="),
-    "out_of_memory": Kind("unusable", "decoding needs more memory than a worker may have", "scale it down"),
+    "vanished": Kind("unusable", "it went away during the scan", "let the folder rest, scan again", transient=True),
+    # The worker that decodes it: workers.py.
+    "crash": Kind("unusable", "a decoder dies of it; it would take the training along", "set it aside", transient=True),
+    "timeout": Kind(
+        "unusable", "not decoded within timeout; loaders stall", "set it aside, or raise timeout=", transient=True
+    ),
+    "out_of_memory": Kind(
+        "unusable", "decoding needs more memory than a worker may have", "scale it down", transient=True
+    ),
+    # The suffix: decoding/checks.py.
     "wrong_suffix": Kind("odd", "loaders that go by the suffix fail", "repair() renames a copy"),
     "unlisted_suffix": Kind("odd", "ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
+    # Small flaws of the bytes, and what the header says: decoding/jpeg.py, png.py, pillow.py and picture.py.
     "decoder_warning": Kind("odd", "the decoder complains, the pixels are sound", "nothing, or save it again"),
     "trailing_data": Kind("odd", "bytes follow the picture; harmless", "repair() cuts them off"),
     "bad_crc": Kind("odd", "a checksum is wrong, the pixels are sound; some loaders raise or crash", "repair()"),
@@ -52,19 +82,34 @@ KINDS: dict[str, Kind] = {
     "animated": Kind("odd", "several pictures; loaders take the first", "keep the right one"),
     "exif_rotated": Kind("odd", "lies on its side unless the loader heeds EXIF; most don't", "repair() turns it"),
     "bad_exif": Kind("odd", "EXIF can't be read; loaders that turn pictures may raise", "repair() drops it"),
+    # The picture as a whole: decoding/checks.py.
     "extreme_aspect": Kind("odd", "a crop or resize leaves nothing of it", "set it aside"),
     "tiny": Kind("odd", "a few pixels blown up teach nothing", "set it aside"),
     "constant": Kind("odd", "one colour all over; often a placeholder", "set it aside"),
+    # The name: tally.py.
     "name_not_utf8": Kind("odd", "tools that print or store names fail", "rename it"),
-    "leak": Kind("odd", "the same file in training and evaluation; scores come out too good", "quarantine the copy"),
-    "near_leak": Kind("odd", "nearly the same picture in training and evaluation", "look, then quarantine the copy"),
-    "label_conflict": Kind("odd", "the same file in two classes; one label is wrong", "look, keep the right one"),
-    "near_label_conflict": Kind("odd", "nearly the same picture in two classes", "look, keep the right one"),
-    "duplicate": Kind("odd", "counts twice", "quarantine the copy"),
-    "near_duplicate": Kind("odd", "nearly the same picture counts twice", "look, then quarantine the copy"),
+    # Copies: copies.py.
+    "leak": Kind(
+        "odd", "the same file in training and evaluation; scores come out too good", "quarantine the copy", "leaks"
+    ),
+    "near_leak": Kind(
+        "odd", "nearly the same picture in training and evaluation", "look, then quarantine the copy", "leaks"
+    ),
+    "label_conflict": Kind(
+        "odd", "the same file in two classes; one label is wrong", "look, keep the right one", "label_conflicts"
+    ),
+    "near_label_conflict": Kind(
+        "odd", "nearly the same picture in two classes", "look, keep the right one", "label_conflicts"
+    ),
+    "duplicate": Kind("odd", "counts twice", "quarantine the copy", "duplicates"),
+    "near_duplicate": Kind(
+        "odd", "nearly the same picture counts twice", "look, then quarantine the copy", "duplicates"
+    ),
+    # Classes: tally.py.
     "no_images": Kind("odd", "a class without a usable image; ImageFolder raises", "add some, or drop the class"),
     "imbalance": Kind("odd", "a class has ten times fewer images than another", "weight the classes"),
     "classes_differ": Kind("odd", "ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
+    # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": Kind("junk", "left behind by a system or tool; an extra class, or an error", "set it aside"),
     "empty_folder": Kind("junk", "ImageFolder takes it for a class and raises", "set it aside"),
     "folder_named_image": Kind("junk", "loops over *.jpg try to open a folder", "rename it"),
@@ -79,7 +124,7 @@ class Finding:
 
     Attributes:
         path: The file: the scanned root joined with the rest, so that it opens as it stands.
-        kind: What was found, such as ``"truncated"``; `ftkit._images.findings.KINDS` lists them all.
+        kind: What was found, such as ``"truncated"``; the reference lists them all.
         severity: ``"unusable"`` (training would fail, or learn from lost pixels), ``"odd"`` (every
             pixel is there, but a training loop should be told) or ``"junk"`` (no image at all).
         detail: The evidence, in words.
@@ -105,8 +150,8 @@ class DuplicateGroup:
 
     paths: tuple[str, ...]
     kind: Literal["exact", "near"]
-    classes: tuple[str, ...] = field(default=())
-    splits: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @property
     def crosses_classes(self) -> bool:
@@ -119,15 +164,10 @@ class DuplicateGroup:
         return len(self.splits) > 1
 
 
-_FAMILIES = {
-    "leaks": ("leak", "near_leak"),
-    "duplicates": ("duplicate", "near_duplicate"),
-    "label_conflicts": ("label_conflict", "near_label_conflict"),
-}
-
-
-#: The kinds that speak of a copy.
-COPIES = frozenset(kind for family in _FAMILIES.values() for kind in family)
+def make_finding(path: str, note: Note) -> Finding:
+    """Return what a note on a file says, with the severity of its kind where it names none itself."""
+    kind, detail, severity = note
+    return Finding(path, kind, severity or KINDS[kind].severity, detail)
 
 
 def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
@@ -148,13 +188,12 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     """
     if kinds is None:
         return lambda finding: finding.severity != "odd" and finding.kind != "other_file"
-    severities = get_args(Severity)
     names = {kinds} if isinstance(kinds, str) else set(kinds)
-    for name in names:
-        if name not in KINDS and name not in _FAMILIES and name not in severities:
-            raise FtkitError(
-                f"{name!r} is no kind of finding.{did_you_mean(name, [*KINDS, *_FAMILIES, *severities])} Give kinds "
-                f"such as 'truncated', severities ('unusable', 'odd', 'junk'), or {', '.join(map(repr, _FAMILIES))}."
-            )
-    spelled = names.union(*(_FAMILIES.get(name, ()) for name in names))
-    return lambda finding: finding.kind in spelled or finding.severity in spelled
+    families = sorted({kind.family for kind in KINDS.values()} - {""})
+    known = [*KINDS, *families, *SEVERITIES]
+    for name in names.difference(known):
+        raise FtkitError(
+            f"{name!r} is no kind of finding.{did_you_mean(name, known)} Give kinds such as 'truncated', severities "
+            f"({', '.join(map(repr, SEVERITIES))}), or {', '.join(map(repr, families))}."
+        )
+    return lambda finding: not names.isdisjoint((finding.kind, finding.severity, KINDS[finding.kind].family))

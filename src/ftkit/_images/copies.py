@@ -1,0 +1,113 @@
+"""Copies among the usable images: which files hold the same picture, and which of them should go."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from ftkit._images.findings import DuplicateGroup
+from ftkit._images.journal import Journal
+from ftkit._images.layout import Layout
+from ftkit._images.verdict import Note, Verdict
+from ftkit._images.workers import Job, run_jobs
+from ftkit.errors import FtkitError
+
+__all__ = ["Copies", "judge_group"]
+
+_SEARCH_SECONDS = 6 * 3600.0
+# Of a picture in several splits, the copy that the scores rest on is kept.
+_RANK = {"train": 1, "val": 2, "test": 3}
+
+
+class Copies:
+    """What it takes to find copies: 72 bytes for each usable image; the rest is in the journal."""
+
+    def __init__(self, journal: Journal, near_duplicates: bool) -> None:
+        self._journal, self._near = journal, near_duplicates
+        # Of every image: half its digest and its place in the journal.
+        self._digests, self._places = array("Q"), array("Q")
+        # Of those with fingerprints: these, and the place.
+        self._prints, self._printed = array("Q"), array("Q")
+
+    def add(self, verdict: Verdict, at: int) -> None:
+        """Take in an image, whose line stands at byte ``at`` of the journal."""
+        self._digests.append(int(verdict.digest[:16], 16))
+        self._places.append(at)
+        if verdict.prints and self._near:
+            self._prints.extend(verdict.prints.words())
+            self._printed.append(at)
+
+    def exact(self) -> Iterator[list[str]]:
+        """Yield the paths of each group of files with the same bytes."""
+        digests = self._digests
+        order = sorted(range(len(digests)), key=digests.__getitem__)
+        for _, same in groupby(order, key=digests.__getitem__):
+            first, *others = same
+            if others:
+                by_digest: dict[str, list[str]] = {}
+                for path, digest in self._read([self._places[number] for number in (first, *others)]):
+                    by_digest.setdefault(digest, []).append(path)
+                yield from (paths for paths in by_digest.values() if len(paths) > 1)
+
+    def near(self) -> Iterator[list[str]]:
+        """Yield the paths of each group of files with nearly the same picture, when their bytes differ."""
+        if len(self._printed) < 2:
+            return
+        (answer,) = run_jobs([Job("groups", payload=self._prints.tobytes())], _SEARCH_SECONDS)
+        if answer.lost:
+            raise FtkitError(
+                f"The search for near duplicates among {len(self._printed):,} images failed ({answer.lost.detail}). "
+                f"Scan again with near_duplicates=False."
+            )
+        for members in answer.value:
+            paths, digests = zip(*self._read([self._printed[member] for member in members]), strict=True)
+            if len(set(digests)) > 1:
+                yield list(paths)
+
+    def _read(self, places: Sequence[int]) -> list[tuple[str, str]]:
+        """Return the path and the digest of the images whose lines stand at these places."""
+        lines = map(self._journal.read, places)
+        return [(path, verdict.digest) for path, verdict in lines]
+
+
+class _Copy(NamedTuple):
+    path: str
+    name: str  # of its class
+    split: str
+    rank: int
+
+
+def judge_group(
+    paths: Sequence[str], kind: Literal["exact", "near"], layout: Layout, prefix: str
+) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
+    """Return the group, and by its path a note on every copy that a careful user would take away.
+
+    Args:
+        paths: The files, relative to the root.
+        kind: What kind of copies they are.
+        layout: The data set's splits and classes.
+        prefix: What turns a relative path into one that opens as it stands.
+    """
+    copies = [_copy(path, layout) for path in sorted(paths)]
+    classes = sorted({copy.name for copy in copies} - {""})
+    splits = sorted({copy.split for copy in copies} - {""})
+    keeper = max(copies, key=lambda copy: copy.rank)
+    near = "near_" if kind == "near" else ""
+    notes = []
+    for copy in copies:
+        if len(classes) > 1:
+            others = ", ".join(name for name in classes if name != copy.name)
+            notes.append((copy.path, Note(near + "label_conflict", f"also under {others}")))
+        if len(splits) > 1 and copy.rank < keeper.rank:
+            notes.append((copy.path, Note(near + "leak", f"also at {prefix}{keeper.path}")))
+        elif len(classes) <= 1 and copy is not keeper:
+            notes.append((copy.path, Note(near + "duplicate", f"also at {prefix}{keeper.path}")))
+    return DuplicateGroup(tuple(prefix + copy.path for copy in copies), kind, tuple(classes), tuple(splits)), notes
+
+
+def _copy(path: str, layout: Layout) -> _Copy:
+    place = layout.place(path)
+    split = layout.splits.get(place.split, "")
+    return _Copy(path, place.name, split, _RANK.get(split, 0))

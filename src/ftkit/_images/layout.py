@@ -1,0 +1,67 @@
+"""Which folders of a data set are splits and which are classes, as torchvision's ImageFolder takes them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ftkit.errors import FtkitError, did_you_mean
+
+__all__ = ["Layout", "Place"]
+
+_SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+
+
+class Place(NamedTuple):
+    """Where a file lies: the split's folder and the class, each empty if there is none, and the rest of its path."""
+
+    split: str
+    name: str
+    rest: str
+
+
+class Layout:
+    """The splits of a data set.
+
+    Attributes:
+        splits: Each split's folder, relative to the root, with the split's name.
+    """
+
+    def __init__(self, splits: Mapping[str, str]) -> None:
+        self.splits = dict(splits)
+
+    @classmethod
+    def find(cls, tops: Sequence[str], root: str, splits: Sequence[str] | Mapping[str, str] | None) -> Layout:
+        """Return the layout that `scan_images` is given by ``splits``, or else that the folders' names suggest.
+
+        Args:
+            tops: The names of the folders right below ``root``.
+            root: What the error calls it.
+            splits: As for `scan_images`.
+        """
+        if splits is None:
+            return cls({name: _SPLITS[name.lower()] for name in sorted(tops) if name.lower() in _SPLITS})
+        named = splits if isinstance(splits, Mapping) else {name: name for name in splits}
+        layout = cls({name.replace(os.sep, "/").strip("/"): split for name, split in named.items()})
+        for name in layout.splits:
+            if name.partition("/")[0] not in tops:
+                hint = did_you_mean(name, tops)
+                raise FtkitError(f"There is no folder {name!r} in {root!r} to be a split.{hint} splits= takes folders.")
+        return layout
+
+    def place(self, path: str) -> Place:
+        """Return where a path relative to the root lies.
+
+        Example:
+            >>> from ftkit._images.layout import Layout
+            >>> layout = Layout({"train": "train"})
+            >>> layout.place("train/cat/a/1.jpg"), layout.place("readme.txt")
+            (Place(split='train', name='cat', rest='a/1.jpg'), Place(split='', name='', rest='readme.txt'))
+        """
+        split = next((split for split in self.splits if path.startswith(split + "/")), "")
+        name, slash, rest = path.removeprefix(split + "/" if split else "").partition("/")
+        return Place(split, name, rest) if slash else Place(split, "", name)
