@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from ftkit._images.findings import DuplicateGroup
 from ftkit._images.journal import Journal
@@ -72,13 +72,6 @@ class Copies:
         return [(path, verdict.digest) for path, verdict in lines]
 
 
-class _Copy(NamedTuple):
-    path: str
-    name: str  # of its class
-    split: str
-    rank: int
-
-
 def judge_group(
     paths: Sequence[str], kind: Literal["exact", "near"], layout: Layout, prefix: str
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
@@ -90,24 +83,20 @@ def judge_group(
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as it stands.
     """
-    copies = [_copy(path, layout) for path in sorted(paths)]
-    classes = sorted({copy.name for copy in copies} - {""})
-    splits = sorted({copy.split for copy in copies} - {""})
-    keeper = max(copies, key=lambda copy: copy.rank)
+    paths = sorted(paths)
+    places = {path: layout.place(path) for path in paths}
+    classes = sorted({place.label for place in places.values()} - {""})
+    splits = sorted({place.split for place in places.values()} - {""})
+    rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
+    keeper = max(paths, key=rank.__getitem__)
     near = "near_" if kind == "near" else ""
     notes = []
-    for copy in copies:
+    for path in paths:
         if len(classes) > 1:
-            others = ", ".join(name for name in classes if name != copy.name)
-            notes.append((copy.path, Note(near + "label_conflict", f"also under {others}")))
-        if len(splits) > 1 and copy.rank < keeper.rank:
-            notes.append((copy.path, Note(near + "leak", f"also at {prefix}{keeper.path}")))
-        elif len(classes) <= 1 and copy is not keeper:
-            notes.append((copy.path, Note(near + "duplicate", f"also at {prefix}{keeper.path}")))
-    return DuplicateGroup(tuple(prefix + copy.path for copy in copies), kind, tuple(classes), tuple(splits)), notes
-
-
-def _copy(path: str, layout: Layout) -> _Copy:
-    place = layout.place(path)
-    split = layout.splits.get(place.split, "")
-    return _Copy(path, place.name, split, _RANK.get(split, 0))
+            others = ", ".join(label for label in classes if label != places[path].label)
+            notes.append((path, Note(near + "label_conflict", f"also under {others}")))
+        if len(splits) > 1 and rank[path] < rank[keeper]:
+            notes.append((path, Note(near + "leak", f"also at {prefix}{keeper}")))
+        elif len(classes) <= 1 and path != keeper:
+            notes.append((path, Note(near + "duplicate", f"also at {prefix}{keeper}")))
+    return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits)), notes

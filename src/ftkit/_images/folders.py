@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -33,8 +32,8 @@ TakeNote: TypeAlias = Callable[[str, Note], None]
 Stamp: TypeAlias = tuple[Any, ...]
 
 
-class Folder(ABC):
-    """The folder that is scanned. Paths of files are relative to it, with slashes.
+class Folder:
+    """A folder to scan, of this machine and of those that the executor's workers run on. Paths are relative to it.
 
     Attributes:
         name: What the caller calls it.
@@ -42,19 +41,21 @@ class Folder(ABC):
         place: The same folder by whatever name.
     """
 
-    name: str
-    prefix: str
-    place: str
+    def __init__(self, name: str) -> None:
+        if not Path(name).is_dir():
+            raise _no_folder(name)
+        self.name = name
+        self.prefix: str = name if name.endswith(("/", os.sep)) else name + os.sep
+        self.place: str = str(Path(name).absolute())
 
-    @abstractmethod
     def tops(self) -> list[str]:
         """Return the names of the folders right below."""
+        return [path.name for path in Path(self.place).iterdir() if path.is_dir()]
 
-    @abstractmethod
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path lies in it."""
+        return Path(path).resolve().is_relative_to(Path(self.place).resolve())
 
-    @abstractmethod
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         """Yield the files to check, in order.
 
@@ -62,40 +63,12 @@ class Folder(ABC):
             note: Called with the path of what needs no look inside, and what is to be said of it.
             enter: Called with each folder.
         """
-
-    @abstractmethod
-    def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
-        """Return what an executor is to call for lines of the journal, and with what."""
-
-    @abstractmethod
-    def stamp(self, path: str) -> Stamp:
-        """Return the state of a file that a journal remembers."""
-
-
-class _LocalFolder(Folder):
-    """A folder of this machine, and of those that the executor's workers run on."""
-
-    def __init__(self, name: str) -> None:
-        if not Path(name).is_dir():
-            raise _no_folder(name)
-        self.name = name
-        self.prefix = name if name.endswith(("/", os.sep)) else name + os.sep
-        self._root = Path(name).absolute()
-        self.place = str(self._root)
-
-    def tops(self) -> list[str]:
-        return [path.name for path in self._root.iterdir() if path.is_dir()]
-
-    def holds(self, path: str | os.PathLike[str]) -> bool:
-        return Path(path).resolve().is_relative_to(self._root.resolve())
-
-    def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         # Each with whether it lies in litter, and which folders it lies in, by device and inode.
         pending = [("", False, frozenset[tuple[int, int]]())]
         visits: Counter[tuple[int, int]] = Counter()
         while pending:
             folder, littered, above = pending.pop()
-            place = self._root / folder
+            place = Path(self.place, folder)
             try:
                 status = place.stat()
                 me = status.st_dev, status.st_ino
@@ -123,10 +96,12 @@ class _LocalFolder(Folder):
             pending.extend(reversed(inside))
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
+        """Return what an executor is to call for lines of the journal, and with what."""
         return check_batch, self.place, paths, timeout
 
     def stamp(self, path: str) -> Stamp:
-        status = (self._root / path).stat()
+        """Return the state of a file that a journal remembers."""
+        status = Path(self.place, path).stat()
         return status.st_size, status.st_mtime_ns
 
 
@@ -171,7 +146,7 @@ class _RemoteFolder(Folder):
 def open_folder(root: str | os.PathLike[str]) -> Folder:
     """Return the folder that a path or URL stands for."""
     name = os.fspath(root)
-    return _RemoteFolder(name) if "://" in name else _LocalFolder(name)
+    return _RemoteFolder(name) if "://" in name else Folder(name)
 
 
 def _no_folder(name: str) -> FtkitError:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, DuplicateGroup, Finding
@@ -43,47 +42,30 @@ def write_gallery(
     shown = sorted(groups, key=lambda g: (not g.crosses_splits, not g.crosses_classes, g.kind, g.paths))[:_GROUPS]
     wanted = [finding.path for found in by_kind.values() for finding in found[:_SHOWN]]
     wanted += [copy for group in shown for copy in group.paths[:_COPIES]]
-    thumbnails = _thumbnails(dict.fromkeys(wanted))
-
-    def card(path: str, detail: str = "") -> dict[str, str]:
-        name = path.removeprefix(root).lstrip("/" + os.sep)
-        return {"path": _show(path), "name": _show(name), "detail": _show(detail), "image": thumbnails.get(path, "")}
-
-    def section(kind: str, found: list[Finding]) -> dict[str, Any]:
-        cards = [card(finding.path, finding.detail) for finding in found[:_SHOWN]]
-        return {"kind": kind, **KINDS[kind]._asdict(), "count": len(found), "cards": cards}
-
-    def side_by_side(group: DuplicateGroup) -> dict[str, Any]:
-        splits = f", in {' and '.join(group.splits)}" if group.crosses_splits else ""
-        classes = f", labelled {' and '.join(group.classes)}" if group.crosses_classes else ""
-        return {
-            "title": f"{group.kind}: {len(group.paths)} copies{splits}{classes}",
-            "cards": [card(copy) for copy in group.paths[:_COPIES]],
-            "more": max(0, len(group.paths) - _COPIES),
-        }
-
-    text = (
-        Environment(autoescape=True)
-        .from_string(_PAGE.read_text())
-        .render(
-            root=_show(PurePath(root).name or root),
-            note=note,
-            sections=[section(kind, found) for kind, found in by_kind.items() if found],
-            groups=[side_by_side(group) for group in shown],
-            group_count=len(groups),
-        )
+    page = Environment(autoescape=True, finalize=_escape).from_string(_PAGE.read_text())
+    text = page.render(
+        root=PurePath(root).name or root,
+        note=note,
+        kinds=KINDS,
+        by_kind={kind: found for kind, found in by_kind.items() if found},
+        groups=shown,
+        group_count=len(groups),
+        thumbnails=_thumbnails(list(dict.fromkeys(wanted))),
+        name=lambda path: path.removeprefix(root).lstrip("/" + os.sep),
+        most_cards=_SHOWN,
+        most_copies=_COPIES,
     )
     with atomic_write(path) as file:
         file.write(text.encode())
 
 
-def _show(text: str) -> str:
-    return text.encode(errors="backslashreplace").decode()
+def _escape(value: object) -> object:
+    """Make names that are no UTF-8 fit for the page."""
+    return value.encode(errors="backslashreplace").decode() if type(value) is str else value
 
 
-def _thumbnails(paths: Iterable[str]) -> dict[str, str]:
+def _thumbnails(paths: list[str]) -> dict[str, str]:
     """Make the pictures in worker processes; a file behind a URL is read here."""
-    paths = list(paths)
     far = [path for path in paths if "://" in path]
     near = [path for path in paths if "://" not in path]
     try:

@@ -17,10 +17,11 @@ _SPLITS = {
 
 
 class Place(NamedTuple):
-    """Where a file lies: the split's folder and the class, each empty if there is none, and the rest of its path."""
+    """Where a file lies: the split's folder and name, the class (each empty if there is none), the rest of the path."""
 
+    folder: str
     split: str
-    name: str
+    label: str
     rest: str
 
 
@@ -59,9 +60,9 @@ class Layout:
         Example:
             >>> from ftkit._images.layout import Layout
             >>> layout = Layout({"train": "train"})
-            >>> layout.place("train/cat/a/1.jpg"), layout.place("readme.txt")
-            (Place(split='train', name='cat', rest='a/1.jpg'), Place(split='', name='', rest='readme.txt'))
+            >>> layout.place("train/cat/a/1.jpg")
+            Place(folder='train', split='train', label='cat', rest='a/1.jpg')
         """
-        split = next((split for split in self.splits if path.startswith(split + "/")), "")
-        name, slash, rest = path.removeprefix(split + "/" if split else "").partition("/")
-        return Place(split, name, rest) if slash else Place(split, "", name)
+        folder = next((folder for folder in self.splits if path.startswith(folder + "/")), "")
+        label, slash, rest = path.removeprefix(folder + "/" if folder else "").partition("/")
+        return Place(folder, self.splits.get(folder, ""), *((label, rest) if slash else ("", label)))

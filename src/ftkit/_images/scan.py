@@ -7,8 +7,10 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from ftkit._images.folders import Folder, open_folder
 from ftkit._images.layout import Layout
@@ -98,7 +100,7 @@ def scan_images(
         from ftkit._images.report import ScanReport
         from ftkit._images.tally import Tally
 
-        with Journal(resume, folder) as journal, _Bar(progress) as bar:
+        with Journal(resume, folder) as journal, _bar(progress) as bar:
             tally = Tally(folder.prefix, layout, journal, near_duplicates)
             whole = _Pass(folder, timeout, journal, tally, bar)
             if executor is None:
@@ -127,7 +129,7 @@ def _cores() -> int:
 class _Pass:
     """One pass over the files: it hands them out and takes the verdicts in as they come."""
 
-    def __init__(self, folder: Folder, timeout: float, journal: Journal, tally: Tally, bar: _Bar) -> None:
+    def __init__(self, folder: Folder, timeout: float, journal: Journal, tally: Tally, bar: Any) -> None:
         self._folder, self._timeout, self._journal, self._tally, self._bar = folder, timeout, journal, tally, bar
         self._files = folder.walk(tally.note, tally.enter)
 
@@ -160,42 +162,25 @@ class _Pass:
     def _unknown(self) -> Iterator[str]:
         """Yield the files that the journal does not know; take in what it says of the others."""
         for path in self._files:
-            self._bar.expect(1)
+            self._bar.total += 1
             known = self._journal.recall(path)
             if known is None:
                 yield path
             else:
                 self._tally.add(*known)
-                self._bar.advance(1)
+                self._bar.update(1)
 
     def _take_in(self, lines: list[bytes]) -> None:
         for line in lines:
             self._tally.add(line, self._journal.append(line))
         self._journal.flush()
-        self._bar.advance(len(lines))
+        self._bar.update(len(lines))
 
 
-class _Bar:
-    """A progress bar, where it is wanted."""
+def _bar(wanted: bool | None) -> Any:
+    """Return a progress bar, or what takes its place where none is wanted."""
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return nullcontext(SimpleNamespace(total=0, update=lambda _: None))
+    from tqdm import tqdm
 
-    def __init__(self, wanted: bool | None) -> None:
-        self._bar: Any = None
-        if wanted or (wanted is None and sys.stderr.isatty()):
-            from tqdm import tqdm
-
-            self._bar = tqdm(unit="file", total=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def expect(self, more: int) -> None:
-        if self._bar is not None:
-            self._bar.total += more
-
-    def advance(self, done: int) -> None:
-        if self._bar is not None:
-            self._bar.update(done)
+    return tqdm(unit="file", total=0)

@@ -50,8 +50,8 @@ class Tally:
     def enter(self, folder: str) -> None:
         """Take in a folder: it may be a class."""
         place = self._layout.place(folder + "/.")
-        if place.name and place.rest == ".":
-            self.classes[place.split, place.name] += 0
+        if place.label and place.rest == ".":
+            self.classes[place.folder, place.label] += 0
 
     def add(self, line: bytes, at: int) -> None:
         """Take in a line of the journal, which stands at byte ``at``."""
@@ -66,8 +66,8 @@ class Tally:
         if verdict.form and is_usable:
             self.images += 1
             place = self._layout.place(path)
-            if place.name:
-                self.classes[place.split, place.name] += 1
+            if place.label:
+                self.classes[place.folder, place.label] += 1
             self._copies.add(verdict, at)
             if verdict.form.mode in _GREY_MODES:
                 self._grey.append(at)

@@ -53,13 +53,7 @@ class Prints(NamedTuple):
     inner_fine: int
 
     def words(self) -> tuple[int, ...]:
-        """Return them as six numbers of 64 bits, a row of the table that is searched; of fine ones, the low half first.
-
-        Example:
-            >>> from ftkit._images.verdict import Prints
-            >>> Prints(1, 2, 3 + (4 << 64), 5 + (6 << 64)).words()
-            (1, 2, 3, 4, 5, 6)
-        """
+        """Return them as six numbers of 64 bits; of fine ones, the low half first."""
         whole, inner, *fine = self
         return whole, inner, *(word for bits in fine for word in (bits & (1 << 64) - 1, bits >> 64))
 

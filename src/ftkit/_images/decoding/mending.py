@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from ftkit._files import atomic_write
 from ftkit._images.decoding import jpeg, png
-from ftkit._images.decoding.pillow import has_transparency, is_deep
+from ftkit._images.decoding.pillow import has_alpha, is_deep
 from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES
 
 __all__ = ["mend"]
@@ -64,7 +64,7 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
         values = np.asarray(drawn, np.float64)
         top = 65535 if values.max() > 255 else 255
         drawn = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
-    if has_transparency(drawn):
+    if has_alpha(drawn):
         layer = drawn.convert("RGBA")
         drawn = Image.new("RGBA", layer.size, "white")
         drawn.alpha_composite(layer)

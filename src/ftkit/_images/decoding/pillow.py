@@ -18,16 +18,7 @@ from ftkit._images.decoding import png
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 
-__all__ = [
-    "broken",
-    "check",
-    "complaint",
-    "has_transparency",
-    "is_deep",
-    "lowest_is_grey",
-    "shrunk_jpeg",
-    "thumbnail",
-]
+__all__ = ["broken", "check", "complaint", "has_alpha", "is_deep", "lowest_is_grey", "shrunk_jpeg", "thumbnail"]
 
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _NOT_IMAGES = (
@@ -115,17 +106,9 @@ def _describe(data: bytes) -> Broken:
     at = data.find(b"\xff\xd8\xff", 0, 1024)
     if at > 0:
         return Broken("damaged", f"{at} foreign bytes stand before a JPEG picture")
-    text = _text(data[:256])
-    return Broken("not_an_image", f"text: {text[:40]!r}" if text else f"unknown content, {len(data):,} bytes")
-
-
-def _text(start: bytes) -> str:
-    """Return the text that 256 bytes are the start of; nothing if they are none."""
-    try:
-        text = start.decode()
-    except UnicodeDecodeError as error:
-        text = start[: error.start].decode() if error.start >= 250 else "\0"  # a character may be cut in two
-    return text if all(character.isprintable() or character.isspace() for character in text) else ""
+    text = data[:256].decode(errors="ignore")
+    is_text = text and all(character.isprintable() or character.isspace() for character in text)
+    return Broken("not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {len(data):,} bytes")
 
 
 def _load_frames(image: Image.Image) -> int:
@@ -143,7 +126,7 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I") or image.mode == "F"
 
 
-def has_transparency(image: Image.Image) -> bool:
+def has_alpha(image: Image.Image) -> bool:
     """Whether its pixels may be transparent, by a channel of their own, a colour or the palette."""
     return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
 
@@ -153,7 +136,7 @@ def _judge_form(image: Image.Image, frames: int, notes: Notes) -> None:
         notes.append(Note("animated", f"{frames} frames"))
     if is_deep(image):
         notes.append(Note("sixteen_bit", f"mode {image.mode}"))
-    elif has_transparency(image):
+    elif has_alpha(image):
         palette = " with a transparent palette" if image.mode == "P" else ""
         notes.append(Note("transparency", f"mode {image.mode}{palette}"))
     try:
