@@ -9,9 +9,10 @@ import shutil
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from itertools import count
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple, Self
 
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
@@ -55,27 +56,24 @@ class Quarantine:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """One entry of a manifest: a file or link that moves, or a folder that is taken away.
-
-    Attributes:
-        path: Relative to the data set's folder.
-        type: ``"file"``, ``"link"`` or ``"folder"``.
-        kinds: Why: the kinds of findings.
-        mtime: The time of its last change, in nanoseconds.
-        mode: Its permissions.
-    """
+class _Entry(NamedTuple):
+    """What a manifest says of a file or link that moves, or of a folder that is taken away."""
 
     path: str
     type: str
     kinds: list[str]
-    mtime: int = 0
-    mode: int = 0o777
+    mtime: int
+    mode: int
 
     @property
     def is_folder(self) -> bool:
         return self.type == "folder"
+
+    @classmethod
+    def of(cls, root: Path, path: str, kinds: list[str]) -> Self:
+        status = (root / path).lstat()
+        kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(status.st_mode), "file")
+        return cls(path, kind, kinds, status.st_mtime_ns, stat.S_IMODE(status.st_mode))
 
 
 def move_away(
@@ -100,17 +98,15 @@ def move_away(
     reasons: dict[str, list[str]] = {}
     for finding in findings:
         reasons.setdefault(os.path.relpath(finding.path, root), []).append(finding.kind)
-    left: list[tuple[str, str]] = []
-    files = _plan_files(home, reasons, left)
-    entries = files + _plan_folders(home, reasons, files, left)
-    number = next(number for number in count(1) if not (target / _manifest_name(number)).exists())
-    manifest = target / _manifest_name(number)
-    folder = target / ("files" if number == 1 else f"files-{number}")
+    entries, left = _plan(home, reasons)
+    numbers = chain([""], map("-{}".format, count(2)))
+    number = next(number for number in numbers if not (target / f"manifest{number}.json").exists())
+    folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
     gallery = manifest.with_suffix(".html")
     show(gallery)
     facts = {"ftkit": "quarantine", "version": 1, "root": str(home), "folder": folder.name}
     with atomic_write(manifest) as file:
-        file.write(json.dumps({**facts, "entries": [asdict(entry) for entry in entries]}, indent=1).encode())
+        file.write(json.dumps({**facts, "entries": [entry._asdict() for entry in entries]}, indent=1).encode())
 
     gone: list[_Entry] = []
     for entry in entries:
@@ -135,47 +131,32 @@ def move_away(
     )
 
 
-def _manifest_name(number: int) -> str:
-    return "manifest.json" if number == 1 else f"manifest-{number}.json"
-
-
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _plan_files(root: Path, reasons: dict[str, list[str]], left: list[tuple[str, str]]) -> list[_Entry]:
-    """List the files and links to move; add to ``left`` what is not there any more."""
-    entries = []
+def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[_Entry], list[tuple[str, str]]]:
+    """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay."""
+    found: list[_Entry] = []
+    left: list[tuple[str, str]] = []
     for path, kinds in sorted(reasons.items()):
         try:
-            status = (root / path).lstat()
+            found.append(_Entry.of(root, path, kinds))
         except OSError as error:
             left.append((path, _reason(error)))
-            continue
-        if not stat.S_ISDIR(status.st_mode):
-            kind = "link" if stat.S_ISLNK(status.st_mode) else "file"
-            entries.append(_Entry(path, kind, kinds, status.st_mtime_ns, stat.S_IMODE(status.st_mode)))
-    return entries
-
-
-def _plan_folders(
-    root: Path, reasons: dict[str, list[str]], files: list[_Entry], left: list[tuple[str, str]]
-) -> list[_Entry]:
-    """List the folders that are empty then, the innermost first; add to ``left`` those that should go but are not."""
-    leaving = {root / entry.path for entry in files}
-    folders = {root / path for path in reasons if (root / path).is_dir()} - leaving
+    plan = [entry for entry in found if not entry.is_folder]
+    leaving = {root / entry.path for entry in plan}
+    folders = {root / entry.path for entry in found if entry.is_folder}
     folders |= {parent for file in leaving for parent in file.parents if parent.is_relative_to(root)}
-    entries = []
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
-        path, status = str(folder.relative_to(root)), folder.lstat()
-        if stat.S_ISDIR(status.st_mode) and leaving.issuperset(folder.iterdir()):
+        path = str(folder.relative_to(root))
+        entry = _Entry.of(root, path, reasons.get(path, []))
+        if entry.is_folder and leaving.issuperset(folder.iterdir()):
             leaving.add(folder)
-            entries.append(
-                _Entry(path, "folder", reasons.get(path, []), status.st_mtime_ns, stat.S_IMODE(status.st_mode))
-            )
+            plan.append(entry)
         elif path in reasons:
             left.append((path, "a folder that is not empty"))
-    return entries
+    return plan, left
 
 
 def _move(source: Path, target: Path) -> None:
@@ -285,7 +266,7 @@ def _read_manifest(path: Path) -> tuple[Path, Path, list[_Entry]]:
         facts = json.loads(path.read_bytes())
         if facts["ftkit"] != "quarantine" or facts["version"] != 1:
             raise ValueError
-        entries = [_Entry(**entry) for entry in facts["entries"]]
+        entries = [_Entry(**{"mtime": 0, "mode": 0o777, **entry}) for entry in facts["entries"]]
         return Path(facts["root"]), path.resolve().parent / facts["folder"], entries
     except FileNotFoundError:
         raise FtkitError(f"There is no manifest {path}. It is the .manifest of what quarantine() returned.") from None
@@ -295,8 +276,11 @@ def _read_manifest(path: Path) -> tuple[Path, Path, list[_Entry]]:
 
 def _same(old: Path, new: Path) -> bool:
     """Whether two files hold the same: what a move killed between copy and removal leaves."""
-    if old.is_symlink() or new.is_symlink():
-        return old.is_symlink() and new.is_symlink() and old.readlink() == new.readlink()
-    if not (old.is_file() and new.is_file()):
-        return False
-    return old.stat().st_size == new.stat().st_size and digest(old.read_bytes()) == digest(new.read_bytes())
+    content = _content(old)
+    return content is not None and content == _content(new)
+
+
+def _content(path: Path) -> str | Path | None:
+    if path.is_symlink():
+        return path.readlink()
+    return digest(path.read_bytes()) if path.is_file() else None

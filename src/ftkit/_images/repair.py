@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +37,7 @@ class Repair:
 
 
 def repair(
-    root: str, findings: Iterable[Finding], kinds: Iterable[str] | None, dest: str | os.PathLike[str] | None
+    root: str, findings: Sequence[Finding], kinds: Iterable[str] | None, dest: str | os.PathLike[str] | None
 ) -> Repair:
     """Write mended copies of files below ``root``; see `ScanReport.repair`."""
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
@@ -48,21 +48,17 @@ def repair(
     if folder.is_relative_to(home):
         raise FtkitError(f"{folder} lies inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
-    hopeless: set[str] = set()
-    for finding in findings:
-        is_mendable = KINDS[finding.kind].mendable
-        if is_mendable and wanted(finding):
+    hopeless = {f.path for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
+    for finding in filter(wanted, findings):
+        if KINDS[finding.kind].mendable and finding.path not in hopeless:
             chosen.setdefault(finding.path, []).append(finding.kind)
-        elif finding.severity == "unusable" and not is_mendable:
-            hopeless.add(finding.path)
-    names = [path for path in chosen if path not in hopeless]
     jobs = [
-        Job("repair", (str(Path(path).absolute()), chosen[path], str(folder / os.path.relpath(path, root))))
-        for path in names
+        Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root))))
+        for path, why in chosen.items()
     ]
     result = Repair(folder)
     try:
-        for path, answer in zip(names, run_jobs(jobs, _SECONDS), strict=True):
+        for path, answer in zip(chosen, run_jobs(jobs, _SECONDS), strict=True):
             if answer.lost:
                 result.failed[path] = answer.lost.detail
             else:

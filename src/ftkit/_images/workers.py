@@ -25,13 +25,7 @@ _START_SECONDS = 120
 
 
 class Job(NamedTuple):
-    """What a worker is asked for.
-
-    Attributes:
-        verb: One of `ftkit._images.decoding.verbs.VERBS`.
-        arguments: As its function takes them; JSON.
-        payload: Bytes that come along.
-    """
+    """What a worker is asked for: a verb of `ftkit._images.decoding.verbs`, its arguments, bytes that come along."""
 
     verb: Literal["check", "thumbnail", "groups", "repair"]
     arguments: tuple[Any, ...] = ()
@@ -51,7 +45,7 @@ class Answer(NamedTuple):
 
     @property
     def verdict(self) -> bytes:
-        """The JSON of the verdict that a check came to, be it that the worker was lost."""
+        """The JSON of the verdict that a check came to, also when the worker was lost."""
         return Verdict([self.lost]).to_json() if self.lost else self.text
 
 
@@ -170,7 +164,7 @@ class _Worker:
     def kill(self) -> None:
         """End the process and let go of it."""
         self._end()
-        self._let_go()
+        self.close()
 
     def hang_up(self) -> None:
         """Tell the process to end."""
@@ -178,18 +172,15 @@ class _Worker:
             self._stdin.close()
 
     def close(self) -> None:
-        """Let the process end by itself."""
-        self._let_go()
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def _let_go(self) -> None:
+        """Let the process end by itself, or else end it."""
         self.hang_up()
         self._listener.join(1)
         with contextlib.suppress(OSError):
             self._stdout.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._end()
 
 
 class _Idle:

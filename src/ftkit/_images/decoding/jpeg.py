@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
@@ -33,11 +32,7 @@ class JpegHeader:
         frame: Where the frame's segment begins.
         scan: Where the coded pixels begin.
         process: 0 for baseline, 1 for extended, 2 for progressive coding, ...
-        precision: Bits of a sample.
-        width: In pixels.
-        height: In pixels.
         sampling: The sampling factors of each component, horizontal and vertical.
-        interleaved: Whether the first scan holds all components.
         orientation: EXIF's, 1 to 8; None when EXIF can't be read.
         multiple: Whether the file holds several pictures (MPO).
         restarts: Whether the coded pixels are cut into restart intervals.
@@ -85,30 +80,25 @@ class JpegHeader:
         return self.process <= 1 and self.interleaved
 
 
-class _Segment(NamedTuple):
-    marker: int
-    at: int
-    body: bytes
-
-
 def read_header(data: bytes) -> JpegHeader | None:
     """Walk the markers up to the first scan (ITU-T T.81, annex B); None when they lead nowhere."""
     header = JpegHeader()
     try:
-        for segment in _segments(data, header.foreign):
-            if segment.marker == _SOS:
-                header.scan = segment.at + 4 + len(segment.body)
-                header.interleaved = segment.body[0] == header.components
+        for marker, at, body in _segments(data, header.foreign):
+            if marker == _SOS:
+                header.scan, header.interleaved = at + 4 + len(body), body[0] == header.components
                 return header if header.frame else None
-            if read := _READERS.get(segment.marker):
-                read(header, segment)
-    except (struct.error, IndexError):  # too short for what it should hold
+            if marker in _SOF:
+                header.frame, header.process = at, marker & 15
+            if read := _READERS.get(marker):
+                read(header, body)
+    except (struct.error, IndexError):  # a segment is too short for what it should hold
         pass
     return None
 
 
-def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[_Segment]:
-    """Yield the segments that follow each other whole; add what stands between them to ``foreign``."""
+def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield marker, place and body of the segments; add what stands between them to ``foreign``."""
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:  # decoders skip to the next marker
@@ -122,36 +112,31 @@ def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[_Segment]
             stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
             if stop > len(data):
                 return
-            yield _Segment(data[at + 1], at, data[at + 4 : stop])
+            yield data[at + 1], at, data[at + 4 : stop]
             at = stop
 
 
-def _read_frame(header: JpegHeader, segment: _Segment) -> None:
-    header.frame, header.process = segment.at, segment.marker & 15
-    header.precision, header.height, header.width, components = struct.unpack_from(">BHHB", segment.body)
-    factors = struct.unpack_from(f"{3 * components}B", segment.body, 6)[1::3]
-    header.sampling = tuple(divmod(factor, 16) for factor in factors)
+def _read_frame(header: JpegHeader, body: bytes) -> None:
+    header.precision, header.height, header.width, components = struct.unpack_from(">BHHB", body)
+    header.sampling = tuple(divmod(factor, 16) for factor in struct.unpack_from(f"{3 * components}B", body, 6)[1::3])
 
 
-def _read_app1(header: JpegHeader, segment: _Segment) -> None:
-    if segment.body.startswith(b"Exif\0\0"):
-        header.orientation = _read_orientation(segment.body[6:])
+def _read_exif(header: JpegHeader, body: bytes) -> None:
+    if body.startswith(b"Exif\0\0"):
+        header.orientation = _read_orientation(body[6:])
 
 
-def _read_app2(header: JpegHeader, segment: _Segment) -> None:
-    header.multiple |= segment.body.startswith(b"MPF\0")
+def _read_mpf(header: JpegHeader, body: bytes) -> None:
+    header.multiple |= body.startswith(b"MPF\0")
 
 
-def _read_restart_interval(header: JpegHeader, segment: _Segment) -> None:
-    header.restarts = segment.body[:2] != b"\0\0"
+def _read_restart_interval(header: JpegHeader, body: bytes) -> None:
+    header.restarts = body[:2] != b"\0\0"
 
 
-_READERS: dict[int, Callable[[JpegHeader, _Segment], None]] = {
-    **dict.fromkeys(_SOF, _read_frame),
-    _DRI: _read_restart_interval,
-    _APP1: _read_app1,
-    _APP2: _read_app2,
-}
+_READERS = {
+    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _APP1: _read_exif, _APP2: _read_mpf
+}  # fmt: skip
 
 
 def _read_orientation(tiff: bytes) -> int | None:
