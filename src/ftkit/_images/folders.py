@@ -87,7 +87,7 @@ class Folder:
             for entry in entries:
                 path, name = _join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
-                    if not _is_litter(path, littered, note):
+                    if not _noted_as_litter(path, littered, note):
                         yield path
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
@@ -133,7 +133,7 @@ class _RemoteFolder(Folder):
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
             for name in filter(None, sorted(files)):
                 path = _join(folder, name)
-                if not _is_litter(path, littered, note):
+                if not _noted_as_litter(path, littered, note):
                     yield path
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
@@ -170,8 +170,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_litter(path: str, littered: bool, note: TakeNote) -> bool:
-    """Note a file that is a system's or tool's own, by its name or by the folder it lies in."""
+def _noted_as_litter(path: str, littered: bool, note: TakeNote) -> bool:
+    """Whether a file is a system's or tool's own, by its name or by the folder it lies in; it is noted then."""
     name = path.rpartition("/")[2].lower()
     if littered or name in _LITTER_NAMES or name.startswith(_LITTER_STARTS):
         left_by = next(who for starts, who in _LEFT_BY if name.startswith(starts))
