@@ -11,6 +11,9 @@ import pytest
 
 from ftkit import FtkitError, scan_images
 from ftkit._images import folders
+from ftkit._images.folders import open_folder
+from ftkit._images.journal import Journal
+from ftkit._images.verdict import Note, Verdict, read_line, write_line
 
 
 def test_a_scan_goes_on_from_its_journal(pets: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +69,18 @@ def test_a_journal_of_something_else_is_left_alone(pets: Path) -> None:
         scan_images(pets, workers=1, resume=journal)
     with pytest.raises(FtkitError, match="among the images"):
         scan_images(pets, workers=1, resume=pets / "scan.journal")
+
+
+def test_what_may_pass_is_looked_at_again(pets: Path) -> None:
+    """A verdict counts as long as the file stays as it is, but for one that may come out otherwise at the next try."""
+    journal, folder = pets.parent / "scan.journal", open_folder(pets)
+    paths = ["train/cat/1.jpg", "train/cat/3.jpg", "train/dog/2.jpg"]
+    kinds = ["truncated", "timeout", "cmyk"]
+    with Journal(journal, folder) as first:
+        for path, kind in zip(paths, kinds, strict=True):
+            first.append(write_line(path, Verdict([Note(kind, "")], folder.stamp(path)).to_json()))
+    (pets / paths[2]).write_bytes(b"changed")
+    with Journal(journal, folder) as second:
+        line, place = second.recall(paths[0]) or (b"", 0)
+        assert read_line(line)[0] == second.read(place)[0] == paths[0]
+        assert second.recall(paths[1]) is second.recall(paths[2]) is second.recall("train/cat/5.jpg") is None

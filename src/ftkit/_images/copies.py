@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
@@ -39,19 +40,22 @@ class Copies:
             self._prints.extend(verdict.prints.words())
             self._printed.append(at)
 
-    def exact(self) -> Iterator[list[str]]:
-        """Yield the paths of each group of files with the same bytes."""
-        digests = self._digests
-        order = sorted(range(len(digests)), key=digests.__getitem__)
-        for _, same in groupby(order, key=digests.__getitem__):
-            first, *others = same
-            if others:
-                by_digest: dict[str, list[str]] = {}
-                for path, digest in self._read([self._places[number] for number in (first, *others)]):
-                    by_digest.setdefault(digest, []).append(path)
-                yield from (paths for paths in by_digest.values() if len(paths) > 1)
+    def groups(self) -> Iterator[tuple[list[str], Literal["exact", "near"]]]:
+        """Yield the paths of each group of files with the same picture, and what kind of copies they are."""
+        yield from ((paths, "exact") for paths in self._exact())
+        yield from ((paths, "near") for paths in self._nearly())
 
-    def near(self) -> Iterator[list[str]]:
+    def _exact(self) -> Iterator[list[str]]:
+        """Yield the paths of each group of files with the same bytes."""
+        half = self._digests.__getitem__
+        for _, same in groupby(sorted(range(len(self._digests)), key=half), key=half):
+            places = [self._places[number] for number in same]
+            by_digest: defaultdict[str, list[str]] = defaultdict(list)
+            for path, digest in self._read(places if len(places) > 1 else []):
+                by_digest[digest].append(path)
+            yield from (paths for paths in by_digest.values() if len(paths) > 1)
+
+    def _nearly(self) -> Iterator[list[str]]:
         """Yield the paths of each group of files with nearly the same picture, when their bytes differ."""
         if len(self._printed) < 2:
             return

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from posixpath import join
 from typing import Any, TypeAlias
 
 from ftkit._images.verdict import Note, Verdict, write_line
@@ -45,7 +46,7 @@ class Folder:
         if not Path(name).is_dir():
             raise _no_folder(name)
         self.name = name
-        self.prefix: str = name if name.endswith(("/", os.sep)) else name + os.sep
+        self.prefix: str = os.path.join(name, "")  # noqa: PTH118  (Path knows no such thing)
         self.place: str = str(Path(name).absolute())
 
     def tops(self) -> list[str]:
@@ -85,7 +86,7 @@ class Folder:
             _enter(folder, bool(entries), note, enter)
             inside = []
             for entry in entries:
-                path, name = _join(folder, entry.name), entry.name.lower()
+                path, name = join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
                     if not _noted_as_litter(path, littered, note):
                         yield path
@@ -132,7 +133,7 @@ class _RemoteFolder(Folder):
             _enter(folder, bool(folders or files), note, enter)
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
             for name in filter(None, sorted(files)):
-                path = _join(folder, name)
+                path = join(folder, name)
                 if not _noted_as_litter(path, littered, note):
                     yield path
 
@@ -151,10 +152,6 @@ def open_folder(root: str | os.PathLike[str]) -> Folder:
 
 def _no_folder(name: str) -> FtkitError:
     return FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name
 
 
 def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], None]) -> None:

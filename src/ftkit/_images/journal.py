@@ -7,6 +7,7 @@ import os
 import tempfile
 from array import array
 from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -104,15 +105,10 @@ class Journal:
         line = self._line(self._places[index])
         known, verdict = read_line(line)
         is_transient = any(KINDS[note.kind].transient for note in verdict.notes)
-        if known != path or is_transient or not self._is_as_it_was(path, verdict):
-            return None
-        return line, self._places[index]
-
-    def _is_as_it_was(self, path: str, verdict: Verdict) -> bool:
-        try:
-            return verdict.stamp == self._folder.stamp(path)
-        except OSError:
-            return False
+        with suppress(OSError):
+            if known == path and not is_transient and verdict.stamp == self._folder.stamp(path):
+                return line, self._places[index]
+        return None
 
 
 def _read_head(line: bytes) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ftkit.errors import FtkitError, did_you_mean
@@ -25,15 +26,11 @@ class Place(NamedTuple):
     rest: str
 
 
+@dataclass(frozen=True, slots=True)
 class Layout:
-    """The splits of a data set.
+    """The splits of a data set: each one's folder, relative to the root, with the split's name."""
 
-    Attributes:
-        splits: Each split's folder, relative to the root, with the split's name.
-    """
-
-    def __init__(self, splits: Mapping[str, str]) -> None:
-        self.splits = dict(splits)
+    splits: Mapping[str, str]
 
     @classmethod
     def find(cls, tops: Sequence[str], root: str, splits: Sequence[str] | Mapping[str, str] | None) -> Layout:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterable
-from typing import Literal
 
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
@@ -38,7 +36,7 @@ class Tally:
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
-        self._prefix, self._layout, self._journal, self._near = prefix, layout, journal, near_duplicates
+        self._prefix, self._layout, self._journal = prefix, layout, journal
         self._copies = Copies(journal, near_duplicates)
         self._grey = array("Q")  # places in the journal
 
@@ -78,19 +76,13 @@ class Tally:
             for at in self._grey:
                 self.note(self._journal.read(at)[0], Note("greyscale", "one channel, in a set that has colour"))
         self._judge_classes()
-        groups = self._judge_copies(self._copies.exact(), "exact")
-        if self._near:
-            groups += self._judge_copies(self._copies.near(), "near")
-        return sorted(groups, key=lambda group: (group.paths, group.kind))
-
-    def _judge_copies(self, groups: Iterable[list[str]], kind: Literal["exact", "near"]) -> list[DuplicateGroup]:
-        made = []
-        for paths in groups:
+        groups = []
+        for paths, kind in self._copies.groups():
             group, notes = judge_group(paths, kind, self._layout, self._prefix)
-            made.append(group)
+            groups.append(group)
             for path, note in notes:
                 self.note(path, note)
-        return made
+        return sorted(groups, key=lambda group: (group.paths, group.kind))
 
     def _judge_classes(self) -> None:
         by_split: dict[str, dict[str, int]] = {}

@@ -207,7 +207,12 @@ class _Idle:
         with self._lock:
             self._workers.append(worker)
 
+    def start(self) -> None:
+        """Have a worker start up while the caller prepares its work."""
+        self.put(_Worker())
+
     def close(self) -> None:
+        """End the idle workers of this process."""
         with self._lock:
             workers, self._workers = self._workers, []
         for worker in workers:
@@ -217,21 +222,10 @@ class _Idle:
 
 
 _idle = _Idle()
+start_worker, close_workers = _idle.start, _idle.close
+atexit.register(close_workers)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.forget)
-
-
-def start_worker() -> None:
-    """Have a worker start up while the caller prepares its work."""
-    _idle.put(_Worker())
-
-
-def close_workers() -> None:
-    """End the idle workers of this process."""
-    _idle.close()
-
-
-atexit.register(close_workers)
 
 
 def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
@@ -273,6 +267,6 @@ def _read_answer(line: bytes) -> Answer:
 
 def check_batch(root: str, paths: Sequence[str], timeout: float) -> list[bytes]:
     """Check files below ``root``; return a journal's line for each. This is the task that an executor runs."""
-    join = root if root.endswith(("/", os.sep)) else root + os.sep
-    answers = run_jobs([Job("check", (join + path,)) for path in paths], timeout)
+    prefix = os.path.join(root, "")  # noqa: PTH118  (Path knows no such thing)
+    answers = run_jobs([Job("check", (prefix + path,)) for path in paths], timeout)
     return [write_line(path, answer.verdict) for path, answer in zip(paths, answers, strict=True)]

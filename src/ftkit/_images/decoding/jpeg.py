@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import struct
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -70,9 +69,8 @@ class JpegHeader:
     @property
     def unit(self) -> tuple[int, int]:
         """Width and height of a unit of the coding (an MCU) in pixels: 8 x 8 when there is but one component."""
-        if self.components == 1:
-            return 8, 8
-        return 8 * max(width for width, _ in self.sampling), 8 * max(height for _, height in self.sampling)
+        widths, heights = zip(*self.sampling, strict=True)
+        return (8, 8) if self.components == 1 else (8 * max(widths), 8 * max(heights))
 
     @property
     def in_one_scan(self) -> bool:
@@ -272,6 +270,8 @@ def _end_is_pixels(data: bytes, header: JpegHeader) -> bool:
     after a few symbols, so the last bytes, decoded by themselves as a column of blocks, tell: pixels
     end with a block in the last byte, foreign bytes in the midst of one.
     """
+    from bisect import bisect_left  # seldom needed, and a worker's start is waited for
+
     stop = data.rfind(EOI)
     start = max(header.scan, stop - _TAIL)
     if header.restarts:

@@ -34,7 +34,7 @@ def mend(path: str, kinds: list[str], target: str) -> str:
             data, form = _redraw(image, form)
     place = Path(target)
     if place.suffix.lower() not in _suffixes(form) or "unlisted_suffix" in kinds:
-        place = place.with_name((place.stem if place.suffix else place.name) + _suffixes(form)[0])
+        place = place.with_suffix(_suffixes(form)[0])
     if place.exists():
         raise FileExistsError(f"{place} is there already")
     with atomic_write(place) as file:

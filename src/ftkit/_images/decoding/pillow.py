@@ -21,19 +21,23 @@ from ftkit._images.verdict import Broken, Form, Note, Notes
 __all__ = ["broken", "check", "complaint", "has_alpha", "is_deep", "lowest_is_grey", "shrunk_jpeg", "thumbnail"]
 
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
+# What is told by its start, in lower case.
 _NOT_IMAGES = (
-    (b"version https://git-lfs", "a Git LFS pointer: the file itself was never fetched"),
-    (b"<!doctype html", "an HTML page"),
-    (b"<html", "an HTML page"),
-    (b"<?xml", "XML"),
-    (b"<svg", "an SVG drawing"),
-    (b"%pdf", "a PDF document"),
-    (b"%!ps", "a PostScript drawing"),
-    (b"pk\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"rar!", "a RAR archive"),
-    (b"7z\xbc\xaf", "a 7z archive"),
-    (b"{", "JSON text"),
+    ((b"version https://git-lfs",), "a Git LFS pointer: the file itself was never fetched"),
+    ((b"<!doctype html", b"<html"), "an HTML page"),
+    ((b"<?xml",), "XML"),
+    ((b"<svg",), "an SVG drawing"),
+    ((b"%pdf",), "a PDF document"),
+    ((b"%!ps",), "a PostScript drawing"),
+    ((b"pk\x03\x04",), "a zip archive"),
+    ((b"\x1f\x8b",), "a gzip file"),
+    ((b"rar!",), "a RAR archive"),
+    ((b"7z\xbc\xaf",), "a 7z archive"),
+    ((b"{",), "JSON text"),
+)
+_DAMAGED = (
+    ((b"\xff\xd8\xff",), "begins as a JPEG file, but no picture follows"),
+    ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "begins as an image, but Pillow can't read its header"),
 )
 # Pillow would start Ghostscript, or ask Windows to draw.
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
@@ -59,9 +63,8 @@ def broken(text: str) -> Broken:
 def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     """Decode all of it with Pillow."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for magic, name in _NOT_IMAGES:
-        if start.startswith(magic):
-            raise Broken("not_an_image", name)
+    if name := _by_start(start, _NOT_IMAGES):
+        raise Broken("not_an_image", name)
     note: Note | None = None
     if data.startswith(png.MAGIC):
         note = png.judge(data)
@@ -91,18 +94,14 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     return form, grey
 
 
-# What tells a damaged image from what never was one: how it starts.
-_DAMAGED = (
-    ((b"\xff\xd8\xff",), "begins as a JPEG file, but no picture follows"),
-    ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "begins as an image, but Pillow can't read its header"),
-)
+def _by_start(data: bytes, table: tuple[tuple[tuple[bytes, ...], str], ...]) -> str:
+    return next((detail for starts, detail in table if data.startswith(starts)), "")
 
 
 def _describe(data: bytes) -> Broken:
-    """Return the verdict on what Pillow does not recognize."""
-    for starts, detail in _DAMAGED:
-        if data.startswith(starts):
-            return Broken("damaged", detail)
+    """Tell a damaged image from what never was one."""
+    if detail := _by_start(data, _DAMAGED):
+        return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
     if at > 0:
         return Broken("damaged", f"{at} foreign bytes stand before a JPEG picture")
