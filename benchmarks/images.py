@@ -37,9 +37,9 @@ import numpy as np
 from PIL import Image
 
 from ftkit import scan_images
-from ftkit._images.checks import check_bytes, check_file
-from ftkit._images.findings import KINDS
-from ftkit._images.fingerprint import near_pairs
+from ftkit._images.decoding.checks import check_bytes, check_file
+from ftkit._images.decoding.search import near_pairs
+from ftkit._images.findings import make_finding
 
 SECTIONS: dict[str, Callable[[Path, int], None]] = {}
 
@@ -185,8 +185,7 @@ def executors(root: Path, rounds: int) -> None:
 
 
 def is_unusable(data: bytes) -> bool:
-    notes = check_bytes("x.jpg", data).notes
-    return any((note[2] if len(note) > 2 else KINDS[note[0]].severity) == "unusable" for note in notes)
+    return any(make_finding("x.jpg", note).severity == "unusable" for note in check_bytes("x.jpg", data).notes)
 
 
 def pillow_refuses(data: bytes) -> bool:

@@ -1,4 +1,5 @@
 import ftkit
+from ftkit._images.findings import KINDS
 
 project = "ftkit"
 author = "The ftkit developers"
@@ -6,8 +7,16 @@ copyright = "2026, the ftkit developers"
 release = version = ftkit.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
+
+# The table of docs/reference/data.md; an asterisk in it is one of a file pattern.
+_rows = [
+    f"| `{name}` | {kind.severity} | {kind.family} | {kind.effect} | {kind.remedy} |".replace("*", "\\*")
+    for name, kind in KINDS.items()
+]
+_head = ["| kind | severity | family | what it does | what to do |", "|---|---|---|---|---|"]
+myst_substitutions = {"kinds_of_findings": "\n".join(_head + _rows)}
 exclude_patterns = ["_build"]
 
 autodoc_typehints = "description"

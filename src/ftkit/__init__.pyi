@@ -21,7 +21,10 @@ from ._heads.replace import append_head as append_head
 from ._heads.replace import find_head as find_head
 from ._heads.replace import replace_head as replace_head
 from ._heads.replace import replace_modules as replace_modules
+from ._images import DuplicateGroup as DuplicateGroup
 from ._images import Finding as Finding
+from ._images import Quarantine as Quarantine
+from ._images import Repair as Repair
 from ._images import ScanReport as ScanReport
 from ._images import restore as restore
 from ._images import scan_images as scan_images

@@ -148,9 +148,8 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from ftkit._images import quarantine
+from ftkit._images import quarantine, report
 from ftkit._images.findings import Finding
-from ftkit._images.report import ScanReport
 
 moves, work, kill_at = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 steps = 0
@@ -165,7 +164,6 @@ def stepping(source, target):
     step()
     move(source, target)
 quarantine._move = stepping
-quarantine.write_gallery = None
 if sys.argv[4] == "far":  # as between two file systems: copy, then remove
     def rename(self, target):
         raise OSError(quarantine.errno.EXDEV, "far away")
@@ -174,12 +172,11 @@ if sys.argv[4] == "far":  # as between two file systems: copy, then remove
         step()
         unlink(self, *args, **kwargs)
     Path.unlink = slow
-import ftkit._images.gallery
-ftkit._images.gallery.write_gallery = lambda *a: None
+report.write_gallery = lambda *a: None
 if moves:
     names = sorted(str(path) for path in Path(work, "data").rglob("*") if path.name.startswith("bad"))
-    report = ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])
-    report.quarantine(os.path.join(work, "aside"))
+    found = report.ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])
+    found.quarantine(os.path.join(work, "aside"))
 else:
     manifests = Path(work, "aside").glob("manifest*.json")
     for manifest in sorted(manifests, key=lambda path: (len(path.name), path), reverse=True):  # the latest first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -16,7 +15,9 @@ import pytest
 
 from ftkit import FtkitError, scan_images
 from ftkit._images import workers
-from ftkit._images.workers import Casualty, close_workers, run_jobs, start_worker
+from ftkit._images.decoding.checks import check_file
+from ftkit._images.verdict import read_line, write_line
+from ftkit._images.workers import Answer, Job, close_workers, run_jobs, start_worker
 
 # A Pillow plug-in for files that kill, stall or eat their decoder; sitecustomize brings it into every process.
 EVIL = """
@@ -81,15 +82,15 @@ def test_evil_files_cost_themselves_alone(pets: Path) -> None:
 
 def test_a_worker_killed_from_outside_costs_nothing(pets: Path) -> None:
     """A first death is not held against the file: a fresh worker tries it again."""
-    jobs = [["check", str(path)] for path in sorted(pets.rglob("*.jpg"))] * 30
-    answers = []
-    for number, answer in run_jobs(jobs, 10.0):
-        answers.append((number, answer))
-        if number == 3:
+    jobs = [Job("check", (str(path),)) for path in sorted(pets.rglob("*.jpg"))] * 30
+    answers: list[Answer] = []
+    for answer in run_jobs(jobs, 10.0):
+        answers.append(answer)
+        if len(answers) == 4:
             victim = next(child for child in children(os.getpid()) if is_worker(child))
             os.kill(victim, signal.SIGKILL)
-    assert [number for number, _ in answers] == list(range(300))
-    assert not any(isinstance(answer, Casualty) for _, answer in answers)
+    assert not any(answer.lost for answer in answers)
+    assert [answer.verdict for answer in answers] == [check_file(*job.arguments).to_json() for job in jobs]
 
 
 def children(parent: int) -> list[int]:
@@ -107,7 +108,7 @@ def children(parent: int) -> list[int]:
 def is_worker(process: int) -> bool:
     """Whether it is one of ours."""
     try:
-        return b"ftkit._images.serving" in Path(f"/proc/{process}/cmdline").read_bytes()
+        return b"ftkit._images.decoding.serving" in Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
 
@@ -116,7 +117,7 @@ def test_workers_are_kept_and_closed(pets: Path) -> None:
     """One worker serves task after task; none is left after a scan."""
     path = str(next(pets.rglob("*.jpg")))
     for _ in range(3):
-        list(run_jobs([["check", path]], 10.0))
+        list(run_jobs([Job("check", (path,))], 10.0))
         assert sum(is_worker(child) for child in children(os.getpid())) == 1
     scan_images(pets, workers=2)
     assert not any(is_worker(child) for child in children(os.getpid()))
@@ -148,13 +149,12 @@ def test_a_worker_that_can_not_start_says_why(monkeypatch: pytest.MonkeyPatch, t
 def test_a_fault_of_the_check_itself_is_reported(pets: Path) -> None:
     """An error that escapes a check is the file's finding, and the worker lives on."""
     path = str(next(pets.rglob("*.jpg")))
-    (_, fault), (_, answer) = run_jobs([["thumbnail", path, "wide"], ["check", path]], 10.0)
-    assert answer
-    assert isinstance(answer, bytes)
-    assert fault == b'""\n' or isinstance(fault, Casualty)
-    ((_, fault),) = run_jobs([["groups"]], 10.0, [b"1234567"])
-    assert isinstance(fault, Casualty)
-    assert "ValueError" in fault.args[1]
+    fault, answer = run_jobs([Job("groups", payload=b"1234567"), Job("check", (path,))], 10.0)
+    assert fault.lost is not None
+    assert "ValueError" in fault.lost.detail
+    assert read_line(write_line(path, fault.verdict))[1].notes[0].kind == "crash"
+    assert answer.lost is None
+    assert answer.value[2]
 
 
 def test_a_stray_module_in_the_current_folder_is_not_imported(
@@ -171,8 +171,8 @@ def test_threads_share_the_workers(pets: Path) -> None:
     """Each thread of a foreign executor has a worker of its own; the answers don't mix."""
     paths = sorted(str(path) for path in pets.rglob("*.jpg")) * 4
     with ThreadPoolExecutor(3) as pool:
-        futures = [pool.submit(lambda path: list(run_jobs([["check", path]], 10.0)), path) for path in paths]
-    digests = {path: json.loads(future.result()[0][1])[2] for path, future in zip(paths, futures, strict=True)}
+        futures = [pool.submit(lambda path: list(run_jobs([Job("check", (path,))], 10.0)), path) for path in paths]
+    digests = {path: future.result()[0].value[2] for path, future in zip(paths, futures, strict=True)}
     assert len(set(digests.values())) == 10
 
 
@@ -181,5 +181,28 @@ def test_started_workers_wait(pets: Path) -> None:
     start_worker()
     start_worker()
     before = [child for child in children(os.getpid()) if is_worker(child)]
-    list(run_jobs([["check", str(next(pets.rglob("*.jpg")))]], 10.0))
+    list(run_jobs([Job("check", (str(next(pets.rglob("*.jpg"))),))], 10.0))
     assert [child for child in children(os.getpid()) if is_worker(child)] == before
+
+
+def test_bytes_come_along_with_their_jobs(pets: Path) -> None:
+    """Each job gets its own bytes, and one without gets none."""
+    path = next(pets.rglob("*.jpg"))
+    jobs = [Job("check", ("x.jpg", [7]), path.read_bytes()), Job("check", (str(path),)), Job("check", ("y", [8]), b"")]
+    sent, read, empty = (answer.value for answer in run_jobs(jobs, 10.0))
+    assert sent[1] == [7]
+    assert sent[2:] == read[2:]
+    assert empty[:2] == [[["empty", "0 bytes", None]], [8]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_a_forked_process_has_workers_of_its_own(pets: Path) -> None:
+    """The parent's idle workers stay the parent's, and both get their answers."""
+    script = (
+        "import os, sys; from ftkit._images.workers import *; start_worker(); job = Job('check', (sys.argv[1],))\n"
+        "child = os.fork(); (answer,) = run_jobs([job], 10.0); close_workers()\n"
+        "status = 0 if child == 0 else os.waitpid(child, 0)[1]\n"
+        "sys.exit(status or not answer.value[2])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(next(pets.rglob("*.jpg")))], timeout=60, check=False)
+    assert done.returncode == 0

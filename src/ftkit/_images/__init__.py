@@ -1,4 +1,16 @@
-"""Find what is wrong with a folder of images, set it aside, and undo it."""
+"""Find what is wrong with a folder of images, set it aside, and undo it.
+
+The house, imports running down:
+
+    scan                                    one pass over a folder, for a report
+    report          tally                   what the user gets; what sums it up, with copies
+    gallery  quarantine  repair  journal    a page; moves and their undoing; mended copies; every verdict, kept
+    folders         layout                  what is walked; splits and classes
+    workers                                 the processes that decode, asked for by jobs
+    decoding/                               what runs in them, from serving down to the decoders
+    findings                                KINDS: all that can be found
+    verdict         suffixes                what a check of one file comes to; names of files
+"""
 
 import lazy_loader
 

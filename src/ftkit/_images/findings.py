@@ -3,73 +3,111 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple
 
+from ftkit._images.verdict import Note, Severity
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["COPIES", "KINDS", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser"]
+__all__ = ["KINDS", "SEVERITIES", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser", "make_finding"]
 
-Severity = Literal["unusable", "odd", "junk"]
+#: The severities and what a report calls them, in its order.
+SEVERITIES: dict[Severity, str] = {"unusable": "unusable", "odd": "usable but odd", "junk": "not images"}
 
 
 class Kind(NamedTuple):
-    """One kind of finding: how grave it is, what it does to training, what to do."""
+    """One kind of finding.
+
+    Attributes:
+        severity: How grave it is.
+        effect: What it does to training.
+        remedy: What to do about it.
+        family: A name that users may choose kinds by, for those that share it.
+        transient: Whether it may be otherwise at the next scan, so that a journal does not answer for it.
+    """
 
     severity: Severity
     effect: str
     remedy: str
+    family: str = ""
+    transient: bool = False
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `ScanReport.repair` can rid a copy of it."""
+        return self.remedy.startswith("repair()")
 
 
+_unusable, _odd, _junk = (partial(Kind, severity) for severity in SEVERITIES)
+
+#: All kinds of findings. Filters, the report, its page and the reference are made from this table, in its order. Each
+#: heading says where the kinds below it are looked for.
 KINDS: dict[str, Kind] = {
-    "truncated": Kind("unusable", "the end of the file is missing; loaders raise or fill with grey", "fetch it again"),
-    "damaged": Kind("unusable", "bytes have changed; loaders raise, or train on garbled pixels", "fetch it again"),
-    "missing_eoi": Kind(
-        "unusable", "every pixel is there, but Pillow refuses the file", "repair() adds the end marker"
+    # The bytes: decoding/checks.py and the decoders it calls, jpeg.py and pillow.py.
+    "truncated": _unusable("the end of the file is missing; loaders raise or fill with grey", "fetch it again"),
+    "damaged": _unusable("bytes have changed; loaders raise, or train on garbled pixels", "fetch it again"),
+    "missing_eoi": _unusable("every pixel is there, but Pillow refuses the file", "repair() adds the end marker"),
+    "empty": _unusable("no bytes, or zeros only; loaders raise", "fetch it again"),
+    "not_an_image": _unusable("an image's name on something else; loaders raise", "fetch it again"),
+    "half_grey": _unusable("a cut-off photo that was saved again; trains on grey", "find the original"),
+    "bomb": _unusable("Pillow refuses so many pixels, or memory runs out", "scale it down"),
+    # Opening the file: decoding/checks.py; a folder: folders.py.
+    "unreadable": _unusable(
+        "the system does not let it be read; loaders raise", "mend permissions or disk", transient=True
     ),
-    "empty": Kind("unusable", "no bytes, or zeros only; loaders raise", "fetch it again"),
-    "not_an_image": Kind("unusable", "an image's name on something else; loaders raise", "fetch it again"),
-    "half_grey": Kind("unusable", "a cut-off photo that was saved again; trains on grey", "find the original"),
-    "bomb": Kind("unusable", "Pillow refuses so many pixels, or memory runs out", "scale it down"),
-    "unreadable": Kind("unusable", "the system does not let it be read; loaders raise", "mend permissions or disk"),
-    "broken_link": Kind("unusable", "a link to nothing, or to itself; loaders raise", "mend the link"),
-    "special_file": Kind("unusable", "a pipe, socket or device; loaders hang", "set it aside"),
-    "vanished": Kind("unusable", "it went away during the scan", "let the folder rest, scan again"),
-    "crash": Kind("unusable", "a decoder dies of it; it would take the training along", "set it aside"),
-    "timeout": Kind("unusable", "not decoded within timeout; loaders stall", "set it aside, or raise timeout="),
-    "out_of_memory": Kind("unusable", "decoding needs more memory than a worker may have", "scale it down"),
-    "wrong_suffix": Kind("odd", "loaders that go by the suffix fail", "repair() renames a copy"),
-    "unlisted_suffix": Kind("odd", "ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
-    "decoder_warning": Kind("odd", "the decoder complains, the pixels are sound", "nothing, or save it again"),
-    "trailing_data": Kind("odd", "bytes follow the picture; harmless", "repair() cuts them off"),
-    "bad_crc": Kind("odd", "a checksum is wrong, the pixels are sound; some loaders raise or crash", "repair()"),
-    "missing_end": Kind("odd", "the end chunk is missing, the pixels are there; some loaders raise", "repair()"),
-    "huge": Kind("odd", "so many pixels that Pillow warns; slow to load", "scale it down"),
-    "cmyk": Kind("odd", "inks instead of light; colours come out wrong", "repair() converts"),
-    "sixteen_bit": Kind("odd", "Pillow's conversion to RGB clips 16 bits to white", "repair() scales to 8 bits"),
-    "transparency": Kind("odd", "what hides behind transparent pixels shows up in RGB", "repair() puts it on white"),
-    "greyscale": Kind("odd", "no colour in a set that has it; the model may learn the difference", "know it"),
-    "animated": Kind("odd", "several pictures; loaders take the first", "keep the right one"),
-    "exif_rotated": Kind("odd", "lies on its side unless the loader heeds EXIF; most don't", "repair() turns it"),
-    "bad_exif": Kind("odd", "EXIF can't be read; loaders that turn pictures may raise", "repair() drops it"),
-    "extreme_aspect": Kind("odd", "a crop or resize leaves nothing of it", "set it aside"),
-    "tiny": Kind("odd", "a few pixels blown up teach nothing", "set it aside"),
-    "constant": Kind("odd", "one colour all over; often a placeholder", "set it aside"),
-    "name_not_utf8": Kind("odd", "tools that print or store names fail", "rename it"),
-    "leak": Kind("odd", "the same file in training and evaluation; scores come out too good", "quarantine the copy"),
-    "near_leak": Kind("odd", "nearly the same picture in training and evaluation", "look, then quarantine the copy"),
-    "label_conflict": Kind("odd", "the same file in two classes; one label is wrong", "look, keep the right one"),
-    "near_label_conflict": Kind("odd", "nearly the same picture in two classes", "look, keep the right one"),
-    "duplicate": Kind("odd", "counts twice", "quarantine the copy"),
-    "near_duplicate": Kind("odd", "nearly the same picture counts twice", "look, then quarantine the copy"),
-    "no_images": Kind("odd", "a class without a usable image; ImageFolder raises", "add some, or drop the class"),
-    "imbalance": Kind("odd", "a class has ten times fewer images than another", "weight the classes"),
-    "classes_differ": Kind("odd", "ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
-    "litter": Kind("junk", "left behind by a system or tool; an extra class, or an error", "set it aside"),
-    "empty_folder": Kind("junk", "ImageFolder takes it for a class and raises", "set it aside"),
-    "folder_named_image": Kind("junk", "loops over *.jpg try to open a folder", "rename it"),
-    "link_loop": Kind("junk", "a folder that contains itself; walkers see each image many times", "set it aside"),
-    "other_file": Kind("junk", "not an image by name or content; ImageFolder passes over it", "nothing"),
+    "broken_link": _unusable("a link to nothing, or to itself; loaders raise", "mend the link"),
+    "special_file": _unusable("a pipe, socket or device; loaders hang", "set it aside"),
+    "vanished": _unusable("it went away during the scan", "let the folder rest, scan again", transient=True),
+    # The worker that decodes it: workers.py.
+    "crash": _unusable("a decoder dies of it; it would take the training along", "set it aside", transient=True),
+    "timeout": _unusable(
+        "not decoded within timeout; loaders stall", "set it aside, or raise timeout=", transient=True
+    ),
+    "out_of_memory": _unusable("decoding needs more memory than a worker may have", "scale it down", transient=True),
+    # The suffix: decoding/checks.py.
+    "wrong_suffix": _odd("loaders that go by the suffix fail", "repair() renames a copy"),
+    "unlisted_suffix": _odd("ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
+    # Small flaws of the bytes, and what the header says: decoding/jpeg.py, png.py, pillow.py and picture.py.
+    "decoder_warning": _odd("the decoder complains, the pixels are sound", "nothing, or save it again"),
+    "trailing_data": _odd("bytes follow the picture; harmless", "repair() cuts them off"),
+    "bad_crc": _odd("a checksum is wrong, the pixels are sound; some loaders raise or crash", "repair()"),
+    "missing_end": _odd("the end chunk is missing, the pixels are there; some loaders raise", "repair()"),
+    "huge": _odd("so many pixels that Pillow warns; slow to load", "scale it down"),
+    "cmyk": _odd("inks instead of light; colours come out wrong", "repair() converts"),
+    "sixteen_bit": _odd("Pillow's conversion to RGB clips 16 bits to white", "repair() scales to 8 bits"),
+    "transparency": _odd("what hides behind transparent pixels shows up in RGB", "repair() puts it on white"),
+    "greyscale": _odd("no colour in a set that has it; the model may learn the difference", "know it"),
+    "animated": _odd("several pictures; loaders take the first", "keep the right one"),
+    "exif_rotated": _odd("lies on its side unless the loader heeds EXIF; most don't", "repair() turns it"),
+    "bad_exif": _odd("EXIF can't be read; loaders that turn pictures may raise", "repair() drops it"),
+    # The picture as a whole: decoding/checks.py.
+    "extreme_aspect": _odd("a crop or resize leaves nothing of it", "set it aside"),
+    "tiny": _odd("a few pixels blown up teach nothing", "set it aside"),
+    "constant": _odd("one colour all over; often a placeholder", "set it aside"),
+    # The name: tally.py.
+    "name_not_utf8": _odd("tools that print or store names fail", "rename it"),
+    # Copies: copies.py.
+    "leak": _odd("the same file in training and evaluation; scores come out too good", "quarantine the copy", "leaks"),
+    "near_leak": _odd("nearly the same picture in training and evaluation", "look, then quarantine the copy", "leaks"),
+    "label_conflict": _odd(
+        "the same file in two classes; one label is wrong", "look, keep the right one", "label_conflicts"
+    ),
+    "near_label_conflict": _odd(
+        "nearly the same picture in two classes", "look, keep the right one", "label_conflicts"
+    ),
+    "duplicate": _odd("counts twice", "quarantine the copy", "duplicates"),
+    "near_duplicate": _odd("nearly the same picture counts twice", "look, then quarantine the copy", "duplicates"),
+    # Classes: tally.py.
+    "no_images": _odd("a class without a usable image; ImageFolder raises", "add some, or drop the class"),
+    "imbalance": _odd("a class has ten times fewer images than another", "weight the classes"),
+    "classes_differ": _odd("ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
+    # Names in a folder: folders.py; other_file: decoding/checks.py.
+    "litter": _junk("left behind by a system or tool; an extra class, or an error", "set it aside"),
+    "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),
+    "folder_named_image": _junk("loops over *.jpg try to open a folder", "rename it"),
+    "link_loop": _junk("a folder that contains itself; walkers see each image many times", "set it aside"),
+    "other_file": _junk("not an image by name or content; ImageFolder passes over it", "nothing"),
 }
 
 
@@ -79,7 +117,7 @@ class Finding:
 
     Attributes:
         path: The file: the scanned root joined with the rest, so that it opens as it stands.
-        kind: What was found, such as ``"truncated"``; `ftkit._images.findings.KINDS` lists them all.
+        kind: What was found, such as ``"truncated"``; the reference lists all.
         severity: ``"unusable"`` (training would fail, or learn from lost pixels), ``"odd"`` (every
             pixel is there, but a training loop should be told) or ``"junk"`` (no image at all).
         detail: The evidence, in words.
@@ -105,8 +143,8 @@ class DuplicateGroup:
 
     paths: tuple[str, ...]
     kind: Literal["exact", "near"]
-    classes: tuple[str, ...] = field(default=())
-    splits: tuple[str, ...] = field(default=())
+    classes: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
     @property
     def crosses_classes(self) -> bool:
@@ -119,15 +157,10 @@ class DuplicateGroup:
         return len(self.splits) > 1
 
 
-_FAMILIES = {
-    "leaks": ("leak", "near_leak"),
-    "duplicates": ("duplicate", "near_duplicate"),
-    "label_conflicts": ("label_conflict", "near_label_conflict"),
-}
-
-
-#: The kinds that speak of a copy.
-COPIES = frozenset(kind for family in _FAMILIES.values() for kind in family)
+def make_finding(path: str, note: Note) -> Finding:
+    """Return what a note on a file says, with the severity of its kind where it names none itself."""
+    kind, detail, severity = note
+    return Finding(path, kind, severity or KINDS[kind].severity, detail)
 
 
 def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
@@ -148,13 +181,12 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     """
     if kinds is None:
         return lambda finding: finding.severity != "odd" and finding.kind != "other_file"
-    severities = get_args(Severity)
     names = {kinds} if isinstance(kinds, str) else set(kinds)
-    for name in names:
-        if name not in KINDS and name not in _FAMILIES and name not in severities:
-            raise FtkitError(
-                f"{name!r} is no kind of finding.{did_you_mean(name, [*KINDS, *_FAMILIES, *severities])} Give kinds "
-                f"such as 'truncated', severities ('unusable', 'odd', 'junk'), or {', '.join(map(repr, _FAMILIES))}."
-            )
-    spelled = names.union(*(_FAMILIES.get(name, ()) for name in names))
-    return lambda finding: finding.kind in spelled or finding.severity in spelled
+    families = sorted({kind.family for kind in KINDS.values()} - {""})
+    known = [*KINDS, *families, *SEVERITIES]
+    for name in names.difference(known):
+        raise FtkitError(
+            f"{name!r} is no kind of finding.{did_you_mean(name, known)} Give kinds such as 'truncated', severities "
+            f"({', '.join(map(repr, SEVERITIES))}), or {', '.join(map(repr, families))}."
+        )
+    return lambda finding: not names.isdisjoint((finding.kind, finding.severity, KINDS[finding.kind].family))

@@ -1,103 +1,122 @@
-"""Folders, here or behind a URL: which files to look at, how to read them, and which folders are splits."""
+"""Folders, here or behind a URL: which files to look at, and how to read them."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from posixpath import join
 from typing import Any, TypeAlias
 
-from ftkit._images.workers import check_batch, run_jobs, verdict_of, write_line
-from ftkit.errors import FtkitError, did_you_mean
+from ftkit._images.verdict import Note, Verdict, write_line
+from ftkit._images.workers import Job, check_batch, run_jobs
+from ftkit.errors import FtkitError
 
-__all__ = ["LITTER_FOLDERS", "LocalFolder", "RemoteFolder", "Stamp", "find_splits", "open_folder", "read_bytes"]
+__all__ = ["LITTER_FOLDERS", "Folder", "open_folder", "read_bytes"]
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
+_LITTER_STARTS = ("._", "~$")
 LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
+# Who leaves it behind, by how the name starts.
+_LEFT_BY = (
+    (("thumbs", "ehthumbs", "desktop.ini"), "Windows"),
+    (("._", ".ds_store", ".localized"), "macOS"),
+    (("",), "a system or tool"),
+)
 _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
-_SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test",
-}  # fmt: skip
+_IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
+_MOST_VISITS = 16  # to one folder, by different links
+
+TakeNote: TypeAlias = Callable[[str, Note], None]
+#: What tells whether a file has changed; JSON.
+Stamp: TypeAlias = tuple[Any, ...]
 
 
-def find_splits(tops: Sequence[str], root: str, splits: Sequence[str] | Mapping[str, str] | None) -> dict[str, str]:
-    """Return the folders that are splits, relative to ``root``, with the splits' names.
-
-    Args:
-        tops: The names of the folders right below ``root``.
-        root: What the error calls it.
-        splits: As for `scan_images`.
-    """
-    if splits is None:
-        return {name: _SPLITS[name.lower()] for name in sorted(tops) if name.lower() in _SPLITS}
-    named = dict(splits) if isinstance(splits, Mapping) else {name: name for name in splits}
-    named = {name.replace(os.sep, "/").strip("/"): split for name, split in named.items()}
-    for name in named:
-        if name.partition("/")[0] not in tops:
-            hint = did_you_mean(name, tops)
-            raise FtkitError(f"There is no folder {name!r} in {root!r} to be a split.{hint} splits= takes folders.")
-    return named
-
-
-Note: TypeAlias = Callable[[str, str, str], None]
-#: What tells whether a file has changed.
-Stamp: TypeAlias = list[Any]
-
-
-class LocalFolder:
-    """A folder of this machine, and of those that the executor's workers run on.
+class Folder:
+    """A folder to scan, of this machine and of those that the executor's workers run on. Paths are relative to it.
 
     Attributes:
         name: What the caller calls it.
-        prefix: What turns a path relative to it into one that opens as it stands.
+        prefix: What turns a relative path into one that opens as it stands.
         place: The same folder by whatever name.
     """
 
     def __init__(self, name: str) -> None:
         if not Path(name).is_dir():
-            raise FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
+            raise _no_folder(name)
         self.name = name
-        self.prefix: str = name if name.endswith(("/", os.sep)) else name + os.sep
-        self._root = Path(name).absolute()
-        self.place: str = str(self._root)
+        self.prefix: str = os.path.join(name, "")  # noqa: PTH118  (Path knows no such thing)
+        self.place: str = str(Path(name).absolute())
 
     def tops(self) -> list[str]:
         """Return the names of the folders right below."""
-        return [path.name for path in self._root.iterdir() if path.is_dir()]
+        return [path.name for path in Path(self.place).iterdir() if path.is_dir()]
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a path lies in it."""
-        return Path(path).resolve().is_relative_to(self._root.resolve())
+        """Whether a local path lies in it."""
+        return Path(path).resolve().is_relative_to(Path(self.place).resolve())
 
-    def walk(self, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
-        """Yield the files to check; see `_walk`."""
-        return _walk(str(self._root), note, enter)
+    def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
+        """Yield the files to check, in order.
+
+        Args:
+            note: Called with the path of what needs no look inside, and what is to be said of it.
+            enter: Called with each folder.
+        """
+        # Each with whether it lies in litter, and which folders it lies in, by device and inode.
+        pending = [("", False, frozenset[tuple[int, int]]())]
+        visits: Counter[tuple[int, int]] = Counter()
+        while pending:
+            folder, littered, above = pending.pop()
+            place = Path(self.place, folder)
+            try:
+                status = place.stat()
+                me = status.st_dev, status.st_ino
+                visits[me] += 1
+                is_loop = me in above or visits[me] > _MOST_VISITS
+                if is_loop and status.st_ino:  # which some file systems don't give
+                    note(folder, Note("link_loop", f"leads back to {place.resolve()}"))
+                    continue
+                with os.scandir(place) as listing:
+                    entries = sorted(listing, key=lambda entry: entry.name)
+            except OSError as error:
+                note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was looked at"))
+                continue
+            _enter(folder, bool(entries), note, enter)
+            inside = []
+            for entry in entries:
+                path, name = join(folder, entry.name), entry.name.lower()
+                if not _is_folder(entry):
+                    if not _noted_as_litter(path, littered, note):
+                        yield path
+                elif name not in _SKIPPED_FOLDERS:
+                    if name.endswith(_IMAGE_NAMES):
+                        note(path, Note("folder_named_image", "a folder with the suffix of an image"))
+                    inside.append((path, littered or name in LITTER_FOLDERS, above | {me}))
+            pending.extend(reversed(inside))
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
-        """Return what an executor is to call, and with what."""
-        return check_batch, str(self._root), paths, timeout
+        """Return what an executor is to call for lines of the journal, and with what."""
+        return check_batch, self.place, paths, timeout
 
     def stamp(self, path: str) -> Stamp:
         """Return the state of a file that a journal remembers."""
-        status = (self._root / path).stat()
-        return [status.st_size, status.st_mtime_ns]
+        status = Path(self.place, path).stat()
+        return status.st_size, status.st_mtime_ns
 
 
-class RemoteFolder:
+class _RemoteFolder(Folder):
     """A folder behind a URL that fsspec knows. The task reads a file's bytes, the worker process gets them."""
 
     def __init__(self, url: str) -> None:
         self.name = url
-        self.prefix: str = url.rstrip("/") + "/"
+        self.prefix = self.place = url.rstrip("/") + "/"
         self._files, self._root = _open_remote(url)
-        self.place: str = self.prefix
         if not self._files.isdir(self._root):
-            raise FtkitError(f"{url!r} is no folder. Give the folder that the class or split folders lie in.")
+            raise _no_folder(url)
 
     def tops(self) -> list[str]:
-        """Return the names of the folders right below."""
         return [
             entry["name"].rstrip("/").rpartition("/")[2]
             for entry in self._files.ls(self._root, detail=True)
@@ -105,32 +124,57 @@ class RemoteFolder:
         ]
 
     def holds(self, path: str | os.PathLike[str]) -> bool:  # noqa: ARG002  (none does)
-        """Whether a local path lies in it."""
         return False
 
-    def walk(self, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
-        """Yield the files to check, relative to the root."""
+    def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         for place, folders, files in self._files.walk(self._root):
             folder = place[len(self._root) :].strip("/")
-            enter(folder)
             folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS)
-            littered = any(part.lower() in LITTER_FOLDERS for part in folder.split("/"))
-            if not folders and not files and folder:
-                note(folder, "empty_folder", "no file in it")
-            for name in sorted(files):
-                path = f"{folder}/{name}" if folder else name
-                if littered or _is_litter(name.lower()):
-                    note(path, "litter", f"left behind by {_who(name.lower())}")
-                elif name:
+            _enter(folder, bool(folders or files), note, enter)
+            littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
+            for name in filter(None, sorted(files)):
+                path = join(folder, name)
+                if not _noted_as_litter(path, littered, note):
                     yield path
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
-        """Return what an executor is to call, and with what."""
         return _check_remote, self.name, paths, timeout
 
     def stamp(self, path: str) -> Stamp:
-        """Return the state of a file that a journal remembers."""
-        return [self._files.ukey(f"{self._root}/{path}")]
+        return (self._files.ukey(f"{self._root}/{path}"),)
+
+
+def open_folder(root: str | os.PathLike[str]) -> Folder:
+    """Return the folder that a path or URL stands for."""
+    name = os.fspath(root)
+    return _RemoteFolder(name) if "://" in name else Folder(name)
+
+
+def _no_folder(name: str) -> FtkitError:
+    return FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
+
+
+def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], None]) -> None:
+    enter(folder)
+    if folder and not is_filled:
+        note(folder, Note("empty_folder", "no file in it"))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _noted_as_litter(path: str, littered: bool, note: TakeNote) -> bool:
+    """Whether a file is a system's or tool's own, by its name or by the folder it lies in; it is noted then."""
+    name = path.rpartition("/")[2].lower()
+    if littered or name in _LITTER_NAMES or name.startswith(_LITTER_STARTS):
+        left_by = next(who for starts, who in _LEFT_BY if name.startswith(starts))
+        note(path, Note("litter", f"left behind by {left_by}"))
+        return True
+    return False
 
 
 def _open_remote(url: str) -> tuple[Any, str]:
@@ -158,85 +202,14 @@ def read_bytes(url: str) -> bytes | None:
 def _check_remote(url: str, paths: Sequence[str], timeout: float) -> list[bytes]:
     """Read and check the files, one after the other: a few of them are in memory at a time."""
     files, root = _open_remote(url)
-    lines = []
-    for path in paths:
-        place = f"{root}/{path}"
+
+    def check(path: str) -> bytes:
         try:
-            stamp, data = [files.ukey(place)], files.cat_file(place)
+            stamp, data = [files.ukey(f"{root}/{path}")], files.cat_file(f"{root}/{path}")
         except OSError as error:
             kind = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
-            lines.append(write_line(path, [[[kind, str(error)]], [], "", None, None]))
-            continue
-        ((_, answer),) = run_jobs([["check", path]], timeout, [data])
-        lines.append(write_line(path, verdict_of(answer, stamp)))
-    return lines
+            return Verdict([Note(kind, str(error))]).to_json()
+        (answer,) = run_jobs([Job("check", (path, stamp), data)], timeout)
+        return answer.verdict
 
-
-def open_folder(root: str | os.PathLike[str]) -> LocalFolder | RemoteFolder:
-    """Return the folder that a path or URL stands for."""
-    name = os.fspath(root)
-    return RemoteFolder(name) if "://" in name else LocalFolder(name)
-
-
-def _walk(root: str, note: Note, enter: Callable[[str], None]) -> Iterator[str]:
-    """Yield the files to check, relative to ``root`` and in order.
-
-    Args:
-        root: The folder.
-        note: Called with path, kind and detail for what needs no look inside.
-        enter: Called with each folder.
-    """
-    pending = [("", False, frozenset[tuple[int, int]]())]
-    visits: Counter[tuple[int, int]] = Counter()
-    while pending:
-        folder, littered, above = pending.pop()
-        place = Path(root, folder)
-        try:
-            status = place.stat()
-            me = (status.st_dev, status.st_ino)
-            visits[me] += 1
-            # The second test bounds folders that link to each other in many ways.
-            if status.st_ino and (me in above or visits[me] > 16):
-                note(folder, "link_loop", f"leads back to {place.resolve()}")
-                continue
-            with os.scandir(place) as listing:
-                entries = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
-            note(folder, "unreadable", f"{error.strerror}: nothing in this folder was looked at")
-            continue
-        enter(folder)
-        if not entries and folder:
-            note(folder, "empty_folder", "no file in it")
-        inside = []
-        for entry in entries:
-            path = f"{folder}/{entry.name}" if folder else entry.name
-            lower = entry.name.lower()
-            if _is_folder(entry):
-                if lower in _SKIPPED_FOLDERS:
-                    continue
-                if lower.endswith((".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")):
-                    note(path, "folder_named_image", "a folder with the suffix of an image")
-                inside.append((path, littered or lower in LITTER_FOLDERS, above | {me}))
-            elif littered or _is_litter(lower):
-                note(path, "litter", f"left behind by {_who(lower)}")
-            else:
-                yield path
-        pending.extend(reversed(inside))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_litter(name: str) -> bool:
-    """Whether a file of this name (in lower case) is a system's or tool's own."""
-    return name in _LITTER_NAMES or name.startswith(("._", "~$"))
-
-
-def _who(name: str) -> str:
-    if name.startswith(("thumbs", "ehthumbs", "desktop.ini")):
-        return "Windows"
-    return "macOS" if name.startswith(("._", ".ds_store", ".localized")) else "a system or tool"
+    return [write_line(path, check(path)) for path in paths]

@@ -7,19 +7,17 @@ import os
 import tempfile
 from array import array
 from bisect import bisect_left
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any, Self
 
 from ftkit import __version__
+from ftkit._images.findings import KINDS
+from ftkit._images.folders import Folder
+from ftkit._images.verdict import Verdict, read_line
 from ftkit.errors import FtkitError
 
-if TYPE_CHECKING:
-    from ftkit._images.folders import LocalFolder, RemoteFolder
-
 __all__ = ["Journal"]
-
-# What may be otherwise at the next try.
-_PASSING = frozenset(("crash", "out_of_memory", "timeout", "unreadable", "vanished"))
 
 
 class Journal:
@@ -28,7 +26,7 @@ class Journal:
     The first line says what was scanned. A line that a killed scan left unfinished is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None, folder: LocalFolder | RemoteFolder) -> None:
+    def __init__(self, path: str | os.PathLike[str] | None, folder: Folder) -> None:
         self._folder = folder
         self._kept = path is not None
         # Hashes of the paths that are known, sorted, and the places of their lines.
@@ -54,12 +52,9 @@ class Journal:
         first = self._file.readline()
         if not first:
             return
-        try:
-            found = json.loads(first)
-        except ValueError:
-            found = None
+        found = _read_head(first)
         if found != head:
-            what = f"the scan of {found['root']} by ftkit {found['version']}" if _is_head(found) else "something else"
+            what = f"the scan of {found['root']} by ftkit {found['version']}" if found else "something else"
             raise FtkitError(
                 f"{path} holds {what}, not a scan of {head['root']} by ftkit {head['version']}. "
                 f"Give another path, or move the file away."
@@ -71,9 +66,8 @@ class Journal:
                 break
             places[hash(json.loads(line)[0])] = at
             at += len(line)
-        for key in sorted(places):
-            self._known.append(key)
-            self._places.append(places[key])
+        self._known.extend(sorted(places))
+        self._places.extend(places[key] for key in self._known)
 
     def __enter__(self) -> Self:
         return self
@@ -93,19 +87,14 @@ class Journal:
         if self._kept:
             self._file.flush()
 
-    def read(self, at: int) -> tuple[str, list[Any]]:
+    def read(self, at: int) -> tuple[str, Verdict]:
         """Return the path and the verdict that stand at a place."""
-        return self._parse(self._line(at))
+        return read_line(self._line(at))
 
     def _line(self, at: int) -> bytes:
         self._file.flush()
         self._file.seek(at)
         return self._file.readline()
-
-    @staticmethod
-    def _parse(line: bytes) -> tuple[str, list[Any]]:
-        path, verdict = json.loads(line)
-        return path, verdict
 
     def recall(self, path: str) -> tuple[bytes, int] | None:
         """Return the line on a file and its place, when the file has not changed since it was written."""
@@ -114,15 +103,19 @@ class Journal:
         if index == len(self._known) or self._known[index] != key:
             return None
         line = self._line(self._places[index])
-        known, (notes, stamp, *_) = self._parse(line)
-        if known != path or any(note[0] in _PASSING for note in notes):
-            return None
-        try:
-            same = stamp == self._folder.stamp(path)
-        except OSError:
-            same = False
-        return (line, self._places[index]) if same else None
+        known, verdict = read_line(line)
+        is_transient = any(KINDS[note.kind].transient for note in verdict.notes)
+        with suppress(OSError):
+            if known == path and not is_transient and verdict.stamp == self._folder.stamp(path):
+                return line, self._places[index]
+        return None
 
 
-def _is_head(found: object) -> bool:
-    return isinstance(found, dict) and found.get("ftkit") == "scan" and {"root", "version"} <= found.keys()
+def _read_head(line: bytes) -> dict[str, Any] | None:
+    """Return what a journal says of its scan in the first line; None if it is none's."""
+    try:
+        head = json.loads(line)
+    except ValueError:
+        return None
+    is_head = isinstance(head, dict) and head.get("ftkit") == "scan" and {"root", "version"} <= head.keys()
+    return head if is_head else None

@@ -8,19 +8,16 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple, Self
 
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
-from ftkit._images.findings import chooser
+from ftkit._images.findings import Finding
 from ftkit._wording import some
 from ftkit.errors import FtkitError
-
-if TYPE_CHECKING:
-    from ftkit._images.report import ScanReport
 
 __all__ = ["Quarantine", "move_away", "restore"]
 
@@ -59,97 +56,107 @@ class Quarantine:
         return "\n".join(lines)
 
 
-def move_away(report: ScanReport, dest: str | os.PathLike[str], kinds: Iterable[str] | None) -> Quarantine:
-    """Move the findings of ``kinds`` below ``dest``; see `ScanReport.quarantine`."""
-    from ftkit._images.gallery import write_gallery
+class _Entry(NamedTuple):
+    """What a manifest says of a file or link that moves, or of a folder that is taken away."""
 
-    wanted = chooser(kinds)
-    if "://" in report.root:
-        raise FtkitError(f"{report.root} can't be moved about in. Pass over its files with image_folder_filter().")
-    root, target = Path(report.root).resolve(), Path(dest).resolve()
-    if target.is_relative_to(root):
+    path: str
+    type: str
+    kinds: list[str]
+    mtime: int
+    mode: int
+
+    @property
+    def is_folder(self) -> bool:
+        return self.type == "folder"
+
+    @classmethod
+    def of(cls, root: Path, path: str, kinds: list[str]) -> Self:
+        status = (root / path).lstat()
+        kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(status.st_mode), "file")
+        return cls(path, kind, kinds, status.st_mtime_ns, stat.S_IMODE(status.st_mode))
+
+
+def move_away(
+    root: str, findings: Iterable[Finding], dest: str | os.PathLike[str], show: Callable[[Path], None]
+) -> Quarantine:
+    """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
+
+    Args:
+        root: The folder that was scanned.
+        findings: What moves.
+        dest: A folder outside.
+        show: Writes the gallery, before anything moves.
+    """
+    if "://" in root:
+        raise FtkitError(f"{root} can't be moved about in. Pass over its files with image_folder_filter().")
+    home, target = Path(root).resolve(), Path(dest).resolve()
+    if target.is_relative_to(home):
         raise FtkitError(
-            f"{dest} lies inside the data set {report.root}, where it would become a class of its own. "
-            f"Choose a folder outside, such as {root}-quarantine."
+            f"{dest} lies inside the data set {root}, where it would become a class of its own. "
+            f"Choose a folder outside, such as {home}-quarantine."
         )
-    chosen = [finding for finding in report.findings if wanted(finding)]
     reasons: dict[str, list[str]] = {}
-    for finding in chosen:
-        reasons.setdefault(os.path.relpath(finding.path, report.root), []).append(finding.kind)
-    plan, left = _plan(root, reasons)
-    number = next(n for n in count(1) if not (target / _manifest_name(n)).exists())
-    manifest = target / _manifest_name(number)
-    folder = target / ("files" if number == 1 else f"files-{number}")
+    for finding in findings:
+        reasons.setdefault(os.path.relpath(finding.path, root), []).append(finding.kind)
+    entries, left = _plan(home, reasons)
+    numbers = chain([""], map("-{}".format, count(2)))
+    number = next(number for number in numbers if not (target / f"manifest{number}.json").exists())
+    folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
     gallery = manifest.with_suffix(".html")
-    write_gallery(report, gallery, chosen)
-    facts = {"ftkit": "quarantine", "version": 1, "root": str(root), "folder": folder.name, "entries": plan}
+    show(gallery)
+    facts = {"ftkit": "quarantine", "version": 1, "root": str(home), "folder": folder.name}
     with atomic_write(manifest) as file:
-        file.write(json.dumps(facts, indent=1).encode())
+        file.write(json.dumps({**facts, "entries": [entry._asdict() for entry in entries]}, indent=1).encode())
 
-    moved: list[str] = []
-    emptied: list[str] = []
-    for entry in plan:
-        path = entry["path"]
+    gone: list[_Entry] = []
+    for entry in entries:
         try:
-            if entry["type"] == "folder":
-                (root / path).rmdir()
-                emptied.append(path)
+            if entry.is_folder:
+                (home / entry.path).rmdir()
             else:
-                _move(root / path, folder / path)
-                moved.append(path)
+                _move(home / entry.path, folder / entry.path)
+            gone.append(entry)
         except OSError as error:
-            left.append((path, error.strerror or str(error)))
+            left.append((entry.path, _reason(error)))
+    moved = [entry for entry in gone if not entry.is_folder]
     return Quarantine(
-        root=root,
+        root=home,
         folder=folder,
         manifest=manifest,
         gallery=gallery,
         moved=len(moved),
-        kinds=dict(Counter(kind for path in moved for kind in reasons[path])),
-        emptied=emptied,
+        kinds=dict(Counter(kind for entry in moved for kind in entry.kinds)),
+        emptied=[entry.path for entry in gone if entry.is_folder],
         left=left,
     )
 
 
-def _manifest_name(number: int) -> str:
-    return "manifest.json" if number == 1 else f"manifest-{number}.json"
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
-def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """List the moves, files first, then the folders that they leave empty, the innermost first."""
-    entries: list[dict[str, Any]] = []
+def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[_Entry], list[tuple[str, str]]]:
+    """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay."""
+    found: list[_Entry] = []
     left: list[tuple[str, str]] = []
-    folders: set[Path] = set()
     for path, kinds in sorted(reasons.items()):
-        full = root / path
         try:
-            status = full.lstat()
+            found.append(_Entry.of(root, path, kinds))
         except OSError as error:
-            left.append((path, error.strerror or str(error)))
-            continue
-        if stat.S_ISDIR(status.st_mode):
-            folders.add(full)
-            continue
-        kind = "link" if stat.S_ISLNK(status.st_mode) else "file"
-        entries.append({"path": path, "type": kind, "kinds": kinds, "mtime": status.st_mtime_ns})
-        folders.update(parent for parent in full.parents if parent.is_relative_to(root))
-    leaving = {root / entry["path"] for entry in entries}
+            left.append((path, _reason(error)))
+    plan = [entry for entry in found if not entry.is_folder]
+    leaving = {root / entry.path for entry in plan}
+    folders = {root / entry.path for entry in found if entry.is_folder}
+    folders |= {parent for file in leaving for parent in file.parents if parent.is_relative_to(root)}
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
-        if folder.is_symlink() or not all(child in leaving for child in folder.iterdir()):
-            relative = str(folder.relative_to(root))
-            if relative in reasons:
-                left.append((relative, "a folder that is not empty"))
-            continue
-        leaving.add(folder)
-        entries.append(
-            {
-                "path": str(folder.relative_to(root)),
-                "type": "folder",
-                "kinds": reasons.get(str(folder.relative_to(root)), []),
-                "mode": stat.S_IMODE(folder.stat().st_mode),
-            }
-        )
-    return entries, left
+        path = str(folder.relative_to(root))
+        entry = _Entry.of(root, path, reasons.get(path, []))
+        if entry.is_folder and leaving.issuperset(folder.iterdir()):
+            leaving.add(folder)
+            plan.append(entry)
+        elif path in reasons:
+            left.append((path, "a folder that is not empty"))
+    return plan, left
 
 
 def _move(source: Path, target: Path) -> None:
@@ -202,42 +209,45 @@ def restore(manifest: str | os.PathLike[str]) -> list[str]:
         >>> restore(gone.manifest) == [str(Path("pets/cat/tom.jpg").resolve())]
         True
     """
-    file = _find_manifest(Path(manifest))
-    root, folder, entries = _read_manifest(file)
-    files = [(root / e["path"], folder / e["path"]) for e in entries if e["type"] != "folder"]
+    root, folder, entries = _read_manifest(_find_manifest(Path(manifest)))
+    files = [(root / entry.path, folder / entry.path) for entry in entries if not entry.is_folder]
+    folders = [(root / entry.path, entry.mode) for entry in entries if entry.is_folder]
     blocked = [str(old) for old, new in files if os.path.lexists(old) and os.path.lexists(new) and not _same(old, new)]
-    blocked += [str(root / e["path"]) for e in entries if e["type"] == "folder" and (root / e["path"]).is_file()]
+    blocked += [str(old) for old, _ in folders if old.is_file()]
     if blocked:
         raise FtkitError(
             f"Other files stand where {len(blocked):,} files came from, and nothing was moved: {some(blocked, 3)}. "
             f"Move them elsewhere and call restore again."
         )
-    for entry in reversed(entries):  # the outermost folder first
-        if entry["type"] == "folder" and not (root / entry["path"]).is_dir():
-            (root / entry["path"]).mkdir(parents=True)
-            (root / entry["path"]).chmod(entry["mode"])
+    for old, mode in reversed(folders):  # the outermost first
+        if not old.is_dir():
+            old.mkdir(parents=True)
+            old.chmod(mode)
     back, lost = [], []
     for old, new in files:
-        if not os.path.lexists(new):
-            if not os.path.lexists(old):
-                lost.append(str(old))
-        elif os.path.lexists(old):  # killed between copy and removal
-            new.unlink()
+        if os.path.lexists(new):
             back.append(str(old))
-        else:
-            _move(new, old)
-            back.append(str(old))
-    if folder.is_dir():
-        for parent, _, _ in os.walk(folder, topdown=False):
-            remove_litter(parent)
-            if not any(Path(parent).iterdir()):
-                Path(parent).rmdir()
+            if os.path.lexists(old):  # killed between copy and removal
+                new.unlink()
+            else:
+                _move(new, old)
+        elif not os.path.lexists(old):
+            lost.append(str(old))
+    _remove_empty(folder)
     if lost:
         raise FtkitError(
             f"{len(back):,} files are back, but {len(lost):,} are neither in {folder} nor in their old place: "
             f"{some(lost, 3)}."
         )
     return back
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folders that hold nothing any more; ``folder`` need not be there."""
+    for parent, _, _ in os.walk(folder, topdown=False):
+        remove_litter(parent)
+        if not any(Path(parent).iterdir()):
+            Path(parent).rmdir()
 
 
 def _find_manifest(path: Path) -> Path:
@@ -250,12 +260,14 @@ def _find_manifest(path: Path) -> Path:
     return found[0]
 
 
-def _read_manifest(path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
+def _read_manifest(path: Path) -> tuple[Path, Path, list[_Entry]]:
+    """Return the data set's folder, the one where its files are, and the entries."""
     try:
         facts = json.loads(path.read_bytes())
         if facts["ftkit"] != "quarantine" or facts["version"] != 1:
             raise ValueError
-        return Path(facts["root"]), path.resolve().parent / facts["folder"], facts["entries"]
+        entries = [_Entry(**{"mtime": 0, "mode": 0o777, **entry}) for entry in facts["entries"]]
+        return Path(facts["root"]), path.resolve().parent / facts["folder"], entries
     except FileNotFoundError:
         raise FtkitError(f"There is no manifest {path}. It is the .manifest of what quarantine() returned.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -264,8 +276,11 @@ def _read_manifest(path: Path) -> tuple[Path, Path, list[dict[str, Any]]]:
 
 def _same(old: Path, new: Path) -> bool:
     """Whether two files hold the same: what a move killed between copy and removal leaves."""
-    if old.is_symlink() or new.is_symlink():
-        return old.is_symlink() and new.is_symlink() and old.readlink() == new.readlink()
-    if not (old.is_file() and new.is_file()):
-        return False
-    return old.stat().st_size == new.stat().st_size and digest(old.read_bytes()) == digest(new.read_bytes())
+    content = _content(old)
+    return content is not None and content == _content(new)
+
+
+def _content(path: Path) -> str | Path | None:
+    if path.is_symlink():
+        return path.readlink()
+    return digest(path.read_bytes()) if path.is_file() else None

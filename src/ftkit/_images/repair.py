@@ -1,25 +1,19 @@
-"""Mended copies of what is odd but whole."""
+"""Mended copies of what is odd but whole: of which files, and what came of it. decoding/mending.py makes each."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ftkit._images.findings import KINDS, chooser
-from ftkit._images.workers import Casualty, close_workers, run_jobs
+from ftkit._images.findings import KINDS, Finding, chooser
+from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit.errors import FtkitError
 
-if TYPE_CHECKING:
-    from ftkit._images.report import ScanReport
+__all__ = ["Repair", "repair"]
 
-__all__ = ["MENDABLE", "Repair", "repair"]
-
-#: The kinds that a copy can be rid of.
-MENDABLE = frozenset(kind for kind, known in KINDS.items() if known.remedy.startswith("repair()"))
+_SECONDS = 60.0  # for one file
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,33 +36,33 @@ class Repair:
         return "\n".join(lines)
 
 
-def repair(report: ScanReport, kinds: Iterable[str] | None, dest: str | os.PathLike[str] | None) -> Repair:
-    """Write mended copies; see `ScanReport.repair`."""
-    wanted = chooser(MENDABLE if kinds is None else kinds)
-    if "://" in report.root:
-        raise FtkitError(f"{report.root} is no folder of this machine; copy it here to repair its files.")
-    root = Path(report.root).resolve()
-    folder = (Path(dest) if dest is not None else root.with_name(f"{root.name}-repaired")).resolve()
-    if folder.is_relative_to(root):
+def repair(
+    root: str, findings: Sequence[Finding], kinds: Iterable[str] | None, dest: str | os.PathLike[str] | None
+) -> Repair:
+    """Write mended copies of files below ``root``; see `ScanReport.repair`."""
+    wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
+    if "://" in root:
+        raise FtkitError(f"{root} is no folder of this machine; copy it here to repair its files.")
+    home = Path(root).resolve()
+    folder = (Path(dest) if dest is not None else home.with_name(f"{home.name}-repaired")).resolve()
+    if folder.is_relative_to(home):
         raise FtkitError(f"{folder} lies inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
-    for finding in report.findings:
-        if finding.kind in MENDABLE and wanted(finding):
+    hopeless = {f.path for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
+    for finding in filter(wanted, findings):
+        if KINDS[finding.kind].mendable and finding.path not in hopeless:
             chosen.setdefault(finding.path, []).append(finding.kind)
-    for path in {finding.path for finding in report.unusable if finding.kind not in MENDABLE}:
-        chosen.pop(path, None)
     jobs = [
-        ["repair", str(Path(path).absolute()), kinds, str(folder / os.path.relpath(path, report.root))]
-        for path, kinds in chosen.items()
+        Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root))))
+        for path, why in chosen.items()
     ]
     result = Repair(folder)
-    names = list(chosen)
     try:
-        for number, answer in run_jobs(jobs, 60.0):
-            if isinstance(answer, Casualty):
-                result.failed[names[number]] = answer.args[1]
+        for path, answer in zip(chosen, run_jobs(jobs, _SECONDS), strict=True):
+            if answer.lost:
+                result.failed[path] = answer.lost.detail
             else:
-                result.made[names[number]] = json.loads(answer)
+                result.made[path] = answer.value
     finally:
         close_workers()
     return result

@@ -8,19 +8,25 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, fields
 
 from ftkit._files import atomic_write
-from ftkit._images.findings import KINDS, DuplicateGroup, Finding, Severity, chooser
+from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, Severity, chooser
+from ftkit._images.gallery import write_gallery
+from ftkit._images.quarantine import Quarantine, move_away
+from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
+from ftkit._wording import plural
 from ftkit.errors import FtkitError
 
-if TYPE_CHECKING:
-    from ftkit._images.quarantine import Quarantine
-    from ftkit._images.repair import Repair
-
 __all__ = ["ScanReport"]
+
+_COLUMNS = tuple(column.name for column in fields(Finding))
+
+
+def _row(finding: Finding) -> list[str]:
+    """Return a row of a table that may hold UTF-8 only."""
+    return [getattr(finding, name).encode(errors="backslashreplace").decode() for name in _COLUMNS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,31 +75,30 @@ class ScanReport:
         return [finding for finding in self.findings if finding.severity == severity]
 
     def __str__(self) -> str:
-        bad = len({finding.path for finding in self.unusable})
-        number = len({place.rpartition("/")[2] for place in self.classes})  # one in several splits counts once
-        classes = f" in {number:,} class{'es' if number > 1 else ''}" if number else ""
-        lines = [f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"]
-        for severity, title in (("unusable", "unusable"), ("odd", "usable but odd"), ("junk", "not images")):
-            kinds = Counter(finding.kind for finding in self.findings if finding.severity == severity)
-            if not kinds:
-                continue
-            number = len({finding.path for finding in self.findings if finding.severity == severity})
-            lines.append(f"{number:,} {title}")
-            for kind, count in kinds.most_common():
-                lines.append(f"  {count:7,}  {kind:20} {KINDS[kind].effect} -> {KINDS[kind].remedy}")
+        lines = [self._headline()]
+        for severity, title in SEVERITIES.items():
+            found = self._of(severity)
+            if found:
+                lines.append(f"{len({finding.path for finding in found}):,} {title}")
+            for kind, number in Counter(finding.kind for finding in found).most_common():
+                lines.append(f"  {number:7,}  {kind:20} {KINDS[kind].effect} -> {KINDS[kind].remedy}")
         if self.duplicates:
-            exact = sum(group.kind == "exact" for group in self.duplicates)
+            kinds = Counter(group.kind for group in self.duplicates)
             crossing = sum(group.crosses_classes for group in self.duplicates)
-            number = len(self.duplicates)
             lines.append(
-                f"{number:,} groups of duplicates ({exact:,} exact, {number - exact:,} near), "
+                f"{len(self.duplicates):,} groups of duplicates ({kinds['exact']:,} exact, {kinds['near']:,} near), "
                 f"{crossing:,} across classes, {len(self.leaks):,} across splits"
             )
         if not self.findings:
             lines.append("nothing to complain of")
-        elif bad or self.junk:
+        elif self.unusable or self.junk:
             lines.append("Nothing was changed. report.quarantine(folder) sets unusable files and junk aside.")
         return "\n".join(lines)
+
+    def _headline(self) -> str:
+        names = {place.rpartition("/")[2] for place in self.classes}  # one in several splits counts once
+        classes = f" in {plural(len(names), 'class', 'classes')}" if names else ""
+        return f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"
 
     def to_dict(self) -> dict[str, object]:
         """Return the report as plain objects, ready for JSON."""
@@ -115,10 +120,10 @@ class ScanReport:
         """Write the findings as CSV, one a row; bytes of names that are no UTF-8 are escaped."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
-        rows.writerow(("path", "kind", "severity", "detail"))
-        rows.writerows((f.path, f.kind, f.severity, f.detail) for f in self.findings)
+        rows.writerow(_COLUMNS)
+        rows.writerows(map(_row, self.findings))
         with atomic_write(path) as file:
-            file.write(text.getvalue().encode(errors="backslashreplace"))
+            file.write(text.getvalue().encode())
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the findings as a Parquet table (needs the extra ``parquet``).
@@ -131,20 +136,21 @@ class ScanReport:
             import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
         except ImportError as error:
             raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
-        columns = {
-            name: [getattr(f, name).encode(errors="backslashreplace").decode() for f in self.findings]
-            for name in ("path", "kind", "severity", "detail")
-        }
+        rows = [dict(zip(_COLUMNS, _row(finding), strict=True)) for finding in self.findings]
         buffer = io.BytesIO()
-        pq.write_table(pa.table(columns, schema=pa.schema([(name, pa.string()) for name in columns])), buffer)
+        pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS])), buffer)
         with atomic_write(path) as file:
             file.write(buffer.getvalue())
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page: thumbnails by kind, duplicates side by side."""
-        from ftkit._images.gallery import write_gallery
+        self._show(path, "Nothing was changed by the scan.", self.findings, self.duplicates)
 
-        write_gallery(self, path)
+    def _show(
+        self, path: str | os.PathLike[str], note: str, findings: list[Finding], groups: list[DuplicateGroup]
+    ) -> None:
+        counts = f"{self.files:,} files, {self.images:,} usable images."
+        write_gallery(path, self.root, f"{counts} {note}", findings, groups)
 
     def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
         """Move files out of the data set, to be brought back by `ftkit.restore`; nothing is deleted.
@@ -160,9 +166,11 @@ class ScanReport:
         Returns:
             Where things went, how many, and the manifest.
         """
-        from ftkit._images.quarantine import move_away
-
-        return move_away(self, dest, kinds)
+        chosen = list(filter(chooser(kinds), self.findings))
+        copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
+        groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
+        note = "These were set aside; the manifest brings them back."
+        return move_away(self.root, chosen, dest, lambda page: self._show(page, note, chosen, groups))
 
     def repair(self, kinds: Iterable[str] | None = None, *, dest: str | os.PathLike[str] | None = None) -> Repair:
         """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
@@ -174,9 +182,7 @@ class ScanReport:
             kinds: What to mend, as in `quarantine`; by default all that can be.
             dest: The folder for the copies; by default the data set's name with ``-repaired``.
         """
-        from ftkit._images.repair import repair
-
-        return repair(self, kinds, dest)
+        return repair(self.root, self.findings, kinds, dest)
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.
@@ -186,8 +192,7 @@ class ScanReport:
         Args:
             kinds: What to pass over, as in `quarantine`.
         """
-        chosen = chooser(kinds)
-        return _Filter(frozenset(_absolute(f.path) for f in self.findings if chosen(f)))
+        return _Filter(frozenset(_absolute(finding.path) for finding in filter(chooser(kinds), self.findings)))
 
 
 @dataclass(frozen=True, slots=True)

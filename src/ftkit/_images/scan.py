@@ -6,14 +6,18 @@ import os
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import islice
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
-from ftkit._images.folders import LocalFolder, RemoteFolder, find_splits, open_folder
+from ftkit._images.folders import Folder, open_folder
+from ftkit._images.layout import Layout
 from ftkit._images.workers import close_workers, start_worker
 from ftkit.errors import FtkitError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from concurrent.futures import Executor, Future
 
     from ftkit._images.journal import Journal
@@ -22,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["scan_images"]
 
-_TASK = 256  # files a task of a foreign executor; the threads of the default one take a quarter
+_TASK = 256  # files a task of a foreign executor
+_THREAD_TASK, _LEAST_TASK = 64, 4  # the same for the threads of the default one, and towards the end of a scan
+_AHEAD = 32  # workers that an executor is taken to have, when it does not say
 
 
 def scan_images(
@@ -82,10 +88,10 @@ def scan_images(
         raise FtkitError(f"timeout={timeout}: give the seconds after which a file is given up, more than 0.")
     start = time.perf_counter()
     folder = open_folder(root)
-    named = find_splits(folder.tops(), folder.name, splits)
+    layout = Layout.find(folder.tops(), folder.name, splits)
     try:
+        number = workers or _cores()
         if executor is None:
-            number = workers or _cores()
             start_worker()  # the others when there is work for them
         # The rest is imported while it starts.
         from concurrent.futures import ThreadPoolExecutor
@@ -94,13 +100,14 @@ def scan_images(
         from ftkit._images.report import ScanReport
         from ftkit._images.tally import Tally
 
-        with Journal(resume, folder) as journal, _Bar(progress) as bar:
-            tally = Tally(folder.prefix, named, journal, near_duplicates)
+        with Journal(resume, folder) as journal, _bar(progress) as bar:
+            tally = Tally(folder.prefix, layout, journal, near_duplicates)
+            whole = _Pass(folder, timeout, journal, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
-                    _run(pool, _TASK // 4, 4, folder, timeout, journal, tally, bar)
+                    whole.run(pool, _LEAST_TASK, _THREAD_TASK)
             else:
-                _run(executor, _TASK, _TASK, folder, timeout, journal, tally, bar)
+                whole.run(executor, _TASK, _TASK)
             groups = tally.finish()
     finally:
         close_workers()
@@ -119,75 +126,61 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(
-    pool: Executor,
-    size: int,
-    least: int,
-    folder: LocalFolder | RemoteFolder,
-    timeout: float,
-    journal: Journal,
-    tally: Tally,
-    bar: _Bar,
-) -> None:
-    """Hand the files out, ``least`` to ``size`` at a time, a few tasks ahead, and take the verdicts in as they come."""
-    from concurrent.futures import FIRST_COMPLETED, wait
+class _Pass:
+    """One pass over the files: it hands them out and takes the verdicts in as they come."""
 
-    ahead = 2 * getattr(pool, "_max_workers", 32) + 2
-    running: set[Future[list[bytes]]] = set()
-    files = folder.walk(tally.note, tally.enter)
-    fresh: deque[str] = deque()
-    try:
-        while True:
-            while len(fresh) < ahead * size and (path := next(files, None)) is not None:
-                bar.expect(1)
-                known = journal.recall(path)
-                if known is None:
-                    fresh.append(path)
-                else:
-                    tally.add(*known)
-                    bar.advance(1)
-            if fresh:
-                # Smaller tasks towards the end, so that all workers finish at the same time.
-                number = min(len(fresh), size, max(least, len(fresh) // ahead))
-                function, *arguments = folder.task([fresh.popleft() for _ in range(number)], timeout)
-                running.add(pool.submit(function, *arguments))
-            elif not running:
-                return
-            if len(running) >= ahead or not fresh:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    lines = future.result()
-                    for line in lines:
-                        tally.add(line, journal.append(line))
-                    journal.flush()
-                    bar.advance(len(lines))
-    finally:
-        for future in running:
-            future.cancel()
+    def __init__(self, folder: Folder, timeout: float, journal: Journal, tally: Tally, bar: Any) -> None:
+        self._folder, self._timeout, self._journal, self._tally, self._bar = folder, timeout, journal, tally, bar
+        self._files = folder.walk(tally.note, tally.enter)
+
+    def run(self, pool: Executor, least: int, most: int) -> None:
+        """Hand the files out, ``least`` to ``most`` at a time, a few tasks ahead."""
+        from concurrent.futures import FIRST_COMPLETED, wait
+
+        ahead = 2 * getattr(pool, "_max_workers", _AHEAD) + 2
+        running: set[Future[list[bytes]]] = set()
+        waiting: deque[str] = deque()
+        unknown = self._unknown()
+        try:
+            while True:
+                waiting.extend(islice(unknown, max(0, ahead * most - len(waiting))))
+                if waiting:
+                    # Smaller tasks towards the end, so that all workers finish at the same time.
+                    number = min(len(waiting), most, max(least, len(waiting) // ahead))
+                    task = self._folder.task([waiting.popleft() for _ in range(number)], self._timeout)
+                    running.add(pool.submit(*task))
+                elif not running:
+                    return
+                if len(running) >= ahead or not waiting:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        self._take_in(future.result())
+        finally:
+            for future in running:
+                future.cancel()
+
+    def _unknown(self) -> Iterator[str]:
+        """Yield the files that the journal does not know; take in what it says of the others."""
+        for path in self._files:
+            self._bar.total += 1
+            known = self._journal.recall(path)
+            if known is None:
+                yield path
+            else:
+                self._tally.add(*known)
+                self._bar.update(1)
+
+    def _take_in(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._tally.add(line, self._journal.append(line))
+        self._journal.flush()
+        self._bar.update(len(lines))
 
 
-class _Bar:
-    """A progress bar, where it is wanted."""
+def _bar(wanted: bool | None) -> Any:
+    """Return a progress bar, or what takes its place where none is wanted."""
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return nullcontext(SimpleNamespace(total=0, update=lambda _: None))
+    from tqdm import tqdm
 
-    def __init__(self, wanted: bool | None) -> None:
-        self._bar: Any = None
-        self._total = 0
-        if wanted if wanted is not None else sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(unit="file", total=0)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def expect(self, more: int) -> None:
-        if self._bar is not None:
-            self._bar.total += more
-
-    def advance(self, done: int) -> None:
-        if self._bar is not None:
-            self._bar.update(done)
+    return tqdm(unit="file", total=0)

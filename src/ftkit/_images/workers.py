@@ -12,19 +12,45 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import IO, Any
+from typing import Any, Literal, NamedTuple
 
-from ftkit._images.serving import FAULT, READY, TICK_SECONDS
+from ftkit._images.decoding.serving import FAULT, READY, TICK_SECONDS
+from ftkit._images.verdict import Broken, Note, Verdict, write_line
 from ftkit.errors import FtkitError
 
-__all__ = ["Casualty", "check_batch", "close_workers", "run_jobs", "start_worker", "verdict_of", "write_line"]
+__all__ = ["Answer", "Job", "check_batch", "close_workers", "run_jobs", "start_worker"]
 
-_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.serving import serve; serve()"
+_BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.decoding.serving import serve; serve()"
 _START_SECONDS = 120
 
 
-class Casualty(Exception):  # noqa: N818  (it is an answer)
-    """A worker was lost over a job; carries the kind and detail of the finding."""
+class Job(NamedTuple):
+    """What a worker is asked for: a verb of `ftkit._images.decoding.verbs`, its arguments, bytes that come along."""
+
+    verb: Literal["check", "thumbnail", "groups", "repair"]
+    arguments: tuple[Any, ...] = ()
+    payload: bytes | None = None
+
+
+class Answer(NamedTuple):
+    """What came of a job: JSON, or a note on how the worker was lost over it."""
+
+    text: bytes
+    lost: Note | None = None
+
+    @property
+    def value(self) -> Any:
+        """What the worker answered; None when it was lost."""
+        return None if self.lost else json.loads(self.text)
+
+    @property
+    def verdict(self) -> bytes:
+        """The JSON of the verdict that a check came to, also when the worker was lost."""
+        return Verdict([self.lost]).to_json() if self.lost else self.text
+
+
+class _Lost(Broken):
+    """A worker was lost over a job."""
 
 
 class _Worker:
@@ -41,31 +67,13 @@ class _Worker:
             stderr=subprocess.PIPE,
             env={**os.environ, **single},
         )
+        assert self._process.stdin
+        assert self._process.stdout
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
         self._ready = False
         self._ticks: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._listener = threading.Thread(target=self._listen, name="ftkit-worker", daemon=True)
         self._listener.start()
-
-    def _get_ready(self) -> None:
-        """Wait until the process has started, which does not count as time of a job."""
-        if self._ready:
-            return
-        last = b"no message"
-        while not self._ready:
-            try:
-                line = self._next(_START_SECONDS)
-            except queue.Empty:
-                line = None
-            if line is None:
-                self.kill()
-                raise FtkitError(
-                    f"A worker process of scan_images ended before it was ready: {last.decode(errors='replace')}. "
-                    f"Check that {sys.executable} can import ftkit, numpy and simplejpeg."
-                )
-            self._ready = line == READY
-            last = line.strip() or last
-        while self._pipe(self._process.stdout).readline() not in (READY, b""):
-            pass  # somebody's sitecustomize prints
 
     @property
     def alive(self) -> bool:
@@ -74,51 +82,67 @@ class _Worker:
 
     def _listen(self) -> None:
         # A thread, because a pipe can't be read with a timeout on every system.
-        with self._pipe(self._process.stderr) as ticks, contextlib.suppress(OSError):
+        assert self._process.stderr
+        with self._process.stderr as ticks, contextlib.suppress(OSError):
             for line in ticks:
                 self._ticks.put(line)
         self._ticks.put(b"")
 
-    @staticmethod
-    def _pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-        assert pipe is not None
-        return pipe
-
     def _next(self, seconds: float) -> bytes | None:
-        """Return what it says next; None when the process ended. Raises queue.Empty after ``seconds``."""
-        return self._ticks.get(timeout=seconds) or None
+        """Return what it says next, nothing when it has ended, None when it says nothing for so long."""
+        try:
+            return self._ticks.get(timeout=seconds)
+        except queue.Empty:
+            return None
 
-    def answers(self, jobs: Sequence[list[Any]], payloads: Sequence[bytes], timeout: float) -> Iterator[bytes]:
-        """Send the jobs in one go and yield their answers as they come; raise Casualty when one kills the worker."""
+    def _get_ready(self) -> None:
+        """Wait until the process has started, which does not count as time of a job."""
+        if self._ready:
+            return
+        last = b"no message"
+        while (line := self._next(_START_SECONDS)) != READY:
+            if not line:
+                self.kill()
+                raise FtkitError(
+                    f"A worker process of scan_images ended before it was ready: {last.decode(errors='replace')}. "
+                    f"Check that {sys.executable} can import ftkit, numpy and simplejpeg."
+                )
+            last = line.strip() or last
+        while self._stdout.readline() not in (READY, b""):
+            pass  # somebody's sitecustomize prints
+        self._ready = True
+
+    def answers(self, jobs: Sequence[Job], timeout: float) -> Iterator[bytes]:
+        """Send the jobs in one go and yield their answers as they come; raise _Lost when one kills the worker."""
         self._get_ready()
-        stdin, stdout = self._pipe(self._process.stdin), self._pipe(self._process.stdout)
-        sizes = [len(payload) for payload in payloads]
-        with contextlib.suppress(OSError):  # it died: the missing answer says so
-            stdin.write(json.dumps([jobs, sizes]).encode() + b"\n")
-            stdin.flush()
-            for payload in payloads:
-                stdin.write(payload)
-            stdin.flush()
+        self._send(jobs)
         left, end = len(jobs), ""
         while left and not end:
-            try:
-                tick = self._next(timeout + TICK_SECONDS)
-            except queue.Empty:
-                end = "timeout"
-                ended = self._kill()
-            else:
-                end = "" if tick else "crash"
-                ended = True
-            # Of one that has ended, all that it has answered.
-            for _ in range(int(tick) if not end and tick else left if ended else 0):
-                line = stdout.readline()
+            number, end = self._wait(left, timeout)
+            for _ in range(number):
+                line = self._stdout.readline()
                 if not line.endswith(b"\n"):
                     end = end or "crash"
                     break
                 left -= 1
                 yield line
         if left:
-            raise Casualty(end, self._say_end() if end == "crash" else f"not decoded within {timeout:g} s")
+            raise _Lost(end, self._say_end() if end == "crash" else f"not decoded within {timeout:g} s")
+
+    def _send(self, jobs: Sequence[Job]) -> None:
+        request = [(job.verb, job.arguments, None if job.payload is None else len(job.payload)) for job in jobs]
+        with contextlib.suppress(OSError):  # it died: the missing answer says so
+            self._stdin.write(json.dumps(request).encode() + b"\n")
+            self._stdin.flush()
+            self._stdin.writelines(job.payload for job in jobs if job.payload)
+            self._stdin.flush()
+
+    def _wait(self, left: int, timeout: float) -> tuple[int, Literal["", "crash", "timeout"]]:
+        """Return how many answers are there to read, or may be when the process has ended, and how it has ended."""
+        tick = self._next(timeout + TICK_SECONDS)
+        if tick is None:
+            return left if self._end() else 0, "timeout"
+        return (int(tick), "") if tick else (left, "crash")
 
     def _say_end(self) -> str:
         try:
@@ -130,7 +154,7 @@ class _Worker:
             return f"the decoder died of {signal.Signals(-code).name}"
         return f"the worker left with exit code {code}"
 
-    def _kill(self) -> bool:
+    def _end(self) -> bool:
         """End the process, and say whether it has ended: there are those that the system can't end."""
         self._process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -139,129 +163,110 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process and let go of it."""
-        self._kill()
-        self._close()
+        self._end()
+        self.close()
 
     def hang_up(self) -> None:
         """Tell the process to end."""
         with contextlib.suppress(OSError):
-            self._pipe(self._process.stdin).close()
+            self._stdin.close()
 
     def close(self) -> None:
-        """Let the process end by itself."""
-        self._close()
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            self.kill()
-
-    def _close(self) -> None:
+        """Let the process end by itself, or else end it."""
         self.hang_up()
         self._listener.join(1)
         with contextlib.suppress(OSError):
-            self._pipe(self._process.stdout).close()
+            self._stdout.close()
+        try:
+            self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            self._end()
 
 
-_idle: list[_Worker] = []
-_idle_lock = threading.Lock()
-_owner = os.getpid()
+class _Idle:
+    """The workers of this process that wait for jobs."""
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as a forked process must: the workers are its parent's, and a thread of it may hold the lock."""
+        self._workers: list[_Worker] = []
+        self._lock = threading.Lock()
+
+    def take(self) -> _Worker:
+        """Return one that is alive, or a new one."""
+        with self._lock:
+            while self._workers:
+                worker = self._workers.pop()
+                if worker.alive:
+                    return worker
+        return _Worker()
+
+    def put(self, worker: _Worker) -> None:
+        with self._lock:
+            self._workers.append(worker)
+
+    def start(self) -> None:
+        """Have a worker start up while the caller prepares its work."""
+        self.put(_Worker())
+
+    def close(self) -> None:
+        """End the idle workers of this process."""
+        with self._lock:
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.hang_up()
+        for worker in workers:
+            worker.close()
 
 
-def _take() -> _Worker:
-    global _owner  # noqa: PLW0603
-    with _idle_lock:
-        if _owner != os.getpid():  # after a fork the workers are somebody else's
-            _idle.clear()
-            _owner = os.getpid()
-        while _idle:
-            worker = _idle.pop()
-            if worker.alive:
-                return worker
-    return _Worker()
-
-
-def _give_back(worker: _Worker) -> None:
-    with _idle_lock:
-        _idle.append(worker)
-
-
-def start_worker() -> None:
-    """Have a worker start up while the caller prepares its work."""
-    _give_back(_Worker())
-
-
-def close_workers() -> None:
-    """End the idle workers of this process."""
-    with _idle_lock:
-        workers, _idle[:] = (list(_idle) if _owner == os.getpid() else []), []
-    for worker in workers:
-        worker.hang_up()
-    for worker in workers:
-        worker.close()
-
-
+_idle = _Idle()
+start_worker, close_workers = _idle.start, _idle.close
 atexit.register(close_workers)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.forget)
 
 
-def run_jobs(
-    jobs: Sequence[list[Any]], timeout: float, payloads: Sequence[bytes] = ()
-) -> Iterator[tuple[int, bytes | Casualty]]:
-    """Yield ``(number of the job, its answer)``; a lost worker is replaced and the rest of the jobs goes on.
+def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
+    """Yield the answer to each job; a lost worker is replaced and the rest of the jobs goes on.
 
     A crash counts against its job only when a fresh worker crashes over it, too: the first may
     have been killed from outside.
     """
-    todo = list(range(len(jobs)))
-    blamed: int | None = None
+    todo = list(jobs)
+    is_suspect = False  # whether a worker has crashed over the first of them
     while todo:
-        worker = _take()
-        # Alone with the suspect, so that nothing else suffers.
-        now = todo[:1] if blamed is not None else todo
+        worker = _idle.take()
         done = 0
         try:
-            answers = worker.answers([jobs[n] for n in now], [payloads[n] for n in now] if payloads else (), timeout)
-            for line in answers:
-                fault = line.startswith(FAULT) and line[len(FAULT) :].decode().strip()
-                yield now[done], Casualty("crash", fault) if fault else line
+            # Alone with the suspect, so that nothing else suffers.
+            for line in worker.answers(todo[:1] if is_suspect else todo, timeout):
                 done += 1
-        except Casualty as casualty:
+                yield _read_answer(line)
+            is_suspect = False
+        except _Lost as lost:
             worker.kill()
-            if casualty.args[0] == "crash" and blamed != now[done]:
-                blamed = now[done]
-                todo = todo[done:]
-                continue
-            yield now[done], casualty
-            done += 1
+            is_suspect = lost.note.kind == "crash" and not is_suspect
+            if not is_suspect:
+                done += 1
+                yield Answer(b"", lost.note)
         except BaseException:
             worker.kill()
             raise
         else:
-            _give_back(worker)
-        blamed = None
-        todo = todo[done:]
+            _idle.put(worker)
+        del todo[:done]
+
+
+def _read_answer(line: bytes) -> Answer:
+    if line.startswith(FAULT):
+        return Answer(b"", Note("crash", line[len(FAULT) :].decode().strip()))
+    return Answer(line.rstrip())
 
 
 def check_batch(root: str, paths: Sequence[str], timeout: float) -> list[bytes]:
     """Check files below ``root``; return a journal's line for each. This is the task that an executor runs."""
-    join = root if root.endswith(("/", os.sep)) else root + os.sep
-    return [
-        write_line(paths[number], verdict_of(answer))
-        if isinstance(answer, Casualty)
-        else b"[%b, %b]\n" % (json.dumps(paths[number]).encode(), answer.rstrip())  # as write_line does, for less
-        for number, answer in run_jobs([["check", join + path] for path in paths], timeout)
-    ]
-
-
-def verdict_of(answer: bytes | Casualty, stamp: list[Any] | None = None) -> list[Any]:
-    """Return the verdict that an answer holds, or that a casualty comes to."""
-    if isinstance(answer, Casualty):
-        return [[list(answer.args)], [], "", None, None]
-    verdict: list[Any] = json.loads(answer)
-    if stamp is not None:
-        verdict[1] = stamp
-    return verdict
-
-
-def write_line(path: str, verdict: list[Any]) -> bytes:
-    """Return the journal's line for a file."""
-    return json.dumps([path, verdict]).encode() + b"\n"
+    prefix = os.path.join(root, "")  # noqa: PTH118  (Path knows no such thing)
+    answers = run_jobs([Job("check", (prefix + path,)) for path in paths], timeout)
+    return [write_line(path, answer.verdict) for path, answer in zip(paths, answers, strict=True)]

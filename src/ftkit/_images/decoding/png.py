@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
-from ftkit._images.verdict import Broken
+from ftkit._images.verdict import Broken, Note
 
 __all__ = ["MAGIC", "judge", "mend"]
 
@@ -14,37 +15,38 @@ MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS"))  # what a wrong one does to the pixels can't be told
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Yield name, start, stop and whether the CRC is right, for each whole chunk up to IEND (PNG, 5.3)."""
+class _Chunk(NamedTuple):
+    name: bytes
+    body: bytes
+    is_right: bool  # by its checksum
+    stop: int
+
+
+def _chunks(data: bytes) -> Iterator[_Chunk]:
+    """Yield the whole chunks up to IEND (PNG, 5.3)."""
     at, name = len(MAGIC), b""
     while at + 12 <= len(data) and name != b"IEND":
         (length,) = struct.unpack_from(">I", data, at)
         name, stop = data[at + 4 : at + 8], at + 12 + length
         if stop > len(data):
             return
-        right = zlib.crc32(data[at + 4 : stop - 4]) == int.from_bytes(data[stop - 4 : stop], "big")
-        yield name, at, stop, right
+        checksum = int.from_bytes(data[stop - 4 : stop], "big")
+        yield _Chunk(name, data[at + 8 : stop - 4], zlib.crc32(data[at + 4 : stop - 4]) == checksum, stop)
         at = stop
 
 
-def judge(data: bytes) -> tuple[str, str] | None:
+def judge(data: bytes) -> Note | None:
     """Check every chunk's CRC and the end; raise Broken when the pixels are wrong or can't be trusted."""
-    names, packed, wrong, end = set(), [], set(), len(MAGIC)
-    for name, start, stop, right in _chunks(data):
-        names.add(name)
-        end = stop
-        if not right:
-            wrong.add(name)
-        if name == b"IDAT":
-            packed.append(data[start + 8 : stop - 4])
-    if wrong & _PIXEL_CHUNKS or (b"IDAT" in wrong and not _inflates(packed)):
+    chunks = list(_chunks(data))
+    wrong = {chunk.name for chunk in chunks if not chunk.is_right}
+    if wrong & _PIXEL_CHUNKS or (b"IDAT" in wrong and not _inflates(c.body for c in chunks if c.name == b"IDAT")):
         raise Broken("damaged", f"the checksum of {_say(wrong)} is wrong")
     if wrong:
-        return "bad_crc", f"the checksum of {_say(wrong)} is wrong, the pixels are sound"
-    if b"IEND" not in names:
-        return "missing_end", "no IEND chunk"
-    if end < len(data):
-        return "trailing_data", f"{len(data) - end:,} bytes after the last chunk"
+        return Note("bad_crc", f"the checksum of {_say(wrong)} is wrong, the pixels are sound")
+    if not chunks or chunks[-1].name != b"IEND":
+        return Note("missing_end", "no IEND chunk")
+    if chunks[-1].stop < len(data):
+        return Note("trailing_data", f"{len(data) - chunks[-1].stop:,} bytes after the last chunk")
     return None
 
 
@@ -52,7 +54,7 @@ def _say(names: set[bytes]) -> str:
     return ", ".join(sorted(name.decode("latin-1") for name in names))
 
 
-def _inflates(packed: list[bytes]) -> bool:
+def _inflates(packed: Iterable[bytes]) -> bool:
     """Whether the compressed pixels inflate to their end, where zlib checks the Adler-32 over them."""
     inflate = zlib.decompressobj()
     try:
@@ -68,10 +70,9 @@ def _inflates(packed: list[bytes]) -> bool:
 
 def mend(data: bytes) -> bytes:
     """Put the right checksums and an end to a file whose chunks are sound; cut off what follows."""
-    kept = [MAGIC]
-    for _, start, stop, _ in _chunks(data):
-        body = data[start + 4 : stop - 4]
-        kept.append(data[start : start + 4] + body + struct.pack(">I", zlib.crc32(body)))
-    if kept[-1][4:8] != b"IEND":
-        kept.append(b"\0\0\0\0IEND\xae\x42\x60\x82")
-    return b"".join(kept)
+    named = [(chunk.name, chunk.body) for chunk in _chunks(data)]
+    if not named or named[-1][0] != b"IEND":
+        named.append((b"IEND", b""))
+    return MAGIC + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in named
+    )

@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 import warnings
-from typing import IO
+from typing import IO, Any
 
 __all__ = ["FAULT", "READY", "TICK_SECONDS", "serve"]
 
-# A job is a JSON list: [verb, argument, ...]; an answer is one line of JSON on stdout. Bytes may follow a job's line.
-# Once ready, stderr carries numbers: so many more answers are there, or on their way. To wake up for each answer
-# would cost the caller more than the answer does.
+# A request is a line of JSON, a list of jobs: [[verb, arguments, size], ...], and then the bytes that come along with
+# them, so many for each as size says (null: none). An answer is one line of JSON on stdout. Once ready, stderr carries
+# numbers: so many more answers are there, or on their way. To wake up for each answer would cost the caller more than
+# the answer does.
 READY = b"ready\n"
 FAULT = b"!"  # begins no JSON
 TICK_SECONDS = 0.05  # after so long, the caller is told at the next answer
@@ -36,7 +37,7 @@ def serve() -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # libraries print
     gc.disable()  # while so much is made that stays, collections find nothing
-    from ftkit._images import checks
+    from ftkit._images.decoding.verbs import VERBS
 
     gc.freeze()
     gc.enable()
@@ -46,19 +47,21 @@ def serve() -> None:
     threading.Thread(target=_leave_in_time, args=(os.getppid(), idle_since), daemon=True).start()
     os.write(answers, READY)
     os.write(ticks, READY)
-    while line := source.readline():
+
+    def answer(verb: str, arguments: list[Any], size: int | None) -> bytes:
+        payload = () if size is None else (source.read(size),)
+        try:
+            return json.dumps(VERBS[verb](*arguments, *payload)).encode() + b"\n"
+        except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
+            return FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
+
+    while request := source.readline():
         idle_since.clear()
-        jobs, sizes = json.loads(line)
-        payloads = iter(sizes)
+        jobs = json.loads(request)
         told = time.monotonic()
         untold = unread = 0
-        for number, (verb, *arguments) in enumerate(jobs, 1):
-            size = next(payloads, None)
-            data = None if size is None else source.read(size)
-            try:
-                line = json.dumps(getattr(checks, f"do_{verb}")(*arguments, data)).encode() + b"\n"
-            except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
-                line = FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
+        for number, job in enumerate(jobs, 1):
+            line = answer(*job)
             untold += 1
             unread += len(line)
             if unread > _UNREAD or number == len(jobs) or time.monotonic() - told > TICK_SECONDS:

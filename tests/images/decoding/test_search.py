@@ -1,18 +1,16 @@
-"""Fingerprints of pictures: what they survive, and that the search among them misses nothing."""
+"""The search for near copies: it misses nothing."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
-from ftkit._images import fingerprint
-from ftkit._images.checks import check_bytes
-from ftkit._images.fingerprint import MIRROR, Prints, Unions, alike, fingerprints, near_pairs
+from ftkit._images.decoding import search
+from ftkit._images.decoding.fingerprint import MIRROR, MIRROR_FINE
+from ftkit._images.decoding.search import Unions, near_groups, near_pairs
+from ftkit._images.verdict import Prints
 
 
 def brute(left: np.ndarray, right: np.ndarray, distance: int) -> set[tuple[int, int]]:
@@ -45,9 +43,9 @@ def clustered(count: int, seed: int) -> np.ndarray:
 def test_the_search_is_exact(count: int, others: int, seed: int, distance: int) -> None:
     """It finds the pairs that comparing each with each finds, within one set and between two."""
     left, right = clustered(count, seed), clustered(others, seed)[::-1].copy()
-    for fewest in (fingerprint._FEWEST, 0):
+    for fewest in (search._FEWEST, 0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(fingerprint, "_FEWEST", fewest)  # all pairs; in bands, as big sets are searched
+            patch.setattr(search, "_FEWEST", fewest)  # all pairs; in bands, as big sets are searched
             assert found(near_pairs(left, right, distance)) == brute(left, right, distance)
             alone = found(near_pairs(left, distance=distance))
         assert {(min(pair), max(pair)) for pair in alone} == {(i, j) for i, j in brute(left, left, distance) if i < j}
@@ -59,7 +57,7 @@ def test_big_sets_and_small_memory_make_no_difference(monkeypatch: pytest.Monkey
     hashes = clustered(400, 3)
     expected = {(i, j) for i, j in brute(hashes, hashes, 8) if i < j}
     for name, value in limits.items():
-        monkeypatch.setattr(fingerprint, name, value)
+        monkeypatch.setattr(search, name, value)
     assert {(min(pair), max(pair)) for pair in found(near_pairs(hashes))} == expected
     assert expected
 
@@ -74,39 +72,13 @@ def test_many_equal_hashes_stay_cheap() -> None:
     assert len(asked) == 399
 
 
-def test_mirror_is_one_xor(photo: Callable[..., Image.Image]) -> None:
-    """The fingerprint of a mirror image is known without looking at it."""
-    grey = np.asarray(photo(1, (256, 192)).convert("L"))
-    prints = fingerprints(grey)
-    mirrored = fingerprints(grey[:, ::-1])
-    assert (prints.whole ^ mirrored.whole ^ MIRROR).bit_count() <= 1
-    assert alike(prints, mirrored)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_copies_are_alike_and_strangers_are_not(
-    seed: int, photo: Callable[..., Image.Image], encode: Callable[..., bytes]
-) -> None:
-    """Resized, re-encoded, brighter, mirrored, cropped a little: alike. Another photo: not."""
-    image = photo(seed, (400, 300))
-    width, height = image.size
-
-    def prints(picture: Image.Image, form: str = "JPEG", **options: object) -> Prints:
-        made = check_bytes("x.jpg", encode(picture, form, **options)).prints
-        assert made is not None
-        return made
-
-    original = prints(image, quality=90)
-    copies = {
-        "half": prints(image.resize((width // 2, height // 2))),
-        "third, PNG": prints(image.resize((width // 3, height // 3)), "PNG"),
-        "quality": prints(image, quality=35),
-        "grey": prints(image.convert("L")),
-        "brighter": prints(image.point(lambda value: min(255, int(value * 1.15)))),
-        "squashed": prints(image.resize((224, 224)), "WEBP"),
-        "mirrored": prints(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)),
-        "cropped": prints(image.crop((width // 16, height // 16, width - width // 16, height - height // 16))),
-    }
-    assert [name for name, copy in copies.items() if not alike(original, copy)] == []
-    strangers = [prints(photo(other, (400, 300))) for other in range(20, 40)]
-    assert not any(alike(original, stranger) for stranger in strangers)
+def test_groups_of_near_copies_among_rows_of_words() -> None:
+    """The whole of one picture may meet the inner part or the mirror image of another."""
+    prints = Prints(0x0F0F_1234_5678_9ABC, 0xFFFF_0000_FFFF_0000, 3 << 90, 5 << 70)
+    others = (
+        Prints(prints.inner, 0x5555_AAAA_5555_AAAA, prints.inner_fine, 7 << 100),
+        Prints(prints.whole ^ MIRROR, 0x3333_CCCC_3333_CCCC, prints.whole_fine ^ MIRROR_FINE, 9 << 60),
+        Prints(0x1111_2222_4444_8888, 0x7777_0123_4567_89AB, (1 << 128) - 1, 0),
+    )
+    table = np.array([row.words() for row in (prints, *others)], np.uint64)
+    assert near_groups(table) == [[0, 1, 2]]

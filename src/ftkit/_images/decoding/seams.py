@@ -6,27 +6,32 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ftkit._images.verdict import Pixels
+from ftkit._images.decoding.picture import Pixels
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["confirm_seam", "find_seams"]
 
-Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
+_Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
 
+# To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
 _LEAST = 16  # levels of brightness that a seam is high, at least
 _STEP = 4  # levels of a single pixel's step
 _CLEAR = 2.5  # how many times it stands out from the steps around it, to be worth a second look
+_ONE_SIGN = 0.75  # of its steps taken without their signs is left with them: it goes up nearly everywhere, or down
+_EACH_SIDE = 0.5  # of its mean height that each side of the turn has, at least
+_TURN = 0.4, 2.5  # times its mean height that the step within the row has, where the seam turns
 _SHARP = 0.45  # of its pixels that step on the very line; in photographs up to 0.26 of them do
+_LOOKS, _MOST = 16, 4  # how many of the clearest are looked at, and how many returned
 
 
 def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[int, int]]:
     """Return where a seam may begin: rows and columns of blocks, at most four, the clearest first.
 
-    The brightness of a block is coded as the difference from the block before. When a changed bit
-    makes one difference wrong, all blocks behind it, to the end, are off by the same amount: the
-    picture has a step that runs under a row of blocks as far as some column, and above that row from
+    The brightness of a block is coded as the difference from the block before (the DC coefficient). When
+    a changed bit makes one difference wrong, all blocks behind it, to the end, are off by the same amount:
+    the picture has a step that runs under a row of blocks as far as some column, and above that row from
     there on. Natural edges seldom turn by one row of blocks on the way.
 
     Args:
@@ -35,13 +40,10 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
         unit_height: How many it is high.
     """
     rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
-    if rows < 6 or columns < 8:
+    if rows < 6 or columns < 8:  # too few blocks around a seam for it to stand out
         return []
     grey = eighth[: rows * unit_height, : columns * unit_width]
-    steps = np.subtract(grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.int32)
-    for at in range(1, unit_width):
-        steps[:, ::unit_width] += steps[:, at::unit_width]
-    steps = steps[:, ::unit_width]
+    steps = _steps(grey, unit_width, unit_height)
     # One row after the other, the steps of a seam follow each other, as many as there are columns: from behind some
     # column c in a row up to c in the row below. Summed so far, up to any step, they give the sum over each seam.
     along = _sums(steps)
@@ -54,7 +56,7 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
     size = _sums(np.abs(steps))
     seam_size = (size[columns + 1 :] - size[1:-columns]).reshape(shape)
     ends = size[::columns, None]
-    rest = (ends[2:] - ends[:-2] + across) - seam_size
+    rest = (ends[2:] - ends[:-2] + across) - seam_size  # the other steps in the two rows
     places = np.flatnonzero((seam >= np.maximum(_CLEAR * rest, _LEAST * across)).any(1))
     if not len(places):  # as for nearly all pictures
         return []
@@ -63,32 +65,32 @@ def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[
     right, left, seam, seam_size, rest = (
         values[places, inside] for values in (turns - before, after - turns, seam, seam_size, rest)
     )
-    clear = seam / rest
     count = np.arange(2, columns - 1)
-    clear[
-        (seam < _LEAST * across)
-        | (seam < 0.75 * seam_size)  # one sign nearly everywhere
-        | (np.sign(right) * left <= 0)
-        | (np.abs(right) * columns < 0.5 * seam * (columns - count))  # on both sides of the turn
-        | (np.abs(left) * columns < 0.5 * seam * count)
-    ] = 0
-    if clear.max() < _CLEAR:
-        return []
+    is_high = seam >= _LEAST * across
+    has_one_sign = (seam >= _ONE_SIGN * seam_size) & (np.sign(right) * left > 0)
+    runs_right = np.abs(right) * columns >= _EACH_SIDE * seam * (columns - count)
+    runs_left = np.abs(left) * columns >= _EACH_SIDE * seam * count
+    clear = np.where(is_high & has_one_sign & runs_right & runs_left, seam / rest, 0)
     found = []
-    for flat in np.argsort(-clear, axis=None)[:16]:
+    for flat in np.argsort(-clear, axis=None)[:_LOOKS]:
         place, at = divmod(int(flat), clear.shape[1])
-        if clear[place, at] < _CLEAR:
-            break
         row, column = int(places[place]) + 1, at + 2
-        # Within the row, too, the brightness steps where the seam turns.
         line = grey[row * unit_height]
-        step = int(line[column * unit_width]) - int(line[column * unit_width - 1])
-        if 0.4 < step * across / (right + left)[place, at] < 2.5:
+        turn = int(line[column * unit_width]) - int(line[column * unit_width - 1])
+        if clear[place, at] >= _CLEAR and _TURN[0] < turn * across / (right + left)[place, at] < _TURN[1]:
             found.append((row, column))
-    return found[:4]
+    return found[:_MOST]
 
 
-def _sums(values: Integers) -> Integers:
+def _steps(grey: Pixels, unit_width: int, unit_height: int) -> _Integers:
+    """Return by how much each unit is brighter at its top than the one above at its bottom, summed over its width."""
+    steps = np.subtract(grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.int32)
+    for at in range(1, unit_width):
+        steps[:, ::unit_width] += steps[:, at::unit_width]
+    return steps[:, ::unit_width]
+
+
+def _sums(values: _Integers) -> _Integers:
     """Return the sums over all values before the first, the second, ... and over all."""
     sums = np.zeros(values.size + 1, np.int32)  # may overflow, which their differences never do
     values.cumsum(dtype=np.int32, out=sums[1:])

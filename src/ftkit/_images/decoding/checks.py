@@ -1,0 +1,131 @@
+"""Is this file a sound image?"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+import numpy as np
+import xxhash
+
+from ftkit._images.decoding import jpeg
+from ftkit._images.decoding.fingerprint import fingerprints
+from ftkit._images.decoding.picture import Pixels
+from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
+from ftkit._images.verdict import Broken, Form, Note, Notes, Prints, Verdict
+
+__all__ = ["check_bytes", "check_file"]
+
+_PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
+_TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
+# Levels: what decoders fill gaps with, and how far saving it again as a JPEG of high quality moves it.
+_FILL, _FILL_SPREAD, _FILL_SHIFT = 128, 2, 1
+_LEAST_FILL = 0.05  # of the rows: less is not worth an alarm
+
+
+def check_file(path: str) -> Verdict:
+    """Read the file once and judge it. Never opens what is no regular file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            what = _SPECIAL.get(stat.S_IFMT(status.st_mode), "a device")
+            return Verdict([Note("special_file", what)])
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (Path costs more than the check of a small file)
+            data = file.read()
+    except OSError as error:
+        return Verdict([_why_unread(path, error)])
+    return check_bytes(path, data)._replace(stamp=(status.st_size, status.st_mtime_ns))
+
+
+_SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+
+
+def _why_unread(path: str, error: OSError) -> Note:
+    reason = error.strerror or str(error)
+    is_link, is_gone = os.path.islink(path), isinstance(error, FileNotFoundError)  # noqa: PTH114
+    if is_link and is_gone:
+        return Note("broken_link", f"points to {os.readlink(path)!r}, which is not there")  # noqa: PTH115
+    if is_link and error.errno == errno.ELOOP:
+        return Note("broken_link", reason)
+    return Note("vanished" if is_gone else "unreadable", reason)
+
+
+def check_bytes(path: str, data: bytes) -> Verdict:
+    """Judge the bytes of a file; ``path`` only serves for its suffix."""
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    if not data:
+        return Verdict([Note("empty", "0 bytes")])
+    if not data.strip(b"\0"):
+        zeros = Note("empty", f"{len(data):,} bytes, all of them zero")
+        return Verdict([zeros if suffix in IMAGE_SUFFIXES else Note("other_file", "zeros only")])
+    notes: Notes = []
+    form: Form | None = None
+    prints: Prints | None = None
+    try:
+        form, grey = _decode(data, notes)
+    except Broken as broken:
+        is_other = broken.note.kind == "not_an_image" and suffix not in IMAGE_SUFFIXES
+        notes.append(broken.note._replace(kind="other_file") if is_other else broken.note)
+    except MemoryError:
+        notes.append(Note("out_of_memory", "decoding it passed a worker's limit of memory"))
+    except Exception as error:  # noqa: BLE001  (a decoder may raise anything on hostile bytes; the finding says what)
+        notes.append(Note("damaged", f"{type(error).__name__}: {error}"))
+    else:
+        _judge_suffix(suffix, form.format, notes)
+        notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
+        prints = _judge_pixels(data, grey, notes)
+    return Verdict(notes, (), xxhash.xxh3_128_hexdigest(data), form, prints)
+
+
+def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+    """Return what it is and its picture, shrunk and in grey; note what is odd; raise Broken when it can't be had."""
+    if data.startswith(jpeg.MAGIC):
+        return jpeg.check(data, notes)
+    from ftkit._images.decoding import pillow  # slow to import, and most files are JPEG
+
+    return pillow.check(data, notes)
+
+
+def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:
+    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
+        notes.append(Note("wrong_suffix", f"{form} content under the suffix {suffix}"))
+    elif suffix not in LISTED_SUFFIXES:
+        notes.append(Note("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
+
+
+#: What size and mode alone tell: each kind, whether it applies to a form, and its detail.
+_BY_FORM: tuple[tuple[str, Callable[[Form], bool], str], ...] = (
+    ("tiny", lambda form: min(form.width, form.height) < 10, "{0.width} x {0.height} pixels"),
+    (
+        "extreme_aspect",
+        lambda form: max(form.width, form.height) > 10 * min(form.width, form.height),
+        "{0.width} x {0.height} pixels",
+    ),
+    ("cmyk", lambda form: form.mode.startswith("CMYK"), "four inks: cyan, magenta, yellow, black"),
+)
+
+
+def _judge_pixels(data: bytes, grey: Pixels, notes: Notes) -> Prints | None:
+    """Note what is odd about the pixels; return their fingerprints unless they are too plain."""
+    low, high = int(grey.min()), int(grey.max())
+    if high - low <= _PLAIN:
+        notes.append(Note("constant", f"brightness {low} to {high} of 255 everywhere"))
+        return None
+    share = _filled_share(grey)
+    if share >= _LEAST_FILL:
+        from ftkit._images.decoding.pillow import lowest_is_grey
+
+        if lowest_is_grey(data, share):
+            notes.append(Note("half_grey", f"the lowest {share:.0%} is the grey that decoders fill gaps with"))
+    return fingerprints(grey) if high - low >= _TOO_PLAIN else None
+
+
+def _filled_share(grey: Pixels) -> float:
+    """Return which share of the rows, from the lowest up, looks like what decoders fill gaps with."""
+    last = grey[-1].tobytes()
+    if max(last) - min(last) > _FILL_SPREAD or abs(last[0] - _FILL) > _FILL_SHIFT:  # as for nearly all pictures
+        return 0.0
+    filled = (np.ptp(grey, axis=1) <= _FILL_SPREAD) & (abs(grey[:, 0].astype(np.int16) - _FILL) <= _FILL_SHIFT)
+    return int(filled[::-1].argmin()) / len(filled)

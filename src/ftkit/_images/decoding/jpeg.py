@@ -1,0 +1,289 @@
+"""JPEG files: the walk through their markers, and what the strict decoder's complaints mean."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
+
+from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
+from ftkit._images.decoding.seams import confirm_seam, find_seams
+from ftkit._images.verdict import Broken, Form, Note, Notes
+
+__all__ = ["EOI", "MAGIC", "JpegHeader", "check", "read_header", "with_end"]
+
+# Markers (ITU-T T.81, table B.1).
+MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
+EOI = b"\xff\xd9"  # end of image
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
+_SOS, _DRI, _APP1, _APP2 = 0xDA, 0xDD, 0xE1, 0xE2  # start of a scan, restart interval, where EXIF and MPF stand
+_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
+
+
+@dataclass(slots=True)
+class JpegHeader:
+    """What the segments before the first scan say.
+
+    Attributes:
+        frame: Where the frame's segment begins.
+        scan: Where the coded pixels begin.
+        process: 0 for baseline, 1 for extended, 2 for progressive coding, ...
+        sampling: The sampling factors of each component, horizontal and vertical.
+        orientation: EXIF's, 1 to 8; None when EXIF can't be read.
+        multiple: Whether the file holds several pictures (MPO).
+        restarts: Whether the coded pixels are cut into restart intervals.
+        foreign: Slices of bytes that belong to no segment.
+    """
+
+    frame: int = 0
+    scan: int = 0
+    process: int = 0
+    precision: int = 8
+    width: int = 0
+    height: int = 0
+    sampling: tuple[tuple[int, int], ...] = ()
+    interleaved: bool = True
+    orientation: int | None = 1
+    multiple: bool = False
+    restarts: bool = False
+    foreign: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def components(self) -> int:
+        """How many components a pixel has."""
+        return len(self.sampling)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for what the components stand for; empty when the strict decoder does not know."""
+        return {1: "L", 3: "RGB", 4: "CMYK"}.get(self.components, "")
+
+    @property
+    def colours(self) -> str:
+        """What to have it decoded to."""
+        return "CMYK" if self.mode == "CMYK" else "GRAY"
+
+    @property
+    def unit(self) -> tuple[int, int]:
+        """Width and height of a unit of the coding (an MCU) in pixels: 8 x 8 when there is but one component."""
+        widths, heights = zip(*self.sampling, strict=True)
+        return (8, 8) if self.components == 1 else (8 * max(widths), 8 * max(heights))
+
+    @property
+    def in_one_scan(self) -> bool:
+        """Whether one scan codes all of every block, one after the other; else the last one only refines."""
+        return self.process <= 1 and self.interleaved
+
+
+def read_header(data: bytes) -> JpegHeader | None:
+    """Walk the markers up to the first scan (ITU-T T.81, annex B); None when they lead nowhere."""
+    header = JpegHeader()
+    try:
+        for marker, at, body in _segments(data, header.foreign):
+            if marker == _SOS:
+                header.scan, header.interleaved = at + 4 + len(body), body[0] == header.components
+                return header if header.frame else None
+            if marker in _SOF:
+                header.frame, header.process = at, marker & 15
+            if read := _READERS.get(marker):
+                read(header, body)
+    except (struct.error, IndexError):  # a segment is too short for what it should hold
+        pass
+    return None
+
+
+def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[tuple[int, int, bytes]]:
+    """Yield marker, place and body of the segments; add what stands between them to ``foreign``."""
+    at = 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:  # decoders skip to the next marker
+            start, at = at, data.find(b"\xff", at)
+            if at < 0:
+                return
+            foreign.append((start, at))
+        elif data[at + 1] == 0xFF:  # a fill byte
+            at += 1
+        else:
+            stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if stop > len(data):
+                return
+            yield data[at + 1], at, data[at + 4 : stop]
+            at = stop
+
+
+def _read_frame(header: JpegHeader, body: bytes) -> None:
+    header.precision, header.height, header.width, components = struct.unpack_from(">BHHB", body)
+    header.sampling = tuple(divmod(factor, 16) for factor in struct.unpack_from(f"{3 * components}B", body, 6)[1::3])
+
+
+def _read_exif(header: JpegHeader, body: bytes) -> None:
+    if body.startswith(b"Exif\0\0"):
+        header.orientation = _read_orientation(body[6:])
+
+
+def _read_mpf(header: JpegHeader, body: bytes) -> None:
+    header.multiple |= body.startswith(b"MPF\0")
+
+
+def _read_restart_interval(header: JpegHeader, body: bytes) -> None:
+    header.restarts = body[:2] != b"\0\0"
+
+
+_READERS = {
+    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _APP1: _read_exif, _APP2: _read_mpf
+}  # fmt: skip
+
+
+def _read_orientation(tiff: bytes) -> int | None:
+    """Return the orientation (1 to 8) that EXIF gives, 1 when it gives none, None when it is garbled."""
+    try:
+        order = {b"II*\0": "<", b"MM\0*": ">"}[tiff[:4]]
+        (at,) = struct.unpack_from(order + "I", tiff, 4)
+        (count,) = struct.unpack_from(order + "H", tiff, at)
+    except (KeyError, struct.error):
+        return None
+    entries = tiff[at + 2 : at + 2 + 12 * count]
+    if len(entries) < 12 * count:
+        return None
+    values = (value for tag, _, _, value in struct.iter_unpack(order + "HHIHxx", entries) if tag == ORIENTATION)
+    orientation: int = next(values, 1)
+    return orientation if 1 <= orientation <= 8 else 1
+
+
+def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+    """Decode all of it, strictly, at an eighth of the size: every bit is read, which finds what a full decode finds."""
+    header = read_header(data)
+    if header is None or header.precision != 8 or not header.mode:
+        from ftkit._images.decoding import pillow  # slow to import, and most files do without
+
+        return pillow.check(data, notes)
+    judge_pixel_count(header.width, header.height, notes)
+    grey: Pixels | None = None
+    try:
+        grey = _decode(data, header)
+        if not data.endswith(EOI) and not header.multiple:
+            after = len(data) - 2 - data.rfind(EOI)
+            notes.append(Note("trailing_data", f"{after:,} bytes after the end marker"))
+    except ValueError as error:
+        _weigh(data, header, str(error), notes)
+    if grey is None:
+        from ftkit._images.decoding.pillow import shrunk_jpeg
+
+        grey = shrunk_jpeg(data)
+    if header.orientation is None:
+        notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
+    judge_orientation(header.orientation, notes)
+    return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
+
+
+def _decode(data: bytes, header: JpegHeader) -> Pixels | None:
+    """Return it in grey, shrunk but for small ones; None for inks. Raises ValueError for the decoder's last complaint.
+
+    Raises:
+        Broken: The decoder does not complain, but blocks have shifted in brightness.
+    """
+    # Of a small one, 32 pixels a side are left, for the fingerprints.
+    scale = (1, 1, 8) if min(header.width, header.height) >= 256 else (32, 32, 1)
+    pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+    if header.mode == "CMYK":
+        return None
+    grey: Pixels = pixels[:, :, 0]
+    if header.in_one_scan and grey.shape[0] == -(-header.height // 8):
+        _look_for_seam(data, header, grey)
+    return grey
+
+
+def _complaint_of(data: bytes, header: JpegHeader) -> str:
+    """Decode at an eighth of the size, where every bit is still read; return the decoder's last complaint."""
+    try:
+        simplejpeg.decode_jpeg(data, header.colours, min_height=1, min_width=1, min_factor=8)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _look_for_seam(data: bytes, header: JpegHeader, eighth: Pixels) -> None:
+    """Raise Broken when blocks have shifted in brightness without a complaint of the decoder."""
+    width, height = header.unit
+    seams = find_seams(eighth, width // 8, height // 8)
+    if not seams or eighth[-1].max() - eighth[-1].min() <= 2:  # a gap filled with grey begins alike: see half_grey
+        return
+    for row, column in seams:
+        full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
+        if confirm_seam(full, row, column, width, height):
+            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels have shifted")
+
+
+# Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
+_HARMLESS = re.compile("unknown JFIF revision|Adobe color transform|Invalid SOS parameters|Inconsistent progression")
+
+
+def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> None:
+    """Note a complaint of the strict decoder that is harmless; raise Broken for one that cost pixels."""
+    from ftkit._images.decoding import pillow  # slow to import, and most files are sound
+
+    refusal = pillow.complaint(data)
+    if "Premature end of JPEG file" in complaint:
+        rest = _complaint_of(with_end(data), header)
+        if rest and not _HARMLESS.search(rest):
+            raise Broken("truncated", "the data end before the picture does")
+        note = Note("missing_eoi", "every pixel is there, the end marker is not")
+        notes.append(note if refusal else note._replace(severity="odd"))
+    elif refusal:
+        raise pillow.broken(refusal)
+    elif _HARMLESS.search(complaint) or _is_about_foreign_bytes(data, header, complaint):
+        notes.append(Note("decoder_warning", complaint))
+    elif not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
+        raise Broken("damaged", complaint)
+
+
+def with_end(data: bytes) -> bytes:
+    """Put the end marker behind a file that lacks it, or half of it."""
+    return data + (EOI[1:] if data.endswith(EOI[:1]) else EOI)
+
+
+def _is_about_foreign_bytes(data: bytes, header: JpegHeader, complaint: str) -> bool:
+    """Whether the complaint is of bytes between segments, or behind the last pixel, that nothing is missing for."""
+    if "extraneous bytes before marker" not in complaint:
+        return False
+    if header.foreign:
+        kept = bytearray(data)
+        for start, stop in reversed(header.foreign):
+            del kept[start:stop]
+        return not _complaint_of(bytes(kept), header)
+    return complaint.endswith("0xd9") and not (header.in_one_scan and _end_is_pixels(data, header))
+
+
+_TAIL = 6000  # bytes: far more than codes need to fall into step, and little to decode a dozen times
+_MOST_ROWS = 65_000  # of a picture; the format's limit is 65,535
+
+
+def _end_is_pixels(data: bytes, header: JpegHeader) -> bool:
+    """Whether the coded data end with the end of a block.
+
+    Bytes that a decoder has left over can be foreign, put there by whoever wrote the file. Or they
+    are pixels: when bits have changed, the decoder loses its place, takes too many blocks for too
+    few bytes, falls into step again and has the last blocks left over. Huffman codes fall into step
+    after a few symbols, so the last bytes, decoded by themselves as a column of blocks, tell: pixels
+    end with a block in the last byte, foreign bytes in the midst of one.
+    """
+    from bisect import bisect_left  # seldom needed, and a worker's start is waited for
+
+    stop = data.rfind(EOI)
+    start = max(header.scan, stop - _TAIL)
+    if header.restarts:
+        start = max(start, 2 + max(data.rfind(marker, start, stop) for marker in _RESTARTS))
+    tail = data[start + (data[start] == 0) : stop]
+    unit_width, unit_height = header.unit
+    head = bytearray(data[: header.scan])
+
+    def is_too_short(blocks: int, tail: bytes) -> bool:
+        struct.pack_into(">HH", head, header.frame + 5, blocks * unit_height, unit_width)
+        return "premature" in _complaint_of(bytes(head) + tail + EOI, header)
+
+    most = range(1, _MOST_ROWS // unit_height + 1)
+    blocks = bisect_left(most, True, key=lambda blocks: is_too_short(blocks, tail))
+    return blocks > 0 and is_too_short(blocks, tail[: -2 if tail.endswith(b"\xff\x00") else -1])

@@ -1,0 +1,85 @@
+"""How a worker mends one file, without touching pixels where that is possible. It is asked by repair.py."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ftkit._files import atomic_write
+from ftkit._images.decoding import jpeg, png
+from ftkit._images.decoding.pillow import has_alpha, is_deep
+from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES
+
+__all__ = ["mend"]
+
+_PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data"))
+# Kinds whose remedy changes pixels, or how they are stored.
+_REDRAWN = frozenset(("exif_rotated", "bad_exif", "cmyk", "sixteen_bit", "transparency"))
+
+
+def mend(path: str, kinds: list[str], target: str) -> str:
+    """Write a mended copy of ``path`` to ``target``, with the suffix that its content calls for; return its path.
+
+    Raises:
+        FileExistsError: Something of that name is there.
+    """
+    data = _mend_bytes(Path(path).read_bytes(), set(kinds))
+    with Image.open(io.BytesIO(data)) as image:
+        form = image.format or "PNG"
+        is_unlisted = "unlisted_suffix" in kinds and _suffixes(form)[0] not in LISTED_SUFFIXES
+        if is_unlisted or not _REDRAWN.isdisjoint(kinds):
+            data, form = _redraw(image, form)
+    place = Path(target)
+    if place.suffix.lower() not in _suffixes(form) or "unlisted_suffix" in kinds:
+        place = place.with_suffix(_suffixes(form)[0])
+    if place.exists():
+        raise FileExistsError(f"{place} is there already")
+    with atomic_write(place) as file:
+        file.write(data)
+    return str(place)
+
+
+def _suffixes(form: str) -> tuple[str, ...]:
+    return SUFFIXES.get(form, (f".{form.lower()}",))
+
+
+def _mend_bytes(data: bytes, kinds: set[str]) -> bytes:
+    """Mend what stands around the coded pixels."""
+    if data.startswith(png.MAGIC) and kinds & _PNG_KINDS:
+        return png.mend(data)
+    if data.startswith(jpeg.MAGIC) and "trailing_data" in kinds:
+        data = data[: data.rfind(jpeg.EOI) + 2]
+    if data.startswith(jpeg.MAGIC) and "missing_eoi" in kinds:
+        data = jpeg.with_end(data)
+    return data
+
+
+def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
+    """Turn it upright, put it on white, in RGB or grey of 8 bits; return the file and its format."""
+    drawn = image if image.info.get("exif") is None else _upright(image)
+    if is_deep(drawn):
+        values = np.asarray(drawn, np.float64)
+        top = 65535 if values.max() > 255 else 255
+        drawn = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+    if has_alpha(drawn):
+        layer = drawn.convert("RGBA")
+        drawn = Image.new("RGBA", layer.size, "white")
+        drawn.alpha_composite(layer)
+    if drawn.mode != "L":
+        drawn = drawn.convert("RGB")
+    buffer = io.BytesIO()
+    if form in ("JPEG", "MPO"):
+        drawn.save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+        return buffer.getvalue(), "JPEG"
+    drawn.save(buffer, "PNG")
+    return buffer.getvalue(), "PNG"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001  (garbled EXIF says nothing of up and down; the pixels are kept)
+        return image

@@ -1,0 +1,49 @@
+"""What all decoders share: the form of pixels, and the judgements that need no pixel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from ftkit._images.verdict import Broken, Note, Notes
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["MOST_PIXELS", "ORIENTATION", "Pixels", "judge_orientation", "judge_pixel_count"]
+
+#: Rows of grey.
+Pixels: TypeAlias = "npt.NDArray[np.uint8]"
+
+# Pillow's Image.MAX_IMAGE_PIXELS (a quarter of a GiB at 3 bytes a pixel): it warns above, and refuses above twice that.
+_WARN_PIXELS = 89_478_485
+MOST_PIXELS = 2 * _WARN_PIXELS
+
+#: EXIF's tag for it (CIPA DC-008, 4.6.4).
+ORIENTATION = 274
+# What each value but 1 asks for; 2, 4, 5 and 7 are mirror images.
+_TURNS = {
+    2: "mirrored",
+    3: "turned by 180 degrees",
+    4: "mirrored and turned by 180 degrees",
+    5: "mirrored and turned by 90 degrees",
+    6: "turned by 90 degrees",
+    7: "mirrored and turned by 270 degrees",
+    8: "turned by 270 degrees",
+}
+
+
+def judge_pixel_count(width: int, height: int, notes: Notes) -> None:
+    """Raise for a bomb or an empty picture, note a huge one."""
+    if not width or not height:
+        raise Broken("damaged", f"its header says {width} x {height} pixels")
+    if width * height > MOST_PIXELS:
+        raise Broken("bomb", f"{width:,} x {height:,} pixels; Pillow refuses more than {MOST_PIXELS:,}")
+    if width * height > _WARN_PIXELS:
+        notes.append(Note("huge", f"{width:,} x {height:,} pixels; Pillow warns above {_WARN_PIXELS:,}"))
+
+
+def judge_orientation(orientation: object, notes: Notes) -> None:
+    """Note a picture that EXIF says is stored lying on its side or mirrored."""
+    if isinstance(orientation, int) and orientation in _TURNS:
+        notes.append(Note("exif_rotated", f"EXIF orientation {orientation}: to be {_TURNS[orientation]}"))

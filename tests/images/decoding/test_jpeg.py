@@ -1,0 +1,110 @@
+"""JPEG files: each kind of damage, what is harmless, and no alarm on what is sound."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ftkit._images.decoding.checks import check_bytes
+
+Encode = Callable[..., bytes]
+Found = Callable[..., list[str]]
+Judge = Callable[..., bool]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.9, 0.99])
+def test_a_cut_jpeg_is_truncated(
+    is_unusable: Judge, share: float, progressive: bool, image: Image.Image, encode: Encode
+) -> None:
+    """Wherever it is cut."""
+    data = encode(image, progressive=progressive)
+    assert is_unusable(data[: int(len(data) * share)])
+
+
+def test_a_missing_end_marker_alone_loses_no_pixels(found: Found, is_unusable: Judge, jpegs: list[bytes]) -> None:
+    """It has a kind of its own: the file can be mended."""
+    assert found(jpegs[0][:-2]) == found(jpegs[0][:-1]) == ["missing_eoi"]
+    assert is_unusable(jpegs[0][:-2])
+
+
+def test_visible_bit_rot_is_found(is_unusable: Judge, jpegs: list[bytes]) -> None:
+    """Of changes that show in a hundredth of the pixels, nine of ten and more are found; Pillow finds few."""
+    rng = random.Random(7)
+    visible = found_some = pillow = 0
+    for data in jpegs:
+        before = np.asarray(Image.open(io.BytesIO(data)), np.int16)
+        for size in (1, 8, 64, 512):
+            garbled = bytearray(data)
+            at = rng.randrange(1000, len(data) - 600)
+            garbled[at : at + size] = rng.randbytes(size)
+            try:
+                after = np.asarray(Image.open(io.BytesIO(garbled)), np.int16)
+                raised = False
+            except OSError:
+                raised = True
+            if raised or (abs(after - before).max(2) > 24).mean() >= 0.01:
+                visible += 1
+                pillow += raised
+                found_some += is_unusable(bytes(garbled))
+    assert visible > 30
+    assert found_some >= 0.9 * visible
+    assert pillow < 0.7 * visible
+
+
+def test_harmless_complaints_are_only_odd(found: Found, jpegs: list[bytes]) -> None:
+    """An odd JFIF revision and foreign bytes, between segments or before the end, cost no pixel."""
+    for data in jpegs[:4]:
+        revision = bytearray(data)
+        assert revision[6:11] == b"JFIF\0"
+        revision[11:13] = b"\x07\x09"
+        assert found(bytes(revision)) == ["decoder_warning"]
+        assert found(data[:-2] + bytes(1153) + data[-2:]) == ["decoder_warning"]
+        assert found(data[:20] + b"stray" + data[20:]) == ["decoder_warning"]
+
+
+def test_bits_that_shift_the_blocks_are_no_foreign_bytes(jpegs: list[bytes]) -> None:
+    """When bits change, blocks get lost and bytes are left over; that is told from foreign bytes."""
+    rng = random.Random(4)
+    missed = shifted = 0
+    for data in jpegs:
+        for _ in range(6):
+            garbled = bytearray(data)
+            for _ in range(12):
+                garbled[rng.randrange(1000, len(data) - 400)] ^= 1 << rng.randrange(8)
+            notes = check_bytes("x.jpg", bytes(garbled)).notes
+            said = " ".join(note.detail for note in notes)
+            if "extraneous bytes before marker 0xd9" in said:
+                shifted += 1
+                missed += notes[0].kind != "damaged"
+    assert shifted >= 10
+    assert missed == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 10**6), st.integers(10, 90), st.integers(10, 90), st.integers(5, 100), st.booleans(),
+    st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]),
+)  # fmt: skip
+def test_no_clean_jpeg_is_called_unusable(
+    is_unusable: Judge,
+    photo: Callable[..., Image.Image],
+    encode: Encode,
+    seed: int,
+    width: int,
+    height: int,
+    quality: int,
+    progressive: bool,
+    subsampling: str,
+) -> None:
+    """Of any size, quality and coding."""
+    picture = photo(seed, (4 * width, 3 * height))
+    data = encode(picture, quality=quality, progressive=progressive, subsampling=subsampling)
+    assert not is_unusable(data)

@@ -1,0 +1,63 @@
+"""Copies: duplicates, leaks and conflicts of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ftkit import ScanReport, scan_images
+from ftkit._images.copies import judge_group
+from ftkit._images.layout import Layout
+
+
+def kinds(report: ScanReport, name: str) -> list[str]:
+    """Return the kinds found for the file called ``name``."""
+    return [finding.kind for finding in report.findings if Path(finding.path).name == name]
+
+
+def test_duplicates_and_leaks(pets: Path) -> None:
+    """Copies are grouped; one across splits is a leak, and the training copy is the one to go."""
+    leaked = (pets / "val/dog/0.jpg").read_bytes()
+    (pets / "train/dog/copy.jpg").write_bytes(leaked)
+    (pets / "train/cat/twin.jpg").write_bytes((pets / "train/cat/1.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    assert [group.kind for group in report.duplicates] == ["exact", "exact"]
+    assert [group.paths for group in report.leaks] == [(f"{pets}/train/dog/copy.jpg", f"{pets}/val/dog/0.jpg")]
+    assert report.leaks[0].splits == ("train", "val")
+    assert not report.leaks[0].crosses_classes
+    assert kinds(report, "copy.jpg") == ["leak"]
+    assert kinds(report, "twin.jpg") == ["duplicate"]
+    assert kinds(report, "0.jpg") == kinds(report, "1.jpg") == []
+
+
+def test_a_copy_in_two_classes_is_a_conflict_of_labels(pets: Path) -> None:
+    """Which label is right can't be known: both files are named."""
+    (pets / "train/dog/twin.jpg").write_bytes((pets / "train/cat/1.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    assert report.duplicates[0].classes == ("cat", "dog")
+    assert kinds(report, "twin.jpg") == kinds(report, "1.jpg") == ["label_conflict"]
+
+
+FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]
+PATHS = st.sets(st.builds("{}/{}.jpg".format, st.sampled_from(FOLDERS), st.integers(0, 9)), min_size=2, max_size=8)
+
+
+@given(PATHS, st.sampled_from(["exact", "near"]))
+def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["exact", "near"]) -> None:
+    """Taking the leaks away leaves one split, taking the duplicates away one file, unless a label is in doubt."""
+    layout = Layout({name: name for name in ("train", "val", "test")})
+    group, notes = judge_group(sorted(paths, reverse=True), kind, layout, "pets/")
+    assert group.paths == tuple(f"pets/{path}" for path in sorted(paths))
+    assert group.crosses_splits == (len({path.partition("/")[0] for path in paths}) > 1)
+    assert {note.kind.startswith("near_") for _, note in notes} == {kind == "near"}
+    named = {path: {note.kind.removeprefix("near_") for at, note in notes if at == path} for path in paths}
+    kept = [path for path in paths if "leak" not in named[path]]
+    best = max(("train", "val", "test").index(path.partition("/")[0]) for path in paths)
+    assert {path.partition("/")[0] for path in kept} == {("train", "val", "test")[best]}
+    if group.crosses_classes:
+        assert all("label_conflict" in names and "duplicate" not in names for names in named.values())
+    else:
+        assert sum(not names for names in named.values()) == 1
