@@ -1,10 +1,77 @@
-"""What is public, and its signatures: a change here is a change for every user."""
+"""What is public, and its signatures: a change here is a change for every user.
+
+``public_names.txt`` holds every public name with its parameters or fields. Whoever means to change one writes the list
+anew, ``python tests/test_public_names.py``, so that the change is seen in review.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import ftkit
+import ftkit.errors
+import ftkit.selection
+
+WRITTEN = Path(__file__).with_name("public_names.txt")
+REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    """Return what a call depends on: the parameters without their types."""
+    signature = inspect.signature(function)
+    bare = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def members(kind: type) -> Iterator[str]:
+    """Yield the public fields, properties and methods of a class; reports are made by functions, so fields are enough."""
+    if dataclasses.is_dataclass(kind):
+        yield from (f".{field.name}" for field in dataclasses.fields(kind))
+    for name, value in vars(kind).items():
+        function = getattr(value, "__func__", value)  # of a class method or a static one
+        yield f".{name}{parameters(function) if inspect.isfunction(function) else ''}"
+
+
+def lines_of(name: str, thing: Any) -> Iterator[str]:
+    """Yield the line of a public name, and one for each public member of a class."""
+    if not inspect.isclass(thing):
+        yield f"{name}{parameters(thing) if callable(thing) and inspect.isroutine(thing) else ''}"
+    elif issubclass(thing, Exception):
+        yield f"{name}: {', '.join(base.__name__ for base in thing.__bases__)}"
+    else:
+        made_by_users = inspect.isfunction(vars(thing).get("__init__")) and not dataclasses.is_dataclass(thing)
+        yield f"{name}{parameters(thing) if made_by_users else ''}"
+        yield from sorted({f"    {line}" for line in members(thing) if not line.startswith("._")})
+
+
+def parts_of_reports() -> Iterator[tuple[str, Any]]:
+    """Yield the classes without a public name that the reference describes: what hangs on a report is public too."""
+    for page in sorted(REFERENCE.glob("*.md")):
+        for path in re.findall(r"autoclass:: (ftkit\._\S+)", page.read_text(encoding="utf-8")):
+            module, _, name = path.rpartition(".")
+            yield f"(part of a report) {name}", getattr(importlib.import_module(module), name)
+
+
+def public_face() -> list[str]:
+    """Return every public name and its parameters, as the written list has them."""
+    named = [
+        (f"{module.__name__}.{name}", getattr(module, name))
+        for module in (ftkit, ftkit.errors, ftkit.selection)
+        for name in sorted(module.__all__)
+    ]
+    return [line for name, thing in [*named, *parts_of_reports()] for line in lines_of(name, thing)]
+
+
+def test_the_public_face_is_the_written_one() -> None:
+    """Names and parameters change on purpose only."""
+    assert public_face() == WRITTEN.read_text(encoding="utf-8").splitlines()
 
 
 def test_all_lists_every_public_name_once() -> None:
@@ -12,6 +79,12 @@ def test_all_lists_every_public_name_once() -> None:
     assert len(set(ftkit.__all__)) == len(ftkit.__all__)
     assert set(ftkit.__all__) <= set(dir(ftkit))
     assert [name for name in ftkit.__all__ if getattr(ftkit, name).__name__ != name] == []
+
+
+def test_every_other_module_has_an_underscore_in_its_path() -> None:
+    """So a name alone tells what is public."""
+    found = {module.name for module in pkgutil.walk_packages(ftkit.__path__, "ftkit.")}
+    assert {name for name in found if "._" not in name} == {"ftkit.errors", "ftkit.selection"}
 
 
 def test_every_public_name_is_documented_by_an_example() -> None:
@@ -25,3 +98,7 @@ def test_every_public_name_is_documented_by_an_example() -> None:
 def test_names_live_in_the_module_that_the_stub_says() -> None:
     """So that a traceback and the documentation agree on where to look."""
     assert [name for name in ftkit.__all__ if not getattr(ftkit, name).__module__.startswith("ftkit.")] == []
+
+
+if __name__ == "__main__":
+    WRITTEN.write_text("\n".join(public_face()) + "\n", encoding="utf-8")
