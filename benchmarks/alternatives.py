@@ -3,7 +3,7 @@
     python benchmarks/alternatives.py [pickles hashes]
 
 pickles  the hostile files of tests/attacks, and honest files of the kinds that people hand on: who takes the right
-         weights out, who refuses, who runs the command, whose memory or time runs out. Each try has a process of its own
+         weights out, who refuses, who runs the command, whose memory or time runs out. Each try is a process
 hashes   a fingerprint of a picture, and all near pairs among 10,000 of them, beside imagehash
 
 `benchmarks/checkpoints.py` compares with safetensors, `benchmarks/images.py index` with faiss.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
+import datetime as dt
 import enum
 import importlib.util
 import multiprocessing
@@ -53,7 +53,8 @@ def attacks() -> types.ModuleType:
     """Import the tests that make the hostile files."""
     path = Path(__file__).parents[1] / "tests/attacks/test_hostile_files.py"
     specification = importlib.util.spec_from_file_location("hostile", path)
-    assert specification and specification.loader
+    assert specification
+    assert specification.loader
     module = sys.modules["hostile"] = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -67,6 +68,8 @@ class Config:
 
 
 class Stage(enum.Enum):
+    """Where somebody's training is."""
+
     HEAD = 1
 
 
@@ -78,6 +81,7 @@ class Net(nn.Module):
         self.w = nn.Parameter(torch.zeros(4096) if values is None else values.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Weigh each number."""
         return x * self.w
 
 
@@ -109,7 +113,7 @@ def honest(values: torch.Tensor) -> dict[str, Callable[[Path], object]]:
         "random states": beside(numpy=np.random.get_state(), torch=torch.get_rng_state()),  # noqa: NPY002
         "argparse.Namespace": beside(args=argparse.Namespace(lr=0.1)),
         "a path": beside(data=Path("data")),
-        "a date": beside(date=datetime.date(2026, 1, 1)),
+        "a date": beside(date=dt.date(2026, 1, 1)),
         "a defaultdict": beside(history=collections.defaultdict(list, loss=[1.0])),
         "an enumeration": beside(stage=Stage.HEAD),
         "an object": beside(config=Config()),

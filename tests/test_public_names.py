@@ -31,7 +31,7 @@ def parameters(function: Callable[..., Any]) -> str:
 
 
 def members(kind: type) -> Iterator[str]:
-    """Yield the public fields, properties and methods of a class; reports are made by functions, so fields are enough."""
+    """Yield the public fields, properties and methods of a class; reports are made by functions, so fields do."""
     if dataclasses.is_dataclass(kind):
         yield from (f".{field.name}" for field in dataclasses.fields(kind))
     for name, value in vars(kind).items():
