@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PAPERS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/**/*.md")])
 ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 
-pytestmark = pytest.mark.skipif(not ARCHITECTURE.exists(), reason="The papers are not here.")
+pytestmark = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="An sdist lacks some of the papers.")
 
 
 def text(path: Path) -> str:
