@@ -37,7 +37,8 @@ import torch
 from torch import nn
 
 from ftkit import load_weights
-from ftkit._images.fingerprint import fingerprints, near_pairs
+from ftkit._images.decoding.fingerprint import fingerprints
+from ftkit._images.decoding.search import near_pairs
 
 SECTIONS: dict[str, Callable[[], None]] = {}
 SECONDS, BYTES = 30, 150_000_000  # what a file of a few kilobytes may take; the tests of the attacks allow as much

@@ -26,7 +26,8 @@ def loaded(statement: str) -> set[str]:
         "from ftkit import FtkitError, EarlyStopping",
         "from ftkit import extract_archive",
         "from ftkit import scan_images, restore, ScanReport",
-        "import ftkit._archives, ftkit._images",
+        "import importlib, pkgutil, ftkit._archives as a, ftkit._images as i; "
+        "[importlib.import_module(m.name) for p in (a, i) for m in pkgutil.walk_packages(p.__path__, p.__name__ + '.')]",
         "import ftkit._cli",
     ],
 )

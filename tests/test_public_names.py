@@ -7,10 +7,8 @@ anew, ``python tests/test_public_names.py``, so that the change is seen in revie
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import pkgutil
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,6 @@ import ftkit.errors
 import ftkit.selection
 
 WRITTEN = Path(__file__).with_name("public_names.txt")
-REFERENCE = Path(__file__).parents[1] / "docs" / "reference"
 
 
 def parameters(function: Callable[..., Any]) -> str:
@@ -34,9 +31,15 @@ def members(kind: type) -> Iterator[str]:
     """Yield the public fields, properties and methods of a class; reports are made by functions, so fields do."""
     if dataclasses.is_dataclass(kind):
         yield from (f".{field.name}" for field in dataclasses.fields(kind))
-    for name, value in vars(kind).items():
+    own = [base for base in kind.__mro__ if base.__module__.startswith("ftkit.")]
+    for name, value in (pair for base in own for pair in vars(base).items()):
         function = getattr(value, "__func__", value)  # of a class method or a static one
         yield f".{name}{parameters(function) if inspect.isfunction(function) else ''}"
+
+
+def is_record(thing: object) -> bool:
+    """Whether it is what functions return: fields, and what follows from them."""
+    return inspect.isclass(thing) and (dataclasses.is_dataclass(thing) or issubclass(thing, tuple))
 
 
 def lines_of(name: str, thing: Any) -> Iterator[str]:
@@ -46,17 +49,8 @@ def lines_of(name: str, thing: Any) -> Iterator[str]:
     elif issubclass(thing, Exception):
         yield f"{name}: {', '.join(base.__name__ for base in thing.__bases__)}"
     else:
-        made_by_users = inspect.isfunction(vars(thing).get("__init__")) and not dataclasses.is_dataclass(thing)
-        yield f"{name}{parameters(thing) if made_by_users else ''}"
+        yield name if is_record(thing) or getattr(thing, "_is_protocol", False) else f"{name}{parameters(thing)}"
         yield from sorted({f"    {line}" for line in members(thing) if not line.startswith("._")})
-
-
-def parts_of_reports() -> Iterator[tuple[str, Any]]:
-    """Yield the classes without a public name that the reference describes: what hangs on a report is public too."""
-    for page in sorted(REFERENCE.glob("*.md")):
-        for path in re.findall(r"autoclass:: (ftkit\._\S+)", page.read_text(encoding="utf-8")):
-            module, _, name = path.rpartition(".")
-            yield f"(part of a report) {name}", getattr(importlib.import_module(module), name)
 
 
 def public_face() -> list[str]:
@@ -66,7 +60,7 @@ def public_face() -> list[str]:
         for module in (ftkit, ftkit.errors, ftkit.selection)
         for name in sorted(module.__all__)
     ]
-    return [line for name, thing in [*named, *parts_of_reports()] for line in lines_of(name, thing)]
+    return [line for name, thing in named for line in lines_of(name, thing)]
 
 
 def test_the_public_face_is_the_written_one() -> None:
@@ -88,11 +82,10 @@ def test_every_other_module_has_an_underscore_in_its_path() -> None:
 
 
 def test_every_public_name_is_documented_by_an_example() -> None:
-    """Docstrings have an example that the tests run; reports are shown by the function that makes them."""
-    made_by_functions = {name for name in ftkit.__all__ if name.endswith(("Report", "Info", "Diff"))}
-    made_by_functions |= {"Checkpoint", "Finding", "Head", "ModelSummary"}
-    lacking = [name for name in ftkit.__all__ if ">>>" not in (inspect.getdoc(getattr(ftkit, name)) or "")]
-    assert set(lacking) <= made_by_functions
+    """Docstrings have an example that the tests run; what a function returns is shown by that function."""
+    public = {name: getattr(ftkit, name) for name in ftkit.__all__}
+    lacking = {name for name, thing in public.items() if ">>>" not in (inspect.getdoc(thing) or "")}
+    assert {name for name in lacking if not is_record(public[name])} == set()
 
 
 def test_names_live_in_the_module_that_the_stub_says() -> None:
