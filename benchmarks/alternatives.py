@@ -15,7 +15,6 @@ import argparse
 import collections
 import datetime as dt
 import enum
-import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -48,17 +47,6 @@ def section(run: Callable[[], None]) -> Callable[[], None]:
     """Enter a function as a section under its own name."""
     SECTIONS[run.__name__] = run
     return run
-
-
-def attacks() -> types.ModuleType:
-    """Import the tests that make the hostile files."""
-    path = Path(__file__).parents[1] / "tests/attacks/test_hostile_files.py"
-    specification = importlib.util.spec_from_file_location("hostile", path)
-    assert specification
-    assert specification.loader
-    module = sys.modules["hostile"] = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
 
 
 class Config:
@@ -201,12 +189,16 @@ def outcome_of(run: Callable[[Path], torch.Tensor], make: Callable[[Path], objec
 
 @section
 def pickles() -> None:
-    hostile = attacks()
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tests.attacks.payloads import VALUES
+    from tests.attacks.test_bombs import EXPLODING
+    from tests.attacks.test_execution import EXECUTING
+
     torch.set_num_threads(1)
     groups: dict[str, dict[str, Callable[[Path], object]]] = {
-        "honest files": honest(hostile.VALUES),
-        "files that bring a command": {make.__name__: make for make in hostile.EXECUTING},
-        "files that explode": {make.__name__: make for make in hostile.EXPLODING},
+        "honest files": honest(VALUES),
+        "files that bring a command": {make.__name__: make for make in EXECUTING},
+        "files that explode": {make.__name__: make for make in EXPLODING},
     }
     contenders = {
         "ftkit": by_ftkit,
@@ -218,7 +210,7 @@ def pickles() -> None:
         print(f"\n{title:36}" + "".join(f"{name:>22}" for name in contenders))
         counts = {name: collections.Counter[str]() for name in contenders}
         for name, make in files.items():
-            outcomes = {who: outcome_of(run, make, hostile.VALUES) for who, run in contenders.items()}
+            outcomes = {who: outcome_of(run, make, VALUES) for who, run in contenders.items()}
             print(f"  {name:34}" + "".join(f"{outcome:>22}" for outcome in outcomes.values()), flush=True)
             for who, outcome in outcomes.items():
                 counts[who][outcome] += 1
