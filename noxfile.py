@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -113,7 +114,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Build the wheel, look at what is in it, and import every public name from it."""
+    """Build the wheel, look at what is in it, and import every public name from it: `nox -s build -- dist` keeps it."""
     session.install("build")
     with tempfile.TemporaryDirectory() as folder:
         session.run("python", "-m", "build", "--outdir", folder)
@@ -129,6 +130,8 @@ def build(session: nox.Session) -> None:
             session.error(f"The wheel lacks {sorted(expected - found)} and has too much: {sorted(found - expected)}")
         check = "import ftkit; [getattr(ftkit, name) for name in ftkit.__all__]; print(ftkit.__file__)"
         with_torch(session).run("-c", check, PYTHONPATH=str(Path(folder, "unpacked")))
+        for kept in session.posargs:
+            shutil.copytree(folder, kept, ignore=shutil.ignore_patterns("unpacked"), dirs_exist_ok=True)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -139,6 +142,15 @@ def min_versions(session: nox.Session) -> None:
     env = Environment(session, *lowest, name="lowest")
     env.run("-m", "pip", "install", "--quiet", "--no-deps", "--editable", ".")
     env.run("-m", "pytest", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def newest(session: nox.Session) -> None:
+    """Run the tests on the newest versions of everything; what follows `--` says where else pip looks for torch."""
+    name = "elsewhere" if session.posargs else "newest"
+    env = Environment(session, "--upgrade", *session.posargs, "torch", "torchvision", name=name)
+    env.run("-m", "pip", "install", "--quiet", "--upgrade", "--editable", ".", *groups("test"))
+    env.run("-m", "pytest")
 
 
 if __name__ == "__main__":

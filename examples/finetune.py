@@ -165,8 +165,8 @@ def main() -> None:
         "validation accuracy": f"{accuracy:.4f}",
         "fresh network + delta": f"{evaluate(shared, validation)[1]:.4f}, {'the same' if same else 'NOT THE SAME'}",
         "files set aside": f"{moved}",
-        "full checkpoint": f"{best.stat().st_size / 1e6:.2f} MB",
-        "delta": f"{delta.stat().st_size / 1e6:.2f} MB",
+        "full checkpoint": f"{best.stat().st_size / 2**20:.2f} MiB",
+        "delta": f"{delta.stat().st_size / 2**20:.2f} MiB",
         "time": f"{time.perf_counter() - started:.0f} s",
         "run folder": f"{args.run}  (curves.png, gallery.html, quarantine/, checkpoints/)",
     }

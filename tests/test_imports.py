@@ -9,12 +9,17 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src"
+EVERY = """
+import importlib, pkgutil, ftkit.{0} as room
+for module in pkgutil.walk_packages(room.__path__, "ftkit.{0}."):
+    importlib.import_module(module.name)
+"""
 
 
 def loaded(statement: str) -> set[str]:
     """Return the top-level modules that a fresh interpreter has after a statement."""
-    path = f"import sys; sys.path.insert(0, {str(SOURCE)!r}); "
-    code = path + statement + "; print(*{name.split('.')[0] for name in sys.modules})"
+    path = f"import sys; sys.path.insert(0, {str(SOURCE)!r})\n"
+    code = path + statement + "\nprint(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return set(done.stdout.split())
 
@@ -26,7 +31,8 @@ def loaded(statement: str) -> set[str]:
         "from ftkit import FtkitError, EarlyStopping",
         "from ftkit import extract_archive",
         "from ftkit import scan_images, restore, ScanReport",
-        "import ftkit._archives, ftkit._images",
+        EVERY.format("_archives"),
+        EVERY.format("_images"),
         "import ftkit._cli",
     ],
 )

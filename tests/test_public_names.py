@@ -1,10 +1,71 @@
-"""What is public, and its signatures: a change here is a change for every user."""
+"""What is public, and its signatures: a change here is a change for every user.
+
+``public_names.txt`` holds every public name with its parameters or fields. Whoever means to change one writes the list
+anew, ``python tests/test_public_names.py``, so that the change is seen in review.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import pkgutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import ftkit
+import ftkit.errors
+import ftkit.selection
+
+WRITTEN = Path(__file__).with_name("public_names.txt")
+
+
+def parameters(function: Callable[..., Any]) -> str:
+    """Return what a call depends on: the parameters without their types."""
+    signature = inspect.signature(function)
+    bare = [one.replace(annotation=inspect.Parameter.empty) for one in signature.parameters.values()]
+    return str(inspect.Signature(bare))
+
+
+def members(kind: type) -> Iterator[str]:
+    """Yield the public fields, properties and methods of a class; reports are made by functions, so fields do."""
+    if dataclasses.is_dataclass(kind):
+        yield from (f".{field.name}" for field in dataclasses.fields(kind))
+    own = [base for base in kind.__mro__ if base.__module__.startswith("ftkit.")]
+    for name, value in (pair for base in own for pair in vars(base).items()):
+        function = getattr(value, "__func__", value)  # of a class method or a static one
+        yield f".{name}{parameters(function) if inspect.isfunction(function) else ''}"
+
+
+def is_record(thing: object) -> bool:
+    """Whether it is what functions return: fields, and what follows from them."""
+    return inspect.isclass(thing) and (dataclasses.is_dataclass(thing) or issubclass(thing, tuple))
+
+
+def lines_of(name: str, thing: Any) -> Iterator[str]:
+    """Yield the line of a public name, and one for each public member of a class."""
+    if not inspect.isclass(thing):
+        yield f"{name}{parameters(thing) if callable(thing) and inspect.isroutine(thing) else ''}"
+    elif issubclass(thing, Exception):
+        yield f"{name}: {', '.join(base.__name__ for base in thing.__bases__)}"
+    else:
+        yield name if is_record(thing) or getattr(thing, "_is_protocol", False) else f"{name}{parameters(thing)}"
+        yield from sorted({f"    {line}" for line in members(thing) if not line.startswith("._")})
+
+
+def public_face() -> list[str]:
+    """Return every public name and its parameters, as the written list has them."""
+    named = [
+        (f"{module.__name__}.{name}", getattr(module, name))
+        for module in (ftkit, ftkit.errors, ftkit.selection)
+        for name in sorted(module.__all__)
+    ]
+    return [line for name, thing in named for line in lines_of(name, thing)]
+
+
+def test_the_public_face_is_the_written_one() -> None:
+    """Names and parameters change on purpose only."""
+    assert public_face() == WRITTEN.read_text(encoding="utf-8").splitlines()
 
 
 def test_all_lists_every_public_name_once() -> None:
@@ -14,15 +75,23 @@ def test_all_lists_every_public_name_once() -> None:
     assert [name for name in ftkit.__all__ if getattr(ftkit, name).__name__ != name] == []
 
 
+def test_every_other_module_has_an_underscore_in_its_path() -> None:
+    """So a name alone tells what is public."""
+    found = {module.name for module in pkgutil.walk_packages(ftkit.__path__, "ftkit.")}
+    assert {name for name in found if "._" not in name} == {"ftkit.errors", "ftkit.selection"}
+
+
 def test_every_public_name_is_documented_by_an_example() -> None:
-    """Docstrings have an example that the tests run; reports are shown by the function that makes them."""
-    made_by_functions = {name for name in ftkit.__all__ if name.endswith(("Report", "Info", "Diff"))}
-    made_by_functions |= {"Checkpoint", "Finding", "Head", "ModelSummary"}
-    made_by_functions |= {"DuplicateGroup", "Quarantine", "Repair"}
-    lacking = [name for name in ftkit.__all__ if ">>>" not in (inspect.getdoc(getattr(ftkit, name)) or "")]
-    assert set(lacking) <= made_by_functions
+    """Docstrings have an example that the tests run; what a function returns is shown by that function."""
+    public = {name: getattr(ftkit, name) for name in ftkit.__all__}
+    lacking = {name for name, thing in public.items() if ">>>" not in (inspect.getdoc(thing) or "")}
+    assert {name for name in lacking if not is_record(public[name])} == set()
 
 
 def test_names_live_in_the_module_that_the_stub_says() -> None:
     """So that a traceback and the documentation agree on where to look."""
     assert [name for name in ftkit.__all__ if not getattr(ftkit, name).__module__.startswith("ftkit.")] == []
+
+
+if __name__ == "__main__":
+    WRITTEN.write_text("\n".join(public_face()) + "\n", encoding="utf-8")
