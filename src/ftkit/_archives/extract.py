@@ -141,7 +141,8 @@ def extract_archive(
             progress.total = archive.total
             tree = Tree(folder, limits, progress.update)
             _check_space(folder, archive)
-            _fill(tree, archive)
+            for batch in archive.batches:
+                archive.pour(tree, list(filter(tree.claim, batch)))
             top = tree.single_folder() if strip else []
             tree.make_links(top)
             publish(folder.joinpath(*top), target)
@@ -167,13 +168,3 @@ def _check_space(folder: Path, archive: Archive) -> None:
     free = shutil.disk_usage(folder).free
     if archive.total is not None and archive.total > free:
         raise FileWriteError(f"it needs {in_bytes(archive.total)}, and the disk has {in_bytes(free)} left.")
-
-
-def _fill(tree: Tree, archive: Archive) -> None:
-    for batch in archive.batches:
-        claimed = [member for member in batch if tree.claim(member)]
-        if archive.pour is not None:
-            archive.pour(tree, claimed)
-        else:
-            for member in claimed:
-                tree.write(member)

@@ -96,6 +96,11 @@ class Sink(Protocol):
         """Open the file of ``member``, to ``write`` it; to leave it with other data than announced is an error."""
 
 
+def _one_by_one(sink: Sink, members: list[Member]) -> None:
+    for member in members:
+        sink.write(member)
+
+
 @dataclass(slots=True)
 class Archive:
     """An open archive.
@@ -105,14 +110,14 @@ class Archive:
         batches: The members in order. All of a batch are known before the data of the first are read.
         total: Bytes to come, where the archive says so.
         encoding: In which the names that don't say it are written; None where there are no such names.
-        pour: Writes a batch, for formats that don't let their members be read one by one.
+        pour: Writes a batch; formats that don't let their members be read one by one have a way of their own.
     """
 
     format: str
     batches: Iterator[list[Member]] = field(default_factory=lambda: iter(()))
     total: int | None = None
     encoding: str | None = None
-    pour: Callable[[Sink, list[Member]], None] | None = None
+    pour: Callable[[Sink, list[Member]], None] = _one_by_one
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ def _twin(group: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[st
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in {"params", "param_names"}}
+    return {**group, "params": None, "param_names": None}
 
 
 def _fill(group: dict[str, Any], named: Mapping[nn.Parameter, str], undo: Undo) -> None:
