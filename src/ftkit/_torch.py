@@ -7,23 +7,29 @@ what is missing and which versions have it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ftkit.errors import FtkitError
 
 __all__ = [
     "FAKE_TENSOR_LOG",
+    "IndexedLoader",
     "buffers_of",
     "children_of",
+    "loads_by_own_code",
     "needed",
     "parameters_of",
     "pre_hooks_of",
     "storage_id",
+    "version_of",
 ]
+
+T_co = TypeVar("T_co", covariant=True)
 
 FAKE_TENSOR_LOG: Final = logging.getLogger("torch._subclasses.fake_tensor")
 """Where fake tensors report each operator that they can't follow, as an error."""
@@ -82,3 +88,65 @@ def pre_hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
 def storage_id(tensor: torch.Tensor) -> int:
     """What tells the memory under a tensor from all other memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
+
+
+# ---- tensors
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often torch saw a tensor's values change. An inference tensor has no such count, and raises RuntimeError."""
+    return int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
+
+
+# ---- loading
+
+
+_LOADING: Final = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
+_LOADING_HOOKS: Final = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
+
+
+def loads_by_own_code(model: nn.Module) -> bool:
+    """Whether loading a state into a model runs code that is not torch's: overridden methods, or hooks.
+
+    Where torch does not say, somebody's code might.
+    """
+    return any(not _is_of_torch(code) for module in model.modules() for code in _loading_code(module))
+
+
+def _loading_code(module: nn.Module) -> Iterator[object]:
+    yield from (getattr(module, name, None) for name in _LOADING)
+    for name in _LOADING_HOOKS:
+        yield from getattr(module, name, {None: None}).values()
+
+
+def _is_of_torch(code: object) -> bool:
+    return str(getattr(code, "__module__", "")).startswith("torch.")
+
+
+class IndexedLoader(DataLoader[T_co]):
+    """A ``DataLoader`` that lets a subclass stand between the sampler and what takes the indices of each batch."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        needed(DataLoader, "_index_sampler", "go on within an epoch")
+        super().__init__(*args, **options)
+
+    def _indices(self, sampler: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the batches of an epoch are made from."""
+        return iter(sampler)
+
+    @property
+    def _index_sampler(self) -> Any:
+        return _Through(self, super()._index_sampler)
+
+
+class _Through:
+    """A loader's sampler, seen through its ``_indices``."""
+
+    def __init__(self, loader: IndexedLoader[Any], sampler: Any) -> None:
+        self.loader, self.sampler = loader, sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.loader._indices(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import string
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -18,14 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit._checkpoints import layout as checkpoint_files
-from ftkit._checkpoints import ranks
+from ftkit._checkpoints import filenames, ranks, runfile
 from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
-from ftkit._deltas import io as deltas
+from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from ftkit._monitor import Mode, check_mode, is_better, metric_value
-from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
 __all__ = ["CheckpointManager"]
@@ -115,7 +112,7 @@ class CheckpointManager:
         self.delta = delta
         self.resumed: Checkpoint | None = None
         if filename is not None:
-            _fields(filename)
+            filenames.check(filename)
             if delta and Path(filename).suffix in TORCH_SUFFIXES:
                 raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Leave the suffix out.")
         try:
@@ -207,7 +204,7 @@ class CheckpointManager:
         if not self._writes:
             self._entries = self._staying([*self._entries, entry], checked=False)
             return entry.path
-        write = checkpoint_files.prepare(entry.path, content, self._copy if self.background else None)
+        write = runfile.prepare(entry.path, content, self._copy if self.background else None)
         if not self.background:
             self._finish(entry, write)
             return entry.path
@@ -249,7 +246,7 @@ class CheckpointManager:
         """
         self.wait()
         if self.delta and self._before is None:
-            self._before = deltas.digests(deltas.tensors_of(unwrap(model)))
+            self._before = digests(tensors_of(unwrap(model)))
         tried = len(self._entries) + self._unreadable
         while self._entries:
             entry = self._entries[-1]
@@ -266,7 +263,7 @@ class CheckpointManager:
                     **objects,
                 )
             except (CheckpointError, OSError) as error:
-                if _is_readable(entry.path):
+                if runfile.is_readable(entry.path):
                     raise  # it is whole, and does not fit
                 _log.warning("%s Going back to the checkpoint before it.", error)
                 self._entries.pop()
@@ -348,7 +345,7 @@ class CheckpointManager:
             found.append(entry)
             if checked and not entry.intact:
                 try:
-                    checkpoint_files.verify(entry.path)
+                    runfile.verify(entry.path)
                     entry.intact = True
                 except (CheckpointError, OSError) as error:
                     _log.warning("%s It is left where it is.", error)
@@ -372,7 +369,7 @@ class CheckpointManager:
             if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
                 continue
             try:
-                run = checkpoint_files.read_run(path)
+                run = runfile.read_run(path)
             except (CheckpointError, OSError) as error:
                 _log.warning("%s It is left where it is.", error)
                 self._unreadable += path.suffix != ".tar"
@@ -384,12 +381,12 @@ class CheckpointManager:
     def _path_for(self, entry: _Entry, values: Mapping[str, Any]) -> Path:
         """The file's name by the template; never that of a file which should stay."""
         if self.filename is not None:
-            name = _fill_in(self.filename, values)
+            name = filenames.fill_in(self.filename, values)
         else:
             detail = "" if entry.value is None else f"-{entry.value:.4f}"
             if not detail and values["step"] is not None:
                 detail = f"-step{values['step']}"
-            name = _safe(f"{values['epoch']}{detail}")
+            name = filenames.safe(f"{values['epoch']}{detail}")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if suffix not in CHECKPOINT_SUFFIXES:
             stem, suffix = name, ".safetensors"
@@ -409,51 +406,3 @@ def _give_way() -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        checkpoint_files.read(path, ())
-    except (CheckpointError, OSError):
-        return False
-    return True
-
-
-def _fields(template: str) -> list[tuple[str, str | None, str]]:
-    """Split a template into literal texts, each with the name of the field that follows and its format."""
-    try:
-        parsed = [(text, name, form or "") for text, name, form, _ in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise FtkitError(
-            f"filename={template!r} is no template ({error}). Write it like '{{epoch}}-{{loss:.4f}}'."
-        ) from error
-    if any(name == "" for _, name, _ in parsed):
-        raise FtkitError(f"filename={template!r} has a field without a name. Write it like '{{epoch}}-{{loss:.4f}}'.")
-    return parsed
-
-
-def _fill_in(template: str, values: Mapping[str, Any]) -> str:
-    """Fill a template; the result is a safe name on any file system."""
-    there = {name: value for name, value in values.items() if value is not None}
-    pieces = []
-    for text, name, form in _fields(template):
-        pieces.append(text)
-        if name is None:
-            continue
-        if name not in there:
-            raise FtkitError(
-                f"filename={template!r} needs {name!r}; there is only {', '.join(there)}.{did_you_mean(name, there)}"
-            )
-        try:
-            pieces.append(format(there[name], form))
-        except ValueError as error:
-            raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
-    return _safe("".join(pieces))
-
-
-def _safe(name: str) -> str:
-    """Make a name that any file system takes, and that no folder hides in."""
-    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).encode(errors="replace")[:200].decode(errors="ignore")
-    name = name.strip(" .") or "_"
-    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
-    return f"_{name}" if reserved else name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -28,10 +28,12 @@ __all__ = [
     "LoadReport",
     "Mismatch",
     "Rename",
+    "WeightsPlan",
     "diff_checkpoints",
     "inspect_checkpoint",
     "load_model",
     "load_weights",
+    "plan_weights",
     "save_model",
     "save_weights",
 ]
@@ -181,30 +183,71 @@ def load_weights(
           peeled: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
-    inner = unwrap(model)
     with Source(source) as opened:
-        places = Places(inner)
-        if not opened.tables:
-            reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
-            if opened.wanted:
-                reason = f" that can be read without running code: it wants {some(opened.wanted, 6)}"
-            raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
-        match = best_match(opened.tables, places, renamer(rename), ema=ema)
-        report = _report(match, opened, places)
-        perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
-        _refuse_kinds(match, places)
-        if places.elsewhere or (places.translates and not perfect):
-            report = _fill_by_torch(inner, match, places, report, strict=strict)
-        else:
-            if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
-                raise CheckpointError(
-                    f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path)."
-                )
-            _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
-            _fill(inner, match, places)
+        plan = plan_weights(
+            unwrap(model), opened, strict=strict, rename=rename, drop_mismatched=drop_mismatched, ema=ema
+        )
+        report = plan.load()
     if report.not_run:
         _log.warning("%s names code, which was not run: %s", report.source, some(report.not_run, 6))
     return report
+
+
+class WeightsPlan(NamedTuple):
+    """Weights that have been compared with a model.
+
+    Attributes:
+        load: Loads them, while the source is open.
+        certain: Whether nothing but damage can keep them from being loaded. A model's own method may refuse them yet.
+    """
+
+    load: Callable[[], LoadReport]
+    certain: bool
+
+
+def plan_weights(
+    model: nn.Module,
+    opened: Source,
+    *,
+    strict: bool = True,
+    rename: Rename | None = None,
+    drop_mismatched: bool = False,
+    ema: bool = True,
+) -> WeightsPlan:
+    """Compare weights with a model, and change nothing.
+
+    Args:
+        model: The model, unwrapped.
+        opened: The source.
+        strict: As for :func:`load_weights`, like all that follow.
+        rename: See there.
+        drop_mismatched: See there.
+        ema: See there.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    places = Places(model)
+    if not opened.tables:
+        reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
+        if opened.wanted:
+            reason = f" that can be read without running code: it wants {some(opened.wanted, 6)}"
+        raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
+    match = best_match(opened.tables, places, renamer(rename), ema=ema)
+    report = _report(match, opened, places)
+    perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+    _refuse_kinds(match, places)
+    if places.elsewhere or (places.translates and not perfect):
+        return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
+    if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
+        raise CheckpointError(f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path).")
+    _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
+
+    def load() -> LoadReport:
+        _fill(model, match, places)
+        return report
+
+    return WeightsPlan(load, certain=True)
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:

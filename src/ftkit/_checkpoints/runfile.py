@@ -1,0 +1,275 @@
+"""The file of a training run, in two formats: a safetensors file of pytrees, and the usual torch dict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, assert_never
+
+from torch import Tensor
+
+from ftkit._checkpoints import ranks
+from ftkit._formats import TORCH_SUFFIXES, ObjectFormat, TensorFormat, content_format
+from ftkit._pickles.gate import PickleFile, load_parts, save_pickle
+from ftkit._tensors.file import TensorFile
+from ftkit._tensors.pytree import pack, unpack
+from ftkit._tensors.safetensors import write_tensors
+from ftkit._wording import plural
+from ftkit.errors import CheckpointError, UntrustedFileError
+
+__all__ = ["Content", "is_readable", "prepare", "read", "read_run", "verify"]
+
+_log: Final = logging.getLogger("ftkit")
+
+T = TypeVar("T")
+Tensors: TypeAlias = dict[str, Tensor]
+
+# Where the facts about the run stand: in a safetensors file's metadata, or in the torch dict.
+_KEY: Final = "ftkit.checkpoint"
+
+_FACTS: Final = ("epoch", "step", "metrics")
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+def _is_count(value: object) -> bool:
+    return value is None or isinstance(value, Integral)
+
+
+def _is_state(value: object) -> bool:
+    return not (value is None or isinstance(value, str))
+
+
+def _is_single(value: object) -> bool:
+    return _is_state(value) and not isinstance(value, list)
+
+
+class _Entry(NamedTuple):
+    """What an entry of a torch checkpoint must be, since people use the same words for other things; and its names."""
+
+    may_be: Callable[[object], bool]
+    names: tuple[str, ...]
+    listed: bool = False  # Lightning keeps several of them in a list, as a rule one
+
+
+# What the entries are called in people's training loops, the usual name first.
+_ENTRIES: Final = {
+    "epoch": _Entry(_is_count, ("epoch",)),
+    "step": _Entry(_is_count, ("step", "global_step")),
+    "metrics": _Entry(_is_table, ("metrics",)),
+    "model": _Entry(
+        _is_table, ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights", "module")
+    ),
+    "optimizer": _Entry(
+        _is_table,
+        ("optimizer_state_dict", "optimizer", "optimizer_states", "optimizer_state", "optim", "opt"),
+        listed=True,
+    ),
+    "scheduler": _Entry(
+        _is_single,
+        ("scheduler_state_dict", "scheduler", "lr_scheduler_state_dict", "lr_scheduler", "lr_schedulers"),
+        listed=True,
+    ),
+    "scaler": _Entry(_is_state, ("scaler_state_dict", "scaler", "grad_scaler", "amp_scaler")),
+    "ema": _Entry(_is_table, ("ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model")),
+    "sampler": _Entry(_is_state, ("sampler_state_dict", "sampler")),
+    "rng": _Entry(_is_state, ("rng_state",)),
+    "ranks": _Entry(_is_state, ("states_of_other_ranks",)),
+}
+
+
+@dataclass
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
+        states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
+            values under names of the user's own.
+    """
+
+    run: dict[str, Any]
+    states: dict[str, Any]
+
+
+def prepare(path: Path, content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
+    """Check that everything can be kept; return what writes it.
+
+    Args:
+        path: The file; its suffix decides the format.
+        content: What to write.
+        copy: Makes copies of tensors, if the originals will change before the writing.
+
+    Raises:
+        CheckpointError: Something can't be kept without pickling code.
+    """
+    tensors: Tensors = {}
+    texts: dict[str, str] = {}
+    for name, state in content.states.items():
+        # Foreign readers look for the model's tensors; all else is ours alone.
+        packed, texts[name] = pack(state, name, compact="delta" in content.run and name != "model")
+        tensors |= packed
+    if path.suffix not in TORCH_SUFFIXES:
+        metadata = {_KEY: pack(content.run)[1], **texts}
+        if copy is not None:
+            tensors = copy(tensors)
+        return lambda: write_tensors(path, tensors, metadata)
+    if "delta" in content.run:
+        raise CheckpointError(f"A delta is a safetensors file: {path.name} should end in .safetensors.")
+    states = content.states
+    if copy is not None:
+        tensors = copy(tensors)
+        states = {name: unpack(tensors, text, name) for name, text in texts.items()}
+    whole = _as_torch_dict(content.run, states)
+    return lambda: save_pickle(whole, path, plain=True)
+
+
+def _as_torch_dict(run: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
+    whole: dict[str, Any] = {name: run[name] for name in _FACTS}
+    whole |= {_ENTRIES[name].names[0]: state for name, state in states.items() if name != "extra"}
+    whole[_KEY] = {name: fact for name, fact in run.items() if name not in _FACTS}
+    extra: dict[str, Any] = states.get("extra", {})
+    if taken := extra.keys() & whole.keys():
+        raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
+    return whole | extra
+
+
+def read(path: Path, wanted: Collection[str]) -> Content:
+    """Read the facts, the extra values and the wanted states; all of the file is verified.
+
+    Of a run of several processes, each gets its own states.
+
+    Raises:
+        CheckpointError: It is no training checkpoint.
+        DamagedFileError: Its bytes are not the ones that were written.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
+    wanted = {*wanted, "ranks"}
+    content = _opened(path, lambda file: _from_tensors(file, wanted), lambda: _from_torch_dict(path, wanted))
+    others = content.states.pop("ranks", [])
+    rank = ranks.rank()
+    if 0 < rank <= len(others):
+        content.states |= others[rank - 1]
+    elif rank > 0 and content.states.pop("rng", None) is not None:
+        _log.warning(
+            "%s was written by %s, so that the random numbers of process %d are not in it: it goes on with its own.",
+            path,
+            plural(len(others) + 1, "process", "processes"),
+            rank,
+        )
+    return content
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """Read the facts about the run alone; ``None`` if :func:`prepare` did not make the file.
+
+    Raises:
+        DamagedFileError: Its header is not the one that was written.
+    """
+    return _opened(path, lambda file: _facts(file) if _KEY in file.metadata else None, lambda: _facts_of_torch(path))
+
+
+def verify(path: Path) -> None:
+    """Read every byte and compare with the digests.
+
+    Raises:
+        DamagedFileError: Some bytes are not the ones that were written.
+    """
+    _opened(path, TensorFile.verify, lambda: load_parts(path))
+
+
+def is_readable(path: Path) -> bool:
+    """Tell whether a file is a training checkpoint, and whole."""
+    try:
+        read(path, ())
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _opened(path: Path, read_tensors: Callable[[TensorFile], T], read_objects: Callable[[], T]) -> T:
+    """Read a file in the way that its format needs."""
+    match content_format(path):
+        case TensorFormat() as kind:
+            with kind.open(path) as file:
+                return read_tensors(file)
+        case ObjectFormat():
+            return read_objects()
+        case other:
+            assert_never(other)
+
+
+# ---- a safetensors file
+
+
+def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
+    content = Content(_facts(file), {})
+    for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
+        names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
+        tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
+        if name in wanted or name == "extra":
+            content.states[name] = unpack(tensors, file.metadata[name], name)
+    return content
+
+
+def _facts(file: TensorFile) -> dict[str, Any]:
+    if _KEY not in file.metadata:
+        reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
+        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
+    run: dict[str, Any] = unpack({}, file.metadata[_KEY])
+    return run
+
+
+# ---- a torch dict
+
+
+def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
+    whole, left_out = load_parts(path)
+    if not isinstance(whole, dict):
+        raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
+    rest = dict(whole)
+    run = dict(rest.pop(_KEY, {}))
+    found = {name: value for name, entry in _ENTRIES.items() for value in _taken(entry, rest)}
+    run |= {name: found.pop(name) for name in _FACTS if name in found}
+    if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
+        found, rest = {"model": rest}, {}  # a bare state dict
+    _account_for(path, left_out, wanted - found.keys())
+    return Content(run, {**found, "extra": rest})
+
+
+def _taken(entry: _Entry, rest: dict[str, Any]) -> list[Any]:
+    """Take an entry out, under the first of its names that has one; a list of it, or of nothing."""
+    for name in entry.names:
+        value = rest.get(name)
+        if entry.listed and isinstance(value, list) and list(map(_is_table, value)) == [True]:
+            value = value[0]
+        if name in rest and entry.may_be(value):
+            del rest[name]
+            return [value]
+    return []
+
+
+def _account_for(path: Path, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
+    """Say what is left out as it would run code; refuse if it is a state that is wanted and nowhere else."""
+    for name, code in left_out.items():
+        if any(name in _ENTRIES[state].names for state in lacking):
+            raise UntrustedFileError(
+                f"The {name!r} of {path} can't be had without running code: it wants {', '.join(code[:8])}. "
+                "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
+                "from, load_model(path, trusted=True) returns all of it."
+            )
+        _log.warning("%s: %r is left out, as it would run code (%s).", path, name, ", ".join(code[:8]))
+
+
+def _facts_of_torch(path: Path) -> dict[str, Any] | None:
+    with PickleFile(path) as pickled:
+        whole = pickled.tree
+    if not isinstance(whole, dict) or not isinstance(whole.get(_KEY), dict):
+        return None
+    return {**whole[_KEY], **{name: whole.get(name) for name in _FACTS}}
