@@ -192,6 +192,7 @@ class CheckpointManager:
         entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
         entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
         content = collect(
+            entry.path,
             model=model,
             parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
             run={"epoch": epoch, "step": step, "metrics": numbers, "mid_epoch": within, "order": entry.order},
@@ -204,7 +205,7 @@ class CheckpointManager:
         if not self._writes:
             self._entries = self._staying([*self._entries, entry], checked=False)
             return entry.path
-        write = runfile.prepare(entry.path, content, self._copy if self.background else None)
+        write = runfile.prepare(content, self._copy if self.background else None)
         if not self.background:
             self._finish(entry, write)
             return entry.path

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -32,7 +33,7 @@ from ftkit.selection import unwrap
 
 __all__ = ["by_suffix", "only_tensors", "resume"]
 
-Plan: TypeAlias = Callable[[Undo], None]
+_Plan: TypeAlias = Callable[[Undo], None]
 
 
 def resume(
@@ -42,48 +43,67 @@ def resume(
 
     Args:
         content: The checkpoint.
-        model: The model. Of a delta, it is the base, and gets the delta's layers.
+        model: The model, unwrapped. Of a delta, it is the base, and gets the delta's layers.
         parts: The other objects by the names of their states.
         objects: Those saved among the extra values, by their names there.
         rng: Whether to set the global random generators.
 
     Raises:
-        FtkitError: Something does not fit. Nothing has changed then.
+        FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.
     """
+    weights = {} if model is None else content.state("model")
+    targets = [_Target(name, part, content.state(name)) for name, part in parts.items()]
+    targets += [_Target(name, thing, content.value(name)) for name, thing in objects.items()]
     with Undo() as undo:
         if model is not None and "delta" in content.run:  # all else is planned for a model that has its layers
-            place(unwrap(model), content.run["delta"], only_tensors(content.states["model"]), undo)
-        for change in _plans(content, model, parts, objects, rng):
+            place(model, content.run["delta"], only_tensors(weights), undo)
+        for change in _plans(content, model, weights, targets, rng):
             change(undo)
 
 
+class _Target(NamedTuple):
+    """An object, what it is called in the checkpoint, and the state it gets."""
+
+    name: str
+    thing: Any
+    state: Any
+
+
 def _plans(
-    content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], rng: bool
-) -> list[Plan]:
+    content: Content, model: nn.Module | None, weights: Mapping[str, Any], targets: list[_Target], rng: bool
+) -> list[_Plan]:
     """Plan all changes, in the order in which to make them."""
-    run, states = content.run, content.states
-    targets = [(name, target, states[name]) for name, target in parts.items()]
-    targets += [(name, target, states["extra"][name]) for name, target in objects.items()]
-    modules = list(_module_loads(content, model, targets))
-    plans = [_object_plan(*each, run, model) for each in targets if not isinstance(each[1], nn.Module)]
-    plans += [load.with_a_way_back for load in modules if not load.certain]
-    optimizer = parts.get("optimizer")
-    if model is not None and isinstance(optimizer, Optimizer) and "frozen" in run:
-        saved = (run.get("optimizer") or {}).get("names", ())
-        plans.append(frozen_parts.plan(unwrap(model), run["frozen"], saved, optimizers.held(optimizer)))
-    if rng and "rng" in states:
-        plans.append(random_numbers.plan(states["rng"]))
-    return plans + [load.for_sure for load in modules if load.certain]
+    is_delta = model is not None and "delta" in content.run
+    base = _base(model, weights) if model is not None and is_delta else {}
+    objects: list[_Plan] = []
+    modules: list[_ModuleLoad] = []
+    globally: list[_Plan] = []
+    for name, thing, state in targets:
+        if isinstance(thing, nn.Module):
+            modules.append(_module_load(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+        elif isinstance(thing, torch.Generator):
+            objects.append(_generator_plan(name, thing, state))
+        elif name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
+            known = content.run.get("optimizer") or {}
+            objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
+            if "frozen" in content.run:
+                trained = known.get("names", ()), optimizers.held(thing)
+                globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
+        else:
+            objects.append(_object_plan(name, thing, state))
+    if model is not None:
+        delta = only_tensors(weights)
+        modules.append(_ModuleLoad(model, partial(fill, model, delta)) if is_delta else _module_load(model, weights))
+    if rng and "rng" in content.states:
+        globally.append(random_numbers.plan(content.states["rng"]))
+    doubtful = [load.with_a_way_back for load in modules if not load.certain]
+    return [*objects, *doubtful, *globally, *(load.for_sure for load in modules if load.certain)]
 
 
 # ---- anything with a state
 
 
-def _object_plan(name: str, thing: Any, state: Any, run: Mapping[str, Any], model: nn.Module | None) -> Plan:
-    if isinstance(thing, torch.Generator):
-        return _generator_plan(name, thing, state)
-    if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
-        return optimizers.plan(thing, state, run.get("optimizer") or {}, dict(unwrap(model).named_parameters()))
+def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
     if not callable(getattr(thing, "load_state_dict", None)):
         raise FtkitError(
             f"{name}= got a {type(thing).__name__}, which has no load_state_dict(). Read the value from the "
@@ -101,7 +121,7 @@ def _object_plan(name: str, thing: Any, state: Any, run: Mapping[str, Any], mode
     return load
 
 
-def _generator_plan(name: str, generator: torch.Generator, state: Any) -> Plan:
+def _generator_plan(name: str, generator: torch.Generator, state: Any) -> _Plan:
     with _explained(name, generator):
         torch.Generator(generator.device).set_state(state)
 
@@ -143,7 +163,7 @@ class _ModuleLoad(NamedTuple):
 
     module: nn.Module
     load: Callable[[], object]
-    certain: bool
+    certain: bool = True
 
     def for_sure(self, _: Undo) -> None:
         self.load()
@@ -163,23 +183,9 @@ def _put_back(tensor: Tensor, before: Tensor) -> None:
             tensor.copy_(before)
 
 
-def _module_loads(
-    content: Content, model: nn.Module | None, targets: list[tuple[str, Any, Any]]
-) -> Iterator[_ModuleLoad]:
-    """Compare all modules with their states, the model last."""
-    delta = only_tensors(content.states["model"]) if model is not None and "delta" in content.run else None
-    base = _base_of(model, delta) if model is not None and delta is not None else {}
-    for _, target, state in targets:
-        if isinstance(target, nn.Module):
-            yield _module_load(unwrap(target), state | _unchanged(unwrap(target), state, base))
-    if model is not None and delta is not None:
-        yield _ModuleLoad(unwrap(model), lambda: fill(unwrap(model), delta), certain=True)
-    elif model is not None:
-        yield _module_load(unwrap(model), content.states["model"])
-
-
-def _base_of(model: nn.Module, delta: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors_of(unwrap(model)).items() if name not in delta}
+def _base(model: nn.Module, delta: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a delta left alone in its model."""
+    return {name: tensor for name, tensor in tensors_of(model).items() if name not in delta}
 
 
 def _unchanged(module: nn.Module, state: Mapping[str, Any], base: Mapping[str, Tensor]) -> dict[str, Tensor]:

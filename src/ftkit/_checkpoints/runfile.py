@@ -18,7 +18,7 @@ from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._wording import plural
-from ftkit.errors import CheckpointError, UntrustedFileError
+from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
 
 __all__ = ["Content", "is_readable", "prepare", "read", "read_run", "verify"]
 
@@ -88,26 +88,55 @@ class Content:
     """What a checkpoint holds.
 
     Attributes:
+        path: The file.
         run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
         states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
             values under names of the user's own.
     """
 
+    path: Path
     run: dict[str, Any]
     states: dict[str, Any]
 
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The values under names of the user's own."""
+        values: dict[str, Any] = self.states.get("extra", {})
+        return values
 
-def prepare(path: Path, content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
+    def state(self, name: str) -> Any:
+        """Return a state.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        if name not in self.states:
+            advice = "load_weights(model, path) finds weights wherever they lie" if name == "model" else "leave it out"
+            raise CheckpointError(f"{self.path} holds no state of {name}=: {advice}.")
+        return self.states[name]
+
+    def value(self, name: str) -> Any:
+        """Return what the user saved under a name.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        if name not in self.extra:
+            raise CheckpointError(f"{self.path} holds nothing called {name!r}.{did_you_mean(name, self.extra)}")
+        return self.extra[name]
+
+
+def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
     """Check that everything can be kept; return what writes it.
 
     Args:
-        path: The file; its suffix decides the format.
-        content: What to write.
+        content: What to write. The suffix of its path decides the format.
         copy: Makes copies of tensors, if the originals will change before the writing.
 
     Raises:
         CheckpointError: Something can't be kept without pickling code.
     """
+    path = content.path
     tensors: Tensors = {}
     texts: dict[str, str] = {}
     for name, state in content.states.items():
@@ -125,18 +154,17 @@ def prepare(path: Path, content: Content, copy: Callable[[Tensors], Tensors] | N
     if copy is not None:
         tensors = copy(tensors)
         states = {name: unpack(tensors, text, name) for name, text in texts.items()}
-    whole = _as_torch_dict(content.run, states)
+    whole = _as_torch_dict(Content(path, content.run, states))
     return lambda: save_pickle(whole, path, plain=True)
 
 
-def _as_torch_dict(run: Mapping[str, Any], states: Mapping[str, Any]) -> dict[str, Any]:
-    whole: dict[str, Any] = {name: run[name] for name in _FACTS}
-    whole |= {_ENTRIES[name].names[0]: state for name, state in states.items() if name != "extra"}
-    whole[_KEY] = {name: fact for name, fact in run.items() if name not in _FACTS}
-    extra: dict[str, Any] = states.get("extra", {})
-    if taken := extra.keys() & whole.keys():
+def _as_torch_dict(content: Content) -> dict[str, Any]:
+    whole: dict[str, Any] = {name: content.run[name] for name in _FACTS}
+    whole |= {_ENTRIES[name].names[0]: state for name, state in content.states.items() if name != "extra"}
+    whole[_KEY] = {name: fact for name, fact in content.run.items() if name not in _FACTS}
+    if taken := content.extra.keys() & whole.keys():
         raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
-    return whole | extra
+    return whole | content.extra
 
 
 def read(path: Path, wanted: Collection[str]) -> Content:
@@ -209,7 +237,7 @@ def _opened(path: Path, read_tensors: Callable[[TensorFile], T], read_objects: C
 
 
 def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
-    content = Content(_facts(file), {})
+    content = Content(Path(file.path), _facts(file), {})
     for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
         names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
         tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
@@ -240,7 +268,7 @@ def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
         found, rest = {"model": rest}, {}  # a bare state dict
     _account_for(path, left_out, wanted - found.keys())
-    return Content(run, {**found, "extra": rest})
+    return Content(path, run, {**found, "extra": rest})
 
 
 def _taken(entry: _Entry, rest: dict[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, 
 from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume
 from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import digests, may_have_changed, same, split
-from ftkit.errors import CheckpointError, FtkitError, did_you_mean
+from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
 __all__ = ["Checkpoint", "collect", "is_mid_epoch", "load_checkpoint", "numbers_of", "save_checkpoint"]
@@ -106,6 +106,7 @@ def save_checkpoint(
     """
     sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
+        Path(path),
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
         run={"epoch": epoch, "step": step, "metrics": numbers_of(metrics), "mid_epoch": is_mid_epoch(sampler)},
@@ -115,7 +116,7 @@ def save_checkpoint(
         together=sharded,
     )
     if ranks.rank() == 0 or not sharded:
-        runfile.prepare(Path(path), content)()
+        runfile.prepare(content)()
 
 
 def is_mid_epoch(sampler: Any) -> bool:
@@ -129,6 +130,7 @@ def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
 
 
 def collect(
+    path: Path,
     *,
     model: nn.Module,
     parts: Mapping[str, Any],
@@ -142,6 +144,7 @@ def collect(
     """Take everything down.
 
     Args:
+        path: Where to write it.
         model: As for :func:`save_checkpoint`, like ``extra``, ``rng`` and ``delta``.
         parts: The other objects by their names there.
         run: Plain facts.
@@ -172,7 +175,7 @@ def collect(
         states = ranks.whole(states)
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
-    return Content(run, states)
+    return Content(path, run, states)
 
 
 def _state_of(thing: Any) -> Any:
@@ -256,25 +259,13 @@ def load_checkpoint(
     parts = {name: part for name, part in given.items() if part is not None}
     asked = [*(["model"] if model is not None else []), *parts]
     rng = optimizer is not None if rng is None else rng
-    path = Path(path)
-    content = runfile.read(path, {*asked, "rng"} if rng else asked)
-    _check_holds(path, content, asked, objects)
-    resume(content, model, parts, objects, rng=rng)
-    run, extra = content.run, content.states.get("extra", {})
+    content = runfile.read(Path(path), {*asked, "rng"} if rng else asked)
+    resume(content, None if model is None else unwrap(model), parts, objects, rng=rng)
     return Checkpoint(
-        path,
-        run.get("epoch"),
-        run.get("step"),
-        run.get("metrics") or {},
-        {name: value for name, value in extra.items() if name not in objects},
-        bool(run.get("mid_epoch")),
+        content.path,
+        content.run.get("epoch"),
+        content.run.get("step"),
+        content.run.get("metrics") or {},
+        {name: value for name, value in content.extra.items() if name not in objects},
+        bool(content.run.get("mid_epoch")),
     )
-
-
-def _check_holds(path: Path, content: Content, asked: Iterable[str], objects: Iterable[str]) -> None:
-    if lost := [name for name in asked if name not in content.states]:
-        advice = "load_weights(model, path) finds weights wherever they lie" if lost[0] == "model" else "leave it out"
-        raise CheckpointError(f"{path} holds no state of {lost[0]}=: {advice}.")
-    extra = content.states.get("extra", {})
-    if lost := [name for name in objects if name not in extra]:
-        raise CheckpointError(f"{path} holds nothing called {lost[0]!r}.{did_you_mean(lost[0], extra)}")
