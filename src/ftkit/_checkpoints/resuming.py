@@ -33,7 +33,7 @@ from ftkit.selection import unwrap
 
 __all__ = ["by_suffix", "only_tensors", "resume"]
 
-_Plan: TypeAlias = Callable[[Undo], None]
+_Plan: TypeAlias = Callable[[Undo], object]
 
 
 def resume(
@@ -97,7 +97,8 @@ def _plans(
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
     doubtful = [load.with_a_way_back for load in modules if not load.certain]
-    return [*objects, *doubtful, *globally, *(load.for_sure for load in modules if load.certain)]
+    sure = [load.load for load in modules if load.certain]
+    return [*objects, *doubtful, *globally, lambda _: [load() for load in sure]]
 
 
 # ---- anything with a state
@@ -164,9 +165,6 @@ class _ModuleLoad(NamedTuple):
     module: nn.Module
     load: Callable[[], object]
     certain: bool = True
-
-    def for_sure(self, _: Undo) -> None:
-        self.load()
 
     def with_a_way_back(self, undo: Undo) -> None:
         for part in self.module.modules():
