@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, SupportsFloat
@@ -21,7 +22,7 @@ from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
-from ftkit._monitor import Mode, check_mode, is_better, metric_value
+from ftkit._monitor import Mode, best_first, check_mode, metric_value
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -40,6 +41,27 @@ class _Entry:
     order: int
     value: float | None
     intact: bool = False
+
+    def is_whole(self) -> bool:
+        """Whether every byte is as it was written; looked at once."""
+        if not self.intact:
+            try:
+                runfile.verify(self.path)
+            except (CheckpointError, OSError) as error:
+                _log.warning("%s It is left where it is.", error)
+                return False
+        self.intact = True
+        return True
+
+
+def _first(entries: Iterable[_Entry], count: int | None, checked: bool) -> Iterator[_Entry]:
+    """The first so many entries; if ``checked``, damaged ones stay too, but don't count."""
+    missing = math.inf if count is None else count
+    for entry in entries:
+        if missing <= 0:
+            return
+        missing -= not checked or entry.is_whole()
+        yield entry
 
 
 class CheckpointManager:
@@ -186,9 +208,8 @@ class CheckpointManager:
         # Each process may have measured its own part of the data, and all must speak of the same file.
         numbers = ranks.agreed(numbers_of(metrics))
         within = is_mid_epoch(sampler) if mid_epoch is None else mid_epoch
-        value = None
-        if self.monitor is not None and not (within and not numbers):
-            value = metric_value(numbers, self.monitor)
+        unmeasured = within and not numbers
+        value = None if self.monitor is None or unmeasured else metric_value(numbers, self.monitor)
         entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
         entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
         content = collect(
@@ -330,39 +351,14 @@ class CheckpointManager:
 
     def _staying(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
         """The entries that stay, oldest first; if ``checked``, only those known to be whole count."""
-        last = self._first(entries[::-1], self.keep_last, checked)
-        best = self._first(self._ranked(entries), self.keep_best, checked)
+        last = _first(entries[::-1], self.keep_last, checked)
+        best = _first(self._ranked(entries), self.keep_best, checked)
         kept = {id(entry) for entry in (*last, *best)}
         return [entry for entry in entries if id(entry) in kept]
 
-    @staticmethod
-    def _first(entries: list[_Entry], count: int | None, checked: bool) -> list[_Entry]:
-        """The first so many entries; damaged ones stay too, but don't count."""
-        found: list[_Entry] = []
-        missing = len(entries) if count is None else count
-        for entry in entries:
-            if missing <= 0:
-                break
-            found.append(entry)
-            if checked and not entry.intact:
-                try:
-                    runfile.verify(entry.path)
-                    entry.intact = True
-                except (CheckpointError, OSError) as error:
-                    _log.warning("%s It is left where it is.", error)
-                    continue
-            missing -= 1
-        return found
-
     def _ranked(self, entries: list[_Entry]) -> list[_Entry]:
         """The entries that have a number for the metric, best first, older first among equals."""
-        ranked: list[_Entry] = []
-        for entry in entries:
-            if entry.value is not None and is_better(entry.value, None):
-                value = entry.value
-                better = (at for at, other in enumerate(ranked) if is_better(value, other.value, self.mode))
-                ranked.insert(next(better, len(ranked)), entry)
-        return ranked
+        return best_first(entries, lambda entry: entry.value, self.mode)
 
     def _found(self) -> Iterator[_Entry]:
         """The checkpoints in the folder that a manager wrote."""

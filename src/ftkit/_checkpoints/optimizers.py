@@ -101,7 +101,7 @@ def _names_in(groups: _Groups) -> list[str | None] | None:
 
 def _in_order(optimizer: Optimizer, groups: _Groups) -> list[nn.Parameter]:
     """The parameters that the saved groups mean, where no names say so."""
-    shape, saved_shape = ([len(group["params"]) for group in some] for some in (optimizer.param_groups, groups))
+    shape, saved_shape = ([len(group["params"]) for group in both] for both in (optimizer.param_groups, groups))
     if shape != saved_shape:
         raise CheckpointError(
             f"The checkpoint's optimizer has groups of {saved_shape} parameters, this one of {shape}, and the "

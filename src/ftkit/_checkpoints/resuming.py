@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks
 from ftkit._checkpoints.optimizers import LOAD_ERRORS
 from ftkit._checkpoints.runfile import Content
-from ftkit._deltas.changes import same, tensors_of
+from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
 from ftkit._torch import loads_by_own_code
@@ -31,7 +31,7 @@ from ftkit._weights.sources import Source
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
-__all__ = ["by_suffix", "only_tensors", "resume"]
+__all__ = ["by_suffix", "only_tensors", "resume", "state_of"]
 
 _Plan: TypeAlias = Callable[[Undo], object]
 
@@ -81,8 +81,6 @@ def _plans(
     for name, thing, state in targets:
         if isinstance(thing, nn.Module):
             modules.append(_module_load(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-        elif isinstance(thing, torch.Generator):
-            objects.append(_generator_plan(name, thing, state))
         elif name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
@@ -104,50 +102,45 @@ def _plans(
 # ---- anything with a state
 
 
+def state_of(thing: Any) -> Any:
+    """Return the state of a scheduler, scaler, sampler, generator, ...; plain values stand for themselves."""
+    get, _ = _methods(thing)
+    return get() if callable(get) else thing
+
+
+def _methods(thing: Any) -> tuple[Any, Any]:
+    """What gives an object's state, and what takes it."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state, thing.set_state
+    return getattr(thing, "state_dict", None), getattr(thing, "load_state_dict", None)
+
+
 def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
-    if not callable(getattr(thing, "load_state_dict", None)):
+    get, put = _methods(thing)
+    if not callable(put):
         raise FtkitError(
             f"{name}= got a {type(thing).__name__}, which has no load_state_dict(). Read the value from the "
             "Checkpoint that comes back instead."
         )
-    before = copy.deepcopy(thing.state_dict()) if callable(getattr(thing, "state_dict", None)) else None
+    before = copy.deepcopy(get()) if callable(get) else None
+
+    def put_back() -> None:
+        if before is not None:
+            with contextlib.suppress(FtkitError, *LOAD_ERRORS):  # one that refuses any state has not taken the new one
+                put(before)
 
     def load(undo: Undo) -> None:
         if hasattr(thing, "__dict__"):
             undo.remember(thing)
-        undo.callback(_load_back, thing, before)
-        with _explained(name, thing):
-            thing.load_state_dict(state)
+        undo.callback(put_back)  # what its attributes hold may have changed too
+        try:
+            put(state)
+        except LOAD_ERRORS as error:
+            raise CheckpointError(
+                f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
+            ) from error
 
     return load
-
-
-def _generator_plan(name: str, generator: torch.Generator, state: Any) -> _Plan:
-    with _explained(name, generator):
-        torch.Generator(generator.device).set_state(state)
-
-    def load(undo: Undo) -> None:
-        undo.callback(generator.set_state, generator.get_state())
-        generator.set_state(state)
-
-    return load
-
-
-@contextlib.contextmanager
-def _explained(name: str, thing: object) -> Iterator[None]:
-    try:
-        yield
-    except LOAD_ERRORS as error:
-        raise CheckpointError(
-            f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
-        ) from error
-
-
-def _load_back(thing: Any, before: Any) -> None:
-    """Give an object its former state, so that what its attributes hold has that too."""
-    if before is not None:
-        with contextlib.suppress(FtkitError, *LOAD_ERRORS):  # one that refuses any state has not taken the new one
-            thing.load_state_dict(before)
 
 
 # ---- modules
@@ -176,9 +169,8 @@ class _ModuleLoad(NamedTuple):
 
 
 def _put_back(tensor: Tensor, before: Tensor) -> None:
-    if not same(tensor, before):
-        with torch.no_grad():
-            tensor.copy_(before)
+    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+        tensor.copy_(before)
 
 
 def _base(model: nn.Module, delta: Mapping[str, Any]) -> dict[str, Tensor]:

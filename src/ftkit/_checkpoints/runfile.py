@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Number
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, assert_never
+from types import NoneType
+from typing import Any, Final, TypeAlias, TypeVar, assert_never
 
 from torch import Tensor
 
@@ -30,57 +31,33 @@ Tensors: TypeAlias = dict[str, Tensor]
 # Where the facts about the run stand: in a safetensors file's metadata, or in the torch dict.
 _KEY: Final = "ftkit.checkpoint"
 
+_LISTED: Final = {"optimizer", "scheduler"}  # Lightning keeps several in a list, as a rule one
 _FACTS: Final = ("epoch", "step", "metrics")
 
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping)
-
-
-def _is_count(value: object) -> bool:
-    return value is None or isinstance(value, Integral)
-
-
-def _is_state(value: object) -> bool:
-    return not (value is None or isinstance(value, str))
-
-
-def _is_single(value: object) -> bool:
-    return _is_state(value) and not isinstance(value, list)
-
-
-class _Entry(NamedTuple):
-    """What an entry of a torch checkpoint must be, since people use the same words for other things; and its names."""
-
-    may_be: Callable[[object], bool]
-    names: tuple[str, ...]
-    listed: bool = False  # Lightning keeps several of them in a list, as a rule one
-
+# What an entry of a torch checkpoint may be, since people use the same words for other things.
+_COUNT: Final = (Integral, NoneType)
+_TABLE: Final = (Mapping,)
+_STATE: Final = (Mapping, tuple, set, Tensor, Number, bytes)
+_STATE_OR_LIST: Final = (*_STATE, list)
 
 # What the entries are called in people's training loops, the usual name first.
-_ENTRIES: Final = {
-    "epoch": _Entry(_is_count, ("epoch",)),
-    "step": _Entry(_is_count, ("step", "global_step")),
-    "metrics": _Entry(_is_table, ("metrics",)),
-    "model": _Entry(
-        _is_table, ("model_state_dict", "state_dict", "model", "model_state", "net", "network", "weights", "module")
-    ),
-    "optimizer": _Entry(
-        _is_table,
-        ("optimizer_state_dict", "optimizer", "optimizer_states", "optimizer_state", "optim", "opt"),
-        listed=True,
-    ),
-    "scheduler": _Entry(
-        _is_single,
-        ("scheduler_state_dict", "scheduler", "lr_scheduler_state_dict", "lr_scheduler", "lr_schedulers"),
-        listed=True,
-    ),
-    "scaler": _Entry(_is_state, ("scaler_state_dict", "scaler", "grad_scaler", "amp_scaler")),
-    "ema": _Entry(_is_table, ("ema_state_dict", "ema", "model_ema", "state_dict_ema", "ema_model")),
-    "sampler": _Entry(_is_state, ("sampler_state_dict", "sampler")),
-    "rng": _Entry(_is_state, ("rng_state",)),
-    "ranks": _Entry(_is_state, ("states_of_other_ranks",)),
+_ENTRIES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "epoch": (_COUNT, "epoch"),
+    "step": (_COUNT, "step global_step"),
+    "metrics": (_TABLE, "metrics"),
+    "model": (_TABLE, "model_state_dict state_dict model model_state net network weights module"),
+    "optimizer": (_TABLE, "optimizer_state_dict optimizer optimizer_states optimizer_state optim opt"),
+    "scheduler": (_STATE, "scheduler_state_dict scheduler lr_scheduler_state_dict lr_scheduler lr_schedulers"),
+    "scaler": (_STATE_OR_LIST, "scaler_state_dict scaler grad_scaler amp_scaler"),
+    "ema": (_TABLE, "ema_state_dict ema model_ema state_dict_ema ema_model"),
+    "sampler": (_STATE_OR_LIST, "sampler_state_dict sampler"),
+    "rng": (_STATE_OR_LIST, "rng_state"),
+    "ranks": (_STATE_OR_LIST, "states_of_other_ranks"),
 }
+
+
+def _names(entry: str) -> list[str]:
+    return _ENTRIES[entry][1].split()
 
 
 @dataclass
@@ -160,7 +137,7 @@ def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) 
 
 def _as_torch_dict(content: Content) -> dict[str, Any]:
     whole: dict[str, Any] = {name: content.run[name] for name in _FACTS}
-    whole |= {_ENTRIES[name].names[0]: state for name, state in content.states.items() if name != "extra"}
+    whole |= {_names(name)[0]: state for name, state in content.states.items() if name != "extra"}
     whole[_KEY] = {name: fact for name, fact in content.run.items() if name not in _FACTS}
     if taken := content.extra.keys() & whole.keys():
         raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
@@ -263,7 +240,7 @@ def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
         raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
     run = dict(rest.pop(_KEY, {}))
-    found = {name: value for name, entry in _ENTRIES.items() for value in _taken(entry, rest)}
+    found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
         found, rest = {"model": rest}, {}  # a bare state dict
@@ -271,13 +248,14 @@ def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
     return Content(path, run, {**found, "extra": rest})
 
 
-def _taken(entry: _Entry, rest: dict[str, Any]) -> list[Any]:
+def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:
     """Take an entry out, under the first of its names that has one; a list of it, or of nothing."""
-    for name in entry.names:
-        value = rest.get(name)
-        if entry.listed and isinstance(value, list) and list(map(_is_table, value)) == [True]:
+    kinds, _ = _ENTRIES[entry]
+    for name in _names(entry):
+        value = rest.get(name, ...)
+        if entry in _LISTED and isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
             value = value[0]
-        if name in rest and entry.may_be(value):
+        if isinstance(value, kinds):
             del rest[name]
             return [value]
     return []
@@ -286,7 +264,7 @@ def _taken(entry: _Entry, rest: dict[str, Any]) -> list[Any]:
 def _account_for(path: Path, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
     """Say what is left out as it would run code; refuse if it is a state that is wanted and nowhere else."""
     for name, code in left_out.items():
-        if any(name in _ENTRIES[state].names for state in lacking):
+        if any(name in _names(state) for state in lacking):
             raise UntrustedFileError(
                 f"The {name!r} of {path} can't be had without running code: it wants {', '.join(code[:8])}. "
                 "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "

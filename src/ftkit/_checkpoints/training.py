@@ -8,12 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, SupportsFloat
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, runfile
-from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume
+from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_of
 from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import digests, may_have_changed, same, split
 from ftkit.errors import CheckpointError, FtkitError
@@ -158,7 +157,7 @@ def collect(
     inner = unwrap(model)
     optimizer, ema = parts["optimizer"], parts["ema"]
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
-    states |= {name: _state_of(part) for name, part in parts.items() if part is not None}
+    states |= {name: state_of(part) for name, part in parts.items() if part is not None}
     run = {**run, "frozen": frozen_parts.state(inner)}
     if isinstance(optimizer, Optimizer):
         run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
@@ -170,19 +169,12 @@ def collect(
             states["ema"] = {name: value for name, value in states["ema"].items() if not _is_in(base, name, value)}
     if rng:
         states["rng"] = random_numbers.state()
-    states["extra"] = {name: _state_of(value) for name, value in extra.items()}
+    states["extra"] = {name: state_of(value) for name, value in extra.items()}
     if together:
         states = ranks.whole(states)
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
     return Content(path, run, states)
-
-
-def _state_of(thing: Any) -> Any:
-    """The state of a scheduler, scaler, sampler, generator, ...; plain values stand for themselves."""
-    if isinstance(thing, torch.Generator):
-        return thing.get_state()
-    return thing.state_dict() if callable(getattr(thing, "state_dict", None)) else thing
 
 
 def _base(
@@ -191,12 +183,12 @@ def _base(
     """What fine-tuning left alone, and the record of the delta."""
     if ranks.holds_shards(state.values()):
         raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
-    changed, now = may_have_changed(model, state, trained), None
-    if before is not None:
-        now = digests(state)
+    changed = may_have_changed(model, state, trained)
+    now = None if before is None else digests(state)
+    if before is not None and now is not None:
         changed |= {name for name in state if before.get(name) != now[name]}
-    delta = split(model, state, changed, now)
-    return delta.base, delta.record
+    _, base, record = split(model, state, changed, now)
+    return base, record
 
 
 def _is_in(base: Mapping[str, Tensor], name: str, value: object) -> bool:

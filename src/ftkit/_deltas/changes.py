@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from ftkit._deltas.layers import Description, descriptions
+from ftkit._deltas.layers import descriptions
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
 from ftkit._tensors.bytes import bytes_of, in_threads
@@ -19,7 +19,7 @@ from ftkit._torch import buffers_of, version_of
 from ftkit._weights.sources import Source, WeightsSource
 from ftkit.errors import CheckpointError
 
-__all__ = ["Split", "differing", "digests", "fingerprint", "may_have_changed", "same", "split", "tensors_of"]
+__all__ = ["differing", "digests", "fingerprint", "may_have_changed", "same", "split", "tensors_of"]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -27,30 +27,9 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
-class Split(NamedTuple):
-    """A model's tensors, divided.
-
-    Attributes:
-        changed: What fine-tuning changed.
-        base: What it left alone.
-        fingerprint: Of the base.
-        layers: The parts that changed whole and can be built again, described.
-    """
-
-    changed: dict[str, Tensor]
-    base: dict[str, Tensor]
-    fingerprint: dict[str, Any]
-    layers: dict[str, Description]
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """What a file says of a delta beside its tensors."""
-        return {"base": self.fingerprint, "layers": self.layers}
-
-
 def split(
     model: nn.Module, state: Mapping[str, Tensor], changed: Collection[str], known: Mapping[str, str] | None = None
-) -> Split:
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
     """Divide a model's tensors into what changed and the base.
 
     Args:
@@ -58,11 +37,14 @@ def split(
         state: Its :func:`tensors_of`.
         changed: The names of those that changed.
         known: The digest of each tensor, where they have been taken.
+
+    Returns:
+        What changed, what did not, and the record by which a file describes both.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
     found = fingerprint(base, known) if known else _remembered(model, base)
-    return Split(moved, base, found, descriptions(model, moved.keys(), state.keys()))
+    return moved, base, {"base": found, "layers": descriptions(model, moved.keys(), state.keys())}
 
 
 # ---- what changed
@@ -102,24 +84,19 @@ def may_have_changed(model: nn.Module, state: Mapping[str, Tensor], trained: Ite
 
 def _moving_buffers(model: nn.Module, trains: Iterable[str]) -> set[str]:
     """The names of the buffers that training may have moved."""
-    # "", "layer4.", "layer4.0.", ...: the parts of the model in which something trains.
-    training = {name[:end] for name in trains for end in (0, *_ends_of_components(name))}
-    return {
-        f"{prefix}{name}"
-        for prefix, module in _parts(model)
-        if not is_held(module)
-        if module.training or prefix in training or _counted_batches(module)
-        for name in buffers_of(module)
-    }
+    training = {"".join(f"{part}." for part in parts) for name in trains for parts in _paths(name)}
+    names = set()
+    for name, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{name}." if name else ""
+        if not is_held(module) and (module.training or prefix in training or _counted_batches(module)):
+            names |= {f"{prefix}{buffer}" for buffer in buffers_of(module)}
+    return names
 
 
-def _ends_of_components(name: str) -> list[int]:
-    return [end for end, letter in enumerate(name, 1) if letter == "."]
-
-
-def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every module under all its names, each with what the names of its tensors begin with."""
-    return [(f"{name}." if name else "", module) for name, module in model.named_modules(remove_duplicate=False)]
+def _paths(name: str) -> Iterator[list[str]]:
+    """The components of the names of all modules around a tensor."""
+    parts = name.split(".")
+    return (parts[:count] for count in range(len(parts)))
 
 
 def _counted_batches(module: nn.Module) -> bool:

@@ -58,15 +58,15 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
     inner = unwrap(model)
     state = tensors_of(inner)
     changed = may_have_changed(inner, state) if base is None else differing(state, base)
-    delta = split(inner, state, changed)
-    if not delta.changed:
+    tensors, _, record = split(inner, state, changed)
+    if not tensors:
         raise CheckpointError(
             "This model does not differ from its base, so there is no delta to save."
             if base is not None
             else "Nothing in this model is trainable, so nobody can tell what fine-tuning changed: give base=, the "
             "model before fine-tuning, or save it whole with save_weights."
         )
-    write_tensors(path, delta.changed, {_KEY: pack(delta.record)[1]})
+    write_tensors(path, tensors, {_KEY: pack(record)[1]})
 
 
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
