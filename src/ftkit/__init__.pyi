@@ -31,11 +31,13 @@ from ._summaries.summary import ModelSummary as ModelSummary
 from ._summaries.summary import compare as compare
 from ._summaries.summary import largest_batch as largest_batch
 from ._summaries.summary import summary as summary
-from ._weights.io import CheckpointDiff as CheckpointDiff
-from ._weights.io import CheckpointInfo as CheckpointInfo
+from ._weights.inspection import CheckpointDiff as CheckpointDiff
+from ._weights.inspection import CheckpointInfo as CheckpointInfo
+from ._weights.inspection import TensorChange as TensorChange
+from ._weights.inspection import diff_checkpoints as diff_checkpoints
+from ._weights.inspection import inspect_checkpoint as inspect_checkpoint
 from ._weights.io import LoadReport as LoadReport
-from ._weights.io import diff_checkpoints as diff_checkpoints
-from ._weights.io import inspect_checkpoint as inspect_checkpoint
+from ._weights.io import Mismatch as Mismatch
 from ._weights.io import load_model as load_model
 from ._weights.io import load_weights as load_weights
 from ._weights.io import save_model as save_model

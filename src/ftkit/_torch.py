@@ -21,8 +21,9 @@ __all__ = [
     "IndexedLoader",
     "buffers_of",
     "children_of",
-    "loads_by_own_code",
+    "loads_plainly",
     "needed",
+    "negated",
     "parameters_of",
     "pre_hooks_of",
     "storage_id",
@@ -90,6 +91,26 @@ def storage_id(tensor: torch.Tensor) -> int:
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
 
 
+# ---- weights files
+
+
+def loads_plainly(module: nn.Module) -> bool:
+    """Whether a module takes what a state dict has under its names as it is; no, where this torch can't tell."""
+    loader = getattr(type(module), "_load_from_state_dict", None)
+    hooks = [getattr(module, f"_load_state_dict_{when}_hooks", None) for when in ("pre", "post")]
+    if loader is None or None in hooks:
+        return False
+    # Of torch's own, batch norm alone has a loader of its own, which adds a counter that old files lack.
+    own = loader is nn.Module._load_from_state_dict or loader.__module__ == "torch.nn.modules.batchnorm"
+    return own and not any(hooks)
+
+
+def negated(tensor: torch.Tensor) -> torch.Tensor:
+    """See a tensor's memory as the negatives of what it holds: a copy, where this torch has no such view."""
+    view: Callable[[torch.Tensor], torch.Tensor] = getattr(torch, "_neg_view", torch.neg)
+    return view(tensor)
+
+
 # ---- tensors
 
 
@@ -98,29 +119,7 @@ def version_of(tensor: torch.Tensor) -> int:
     return int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
 
 
-# ---- loading
-
-
-_LOADING: Final = ("load_state_dict", "_load_from_state_dict", "set_extra_state")
-_LOADING_HOOKS: Final = ("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks")
-
-
-def loads_by_own_code(model: nn.Module) -> bool:
-    """Whether loading a state into a model runs code that is not torch's: overridden methods, or hooks.
-
-    Where torch does not say, somebody's code might.
-    """
-    return any(not _is_of_torch(code) for module in model.modules() for code in _loading_code(module))
-
-
-def _loading_code(module: nn.Module) -> Iterator[object]:
-    yield from (getattr(module, name, None) for name in _LOADING)
-    for name in _LOADING_HOOKS:
-        yield from getattr(module, name, {None: None}).values()
-
-
-def _is_of_torch(code: object) -> bool:
-    return str(getattr(code, "__module__", "")).startswith("torch.")
+# ---- loaders
 
 
 class IndexedLoader(DataLoader[T_co]):

@@ -25,7 +25,7 @@ from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
-from ftkit._torch import loads_by_own_code
+from ftkit._torch import loads_plainly
 from ftkit._weights.io import plan_weights
 from ftkit._weights.sources import Source
 from ftkit.errors import CheckpointError, FtkitError
@@ -191,8 +191,7 @@ def _module_load(module: nn.Module, state: Mapping[str, Any]) -> _ModuleLoad:
         CheckpointError: It does not fit.
     """
     own = module.state_dict()
-    changeable = not any(isinstance(value, Tensor) and value.is_inference() for value in own.values())
-    certain = changeable and not loads_by_own_code(module)
+    certain = _loads_as_torch_does(module)
     if own.keys() == state.keys() and all(_fits(value, state[name]) for name, value in own.items()):
         on_meta = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
         return _ModuleLoad(
@@ -206,6 +205,16 @@ def _module_load(module: nn.Module, state: Mapping[str, Any]) -> _ModuleLoad:
             foreign.load()
 
     return _ModuleLoad(module, load, certain=certain and foreign.certain)
+
+
+def _loads_as_torch_does(module: nn.Module) -> bool:
+    """Whether a module's values are only copied, by nobody's code but torch's, and can be."""
+    return (
+        getattr(module.load_state_dict, "__func__", None) is nn.Module.load_state_dict
+        and all(type(part).set_extra_state is nn.Module.set_extra_state for part in module.modules())
+        and all(map(loads_plainly, module.modules()))
+        and not any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
+    )
 
 
 def _fits(own: object, saved: object) -> bool:

@@ -39,9 +39,6 @@ __all__ = [
 
 
 _LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
-# A call may copy what it is given, and is a few bytes long: copies may not outgrow what was read without bounds.
-_FREE_BYTES: Final = 64 << 20
-_MAX_RATIO: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +184,10 @@ class _Machine:
         self.wanted: dict[str, None] = {}
         self.rare: dict[str, None] = {}
         self.inline: dict[str, memoryview] = {}
-        self.copied = 0
 
     def run(self, file: BinaryIO) -> Any:
         read, table, arguments = file.read, _TABLE, Bounded(file)
-        self.start, self.tell = file.tell(), file.tell
+        self.budget = _Budget(file)
         while True:
             code = read(1)
             if code == b".":
@@ -279,22 +275,8 @@ class _Machine:
             raise TypeError("a name that is no text")
         self.refer(module, name)
 
-    def charge(self, *parts: Any) -> None:
-        """Count what is about to be copied.
-
-        Raises:
-            DamagedFileError: It is far more than the file can honestly mean.
-        """
-        for part in parts:
-            if isinstance(part, str | bytes | bytearray):
-                self.copied += 8 * len(part)
-            elif isinstance(part, list | tuple | dict | set | frozenset):
-                self.copied += 64 * len(part)
-        if self.copied > max(_FREE_BYTES, _MAX_RATIO * (self.tell() - self.start)):
-            raise DamagedFileError("the pickle makes copies of copies, far more than it holds: a bomb, not weights.")
-
     def refer(self, module: str, name: str) -> None:
-        self.charge(module, name)
+        self.budget.charge(module, name)
         # What Python 2 called its modules, as pickle itself translates it.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
@@ -349,7 +331,7 @@ class _Machine:
             build = _BUILDERS.get(function.name)
             if build is None:
                 return Foreign(function.name, function, args, new)
-            self.charge(*args)
+            self.budget.charge(*args)
             return build(*args)
         if isinstance(function, Foreign):
             name = function.name if isinstance(function.function, Foreign) else f"what {function.name} makes"
@@ -377,7 +359,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Foreign):
             if target.name.endswith("._reconstruct") and isinstance(state, tuple):
-                self.charge(*state)  # an array of numpy, which is a copy of its bytes
+                self.budget.charge(*state)  # an array of numpy, which is a copy of its bytes
             target.state = state
         # A table's attributes (a state dict's _metadata) and a tensor's are of no use to anybody here.
         elif not isinstance(target, dict | StoredTensor | Global):
@@ -402,6 +384,38 @@ class _Machine:
                 self.stack.append(self.objects[str(pid)])
             case _:
                 raise TypeError("a reference to something that is no storage")
+
+
+class _Budget:
+    """What reading a pickle may cost: a call is a few bytes long, and may copy all that it is given.
+
+    Copies may not outgrow what was read without bounds. Whatever makes more than it reads is charged here.
+    """
+
+    _FREE_BYTES: Final = 64 << 20
+    _MAX_RATIO: Final = 32
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._tell = file.tell
+        self._start = file.tell()
+        self._copied = 0
+
+    def charge(self, *parts: Any) -> None:
+        """Count what is about to be copied.
+
+        Raises:
+            DamagedFileError: It is far more than the file can honestly mean.
+        """
+        self._copied += sum(map(_cost, parts))
+        if self._copied > max(self._FREE_BYTES, self._MAX_RATIO * (self._tell() - self._start)):
+            raise DamagedFileError("the pickle makes copies of copies, far more than it holds: a bomb, not weights.")
+
+
+def _cost(part: Any) -> int:
+    """What a copy of something is charged: 8 for each letter or byte, 64 for each item."""
+    if isinstance(part, str | bytes | bytearray):
+        return 8 * len(part)
+    return 64 * len(part) if isinstance(part, list | tuple | dict | set | frozenset) else 0
 
 
 class Bounded:

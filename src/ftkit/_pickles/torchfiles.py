@@ -30,6 +30,7 @@ from ftkit._pickles.machine import (
     stored_tensor,
 )
 from ftkit._tensors.bytes import CHUNK, bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._torch import negated
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 
 __all__ = ["PickleFile", "tensor_in"]
@@ -373,7 +374,7 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
     tensor = torch.empty(0, dtype=stored.dtype)
     tensor.set_(memory.untyped_storage(), stored.offset, stored.shape, stored.stride)
     tensor = tensor.conj() if stored.conj else tensor
-    tensor = torch._neg_view(tensor) if stored.neg else tensor
+    tensor = negated(tensor) if stored.neg else tensor
     if stored.parameter:
         return torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
     return tensor.requires_grad_(stored.requires_grad)

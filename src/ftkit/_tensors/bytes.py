@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, Final, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "bytes_of", "chunks", "in_threads", "mark_changed", "read_at", "takes_bytes"]
+__all__ = ["CHUNK", "bytes_of", "chunks", "in_threads", "mark_changed", "rare_kind", "read_at", "takes_bytes"]
 
 T = TypeVar("T")
 
@@ -30,6 +30,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
     flat = plain.as_strided((plain.numel(),), (1,))  # a side of one element may have any stride
     array: Any = flat.view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before Python 3.12
     return memoryview(array)
+
+
+def rare_kind(tensor: Tensor) -> str:
+    """What to call a tensor whose values are no plain run of numbers, such as ``sparse_coo``; "" for all others."""
+    return "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.").replace("strided", "")
 
 
 def takes_bytes(target: Tensor, dtype: torch.dtype) -> bool:

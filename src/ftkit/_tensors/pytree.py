@@ -1,4 +1,4 @@
-"""Nests of plain values and tensors, taken apart into tensors by name and typed JSON, and put together again.
+"""Pytrees of plain values and tensors, taken apart into tensors by name and typed JSON, and put together again.
 
 Whatever is not a tensor becomes JSON that knows its type: a list, a number, a string, a ``dict`` with
 string keys stand for themselves, everything else is an object with one key that starts with ``$``, as in
@@ -14,7 +14,7 @@ import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -32,32 +32,32 @@ _COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compr
 # Many moments are zeros, which compress without bounds, and so would a bomb.
 _FREE_BYTES: Final = 1 << 30
 _MAX_RATIO: Final = 32
-_FACTORIES: Final[dict[str, Callable[[], Any]]] = {kind.__name__: kind for kind in (list, dict, set, int, float, str)}
-_SEQUENCES: Final[dict[str, Callable[[Iterable[Any]], Any]]] = {
-    kind.__name__: kind for kind in (tuple, set, frozenset, torch.Size)
+_FACTORIES: Final[dict[str | None, Callable[[], Any] | None]] = {
+    None: None,
+    **{kind.__name__: kind for kind in (list, dict, set, int, float, str)},
 }
 
 
-def pack(nest: object, name: str = "", *, compact: bool = False) -> tuple[dict[str, Tensor], str]:
-    """Take a nest apart into its tensors and typed JSON for all the rest.
+def pack(tree: object, name: str = "", *, compact: bool = False) -> tuple[dict[str, Tensor], str]:
+    """Take a pytree apart into its tensors and typed JSON for all the rest.
 
     A tensor is named after its place: ``{"optimizer": {"state": [t]}}`` gives ``optimizer.state.0``. One
     tensor in several places is stored once and is one tensor again afterwards. The tensors are those of
-    the nest, not copies.
+    the pytree, not copies.
 
     Args:
-        nest: Any nest of dict (also ``OrderedDict``, ``Counter``, ``defaultdict``), list, tuple, set,
+        tree: Any pytree of dict (also ``OrderedDict``, ``Counter``, ``defaultdict``), list, tuple, set,
             frozenset, deque, None, bool, int, float, complex, str, bytes, path, tensor, numpy array or
             scalar, ``torch.Size``, ``torch.dtype`` and ``torch.device``.
         name: What the names of all tensors start with.
-        compact: Keep tensors of a few bytes in the JSON, and compress those below 256 KB where that
+        compact: Keep tensors of a few bytes in the JSON, and compress those below 256 KiB where that
             makes them smaller: for files that are mostly small tensors.
 
     Returns:
         The tensors by name, and the JSON.
 
     Raises:
-        CheckpointError: Something in the nest is of another type. The message says where.
+        CheckpointError: Something in the pytree is of another type. The message says where.
 
     Example:
         >>> import torch
@@ -72,10 +72,10 @@ def pack(nest: object, name: str = "", *, compact: bool = False) -> tuple[dict[s
     """
     packer = _Packer(compact)
     try:
-        encoded = packer.encode(nest, (name,) if name else ())
+        encoded = packer.encode(tree, (name,) if name else ())
         return packer.tensors, json.dumps(encoded, separators=(",", ":"), allow_nan=False)
     except RecursionError as error:
-        raise CheckpointError("The nest contains itself, or is hundreds of levels deep: flatten it.") from error
+        raise CheckpointError("The value contains itself, or is hundreds of levels deep: flatten it.") from error
 
 
 def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
@@ -95,7 +95,7 @@ def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
     except DamagedFileError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
-        raise DamagedFileError(f"This is no description of a nest that ftkit wrote: {error}.") from error
+        raise DamagedFileError(f"This is no description of a pytree that ftkit wrote: {error}.") from error
 
 
 class _Packer:
@@ -104,39 +104,18 @@ class _Packer:
         self.compact = compact
 
     def encode(self, value: Any, path: tuple[str, ...]) -> Json:
-        kind = type(value)
-        if value is None or kind is bool or kind is str:
+        if _is_json(value):
             return value
-        if kind is int:
-            return value if value.bit_length() < _MAX_BITS else {"$int": hex(value)}
-        if kind is float:
-            return value if math.isfinite(value) else {"$float": repr(value)}
-        if kind is list:
+        if type(value) is list:
             return self.items(value, path)
-        if kind is dict:
-            if all(type(key) is str and not key.startswith("$") for key in value):
-                return {key: self.encode(item, (*path, key)) for key, item in value.items()}
-            return {"$dict": self.pairs(value, path)}
+        if type(value) is dict and all(type(key) is str and not key.startswith("$") for key in value):
+            return {key: self.encode(item, (*path, key)) for key, item in value.items()}
         if isinstance(value, Tensor):
             return self.tensor(value.detach(), path)
-        if isinstance(value, np.ndarray | np.generic):
-            return self.array(value, path)
-        if kind in _SEQUENCES.values():
-            return {f"${kind.__name__}": self.items(value, path)}
-        if kind is deque:
-            return {"$deque": [value.maxlen, self.items(value, path)]}
-        if kind is OrderedDict or kind is Counter:
-            return {f"${kind.__name__}": self.pairs(value, path)}
-        if kind is defaultdict:
-            return {"$defaultdict": [self.factory(value, path), self.pairs(value, path)]}
-        if kind is complex:
-            return {"$complex": [self.encode(value.real, path), self.encode(value.imag, path)]}
-        if kind is bytes or kind is bytearray:
-            return {f"${kind.__name__}": self.raw(value, path)}
-        if kind is torch.dtype or kind is torch.device:
-            return {f"${kind.__name__}": str(value).removeprefix("torch.")}
-        if isinstance(value, PurePath):
-            return {"$path": str(value)}
+        for family in (type(value), *_FAMILIES):
+            if family in _CODECS and isinstance(value, family):
+                return {f"${_CODECS[family].tag}": _CODECS[family].pack(self, value, path)}
+        kind = type(value)
         raise CheckpointError(
             f"{_place(path)} is a {kind.__module__}.{kind.__qualname__}, which can't be kept without pickling code. "
             "Give plain values instead: its state_dict(), vars(...), dict(...), tuple(...) or a string."
@@ -145,7 +124,7 @@ class _Packer:
     def items(self, values: Iterable[Any], path: tuple[str, ...]) -> list[Json]:
         # Most lists are of numbers, as a random generator's state is.
         return [
-            item if type(item) is int and item.bit_length() < _MAX_BITS else self.encode(item, (*path, str(index)))
+            item if type(item) is int and _is_json(item) else self.encode(item, (*path, str(index)))
             for index, item in enumerate(values)
         ]
 
@@ -155,16 +134,14 @@ class _Packer:
             for index, (key, item) in enumerate(table.items())
         ]
 
-    def factory(self, table: defaultdict[Any, Any], path: tuple[str, ...]) -> str | None:
-        if table.default_factory is None:
-            return None
-        for name, kind in _FACTORIES.items():
-            if table.default_factory is kind:
-                return name
-        raise CheckpointError(
-            f"{_place(path)} is a defaultdict of {table.default_factory!r}, which can't be kept without pickling code; "
-            f"one of {', '.join(_FACTORIES)} can. Give dict(...) of it."
-        )
+    def default_table(self, table: defaultdict[Any, Any], path: tuple[str, ...]) -> list[Json]:
+        known = [name for name, kind in _FACTORIES.items() if kind is table.default_factory]
+        if not known:
+            raise CheckpointError(
+                f"{_place(path)} is a defaultdict of {table.default_factory!r}, which can't be kept without pickling "
+                f"code; one of {', '.join(filter(None, _FACTORIES))} can. Give dict(...) of it."
+            )
+        return [known[0], self.pairs(table, path)]
 
     def tensor(self, value: Tensor, path: tuple[str, ...]) -> Json:
         if value.is_complex() and value.dtype is not torch.complex64:  # safetensors has no other complex type
@@ -172,11 +149,11 @@ class _Packer:
             return {"$viewed": self.keep(viewed, path)}
         size = value.numel() * value.element_size()
         if self.compact and size < _COMPRESS and value.layout is torch.strided and not value.is_meta:
+            tiny = size <= _INLINE // 4
             planes = _planes(value)
-            data = planes if size <= _INLINE // 4 else _squeeze(planes, value.element_size())
-            if len(data) < size or size <= _INLINE // 4:
-                form = str(value.dtype).removeprefix("torch.")
-                return {"$small": [form, list(value.shape), len(data) < size, self.raw(data, path)]}
+            data = planes if tiny else _squeeze(planes, value.element_size())
+            if tiny or len(data) < size:
+                return {"$small": [_dtype_name(value.dtype), list(value.shape), len(data) < size, self.raw(data, path)]}
         return {"$tensor": self.keep(value, path)}
 
     def array(self, value: np.ndarray[Any, Any] | np.generic, path: tuple[str, ...]) -> Json:
@@ -185,8 +162,7 @@ class _Packer:
                 f"{_place(path)} is a numpy {type(value).__name__} of {value.dtype}, which can't be kept without "
                 "pickling code. Make it a plain array of numbers, or a list."
             )
-        tag = "$scalar" if isinstance(value, np.generic) else "$array"
-        return {tag: [value.dtype.str, list(value.shape), self.raw(value.tobytes(), path)]}
+        return [value.dtype.str, list(value.shape), self.raw(value.tobytes(), path)]
 
     def raw(self, data: bytes | bytearray, path: tuple[str, ...]) -> Json:
         """Short bytes become text, long ones a list that holds the name of a tensor."""
@@ -218,45 +194,8 @@ class _Unpacker:
         if len(value) != 1 or not next(iter(value)).startswith("$"):
             return {key: self.decode(item, (*path, key)) for key, item in value.items()}
         tag, held = next(iter(value.items()))
-        kind = tag[1:]
-        match kind:
-            case "tensor":
-                return self.find(held, path)
-            case "small":
-                return self.small(held, path)
-            case "viewed":
-                return torch.view_as_complex(self.find(held, path))
-            case "array":
-                return self.array(held, path)
-            case "scalar":
-                return self.array(held, path)[()]
-            case "dict":
-                return dict(self.pairs(held, path))
-            case "OrderedDict":
-                return OrderedDict(self.pairs(held, path))
-            case "Counter":
-                return Counter(dict(self.pairs(held, path)))
-            case "defaultdict":
-                return defaultdict(held[0] and _FACTORIES[held[0]], self.pairs(held[1], path))
-            case "deque":
-                return deque(self.items(held[1], path), held[0])
-            case "int":
-                return int(held, 16)
-            case "float":
-                return float(held)
-            case "complex":
-                return complex(*(self.decode(part, path) for part in held))
-            case "bytes":
-                return self.raw(held, path)
-            case "bytearray":
-                return bytearray(self.raw(held, path))
-            case "dtype":
-                return _dtype(held)
-            case "device":
-                return torch.device(held)
-            case "path":
-                return Path(held)
-        return _SEQUENCES[kind](self.items(held, path))
+        codec = _BY_TAG[tag[1:]]
+        return codec.make(codec.unpack(self, held, path))
 
     def items(self, values: list[Json], path: tuple[str, ...]) -> list[Any]:
         return [self.decode(item, (*path, str(index))) for index, item in enumerate(values)]
@@ -297,6 +236,15 @@ class _Unpacker:
         return self.tensors[name]
 
 
+def _is_json(value: object) -> bool:
+    """Whether a value stands for itself in JSON."""
+    if type(value) is int:
+        return value.bit_length() < _MAX_BITS
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) is bool or type(value) is str
+
+
 def _planes(tensor: Tensor) -> bytes:
     """A tensor's bytes: the first one of each number, then the second one of each, and so on."""
     data = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
@@ -325,7 +273,11 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def _place(path: tuple[str, ...]) -> str:
-    return repr(_name(path)) if path else "The nest"
+    return repr(_name(path)) if path else "The value"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -333,3 +285,72 @@ def _dtype(name: str) -> torch.dtype:
     if not isinstance(found, torch.dtype):
         raise DamagedFileError(f"This torch knows no type {name[:80]!r}.")
     return found
+
+
+class _Codec(NamedTuple):
+    """How one kind of value stands under its tag in JSON: as which parts, and what makes it of these again."""
+
+    tag: str
+    make: Callable[[Any], Any]
+    pack: Callable[[_Packer, Any, tuple[str, ...]], Json] = _Packer.items
+    unpack: Callable[[_Unpacker, Json, tuple[str, ...]], Any] = _Unpacker.items
+
+
+def _table(tag: str, make: Callable[[Any], Any]) -> _Codec:
+    return _Codec(tag, make, _Packer.pairs, _Unpacker.pairs)
+
+
+def _word(tag: str, make: Callable[[str], Any], write: Callable[[Any], str]) -> _Codec:
+    return _Codec(tag, make, lambda _, value, __: write(value), lambda _, held, __: held)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+_CODECS: Final[dict[type, _Codec]] = {
+    int: _word("int", lambda text: int(text, 16), hex),  # of more digits than Python reads
+    float: _word("float", float, repr),  # that JSON has no number for
+    complex: _Codec(
+        "complex",
+        lambda parts: complex(*parts),
+        lambda packer, value, path: packer.items((value.real, value.imag), path),
+    ),
+    dict: _table("dict", dict),
+    OrderedDict: _table("OrderedDict", OrderedDict),
+    Counter: _table("Counter", lambda pairs: Counter(dict(pairs))),
+    defaultdict: _Codec(
+        "defaultdict",
+        lambda parts: defaultdict(_FACTORIES[parts[0]], parts[1]),
+        _Packer.default_table,
+        lambda unpacker, held, path: [held[0], unpacker.pairs(held[1], path)],
+    ),
+    tuple: _Codec("tuple", tuple),
+    set: _Codec("set", set),
+    frozenset: _Codec("frozenset", frozenset),
+    torch.Size: _Codec("Size", torch.Size),
+    deque: _Codec(
+        "deque",
+        lambda parts: deque(parts[1], parts[0]),
+        lambda packer, value, path: [value.maxlen, packer.items(value, path)],
+        lambda unpacker, held, path: [held[0], unpacker.items(held[1], path)],
+    ),
+    bytes: _Codec("bytes", bytes, _Packer.raw, _Unpacker.raw),
+    bytearray: _Codec("bytearray", bytearray, _Packer.raw, _Unpacker.raw),
+    torch.dtype: _word("dtype", _dtype, _dtype_name),
+    torch.device: _word("device", torch.device, str),
+    np.ndarray: _Codec("array", _itself, _Packer.array, _Unpacker.array),
+    np.generic: _Codec("scalar", lambda array: array[()], _Packer.array, _Unpacker.array),
+    PurePath: _word("path", Path, str),
+}
+_FAMILIES: Final = (np.ndarray, np.generic, PurePath)  # classes whose subclasses are kept as well
+
+_BY_TAG: Final = {
+    codec.tag: codec
+    for codec in (
+        *_CODECS.values(),
+        _Codec("tensor", _itself, unpack=_Unpacker.find),
+        _Codec("small", _itself, unpack=_Unpacker.small),
+        _Codec("viewed", torch.view_as_complex, unpack=_Unpacker.find),
+    )
+}

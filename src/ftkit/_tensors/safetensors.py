@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ftkit._files import atomic_write, digest
-from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, rare_kind, read_at, takes_bytes
 from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, DamagedFileError
 
@@ -162,8 +162,7 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
         raise CheckpointError(
             f"{name!r} is on the meta device: it has a shape but no values. Load or initialize the model first."
         )
-    if tensor.layout is not torch.strided or tensor.is_quantized:
-        kind = "quantized" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if kind := rare_kind(tensor):
         raise CheckpointError(f"{name!r} is {kind}; a safetensors file holds dense tensors. Save its dense parts.")
     if type(tensor).__name__ == "DTensor":
         raise CheckpointError(f"{name!r} is spread over several ranks: gather it with full_tensor() before saving.")

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ftkit._weights.sources import Entry, Source, Table, WeightsSource
-from ftkit._wording import in_bytes
+from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.tables import Entry, Table
+from ftkit._wording import in_bytes, some
 from ftkit.errors import CheckpointError
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
@@ -60,8 +61,7 @@ class CheckpointInfo:
             text = str(value)
             yield f"  {key} = {text if len(text) <= 60 else text[:57] + '...'}"
         if self.wanted:
-            more = f" and {len(self.wanted) - 8} more" if len(self.wanted) > 8 else ""
-            yield f"  opening it whole would run code: {', '.join(self.wanted[:8])}{more}"
+            yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
         shown = list(self.tensors.items())
@@ -113,6 +113,11 @@ class TensorChange(NamedTuple):
         name: Its name.
         largest: The largest change of any value.
         relative: The norm of the change, relative to the norm before.
+
+    Example:
+        >>> from ftkit import TensorChange
+        >>> print(TensorChange("fc.weight", 0.25, 0.031))
+        fc.weight  by up to 0.25, 3.10% of its norm
     """
 
     name: str

@@ -13,24 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from ftkit._formats import TORCH_SUFFIXES
+from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
+from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.safetensors import write_tensors
-from ftkit._weights.inspection import CheckpointDiff, CheckpointInfo, diff_checkpoints, inspect_checkpoint
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
-from ftkit._weights.sources import Entry, Source, WeightsSource
+from ftkit._weights.sources import Source, WeightsSource
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
 
 __all__ = [
-    "CheckpointDiff",
-    "CheckpointInfo",
     "LoadReport",
     "Mismatch",
-    "Rename",
     "WeightsPlan",
-    "diff_checkpoints",
-    "inspect_checkpoint",
     "load_model",
     "load_weights",
     "plan_weights",
@@ -44,7 +40,13 @@ _LISTED: Final = 24
 
 
 class Mismatch(NamedTuple):
-    """A tensor whose shape in the file is not the model's."""
+    """A tensor whose shape in the file is not the model's.
+
+    Example:
+        >>> from ftkit import Mismatch
+        >>> print(Mismatch("fc.weight", (10, 8), (3, 8)))
+        fc.weight: [10, 8] in the file, [3, 8] in the model
+    """
 
     name: str
     in_file: tuple[int, ...]
@@ -227,16 +229,12 @@ def plan_weights(
     Raises:
         CheckpointError: They do not fit.
     """
+    _refuse_empty(opened)
     places = Places(model)
-    if not opened.tables:
-        reason = f" but {' and '.join(opened.rare)} ones, which load_model(path) opens" if opened.rare else ""
-        if opened.wanted:
-            reason = f" that can be read without running code: it wants {some(opened.wanted, 6)}"
-        raise CheckpointError(f"{opened.name} holds no tensors{reason}.")
     match = best_match(opened.tables, places, renamer(rename), ema=ema)
-    report = _report(match, opened, places)
+    report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
-    _refuse_kinds(match, places)
+    _refuse_kinds(match)
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
     if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
@@ -307,24 +305,17 @@ Weights alone need no trust: load_weights(model, path).
     return loaded
 
 
-def _report(match: Match, source: Source, places: Places) -> LoadReport:
+def _report(match: Match, source: Source) -> LoadReport:
     """What loading a match would mean."""
-    found = {places.names[bare]: match.entries[bare][1] for bare in (*match.fitting, *match.mismatched)}
     return LoadReport(
         source=source.name,
-        loaded_keys=[places.names[bare] for bare in match.fitting],
-        missing_keys=match.missing(places),
-        unexpected_keys=[key for bare, (key, _) in match.entries.items() if places.shape(bare) is None],
+        loaded_keys=[pair.place.name for pair in match.fitting],
+        missing_keys=match.missing,
+        unexpected_keys=match.unexpected,
         mismatched_keys=[
-            Mismatch(name, entry.shape, tuple(places.tensors[name].shape))
-            for name, entry in found.items()
-            if entry.shape != tuple(places.tensors[name].shape)
+            Mismatch(pair.place.name, pair.entry.shape, tuple(pair.place.tensor.shape)) for pair in match.mismatched
         ],
-        converted_keys=[
-            places.names[bare]
-            for bare in match.fitting
-            if match.entries[bare][1].dtype != places.tensors[places.names[bare]].dtype
-        ],
+        converted_keys=[pair.place.name for pair in match.fitting if pair.converts],
         steps=match.steps(),
         verified=source.verified,
         not_run=source.wanted,
@@ -332,51 +323,60 @@ def _report(match: Match, source: Source, places: Places) -> LoadReport:
     )
 
 
+def _refuse_empty(source: Source) -> None:
+    """Raise if a source holds no tensors, and say where they may be."""
+    if source.tables:
+        return
+    reason = ""
+    if source.wanted:
+        reason = f" that can be read without running code: it wants {some(source.wanted, 6)}"
+    elif source.rare:
+        reason = f" but {' and '.join(source.rare)} ones, which load_model(path) opens"
+    raise CheckpointError(f"{source.name} holds no tensors{reason}.")
+
+
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
     """Raise if the source does not fit the model as far as was asked."""
-    nothing = not report.loaded_keys and bool(places.tensors)
-    shapes = report.mismatched_keys if not drop_mismatched else []
-    names = [*report.missing_keys, *report.unexpected_keys] if strict else []
+    nothing = not report.loaded_keys and bool(places.named)
+    shapes = bool(report.mismatched_keys) and not drop_mismatched
+    names = bool(report.missing_keys or report.unexpected_keys) and strict
     if not (nothing or shapes or names):
         return
-    count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
+    count = f"{len(report.loaded_keys)} of {len(places.named)}"
     lines = [f"{report.source} does not fit the {places.kind}: {count} tensors match."]
     if report.steps:
         lines.append(f"peeled: {'; '.join(report.steps)}")
     lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys, report.rare)
     lines += suggestions(match, places)
-    remedies = []
-    if report.mismatched_keys and not drop_mismatched:
-        remedies.append("drop_mismatched=True keeps the model's own values where shapes differ")
-    if strict and not nothing and (report.missing_keys or report.unexpected_keys):
-        remedies.append("strict=False loads what fits")
-    raise CheckpointError("\n  ".join(lines) + (f"\n{'; '.join(remedies)}." if remedies else ""))
+    remedies = {
+        "drop_mismatched=True keeps the model's own values where shapes differ": shapes,
+        "strict=False loads what fits": names and not nothing,
+    }
+    advice = "; ".join(remedy for remedy, helps in remedies.items() if helps)
+    raise CheckpointError("\n  ".join(lines) + (f"\n{advice}." if advice else ""))
 
 
-def _refuse_kinds(match: Match, places: Places) -> None:
+def _refuse_kinds(match: Match) -> None:
     """Raise if a tensor that fits is of a kind whose values can't be copied."""
-    for bare in match.fitting:
-        key, entry = match.entries[bare]
-        wanted, stored = places.tensors[places.names[bare]].dtype, entry.stored
+    for pair in match.fitting:
+        key, stored, wanted = pair.found.key, pair.entry.stored, pair.place.tensor.dtype
         if isinstance(stored, Tensor) and stored.is_meta:
             raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
-        if isinstance(stored, Tensor) and (stored.layout is not torch.strided or stored.is_quantized):
-            kind = "quantized" if stored.is_quantized else str(stored.layout).removeprefix("torch.")
+        if isinstance(stored, Tensor) and (kind := rare_kind(stored)):
             raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
-        if entry.dtype != wanted:
+        if pair.converts:
             try:
-                torch.empty(1, dtype=entry.dtype).to(wanted)
+                torch.empty(1, dtype=stored.dtype).to(wanted)
             except RuntimeError as error:  # torch keeps some types only as bits
                 raise CheckpointError(
-                    f"{key!r} is {entry.dtype} in the source and {wanted} in the model, and torch can't convert it."
+                    f"{key!r} is {stored.dtype} in the source and {wanted} in the model, and torch can't convert it."
                 ) from error
 
 
 def _fill(model: nn.Module, match: Match, places: Places) -> None:
     """Read into the model's own memory; what is on meta gets new memory once all is read."""
-    entries: dict[Tensor, Entry] = {}  # a tied tensor is read once, under the last of its names, as torch does
-    for bare in match.fitting:
-        entries[places.tensors[places.names[bare]]] = match.entries[bare][1]
+    # A tied tensor is read once, under the last of its names, as torch does.
+    entries = {pair.place.tensor: pair.entry for pair in match.fitting}
     fresh = {target: torch.empty(target.shape, dtype=target.dtype) for target in entries if target.is_meta}
     try:
         Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())
@@ -387,32 +387,33 @@ def _fill(model: nn.Module, match: Match, places: Places) -> None:
             f"{error} The {places.kind} holds a part of it by now: load an intact file, or build the model again, "
             "before you use it."
         ) from error
-    for target, values in fresh.items():
-        _assign(model, target, values)
+    if fresh:
+        _give_memory(model, fresh)
 
 
-def _assign(model: nn.Module, old: Tensor, values: Tensor) -> None:
-    """Put new memory in every place where the model keeps a tensor without any."""
-    new = nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            for key, tensor in table.items():
-                if tensor is old:
-                    table[key] = new  # type: ignore[assignment]  # what was a parameter stays one
+def _give_memory(model: nn.Module, fresh: Mapping[Tensor, Tensor]) -> None:
+    """Put values in every place where the model keeps a tensor without any."""
+    new = {
+        id(old): nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+        for old, values in fresh.items()
+    }
+    for slot in slots(model):
+        if id(slot.content) in new:
+            slot.table[slot.name] = new[id(slot.content)]
 
 
 def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadReport, *, strict: bool) -> LoadReport:
     """Load through the model's own ``load_state_dict``, and put things back if that refuses."""
     tensors: dict[str, Tensor] = {}
-    for bare, (_, entry) in match.entries.items():
-        place = places.tensors.get(places.names.get(bare, ""))
-        tensors[places.names.get(bare, bare)] = entry.empty(None if place is None else place.dtype)
-    Source.read_into(zip((entry for _, entry in match.entries.values()), tensors.values(), strict=True))
-    empty = any(tensor.is_meta for tensor in places.tensors.values())
-    before = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
+    for bare, found in match.entries.items():
+        place = places.bare.get(bare)
+        tensors[place.name if place else bare] = found.entry.empty(place.tensor.dtype if place else None)
+    Source.read_into(zip((found.entry for found in match.entries.values()), tensors.values(), strict=True))
+    empty = any(place.tensor.is_meta for place in places.named.values())
+    before = {name: place.tensor.detach().clone() for name, place in places.named.items()}
     try:
         result = model.load_state_dict(tensors, strict=False, assign=empty)
-        nothing = bool(places.tensors) and places.tensors.keys() <= set(result.missing_keys)
+        nothing = bool(places.named) and places.named.keys() <= set(result.missing_keys)
         if nothing or (strict and (result.missing_keys or result.unexpected_keys)):
             lists = _listing(result.missing_keys, result.unexpected_keys, [])
             raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))

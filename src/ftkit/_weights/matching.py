@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Final, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit._weights.sources import Entry, Table
+from ftkit._torch import loads_plainly
+from ftkit._weights.tables import Entry, Table
 from ftkit.errors import CheckpointError
 
-__all__ = ["Match", "Places", "Rename", "best_match", "renamer", "suggestions"]
+__all__ = ["Match", "Pair", "Places", "Rename", "best_match", "renamer", "suggestions"]
 
 Rename: TypeAlias = Mapping[str, str] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
 """How names in a file become names in the model.
@@ -40,119 +41,176 @@ _WRAPPERS: Final = (
 # Names that wrappers put between the names of a model's parts.
 _INNER_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 _EMA: Final = re.compile(r"(^|[_.])(ema|averaged|swa)([_.]|$)")
+_AVERAGED_COUNT: Final = "n_averaged"  # the counter beside the "module" of torch's AveragedModel
+_MAX_PEELED: Final = 4  # as in an averaged model, compiled, in a trainer's module, run in parallel
+_MAX_CUT: Final = 5  # components of a name that a suggested renaming may replace
+_MAX_CHANGES: Final = 32  # ways to rename that are tried on all names
+
+
+class Place(NamedTuple):
+    """Where a model keeps a value: the name and the tensor that has the memory."""
+
+    name: str
+    tensor: Tensor
 
 
 class Places:
-    """Where a model keeps its values: by name, and under the name without inner wrappers."""
+    """Where a model keeps its values.
+
+    Attributes:
+        kind: The model's class, for messages.
+        named: The places, by name.
+        bare: The same, by the name without inner wrappers.
+        elsewhere: Whether it keeps values that are no tensors of its own, or don't know their shapes yet. Only its own
+            ``load_state_dict`` knows how to load these.
+        translates: Whether a part of it changes what it loads, such as old names.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.kind: str = type(model).__name__
         state = model.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        self.tensors: dict[str, Tensor] = {
-            name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)
+        self.kind: str = type(model).__name__
+        self.named: dict[str, Place] = {
+            name: Place(name, value)
+            for name, value in state.items()
+            if isinstance(value, Tensor) and not is_lazy(value)
         }
-        self.names: dict[str, str] = {_bare(name): name for name in self.tensors}
-        # A model may keep its values elsewhere, not know their shapes yet, or translate old names; then only its own
-        # method knows how to load.
+        self.bare: dict[str, Place] = {_bare(name): place for name, place in self.named.items()}
         self.elsewhere: bool = any(id(value) not in own or is_lazy(value) for value in state.values())
-        self.translates: bool = any(map(_loads_itself, model.modules()))
-
-    def shape(self, bare: str) -> tuple[int, ...] | None:
-        """The shape of what is kept under a name, if anything is."""
-        name = self.names.get(bare)
-        return None if name is None else tuple(self.tensors[name].shape)
-
-
-def _loads_itself(module: nn.Module) -> bool:
-    kind = type(module)
-    loader = kind._load_from_state_dict
-    plain = loader is nn.Module._load_from_state_dict or loader.__module__ == "torch.nn.modules.batchnorm"
-    return not plain or bool(module._load_state_dict_pre_hooks or module._load_state_dict_post_hooks)
+        self.translates: bool = not all(map(loads_plainly, model.modules()))
 
 
 def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)
 
 
-@dataclass
+class Found(NamedTuple):
+    """A tensor of a source, and its name there."""
+
+    key: str
+    entry: Entry
+
+
+class Pair(NamedTuple):
+    """A tensor of a source, and the place in the model that goes by the same name."""
+
+    found: Found
+    place: Place
+
+    @property
+    def entry(self) -> Entry:
+        """The tensor of the source."""
+        return self.found.entry
+
+    @property
+    def fits(self) -> bool:
+        """Whether the shapes are the same."""
+        return self.entry.shape == tuple(self.place.tensor.shape)
+
+    @property
+    def converts(self) -> bool:
+        """Whether the values change their type on the way."""
+        return self.entry.dtype != self.place.tensor.dtype
+
+
+class _Score(NamedTuple):
+    """How well a table fits a model; the first criterion in which two differ decides."""
+
+    fitting: int
+    mismatched: int
+    averaged_as_asked: bool
+    fewest_over: int
+    outermost: int
+
+
 class Match:
-    """A table of a source, under names of the model, as far as they meet."""
+    """A table of a source under names of the model, as far as they meet.
 
-    table: Table
-    peeled: tuple[str, ...]
-    entries: dict[str, tuple[str, Entry]]  # by bare name: the name in the source, and the tensor
-    fitting: list[str] = field(default_factory=list)
-    mismatched: list[str] = field(default_factory=list)
+    Attributes:
+        table: The table.
+        peeled: The wrappers whose names were taken off, the outermost first.
+        entries: Its tensors, by the bare name in the model that is meant.
+        fitting: Those that have a place of their shape.
+        mismatched: Those that have a place of another shape.
+    """
 
-    def score(self, *, ema: bool) -> tuple[object, ...]:
+    def __init__(self, table: Table, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places) -> None:
+        self.table = table
+        self.peeled = peeled
+        self._places = places
+        self.entries: dict[str, Found] = {}
+        for key, new in renamed.items():
+            bare = _peeled(_bare(new), peeled)
+            if "module" in peeled and bare == _AVERAGED_COUNT:
+                continue
+            while bare in self.entries:  # two names that became one: the second is left over, under its full name
+                bare = key if bare != key else f"{bare} (again)"
+            self.entries[bare] = Found(key, table.entries[key])
+        shared = [bare for bare in self.entries if bare in places.bare]
+        pairs = [Pair(self.entries[bare], places.bare[bare]) for bare in shared]
+        self.fitting: list[Pair] = [pair for pair in pairs if pair.fits]
+        self.mismatched: list[Pair] = [pair for pair in pairs if not pair.fits]
+
+    def score(self, *, ema: bool) -> _Score:
         """How well it fits, to compare with others."""
         averaged = bool(_EMA.search(".".join((*self.table.path, *self.peeled))))
-        known = len(self.fitting) + len(self.mismatched)
-        return (
-            len(self.fitting),
-            len(self.mismatched),
-            averaged == ema,
-            known - len(self.entries),
-            -len(self.table.path),
-        )
+        over = len(self.entries) - len(self.fitting) - len(self.mismatched)
+        return _Score(len(self.fitting), len(self.mismatched), averaged == ema, -over, -len(self.table.path))
 
-    def missing(self, places: Places) -> list[str]:
+    def peelings(self) -> Iterator[tuple[str, ...]]:
+        """What could be peeled next: this, and one more wrapper that some names begin with."""
+        if len(self.peeled) < _MAX_PEELED:
+            for wrapper in _WRAPPERS:
+                if any(bare.startswith(f"{wrapper}.") for bare in self.entries):
+                    yield *self.peeled, wrapper
+
+    @property
+    def missing(self) -> list[str]:
         """The model's names that nothing in the table fills."""
-        filled = {id(places.tensors[places.names[bare]]) for bare in self.fitting}
-        differing = {places.names[bare] for bare in self.mismatched}
-        # A tied tensor is filled under any of its names.
+        filled = {id(pair.place.tensor) for pair in self.fitting}  # a tied tensor is filled under any of its names
+        differing = {pair.place.name for pair in self.mismatched}
         missing = [
-            name for name, tensor in places.tensors.items() if id(tensor) not in filled and name not in differing
+            name for name, tensor in self._places.named.values() if id(tensor) not in filled and name not in differing
         ]
-        if not any(bare.endswith("num_batches_tracked") for bare in self.entries):
-            # Files from before torch 0.4.1 lack these counters, and nothing reads them while momentum is set.
-            missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-        return missing
+        if any(map(_counts_batches, self.entries)):
+            return missing
+        # Files from before torch 0.4.1 lack these counters, and nothing reads them while momentum is set.
+        return [name for name in missing if not _counts_batches(name)]
+
+    @property
+    def unexpected(self) -> list[str]:
+        """The names in the table that the model has no place for."""
+        return [found.key for bare, found in self.entries.items() if bare not in self._places.bare]
 
     def steps(self) -> list[str]:
         """What was peeled to get there, in words."""
-        parts = {part for key, _ in self.entries.values() for part in key.split(".")}
+        parts = {part for found in self.entries.values() for part in found.key.split(".")}
         dropped = sorted(parts & _INNER_WRAPPERS)
         took = [f"took {'.'.join(self.table.path)!r}"] if self.table.path else []
         return took + [f"stripped {part + '.'!r}" for part in (*dropped, *self.peeled)]
 
 
-def best_match(tables: Sequence[Table], places: Places, rename: Callable[[str], str | None], *, ema: bool) -> Match:
+def _peeled(bare: str, wrappers: Iterable[str]) -> str:
+    for wrapper in wrappers:
+        bare = bare.removeprefix(f"{wrapper}.")
+    return bare
+
+
+def _counts_batches(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def best_match(tables: Iterable[Table], places: Places, rename: Callable[[str], str | None], *, ema: bool) -> Match:
     """Of all tables and all ways to peel them, the one that meets most of the model."""
     found: list[Match] = []
     for table in tables:
         renamed = {key: new for key in table.entries if (new := rename(key)) is not None}
         level: list[tuple[str, ...]] = [()]
         while level:  # breadth first, so that of equals the least peeled comes first
-            matches = [_match(table, renamed, peeled, places) for peeled in level]
+            matches = [Match(table, renamed, peeled, places) for peeled in level]
             found += matches
-            level = [
-                (*match.peeled, wrapper)
-                for match in matches
-                if len(match.peeled) < 4
-                for wrapper in _WRAPPERS
-                if any(bare.startswith(f"{wrapper}.") for bare in match.entries)
-            ]
+            level = [deeper for match in matches for deeper in match.peelings()]
     return max(found, key=lambda match: match.score(ema=ema))  # the first of equals
-
-
-def _match(table: Table, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places) -> Match:
-    match = Match(table, peeled, {})
-    for key, new in renamed.items():
-        bare = _bare(new)
-        for wrapper in peeled:
-            bare = bare.removeprefix(f"{wrapper}.")
-        if "module" in peeled and bare == "n_averaged":  # the counter of torch's AveragedModel
-            continue
-        while bare in match.entries:  # two names that became one: the second is left over, under its full name
-            bare = key if bare != key else f"{bare} (again)"
-        match.entries[bare] = (key, table.entries[key])
-    for bare, (_, entry) in match.entries.items():
-        shape = places.shape(bare)
-        if shape is not None:
-            (match.fitting if shape == entry.shape else match.mismatched).append(bare)
-    return match
 
 
 def renamer(rename: Rename | None) -> Callable[[str], str | None]:
@@ -161,18 +219,25 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
         return lambda name: name
     if callable(rename):
         return rename
-    if isinstance(rename, Mapping):
-        table = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
+    return _by_prefix(rename) if isinstance(rename, Mapping) else _by_pattern(rename)
 
-        def by_prefix(name: str) -> str:
-            parts = name.split(".")
-            for count in range(len(parts), -1, -1):  # the longest prefix decides
-                new = table.get(".".join(parts[:count]))
-                if new is not None:
-                    return ".".join(part for part in (new, *parts[count:]) if part)
+
+def _by_prefix(rename: Mapping[str, str]) -> Callable[[str], str]:
+    """Rename whole names, or the longest of their first components that is given."""
+    prefixes = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
+
+    def renamed(name: str) -> str:
+        parts = name.split(".")
+        cut = next((cut for cut in range(len(parts), -1, -1) if ".".join(parts[:cut]) in prefixes), None)
+        if cut is None:
             return name
+        return ".".join(filter(None, (prefixes[".".join(parts[:cut])], *parts[cut:])))
 
-        return by_prefix
+    return renamed
+
+
+def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable[[str], str]:
+    """Replace what regular expressions match, one after the other."""
     try:
         pairs = [(re.compile(pattern), replacement) for pattern, replacement in rename]
     except (TypeError, ValueError, re.error) as error:
@@ -181,46 +246,64 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
             f"and its replacement: {error}."
         ) from error
 
-    def by_pattern(name: str) -> str:
+    def renamed(name: str) -> str:
         for pattern, replacement in pairs:
             name = pattern.sub(replacement, name)
         return name
 
-    return by_pattern
+    return renamed
 
 
 def suggestions(match: Match, places: Places) -> Iterator[str]:
     """The change of one prefix under which most names would meet, if there is one."""
-    free = {bare: entry.shape for bare, (_, entry) in match.entries.items() if bare not in match.fitting}
-    open_places = {bare for bare in places.names if bare not in match.fitting}
+    met = {pair.place.name for pair in match.fitting}
+    open_places = {bare: place for bare, place in places.bare.items() if place.name not in met}
+    free = {bare: found for bare, found in match.entries.items() if bare in open_places or bare not in places.bare}
 
-    def count(old: str, new: str) -> int:
-        names = {new + bare.removeprefix(old): shape for bare, shape in free.items() if bare.startswith(old)}
-        return sum(name in open_places and places.shape(name) == shape for name, shape in names.items())
+    def gained(change: tuple[str, str]) -> int:
+        """How many more tensors would match."""
+        old, new = change
+        renamed = {new + bare.removeprefix(old): found for bare, found in free.items() if bare.startswith(old)}
+        return sum(Pair(found, open_places[bare]).fits for bare, found in renamed.items() if bare in open_places)
 
     start = os.path.commonprefix(list(free))  # noqa: RUF071  (of characters is what is meant)
-    changes = [*_prefix_changes(free, open_places), (start[: start.rfind(".") + 1], ""), (start, "")]
-    old, new = max(changes, key=lambda change: count(*change))  # the first of equals
-    if found := count(old, new):
-        whole = all(not part or part.endswith(".") for part in (old, new))
-        advice = f"{{{old!r}: {new!r}}}" if whole else f"[({'^' + re.escape(old)!r}, {new!r})]"
-        total = f"{len(match.fitting) + found} of {len(places.names)}"
-        yield f"did you mean rename={advice}? Then {total} tensors would match."
+    component = start[: start.rfind(".") + 1]
+    best = max((*_prefix_changes(free, open_places), (component, ""), (start, "")), key=gained)  # the first of equals
+    if gain := gained(best):
+        total = f"{len(match.fitting) + gain} of {len(places.bare)}"
+        yield f"did you mean rename={_as_rename(*best)}? Then {total} tensors would match."
 
 
-def _prefix_changes(free: Iterable[str], open_places: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of prefixes, of the source and of the model, that precede names which end alike."""
-    ends: dict[str, set[str]] = {}
+def _as_rename(old: str, new: str) -> str:
+    """Write a change of prefix as an argument: as a dict if it concerns whole components, else as a pattern."""
+    if all(not prefix or prefix.endswith(".") for prefix in (old, new)):
+        return f"{{{old!r}: {new!r}}}"
+    return f"[({'^' + re.escape(old)!r}, {new!r})]"
+
+
+def _prefix_changes(free: Iterable[str], open_places: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of prefixes, of the source and of the model, that precede names which end alike; the commonest first."""
+    before: dict[str, set[str]] = {}
     for name in open_places:
-        parts = name.split(".")
-        for cut in range(min(len(parts), 5)):
-            ends.setdefault(".".join(parts[cut:]), set()).add("".join(f"{part}." for part in parts[:cut]))
-    pairs: dict[tuple[str, str], int] = {}
-    for name in free:
-        parts = name.split(".")
-        for cut in range(min(len(parts), 5)):
-            before = "".join(f"{part}." for part in parts[:cut])
-            for other in ends.get(".".join(parts[cut:]), ()):
-                if other != before and (not before or not other or before.split(".")[-2] != other.split(".")[-2]):
-                    pairs[before, other] = pairs.get((before, other), 0) + 1
-    return iter(sorted(pairs, key=lambda pair: (-pairs[pair], len(pair[0]) + len(pair[1])))[:32])
+        for prefix, rest in _cuts(name):
+            before.setdefault(rest, set()).add(prefix)
+    pairs = Counter(
+        (old, new)
+        for name in free
+        for old, rest in _cuts(name)
+        for new in before.get(rest, ())
+        if old != new and not _ends_alike(old, new)
+    )
+    return sorted(pairs, key=lambda pair: (-pairs[pair], len("".join(pair))))[:_MAX_CHANGES]
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """The ways to cut a few components off the front of a name."""
+    parts = name.split(".")
+    for count in range(min(len(parts), _MAX_CUT)):
+        yield "".join(f"{part}." for part in parts[:count]), ".".join(parts[count:])
+
+
+def _ends_alike(old: str, new: str) -> bool:
+    """Whether two prefixes end in the same component, so that shorter ones say the same."""
+    return bool(old and new) and old.split(".")[-2] == new.split(".")[-2]

@@ -1,0 +1,206 @@
+"""The tensors in anything: tables of them, at every level of nested dicts, lists, models and records of objects."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ftkit._pickles.gate import numpy_value
+from ftkit._pickles.machine import Foreign, StoredTensor
+from ftkit._tensors.file import TensorInfo
+from ftkit.errors import CheckpointError
+
+__all__ = ["Entry", "Reader", "Table", "copy_into", "parts_of", "tables_in"]
+
+_MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
+_MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
+_FREE_BYTES: Final = 1 << 20  # a tensor may repeat its storage up to this size: scalars are often expanded
+
+# The tables in a pickled module that make up its state dict, and the set of names that it leaves out.
+_REGISTERED: Final = ("_parameters", "_buffers", "_modules")
+_PASSING: Final = "_non_persistent_buffers_set"
+
+Reader: TypeAlias = "Callable[[list[tuple[Entry, Tensor]]], None]"
+"""Fills several targets at once with entries of one file."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One tensor of a source.
+
+    Attributes:
+        stored: Its description in a file, or the tensor itself.
+        shape: Its shape.
+        dtype: Its type.
+        read: What fills targets with it and others of the same file.
+        key: What that file calls it.
+    """
+
+    stored: TensorInfo | StoredTensor | Tensor
+    read: Reader
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return tuple(self.stored.shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type."""
+        return self.stored.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that its values take."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def empty(self, dtype: torch.dtype | None = None) -> Tensor:
+        """Make room for its values.
+
+        Raises:
+            CheckpointError: It repeats a few bytes of the file, to which a few bytes can claim any size.
+        """
+        stored = self.stored
+        if isinstance(stored, StoredTensor) and self.nbytes > max(stored.storage.nbytes, _FREE_BYTES):
+            raise CheckpointError(
+                f"{self.key!r} repeats {stored.storage.nbytes:,} bytes to {self.nbytes:,}: there is no room for that."
+            )
+        return torch.empty(self.shape, dtype=dtype or self.dtype)
+
+    @property
+    def digest(self) -> str | None:
+        """The digest of its values, where the file holds one."""
+        return self.stored.digest if isinstance(self.stored, TensorInfo) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Tensors by name, somewhere inside a source.
+
+    Attributes:
+        path: The keys that lead to it; empty for the whole.
+        entries: Its tensors, those of tables inside it under dotted names.
+    """
+
+    path: tuple[str, ...]
+    entries: dict[str, Entry]
+
+
+def copy_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
+    """Read what is in memory already."""
+    for entry, target in pairs:
+        if isinstance(entry.stored, Tensor):
+            target.detach().copy_(entry.stored.detach())
+
+
+def parts_of(entries: Mapping[str, Entry]) -> list[Table]:
+    """The tables that the first components of dotted names stand for."""
+    parts: dict[str, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        part, _, rest = name.partition(".")
+        parts.setdefault(part, {})[rest] = entry
+    return [Table((part,), inside) for part, inside in parts.items()]
+
+
+def tables_in(tree: Any, read: Reader = copy_into) -> list[Table]:
+    """Find every table that holds tensors, at any depth; the outermost first.
+
+    Args:
+        tree: A state dict, a checkpoint, a model, or what a pickle machine made of a file.
+        read: What reads the tensors that are still in the file.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._weights.tables import tables_in
+        >>> [(table.path, list(table.entries)) for table in tables_in({"epoch": 3, "model": {"w": torch.ones(2)}})]
+        [((), ['model.w']), (('model',), ['w'])]
+    """
+    tables: list[Table] = []
+    inner = ((path, part) for path, part in _walk(tree) if not (path and _is_tensor(part)))
+    for path, part in sorted(inner, key=lambda found: len(found[0])):
+        tensors = {".".join(keys): one for keys, one in _walk(part) if _is_tensor(one)}
+        # What is in memory already, such as an array inside a pickle, needs no reading.
+        entries = {
+            name: Entry(one, read if isinstance(one, StoredTensor) else copy_into, name)
+            for name, one in tensors.items()
+        }
+        if entries:
+            tables.append(Table(path, entries))
+    return tables
+
+
+def _walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every part below a root, itself included, with the keys that lead there; what is reached twice comes once.
+
+    Arrays come as the tensors that they are. One tensor comes under each of its names.
+    """
+    seen: set[int] = set()
+    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    while stack:
+        path, node = stack.pop()
+        if _is_tensor(part := _as_tensor(node)):
+            yield path, part
+        elif id(node) not in seen:
+            seen.add(id(node))
+            yield path, node
+            if len(path) < _MAX_DEPTH:
+                stack += reversed([((*path, key), child) for key, child in _children(node)])
+
+
+def _is_tensor(node: Any) -> bool:
+    return isinstance(node, StoredTensor) or (isinstance(node, Tensor) and not (node.is_nested or is_lazy(node)))
+
+
+def _as_tensor(node: Any) -> Any:
+    """The tensor that an array of numpy is, one in a pickle included; anything else as it is."""
+    array = node
+    if isinstance(node, Foreign) and node.name.startswith("numpy.") and node.state is not None:
+        with contextlib.suppress(TypeError, ValueError):  # an array that makes no sense is no tensor
+            array = numpy_value(node)
+    if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
+        with contextlib.suppress(TypeError):  # torch lacks some types
+            return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C", copy=False))
+    return node
+
+
+def _children(node: Any) -> Iterator[tuple[str, Any]]:
+    """The named parts of a dict, a list, a model, or of a record of what would have been an object."""
+    if isinstance(node, nn.Module):
+        node = node.state_dict()
+    if isinstance(node, Mapping):
+        yield from ((key, value) for key, value in node.items() if isinstance(key, str))
+    elif isinstance(node, list | tuple):
+        yield from ((str(at), part) for at, part in enumerate(node[:_MAX_ITEMS]) if not _is_plain(part))
+    elif isinstance(node, Foreign):
+        yield from _children(_attributes(node.state))
+        pairs = (item for item in node.items if isinstance(item, tuple) and len(item) == 2)
+        yield from ((key, value) for key, value in pairs if isinstance(key, str))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float)
+
+
+def _attributes(state: Any) -> dict[Any, Any]:
+    """What an object would have as attributes; for a module, what its state dict would hold."""
+    if isinstance(state, tuple) and state and isinstance(state[0], dict):  # an object with slots
+        state = state[0]
+    if not isinstance(state, dict):
+        return {}
+    tables = [state.get(name) for name in _REGISTERED]
+    if not (isinstance(tables[0], dict) and isinstance(tables[-1], dict)):
+        return state
+    passing = state.get(_PASSING)
+    left_out = passing if isinstance(passing, set) else set()
+    return {
+        key: value for table in tables if isinstance(table, dict) for key, value in table.items() if key not in left_out
+    }

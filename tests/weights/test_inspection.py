@@ -1,0 +1,77 @@
+"""Inspection: what a file holds, and what changed between two, in few words and to the bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ftkit import (
+    diff_checkpoints,
+    inspect_checkpoint,
+    save_weights,
+)
+from ftkit.errors import CheckpointError
+from tests.weights.nets import Net, filled
+
+
+def test_inspect(tmp_path):
+    """Looking into a file lists its tensors, its metadata and the code it names, in every format."""
+    model = Net()
+    save_weights(model, tmp_path / "x.safetensors")
+    torch.save({"epoch": 3, "model": model}, tmp_path / "x.pt")
+    info = inspect_checkpoint(tmp_path / "x.safetensors")
+    assert info.tensors["stem.weight"] == ((4, 3, 3, 3), torch.float32)
+    assert info.nbytes == sum(tensor.nbytes for tensor in model.state_dict().values())
+    assert "stem.weight" in str(info)
+    info = inspect_checkpoint(tmp_path / "x.pt")
+    assert info.metadata == {"epoch": 3}
+    assert info.tensors["model.stem.weight"] == ((4, 3, 3, 3), torch.float32)
+    assert f"{Net.__module__}.Net" in info.wanted
+    assert "would run code" in str(info)
+
+
+def test_inspect_is_short(tmp_path):
+    """A file of thousands of tensors prints in a few dozen lines."""
+    save_weights({f"w{index}": torch.ones(1) for index in range(3000)}, tmp_path / "x.safetensors")
+    assert len(str(inspect_checkpoint(tmp_path / "x.safetensors")).splitlines()) < 60
+
+
+@pytest.mark.parametrize("names", [("a.safetensors", "b.safetensors"), ("a.pt", "b.safetensors"), ("a.pt", "b.pt")])
+def test_diff(tmp_path, names):
+    """A diff tells what changed and by how much, what is identical, and what came and went."""
+    model = filled(Net(), 7)
+    save_weights(model, tmp_path / names[0])
+    with torch.no_grad():
+        model.body.weight[0, 0] += 0.5
+    model.head = nn.Linear(8, 3)
+    model.extra = nn.Linear(1, 1, bias=False)
+    del model.scale
+    save_weights(model, tmp_path / names[1])
+    diff = diff_checkpoints(tmp_path / names[0], tmp_path / names[1])
+    assert [change.name for change in diff.changed] == ["body.weight"]
+    assert diff.changed[0].largest == 0.5
+    assert diff.changed[0].relative == pytest.approx(0.5 / (7 * 32**0.5))
+    assert diff.reshaped[0] == ("head.weight", "float32 [10, 8]", "float32 [3, 8]")
+    assert (diff.only_in_a, diff.only_in_b) == (["scale"], ["extra.weight"])
+    assert "stem.weight" in diff.same
+    assert bool(diff)
+    assert "by up to 0.5" in str(diff)
+
+
+def test_diff_sees_the_smallest_bit(tmp_path):
+    """A change of one bit, of a sign of zero or inside a NaN is a change; equal NaNs are none."""
+    a = {"nan": torch.tensor(float("nan")), "zero": torch.tensor(0.0), "one": torch.tensor(1.0)}
+    b = {"nan": torch.tensor(float("nan")), "zero": torch.tensor(-0.0), "one": torch.nextafter(a["one"], a["zero"])}
+    diff = diff_checkpoints(a, b)
+    assert diff.same == ["nan"]
+    assert {change.name for change in diff.changed} == {"zero", "one"}
+
+
+def test_diff_across_nests(tmp_path):
+    """Weights alone are compared with the same weights inside a checkpoint."""
+    model = filled(Net(), 7)
+    torch.save({"epoch": 3, "state_dict": model.state_dict()}, tmp_path / "x.ckpt")
+    assert not diff_checkpoints(model, tmp_path / "x.ckpt")
+    with pytest.raises(CheckpointError, match="in common"):
+        diff_checkpoints(model, {"foo": torch.ones(1)})
