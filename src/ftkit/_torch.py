@@ -115,8 +115,8 @@ def negated(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def version_of(tensor: torch.Tensor) -> int:
-    """How often torch saw a tensor's values change. An inference tensor has no such count, and raises RuntimeError."""
-    return int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
+    """How often torch saw a tensor's values change; 0 for an inference tensor, of which torch keeps no count."""
+    return 0 if tensor.is_inference() else int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
 
 
 # ---- loaders

@@ -35,13 +35,8 @@ def plan(
 ) -> Callable[[Undo], None]:
     """Plan to freeze and thaw until the model stands as it did.
 
-    What the optimizer holds beyond the saved one stays trainable: somebody thawed it on purpose.
-
-    Args:
-        model: The model, unwrapped.
-        saved: What :func:`state` took down.
-        known: The names of the parameters that the saved optimizer held.
-        held: The parameters that this optimizer holds.
+    What the optimizer holds (``held``) beyond what the saved one did (``known``, by name) stays trainable: somebody
+    thawed it on purpose.
 
     Raises:
         CheckpointError: This is no such state.

@@ -45,12 +45,7 @@ def plan(
 
     With names, the groups become the saved ones, each parameter found in the model by its name.
     Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
-
-    Args:
-        optimizer: The optimizer.
-        state: What its ``state_dict()`` was.
-        known: What :func:`describe` said of it; nothing in other people's checkpoints.
-        parameters: The model's, by name.
+    ``known`` is what :func:`describe` said of it, which other people's checkpoints lack.
 
     Raises:
         CheckpointError: The state belongs to other parameters or another kind of optimizer.

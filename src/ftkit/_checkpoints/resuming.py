@@ -39,14 +39,10 @@ _Plan: TypeAlias = Callable[[Undo], object]
 def resume(
     content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], *, rng: bool
 ) -> None:
-    """Bring back what a checkpoint holds.
+    """Bring back what a checkpoint holds, as :func:`ftkit.load_checkpoint` says.
 
-    Args:
-        content: The checkpoint.
-        model: The model, unwrapped. Of a delta, it is the base, and gets the delta's layers.
-        parts: The other objects by the names of their states.
-        objects: Those saved among the extra values, by their names there.
-        rng: Whether to set the global random generators.
+    The model, unwrapped, is the base where the checkpoint is a delta, and gets its layers. ``parts`` are named as their
+    states are, ``objects`` were saved among the extra values.
 
     Raises:
         FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.

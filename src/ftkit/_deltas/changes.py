@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -30,16 +30,10 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def split(
     model: nn.Module, state: Mapping[str, Tensor], changed: Collection[str], known: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Divide a model's tensors into what changed and the base.
+    """Divide a model's tensors into what changed, by name, and the base, which did not.
 
-    Args:
-        model: The model, unwrapped.
-        state: Its :func:`tensors_of`.
-        changed: The names of those that changed.
-        known: The digest of each tensor, where they have been taken.
-
-    Returns:
-        What changed, what did not, and the record by which a file describes both.
+    Where the digests of the tensors have been taken, they are ``known``. The third thing that is returned is the record
+    by which a file describes both: the base's fingerprint, and the layers that changed whole.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
@@ -71,32 +65,24 @@ def differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
 def may_have_changed(model: nn.Module, state: Mapping[str, Tensor], trained: Iterable[object] = ()) -> set[str]:
     """Return the names of the tensors that training may have changed, as :func:`ftkit.save_delta` says.
 
-    Args:
-        model: The model, unwrapped.
-        state: Its :func:`tensors_of`.
-        trained: Parameters known to have been trained, whatever they are now.
+    Some parameters may be known to have been ``trained``, whatever they are now.
     """
     known = set(map(id, trained))
-    trains = {name for name, tensor in state.items() if tensor.requires_grad}
-    moved = {name for name, tensor in state.items() if id(tensor) in known}
-    return trains | moved | _moving_buffers(model, trains)
+    trains = {name for name, tensor in state.items() if tensor.requires_grad or id(tensor) in known}
+    return trains | {
+        name
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if _may_move_buffers(module)
+        for name, _ in module.named_buffers(prefix, recurse=False)
+    }
 
 
-def _moving_buffers(model: nn.Module, trains: Iterable[str]) -> set[str]:
-    """The names of the buffers that training may have moved."""
-    training = {"".join(f"{part}." for part in parts) for name in trains for parts in _paths(name)}
-    names = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{name}." if name else ""
-        if not is_held(module) and (module.training or prefix in training or _counted_batches(module)):
-            names |= {f"{prefix}{buffer}" for buffer in buffers_of(module)}
-    return names
-
-
-def _paths(name: str) -> Iterator[list[str]]:
-    """The components of the names of all modules around a tensor."""
-    parts = name.split(".")
-    return (parts[:count] for count in range(len(parts)))
+def _may_move_buffers(module: nn.Module) -> bool:
+    """Whether training may have moved a module's own buffers."""
+    if is_held(module):
+        return False
+    trains = any(parameter.requires_grad for parameter in module.parameters())
+    return module.training or trains or _counted_batches(module)
 
 
 def _counted_batches(module: nn.Module) -> bool:
@@ -131,12 +117,7 @@ def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def fingerprint(tensors: Mapping[str, Tensor], known: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Return how many tensors a base has and two digests, so that other weights can be told from another architecture.
-
-    Args:
-        tensors: The base.
-        known: The digest of each tensor, where they have been taken.
-    """
+    """Return how many tensors a base has and two digests, which tell other weights from another architecture."""
     names = sorted(tensors)
     shapes = [f"{name} {tensors[name].dtype} {list(tensors[name].shape)}" for name in names]
     contents = known or digests(tensors)

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 
 from torch import nn
 
+from ftkit._torch import children_of
 from ftkit.errors import CheckpointError
 
 __all__ = ["Description", "build", "descriptions"]
@@ -45,11 +46,6 @@ _WITH_BIAS: Final = {"Linear", "Conv1d", "Conv2d", "Conv3d", "LayerNorm"}
 def descriptions(model: nn.Module, changed: Collection[str], names: Collection[str]) -> dict[str, Description]:
     """Describe the largest parts of a model that changed whole and consist of plain layers.
 
-    Args:
-        model: The model.
-        changed: The names of the tensors that changed.
-        names: The names of all its tensors.
-
     Example:
         >>> import torch
         >>> from ftkit._deltas.layers import descriptions
@@ -79,7 +75,8 @@ def _describe(module: nn.Module) -> Description | None:
     """A module as plain values, or None if it is not made of plain layers alone."""
     kind = type(module).__name__
     if type(module) is nn.Sequential:
-        parts = {name: _describe(part) for name, part in module.named_children()}
+        # Not named_children(), which passes by what stands there a second time: an activation that is used twice.
+        parts = {name: part and _describe(part) for name, part in children_of(module).items()}
         return None if None in parts.values() else [kind, parts]
     if kind not in _LAYERS or type(module) is not getattr(nn, kind):
         return None

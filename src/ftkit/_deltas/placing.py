@@ -22,11 +22,7 @@ __all__ = ["fill", "place"]
 def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], undo: Undo) -> None:
     """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.
 
-    Args:
-        model: The base, unwrapped.
-        record: What the file says of the delta beside its tensors.
-        tensors: The delta's tensors.
-        undo: Takes the layers out again.
+    The record is that of :func:`ftkit._deltas.changes.split`.
 
     Raises:
         CheckpointError: It is another base, or a layer can't be built.

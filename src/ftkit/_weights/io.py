@@ -216,15 +216,7 @@ def plan_weights(
     drop_mismatched: bool = False,
     ema: bool = True,
 ) -> WeightsPlan:
-    """Compare weights with a model, and change nothing.
-
-    Args:
-        model: The model, unwrapped.
-        opened: The source.
-        strict: As for :func:`load_weights`, like all that follow.
-        rename: See there.
-        drop_mismatched: See there.
-        ema: See there.
+    """Compare weights with a model, unwrapped, as :func:`load_weights` does, and change nothing.
 
     Raises:
         CheckpointError: They do not fit.
