@@ -26,7 +26,7 @@ from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
 from ftkit._torch import loads_plainly
-from ftkit._weights.io import plan_weights
+from ftkit._weights.io import WeightsPlan, plan_weights
 from ftkit._weights.sources import Source
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
@@ -72,11 +72,11 @@ def _plans(
     is_delta = model is not None and "delta" in content.run
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
-    modules: list[_ModuleLoad] = []
+    modules: list[_Weights] = []
     globally: list[_Plan] = []
     for name, thing, state in targets:
         if isinstance(thing, nn.Module):
-            modules.append(_module_load(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+            modules.append(_Weights(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
         elif name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
@@ -85,13 +85,14 @@ def _plans(
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
         else:
             objects.append(_object_plan(name, thing, state))
-    if model is not None:
-        delta = only_tensors(weights)
-        modules.append(_ModuleLoad(model, partial(fill, model, delta)) if is_delta else _module_load(model, weights))
+    if model is not None and not is_delta:
+        modules.append(_Weights(model, weights))
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
-    doubtful = [load.with_a_way_back for load in modules if not load.certain]
-    sure = [load.load for load in modules if load.certain]
+    doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
+    sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
+    if model is not None and is_delta:
+        sure.append(partial(fill, model, only_tensors(weights)))
     return [*objects, *doubtful, *globally, lambda _: [load() for load in sure]]
 
 
@@ -142,20 +143,39 @@ def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
 # ---- modules
 
 
-class _ModuleLoad(NamedTuple):
+class _Weights:
     """A module's state, compared with it.
 
     Attributes:
-        module: The module, unwrapped.
-        load: Gives it the state.
-        certain: Whether nothing can go wrong with that any more.
+        certain: Whether nothing can keep it from being loaded any more.
+
+    Raises:
+        CheckpointError: It does not fit.
     """
 
-    module: nn.Module
-    load: Callable[[], object]
-    certain: bool = True
+    def __init__(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+        self.module, self.state = module, state
+        self.own: dict[str, Any] = module.state_dict()
+        names_fit = self.own.keys() == state.keys()
+        fits = names_fit and all(_fits(value, state[name]) for name, value in self.own.items())
+        self.foreign = None if fits else self._planned()  # another program's names, or another model
+        self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
 
-    def with_a_way_back(self, undo: Undo) -> None:
+    def _planned(self) -> WeightsPlan:
+        with _spoken_of(), Source(self.state) as source:
+            return plan_weights(self.module, source, ema=False)
+
+    def load(self) -> None:
+        """Give the module its state."""
+        if self.foreign is None:
+            on_meta = any(isinstance(value, Tensor) and value.is_meta for value in self.own.values())
+            self.module.load_state_dict(ranks.spread(self.state, self.own), assign=on_meta)
+        else:
+            with _spoken_of():
+                self.foreign.load()
+
+    def load_with_a_way_back(self, undo: Undo) -> None:
+        """Give it the state, and note what it holds now."""
         for part in self.module.modules():
             undo.remember(part)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -178,29 +198,6 @@ def _unchanged(module: nn.Module, state: Mapping[str, Any], base: Mapping[str, T
     """What the state of an average lacks as it is the same in the base of a delta."""
     found = {name: by_suffix(base, name) for name in module.state_dict() if base and name not in state}
     return only_tensors(found)
-
-
-def _module_load(module: nn.Module, state: Mapping[str, Any]) -> _ModuleLoad:
-    """Compare a module with its state.
-
-    Raises:
-        CheckpointError: It does not fit.
-    """
-    own = module.state_dict()
-    certain = _loads_as_torch_does(module)
-    if own.keys() == state.keys() and all(_fits(value, state[name]) for name, value in own.items()):
-        on_meta = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
-        return _ModuleLoad(
-            module, lambda: module.load_state_dict(ranks.spread(state, own), assign=on_meta), certain=certain
-        )
-    with _spoken_of(), Source(state) as source:  # another program's names, or another model
-        foreign = plan_weights(module, source, ema=False)
-
-    def load() -> None:
-        with _spoken_of():
-            foreign.load()
-
-    return _ModuleLoad(module, load, certain=certain and foreign.certain)
 
 
 def _loads_as_torch_does(module: nn.Module) -> bool:

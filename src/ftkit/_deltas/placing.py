@@ -27,14 +27,15 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
     Raises:
         CheckpointError: It is another base, or a layer can't be built.
     """
-    lacking = {layer: how for layer, how in record["layers"].items() if not _fits(model, layer, tensors)}
-    _check_base(model, record["base"], {*tensors}, tuple(f"{layer}." for layer in lacking))
+    layers = [_Layer(name, description, tensors) for name, description in record["layers"].items()]
+    lacking = [layer for layer in layers if not layer.fits(model)]
+    _check_base(model, record["base"], {*tensors}, tuple(layer.prefix for layer in lacking))
     with torch.random.fork_rng(devices=[]):  # new layers draw their first weights, which are replaced at once
-        for layer, description in lacking.items():
-            if not _resized(model, layer, tensors, undo):
-                _rebuild(model, layer, description, tensors, undo)
-        for layer in sorted({_owner(name) for name in _misfits(model, tensors)}):
-            _resized(model, layer, tensors, undo)
+        for layer in lacking:
+            if not layer.resize(model, undo):
+                layer.rebuild(model, undo)
+        for name in sorted({_owner(name) for name in _misfits(model, tensors)}):
+            _Layer(name, [], tensors).resize(model, undo)
     _check_all_fit(model, tensors)
 
 
@@ -46,21 +47,83 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
             state[name].copy_(value)
 
 
-# ---- what fits
+class _Layer:
+    """A layer of a delta: where it belongs, how it is built (empty where no file says so), and its tensors."""
+
+    def __init__(self, name: str, description: Description, tensors: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self.prefix = f"{name}."
+        self.description = description
+        self.tensors = self.inside(tensors)
+
+    def inside(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a model's tensors that belong to the layer."""
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(self.prefix)}
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model's layer holds just the tensors of this one."""
+        there = self.inside(tensors_of(model))
+        return there.keys() == self.tensors.keys() and all(_alike(there[name], self.tensors[name]) for name in there)
+
+    def resize(self, model: nn.Module, undo: Undo) -> bool:
+        """Try to fit the model's layer by another count of classes, so that the model's own counters follow."""
+        there = self.inside(tensors_of(model))
+        pairs = [(there[name], tensor) for name, tensor in self.tensors.items() if name in there]
+        counts = {count for old, new in pairs for count in _other_sizes(old, new)}
+        if len(counts) != 1:
+            return False
+        attempt = Undo()
+        self.remember(model, attempt)
+        with contextlib.suppress(HeadError):
+            replace_head(model, counts.pop(), at=self.name)
+        if not self.fits(model):
+            attempt.take_back()
+            return False
+        undo.callback(attempt.take_back)
+        return True
+
+    def rebuild(self, model: nn.Module, undo: Undo) -> None:
+        """Put a layer made from the description where the model has another one."""
+        try:
+            old = model.get_submodule(self.name)
+        except AttributeError:
+            return
+        form = next((tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()), None)
+        device = [*old.parameters(), *model.parameters(), torch.empty(0)][0].device
+        new = build(self.description).to(device, form).train(old.training)
+        self.remember(model, undo)
+        try:
+            replace_head(model, new, at=self.name)
+        except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
+            model.set_submodule(self.name, new)
+        new.to(dtype=form)  # a head takes the type of the layer before it
+
+    def remember(self, model: nn.Module, undo: Undo) -> None:
+        """Note how a model is built, and what counts the layer's classes, in it and in its configuration."""
+        for module in model.modules():
+            undo.remember(module)
+        for counter in counters(model, [self.name]):
+            undo.remember(counter.owner)
+
+
+def _owner(name: str) -> str:
+    """The layer that a tensor belongs to: a parametrization's tensors belong to the layer that it stands in."""
+    layer, parametrized, _ = name.partition(".parametrizations.")
+    return layer if parametrized else name.rpartition(".")[0]
 
 
 def _alike(a: Tensor, b: Tensor) -> bool:
     return (a.shape, a.dtype) == (b.shape, b.dtype)
 
 
-def _inside(layer: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{layer}.")}
+def _other_sizes(old: Tensor, new: Tensor) -> set[int]:
+    """The sizes of a tensor along the axes that changed."""
+    if old.ndim != new.ndim:
+        return set()
+    return {after for before, after in zip(old.shape, new.shape, strict=True) if before != after}
 
 
-def _fits(model: nn.Module, layer: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a layer of the model holds just the tensors that it has in the delta."""
-    wanted, there = _inside(layer, tensors), _inside(layer, tensors_of(model))
-    return wanted.keys() == there.keys() and all(_alike(there[name], wanted[name]) for name in wanted)
+# ---- what fits
 
 
 def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -100,60 +163,3 @@ def _check_base(model: nn.Module, wanted: Mapping[str, Any], changed: set[str], 
             "This delta belongs to a base of the same architecture with other weights. Load the pretrained weights "
             "that fine-tuning started from first."
         )
-
-
-# ---- layers
-
-
-def _owner(name: str) -> str:
-    """The layer that a tensor belongs to: a parametrization's tensors belong to the layer that it stands in."""
-    layer, parametrized, _ = name.partition(".parametrizations.")
-    return layer if parametrized else name.rpartition(".")[0]
-
-
-def _resized(model: nn.Module, layer: str, tensors: Mapping[str, Tensor], undo: Undo) -> bool:
-    """Try to fit a layer by another count of classes, so that the model's own counters follow."""
-    there = _inside(layer, tensors_of(model))
-    counts = {
-        new
-        for name, value in _inside(layer, tensors).items()
-        if name in there and there[name].ndim == value.ndim
-        for old, new in zip(there[name].shape, value.shape, strict=True)
-        if old != new
-    }
-    if len(counts) != 1:
-        return False
-    attempt = Undo()
-    _remember(model, layer, attempt)
-    with contextlib.suppress(HeadError):
-        replace_head(model, counts.pop(), at=layer)
-    if not _fits(model, layer, tensors):
-        attempt.take_back()
-        return False
-    undo.callback(attempt.take_back)
-    return True
-
-
-def _rebuild(model: nn.Module, layer: str, description: Description, tensors: Mapping[str, Tensor], undo: Undo) -> None:
-    """Put a layer made from its description where the base has another one."""
-    try:
-        old = model.get_submodule(layer)
-    except AttributeError:
-        return
-    form = next((tensor.dtype for tensor in _inside(layer, tensors).values() if tensor.is_floating_point()), None)
-    device = [*old.parameters(), *model.parameters(), torch.empty(0)][0].device
-    new = build(description).to(device, form).train(old.training)
-    _remember(model, layer, undo)
-    try:
-        replace_head(model, new, at=layer)
-    except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
-        model.set_submodule(layer, new)
-    new.to(dtype=form)  # a head takes the type of the layer before it
-
-
-def _remember(model: nn.Module, layer: str, undo: Undo) -> None:
-    """Note how a model is built, and what counts the classes of a layer, in it and in its configuration."""
-    for module in model.modules():
-        undo.remember(module)
-    for counter in counters(model, [layer]):
-        undo.remember(counter.owner)
