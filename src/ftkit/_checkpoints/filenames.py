@@ -9,20 +9,15 @@ from typing import Any
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["check", "fill_in", "safe"]
+__all__ = ["fields", "fill_in", "safe"]
 
 
-def check(template: str) -> None:
-    """Refuse what is no template.
+def fields(template: str) -> list[tuple[str, str | None, str]]:
+    """Split a template into literal texts, each with the name of the field that follows and its format.
 
     Raises:
-        FtkitError: It can't be parsed, or has a field without a name.
+        FtkitError: It is no template, or has a field without a name.
     """
-    _fields(template)
-
-
-def _fields(template: str) -> list[tuple[str, str | None, str]]:
-    """Split a template into literal texts, each with the name of the field that follows and its format."""
     try:
         parsed = [(text, name, form or "") for text, name, form, _ in string.Formatter().parse(template)]
     except ValueError as error:
@@ -38,7 +33,7 @@ def fill_in(template: str, values: Mapping[str, Any]) -> str:
     """Fill a template; the result is a safe name on any file system."""
     there = {name: value for name, value in values.items() if value is not None}
     pieces = []
-    for text, name, form in _fields(template):
+    for text, name, form in fields(template):
         pieces.append(text)
         if name is None:
             continue

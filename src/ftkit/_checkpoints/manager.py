@@ -134,7 +134,7 @@ class CheckpointManager:
         self.delta = delta
         self.resumed: Checkpoint | None = None
         if filename is not None:
-            filenames.check(filename)
+            filenames.fields(filename)  # refuses what is no template
             if delta and Path(filename).suffix in TORCH_SUFFIXES:
                 raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Leave the suffix out.")
         try:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from ftkit.selection import unwrap
 __all__ = ["by_suffix", "only_tensors", "resume", "state_of"]
 
 _Plan: TypeAlias = Callable[[Undo], object]
+_Targets: TypeAlias = list[tuple[str, Any, Any]]  # what objects are called, they themselves, and the states they get
 
 
 def resume(
@@ -48,8 +49,8 @@ def resume(
         FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.
     """
     weights = {} if model is None else content.state("model")
-    targets = [_Target(name, part, content.state(name)) for name, part in parts.items()]
-    targets += [_Target(name, thing, content.value(name)) for name, thing in objects.items()]
+    targets = [(name, part, content.state(name)) for name, part in parts.items()]
+    targets += [(name, thing, content.value(name)) for name, thing in objects.items()]
     with Undo() as undo:
         if model is not None and "delta" in content.run:  # all else is planned for a model that has its layers
             place(model, content.run["delta"], only_tensors(weights), undo)
@@ -57,16 +58,8 @@ def resume(
             change(undo)
 
 
-class _Target(NamedTuple):
-    """An object, what it is called in the checkpoint, and the state it gets."""
-
-    name: str
-    thing: Any
-    state: Any
-
-
 def _plans(
-    content: Content, model: nn.Module | None, weights: Mapping[str, Any], targets: list[_Target], rng: bool
+    content: Content, model: nn.Module | None, weights: Mapping[str, Any], targets: _Targets, rng: bool
 ) -> list[_Plan]:
     """Plan all changes, in the order in which to make them."""
     is_delta = model is not None and "delta" in content.run

@@ -91,11 +91,6 @@ def build(description: Description) -> nn.Module:
 
     Raises:
         CheckpointError: It is a layer that this version does not know.
-
-    Example:
-        >>> from ftkit._deltas.layers import build
-        >>> build(["Linear", {"in_features": 4, "out_features": 2, "bias": False}])
-        Linear(in_features=4, out_features=2, bias=False)
     """
     kind, arguments = description
     if kind == "Sequential":
