@@ -316,3 +316,17 @@ def test_negatives_without_a_view_of_them(tmp_path, monkeypatch):
     torch.save({"w": turned}, tmp_path / "x.pt")
     monkeypatch.delattr(torch, "_neg_view")
     assert load_pickle(tmp_path / "x.pt")["w"].tolist() == [0, -1]
+
+
+def test_a_read_that_fails_marks_its_targets(tmp_path):
+    """What damage left half read is changed too: a backward pass over the old values is an error."""
+    torch.save({"w": torch.ones(4096)}, tmp_path / "x.pt")
+    data = bytearray((tmp_path / "x.pt").read_bytes())
+    data[data.index(torch.ones(4096).numpy().tobytes())] ^= 1
+    (tmp_path / "x.pt").write_bytes(data)
+    weight = torch.zeros(4096, requires_grad=True)
+    loss = (weight * weight).sum()
+    with PickleFile(tmp_path / "x.pt") as file, pytest.raises(DamagedFileError):
+        file.read_into([(file.tree["w"], weight)])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

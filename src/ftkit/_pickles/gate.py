@@ -8,9 +8,9 @@ run nothing (:mod:`ftkit._pickles.machine`), and tensors straight from where the
 from __future__ import annotations
 
 import functools
-import importlib
 import os
 import pickle
+import pkgutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Final, TypeAlias
@@ -244,19 +244,12 @@ def _named(thing: Allowed) -> tuple[str, Any]:
     """The full dotted name of something to admit, and the thing."""
     if not isinstance(thing, str):
         return f"{thing.__module__}.{thing.__qualname__}", thing
-    parts = thing.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:cut]))
-        except ModuleNotFoundError:
-            continue
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
-        if found is not None:
-            return thing, found
-    raise CheckpointError(
-        f"allow names {thing!r}, which can't be imported. Give the full dotted name, or the class itself."
-    )
+    try:
+        return thing, pkgutil.resolve_name(thing)
+    except (AttributeError, ImportError, ValueError) as error:
+        raise CheckpointError(
+            f"allow names {thing!r}, which can't be imported. Give the full dotted name, or the class itself."
+        ) from error
 
 
 class _Maker:
@@ -273,28 +266,29 @@ class _Maker:
         return self._made[id(node)]
 
     def _new(self, node: Any) -> Any:
-        if isinstance(node, StoredTensor):
-            return tensor_in(self._memory[node.storage], node)
-        if isinstance(node, StorageRef):
-            return self._memory[node].untyped_storage()
-        if isinstance(node, dict):
-            # A table or list is known before its parts, which may refer back to it.
-            table = self._made[id(node)] = node.copy()
-            table.clear()
-            for key, value in node.items():
-                table[self.make(key)] = self.make(value)
-            return table
-        if isinstance(node, list):
-            items: list[Any] = []
-            self._made[id(node)] = items
-            items.extend(map(self.make, node))
-            return items
-        if isinstance(node, tuple):
-            return tuple(map(self.make, node))
-        if isinstance(node, Global):
-            return self._admitted.get(node.name, node.name)
-        if isinstance(node, Foreign):
-            return numpy_value(node) if node.name.startswith("numpy.") else self._call(node)
+        match node:
+            case StoredTensor(storage):
+                return tensor_in(self._memory[storage], node)
+            case StorageRef():
+                return self._memory[node].untyped_storage()
+            case dict():
+                # A table or list is known before its parts, which may refer back to it.
+                table = self._made[id(node)] = node.copy()
+                table.clear()
+                for key, value in node.items():
+                    table[self.make(key)] = self.make(value)
+                return table
+            case list():
+                items: list[Any] = []
+                self._made[id(node)] = items
+                items.extend(map(self.make, node))
+                return items
+            case tuple():
+                return tuple(map(self.make, node))
+            case Global(name):
+                return self._admitted.get(name, name)
+            case Foreign():
+                return numpy_value(node) if node.name.startswith("numpy.") else self._call(node)
         return node
 
     def _call(self, node: Foreign) -> Any:

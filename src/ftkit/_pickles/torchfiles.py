@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import itertools
 import os
 import struct
 import tarfile
@@ -134,9 +135,10 @@ class PickleFile:
             wanted.setdefault(stored.storage, []).append((stored, target.detach()))
         jobs = [(self._record(ref), targets) for ref, targets in wanted.items()]
         jobs.sort(key=lambda job: job[0].offset)
-        in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
-        for _, targets in jobs:
-            for _, target in targets:
+        try:
+            in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
+        finally:
+            for _, target in itertools.chain.from_iterable(wanted.values()):
                 mark_changed(target)
 
     def read_storages(self) -> dict[StorageRef, Tensor]:
@@ -213,8 +215,8 @@ class PickleFile:
         if len(main) != 1:
             raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
         self._place(entries, main[0].filename.removesuffix("data.pkl"))
-        if "byteorder" in self._records and self._content("byteorder") != b"little":
-            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        if "byteorder" in self._records:
+            self._check_order(little_endian=self._content("byteorder") == b"little")
         return read_pickle(io.BytesIO(self._content("data.pkl")))
 
     def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
@@ -259,8 +261,7 @@ class PickleFile:
             parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
             position = file.tell()
         system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
-        if isinstance(system, dict) and system.get("little_endian") is False:
-            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
+        self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)
         if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
             raise DamagedFileError("its list of storages is not the one it refers to.")
         for key in keys:
@@ -309,6 +310,10 @@ class PickleFile:
         if _plain(file):
             raise TypeError("views of storages, which torch has not written since 2017")
         return refs
+
+    def _check_order(self, *, little_endian: bool) -> None:
+        if not little_endian:
+            raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
 
     # Reading
 

@@ -11,7 +11,17 @@ from typing import Any, BinaryIO, Final, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["CHUNK", "bytes_of", "chunks", "in_threads", "mark_changed", "rare_kind", "read_at", "takes_bytes"]
+__all__ = [
+    "CHUNK",
+    "bytes_of",
+    "chunks",
+    "in_threads",
+    "mark_changed",
+    "memory_of",
+    "rare_kind",
+    "read_at",
+    "takes_bytes",
+]
 
 T = TypeVar("T")
 
@@ -30,6 +40,14 @@ def bytes_of(tensor: Tensor) -> memoryview:
     flat = plain.as_strided((plain.numel(),), (1,))  # a side of one element may have any stride
     array: Any = flat.view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before Python 3.12
     return memoryview(array)
+
+
+def memory_of(tensor: Tensor) -> tuple[object, ...] | None:
+    """What tells the elements of a tensor from those of any other; None where it has no plain memory."""
+    if tensor.layout is not torch.strided or not tensor.numel() or not tensor.data_ptr():
+        return None
+    view = tensor.dtype, tensor.shape, tensor.stride(), tensor.is_conj(), tensor.is_neg()
+    return tensor.device, tensor.data_ptr(), *view
 
 
 def rare_kind(tensor: Tensor) -> str:

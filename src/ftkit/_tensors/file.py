@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ftkit._tensors.bytes import in_threads, mark_changed
+from ftkit._tensors.bytes import in_threads, mark_changed, memory_of
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
 __all__ = ["TensorFile", "TensorInfo"]
@@ -124,7 +124,7 @@ class TensorFile(ABC):
                 )
             if target.is_meta:
                 raise CheckpointError(f"{name!r} is on the meta device: it has no memory to read into. Use read().")
-            wanted[_memory(target) or name] = info, target.detach()
+            wanted[memory_of(target) or name] = info, target.detach()
         jobs = sorted(wanted.values(), key=lambda job: job[0].offset)
         try:
             in_threads(lambda job: self.fill(*job), jobs, sum(info.nbytes for info, _ in jobs))
@@ -148,10 +148,3 @@ class TensorFile(ABC):
             hint = did_you_mean(name, self.tensors)
             raise CheckpointError(f"{self.path} has no tensor {name!r}; it holds {len(self.tensors)}.{hint}")
         return self.tensors[name]
-
-
-def _memory(tensor: Tensor) -> object:
-    """What tells the elements of a tensor from those of any other; None where it has no plain memory."""
-    if tensor.layout is not torch.strided or not tensor.numel() or not tensor.data_ptr():
-        return None
-    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride()

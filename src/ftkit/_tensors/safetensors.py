@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ftkit._files import atomic_write, digest
-from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, rare_kind, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, memory_of, rare_kind, read_at, takes_bytes
 from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, DamagedFileError
 
@@ -129,23 +129,14 @@ def _tied_apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     """Split names into those to store, each with its tensor, and the other names of the same memory."""
     stored: dict[str, Tensor] = {}
     others: dict[str, str] = {}
-    first: dict[tuple[object, ...], str] = {}
+    first: dict[object, str] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__":
             raise CheckpointError(
                 "A tensor can't be named '__metadata__': a safetensors file keeps that name for itself."
             )
         plain = _storable(name, tensor)
-        key = (
-            plain.device,
-            plain.data_ptr(),
-            plain.dtype,
-            plain.shape,
-            plain.stride(),
-            plain.is_conj(),
-            plain.is_neg(),
-        )
-        kept = first.setdefault(key, name) if plain.numel() else name
+        kept = first.setdefault(memory_of(plain) or name, name)
         if kept == name:
             stored[name] = plain
         else:
@@ -256,11 +247,7 @@ class SafetensorsFile(TensorFile):
         self._file.close()
 
     def fill(self, info: TensorInfo, target: Tensor) -> None:
-        """Fill a tensor of the same shape in place, from any thread.
-
-        Raises:
-            DamagedFileError: The bytes are not the ones that were written.
-        """
+        """Fill a tensor of the same shape in place; its digest is compared."""
         direct = takes_bytes(target, info.dtype)
         memory = target if direct else torch.empty(info.shape, dtype=info.dtype)
         self._read(info, chunks(bytes_of(memory)))
@@ -268,11 +255,7 @@ class SafetensorsFile(TensorFile):
             target.copy_(memory)
 
     def check(self, info: TensorInfo) -> None:
-        """Read the bytes of a tensor and keep nothing, from any thread.
-
-        Raises:
-            DamagedFileError: The bytes are not the ones that were written.
-        """
+        """Compare the digest of a tensor and keep nothing."""
         if not hasattr(self._scratch, "buffer"):
             self._scratch.buffer = memoryview(bytearray(CHUNK))
         sizes = (min(CHUNK, info.nbytes - begin) for begin in range(0, info.nbytes, CHUNK))
@@ -313,12 +296,11 @@ class SafetensorsFile(TensorFile):
                 f"{self.path} is no whole safetensors file: it declares a header of {length:,} bytes, "
                 f"and has {self._size:,} bytes in all."
             )
-        raw = bytearray()
-        while len(raw) < length:
-            more = self._file.read(length - len(raw))
-            if not more:
-                raise DamagedFileError(f"{self.path} was cut short while its header was read.")
-            raw += more
+        raw = bytearray(length)
+        try:
+            read_at(self._file, memoryview(raw), 8)
+        except EOFError as error:
+            raise DamagedFileError(f"{self.path} was cut short while its header was read.") from error
         self._start = 8 + length
         return bytes(raw)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from ftkit._wording import in_bytes, some
 from ftkit.errors import CheckpointError
 
 __all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
+
+_ENDS: Final = 20  # tensors at the beginning and at the end of a long list that are shown
+_SHOWN: Final = 30  # changes of a kind that are shown
 
 
 @dataclass(frozen=True, repr=False)
@@ -64,13 +67,11 @@ class CheckpointInfo:
             yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
-        shown = list(self.tensors.items())
-        width = max((len(name) for name, _ in shown), default=0)
-        for index, (name, (shape, dtype)) in enumerate(shown):
-            if len(shown) > 40 and index == 20:
-                yield f"  ... {len(shown) - 40} more ..."
-            if len(shown) <= 40 or index < 20 or index >= len(shown) - 20:
-                yield f"  {name:{width}}  {_short(dtype):9} {list(shape)}"
+        width = max(map(len, self.tensors), default=0)
+        rows = [f"  {name:{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
+        if len(rows) > 2 * _ENDS:
+            rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
+        yield from rows
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -162,10 +163,10 @@ class CheckpointDiff:
 
     def _lines(self) -> Iterator[str]:
         yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
-        yield from _some(f"  {change}" for change in self.changed)
-        yield from _some(f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped)
-        yield from _some(f"  {name}  went" for name in self.only_in_a)
-        yield from _some(f"  {name}  came" for name in self.only_in_b)
+        yield from _first([f"  {change}" for change in self.changed])
+        yield from _first([f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped])
+        yield from _first([f"  {name}  went" for name in self.only_in_a])
+        yield from _first([f"  {name}  came" for name in self.only_in_b])
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
@@ -194,25 +195,16 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
     """
     with Source(a) as first, Source(b) as second:
         left, right = _counterparts(first, second)
-        changed: list[TensorChange] = []
-        same: list[str] = []
-        reshaped: list[tuple[str, str, str]] = []
-        for name, old in left.items():
-            new = right.get(name)
-            if new is None:
-                continue
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                reshaped.append((name, _kind(old), _kind(new)))
-            elif (change := _change(name, old, new)) is None:
-                same.append(name)
-            else:
-                changed.append(change)
+        both = {name: (old, right[name]) for name, old in left.items() if name in right}
+        alike = {name: pair for name, pair in both.items() if _kind(pair[0]) == _kind(pair[1])}
+        changes = {name: _change(name, old, new) for name, (old, new) in alike.items()}
+        moved = [change for change in changes.values() if change is not None]
         return CheckpointDiff(
             a=first.name,
             b=second.name,
-            changed=sorted(changed, key=lambda change: change.relative, reverse=True),
-            same=same,
-            reshaped=reshaped,
+            changed=sorted(moved, key=lambda change: change.relative, reverse=True),
+            same=[name for name, change in changes.items() if change is None],
+            reshaped=[(name, _kind(old), _kind(new)) for name, (old, new) in both.items() if name not in alike],
             only_in_a=[name for name in left if name not in right],
             only_in_b=[name for name in right if name not in left],
         )
@@ -271,8 +263,5 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _some(lines: Iterator[str]) -> Iterator[str]:
-    everything = list(lines)
-    yield from everything[:30]
-    if len(everything) > 30:
-        yield f"  ... and {len(everything) - 30} more"
+def _first(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"  ... and {len(lines) - _SHOWN} more"]

@@ -301,13 +301,11 @@ def _report(match: Match, source: Source) -> LoadReport:
     """What loading a match would mean."""
     return LoadReport(
         source=source.name,
-        loaded_keys=[pair.place.name for pair in match.fitting],
+        loaded_keys=[pair.name for pair in match.fitting],
         missing_keys=match.missing,
         unexpected_keys=match.unexpected,
-        mismatched_keys=[
-            Mismatch(pair.place.name, pair.entry.shape, tuple(pair.place.tensor.shape)) for pair in match.mismatched
-        ],
-        converted_keys=[pair.place.name for pair in match.fitting if pair.converts],
+        mismatched_keys=[Mismatch(pair.name, pair.entry.shape, tuple(pair.target.shape)) for pair in match.mismatched],
+        converted_keys=[pair.name for pair in match.fitting if pair.converts],
         steps=match.steps(),
         verified=source.verified,
         not_run=source.wanted,
@@ -329,12 +327,12 @@ def _refuse_empty(source: Source) -> None:
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
     """Raise if the source does not fit the model as far as was asked."""
-    nothing = not report.loaded_keys and bool(places.named)
+    nothing = not report.loaded_keys and bool(places.tensors)
     shapes = bool(report.mismatched_keys) and not drop_mismatched
     names = bool(report.missing_keys or report.unexpected_keys) and strict
     if not (nothing or shapes or names):
         return
-    count = f"{len(report.loaded_keys)} of {len(places.named)}"
+    count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
     lines = [f"{report.source} does not fit the {places.kind}: {count} tensors match."]
     if report.steps:
         lines.append(f"peeled: {'; '.join(report.steps)}")
@@ -351,7 +349,7 @@ def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: 
 def _refuse_kinds(match: Match) -> None:
     """Raise if a tensor that fits is of a kind whose values can't be copied."""
     for pair in match.fitting:
-        key, stored, wanted = pair.found.key, pair.entry.stored, pair.place.tensor.dtype
+        key, stored, wanted = pair.key, pair.entry.stored, pair.target.dtype
         if isinstance(stored, Tensor) and stored.is_meta:
             raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
         if isinstance(stored, Tensor) and (kind := rare_kind(stored)):
@@ -368,7 +366,7 @@ def _refuse_kinds(match: Match) -> None:
 def _fill(model: nn.Module, match: Match, places: Places) -> None:
     """Read into the model's own memory; what is on meta gets new memory once all is read."""
     # A tied tensor is read once, under the last of its names, as torch does.
-    entries = {pair.place.tensor: pair.entry for pair in match.fitting}
+    entries = {pair.target: pair.entry for pair in match.fitting}
     fresh = {target: torch.empty(target.shape, dtype=target.dtype) for target in entries if target.is_meta}
     try:
         Source.read_into((entry, fresh.get(target, target)) for target, entry in entries.items())
@@ -397,15 +395,15 @@ def _give_memory(model: nn.Module, fresh: Mapping[Tensor, Tensor]) -> None:
 def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadReport, *, strict: bool) -> LoadReport:
     """Load through the model's own ``load_state_dict``, and put things back if that refuses."""
     tensors: dict[str, Tensor] = {}
-    for bare, found in match.entries.items():
-        place = places.bare.get(bare)
-        tensors[place.name if place else bare] = found.entry.empty(place.tensor.dtype if place else None)
-    Source.read_into(zip((found.entry for found in match.entries.values()), tensors.values(), strict=True))
-    empty = any(place.tensor.is_meta for place in places.named.values())
-    before = {name: place.tensor.detach().clone() for name, place in places.named.items()}
+    for bare, (_, entry) in match.entries.items():
+        name = places.names.get(bare, bare)
+        tensors[name] = entry.empty(places.tensors[name].dtype if bare in places.names else None)
+    Source.read_into(zip((entry for _, entry in match.entries.values()), tensors.values(), strict=True))
+    empty = any(tensor.is_meta for tensor in places.tensors.values())
+    before = {name: tensor.detach().clone() for name, tensor in places.tensors.items()}
     try:
         result = model.load_state_dict(tensors, strict=False, assign=empty)
-        nothing = bool(places.named) and places.named.keys() <= set(result.missing_keys)
+        nothing = bool(places.tensors) and places.tensors.keys() <= set(result.missing_keys)
         if nothing or (strict and (result.missing_keys or result.unexpected_keys)):
             lists = _listing(result.missing_keys, result.unexpected_keys, [])
             raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))

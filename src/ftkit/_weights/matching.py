@@ -47,20 +47,13 @@ _MAX_CUT: Final = 5  # components of a name that a suggested renaming may replac
 _MAX_CHANGES: Final = 32  # ways to rename that are tried on all names
 
 
-class Place(NamedTuple):
-    """Where a model keeps a value: the name and the tensor that has the memory."""
-
-    name: str
-    tensor: Tensor
-
-
 class Places:
     """Where a model keeps its values.
 
     Attributes:
         kind: The model's class, for messages.
-        named: The places, by name.
-        bare: The same, by the name without inner wrappers.
+        tensors: The tensors that have the memory, by name.
+        names: Their names, by the bare name: the one without inner wrappers.
         elsewhere: Whether it keeps values that are no tensors of its own, or don't know their shapes yet. Only its own
             ``load_state_dict`` knows how to load these.
         translates: Whether a part of it changes what it loads, such as old names.
@@ -70,12 +63,10 @@ class Places:
         state = model.state_dict(keep_vars=True)
         own = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         self.kind: str = type(model).__name__
-        self.named: dict[str, Place] = {
-            name: Place(name, value)
-            for name, value in state.items()
-            if isinstance(value, Tensor) and not is_lazy(value)
+        self.tensors: dict[str, Tensor] = {
+            name: value for name, value in state.items() if isinstance(value, Tensor) and not is_lazy(value)
         }
-        self.bare: dict[str, Place] = {_bare(name): place for name, place in self.named.items()}
+        self.names: dict[str, str] = {_bare(name): name for name in self.tensors}
         self.elsewhere: bool = any(id(value) not in own or is_lazy(value) for value in state.values())
         self.translates: bool = not all(map(loads_plainly, model.modules()))
 
@@ -84,43 +75,23 @@ def _bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in _INNER_WRAPPERS)
 
 
-class Found(NamedTuple):
-    """A tensor of a source, and its name there."""
+class Pair(NamedTuple):
+    """A tensor of a source, and the place in a model that goes by the same name."""
 
     key: str
     entry: Entry
-
-
-class Pair(NamedTuple):
-    """A tensor of a source, and the place in the model that goes by the same name."""
-
-    found: Found
-    place: Place
-
-    @property
-    def entry(self) -> Entry:
-        """The tensor of the source."""
-        return self.found.entry
+    name: str
+    target: Tensor
 
     @property
     def fits(self) -> bool:
         """Whether the shapes are the same."""
-        return self.entry.shape == tuple(self.place.tensor.shape)
+        return self.entry.shape == tuple(self.target.shape)
 
     @property
     def converts(self) -> bool:
         """Whether the values change their type on the way."""
-        return self.entry.dtype != self.place.tensor.dtype
-
-
-class _Score(NamedTuple):
-    """How well a table fits a model; the first criterion in which two differ decides."""
-
-    fitting: int
-    mismatched: int
-    averaged_as_asked: bool
-    fewest_over: int
-    outermost: int
+        return self.entry.dtype != self.target.dtype
 
 
 class Match:
@@ -129,7 +100,7 @@ class Match:
     Attributes:
         table: The table.
         peeled: The wrappers whose names were taken off, the outermost first.
-        entries: Its tensors, by the bare name in the model that is meant.
+        entries: Its tensors and their names there, by the bare name in the model that is meant.
         fitting: Those that have a place of their shape.
         mismatched: Those that have a place of another shape.
     """
@@ -138,24 +109,24 @@ class Match:
         self.table = table
         self.peeled = peeled
         self._places = places
-        self.entries: dict[str, Found] = {}
+        self.entries: dict[str, tuple[str, Entry]] = {}
         for key, new in renamed.items():
             bare = _peeled(_bare(new), peeled)
             if "module" in peeled and bare == _AVERAGED_COUNT:
                 continue
             while bare in self.entries:  # two names that became one: the second is left over, under its full name
                 bare = key if bare != key else f"{bare} (again)"
-            self.entries[bare] = Found(key, table.entries[key])
-        shared = [bare for bare in self.entries if bare in places.bare]
-        pairs = [Pair(self.entries[bare], places.bare[bare]) for bare in shared]
+            self.entries[bare] = key, table.entries[key]
+        shared = ((found, places.names[bare]) for bare, found in self.entries.items() if bare in places.names)
+        pairs = [Pair(*found, name, places.tensors[name]) for found, name in shared]
         self.fitting: list[Pair] = [pair for pair in pairs if pair.fits]
         self.mismatched: list[Pair] = [pair for pair in pairs if not pair.fits]
 
-    def score(self, *, ema: bool) -> _Score:
-        """How well it fits, to compare with others."""
+    def score(self, *, ema: bool) -> tuple[int, ...]:
+        """How well it fits, to compare with others: the first number in which two differ decides."""
         averaged = bool(_EMA.search(".".join((*self.table.path, *self.peeled))))
-        over = len(self.entries) - len(self.fitting) - len(self.mismatched)
-        return _Score(len(self.fitting), len(self.mismatched), averaged == ema, -over, -len(self.table.path))
+        over, depth = len(self.unexpected), len(self.table.path)
+        return len(self.fitting), len(self.mismatched), averaged == ema, -over, -depth
 
     def peelings(self) -> Iterator[tuple[str, ...]]:
         """What could be peeled next: this, and one more wrapper that some names begin with."""
@@ -167,11 +138,10 @@ class Match:
     @property
     def missing(self) -> list[str]:
         """The model's names that nothing in the table fills."""
-        filled = {id(pair.place.tensor) for pair in self.fitting}  # a tied tensor is filled under any of its names
-        differing = {pair.place.name for pair in self.mismatched}
-        missing = [
-            name for name, tensor in self._places.named.values() if id(tensor) not in filled and name not in differing
-        ]
+        filled = {id(pair.target) for pair in self.fitting}  # a tied tensor is filled under any of its names
+        differing = {pair.name for pair in self.mismatched}
+        places = self._places.tensors.items()
+        missing = [name for name, tensor in places if id(tensor) not in filled and name not in differing]
         if any(map(_counts_batches, self.entries)):
             return missing
         # Files from before torch 0.4.1 lack these counters, and nothing reads them while momentum is set.
@@ -180,11 +150,11 @@ class Match:
     @property
     def unexpected(self) -> list[str]:
         """The names in the table that the model has no place for."""
-        return [found.key for bare, found in self.entries.items() if bare not in self._places.bare]
+        return [key for bare, (key, _) in self.entries.items() if bare not in self._places.names]
 
     def steps(self) -> list[str]:
         """What was peeled to get there, in words."""
-        parts = {part for found in self.entries.values() for part in found.key.split(".")}
+        parts = {part for key, _ in self.entries.values() for part in key.split(".")}
         dropped = sorted(parts & _INNER_WRAPPERS)
         took = [f"took {'.'.join(self.table.path)!r}"] if self.table.path else []
         return took + [f"stripped {part + '.'!r}" for part in (*dropped, *self.peeled)]
@@ -256,21 +226,22 @@ def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable
 
 def suggestions(match: Match, places: Places) -> Iterator[str]:
     """The change of one prefix under which most names would meet, if there is one."""
-    met = {pair.place.name for pair in match.fitting}
-    open_places = {bare: place for bare, place in places.bare.items() if place.name not in met}
-    free = {bare: found for bare, found in match.entries.items() if bare in open_places or bare not in places.bare}
+    met = {pair.name for pair in match.fitting}
+    open_places = {bare: tuple(places.tensors[name].shape) for bare, name in places.names.items() if name not in met}
+    met_keys = {pair.key for pair in match.fitting}
+    free = {bare: entry.shape for bare, (key, entry) in match.entries.items() if key not in met_keys}
 
     def gained(change: tuple[str, str]) -> int:
         """How many more tensors would match."""
         old, new = change
-        renamed = {new + bare.removeprefix(old): found for bare, found in free.items() if bare.startswith(old)}
-        return sum(Pair(found, open_places[bare]).fits for bare, found in renamed.items() if bare in open_places)
+        renamed = {new + bare.removeprefix(old): shape for bare, shape in free.items() if bare.startswith(old)}
+        return sum(open_places.get(bare) == shape for bare, shape in renamed.items())
 
     start = os.path.commonprefix(list(free))  # noqa: RUF071  (of characters is what is meant)
     component = start[: start.rfind(".") + 1]
     best = max((*_prefix_changes(free, open_places), (component, ""), (start, "")), key=gained)  # the first of equals
     if gain := gained(best):
-        total = f"{len(match.fitting) + gain} of {len(places.bare)}"
+        total = f"{len(match.fitting) + gain} of {len(places.names)}"
         yield f"did you mean rename={_as_rename(*best)}? Then {total} tensors would match."
 
 

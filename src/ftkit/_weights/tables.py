@@ -38,8 +38,6 @@ class Entry:
 
     Attributes:
         stored: Its description in a file, or the tensor itself.
-        shape: Its shape.
-        dtype: Its type.
         read: What fills targets with it and others of the same file.
         key: What that file calls it.
     """
@@ -196,11 +194,8 @@ def _attributes(state: Any) -> dict[Any, Any]:
         state = state[0]
     if not isinstance(state, dict):
         return {}
-    tables = [state.get(name) for name in _REGISTERED]
-    if not (isinstance(tables[0], dict) and isinstance(tables[-1], dict)):
+    if not all(isinstance(state.get(name), dict) for name in _REGISTERED):
         return state
+    kept = {key: value for name in _REGISTERED for key, value in state[name].items()}
     passing = state.get(_PASSING)
-    left_out = passing if isinstance(passing, set) else set()
-    return {
-        key: value for table in tables if isinstance(table, dict) for key, value in table.items() if key not in left_out
-    }
+    return {key: value for key, value in kept.items() if not (isinstance(passing, set) and key in passing)}
