@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import Dataset, IterableDataset, RandomSampler, Subset, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, WeightedRandomSampler
 
 from ftkit import load_checkpoint, save_checkpoint
 from ftkit._loaders import ResumableLoader
@@ -152,3 +152,10 @@ def test_what_it_cannot_resume_it_refuses() -> None:
         ResumableLoader(Stream())
     with pytest.raises(CheckpointError, match="no state of a ResumableLoader"):
         ResumableLoader([1]).load_state_dict({"epoch": 1})
+
+
+def test_a_torch_without_its_place_for_indices_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch takes the indices of a batch from elsewhere, a loader says so when it is made."""
+    monkeypatch.delattr(DataLoader, "_index_sampler")
+    with pytest.raises(FtkitError, match=r"no DataLoader\._index_sampler, which ftkit needs to go on within an epoch"):
+        ResumableLoader([1])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit import EarlyStopping, FtkitError
-from ftkit._monitor import is_better, metric_value
+from ftkit._monitor import best_first, is_better, metric_value
 
 numbers = st.floats(allow_nan=False, width=32)
 
@@ -26,6 +28,19 @@ def test_no_two_values_beat_each_other(a: float, b: float) -> None:
     """Better is a strict order."""
     assert not (is_better(a, b) and is_better(b, a))
     assert not is_better(a, a)
+
+
+@given(
+    st.lists(st.one_of(st.none(), st.sampled_from([0.0, 0.5, 1.0, math.nan, math.inf]))),
+    st.sampled_from(["min", "max"]),
+)
+def test_the_best_comes_first(values: list[float | None], mode: Any) -> None:
+    """Nothing beats what stands before it, equals stay in order, and what is no number is left out."""
+    ranked = best_first(range(len(values)), lambda index: values[index], mode)
+    assert set(ranked) == {index for index, value in enumerate(values) if value is not None and not math.isnan(value)}
+    for first, second in itertools.pairwise(ranked):
+        assert not is_better(values[second], values[first], mode)
+        assert first < second or values[first] != values[second]
 
 
 @given(st.lists(st.floats(0, 1, width=32), min_size=1), st.integers(1, 5))

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
+from ftkit._torch import IndexedLoader
 from ftkit.errors import CheckpointError, FtkitError
 
 __all__ = ["ResumableLoader"]
@@ -19,7 +20,7 @@ __all__ = ["ResumableLoader"]
 T_co = TypeVar("T_co", covariant=True)
 
 
-class ResumableLoader(DataLoader[T_co]):
+class ResumableLoader(IndexedLoader[T_co]):
     """A ``DataLoader`` whose place within an epoch is part of a checkpoint.
 
     It takes the same arguments and gives the same batches, in an order that depends on one number drawn at
@@ -104,11 +105,6 @@ class ResumableLoader(DataLoader[T_co]):
         if self._seed == seed:  # no newer iteration has begun
             self._seed, self._position = None, 0
 
-    @property
-    def _index_sampler(self) -> Any:
-        """What torch takes the indices of each batch from: those that are left."""
-        return _Remaining(self, super()._index_sampler)
-
     def _indices(self, sampler: Iterable[Any]) -> Iterator[Any]:
         assert self._seed is not None
         seed, done = self._seed, self._position
@@ -135,19 +131,6 @@ class ResumableLoader(DataLoader[T_co]):
             torch.set_rng_state(before[2])
             if own is not None and before[3] is not None:
                 own.set_state(before[3])
-
-
-class _Remaining:
-    """A loader's sampler, without the batches that were done."""
-
-    def __init__(self, loader: ResumableLoader[Any], sampler: Any) -> None:
-        self.loader, self.sampler = loader, sampler
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.loader._indices(self.sampler)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
 
 class _Sealed:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, SupportsFloat
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, SupportsFloat, TypeVar
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["EarlyStopping", "Mode", "check_mode", "is_better", "metric_value"]
+__all__ = ["EarlyStopping", "Mode", "best_first", "check_mode", "is_better", "metric_value"]
 
 Mode = Literal["min", "max"]
+
+T = TypeVar("T")
 
 
 def check_mode(mode: Mode) -> Mode:
@@ -39,6 +41,18 @@ def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: f
     if best is None or math.isnan(best):
         return True
     return value < best - min_delta if mode == "min" else value > best + min_delta
+
+
+def best_first(items: Iterable[T], value_of: Callable[[T], float | None], mode: Mode = "min") -> list[T]:
+    """Sort those that have a number, the best first; of equals, the earlier one stays the earlier one.
+
+    Example:
+        >>> from ftkit._monitor import best_first
+        >>> best_first(["b2", "nan", "a1", "c2"], lambda name: float(name[-1]) if name != "nan" else None, "max")
+        ['b2', 'c2', 'a1']
+    """
+    numbers = [(item, value) for item in items if (value := value_of(item)) is not None and not math.isnan(value)]
+    return [item for item, _ in sorted(numbers, key=lambda pair: pair[1], reverse=mode == "max")]
 
 
 def metric_value(metrics: Mapping[str, SupportsFloat], name: str) -> float:

@@ -7,12 +7,13 @@ what is missing and which versions have it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from ftkit.errors import FtkitError
 
@@ -20,6 +21,7 @@ __all__ = [
     "FAKE_TENSOR_LOG",
     "LISTS_BY_GROUP",
     "RATES_BY_GROUP",
+    "IndexedLoader",
     "buffers_of",
     "can_settle_anew",
     "children_of",
@@ -32,7 +34,10 @@ __all__ = [
     "pre_hooks_of",
     "settle_anew",
     "storage_id",
+    "version_of",
 ]
+
+T_co = TypeVar("T_co", covariant=True)
 
 FAKE_TENSOR_LOG: Final = logging.getLogger("torch._subclasses.fake_tensor")
 """Where fake tensors report each operator that they can't follow, as an error."""
@@ -165,3 +170,41 @@ LISTS_BY_GROUP: Final = (
     "base_momentums",  # torch's CyclicLR, as the next
     "max_momentums",
 )
+# ---- tensors
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """How often torch saw a tensor's values change; 0 for an inference tensor, of which torch keeps no count."""
+    return 0 if tensor.is_inference() else int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
+
+
+# ---- loaders
+
+
+class IndexedLoader(DataLoader[T_co]):
+    """A ``DataLoader`` that lets a subclass stand between the sampler and what takes the indices of each batch."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        needed(DataLoader, "_index_sampler", "go on within an epoch")
+        super().__init__(*args, **options)
+
+    def _indices(self, sampler: Iterable[Any]) -> Iterator[Any]:
+        """Yield what the batches of an epoch are made from."""
+        return iter(sampler)
+
+    @property
+    def _index_sampler(self) -> Any:
+        return _Through(self, super()._index_sampler)
+
+
+class _Through:
+    """A loader's sampler, seen through its ``_indices``."""
+
+    def __init__(self, loader: IndexedLoader[Any], sampler: Any) -> None:
+        self.loader, self.sampler = loader, sampler
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.loader._indices(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import re
-import string
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, SupportsFloat
@@ -18,14 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit._checkpoints import layout as checkpoint_files
-from ftkit._checkpoints import ranks
+from ftkit._checkpoints import filenames, ranks, runfile
 from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
-from ftkit._deltas import io as deltas
+from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
-from ftkit._monitor import Mode, check_mode, is_better, metric_value
-from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError, did_you_mean
+from ftkit._monitor import Mode, best_first, check_mode, metric_value
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
 __all__ = ["CheckpointManager"]
@@ -43,6 +41,27 @@ class _Entry:
     order: int
     value: float | None
     intact: bool = False
+
+    def is_whole(self) -> bool:
+        """Whether every byte is as it was written; looked at once."""
+        if not self.intact:
+            try:
+                runfile.verify(self.path)
+            except (CheckpointError, OSError) as error:
+                _log.warning("%s It is left where it is.", error)
+                return False
+        self.intact = True
+        return True
+
+
+def _first(entries: Iterable[_Entry], count: int | None, checked: bool) -> Iterator[_Entry]:
+    """The first so many entries; if ``checked``, damaged ones stay too, but don't count."""
+    missing = math.inf if count is None else count
+    for entry in entries:
+        if missing <= 0:
+            return
+        missing -= not checked or entry.is_whole()
+        yield entry
 
 
 class CheckpointManager:
@@ -115,7 +134,7 @@ class CheckpointManager:
         self.delta = delta
         self.resumed: Checkpoint | None = None
         if filename is not None:
-            _fields(filename)
+            filenames.fields(filename)  # refuses what is no template
             if delta and Path(filename).suffix in TORCH_SUFFIXES:
                 raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Leave the suffix out.")
         try:
@@ -189,12 +208,12 @@ class CheckpointManager:
         # Each process may have measured its own part of the data, and all must speak of the same file.
         numbers = ranks.agreed(numbers_of(metrics))
         within = is_mid_epoch(sampler) if mid_epoch is None else mid_epoch
-        value = None
-        if self.monitor is not None and not (within and not numbers):
-            value = metric_value(numbers, self.monitor)
+        unmeasured = within and not numbers
+        value = None if self.monitor is None or unmeasured else metric_value(numbers, self.monitor)
         entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
         entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
         content = collect(
+            entry.path,
             model=model,
             parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
             run={"epoch": epoch, "step": step, "metrics": numbers, "mid_epoch": within, "order": entry.order},
@@ -207,7 +226,7 @@ class CheckpointManager:
         if not self._writes:
             self._entries = self._staying([*self._entries, entry], checked=False)
             return entry.path
-        write = checkpoint_files.prepare(entry.path, content, self._copy if self.background else None)
+        write = runfile.prepare(content, self._copy if self.background else None)
         if not self.background:
             self._finish(entry, write)
             return entry.path
@@ -249,7 +268,7 @@ class CheckpointManager:
         """
         self.wait()
         if self.delta and self._before is None:
-            self._before = deltas.digests(deltas.tensors_of(unwrap(model)))
+            self._before = digests(tensors_of(unwrap(model)))
         tried = len(self._entries) + self._unreadable
         while self._entries:
             entry = self._entries[-1]
@@ -266,7 +285,7 @@ class CheckpointManager:
                     **objects,
                 )
             except (CheckpointError, OSError) as error:
-                if _is_readable(entry.path):
+                if runfile.is_readable(entry.path):
                     raise  # it is whole, and does not fit
                 _log.warning("%s Going back to the checkpoint before it.", error)
                 self._entries.pop()
@@ -332,39 +351,14 @@ class CheckpointManager:
 
     def _staying(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
         """The entries that stay, oldest first; if ``checked``, only those known to be whole count."""
-        last = self._first(entries[::-1], self.keep_last, checked)
-        best = self._first(self._ranked(entries), self.keep_best, checked)
+        last = _first(entries[::-1], self.keep_last, checked)
+        best = _first(self._ranked(entries), self.keep_best, checked)
         kept = {id(entry) for entry in (*last, *best)}
         return [entry for entry in entries if id(entry) in kept]
 
-    @staticmethod
-    def _first(entries: list[_Entry], count: int | None, checked: bool) -> list[_Entry]:
-        """The first so many entries; damaged ones stay too, but don't count."""
-        found: list[_Entry] = []
-        missing = len(entries) if count is None else count
-        for entry in entries:
-            if missing <= 0:
-                break
-            found.append(entry)
-            if checked and not entry.intact:
-                try:
-                    checkpoint_files.verify(entry.path)
-                    entry.intact = True
-                except (CheckpointError, OSError) as error:
-                    _log.warning("%s It is left where it is.", error)
-                    continue
-            missing -= 1
-        return found
-
     def _ranked(self, entries: list[_Entry]) -> list[_Entry]:
         """The entries that have a number for the metric, best first, older first among equals."""
-        ranked: list[_Entry] = []
-        for entry in entries:
-            if entry.value is not None and is_better(entry.value, None):
-                value = entry.value
-                better = (at for at, other in enumerate(ranked) if is_better(value, other.value, self.mode))
-                ranked.insert(next(better, len(ranked)), entry)
-        return ranked
+        return best_first(entries, lambda entry: entry.value, self.mode)
 
     def _found(self) -> Iterator[_Entry]:
         """The checkpoints in the folder that a manager wrote."""
@@ -372,7 +366,7 @@ class CheckpointManager:
             if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
                 continue
             try:
-                run = checkpoint_files.read_run(path)
+                run = runfile.read_run(path)
             except (CheckpointError, OSError) as error:
                 _log.warning("%s It is left where it is.", error)
                 self._unreadable += path.suffix != ".tar"
@@ -384,12 +378,12 @@ class CheckpointManager:
     def _path_for(self, entry: _Entry, values: Mapping[str, Any]) -> Path:
         """The file's name by the template; never that of a file which should stay."""
         if self.filename is not None:
-            name = _fill_in(self.filename, values)
+            name = filenames.fill_in(self.filename, values)
         else:
             detail = "" if entry.value is None else f"-{entry.value:.4f}"
             if not detail and values["step"] is not None:
                 detail = f"-step{values['step']}"
-            name = _safe(f"{values['epoch']}{detail}")
+            name = filenames.safe(f"{values['epoch']}{detail}")
         stem, suffix = os.path.splitext(name)  # noqa: PTH122
         if suffix not in CHECKPOINT_SUFFIXES:
             stem, suffix = name, ".safetensors"
@@ -409,51 +403,3 @@ def _give_way() -> None:
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        checkpoint_files.read(path, ())
-    except (CheckpointError, OSError):
-        return False
-    return True
-
-
-def _fields(template: str) -> list[tuple[str, str | None, str]]:
-    """Split a template into literal texts, each with the name of the field that follows and its format."""
-    try:
-        parsed = [(text, name, form or "") for text, name, form, _ in string.Formatter().parse(template)]
-    except ValueError as error:
-        raise FtkitError(
-            f"filename={template!r} is no template ({error}). Write it like '{{epoch}}-{{loss:.4f}}'."
-        ) from error
-    if any(name == "" for _, name, _ in parsed):
-        raise FtkitError(f"filename={template!r} has a field without a name. Write it like '{{epoch}}-{{loss:.4f}}'.")
-    return parsed
-
-
-def _fill_in(template: str, values: Mapping[str, Any]) -> str:
-    """Fill a template; the result is a safe name on any file system."""
-    there = {name: value for name, value in values.items() if value is not None}
-    pieces = []
-    for text, name, form in _fields(template):
-        pieces.append(text)
-        if name is None:
-            continue
-        if name not in there:
-            raise FtkitError(
-                f"filename={template!r} needs {name!r}; there is only {', '.join(there)}.{did_you_mean(name, there)}"
-            )
-        try:
-            pieces.append(format(there[name], form))
-        except ValueError as error:
-            raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
-    return _safe("".join(pieces))
-
-
-def _safe(name: str) -> str:
-    """Make a name that any file system takes, and that no folder hides in."""
-    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).encode(errors="replace")[:200].decode(errors="ignore")
-    name = name.strip(" .") or "_"
-    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
-    return f"_{name}" if reserved else name

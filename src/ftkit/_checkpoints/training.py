@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, SupportsFloat
@@ -12,18 +11,14 @@ from typing import Any, Final, SupportsFloat
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ftkit._checkpoints import layout as checkpoint_files
-from ftkit._checkpoints import ranks, resuming
-from ftkit._checkpoints.layout import Content
-from ftkit._checkpoints.resuming import Step
-from ftkit._deltas import io as deltas
-from ftkit._weights.io import load_weights
-from ftkit.errors import CheckpointError, FtkitError, did_you_mean
+from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, runfile
+from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_of
+from ftkit._checkpoints.runfile import Content
+from ftkit._deltas.changes import digests, may_have_changed, same, split
+from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
-__all__ = ["Checkpoint", "collect", "load_checkpoint", "save_checkpoint"]
-
-_log: Final = logging.getLogger("ftkit")
+__all__ = ["Checkpoint", "collect", "is_mid_epoch", "load_checkpoint", "numbers_of", "save_checkpoint"]
 
 # The states that differ from process to process; those of all but the first are kept as "ranks".
 _OF_EACH_RANK: Final = {"rng", "sampler"}
@@ -110,6 +105,7 @@ def save_checkpoint(
     """
     sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
+        Path(path),
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
         run={"epoch": epoch, "step": step, "metrics": numbers_of(metrics), "mid_epoch": is_mid_epoch(sampler)},
@@ -119,7 +115,7 @@ def save_checkpoint(
         together=sharded,
     )
     if ranks.rank() == 0 or not sharded:
-        checkpoint_files.prepare(Path(path), content)()
+        runfile.prepare(content)()
 
 
 def is_mid_epoch(sampler: Any) -> bool:
@@ -133,6 +129,7 @@ def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
 
 
 def collect(
+    path: Path,
     *,
     model: nn.Module,
     parts: Mapping[str, Any],
@@ -146,6 +143,7 @@ def collect(
     """Take everything down.
 
     Args:
+        path: Where to write it.
         model: As for :func:`save_checkpoint`, like ``extra``, ``rng`` and ``delta``.
         parts: The other objects by their names there.
         run: Plain facts.
@@ -157,48 +155,44 @@ def collect(
         before: The digests of the base of a delta, where they are known.
     """
     inner = unwrap(model)
+    optimizer, ema = parts["optimizer"], parts["ema"]
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
-    if delta and ranks.holds_shards(states["model"].values()):
-        raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
-    parameters = dict(inner.named_parameters())
-    run = {**run, "frozen": resuming.frozen_state(inner, parameters)}
-    optimizer = parts["optimizer"]
-    moved: list[Any] = []
+    states |= {name: state_of(part) for name, part in parts.items() if part is not None}
+    run = {**run, "frozen": frozen_parts.state(inner)}
     if isinstance(optimizer, Optimizer):
-        moved = list(optimizer.state)
-        taken = resuming.optimizer_state(optimizer, parameters)
-        states["optimizer"] = taken["state"]
-        run["optimizer"] = {"type": taken["type"], "names": taken["names"]}
-    for name, part in parts.items():
-        if part is not None and name not in states:
-            states[name] = resuming.object_state(part)
+        run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
     if delta:
-        tensors = _only_tensors(states["model"])
-        _, base, run["delta"] = deltas.split(inner, tensors, before=before, moved=moved)
+        trained = optimizer.state if isinstance(optimizer, Optimizer) else ()
+        base, run["delta"] = _base(inner, only_tensors(states["model"]), trained, before)
         states["model"] = {name: value for name, value in states["model"].items() if name not in base}
-        if isinstance(parts["ema"], nn.Module):  # the average of what never moved is that itself
-            states["ema"] = {
-                name: value
-                for name, value in states["ema"].items()
-                if not (isinstance(value, Tensor) and deltas.same(value, _by_suffix(base, name)))
-            }
+        if isinstance(ema, nn.Module):  # the average of what never moved is that itself
+            states["ema"] = {name: value for name, value in states["ema"].items() if not _is_in(base, name, value)}
     if rng:
-        states["rng"] = resuming.random_state()
-    states["extra"] = {name: resuming.object_state(value) for name, value in extra.items()}
+        states["rng"] = random_numbers.state()
+    states["extra"] = {name: state_of(value) for name, value in extra.items()}
     if together:
         states = ranks.whole(states)
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
-    return Content(run, states)
+    return Content(path, run, states)
 
 
-def _by_suffix(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """Find a tensor by its name without any of the first components, which wrappers add."""
-    while name:
-        if name in tensors:
-            return tensors[name]
-        name = name.partition(".")[2]
-    return None
+def _base(
+    model: nn.Module, state: Mapping[str, Tensor], trained: Iterable[object], before: Mapping[str, str] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What fine-tuning left alone, and the record of the delta."""
+    if ranks.holds_shards(state.values()):
+        raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
+    changed = may_have_changed(model, state, trained)
+    now = None if before is None else digests(state)
+    if before is not None and now is not None:
+        changed |= {name for name in state if before.get(name) != now[name]}
+    _, base, record = split(model, state, changed, now)
+    return base, record
+
+
+def _is_in(base: Mapping[str, Tensor], name: str, value: object) -> bool:
+    return isinstance(value, Tensor) and same(value, by_suffix(base, name))
 
 
 def load_checkpoint(
@@ -251,109 +245,19 @@ def load_checkpoint(
         >>> checkpoint.epoch, checkpoint.metrics
         (3, {'val_loss': 0.5})
     """
-    path = Path(path)
-    parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
-    targets = {name: part for name, part in parts.items() if part is not None}
     if optimizer is not None and model is None:
         raise FtkitError("load_checkpoint needs model= beside optimizer=, to find the optimizer's parameters by name.")
-    with_rng = optimizer is not None if rng is None else rng
-    asked = [*(["model"] if model is not None else []), *targets]
-    content = checkpoint_files.read(path, {*asked, *(["rng"] if with_rng else []), "ranks"})
-    run, states = content.run, content.states
-    if (rank := ranks.rank()) > 0:
-        others = states.get("ranks", [])
-        if rank <= len(others):
-            states |= others[rank - 1]
-        elif states.pop("rng", None) is not None:
-            _log.warning(
-                "%s was written by %d processes, so that the random numbers of process %d are not in it: it goes on "
-                "with its own.",
-                path,
-                len(others) + 1,
-                rank,
-            )
-    extra = states.get("extra", {})
-    if lost := [name for name in asked if name not in states]:
-        advice = "load_weights(model, path) finds weights wherever they lie" if lost[0] == "model" else "leave it out"
-        raise CheckpointError(f"{path} holds no state of {lost[0]}=: {advice}.")
-    if lost := [name for name in objects if name not in extra]:
-        raise CheckpointError(f"{path} holds nothing called {lost[0]!r}.{did_you_mean(lost[0], extra)}")
-
-    undo: Callable[[], None] | None = None
-    if model is not None and "delta" in run:
-        undo = deltas.place(unwrap(model), run["delta"], _only_tensors(states["model"]))
-    try:
-        resuming.carry_out(list(_plan(content, model, targets, objects, with_rng)))
-    except BaseException:
-        if undo is not None:
-            undo()
-        raise
+    given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
+    parts = {name: part for name, part in given.items() if part is not None}
+    asked = [*(["model"] if model is not None else []), *parts]
+    rng = optimizer is not None if rng is None else rng
+    content = runfile.read(Path(path), {*asked, "rng"} if rng else asked)
+    resume(content, None if model is None else unwrap(model), parts, objects, rng=rng)
     return Checkpoint(
-        path,
-        run.get("epoch"),
-        run.get("step"),
-        run.get("metrics") or {},
-        {name: value for name, value in extra.items() if name not in objects},
-        bool(run.get("mid_epoch")),
+        content.path,
+        content.run.get("epoch"),
+        content.run.get("step"),
+        content.run.get("metrics") or {},
+        {name: value for name, value in content.extra.items() if name not in objects},
+        bool(content.run.get("mid_epoch")),
     )
-
-
-def _plan(
-    content: Content,
-    model: nn.Module | None,
-    targets: Mapping[str, Any],
-    objects: Mapping[str, Any],
-    with_rng: bool,
-) -> Iterator[Step]:
-    """All changes in the order to make them: what may still fail first."""
-    run, states = content.run, content.states
-    optimizer = targets.get("optimizer")
-    wanted = {name: (target, states[name]) for name, target in targets.items()}
-    wanted |= {name: (target, states["extra"][name]) for name, target in objects.items()}
-    for name, (target, state) in wanted.items():
-        if name == "optimizer" and isinstance(target, Optimizer) and model is not None:
-            known = run.get("optimizer", {})
-            yield resuming.optimizer_plan(target, state, known.get("names"), known.get("type"), model)
-        elif not isinstance(target, nn.Module):
-            yield resuming.object_plan(name, target, state)
-    for target, state in wanted.values():
-        if isinstance(target, nn.Module):
-            known = deltas.tensors_of(unwrap(model)) if model is not None and "delta" in run else {}
-            filled = {name: _by_suffix(known, name) for name in unwrap(target).state_dict() if name not in state}
-            yield _module_plan(target, state | {name: value for name, value in filled.items() if value is not None})
-    if model is not None:
-        if "delta" in run:
-            state = states["model"]
-            yield Step(lambda: deltas.fill(unwrap(model), _only_tensors(state)), lambda: None)
-        else:
-            yield _module_plan(model, states["model"])
-        if isinstance(optimizer, Optimizer) and "frozen" in run:
-            yield resuming.frozen_plan(model, run["frozen"], optimizer, (run.get("optimizer") or {}).get("names", ()))
-    if with_rng and "rng" in states:
-        yield resuming.random_plan(states["rng"])
-
-
-def _only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _module_plan(module: nn.Module, state: Mapping[str, Any]) -> Step:
-    inner = unwrap(module)
-    own = inner.state_dict()
-    fits = own.keys() == state.keys() and all(
-        not isinstance(value, Tensor) or (isinstance(state[name], Tensor) and value.shape == state[name].shape)
-        for name, value in own.items()
-    )
-    if not fits:  # another program's names, or another model, which is refused before anything changes
-        return Step(lambda: _load_foreign(inner, state), lambda: None)
-    on_meta = any(isinstance(value, Tensor) and value.is_meta for value in own.values())
-    return Step(lambda: inner.load_state_dict(ranks.spread(state, own), assign=on_meta), lambda: None)
-
-
-def _load_foreign(module: nn.Module, state: Mapping[str, Any]) -> None:
-    try:
-        load_weights(module, state, ema=False)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error}\n(These are arguments of load_weights, which reads the weights alone.)"
-        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,16 @@ from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
 
-__all__ = ["LoadReport", "Mismatch", "load_model", "load_weights", "save_model", "save_weights"]
+__all__ = [
+    "LoadReport",
+    "Mismatch",
+    "WeightsPlan",
+    "load_model",
+    "load_weights",
+    "plan_weights",
+    "save_model",
+    "save_weights",
+]
 
 _log = logging.getLogger("ftkit")
 
@@ -176,26 +185,59 @@ def load_weights(
           peeled: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
-    inner = unwrap(model)
     with Source(source) as opened:
-        _refuse_empty(opened)
-        places = Places(inner)
-        match = best_match(opened.tables, places, renamer(rename), ema=ema)
-        report = _report(match, opened)
-        perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
-        _refuse_kinds(match)
-        if places.elsewhere or (places.translates and not perfect):
-            report = _fill_by_torch(inner, match, places, report, strict=strict)
-        else:
-            if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
-                raise CheckpointError(
-                    f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path)."
-                )
-            _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
-            _fill(inner, match, places)
+        plan = plan_weights(
+            unwrap(model), opened, strict=strict, rename=rename, drop_mismatched=drop_mismatched, ema=ema
+        )
+        report = plan.load()
     if report.not_run:
         _log.warning("%s names code, which was not run: %s", report.source, some(report.not_run, 6))
     return report
+
+
+class WeightsPlan(NamedTuple):
+    """Weights that have been compared with a model.
+
+    Attributes:
+        load: Loads them, while the source is open.
+        certain: Whether nothing but damage can keep them from being loaded. A model's own method may refuse them yet.
+    """
+
+    load: Callable[[], LoadReport]
+    certain: bool
+
+
+def plan_weights(
+    model: nn.Module,
+    opened: Source,
+    *,
+    strict: bool = True,
+    rename: Rename | None = None,
+    drop_mismatched: bool = False,
+    ema: bool = True,
+) -> WeightsPlan:
+    """Compare weights with a model, unwrapped, as :func:`load_weights` does, and change nothing.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    _refuse_empty(opened)
+    places = Places(model)
+    match = best_match(opened.tables, places, renamer(rename), ema=ema)
+    report = _report(match, opened)
+    perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
+    _refuse_kinds(match)
+    if places.elsewhere or (places.translates and not perfect):
+        return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
+    if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
+        raise CheckpointError(f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path).")
+    _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
+
+    def load() -> LoadReport:
+        _fill(model, match, places)
+        return report
+
+    return WeightsPlan(load, certain=True)
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:

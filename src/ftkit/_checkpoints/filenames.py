@@ -1,0 +1,56 @@
+"""Names of checkpoints: templates over the epoch, the step and the metrics."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping
+from typing import Any
+
+from ftkit.errors import FtkitError, did_you_mean
+
+__all__ = ["fields", "fill_in", "safe"]
+
+
+def fields(template: str) -> list[tuple[str, str | None, str]]:
+    """Split a template into literal texts, each with the name of the field that follows and its format.
+
+    Raises:
+        FtkitError: It is no template, or has a field without a name.
+    """
+    try:
+        parsed = [(text, name, form or "") for text, name, form, _ in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise FtkitError(
+            f"filename={template!r} is no template ({error}). Write it like '{{epoch}}-{{loss:.4f}}'."
+        ) from error
+    if any(name == "" for _, name, _ in parsed):
+        raise FtkitError(f"filename={template!r} has a field without a name. Write it like '{{epoch}}-{{loss:.4f}}'.")
+    return parsed
+
+
+def fill_in(template: str, values: Mapping[str, Any]) -> str:
+    """Fill a template; the result is a safe name on any file system."""
+    there = {name: value for name, value in values.items() if value is not None}
+    pieces = []
+    for text, name, form in fields(template):
+        pieces.append(text)
+        if name is None:
+            continue
+        if name not in there:
+            raise FtkitError(
+                f"filename={template!r} needs {name!r}; there is only {', '.join(there)}.{did_you_mean(name, there)}"
+            )
+        try:
+            pieces.append(format(there[name], form))
+        except ValueError as error:
+            raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
+    return safe("".join(pieces))
+
+
+def safe(name: str) -> str:
+    """Make a name that any file system takes, and that no folder hides in."""
+    name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).encode(errors="replace")[:200].decode(errors="ignore")
+    name = name.strip(" .") or "_"
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    return f"_{name}" if reserved else name

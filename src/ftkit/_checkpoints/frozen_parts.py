@@ -1,0 +1,100 @@
+"""What is trainable in a model, and what ``freeze`` holds in eval mode."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from torch import nn
+
+from ftkit._freezing import holding
+from ftkit._models.undo import Undo
+from ftkit.errors import CheckpointError
+from ftkit.selection import Selection
+
+__all__ = ["plan", "state"]
+
+_log: Final = logging.getLogger("ftkit")
+
+
+def state(model: nn.Module) -> dict[str, list[str]]:
+    """Return the names of the trainable parameters, and of what ``freeze`` holds in eval mode.
+
+    A part all of which is held is named once, with a dot behind: a frozen backbone has hundreds of modules.
+    """
+    held = _held_modules(model)
+    return {
+        "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
+        "held": list(_held_parts(model, "", held)) if held else [],
+    }
+
+
+def plan(
+    model: nn.Module, saved: Mapping[str, Any], known: Collection[str | None], held: Iterable[nn.Parameter]
+) -> Callable[[Undo], None]:
+    """Plan to freeze and thaw until the model stands as it did.
+
+    What the optimizer holds (``held``) beyond what the saved one did (``known``, by name) stays trainable: somebody
+    thawed it on purpose.
+
+    Raises:
+        CheckpointError: This is no such state.
+    """
+    if not all(isinstance(saved.get(key), list) for key in ("trainable", "held")):
+        raise CheckpointError("The checkpoint does not say what was frozen in a way that this version knows.")
+    wanted = set(saved["trainable"])
+    parameters = dict(model.named_parameters())
+    ours = set(map(id, held))
+    new = {name for name, parameter in parameters.items() if id(parameter) in ours and name not in known}
+    before = [name for name, parameter in parameters.items() if parameter.requires_grad]
+    trains = wanted & parameters.keys() | new.intersection(before)
+    thawed = {id(parameters[name]) for name in trains.difference(before)}
+    frozen = {name: id(parameters[name]) for name in before if name not in trains}
+
+    def load(undo: Undo) -> None:
+        for module in model.modules():
+            undo.remember(module)
+        for name, parameter in parameters.items():
+            undo.callback(parameter.requires_grad_, parameter.requires_grad)
+            parameter.requires_grad_(name in trains)
+        if thawed or frozen:
+            holding.remember(model, holding.switched_off(model) - thawed | set(frozen.values()))
+        _hold(model, saved["held"])
+        if frozen:
+            _log.warning(
+                "%d parameters are frozen again, as in the checkpoint: %s, ...", len(frozen), *list(frozen)[:1]
+            )
+
+    return load
+
+
+def _held_modules(model: nn.Module) -> set[str]:
+    return {name for name, module in model.named_modules() if holding.is_held(module)}
+
+
+def _held_parts(module: nn.Module, name: str, held: Collection[str]) -> Iterator[str]:
+    prefix = f"{name}." if name else ""
+    if all(inside in held for inside, _ in module.named_modules(prefix=name)):
+        yield f"{name}."
+        return
+    if name in held:
+        yield name
+    for child_name, child in module.named_children():
+        yield from _held_parts(child, f"{prefix}{child_name}", held)
+
+
+def _hold(model: nn.Module, parts: Collection[str]) -> None:
+    """Hold exactly these modules in eval mode."""
+    modules = dict(model.named_modules())
+    whole = tuple(part for part in parts if part.endswith("."))
+    wanted = {name for name in modules if name in parts or "." in whole or f"{name}.".startswith(whole)}
+    _free_all_but(model, wanted, modules)
+    if lacking := {name: modules[name] for name in wanted - _held_modules(model)}:
+        holding.hold(model, Selection(lacking, {}, {}), set())
+        _free_all_but(model, wanted, modules)  # what stood between two of them was held too
+
+
+def _free_all_but(model: nn.Module, wanted: Collection[str], modules: Mapping[str, nn.Module]) -> None:
+    if others := {name: modules[name] for name in _held_modules(model).difference(wanted)}:
+        holding.release(model, Selection(others, {}, {}))

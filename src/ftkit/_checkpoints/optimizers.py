@@ -1,0 +1,160 @@
+"""Optimizers, whose parameters a checkpoint knows by their names in the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftkit._checkpoints import ranks
+from ftkit._models.undo import Undo
+from ftkit._wording import some
+from ftkit.errors import CheckpointError, did_you_mean
+
+__all__ = ["LOAD_ERRORS", "describe", "held", "plan"]
+
+_log: Final = logging.getLogger("ftkit")
+
+LOAD_ERRORS: Final = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
+"""What people's ``load_state_dict`` raise when they are given something else than their own state."""
+
+_Groups: TypeAlias = list[Mapping[str, Any]]
+
+
+def describe(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    """Return an optimizer's type, and the names of its parameters in its own order.
+
+    A parameter that is none of the model's has the name ``None``.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    return {"type": type(optimizer).__name__, "names": [names.get(id(parameter)) for parameter in held(optimizer)]}
+
+
+def held(optimizer: Optimizer) -> list[nn.Parameter]:
+    """Return an optimizer's parameters, in its own order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def plan(
+    optimizer: Optimizer, state: Mapping[str, Any], known: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+) -> Callable[[Undo], None]:
+    """Plan to load a ``state_dict`` into an optimizer, whatever groups it was built with.
+
+    With names, the groups become the saved ones, each parameter found in the model by its name.
+    Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
+    ``known`` is what :func:`describe` said of it, which other people's checkpoints lack.
+
+    Raises:
+        CheckpointError: The state belongs to other parameters or another kind of optimizer.
+    """
+    groups = _saved_groups(state)
+    _check_kind(optimizer, groups, known.get("type"))
+    names = known.get("names") or _names_in(groups)
+    found = _in_order(optimizer, groups) if names is None else _by_name(optimizer, groups, names, parameters)
+    rest = iter(found)
+    targets = [[next(rest) for _ in group["params"]] for group in groups]
+    others = _groups_of_others(optimizer, set(map(id, found)))
+    owners = dict(zip((index for group in groups for index in group["params"]), found, strict=True))
+
+    def load(undo: Undo) -> None:
+        undo.remember(optimizer)
+        optimizer.param_groups = [{"params": params} for params in targets]
+        try:
+            optimizer.load_state_dict({**state, "state": _spread(state["state"], owners)})
+        except LOAD_ERRORS as error:
+            kind = type(optimizer).__name__
+            raise CheckpointError(f"The checkpoint's optimizer does not fit this {kind}: {error!r}.") from error
+        _keep_types(optimizer, state["state"], owners)
+        optimizer.param_groups.extend(others)
+
+    return load
+
+
+def _saved_groups(state: Mapping[str, Any]) -> _Groups:
+    groups: Any = state.get("param_groups")
+    whole = isinstance(groups, list) and isinstance(state.get("state"), Mapping)
+    if not whole or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
+        raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() gives.")
+    return list(groups)
+
+
+def _check_kind(optimizer: Optimizer, groups: _Groups, kind: str | None) -> None:
+    """Refuse another class, unless the saved groups have all the options that this one needs."""
+    own = type(optimizer).__name__
+    if kind not in (None, own) and not optimizer.defaults.keys() <= {key for group in groups for key in group}:
+        raise CheckpointError(f"The checkpoint's optimizer is a {kind}, this one a {own}. Build the same kind.")
+
+
+def _names_in(groups: _Groups) -> list[str | None] | None:
+    """The names that an optimizer keeps itself where it was given named parameters."""
+    named = all("param_names" in group for group in groups)
+    return [name for group in groups for name in group["param_names"]] if named else None
+
+
+def _in_order(optimizer: Optimizer, groups: _Groups) -> list[nn.Parameter]:
+    """The parameters that the saved groups mean, where no names say so."""
+    shape, saved_shape = ([len(group["params"]) for group in both] for both in (optimizer.param_groups, groups))
+    if shape != saved_shape:
+        raise CheckpointError(
+            f"The checkpoint's optimizer has groups of {saved_shape} parameters, this one of {shape}, and the "
+            "file names no parameters to match them by. Build the optimizer as it was when the file was saved."
+        )
+    return held(optimizer)
+
+
+def _by_name(
+    optimizer: Optimizer, groups: _Groups, names: list[str | None], parameters: Mapping[str, nn.Parameter]
+) -> list[nn.Parameter]:
+    """The parameters that the saved groups mean; those without a name are the optimizer's that no model has."""
+    own = {id(parameter) for parameter in parameters.values()}
+    strangers = [parameter for parameter in held(optimizer) if id(parameter) not in own]
+    count = sum(len(group["params"]) for group in groups)
+    if len(names) != count or len(strangers) != names.count(None):
+        raise CheckpointError(
+            f"The checkpoint's optimizer holds {count} parameters, {names.count(None)} of them outside the "
+            f"model; this one holds {len(strangers)} outside the model. Build it over the same modules."
+        )
+    if lost := [name for name in names if name is not None and name not in parameters]:
+        raise CheckpointError(
+            f"The checkpoint's optimizer holds {some([repr(lost[0]), *lost[1:]], 1)}, which the model lacks."
+            f"{did_you_mean(lost[0], parameters)} Build the model as it was when the file was saved."
+        )
+    outside = iter(strangers)
+    return [next(outside) if name is None else parameters[name] for name in names]
+
+
+def _groups_of_others(optimizer: Optimizer, taken: set[int]) -> list[dict[str, Any]]:
+    """The optimizer's groups without the parameters that a saved group takes."""
+    groups = [_without(group, taken) for group in optimizer.param_groups]
+    if count := sum(len(group["params"]) for group in groups):
+        _log.warning(
+            "The optimizer holds %d parameters that the checkpoint's did not: they start without a history.", count
+        )
+    return [group for group in groups if group["params"]]
+
+
+def _without(group: Mapping[str, Any], taken: set[int]) -> dict[str, Any]:
+    kept = [index for index, parameter in enumerate(group["params"]) if id(parameter) not in taken]
+    lists = group.keys() & {"params", "param_names"}
+    return {**group, **{key: [group[key][index] for index in kept] for key in lists}}
+
+
+def _spread(saved: Mapping[Any, Any], owners: Mapping[Any, nn.Parameter]) -> dict[Any, Any]:
+    """Spread what belongs to a parameter that is spread over several processes as that is."""
+    return {
+        index: ranks.spread(values, dict.fromkeys(values, owners[index])) if index in owners else values
+        for index, values in saved.items()
+    }
+
+
+def _keep_types(optimizer: Optimizer, saved: Mapping[Any, Any], owners: Mapping[Any, nn.Parameter]) -> None:
+    """Undo torch's cast of an optimizer's state to the type of the parameter, which rounds 32-bit moments."""
+    for index, parameter in owners.items():
+        loaded = optimizer.state.get(parameter, {})
+        for key, value in saved.get(index, {}).items():
+            now = loaded.get(key)
+            if isinstance(value, Tensor) and isinstance(now, Tensor) and now.dtype != value.dtype:
+                loaded[key] = value.to(now.device)

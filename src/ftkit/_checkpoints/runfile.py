@@ -1,0 +1,281 @@
+"""The file of a training run, in two formats: a safetensors file of pytrees, and the usual torch dict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Number
+from pathlib import Path
+from types import NoneType
+from typing import Any, Final, TypeAlias, TypeVar, assert_never
+
+from torch import Tensor
+
+from ftkit._checkpoints import ranks
+from ftkit._formats import TORCH_SUFFIXES, ObjectFormat, TensorFormat, content_format
+from ftkit._pickles.gate import PickleFile, load_parts, save_pickle
+from ftkit._tensors.file import TensorFile
+from ftkit._tensors.pytree import pack, unpack
+from ftkit._tensors.safetensors import write_tensors
+from ftkit._wording import plural
+from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
+
+__all__ = ["Content", "is_readable", "prepare", "read", "read_run", "verify"]
+
+_log: Final = logging.getLogger("ftkit")
+
+T = TypeVar("T")
+Tensors: TypeAlias = dict[str, Tensor]
+
+# Where the facts about the run stand: in a safetensors file's metadata, or in the torch dict.
+_KEY: Final = "ftkit.checkpoint"
+
+_LISTED: Final = {"optimizer", "scheduler"}  # Lightning keeps several in a list, as a rule one
+_FACTS: Final = ("epoch", "step", "metrics")
+
+# What an entry of a torch checkpoint may be, since people use the same words for other things.
+_COUNT: Final = (Integral, NoneType)
+_TABLE: Final = (Mapping,)
+_STATE: Final = (Mapping, tuple, set, Tensor, Number, bytes)
+_STATE_OR_LIST: Final = (*_STATE, list)
+
+# What the entries are called in people's training loops, the usual name first.
+_ENTRIES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
+    "epoch": (_COUNT, "epoch"),
+    "step": (_COUNT, "step global_step"),
+    "metrics": (_TABLE, "metrics"),
+    "model": (_TABLE, "model_state_dict state_dict model model_state net network weights module"),
+    "optimizer": (_TABLE, "optimizer_state_dict optimizer optimizer_states optimizer_state optim opt"),
+    "scheduler": (_STATE, "scheduler_state_dict scheduler lr_scheduler_state_dict lr_scheduler lr_schedulers"),
+    "scaler": (_STATE_OR_LIST, "scaler_state_dict scaler grad_scaler amp_scaler"),
+    "ema": (_TABLE, "ema_state_dict ema model_ema state_dict_ema ema_model"),
+    "sampler": (_STATE_OR_LIST, "sampler_state_dict sampler"),
+    "rng": (_STATE_OR_LIST, "rng_state"),
+    "ranks": (_STATE_OR_LIST, "states_of_other_ranks"),
+}
+
+
+def _names(entry: str) -> list[str]:
+    return _ENTRIES[entry][1].split()
+
+
+@dataclass
+class Content:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: The file.
+        run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
+        states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
+            values under names of the user's own.
+    """
+
+    path: Path
+    run: dict[str, Any]
+    states: dict[str, Any]
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """The values under names of the user's own."""
+        values: dict[str, Any] = self.states.get("extra", {})
+        return values
+
+    def state(self, name: str) -> Any:
+        """Return a state.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        if name not in self.states:
+            advice = "load_weights(model, path) finds weights wherever they lie" if name == "model" else "leave it out"
+            raise CheckpointError(f"{self.path} holds no state of {name}=: {advice}.")
+        return self.states[name]
+
+    def value(self, name: str) -> Any:
+        """Return what the user saved under a name.
+
+        Raises:
+            CheckpointError: There is none of that name.
+        """
+        if name not in self.extra:
+            raise CheckpointError(f"{self.path} holds nothing called {name!r}.{did_you_mean(name, self.extra)}")
+        return self.extra[name]
+
+
+def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
+    """Check that everything can be kept; return what writes it.
+
+    Args:
+        content: What to write. The suffix of its path decides the format.
+        copy: Makes copies of tensors, if the originals will change before the writing.
+
+    Raises:
+        CheckpointError: Something can't be kept without pickling code.
+    """
+    path = content.path
+    tensors: Tensors = {}
+    texts: dict[str, str] = {}
+    for name, state in content.states.items():
+        # Foreign readers look for the model's tensors; all else is ours alone.
+        packed, texts[name] = pack(state, name, compact="delta" in content.run and name != "model")
+        tensors |= packed
+    if path.suffix not in TORCH_SUFFIXES:
+        metadata = {_KEY: pack(content.run)[1], **texts}
+        if copy is not None:
+            tensors = copy(tensors)
+        return lambda: write_tensors(path, tensors, metadata)
+    if "delta" in content.run:
+        raise CheckpointError(f"A delta is a safetensors file: {path.name} should end in .safetensors.")
+    states = content.states
+    if copy is not None:
+        tensors = copy(tensors)
+        states = {name: unpack(tensors, text, name) for name, text in texts.items()}
+    whole = _as_torch_dict(Content(path, content.run, states))
+    return lambda: save_pickle(whole, path, plain=True)
+
+
+def _as_torch_dict(content: Content) -> dict[str, Any]:
+    whole: dict[str, Any] = {name: content.run[name] for name in _FACTS}
+    whole |= {_names(name)[0]: state for name, state in content.states.items() if name != "extra"}
+    whole[_KEY] = {name: fact for name, fact in content.run.items() if name not in _FACTS}
+    if taken := content.extra.keys() & whole.keys():
+        raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
+    return whole | content.extra
+
+
+def read(path: Path, wanted: Collection[str]) -> Content:
+    """Read the facts, the extra values and the wanted states; all of the file is verified.
+
+    Of a run of several processes, each gets its own states.
+
+    Raises:
+        CheckpointError: It is no training checkpoint.
+        DamagedFileError: Its bytes are not the ones that were written.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
+    wanted = {*wanted, "ranks"}
+    content = _opened(path, lambda file: _from_tensors(file, wanted), lambda: _from_torch_dict(path, wanted))
+    others = content.states.pop("ranks", [])
+    rank = ranks.rank()
+    if 0 < rank <= len(others):
+        content.states |= others[rank - 1]
+    elif rank > 0 and content.states.pop("rng", None) is not None:
+        _log.warning(
+            "%s was written by %s, so that the random numbers of process %d are not in it: it goes on with its own.",
+            path,
+            plural(len(others) + 1, "process", "processes"),
+            rank,
+        )
+    return content
+
+
+def read_run(path: Path) -> dict[str, Any] | None:
+    """Read the facts about the run alone; ``None`` if :func:`prepare` did not make the file.
+
+    Raises:
+        DamagedFileError: Its header is not the one that was written.
+    """
+    return _opened(path, lambda file: _facts(file) if _KEY in file.metadata else None, lambda: _facts_of_torch(path))
+
+
+def verify(path: Path) -> None:
+    """Read every byte and compare with the digests.
+
+    Raises:
+        DamagedFileError: Some bytes are not the ones that were written.
+    """
+    _opened(path, TensorFile.verify, lambda: load_parts(path))
+
+
+def is_readable(path: Path) -> bool:
+    """Tell whether a file is a training checkpoint, and whole."""
+    try:
+        read(path, ())
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _opened(path: Path, read_tensors: Callable[[TensorFile], T], read_objects: Callable[[], T]) -> T:
+    """Read a file in the way that its format needs."""
+    match content_format(path):
+        case TensorFormat() as kind:
+            with kind.open(path) as file:
+                return read_tensors(file)
+        case ObjectFormat():
+            return read_objects()
+        case other:
+            assert_never(other)
+
+
+# ---- a safetensors file
+
+
+def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
+    content = Content(Path(file.path), _facts(file), {})
+    for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
+        names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
+        tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
+        if name in wanted or name == "extra":
+            content.states[name] = unpack(tensors, file.metadata[name], name)
+    return content
+
+
+def _facts(file: TensorFile) -> dict[str, Any]:
+    if _KEY not in file.metadata:
+        reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
+        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
+    run: dict[str, Any] = unpack({}, file.metadata[_KEY])
+    return run
+
+
+# ---- a torch dict
+
+
+def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
+    whole, left_out = load_parts(path)
+    if not isinstance(whole, dict):
+        raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
+    rest = dict(whole)
+    run = dict(rest.pop(_KEY, {}))
+    found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
+    run |= {name: found.pop(name) for name in _FACTS if name in found}
+    if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
+        found, rest = {"model": rest}, {}  # a bare state dict
+    _account_for(path, left_out, wanted - found.keys())
+    return Content(path, run, {**found, "extra": rest})
+
+
+def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:
+    """Take an entry out, under the first of its names that has one; a list of it, or of nothing."""
+    kinds, _ = _ENTRIES[entry]
+    for name in _names(entry):
+        value = rest.get(name, ...)
+        if entry in _LISTED and isinstance(value, list) and len(value) == 1 and isinstance(value[0], Mapping):
+            value = value[0]
+        if isinstance(value, kinds):
+            del rest[name]
+            return [value]
+    return []
+
+
+def _account_for(path: Path, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
+    """Say what is left out as it would run code; refuse if it is a state that is wanted and nowhere else."""
+    for name, code in left_out.items():
+        if any(name in _names(state) for state in lacking):
+            raise UntrustedFileError(
+                f"The {name!r} of {path} can't be had without running code: it wants {', '.join(code[:8])}. "
+                "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
+                "from, load_model(path, trusted=True) returns all of it."
+            )
+        _log.warning("%s: %r is left out, as it would run code (%s).", path, name, ", ".join(code[:8]))
+
+
+def _facts_of_torch(path: Path) -> dict[str, Any] | None:
+    with PickleFile(path) as pickled:
+        whole = pickled.tree
+    if not isinstance(whole, dict) or not isinstance(whole.get(_KEY), dict):
+        return None
+    return {**whole[_KEY], **{name: whole.get(name) for name in _FACTS}}

@@ -1,0 +1,165 @@
+"""Give a base model the layers of a delta, and check that it is the delta's base."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ftkit._deltas.changes import fingerprint, tensors_of
+from ftkit._deltas.layers import Description, build
+from ftkit._heads.evidence import counters
+from ftkit._heads.replace import replace_head
+from ftkit._models.undo import Undo
+from ftkit.errors import CheckpointError, HeadError, did_you_mean
+
+__all__ = ["fill", "place"]
+
+
+def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], undo: Undo) -> None:
+    """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.
+
+    The record is that of :func:`ftkit._deltas.changes.split`.
+
+    Raises:
+        CheckpointError: It is another base, or a layer can't be built.
+    """
+    layers = [_Layer(name, description, tensors) for name, description in record["layers"].items()]
+    lacking = [layer for layer in layers if not layer.fits(model)]
+    _check_base(model, record["base"], {*tensors}, tuple(layer.prefix for layer in lacking))
+    with torch.random.fork_rng(devices=[]):  # new layers draw their first weights, which are replaced at once
+        for layer in lacking:
+            if not layer.resize(model, undo):
+                layer.rebuild(model, undo)
+        for name in sorted({_owner(name) for name in _misfits(model, tensors)}):
+            _Layer(name, [], tensors).resize(model, undo)
+    _check_all_fit(model, tensors)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors that are known to fit into the model."""
+    state = tensors_of(model)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            state[name].copy_(value)
+
+
+class _Layer:
+    """A layer of a delta: where it belongs, how it is built (empty where no file says so), and its tensors."""
+
+    def __init__(self, name: str, description: Description, tensors: Mapping[str, Tensor]) -> None:
+        self.name = name
+        self.prefix = f"{name}."
+        self.description = description
+        self.tensors = self.inside(tensors)
+
+    def inside(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of a model's tensors that belong to the layer."""
+        return {name: tensor for name, tensor in tensors.items() if name.startswith(self.prefix)}
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the model's layer holds just the tensors of this one."""
+        there = self.inside(tensors_of(model))
+        return there.keys() == self.tensors.keys() and all(_alike(there[name], self.tensors[name]) for name in there)
+
+    def resize(self, model: nn.Module, undo: Undo) -> bool:
+        """Try to fit the model's layer by another count of classes, so that the model's own counters follow."""
+        there = self.inside(tensors_of(model))
+        pairs = [(there[name], tensor) for name, tensor in self.tensors.items() if name in there]
+        counts = {count for old, new in pairs for count in _other_sizes(old, new)}
+        if len(counts) != 1:
+            return False
+        attempt = Undo()
+        self.remember(model, attempt)
+        with contextlib.suppress(HeadError):
+            replace_head(model, counts.pop(), at=self.name)
+        if not self.fits(model):
+            attempt.take_back()
+            return False
+        undo.callback(attempt.take_back)
+        return True
+
+    def rebuild(self, model: nn.Module, undo: Undo) -> None:
+        """Put a layer made from the description where the model has another one."""
+        try:
+            old = model.get_submodule(self.name)
+        except AttributeError:
+            return
+        form = next((tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()), None)
+        device = [*old.parameters(), *model.parameters(), torch.empty(0)][0].device
+        new = build(self.description).to(device, form).train(old.training)
+        self.remember(model, undo)
+        try:
+            replace_head(model, new, at=self.name)
+        except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
+            model.set_submodule(self.name, new)
+        new.to(dtype=form)  # a head takes the type of the layer before it
+
+    def remember(self, model: nn.Module, undo: Undo) -> None:
+        """Note how a model is built, and what counts the layer's classes, in it and in its configuration."""
+        for module in model.modules():
+            undo.remember(module)
+        for counter in counters(model, [self.name]):
+            undo.remember(counter.owner)
+
+
+def _owner(name: str) -> str:
+    """The layer that a tensor belongs to: a parametrization's tensors belong to the layer that it stands in."""
+    layer, parametrized, _ = name.partition(".parametrizations.")
+    return layer if parametrized else name.rpartition(".")[0]
+
+
+def _alike(a: Tensor, b: Tensor) -> bool:
+    return (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+def _other_sizes(old: Tensor, new: Tensor) -> set[int]:
+    """The sizes of a tensor along the axes that changed."""
+    if old.ndim != new.ndim:
+        return set()
+    return {after for before, after in zip(old.shape, new.shape, strict=True) if before != after}
+
+
+# ---- what fits
+
+
+def _misfits(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that have no place in the model."""
+    state = tensors_of(model)
+    return [name for name, value in tensors.items() if name not in state or not _alike(state[name], value)]
+
+
+def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    misfits = _misfits(model, tensors)
+    if misfits:
+        state, name = tensors_of(model), misfits[0]
+        there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
+        raise CheckpointError(
+            f"The delta holds {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
+            "there, and the part can't be built from the file. Build the model as it was in training, its head "
+            f"included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+        )
+
+
+def _check_base(model: nn.Module, wanted: Mapping[str, Any], changed: set[str], lacking: tuple[str, ...]) -> None:
+    """Compare everything that neither is in the delta nor in a layer to be replaced with the delta's base."""
+    base = {
+        name: tensor
+        for name, tensor in tensors_of(model).items()
+        if name not in changed and not name.startswith(lacking)
+    }
+    found = fingerprint(base)
+    if found["shapes"] != wanted["shapes"]:
+        raise CheckpointError(
+            f"This delta belongs to another architecture: its base has {wanted['tensors']} tensors, this model "
+            f"{found['tensors']} besides those in the delta, or their names or shapes differ. Build the model that "
+            "it was made from."
+        )
+    if found["contents"] != wanted["contents"]:
+        raise CheckpointError(
+            "This delta belongs to a base of the same architecture with other weights. Load the pretrained weights "
+            "that fine-tuning started from first."
+        )
