@@ -147,7 +147,7 @@ def test_recomputation_counts_as_backward():
     assert cost.forward_flops == plain.forward_flops
     assert cost.backward_flops == plain.backward_flops + matmul(4, 32, 32)  # it stops once it has what it needs
     assert cost.saved_bytes < plain.saved_bytes
-    assert [part.calls for part in cost.parts] == [1, 1, 1, 1, 1]
+    assert [part.calls for part in cost.modules] == [1, 1, 1, 1, 1]
 
 
 # ---------------------------------------------------------------- against real runs
@@ -207,7 +207,7 @@ def test_the_loss_is_taken_for_a_cross_entropy(model, shape, classes):
 
     x = torch.randn(shape)
     taken, given = measure(model, (x,), {}), measure(model, (x,), {}, loss=loss)
-    assert taken.saved_bytes == given.saved_bytes > taken.parts[0].saved_bytes
+    assert taken.saved_bytes == given.saved_bytes > taken.modules[0].saved_bytes
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_the_loss_is_taken_for_a_cross_entropy(model, shape, classes):
 def test_where_nothing_looks_like_logits_the_loss_is_a_sum(output):
     """It keeps nothing, and every output gets its gradient."""
     cost = measure(Calls(lambda self, x: output(self.layer(x)), layer=nn.Linear(8, 5)), (torch.randn(6, 8),), {})
-    assert cost.saved_bytes == cost.parts[0].saved_bytes
+    assert cost.saved_bytes == cost.modules[0].saved_bytes
     assert cost.backward_flops == matmul(6, 8, 5)
 
 
@@ -333,7 +333,7 @@ def test_models_of_all_kinds_agree_with_a_real_step(name):
     with kept_besides(model, given) as kept, FlopCounterMode(display=False) as one:
         output = model(given)
         loss = _default_loss(output)
-    assert cost.parts[0].output_shape == shapes_in(output)
+    assert cost.modules[0].output_shape == shapes_in(output)
     assert cost.forward_flops == one.get_total_flops()
     assert cost.saved_bytes == sum(storage.nbytes() for storage in kept.values())
     with FlopCounterMode(display=False) as two:
@@ -415,8 +415,8 @@ def test_runs_the_hooks_of_the_model():
     model[0].register_forward_hook(lambda module, args, output: torch.cat([output, output]))
     model[1].register_forward_pre_hook(lambda module, args: module.eval() and None)
     cost = measure(model, (torch.randn(4, 8),), {})
-    assert [part.output_shape for part in cost.parts] == [(8, 8)] * 3
-    assert [part.training for part in cost.parts] == [True, True, False]
+    assert [part.output_shape for part in cost.modules] == [(8, 8)] * 3
+    assert [part.training for part in cost.modules] == [True, True, False]
     assert model[1].training
 
 
@@ -450,7 +450,7 @@ def test_values_that_decide_take_one_real_step():
     """A branch on data is taken as the data say, and the result says how it was found."""
     model = Calls(lambda self, x: self.layer(x) if x.sum().item() > 0 else x, layer=nn.Linear(8, 4))
     cost = measure(model, (torch.ones(2, 8),), {})
-    assert cost.parts[0].output_shape == (2, 4)
+    assert cost.modules[0].output_shape == (2, 4)
     assert cost.real == "aten._local_scalar_dense.default depends on values"
 
 
@@ -557,7 +557,7 @@ def test_compiled_children_show_their_layers():
     model = nn.Sequential(torch.compile(nn.Sequential(nn.Linear(8, 8))), nn.Linear(8, 8))
     model[1].compile()
     cost = measure(model, (torch.randn(4, 8),), {})
-    assert [part.calls for part in cost.parts] == [1] * 5
+    assert [part.calls for part in cost.modules] == [1] * 5
     assert cost.forward_flops == 2 * matmul(4, 8, 8)
 
 
@@ -577,7 +577,7 @@ def test_experts_are_followed_in_single_precision():
     cost = measure(Experts(), inputs, {})
     assert cost.real is None
     assert (cost.forward_flops, cost.backward_flops) == (matmul(24, 16, 32), matmul(24, 16, 32))
-    assert cost.parts[0].output_shape == (24, 32)
+    assert cost.modules[0].output_shape == (24, 32)
 
 
 # ---------------------------------------------------------------- bytes
@@ -729,7 +729,7 @@ def trees(draw, depth=3):
 def test_costs_of_children_add_up(model):
     """What a container costs is what its children cost, where each is called from one place only."""
     cost: StepCost = measure(model, (torch.randn(4, 8),), {})
-    parts = dict(zip(model.modules(), cost.parts, strict=True))
+    parts = dict(zip(model.modules(), cost.modules, strict=True))
     parents = {}
     for module in model.modules():
         for child in module._modules.values():
