@@ -230,6 +230,8 @@ def _measured(plan: _Plan) -> StepCost:
                     meter.begin_backward()
                     with _out_of_autocast(scalar.device.type):
                         substitutes.backward(scalar)
+        except FtkitError:  # torch lacks something: no fault of the model
+            raise
         except Exception as error:
             raise _FailedStep(error, model, meter, stage) from error
         finally:
@@ -238,7 +240,9 @@ def _measured(plan: _Plan) -> StepCost:
         cost.peak_bytes = meter.memory.peak
         cost._trained = substitutes.gradients()
     cost.grad_bytes = sum(size or 0 for _, size in cost._trained)
-    cost.forward_flops, cost.backward_flops, cost.saved_bytes = meter.roll_up()
+    totals = meter.roll_up()
+    cost.forward_flops, cost.backward_flops = totals.forward_flops, totals.backward_flops
+    cost.saved_bytes = totals.saved_bytes
     return cost
 
 
@@ -309,17 +313,11 @@ def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[TensorSpec, int | 
         parameters = [as_parameter(fakes.make(spec, requires_grad=True)) for spec, _ in trained]
         try:
             with meter.running():
+                for one, (_, size) in zip(parameters, trained, strict=True):
+                    one.grad = None if size is None else torch.empty_like(one)
                 optimizer = make if isinstance(make, torch.optim.Optimizer) else make(parameters)  # type: ignore[arg-type]
-                if all(type(one) is FakeTensor for one in _parameters(optimizer)):
-                    with_grad = {
-                        id(one) for one, (_, size) in zip(parameters, trained, strict=True) if size is not None
-                    }
-                else:
+                if not all(type(one) is FakeTensor for one in _parameters(optimizer)):
                     optimizer = _on_fakes(optimizer, fakes)
-                    with_grad = {id(one) for one in _parameters(optimizer) if one.requires_grad}
-                for one in _parameters(optimizer):
-                    if id(one) in with_grad:
-                        one.grad = torch.empty_like(one)
                 optimizer.step()
                 state = dict(map(memory_of, tensors_in(list(optimizer.state.values()))))
                 for one in _parameters(optimizer):
@@ -340,7 +338,7 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def _on_fakes(optimizer: torch.optim.Optimizer, fakes: Fakes) -> torch.optim.Optimizer:
-    """A copy of an optimizer that steps on tensors without data, and runs no hooks."""
+    """A copy of an optimizer that steps on tensors without data, gradients among them, and runs no hooks."""
 
     @functools.cache
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -352,5 +350,7 @@ def _on_fakes(optimizer: torch.optim.Optimizer, fakes: Fakes) -> torch.optim.Opt
     twin.state = defaultdict(dict)
     for parameter, state in optimizer.state.items():
         twin.state[fake(parameter)] = tree_map_only(torch.Tensor, fake, state)
+    for parameter in _parameters(twin):
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     without_step_hooks(twin)
     return twin

@@ -76,20 +76,19 @@ class _Call:
 
     __slots__ = ("backward", "cost", "forward", "outer", "saved")
 
-    def __init__(self, cost: ModuleCost | None = None, outer: _Call | None = None) -> None:
+    def __init__(self, cost: ModuleCost, outer: _Call | None = None) -> None:
         self.cost = cost
         self.outer = outer
         self.forward = self.backward = self.saved = 0
 
-    def costs(self) -> Iterator[ModuleCost]:
+    def costs(self) -> list[ModuleCost]:
         """The costs that it adds to, each once: of its module, and of all modules around it."""
         found: dict[int, ModuleCost] = {}
         call: _Call | None = self
         while call is not None:
-            if call.cost is not None:
-                found[id(call.cost)] = call.cost
+            found[id(call.cost)] = call.cost
             call = call.outer
-        yield from found.values()
+        return list(found.values())
 
 
 _ANSWERS: dict[Hashable, Answer] = {}
@@ -122,7 +121,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._answers_items = answers_items
         self._in_backward = False
         self._zeros: int | None = None  # the memory that new_zeros gave last
-        self._outside = self._call = _Call()
+        self._outside = self._call = _Call(ModuleCost())
         self._calls = [self._outside]
         self._marks: list[tuple[int, _Call]] = [(0, self._outside)]
 
@@ -154,7 +153,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
     def call(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Call a module and note what it did."""
-        outer, cost = self._call, self.costs.get(id(module))
+        outer, cost = self._call, self.costs.get(id(module)) or ModuleCost()  # it may be no part of the model
         self._enter(_Call(cost, outer))
         self._calls.append(self._call)
         try:
@@ -166,7 +165,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         finally:
             self._enter(outer)
         self.failed = None
-        if cost is not None and not self._in_backward:
+        if not self._in_backward:
             if not cost.calls:
                 cost.input_shape, cost.output_shape = shapes_in((args, kwargs) if kwargs else args), shapes_in(output)
             cost.calls += 1
@@ -197,19 +196,15 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._in_backward = True
         self.memory.settle()
 
-    def roll_up(self) -> tuple[int, int, int]:
+    def roll_up(self) -> ModuleCost:
         """Add what calls did to their modules and to all around; return the totals."""
+        totals = ModuleCost()
         for call in self._calls:
-            if call.forward or call.backward or call.saved:
-                for cost in call.costs():
-                    cost.forward_flops += call.forward
-                    cost.backward_flops += call.backward
-                    cost.saved_bytes += call.saved
-        return (
-            sum(call.forward for call in self._calls),
-            sum(call.backward for call in self._calls),
-            sum(call.saved for call in self._calls),
-        )
+            for cost in (totals, *call.costs()):
+                cost.forward_flops += call.forward
+                cost.backward_flops += call.backward
+                cost.saved_bytes += call.saved
+        return totals
 
     # ---------------- operators
 

@@ -36,12 +36,8 @@ class Comparison:
     def __str__(self) -> str:
         names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
         totals = [("", *names, ""), *starmap(self._total, _TOTALS)]
-        rows = [
-            (name, *(_brief(row) if row else "-" for row in pair), "")
-            for name, pair in self.differing().items()
-            if "." not in name
-        ]
-        rows = [row for row in rows if row[1] != row[2]]
+        top = [(name, *map(_brief, pair), "") for name, pair in self.differing().items() if "." not in name]
+        rows = [row for row in top if row[1] != row[2]]
         widths = [max(map(len, column)) for column in zip(*totals, *rows, strict=True)]
         lines = [_aligned(line, widths) for line in totals + rows]
         rule = "─" * max(map(len, lines))
@@ -82,10 +78,15 @@ def _change(one: int, other: int) -> str:
     return f"{100 * (other - one) / one:+.1f}%" if other < 10 * one else f"x {other / one:,.0f}"
 
 
-def _brief(row: SummaryRow) -> str:
-    figures = [f"{in_units(row.backward_flops)} backward"] if row.backward_flops else []
-    figures += [in_bytes(row.saved_bytes)] if row.saved_bytes else []
-    return ", ".join([row.status or row.type, *figures])
+def _brief(row: SummaryRow | None) -> str:
+    if row is None:
+        return "-"
+    said = [row.status or row.type]
+    if row.backward_flops:
+        said.append(f"{in_units(row.backward_flops)} backward")
+    if row.saved_bytes:
+        said.append(in_bytes(row.saved_bytes))
+    return ", ".join(said)
 
 
 def compare(a: ModelSummary, b: ModelSummary) -> Comparison:

@@ -21,18 +21,17 @@ def given_inputs(
         raise FtkitError("Expected input_size or input_data, got both: leave one out.")
     if dtypes is not None and input_size is None:
         raise FtkitError("dtypes belong to input_size; input_data has its own.")
-    if input_size is not None:
-        return blanks(model, input_size, dtypes), {}
-    if input_data is None:
-        return None
-    if isinstance(input_data, torch.Tensor):
-        return (input_data,), {}
-    if isinstance(input_data, tuple):
-        if len(input_data) == 2 and isinstance(input_data[0], tuple) and isinstance(input_data[1], dict):
+    match input_data:
+        case None:
+            return None if input_size is None else (blanks(model, input_size, dtypes), {})
+        case torch.Tensor():
+            return (input_data,), {}
+        case (tuple(), dict()) if isinstance(input_data, tuple):
             return input_data
-        return input_data, {}
-    if isinstance(input_data, Mapping):
-        return (), dict(input_data)
+        case tuple():
+            return input_data, {}
+        case Mapping():
+            return (), dict(input_data)
     raise FtkitError(
         "Expected input_data to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
         f"of both, got {type(input_data).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,15 +42,18 @@ class Node:
 
     def cells(self, nothing: str) -> dict[str, str]:
         """What is shown of it, by column; ``nothing`` for zeros."""
-        row = self.row
+
+        def figure(show: Callable[[float], str], count: int) -> str:
+            return show(count) if count else nothing
+
         return {
-            "output": _shape(row.output_shape) if self.ran() else "not called",
-            "params": in_counts(row.params) if row.params else nothing,
-            "state": row.status,
-            "mode": row.mode,
-            "forward": in_units(row.forward_flops) if row.forward_flops else nothing,
-            "backward": in_units(row.backward_flops) if row.backward_flops else nothing,
-            "saved": in_bytes(row.saved_bytes) if row.saved_bytes else nothing,
+            "output": _shape(self.row.output_shape) if self.ran() else "not called",
+            "params": figure(in_counts, self.row.params),
+            "state": self.row.status,
+            "mode": self.row.mode,
+            "forward": figure(in_units, self.row.forward_flops),
+            "backward": figure(in_units, self.row.backward_flops),
+            "saved": figure(in_bytes, self.row.saved_bytes),
         }
 
     def lines(self, depth: int, lead: str = "", branch: str = "") -> Iterator[tuple[str, Node]]:
