@@ -6,6 +6,7 @@ what is missing and which versions have it.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 from collections import OrderedDict
@@ -211,6 +212,7 @@ def below_dispatch() -> AbstractContextManager[object]:
     return guard
 
 
+@functools.cache
 def operator_name(func: Any) -> str:
     """The name of an operator without its overload, such as ``aten::add``."""
     return str(func.name()).partition(".")[0]

@@ -63,3 +63,20 @@ def test_mode_is_as_it_ran():
     assert {row.mode for row in summary(model, (2, 8)).rows} == {"eval"}
     assert {row.mode for row in summary(model, (2, 8), mode="train").rows} == {"train"}
     assert not any(module.training for module in model.modules())
+
+
+def test_a_shared_module_counts_in_each_of_its_parents():
+    """Also where it is registered above them first: parameters of every row, and the costs of lists."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.every = nn.ModuleList([nn.Linear(8, 8)])
+            self.block = nn.ModuleList([self.every])
+
+        def forward(self, x):
+            return self.block[0][0](x)
+
+    rows = {row.name: row for row in summary(Shared(), (4, 8)).rows}
+    for name in ("params", "trainable", "forward_flops", "backward_flops"):
+        assert getattr(rows["block"], name) == getattr(rows["every"], name) == getattr(rows["every.0"], name) > 0

@@ -89,8 +89,11 @@ def _are_new(storages: list[int], args: tuple[Any, ...]) -> bool:
 
 def question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
     """What decides the answer of an operator; None if values could, too."""
-    if operator_name(func) in _MENDED or any(isinstance(value, torch.Tensor) for value in kwargs.values()):
+    if operator_name(func) in _MENDED:
         return None
+    for value in kwargs.values():
+        if isinstance(value, torch.Tensor):  # such as the output of one that gives it back
+            return None
     try:
         asked = func, torch.get_num_threads(), *map(_asked, args), *kwargs.items()
         hash(asked)
@@ -105,15 +108,14 @@ def _asked(value: Any) -> Hashable:
     Raises:
         TypeError: Its values.
     """
-    if type(value) is FakeTensor:
-        if holds_value(value) or value.dtype.is_complex:
-            raise TypeError
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return tuple(map(_asked, value))
+    if kind is FakeTensor and not holds_value(value) and not value.dtype.is_complex:
         return value.shape, value.stride(), value.storage_offset(), value.dtype, value.device
     if isinstance(value, torch.Tensor):
         raise TypeError
-    if isinstance(value, list | tuple):
-        return tuple(map(_asked, value))
-    return type(value), value
+    return kind, value
 
 
 def ask(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], fakes: Fakes | None) -> Any:

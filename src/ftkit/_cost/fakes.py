@@ -112,10 +112,12 @@ class Substitutes:
 
     def _fill(self, module: nn.Module) -> None:
         """Put substitutes into the tables of a module, and into its attributes."""
-        tables = parameters_of(module), buffers_of(module), vars(module)
+        tables: list[dict[str, Any]] = [parameters_of(module), buffers_of(module), vars(module)]
         for table in tables:
             for name, value in table.items():
-                if _holds_tensors(value) and not any(value is own for own in tables):
+                if isinstance(value, torch.Tensor):
+                    table[name] = self._of(value)
+                elif _holds_tensors(value) and not any(value is own for own in tables):
                     table[name] = tree_map_only(torch.Tensor, self._of, value)
 
     def _of(self, tensor: torch.Tensor, trained: bool = False) -> torch.Tensor:
@@ -182,10 +184,10 @@ class Substitutes:
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether a value is a tensor, or a plain list, tuple or dict with tensors in it."""
-    if type(value) in (list, tuple, dict):
-        return any(isinstance(one, torch.Tensor) for one in (value.values() if type(value) is dict else value))
-    return isinstance(value, torch.Tensor)
+    """Whether a value is a plain list, tuple or dict with tensors right in it."""
+    if not value or type(value) not in (list, tuple, dict):
+        return False
+    return any(isinstance(one, torch.Tensor) for one in (value.values() if type(value) is dict else value))
 
 
 def _can_train(tensor: torch.Tensor) -> bool:

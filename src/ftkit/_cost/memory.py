@@ -47,11 +47,9 @@ class Memory:
 
     def watch(self, tensor: torch.Tensor, maker: Keeper) -> None:
         """Count the memory under a tensor from now on until it is freed."""
-        storage = storage_of(tensor)
-        if storage is None:
-            return
         key, size = memory_of(tensor)
-        if key not in self._alive:
+        storage = None if key in self._alive else storage_of(tensor)
+        if storage is not None:
             watch = self._alive[key] = _Watch(storage, self._freed)
             watch.key, watch.size, watch.maker = key, size, maker
             self._current += size

@@ -94,6 +94,12 @@ class _Call:
 _ANSWERS: dict[Hashable, Answer] = {}
 _MOST_ANSWERS = 20_000
 
+_DEVICE = torch.ops.prim.device.default
+_DETACH = torch.ops.aten.detach.default
+_ITEM = torch.ops.aten._local_scalar_dense.default
+_NEW_ZEROS = torch.ops.aten.new_zeros.default
+_ADD = torch.ops.aten.add.Tensor
+
 # What autograd does in place, where no mode watches it, to zeros that it has just made.
 _INTO_ZEROS = {
     "aten::index_put": torch.ops.aten.index_put_.default,
@@ -227,7 +233,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if self._in_backward:
             func = self._as_done(func, args)
         output, counted, scratch = self._answer(func, args, kwargs or {})
-        if func is torch.ops.aten.new_zeros.default:
+        if func is _NEW_ZEROS:
             self._zeros = storage_id(output)
         if self._in_backward:
             self._differentiated().backward += counted
@@ -239,17 +245,15 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         return output
 
     def _at_once(self, func: Any, args: tuple[Any, ...]) -> Any:
-        """What needs neither data nor memory: numbers if told so, where a tensor lives, and the tensor detached."""
-        if func is torch.ops.aten._local_scalar_dense.default and self._answers_items:
-            kind = args[0].dtype  # step counters, mostly
-            return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1
-        if self._dress is None or not args or type(args[0]) is not FakeTensor:
-            return None
-        if func is torch.ops.prim.device.default:
+        """What needs neither data nor memory: where a tensor lives, the tensor detached, and numbers if told so."""
+        if func is _DEVICE and self._dress and type(args[0]) is FakeTensor:
             return args[0].device
-        if func is torch.ops.aten.detach.default and not holds_value(args[0]):
+        if func is _DETACH and self._dress and type(args[0]) is FakeTensor and not holds_value(args[0]):
             with below_dispatch():
                 return self._dress(args[0], args[0].device, False)
+        if func is _ITEM and self._answers_items:
+            kind = args[0].dtype  # step counters, mostly
+            return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1
         return None
 
     def _as_done(self, func: Any, args: tuple[Any, ...]) -> Any:
@@ -257,7 +261,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         in_place = _INTO_ZEROS.get(func.name())
         if in_place is not None and storage_id(args[0]) == self._zeros:
             return in_place
-        if func is torch.ops.aten.add.Tensor and _adds_up(*args):
+        if func is _ADD and _adds_up(*args):
             return torch.ops.aten.add_.Tensor
         return func
 

@@ -81,14 +81,15 @@ class SummaryData:
 
 def rows_of(model: nn.Module, cost: StepCost | None) -> list[SummaryRow]:
     """Return a row for each module, in the order of ``model.modules()``."""
-    named = list(model.named_modules())
-    costs = {id(module): ModuleCost() for _, module in named}
-    if cost:
-        costs = {id(module): own for (_, module), own in zip(named, cost.modules, strict=True)}
-    for _, module in reversed(named):  # children come after their parents
-        if not costs[id(module)].calls:
-            costs[id(module)] = _sum_of([costs[id(child)] for child in module.children()])
-    return [_row(name, module, costs[id(module)], cost.lazy if cost else {}) for name, module in named]
+    if cost is None:
+        return [_row(name, module, ModuleCost(), {}) for name, module in model.named_modules()]
+    costs = {id(module): own for module, own in zip(model.modules(), cost.modules, strict=True)}
+
+    def of(module: nn.Module) -> ModuleCost:
+        own = costs[id(module)]
+        return own if own.calls else _sum_of([of(child) for child in module.children()])
+
+    return [_row(name, module, of(module), cost.lazy) for name, module in model.named_modules()]
 
 
 def elements(tensors: Iterable[torch.Tensor], lazy: dict[int, torch.Size]) -> int:
