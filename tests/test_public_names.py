@@ -17,7 +17,7 @@ def test_all_lists_every_public_name_once() -> None:
 def test_every_public_name_is_documented_by_an_example() -> None:
     """Docstrings have an example that the tests run; reports are shown by the function that makes them."""
     made_by_functions = {name for name in ftkit.__all__ if name.endswith(("Report", "Info", "Diff"))}
-    made_by_functions |= {"Checkpoint", "Finding", "Head", "ModelSummary"}
+    made_by_functions |= {"Checkpoint", "Comparison", "Finding", "Head", "ModelSummary", "SummaryRow"}
     lacking = [name for name in ftkit.__all__ if ">>>" not in (inspect.getdoc(getattr(ftkit, name)) or "")]
     assert set(lacking) <= made_by_functions
 

@@ -6,12 +6,12 @@ what is missing and which versions have it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import torch
@@ -19,7 +19,7 @@ from torch import nn
 
 from ftkit.errors import FtkitError
 
-if TYPE_CHECKING:  # the names of _ELSEWHERE
+if TYPE_CHECKING:  # looked up by __getattr__
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -90,29 +90,17 @@ def needed(owner: object, name: str, purpose: str) -> Any:
         ) from None
 
 
-_ELSEWHERE = {
-    "torch._subclasses.fake_tensor": (
-        "DataDependentOutputException",
-        "DynamicOutputShapeException",
-        "FakeTensor",
-        "FakeTensorMode",
-        "UnsupportedOperatorException",
-    ),
-    "torch.utils._python_dispatch": ("TorchDispatchMode", "is_traceable_wrapper_subclass_type"),
-    "torch.utils._pytree": ("tree_leaves", "tree_map_only"),
-}
+_ELSEWHERE = "torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what lives in a private module of torch when it is first asked for."""
-    place = next((place for place, names in _ELSEWHERE.items() if name in names), None)
-    if place is None:
+    """Look for what lives in a private module of torch when it is first asked for."""
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        module = importlib.import_module(place)
-    except ImportError:
-        module = torch
-    return needed(module, name, "run models without their data")
+    for place in _ELSEWHERE:
+        with contextlib.suppress(AttributeError, ImportError):
+            return getattr(importlib.import_module(place), name)
+    return needed(torch, name, "run models without their data")
 
 
 # ---- the tables of a module: live dicts, whose order is that of registration
@@ -206,10 +194,10 @@ class NoDynamo:
         return False
 
 
-def below_dispatch() -> AbstractContextManager[object]:
+def below_dispatch() -> contextlib.AbstractContextManager[object]:
     """Pass by all modes and subclasses in the block, where a fake tensor is the meta tensor that it is made of."""
-    guard: AbstractContextManager[object] = needed(torch._C, "_DisableTorchDispatch", "see through fake tensors")()
-    return guard
+    guard = needed(torch._C, "_DisableTorchDispatch", "see through fake tensors")
+    return cast("contextlib.AbstractContextManager[object]", guard())
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -74,14 +74,17 @@ class Substitutes:
 
     With ``fakes`` it is tensors without data. Otherwise parameters share the real memory, and all that a forward pass
     may write to is a copy.
+
+    Attributes:
+        made: All substitutes, by the identities of what they stand for.
     """
 
     def __init__(self, model: nn.Module, fakes: Fakes | None, lazy: dict[int, torch.Size], *, train_all: bool) -> None:
         self._fakes = fakes
         self._lazy = lazy
         self._train_all = train_all
-        self._made: dict[int, torch.Tensor] = {}
-        self._originals: list[torch.Tensor] = []  # so that the identities in _made stay taken
+        self.made: dict[int, torch.Tensor] = {}
+        self._originals: list[torch.Tensor] = []  # so that the identities in made stay taken
         self._parameters = list(model.parameters())
         self._scripted = False  # parts of it in TorchScript, which takes no substitutes
         real = (tensor.device for tensor in [*self._parameters, *model.buffers()] if not tensor.is_meta)
@@ -94,8 +97,8 @@ class Substitutes:
         for module in modules:
             if isinstance(module, torch.jit.ScriptModule):
                 own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-                self._made |= {id(tensor): tensor for tensor in own}
-        self._scripted = bool(self._made)
+                self.made |= {id(tensor): tensor for tensor in own}
+        self._scripted = bool(self.made)
         for parameter in self._parameters:
             self._of(parameter, trained=parameter.requires_grad or (self._train_all and _can_train(parameter)))
         for module in modules:
@@ -105,10 +108,6 @@ class Substitutes:
             torch.Tensor, lambda tensor: self._of(tensor, tensor.requires_grad), (tuple(args), dict(kwargs))
         )
         return inputs
-
-    def made(self) -> Iterable[torch.Tensor]:
-        """All substitutes."""
-        return self._made.values()
 
     def _fill(self, module: nn.Module) -> None:
         """Put substitutes into the tables of a module, and into its attributes."""
@@ -121,14 +120,14 @@ class Substitutes:
                     table[name] = tree_map_only(torch.Tensor, self._of, value)
 
     def _of(self, tensor: torch.Tensor, trained: bool = False) -> torch.Tensor:
-        made = self._made.get(id(tensor))
+        made = self.made.get(id(tensor))
         if made is None:
             make = self._copy if self._fakes is None else functools.partial(self._fake, self._fakes)
             made = make(tensor, trained)
             if isinstance(tensor, nn.Parameter):
                 made = as_parameter(made)
                 vars(made).update(vars(tensor))  # marks that optimizers and layers read
-            self._made[id(tensor)] = made
+            self.made[id(tensor)] = made
             self._originals.append(tensor)
         return made
 
@@ -163,11 +162,11 @@ class Substitutes:
             scalar.backward()  # type: ignore[no-untyped-call]
 
     def _trained(self) -> list[torch.Tensor]:
-        return [made for made in (self._made[id(one)] for one in self._parameters) if made.requires_grad]
+        return [made for made in (self.made[id(one)] for one in self._parameters) if made.requires_grad]
 
     def held_bytes(self) -> int:
         """The bytes of parameters, buffers and inputs, shared memory counted once."""
-        return sum(dict(map(memory_of, self._made.values())).values())
+        return sum(dict(map(memory_of, self.made.values())).values())
 
     def gradients(self) -> list[tuple[TensorSpec, int | None]]:
         """The trainable parameters, each with the bytes of its gradient, or None if it got none."""
@@ -180,12 +179,12 @@ class Substitutes:
 
     def initialized(self) -> dict[int, torch.Size]:
         """The shapes of what was uninitialized, by the identity of the original."""
-        return {id(one): self._made[id(one)].shape for one in self._originals if nn.parameter.is_lazy(one)}
+        return {id(one): self.made[id(one)].shape for one in self._originals if nn.parameter.is_lazy(one)}
 
 
 def _holds_tensors(value: Any) -> bool:
     """Whether a value is a plain list, tuple or dict with tensors right in it."""
-    if not value or type(value) not in (list, tuple, dict):
+    if type(value) not in (list, tuple, dict):
         return False
     return any(isinstance(one, torch.Tensor) for one in (value.values() if type(value) is dict else value))
 

@@ -182,13 +182,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a step is measured: what was asked for, and what was found out on the way.
-
-    Attributes:
-        lazy: The shapes of uninitialized parameters.
-        real: Why tensors hold data, or None if they don't.
-        hooks: Whether hooks see what autograd keeps; else all that is alive counts as kept.
-    """
+    """How a step is measured: what was asked for, and what was found out on the way."""
 
     model: nn.Module
     args: tuple[Any, ...]
@@ -196,9 +190,9 @@ class _Plan:
     loss: Callable[[Any], torch.Tensor] | None
     mode: str | None
     train_all: bool
-    lazy: dict[int, torch.Size] = field(default_factory=dict)
-    real: str | None = None
-    hooks: bool = True
+    lazy: dict[int, torch.Size] = field(default_factory=dict)  # the shapes of uninitialized parameters
+    real: str | None = None  # why tensors hold data, if they do
+    hooks: bool = True  # they see what autograd keeps; else all that is alive counts as kept
 
 
 def _measured(plan: _Plan) -> StepCost:
@@ -210,14 +204,15 @@ def _measured(plan: _Plan) -> StepCost:
     with untouched(modules):
         substitutes = Substitutes(model, fakes, plan.lazy, train_all=plan.train_all)
         inputs, keywords = substitutes.install(modules, plan.args, plan.kwargs)
-        meter.memory.adopt(substitutes.made())
+        meter.memory.adopt(substitutes.made.values())
         if plan.mode is not None:
             model.train(plan.mode == "train")
         output = scalar = None
         stage = ""
         try:
             with meter.running():
-                with _seeing_what_is_kept(meter) if plan.hooks else contextlib.nullcontext():
+                hooks = torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda tensor: tensor)
+                with hooks if plan.hooks else contextlib.nullcontext():
                     output = meter.call(model, inputs, keywords)
                     stage = "loss"
                     scalar = (plan.loss or _default_loss)(output)
@@ -244,10 +239,6 @@ def _measured(plan: _Plan) -> StepCost:
     cost.forward_flops, cost.backward_flops = totals.forward_flops, totals.backward_flops
     cost.saved_bytes = totals.saved_bytes
     return cost
-
-
-def _seeing_what_is_kept(meter: Meter) -> contextlib.AbstractContextManager[object]:
-    return torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda tensor: tensor)
 
 
 def _initialized(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[int, torch.Size]:

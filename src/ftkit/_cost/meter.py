@@ -92,7 +92,7 @@ class _Call:
 
 
 _ANSWERS: dict[Hashable, Answer] = {}
-_MOST_ANSWERS = 20_000
+_MOST_ANSWERS = 20_000  # some 30 MB, after which all are forgotten; a network has a few hundred
 
 _DEVICE = torch.ops.prim.device.default
 _DETACH = torch.ops.aten.detach.default

@@ -123,11 +123,13 @@ class _Unfolded:
         self.x_bytes, self.w_bytes, self.y_bytes = (one.numel() * self.size for one in (self.x, self.w, self.y))
         self.bias = self.y.shape[1] * self.size
         self.examples, self.channels = self.x.shape[:2]
-        self.kernel = math.prod(self.w.shape[2:])
-        self.places = math.prod(self.y.shape[2:])
+        self.kernel, self.places = math.prod(self.w.shape[2:]), math.prod(self.y.shape[2:])
         self.column = self.kernel * self.places * self.size  # one channel of one example, unfolded
-        self.depthwise = self.groups == self.channels == self.y.shape[1] > 1
         self.threads = torch.get_num_threads()
+        self.depthwise = self.groups == self.channels == self.y.shape[1] > 1
+        self.large_depthwise = self.depthwise and self.kernel > 9  # 3 x 3 has a kernel of its own
+        self.dilated = self.size == 4 and max(self.dilation) > 1
+        self.reach = [(side - 1) * step for side, step in zip(self.w.shape[2:], self.dilation, strict=True)]
 
     @property
     def taken_by_onednn(self) -> bool:
@@ -160,71 +162,64 @@ class _Blocked(_Unfolded):
     """x * w = y as oneDNN computes it, on copies in blocks of channels."""
 
     def forward(self) -> int:
-        copies = self._copied_x + self._copied_w + self._copied_y + self._sums(self.y_bytes)
-        return max(copies - self.y_bytes, self._copied_y)
+        copies = self.copied_x + self.copied_w + self.copied_y + self._sums(self.y_bytes)
+        return max(copies - self.y_bytes, self.copied_y)
 
     def backward(self, to_x: bool, to_w: bool, *, packed: bool) -> int:
-        x_grad, w_grad = self.x_bytes if to_x else 0, self.w_bytes + self.bias if to_w else 0
-        for_x = self._unfolded_for_x() or self._for_x() if to_x else 0
-        for_w = x_grad + (self._unfolded_for_w() or self._for_w()) if to_w else 0
-        return max(for_x, for_w) - x_grad - w_grad + self._repacked + (0 if packed else self.y_bytes)
+        x_grad = w_grad = for_x = for_w = 0
+        if to_x:
+            x_grad, for_x = self.x_bytes, self._unfolded_for_x() or self._for_x()
+        if to_w:
+            w_grad, for_w = self.w_bytes + self.bias, x_grad + (self._unfolded_for_w() or self._for_w())
+        return max(for_x, for_w) - x_grad - w_grad + self.repacked + (0 if packed else self.y_bytes)
 
     # ---- the gradient of x, and what is held with it
 
     def _unfolded_for_x(self) -> int:
         """Where a dilated kernel reaches too far over the edge of a row, oneDNN's refuse (7 and 28 are measured)."""
-        far = self._reach[-1] - self.padding[-1] > 7 and self.x.shape[-1] > 28
-        return self.x_bytes + self._columns if self._dilated and far else 0
+        far = self.reach[-1] - self.padding[-1] > 7 and self.x.shape[-1] > 28
+        return self.x_bytes + self.columns if self.dilated and far else 0
 
     def _for_x(self) -> int:
-        computed = self._copied_x + self._copied_w + self._copied_y + self._sums(self.x_bytes)
+        computed = self.copied_x + self.copied_w + self.copied_y + self._sums(self.x_bytes)
         reorders = 2 if max(self.stride) > 1 and self.groups == 1 else 1
-        return max(computed, self.x_bytes + reorders * self._copied_x)
+        return max(computed, self.x_bytes + reorders * self.copied_x)
 
     # ---- the gradients of w and of the bias, and what is held with them
 
     def _unfolded_for_w(self) -> int:
         """A kernel that reaches beyond x is refused, and one of more than 14 (``jcp.kw > 14`` in oneDNN's source)."""
-        outgrown = any(far >= side for far, side in zip(self._reach, self.x.shape[2:], strict=True))
+        outgrown = any(far >= side for far, side in zip(self.reach, self.x.shape[2:], strict=True))
         wide = self.size == 4 and max(self.w.shape[2:]) > 14
-        taken = self.w_bytes + self.bias + 4 * self._busy * self.w_bytes + self._columns
-        return taken if wide or (self._dilated and outgrown) else 0
+        taken = self.w_bytes + self.bias + 4 * self.busy * self.w_bytes + self.columns
+        return taken if wide or (self.dilated and outgrown) else 0
 
     def _for_w(self) -> int:
-        held = self._copied_x + self._copied_y
-        if self._large_and_depthwise:  # unfolded, channel by channel
+        held = self.copied_x + self.copied_y
+        if self.large_depthwise:  # unfolded, channel by channel
             threads = self.threads if self.places < 256 * self.threads else 1
             held = 0 if self.half else threads * (self.column + 4 * self.w_bytes)
-        summed = held + self._copied_w + self.bias + self._sums_for_w(self._copied_w)
-        return max(summed, self._copied_w + self.w_bytes + 2 * self.bias)
+        summed = held + self.copied_w + self.bias + self._sums_for_w(self.copied_w)
+        return max(summed, self.copied_w + self.w_bytes + 2 * self.bias)
 
     # ---- copies, and sums
 
-    @property
-    def _is_first(self) -> bool:
-        """Images and the like are not blocked: they have too few channels."""
-        return self.groups == 1 and self.channels < 4
-
-    @property
-    def _copied_x(self) -> int:
-        return 0 if self._is_first else _blocked(self.x_bytes, self.channels)
-
-    @property
-    def _copied_y(self) -> int:
-        return _blocked(self.y_bytes, self.y.shape[1])
-
-    @property
-    def _copied_w(self) -> int:
-        if self.depthwise:
-            return _blocked(self.w_bytes, self.groups)
-        outer, inner = self.w.shape[0] // self.groups, self.w.shape[1]
-        inner = inner if self._is_first else _rounded_up(inner, _BLOCK)
-        return self.groups * _rounded_up(outer, _BLOCK) * inner * self.kernel * self.size
-
-    @property
-    def _repacked(self) -> int:
-        """w, where it does not come in the format of the others."""
-        return 0 if self.w.is_contiguous(memory_format=self.format) else self.w_bytes
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        filters, inner = self.w.shape[0] // self.groups, self.w.shape[1]
+        first = self.groups == 1 and self.channels < 4  # images and the like are too narrow for blocks
+        self.copied_x = 0 if first else _blocked(self.x_bytes, self.channels)
+        self.copied_y = _blocked(self.y_bytes, self.y.shape[1])
+        self.copied_w = (
+            _blocked(self.w_bytes, self.groups)
+            if self.depthwise
+            else _blocked(self.w_bytes, filters)
+            if first
+            else _blocked(_blocked(self.w_bytes, filters), inner)
+        )
+        self.repacked = 0 if self.w.is_contiguous(memory_format=self.format) else self.w_bytes
+        self.busy = min(self.examples, self.threads)
+        self.columns = self.busy * self.channels // self.groups * self.column  # unfolded at one time, of each a group
 
     def _sums(self, halves: int) -> int:
         """In single precision, of one example for each thread: for kernels of one element in half precision."""
@@ -237,42 +232,20 @@ class _Blocked(_Unfolded):
             return 0
         shared_out = self.x_bytes + self.y_bytes > (16 if self.depthwise else 3) * self.w_bytes
         operands = 0 if self.kernel == 1 else (self.x_bytes + self.y_bytes) // self.examples
-        return (self._busy if shared_out else 1) * (2 * copied + operands)
-
-    @property
-    def _large_and_depthwise(self) -> bool:
-        return self.depthwise and self.kernel > 9  # 3 x 3 has a kernel of its own
-
-    @property
-    def _dilated(self) -> bool:
-        return self.size == 4 and max(self.dilation) > 1
-
-    @property
-    def _reach(self) -> list[int]:
-        """How far a kernel's last element lies from its first, by dimension."""
-        return [(side - 1) * step for side, step in zip(self.w.shape[2:], self.dilation, strict=True)]
-
-    @property
-    def _busy(self) -> int:
-        return min(self.examples, self.threads)
-
-    @property
-    def _columns(self) -> int:
-        """The examples that threads unfold at one time, of each a group."""
-        return self._busy * self.channels // self.groups * self.column
+        return (self.busy if shared_out else 1) * (2 * copied + operands)
 
 
 class _ChannelsLast(_Blocked):
     """x * w = y as oneDNN computes it where channels come last: x and y are taken as they are."""
 
     def forward(self) -> int:
-        return self._repacked + self._copied_w
+        return self.repacked + self.copied_w
 
     def _for_x(self) -> int:
-        return self.x_bytes + self._copied_w
+        return self.x_bytes + self.copied_w
 
     def _for_w(self) -> int:
-        copied = 256 * self.w_bytes if self._large_and_depthwise else self._copied_w  # a channel in 16 x 16
+        copied = 256 * self.w_bytes if self.large_depthwise else self.copied_w  # a channel in 16 x 16
         return copied + self.bias + max(self._sums_for_w(copied), 2 * self.w_bytes + self.bias)
 
 

@@ -16,19 +16,7 @@ __all__ = ["Comparison", "compare"]
 
 @dataclass
 class Comparison:
-    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it.
-
-    Attributes:
-        a: The first summary.
-        b: The second.
-
-    Example:
-        >>> import torch
-        >>> from ftkit import compare, summary
-        >>> wide, narrow = (summary(torch.nn.Sequential(torch.nn.Linear(8, size))) for size in (16, 4))
-        >>> [(name, one.params, other.params) for name, (one, other) in compare(wide, narrow).differing().items()]
-        [('0', 144, 36)]
-    """
+    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it."""
 
     a: ModelSummary
     b: ModelSummary

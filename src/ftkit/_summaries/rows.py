@@ -32,12 +32,6 @@ class SummaryRow:
         calls: How often the forward pass calls it.
         status: ``"trains"``, ``"partial"``, ``"frozen"``, ``"frozen, passes gradients"``, or nothing
             if it has no parameters.
-
-    Example:
-        >>> import torch
-        >>> from ftkit import summary
-        >>> [(row.name, row.params) for row in summary(torch.nn.Sequential(torch.nn.Linear(8, 4))).rows]
-        [('', 36), ('0', 36)]
     """
 
     name: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
-from ftkit._summaries.inputs import blanks, given_inputs
 from ftkit._summaries.rows import SummaryData, elements, rows_of
 from ftkit._summaries.views import to_html, to_picture, to_text
 from ftkit.errors import FtkitError, did_you_mean
@@ -47,8 +46,8 @@ class ModelSummary(SummaryData):
         real: Why the step had to be computed with real tensors, or None if it was not.
     """
 
-    _depth: int | None = field(default=None, repr=False)
-    _cost: StepCost | None = field(default=None, repr=False)
+    _depth: int | None = field(default=None, init=False, repr=False)
+    _cost: StepCost | None = field(default=None, init=False, repr=False)
 
     def peak_training_bytes(self, optimizer: OptimizerLike) -> int:
         """Predict the most bytes that a training step holds at any moment.
@@ -167,13 +166,63 @@ def summary(
     if mode not in (None, "train", "eval"):
         raise FtkitError(f"Expected mode 'train' or 'eval', got {mode!r}.{did_you_mean(str(mode), ['train', 'eval'])}")
     inner = unwrap(model)
-    inputs = given_inputs(inner, input_size, input_data, dtypes)
+    inputs = _inputs(inner, input_size, input_data, dtypes)
     cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
-    found = ModelSummary(**_counted(inner, cost), _depth=depth, _cost=cost)
+    found = ModelSummary(**_counted(inner, cost))
+    found._depth, found._cost = depth, cost
     if cost is not None and inputs is not None:
         unfrozen = measure(inner, *inputs, loss=loss, mode=mode, train_all=True) if found.frozen_params else cost
         found.unfrozen_backward_flops, found.unfrozen_saved_bytes = unfrozen.backward_flops, unfrozen.saved_bytes
     return found
+
+
+def _inputs(
+    model: nn.Module, input_size: Any, input_data: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return positional and keyword inputs, however they were given; None if they were not."""
+    if input_size is not None and input_data is not None:
+        raise FtkitError("Expected input_size or input_data, got both: leave one out.")
+    if dtypes is not None and input_size is None:
+        raise FtkitError("dtypes belong to input_size; input_data has its own.")
+    match input_data:
+        case None:
+            return None if input_size is None else (_blanks(model, input_size, dtypes), {})
+        case torch.Tensor():
+            return (input_data,), {}
+        case (tuple(), dict()) if isinstance(input_data, tuple):
+            return input_data
+        case tuple():
+            return input_data, {}
+        case Mapping():
+            return (), dict(input_data)
+    raise FtkitError(
+        "Expected input_data to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
+        f"of both, got {type(input_data).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
+    )
+
+
+def _blanks(
+    model: nn.Module, input_size: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
+) -> tuple[torch.Tensor, ...]:
+    """Return tensors on the meta device in the shape, or the shapes, of ``input_size``."""
+    sizes = list(input_size) if isinstance(input_size, Sequence) else [input_size]
+    shapes = [sizes] if all(isinstance(size, int) for size in sizes) else sizes
+    if not all(map(_is_shape, shapes)):
+        raise FtkitError(
+            f"Expected input_size to be a shape such as (32, 3, 224, 224), or several, got {input_size!r}."
+        )
+    if dtypes is None or isinstance(dtypes, torch.dtype):
+        floats = (tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point)
+        dtypes = [dtypes or next(floats, torch.get_default_dtype())] * len(shapes)
+    if len(dtypes) != len(shapes):
+        raise FtkitError(f"Expected as many dtypes as shapes, got {len(dtypes)} for {len(shapes)}.")
+    return tuple(
+        torch.empty(tuple(shape), dtype=dtype, device="meta") for shape, dtype in zip(shapes, dtypes, strict=True)
+    )
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, Sequence) and all(isinstance(size, int) and size >= 0 for size in shape)
 
 
 def _counted(model: nn.Module, cost: StepCost | None) -> dict[str, Any]:
@@ -232,7 +281,7 @@ def largest_batch(
         479
     """
     inner = unwrap(model)
-    examples = blanks(inner, input_size, dtypes)
+    examples = _blanks(inner, input_size, dtypes)
     if not all(one.dim() for one in examples):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
 
