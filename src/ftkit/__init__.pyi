@@ -30,8 +30,10 @@ from ._images import restore as restore
 from ._images import scan_images as scan_images
 from ._loaders import ResumableLoader as ResumableLoader
 from ._monitor import EarlyStopping as EarlyStopping
+from ._summaries.comparison import Comparison as Comparison
+from ._summaries.comparison import compare as compare
+from ._summaries.rows import SummaryRow as SummaryRow
 from ._summaries.summary import ModelSummary as ModelSummary
-from ._summaries.summary import compare as compare
 from ._summaries.summary import largest_batch as largest_batch
 from ._summaries.summary import summary as summary
 from ._weights.inspection import CheckpointDiff as CheckpointDiff

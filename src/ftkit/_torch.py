@@ -6,9 +6,13 @@ what is missing and which versions have it.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import importlib
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 import torch
 from torch import nn
@@ -17,24 +21,57 @@ from torch.utils.data import DataLoader
 
 from ftkit.errors import FtkitError
 
+if TYPE_CHECKING:  # looked up by __getattr__
+    from torch._subclasses.fake_tensor import (
+        DataDependentOutputException,
+        DynamicOutputShapeException,
+        FakeTensor,
+        FakeTensorMode,
+        UnsupportedOperatorException,
+    )
+    from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
+    from torch.utils._pytree import tree_leaves, tree_map_only
+
 __all__ = [
     "FAKE_TENSOR_LOG",
     "LISTS_BY_GROUP",
     "RATES_BY_GROUP",
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
     "IndexedLoader",
+    "NoDynamo",
+    "TorchDispatchMode",
+    "UnsupportedOperatorException",
+    "as_parameter",
+    "below_dispatch",
     "buffers_of",
     "can_settle_anew",
     "children_of",
     "compiled_from",
+    "eager_call",
+    "fake_maker",
+    "gives_views",
+    "holds_value",
     "is_norm",
+    "is_traceable_wrapper_subclass_type",
     "loads_plainly",
     "needed",
     "negated",
+    "node_number",
+    "node_running",
+    "nodes_made",
+    "operator_name",
+    "owners",
     "parameters_of",
     "pre_hooks_of",
     "settle_anew",
     "storage_id",
+    "tree_leaves",
+    "tree_map_only",
     "version_of",
+    "without_step_hooks",
 ]
 
 T_co = TypeVar("T_co", covariant=True)
@@ -65,6 +102,19 @@ def needed(owner: object, name: str, purpose: str) -> Any:
             f"torch {torch.__version__} has no {place}.{name}, which ftkit needs to {purpose}. ftkit is tested with "
             "torch 2.6 to 2.14: install one of these, or a newer ftkit."
         ) from None
+
+
+_ELSEWHERE = "torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"
+
+
+def __getattr__(name: str) -> Any:
+    """Look for what lives in a private module of torch when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    for place in _ELSEWHERE:
+        with contextlib.suppress(AttributeError, ImportError):
+            return getattr(importlib.import_module(place), name)
+    return needed(torch, name, "run models without their data")
 
 
 # ---- the tables of a module: live dicts, whose order is that of registration
@@ -208,3 +258,125 @@ class _Through:
 
     def __len__(self) -> int:
         return len(self.sampler)
+
+
+# ---- fake tensors
+
+FakeMaker: TypeAlias = "Callable[[torch.Tensor, torch.device, bool], FakeTensor]"
+"""From a meta tensor, a device and whether it takes a gradient to a fake tensor on that device."""
+
+
+def fake_maker(mode: FakeTensorMode) -> FakeMaker | None:
+    """The shortest way to make fake tensors of ``mode``; None where this torch makes them in another way.
+
+    It is what their constructor does, less its checks, which would take half of the time of a summary.
+    """
+    fakes = __getattr__("FakeTensor")
+    tables: dict[torch.device, dict[str, Any]] = {}
+
+    def constructed(device: torch.device) -> FakeTensor:
+        with below_dispatch():
+            made: FakeTensor = fakes(mode, torch.empty(0, device="meta"), device)
+        return made
+
+    def make(elem: torch.Tensor, device: torch.device, requires_grad: bool) -> FakeTensor:
+        if device not in tables:
+            tables[device] = dict(vars(constructed(device)))
+        made: FakeTensor = torch.Tensor._make_subclass(
+            fakes, elem, requires_grad, dispatch_device=True, device_for_backend_keys=device
+        )
+        vars(made).update(tables[device])
+        return made
+
+    cpu = torch.device("cpu")
+    try:
+        own, other, ours = constructed(cpu), constructed(cpu), make(torch.empty(0, device="meta"), cpu, False)
+        frozenset(vars(own).values())  # what can't be hashed could change, and must not be shared
+        alike = vars(own) == vars(other) == vars(ours) and ours.device == cpu and not holds_value(ours)
+        return make if alike and torch._C._dispatch_keys(own) == torch._C._dispatch_keys(ours) else None
+    except (AttributeError, FtkitError, TypeError):
+        return None
+
+
+def holds_value(fake: FakeTensor) -> bool:
+    """Whether a fake tensor knows its value after all: a constant of the model's code."""
+    return needed(fake, "constant", "know what a fake tensor knows") is not None
+
+
+def as_parameter(fake: torch.Tensor) -> torch.Tensor:
+    """Have a tensor pass for an ``nn.Parameter``, by the mark that isinstance looks at."""
+    fake._is_param = True
+    return fake if isinstance(fake, nn.Parameter) else nn.Parameter(fake, fake.requires_grad)
+
+
+# ---- operators
+
+
+class NoDynamo:
+    """Keeps torch.compile from wrapping each operator of a mode: the wrapper would cost more than the mode."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+def below_dispatch() -> contextlib.AbstractContextManager[object]:
+    """Pass by all modes and subclasses in the block, where a fake tensor is the meta tensor that it is made of."""
+    guard = needed(torch._C, "_DisableTorchDispatch", "see through fake tensors")
+    return cast("contextlib.AbstractContextManager[object]", guard())
+
+
+@functools.cache
+def operator_name(func: Any) -> str:
+    """The name of an operator without its overload, such as ``aten::add``."""
+    return str(func.name()).partition(".")[0]
+
+
+def gives_views(func: Any) -> bool:
+    """Whether an operator may give back views of its arguments; so it says where this torch does not tell."""
+    schema = getattr(func, "_schema", None)
+    return schema is None or any(returned.alias_info is not None for returned in schema.returns)
+
+
+def eager_call(module: nn.Module) -> Callable[..., Any]:
+    """What calls a module, hooks included: its graph by torch.compile, which hides the layers, is left out."""
+    children = children_of(module)
+    if "_orig_mod" in children:  # not get(), which the table of TorchScript lacks
+        return cast("Callable[..., Any]", children["_orig_mod"])
+    return cast("Callable[..., Any]", needed(module, "_call_impl", "call a module without its compiled graph"))
+
+
+def without_step_hooks(optimizer: torch.optim.Optimizer) -> None:
+    """Give an optimizer tables of its own for the hooks around a step, with none in them."""
+    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
+        if hasattr(optimizer, name):
+            setattr(optimizer, name, OrderedDict())
+
+
+# ---- the graph of autograd
+
+
+def nodes_made() -> int:
+    """How many nodes autograd has made in this thread, which numbers them in that order."""
+    return int(needed(torch._C._autograd, "_get_sequence_nr", "tell which module is differentiated")())
+
+
+def node_running() -> torch.autograd.graph.Node | None:
+    """The node whose backward function is running in this thread."""
+    node: torch.autograd.graph.Node | None
+    node = needed(torch._C, "_current_autograd_node", "tell which module is differentiated")()
+    return node
+
+
+def node_number(node: torch.autograd.graph.Node) -> int:
+    """How many nodes there were when autograd made this one."""
+    return int(needed(node, "_sequence_nr", "tell which module is differentiated")())
+
+
+def owners(tensor: torch.Tensor) -> tuple[int, int] | None:
+    """How many own the memory of a tensor, and how many the tensor; None where this torch does not tell."""
+    of_storage = getattr(torch._C, "_storage_Use_Count", None)
+    of_tensor = getattr(torch.Tensor, "_use_count", None)
+    if of_storage is None or of_tensor is None:
+        return None
+    return int(of_storage(storage_id(tensor))), int(of_tensor(tensor))

@@ -5,25 +5,26 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import (
+
+from ftkit._cost.fakes import Fakes, Substitutes, TensorSpec, memory_of
+from ftkit._cost.meter import Meter, ModuleCost
+from ftkit._models.dryrun import tensors_in, untouched
+from ftkit._torch import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     UnsupportedOperatorException,
+    as_parameter,
+    tree_map_only,
+    without_step_hooks,
 )
-from torch.utils._pytree import tree_map_only
-
-from ftkit._cost.meter import Meter, Part, Spec, storages
-from ftkit._cost.stand_ins import StandIns
-from ftkit._models.dryrun import tensors_in, untouched
 from ftkit.errors import FtkitError
 
 __all__ = ["OptimizerLike", "StepCost", "measure"]
@@ -37,7 +38,7 @@ class StepCost:
     """What one training step costs.
 
     Attributes:
-        parts: One for each module, in the order of ``model.modules()``.
+        modules: One for each module, in the order of ``model.modules()``.
         forward_flops: Of the model and the loss.
         backward_flops: Of the model and the loss.
         saved_bytes: Kept from the forward for the backward pass, by the loss too; parameters, buffers and
@@ -49,7 +50,7 @@ class StepCost:
         real: Why the step was computed with real tensors, or None.
     """
 
-    parts: list[Part]
+    modules: list[ModuleCost]
     forward_flops: int = 0
     backward_flops: int = 0
     saved_bytes: int = 0
@@ -58,7 +59,7 @@ class StepCost:
     grad_bytes: int = 0
     lazy: dict[int, torch.Size] = field(default_factory=dict)
     real: str | None = None
-    _trained: list[tuple[Spec, bool]] = field(default_factory=list, repr=False)
+    _trained: list[tuple[TensorSpec, int | None]] = field(default_factory=list, repr=False)
 
     def peak_training_bytes(self, optimizer: OptimizerLike) -> int:
         """Predict the most bytes held at any moment of a step with ``optimizer``, its state included.
@@ -104,28 +105,27 @@ def measure(
         >>> import torch
         >>> from ftkit._cost.measure import measure
         >>> cost = measure(torch.nn.Linear(32, 64), (torch.randn(4, 32),), {})
-        >>> cost.forward_flops, cost.backward_flops, cost.parts[0].output_shape
+        >>> cost.forward_flops, cost.backward_flops, cost.modules[0].output_shape
         (16384, 16384, (4, 64))
     """
-    run = functools.partial(_measure, model, args, kwargs, loss, mode, train_all)
-    on_meta = any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()])
-    real = lazy = None
-    hooks = True
+    tensors = [*model.parameters(), *model.buffers()]
+    on_meta = any(tensor.is_meta for tensor in tensors)
+    plan = _Plan(model, args, kwargs, loss, mode, train_all)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        plan = replace(plan, real="TorchScript runs on real tensors only")
     try:
-        if any(nn.parameter.is_lazy(tensor) for tensor in [*model.parameters(), *model.buffers()]):
-            lazy = _initialized(model, args, kwargs)
-        if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-            real = "TorchScript runs on real tensors only"
+        if any(map(nn.parameter.is_lazy, tensors)):
+            plan = replace(plan, lazy=_initialized(model, args, kwargs))
         while True:
             try:
-                return run(lazy, real, hooks)
+                return _measured(plan)
             except _FailedStep as failure:
-                if hooks and "support saved tensor hooks" in str(failure.cause):  # torch.func's derivatives
-                    hooks = False
-                elif real or on_meta:
+                if plan.hooks and "support saved tensor hooks" in str(failure.cause):  # torch.func's derivatives
+                    plan = replace(plan, hooks=False)
+                elif plan.real or on_meta:
                     raise
                 else:
-                    real = failure.why_real()
+                    plan = replace(plan, real=failure.why_real())
     except _FailedStep as failure:
         raise FtkitError(failure.explained(on_meta)) from failure.cause
 
@@ -151,11 +151,11 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
             return f"{self.operator} has no fake kernel; {self._registering()} would spare it"
         if isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
             return f"{self.operator} depends on values"
-        return f"without data, {self._said()}"
+        return f"without data, {_first_line(self.cause)}"
 
     def explained(self, on_meta: bool) -> str:
         """Say what failed, and what to do."""
-        text = f"{self.place}: {self._said()}. "
+        text = f"{self.place}: {_first_line(self.cause)}. "
         if self._lacks_fake():
             return text + f"Register a fake kernel: {self._registering()}."
         if "Expected tensor for argument #1 'indices'" in text:
@@ -168,10 +168,6 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
             return text + "Expected a loss that takes the model's output and gives a scalar to differentiate."
         return text + "Expected the inputs that its forward() takes: input_data passes any of them."
 
-    def _said(self) -> str:
-        said = str(self.cause).strip().split("\n")[0][:300].rstrip(".")
-        return f"{type(self.cause).__name__}: {said}" if said else type(self.cause).__name__
-
     def _lacks_fake(self) -> bool:
         return isinstance(self.cause, UnsupportedOperatorException) or "no fake impl registered" in str(self.cause)
 
@@ -179,53 +175,69 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
         return f"torch.library.register_fake({self.operator.rsplit('.', 1)[0].replace('.', '::')!r})"
 
 
-def _measure(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    loss: Callable[[Any], torch.Tensor] | None,
-    mode: str | None,
-    train_all: bool,
-    lazy: dict[int, torch.Size] | None,
-    real: str | None,
-    hooks: bool,
-) -> StepCost:
-    modules = list(model.modules())
-    cost = StepCost([Part() for _ in modules], lazy=lazy or {}, real=real)
-    meter = Meter(None if real else FakeTensorMode(allow_non_fake_inputs=True))
-    meter.parts = {id(module): part for module, part in zip(modules, cost.parts, strict=True)}
+def _first_line(error: Exception) -> str:
+    said = str(error).strip().split("\n")[0][:300].rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a step is measured: what was asked for, and what was found out on the way."""
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    loss: Callable[[Any], torch.Tensor] | None
+    mode: str | None
+    train_all: bool
+    lazy: dict[int, torch.Size] = field(default_factory=dict)  # the shapes of uninitialized parameters
+    real: str | None = None  # why tensors hold data, if they do
+    hooks: bool = True  # they see what autograd keeps; else all that is alive counts as kept
+
+
+def _measured(plan: _Plan) -> StepCost:
+    model, modules = plan.model, list(plan.model.modules())
+    cost = StepCost([ModuleCost() for _ in modules], lazy=plan.lazy, real=plan.real)
+    fakes = None if plan.real else Fakes()
+    meter = Meter(fakes)
+    meter.costs = {id(module): own for module, own in zip(modules, cost.modules, strict=True)}
     with untouched(modules):
-        stand_ins = StandIns(model, meter, cost.lazy, train_all)
-        inputs, keywords = stand_ins.install(modules, args, kwargs)
-        stand_ins.adopt()
-        if mode is not None:
-            model.train(mode == "train")
+        substitutes = Substitutes(model, fakes, plan.lazy, train_all=plan.train_all)
+        inputs, keywords = substitutes.install(modules, plan.args, plan.kwargs)
+        meter.memory.adopt(substitutes.made.values())
+        if plan.mode is not None:
+            model.train(plan.mode == "train")
         output = scalar = None
         stage = ""
         try:
             with meter.running():
-                with contextlib.ExitStack() as stack:
-                    if hooks:
-                        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(meter.pack, _as_it_is))
+                hooks = torch.autograd.graph.saved_tensors_hooks(meter.pack, lambda tensor: tensor)
+                with hooks if plan.hooks else contextlib.nullcontext():
                     output = meter.call(model, inputs, keywords)
                     stage = "loss"
-                    scalar = (loss or _default_loss)(output)
-                    if loss and not isinstance(scalar, torch.Tensor):
+                    scalar = (plan.loss or _default_loss)(output)
+                    if plan.loss and not isinstance(scalar, torch.Tensor):
                         raise TypeError(f"it gave a {type(scalar).__name__}")
-                if not hooks:
-                    meter.pack_all_but([*tensors_in(output), scalar])
+                if not plan.hooks:
+                    meter.memory.keep_all_but([*tensors_in(output), scalar])
                 if isinstance(scalar, torch.Tensor) and scalar.requires_grad:
-                    meter.in_backward, stage = True, "backward pass"
+                    stage = "backward pass"
+                    meter.begin_backward()
                     with _out_of_autocast(scalar.device.type):
-                        stand_ins.backward(scalar)
+                        substitutes.backward(scalar)
+        except FtkitError:  # torch lacks something: no fault of the model
+            raise
         except Exception as error:
             raise _FailedStep(error, model, meter, stage) from error
         finally:
             output = scalar = None
-        cost.held_bytes = stand_ins.held_bytes()
-        cost.peak_bytes = meter.peak
-        cost.grad_bytes, cost._trained = stand_ins.gradients()
-    cost.forward_flops, cost.backward_flops, cost.saved_bytes = meter.roll_up()
+        cost.held_bytes = substitutes.held_bytes()
+        cost.peak_bytes = meter.memory.peak
+        cost._trained = substitutes.gradients()
+    cost.grad_bytes = sum(size or 0 for _, size in cost._trained)
+    totals = meter.roll_up()
+    cost.forward_flops, cost.backward_flops = totals.forward_flops, totals.backward_flops
+    cost.saved_bytes = totals.saved_bytes
     return cost
 
 
@@ -233,25 +245,20 @@ def _initialized(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """Return the shapes that the lazy parameters and buffers of ``model`` get on these inputs."""
     modules = list(model.modules())
     with untouched(modules):
-        meter = Meter(None)
-        stand_ins = StandIns(model, meter, {}, train_all=False)
-        inputs, keywords = stand_ins.install(modules, args, kwargs)
+        copies = Substitutes(model, None, {}, train_all=False)
+        inputs, keywords = copies.install(modules, args, kwargs)
         try:
             with torch.no_grad():
                 model(*inputs, **keywords)
         except Exception as error:
-            raise _FailedStep(error, model, meter) from error
-        return stand_ins.initialized()
+            raise _FailedStep(error, model, Meter(None)) from error
+        return copies.initialized()
 
 
 def _out_of_autocast(kind: str) -> contextlib.AbstractContextManager[object]:
     """Leave autocast, as a loop does that runs its backward pass outside: the casts it remembered are freed."""
     torch.clear_autocast_cache()
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
-
-
-def _as_it_is(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
 
 
 def _default_loss(output: Any) -> torch.Tensor | None:
@@ -289,64 +296,52 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
     return nn.functional.cross_entropy(logits, target)
 
 
-def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[Spec, bool]]) -> tuple[int, int]:
+def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[TensorSpec, int | None]]) -> tuple[int, int]:
     """The bytes of an optimizer's state, and the most that one step takes on top of it."""
-    meter = Meter(FakeTensorMode(allow_non_fake_inputs=True), answers_items=True)
+    fakes = Fakes()
+    meter = Meter(fakes, answers_items=True)
     with untouched([]):
-        parameters = []
-        for spec, _ in trained:
-            parameter = meter.fake(spec, requires_grad=True)
-            parameter._is_param = True
-            parameters.append(parameter)
-        grads = {id(parameter) for parameter, (_, got_grad) in zip(parameters, trained, strict=True) if got_grad}
+        parameters = [as_parameter(fakes.make(spec, requires_grad=True)) for spec, _ in trained]
         try:
             with meter.running():
+                for one, (_, size) in zip(parameters, trained, strict=True):
+                    one.grad = None if size is None else torch.empty_like(one)
                 optimizer = make if isinstance(make, torch.optim.Optimizer) else make(parameters)  # type: ignore[arg-type]
-                if any(type(one) is not FakeTensor for group in optimizer.param_groups for one in group["params"]):
-                    optimizer = _imitated(optimizer, meter)
-                    grads = {
-                        id(one) for group in optimizer.param_groups for one in group["params"] if one.requires_grad
-                    }
-                for group in optimizer.param_groups:
-                    for one in group["params"]:
-                        if id(one) in grads:
-                            one.grad = torch.empty_like(one)
+                if not all(type(one) is FakeTensor for one in _parameters(optimizer)):
+                    optimizer = _on_fakes(optimizer, fakes)
                 optimizer.step()
-                own = {key for group in optimizer.param_groups for one in group["params"] for key, _ in storages(one)}
-                state = {
-                    key: size
-                    for tensor in tensors_in(list(optimizer.state.values()))
-                    for key, size in storages(tensor)
-                    if key not in own
-                }
-                before = meter.restart()
+                state = dict(map(memory_of, tensors_in(list(optimizer.state.values()))))
+                for one in _parameters(optimizer):
+                    state.pop(memory_of(one)[0], None)  # which some keep there too
+                before = meter.memory.restart()
                 optimizer.step()
         except Exception as error:
             name = getattr(make, "__name__", type(make).__name__)
-            said = str(error).strip().split("\n")[0][:300].rstrip(".")
             raise FtkitError(
-                f"A step of {name} can't be foreseen: {type(error).__name__}: {said}. Expected an optimizer, its class "
+                f"A step of {name} can't be foreseen: {_first_line(error)}. Expected an optimizer, its class "
                 "or a function that makes it of a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)."
             ) from error
-    return sum(state.values()), meter.peak - before
+    return sum(state.values()), meter.memory.peak - before
 
 
-def _imitated(optimizer: torch.optim.Optimizer, meter: Meter) -> torch.optim.Optimizer:
-    """A copy of an optimizer that steps on tensors without data."""
-    made: dict[int, torch.Tensor] = {}
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [one for group in optimizer.param_groups for one in group["params"]]
 
+
+def _on_fakes(optimizer: torch.optim.Optimizer, fakes: Fakes) -> torch.optim.Optimizer:
+    """A copy of an optimizer that steps on tensors without data, gradients among them, and runs no hooks."""
+
+    @functools.cache
     def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in made:
-            device = torch.device("cpu") if tensor.is_meta else tensor.device
-            made[id(tensor)] = meter.fake(Spec.of(tensor, device), tensor.requires_grad)
-        return made[id(tensor)]
+        device = torch.device("cpu") if tensor.is_meta else tensor.device
+        return fakes.make(TensorSpec.of(tensor, device), requires_grad=tensor.requires_grad)
 
     twin = copy.copy(optimizer)
     twin.param_groups = [tree_map_only(torch.Tensor, fake, group) for group in optimizer.param_groups]
     twin.state = defaultdict(dict)
     for parameter, state in optimizer.state.items():
         twin.state[fake(parameter)] = tree_map_only(torch.Tensor, fake, state)
-    for name in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-        if hasattr(twin, name):
-            setattr(twin, name, OrderedDict())
+    for parameter in _parameters(twin):
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    without_step_hooks(twin)
     return twin

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +13,19 @@ import torch
 from torch import nn
 
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
-from ftkit._cost.meter import Part
-from ftkit._summaries.views import Row, to_html, to_picture, to_text
-from ftkit._wording import in_bytes, in_counts, in_units
+from ftkit._summaries.rows import SummaryData, elements, rows_of
+from ftkit._summaries.views import to_html, to_picture, to_text
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import tied, unwrap
 
 if TYPE_CHECKING:
     import os
 
-__all__ = ["Comparison", "ModelSummary", "Row", "compare", "largest_batch", "summary"]
+__all__ = ["ModelSummary", "largest_batch", "summary"]
 
 
 @dataclass
-class ModelSummary:
+class ModelSummary(SummaryData):
     """What :func:`~ftkit.summary` found; ``print`` it, or let a notebook show it.
 
     Attributes:
@@ -47,22 +46,8 @@ class ModelSummary:
         real: Why the step had to be computed with real tensors, or None if it was not.
     """
 
-    model: str
-    total_params: int
-    trainable_params: int
-    frozen_params: int
-    buffers: int
-    param_bytes: int
-    rows: list[Row]
-    forward_flops: int = 0
-    backward_flops: int = 0
-    saved_bytes: int = 0
-    unfrozen_backward_flops: int = 0
-    unfrozen_saved_bytes: int = 0
-    tied: tuple[str, ...] = ()
-    real: str | None = None
-    depth: int | None = field(default=None, repr=False)
-    _cost: StepCost | None = field(default=None, repr=False)
+    _depth: int | None = field(default=None, init=False, repr=False)
+    _cost: StepCost | None = field(default=None, init=False, repr=False)
 
     def peak_training_bytes(self, optimizer: OptimizerLike) -> int:
         """Predict the most bytes that a training step holds at any moment.
@@ -95,7 +80,7 @@ class ModelSummary:
             fold: Show equal blocks that follow one another as one line with their sums.
             width: Columns; by default those of the terminal.
         """
-        return to_text(self, depth if depth is not None else self.depth, fold, width)
+        return to_text(self, self._depth if depth is None else depth, fold, width)
 
     def __str__(self) -> str:
         return self.text()
@@ -115,7 +100,7 @@ class ModelSummary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures as plain numbers, strings, lists and dicts."""
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_") and name != "depth"}
+        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return own | {"rows": [dict(vars(row)) for row in self.rows]}
 
     def to_json(self) -> str:
@@ -183,8 +168,8 @@ def summary(
     inner = unwrap(model)
     inputs = _inputs(inner, input_size, input_data, dtypes)
     cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
-    found = _counted(inner, cost)
-    found.depth = depth
+    found = ModelSummary(**_counted(inner, cost))
+    found._depth, found._cost = depth, cost
     if cost is not None and inputs is not None:
         unfrozen = measure(inner, *inputs, loss=loss, mode=mode, train_all=True) if found.frozen_params else cost
         found.unfrozen_backward_flops, found.unfrozen_saved_bytes = unfrozen.backward_flops, unfrozen.saved_bytes
@@ -194,22 +179,22 @@ def summary(
 def _inputs(
     model: nn.Module, input_size: Any, input_data: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return positional and keyword inputs, however they were given; None if they were not."""
     if input_size is not None and input_data is not None:
         raise FtkitError("Expected input_size or input_data, got both: leave one out.")
     if dtypes is not None and input_size is None:
         raise FtkitError("dtypes belong to input_size; input_data has its own.")
-    if input_size is not None:
-        return _blanks(model, input_size, dtypes), {}
-    if input_data is None:
-        return None
-    if isinstance(input_data, torch.Tensor):
-        return (input_data,), {}
-    if isinstance(input_data, tuple):
-        if len(input_data) == 2 and isinstance(input_data[0], tuple) and isinstance(input_data[1], dict):
+    match input_data:
+        case None:
+            return None if input_size is None else (_blanks(model, input_size, dtypes), {})
+        case torch.Tensor():
+            return (input_data,), {}
+        case (tuple(), dict()) if isinstance(input_data, tuple):
             return input_data
-        return input_data, {}
-    if isinstance(input_data, Mapping):
-        return (), dict(input_data)
+        case tuple():
+            return input_data, {}
+        case Mapping():
+            return (), dict(input_data)
     raise FtkitError(
         "Expected input_data to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
         f"of both, got {type(input_data).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
@@ -219,12 +204,10 @@ def _inputs(
 def _blanks(
     model: nn.Module, input_size: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
 ) -> tuple[torch.Tensor, ...]:
+    """Return tensors on the meta device in the shape, or the shapes, of ``input_size``."""
     sizes = list(input_size) if isinstance(input_size, Sequence) else [input_size]
     shapes = [sizes] if all(isinstance(size, int) for size in sizes) else sizes
-    good = all(
-        isinstance(shape, Sequence) and all(isinstance(size, int) and size >= 0 for size in shape) for shape in shapes
-    )
-    if not good:
+    if not all(map(_is_shape, shapes)):
         raise FtkitError(
             f"Expected input_size to be a shape such as (32, 3, 224, 224), or several, got {input_size!r}."
         )
@@ -238,176 +221,28 @@ def _blanks(
     )
 
 
-def _counted(model: nn.Module, cost: StepCost | None) -> ModelSummary:
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, Sequence) and all(isinstance(size, int) and size >= 0 for size in shape)
+
+
+def _counted(model: nn.Module, cost: StepCost | None) -> dict[str, Any]:
+    """The figures of a model, and of a step if it was measured."""
     lazy = cost.lazy if cost else {}
-
-    def count(tensor: torch.Tensor) -> int:
-        if nn.parameter.is_lazy(tensor):
-            return lazy[id(tensor)].numel() if id(tensor) in lazy else 0
-        return tensor.numel()
-
-    scripted = isinstance(model, torch.jit.ScriptModule)
     parameters = list(model.parameters())
-    total = sum(map(count, parameters))
-    trainable = sum(count(one) for one in parameters if one.requires_grad)
-    named = list(model.named_modules())
-    parts = cost.parts if cost else [Part() for _ in named]
-    inside: dict[int, dict[int, tuple[int, bool]]] = {}
-    done = {id(module): part for (_, module), part in zip(named, parts, strict=True)}
-    for _, module in reversed(named):  # children come after their parents
-        if not done[id(module)].calls:  # a list of layers costs what they cost
-            _add_up(done[id(module)], [done[id(child)] for child in module.children()])
-        own = {id(one): (count(one), one.requires_grad) for one in module._parameters.values() if one is not None}
-        for child in module.children():
-            own |= inside.get(id(child), {})
-        inside[id(module)] = own
-    rows = [
-        _row(name, module, part, inside[id(module)].values()) for (name, module), part in zip(named, parts, strict=True)
-    ]
-    return ModelSummary(
-        model=type(model).__name__,
-        total_params=total,
-        trainable_params=trainable,
-        frozen_params=total - trainable,
-        buffers=sum(map(count, model.buffers())),
-        param_bytes=sum(count(one) * one.dtype.itemsize for one in parameters),
-        rows=rows,
-        forward_flops=cost.forward_flops if cost else 0,
-        backward_flops=cost.backward_flops if cost else 0,
-        saved_bytes=cost.saved_bytes if cost else 0,
-        tied=() if scripted else tuple(name for others in tied(model).values() for name in others),
-        real=cost.real if cost else None,
-        _cost=cost,
-    )
-
-
-def _add_up(part: Part, children: list[Part]) -> None:
-    part.forward_flops = sum(child.forward_flops for child in children)
-    part.backward_flops = sum(child.backward_flops for child in children)
-    part.saved_bytes = sum(child.saved_bytes for child in children)
-    part.differentiable = any(child.differentiable for child in children)
-
-
-def _row(name: str, module: nn.Module, part: Part, params: Iterable[tuple[int, bool]]) -> Row:
-    total = sum(size for size, _ in params)
-    trainable = sum(size for size, trains in params if trains)
-    flags = {trains for _, trains in params}
-    status = ""
-    if flags:
-        status = "partial" if len(flags) == 2 else "trains" if True in flags else "frozen"
-    if status == "frozen" and part.differentiable:
-        status = "frozen, passes gradients"
-    kind = getattr(module, "original_name", None) if isinstance(module, torch.jit.ScriptModule) else None
-    return Row(
-        name=name,
-        type=kind or type(module).__name__,
-        input_shape=part.input_shape,
-        output_shape=part.output_shape,
-        params=total,
-        trainable=trainable,
-        forward_flops=part.forward_flops,
-        backward_flops=part.backward_flops,
-        saved_bytes=part.saved_bytes,
-        mode="train" if (module.training if part.training is None else part.training) else "eval",
-        calls=part.calls,
-        status=status,
-    )
-
-
-# ---------------------------------------------------------------- side by side
-
-
-@dataclass
-class Comparison:
-    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it."""
-
-    a: ModelSummary
-    b: ModelSummary
-
-    def __str__(self) -> str:
-        names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
-        lines = [("", *names, "")]
-        for title, show, one, other in self._totals():
-            lines.append((title, show(one), show(other), _change(one, other)))
-        rows = [
-            (name, *(_brief(row) if row else "-" for row in pair), "")
-            for name, pair in self.differing().items()
-            if "." not in name
-        ]
-        rows = [row for row in rows if row[1] != row[2]]
-        widths = [max(len(line[index]) for line in lines + rows) for index in range(4)]
-        shown = [
-            "  ".join(
-                [line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]
-            ).rstrip()
-            for line in lines + rows
-        ]
-        rule = "─" * max(map(len, shown))
-        shown.insert(1, rule)
-        if rows:
-            shown.insert(len(lines) + 1, rule)
-        return "\n".join(shown)
-
-    def differing(self) -> dict[str, tuple[Row | None, Row | None]]:
-        """The rows that differ, by name; None where a model has no such module."""
-        left, right = ({row.name: row for row in found.rows} for found in (self.a, self.b))
-        names = [*left, *(name for name in right if name not in left)]
-        return {name: (left.get(name), right.get(name)) for name in names if name and left.get(name) != right.get(name)}
-
-    def _totals(self) -> Iterator[tuple[str, Callable[[float], str], int, int]]:
-        for title, show, name in (
-            ("parameters", in_counts, "total_params"),
-            ("trainable", in_counts, "trainable_params"),
-            ("parameter bytes", in_bytes, "param_bytes"),
-            ("forward FLOPs", in_units, "forward_flops"),
-            ("backward FLOPs", in_units, "backward_flops"),
-            ("kept for backward", in_bytes, "saved_bytes"),
-        ):
-            yield title, show, getattr(self.a, name), getattr(self.b, name)
-
-
-def _change(one: int, other: int) -> str:
-    if not one or one == other:
-        return ""
-    return f"{100 * (other - one) / one:+.1f}%" if other < 10 * one else f"x {other / one:,.0f}"
-
-
-def _brief(row: Row) -> str:
-    figures = [f"{in_units(row.backward_flops)} backward"] if row.backward_flops else []
-    figures += [in_bytes(row.saved_bytes)] if row.saved_bytes else []
-    return ", ".join([row.status or row.type, *figures])
-
-
-def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
-    """Set two summaries side by side: one model frozen in two ways, or two models.
-
-    Example:
-        >>> import torch
-        >>> from ftkit import compare, summary
-        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
-        >>> before = summary(model, (16, 8))
-        >>> _ = model[0].requires_grad_(False)
-        >>> print(compare(before, summary(model, (16, 8))))
-                                                 first                       second
-        ───────────────────────────────────────────────────────────────────────────────────
-        parameters                                  46                           46
-        trainable                                   46                           10  -78.3%
-        parameter bytes                          184 B                        184 B
-        forward FLOPs                           1.28 K                       1.28 K
-        backward FLOPs                          1.54 K                          256  -83.3%
-        kept for backward                        516 B                        516 B
-        ───────────────────────────────────────────────────────────────────────────────────
-        0                      trains, 1.02 K backward                       frozen
-        1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
-    """
-    both: Iterable[object] = (a, b)
-    for given in both:
-        if not isinstance(given, ModelSummary):
-            came = type(given).__name__
-            raise FtkitError(
-                f"compare takes two summaries, but this is a {came}: summary(model, input_size) makes one."
-            )
-    return Comparison(a, b)
+    trainable = [one for one in parameters if one.requires_grad]
+    scripted = isinstance(model, torch.jit.ScriptModule)
+    counts = {
+        "model": type(model).__name__,
+        "total_params": elements(parameters, lazy),
+        "trainable_params": elements(trainable, lazy),
+        "frozen_params": elements(parameters, lazy) - elements(trainable, lazy),
+        "buffers": elements(model.buffers(), lazy),
+        "param_bytes": sum(elements([one], lazy) * one.dtype.itemsize for one in parameters),
+        "rows": rows_of(model, cost),
+        "tied": () if scripted else tuple(name for others in tied(model).values() for name in others),
+    }
+    shared = ("forward_flops", "backward_flops", "saved_bytes", "real")
+    return counts | {name: getattr(cost, name) for name in shared if cost}
 
 
 def largest_batch(
@@ -446,36 +281,36 @@ def largest_batch(
         479
     """
     inner = unwrap(model)
-    shapes = [tuple(blank.shape) for blank in _blanks(inner, input_size, dtypes)]
-    if not all(shapes):
+    examples = _blanks(inner, input_size, dtypes)
+    if not all(one.dim() for one in examples):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
 
-    def peak(batch: int) -> int:
-        sizes = [(batch, *shape[1:]) for shape in shapes]
-        inputs = _inputs(inner, sizes, None, dtypes)
-        assert inputs is not None
-        return measure(inner, *inputs, loss=loss, mode=mode).peak_training_bytes(optimizer)
+    def predicted(batch: int) -> tuple[int, int]:
+        inputs = tuple(torch.empty((batch, *one.shape[1:]), dtype=one.dtype, device="meta") for one in examples)
+        cost = measure(inner, inputs, {}, loss=loss, mode=mode)
+        return batch, cost.peak_training_bytes(optimizer)
 
-    fits, too_many = (2, peak(2)), (4, peak(4))  # not 1: batch normalization refuses it
+    fits, too_many = predicted(2), predicted(4)  # not 1: batch normalization refuses it
     if fits[1] > memory:
-        return 0 if _peak_of_one(peak) > memory else 1
+        return _one_if_it_fits(predicted, memory)
     while too_many[1] <= memory:  # a line through the last two points; it bends a little where layers take turns
-        slope = (too_many[1] - fits[1]) / (too_many[0] - fits[0])
-        if slope <= 0:
+        if too_many[1] <= fits[1]:
             raise FtkitError("The memory of a step does not grow with the batch: is the first dimension the batch?")
-        guess = int(too_many[0] + (memory - too_many[1]) / slope) + 1
-        fits, too_many = too_many, (guess, peak(guess))
+        fits, too_many = too_many, predicted(int(_on_line(fits, too_many, memory)) + 1)
     while too_many[0] - fits[0] > 1:
-        slope = (too_many[1] - fits[1]) / (too_many[0] - fits[0])
-        guess = int(fits[0] + (memory - fits[1]) / slope)
-        guess = min(max(guess, fits[0] + 1), too_many[0] - 1)
-        here = guess, peak(guess)
+        guess = int(_on_line(fits, too_many, memory))
+        here = predicted(min(max(guess, fits[0] + 1), too_many[0] - 1))
         fits, too_many = (here, too_many) if here[1] <= memory else (fits, here)
     return fits[0]
 
 
-def _peak_of_one(peak: Callable[[int], int]) -> float:
+def _on_line(one: tuple[int, int], other: tuple[int, int], memory: float) -> float:
+    """The batch that takes ``memory`` if that grows evenly from one to the other, each a batch and its bytes."""
+    return other[0] + (memory - other[1]) * (other[0] - one[0]) / (other[1] - one[1])
+
+
+def _one_if_it_fits(predicted: Callable[[int], tuple[int, int]], memory: float) -> int:
     try:
-        return peak(1)
+        return int(predicted(1)[1] <= memory)
     except FtkitError:  # batch normalization in train mode takes no single value
-        return float("inf")
+        return 0

@@ -1,0 +1,109 @@
+"""Two summaries side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import starmap
+
+from ftkit._summaries.rows import SummaryRow
+from ftkit._summaries.summary import ModelSummary
+from ftkit._wording import in_bytes, in_counts, in_units
+from ftkit.errors import FtkitError
+
+__all__ = ["Comparison", "compare"]
+
+
+@dataclass
+class Comparison:
+    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it."""
+
+    a: ModelSummary
+    b: ModelSummary
+
+    def __str__(self) -> str:
+        names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
+        totals = [("", *names, ""), *starmap(self._total, _TOTALS)]
+        top = [(name, *map(_brief, pair), "") for name, pair in self.differing().items() if "." not in name]
+        rows = [row for row in top if row[1] != row[2]]
+        widths = [max(map(len, column)) for column in zip(*totals, *rows, strict=True)]
+        lines = [_aligned(line, widths) for line in totals + rows]
+        rule = "─" * max(map(len, lines))
+        blocks = lines[:1], lines[1 : len(totals)], lines[len(totals) :]
+        return f"\n{rule}\n".join("\n".join(block) for block in blocks if block)
+
+    def differing(self) -> dict[str, tuple[SummaryRow | None, SummaryRow | None]]:
+        """The rows that differ, by name; None where a model has no such module."""
+        left, right = ({row.name: row for row in found.rows} for found in (self.a, self.b))
+        names = [*left, *(name for name in right if name not in left)]
+        return {name: (left.get(name), right.get(name)) for name in names if name and left.get(name) != right.get(name)}
+
+    def _total(self, title: str, show: Callable[[float], str], name: str) -> tuple[str, ...]:
+        one, other = getattr(self.a, name), getattr(self.b, name)
+        return title, show(one), show(other), _change(one, other)
+
+
+_TOTALS = (
+    ("parameters", in_counts, "total_params"),
+    ("trainable", in_counts, "trainable_params"),
+    ("parameter bytes", in_bytes, "param_bytes"),
+    ("forward FLOPs", in_units, "forward_flops"),
+    ("backward FLOPs", in_units, "backward_flops"),
+    ("kept for backward", in_bytes, "saved_bytes"),
+)
+
+
+def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
+    """A title on the left, and figures on the right of their columns."""
+    title, *figures = line
+    cells = [title.ljust(widths[0]), *map(str.rjust, figures, widths[1:])]
+    return "  ".join(cells).rstrip()
+
+
+def _change(one: int, other: int) -> str:
+    if not one or one == other:
+        return ""
+    return f"{100 * (other - one) / one:+.1f}%" if other < 10 * one else f"x {other / one:,.0f}"
+
+
+def _brief(row: SummaryRow | None) -> str:
+    if row is None:
+        return "-"
+    said = [row.status or row.type]
+    if row.backward_flops:
+        said.append(f"{in_units(row.backward_flops)} backward")
+    if row.saved_bytes:
+        said.append(in_bytes(row.saved_bytes))
+    return ", ".join(said)
+
+
+def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
+    """Set two summaries side by side: one model frozen in two ways, or two models.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import compare, summary
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
+        >>> before = summary(model, (16, 8))
+        >>> _ = model[0].requires_grad_(False)
+        >>> print(compare(before, summary(model, (16, 8))))
+                                                 first                       second
+        ───────────────────────────────────────────────────────────────────────────────────
+        parameters                                  46                           46
+        trainable                                   46                           10  -78.3%
+        parameter bytes                          184 B                        184 B
+        forward FLOPs                           1.28 K                       1.28 K
+        backward FLOPs                          1.54 K                          256  -83.3%
+        kept for backward                        516 B                        516 B
+        ───────────────────────────────────────────────────────────────────────────────────
+        0                      trains, 1.02 K backward                       frozen
+        1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
+    """
+    both: Iterable[object] = (a, b)
+    for given in both:
+        if not isinstance(given, ModelSummary):
+            came = type(given).__name__
+            raise FtkitError(
+                f"compare takes two summaries, but this is a {came}: summary(model, input_size) makes one."
+            )
+    return Comparison(a, b)

@@ -1,0 +1,75 @@
+"""What kernels on the CPU hold besides tensors, against the events of the allocator."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ftkit._cost.measure import measure
+from ftkit._cost.onednn import _row, scratch_bytes
+from tests.cost.helpers import AVX512, NEW, Calls, kept_besides, real_peak
+
+
+@pytest.mark.skipif(not (NEW and torch.backends.mkldnn.is_available()), reason="the rules are those of its oneDNN")
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("half", [False, True])
+def test_what_an_lstm_keeps(batch_first, half):
+    """The workspace of its kernel, which torch's fake kernel leaves out, is most of it."""
+    model = nn.LSTM(20, 33, 2, batch_first=batch_first, bidirectional=True)
+    x = torch.randn(5, 7, 20)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        cost = measure(model, (x,), {}, loss=lambda output: output[0].sum())
+        with kept_besides(model, x) as kept:
+            output, _ = model(x)
+            output.sum()
+    assert cost.saved_bytes == sum(storage.nbytes() for storage in kept.values())
+
+
+def first_of(self, x):
+    y = self.layer(self.first(x))
+    return (y[0] if isinstance(y, tuple) else y).flatten(1)
+
+
+@pytest.mark.skipif(not (NEW and AVX512), reason="the rules are those of its kernels")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: nn.Conv2d(128, 128, 3, padding=4, dilation=4), (2, 128, 8, 8)),
+        (lambda: nn.Conv2d(128, 32, 3, padding=12, dilation=12), (2, 128, 40, 40)),
+        (lambda: nn.Conv2d(3, 256, 16, stride=16), (2, 3, 64, 64)),
+        (lambda: nn.Conv3d(32, 32, 3, padding=1), (1, 32, 8, 16, 16)),
+        (lambda: nn.ConvTranspose2d(512, 16, 16, stride=16), (1, 512, 4, 4)),
+        (lambda: nn.LSTM(64, 128), (40, 16, 64)),
+    ],
+)
+def test_peak_of_layers_that_need_scratch_memory(layer, shape):
+    """Unfolded inputs and copies in other layouts count while they last."""
+    model = Calls(
+        first_of,
+        first=nn.Conv1d(shape[1], shape[1], 1) if len(shape) == 3 else nn.PReLU(),
+        layer=layer(),
+    )
+    inputs, make = (torch.randn(shape),), functools.partial(torch.optim.SGD, lr=0.0)
+    predicted = measure(model, inputs, {}).peak_training_bytes(make)
+    assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
+
+
+@given(st.integers(1, 5000), st.sampled_from([2, 4]))
+def test_rows_are_whole_lines_of_the_cache_that_do_not_collide(columns, size):
+    """As few as hold the row."""
+    row = _row(columns, size)
+    assert row % 64 == 0
+    assert columns * size <= row < columns * size + 128
+    assert (row // size) % 256
+
+
+def test_other_devices_are_not_known():
+    """The rules are those of kernels on the CPU."""
+    x = torch.empty(1, 16, 8, 8, device="meta")
+    args = x, x, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+    assert scratch_bytes(torch.ops.aten.convolution.default, args, x) == 0
