@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit._heads.evidence import DoubtError
-from ftkit._heads.replace import find_head
+from ftkit._heads.replace import DoubtError, find_head
 from ftkit.errors import FtkitError, HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selection, Selector, select, unwrap
 

@@ -11,7 +11,7 @@ from torch import nn
 from ftkit._models.undo import Undo
 from ftkit._torch import buffers_of, children_of, parameters_of
 
-__all__ = ["Slot", "replace", "slots"]
+__all__ = ["Slot", "own_slots", "replace", "slots"]
 
 
 class Slot(NamedTuple):
@@ -26,7 +26,7 @@ class Slot(NamedTuple):
 def slots(model: nn.Module) -> Iterator[Slot]:
     """Yield every place where a parameter, a buffer or a module is registered, module by module.
 
-    What is registered several times is met as often. TorchScript, which lets nobody in, is passed by.
+    What is registered several times is met as often.
 
     Example:
         >>> import torch
@@ -36,12 +36,20 @@ def slots(model: nn.Module) -> Iterator[Slot]:
         ['0', '1', 'weight']
     """
     for module in list(model.modules()):
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        for table in (parameters_of(module), buffers_of(module), children_of(module)):
-            for name, content in list(table.items()):
-                if content is not None:
-                    yield Slot(module, table, name, content)
+        yield from own_slots(module)
+
+
+def own_slots(module: nn.Module) -> Iterator[Slot]:
+    """Yield the places of one module itself: its parameters, its buffers, its children.
+
+    TorchScript, which lets nobody in, is passed by.
+    """
+    if isinstance(module, torch.jit.ScriptModule):
+        return
+    for table in (parameters_of(module), buffers_of(module), children_of(module)):
+        for name, content in list(table.items()):
+            if content is not None:
+                yield Slot(module, table, name, content)
 
 
 def replace(

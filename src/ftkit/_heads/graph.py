@@ -1,0 +1,253 @@
+"""The walk back through the autograd graph, from the outputs of a model to the layers that they come from."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit._heads.layers import Layer, distinct
+from ftkit._heads.vocabulary import is_auxiliary
+
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Walk", "unused", "walk"]
+
+# How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
+# that count its outputs (a norm, a temperature for each class), by a product with other data.
+CLEAN, SQUASHED, NORMED, MIXED = range(4)
+
+
+@dataclass(eq=False)
+class End:
+    """A layer from which an output of the model comes without another layer in between.
+
+    Attributes:
+        layer: The layer.
+        level: How far the nearest of those outputs is from what the layer gives.
+        ports: Those outputs by name, each with its level.
+        shapes: Their shapes.
+        softmax: Whether a softmax lies on the way to one of them.
+        body: Whether the layer feeds another one.
+        beside: Whether it feeds another one, and gives an output of its own too.
+        training_only: Whether only a run in training mode, or the loss, uses it.
+    """
+
+    layer: Layer
+    level: int = CLEAN
+    ports: dict[str, int] = field(default_factory=dict)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
+    softmax: bool = False
+    body: bool = False
+    beside: bool = False
+    training_only: bool = False
+
+    @property
+    def helps_training(self) -> bool:
+        """Whether the layer is there to help in training: by its name, or since nothing else uses it."""
+        return self.training_only or is_auxiliary(self.layer.name)
+
+    def ports_within(self, level: int) -> list[str]:
+        """The outputs that are no further than ``level`` from what the layer gives."""
+        return [port for port, its_level in self.ports.items() if its_level <= level]
+
+    def reached(self, port: str, shape: torch.Size, level: int, softmax: bool) -> None:
+        """Note that an output comes from the layer, on one more way."""
+        self.level = min(self.level, level)
+        self.ports[port] = min(self.ports.get(port, level), level)
+        self.shapes[port] = shape
+        self.softmax = self.softmax or (softmax and level <= SQUASHED)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk back from outputs found.
+
+    Attributes:
+        ends: The layers that outputs come from.
+        met: All layers that took part, by identity.
+        bare: The names of parameters in the place of a layer's that belong to no layer.
+    """
+
+    ends: list[End]
+    met: set[Layer]
+    bare: set[str]
+
+
+def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Walk:
+    """Find the layers that outputs come from.
+
+    Args:
+        outputs: Outputs of a model by name, with their graph.
+        owners: The layer of each parameter, by the parameter's identity.
+    """
+    roots = {port: tensor for port, tensor in outputs.items() if tensor.grad_fn is not None}
+    graph = _Graph(tensor.grad_fn for tensor in roots.values())
+    ends: dict[Layer, End] = {}
+    nodes: dict[Layer, list[Any]] = {}
+    bare: set[str] = set()
+    for port, tensor in roots.items():
+        for node, weights, level, softmax in graph.ways_back(tensor.grad_fn):
+            bare.update(getattr(weight, "dotted", "?") for weight in weights if id(weight) not in owners)
+            for layer in distinct(owners[id(weight)] for weight in weights if id(weight) in owners):
+                ends.setdefault(layer, End(layer, level)).reached(port, tensor.shape, level, softmax)
+                nodes.setdefault(layer, []).append(node)
+    _mark_body(graph, ends, nodes)
+    return Walk(list(ends.values()), {owners[leaf] for leaf in graph.leaves if leaf in owners}, bare)
+
+
+def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, list[Any]]) -> None:
+    """A layer that feeds another one, or itself again, is body; and so is what a residual sum puts beside it."""
+    layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
+    for layer, its_nodes in nodes.items():
+        end = ends[layer]
+        for source in distinct(layer_at[node] for node in graph.before(its_nodes) if node in layer_at):
+            feeding = ends[source]
+            feeding.body = True
+            feeding.beside = feeding.beside or not end.ports.keys() >= set(feeding.ports_within(CLEAN))
+            end.body = end.body or source is layer or not feeding.ports.keys().isdisjoint(end.ports)
+
+
+def unused(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the tensors that no other of them was computed from."""
+    ends = {key: tensor for key, tensor in made.items() if tensor.grad_fn is not None}
+    graph = _Graph(tensor.grad_fn for tensor in ends.values())
+    inner = {target for targets in graph.edges.values() for target in targets}
+    return {key: tensor for key, tensor in ends.items() if tensor.grad_fn not in inner}
+
+
+# ---- the graph, whose nodes are told apart by the names of their operators
+
+_SQUASH = re.compile(
+    r"(Relu|Tanh|Gelu|Silu|Hardswish|Hardtanh|LeakyRelu|Elu|Mish|Prelu|Threshold|Selu|Softplus|Hardsigmoid|Celu)"
+)
+_NORM = re.compile(r"(BatchNorm|LayerNorm|GroupNorm|InstanceNorm|RmsNorm|VectorNorm|NormBackward|WeightNormInterface)")
+_PRODUCT = re.compile(r"(Addmm|Mm|Bmm|Baddbmm|Mv|Convolution|Conv\w*|Linear|Einsum|ScaledDotProduct\w*|Im2Col)Backward")
+_SUM = re.compile(r"(Add|Sub|Rsub|Cat|Stack|Where)Backward")
+_SCALE = re.compile(r"(Mul|Div)Backward")
+# Where an operator has its data among its inputs. If one of them is missing, the data have no history, such as features
+# computed under no_grad; what the operator gives is then not of parameters alone.
+_DATA = (
+    (re.compile(r"^Convolution"), slice(0, 1)),
+    (_NORM, slice(0, 1)),
+    (re.compile(r"^Addmm"), slice(1, None)),
+    (re.compile(r"^(Mm|Bmm|Mv)Backward"), slice(None)),
+)
+_OTHER = frozenset((0,))  # in the place of a parameter's identity: something that is none
+
+
+class _Graph:
+    """The autograd graph behind some outputs.
+
+    Attributes:
+        edges: The nodes that each node takes its inputs from, with None for what has no history.
+        pure: The nodes computed from parameters alone, each with the identities of these.
+        leaves: Those parameters, by identity.
+        given: The nodes computed from inputs of the model alone.
+    """
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self.edges: dict[Any, tuple[Any, ...]] = {}
+        self.pure: dict[Any, frozenset[int]] = {}
+        self.leaves: dict[int, torch.Tensor] = {}
+        self.given: set[Any] = set()
+        stack = [(root, False) for root in roots]
+        while stack:
+            node, after_its_inputs = stack.pop()
+            if after_its_inputs:
+                self._settle(node)
+            elif node not in self.edges:
+                self.edges[node] = tuple(target for target, _ in node.next_functions)
+                stack.append((node, True))
+                stack += [(target, False) for target in self._inputs(node)]
+
+    def _inputs(self, node: Any) -> list[Any]:
+        return [target for target in self.edges[node] if target is not None]
+
+    def _settle(self, node: Any) -> None:
+        """Tell whether a node is computed from parameters alone, or from inputs alone, as all before it are told."""
+        variable = getattr(node, "variable", None)
+        inputs = self._inputs(node)
+        if isinstance(variable, nn.Parameter):
+            self.leaves[id(variable)] = variable
+            self.pure[node] = frozenset((id(variable),))
+        elif variable is not None or (inputs and self.given.issuperset(inputs)):
+            self.given.add(node)
+        sources = frozenset[int]().union(*(self.pure.get(target, _OTHER) for target in inputs))
+        computed = all(getattr(self.leaves.get(leaf), "computed", False) for leaf in sources)
+        if sources and (computed or not (sources >= _OTHER or self._takes_unseen_data(node))):
+            self.pure[node] = sources
+
+    def _takes_unseen_data(self, node: Any) -> bool:
+        """Whether a node takes data without a history beside its parameters, as a table of inputs always does."""
+        name, edges = node.name(), self.edges[node]
+        return "Embedding" in name or any(None in edges[places] for wording, places in _DATA if wording.search(name))
+
+    def data(self, node: Any) -> list[Any]:
+        """The nodes before ``node`` that carry data."""
+        return [target for target in self._inputs(node) if target not in self.pure]
+
+    def weights(self, node: Any) -> list[torch.Tensor]:
+        """The parameters that enter at ``node``."""
+        sources = [node] if node in self.pure else self._inputs(node)
+        return [self.leaves[leaf] for leaf in frozenset[int]().union(*(self.pure.get(s, ()) for s in sources))]
+
+    def before(self, nodes: Iterable[Any]) -> list[Any]:
+        """All nodes from which data come to some nodes."""
+        found: dict[Any, None] = {}
+        stack = [target for node in nodes for target in self.data(node)]
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found[node] = None
+                stack += self.data(node)
+        return list(found)
+
+    def ways_back(self, root: Any) -> Iterator[tuple[Any, list[torch.Tensor], int, bool]]:
+        """Yield the first nodes behind an output where data meet weights; these, the level, and whether under a softmax.
+
+        A node is met again where another way leads to it at a lower level.
+        """
+        levels: dict[Any, int] = {}
+        queue = deque([(root, CLEAN, False)])
+        while queue:
+            node, level, softmax = queue.popleft()
+            if levels.get(node, MIXED + 1) <= level:
+                continue
+            levels[node] = level
+            weights = self._multiplied(node)
+            if weights or "Embedding" in node.name():  # a table of inputs, which an output layer may be tied to
+                yield node, weights, level, softmax
+            else:
+                level, softmax = max(level, self._level(node)), softmax or "Softmax" in node.name()
+                queue.extend((target, level, softmax) for target in self.data(node))
+
+    def _multiplied(self, node: Any) -> list[torch.Tensor]:
+        """The weights that data are multiplied by at ``node``: a layer's, and not a bias or a scale."""
+        name = node.name()
+        if "Embedding" in name or (_SUM.match(name) and node not in self.pure):
+            return []
+        product = _PRODUCT.match(name) is not None
+        return [w for w in self.weights(node) if w.dim() >= 2 and (product or w.numel() > max(w.shape))]
+
+    def _level(self, node: Any) -> int:
+        """How far a node takes its input from being an output as it stands."""
+        name = node.name()
+        if _NORM.search(name):
+            return NORMED
+        if _SQUASH.match(name):
+            return SQUASHED
+        data = self.data(node)
+        if len(data) > 1 and not self.given.isdisjoint(data):
+            return CLEAN  # a mask, or what passes scores along the edges of a graph
+        if _PRODUCT.match(name):
+            return MIXED
+        return NORMED if _SCALE.match(name) and self._scales(node) else CLEAN
+
+    def _scales(self, node: Any) -> bool:
+        """Whether a multiplication or division is by other data, or by a parameter for each class."""
+        several = any(weight.numel() > 1 for weight in self.weights(node))
+        return len(self.data(node)) > 1 or (several and node.name().startswith("Mul"))
