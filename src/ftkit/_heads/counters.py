@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ftkit._heads.layers import distinct, has_parameters, holders, read
-from ftkit._heads.vocabulary import is_loss
+from ftkit._heads.vocabulary import LOSSES, says
 
 __all__ = ["Counter", "counters", "counts_classes", "losses", "told"]
 
@@ -88,7 +88,7 @@ def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
         module
         for holder in holders(model, *names)
         for name, child in holder.named_children()
-        if not has_parameters(child) or is_loss(name)
+        if not has_parameters(child) or says(name, LOSSES)
         for module in child.modules()
     ]
 

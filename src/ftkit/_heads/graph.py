@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftkit._heads.layers import Layer, distinct
-from ftkit._heads.vocabulary import is_auxiliary
+from ftkit._heads.layers import Layer, Layers, distinct
+from ftkit._heads.vocabulary import AUXILIARY, says
 
-__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Walk", "unused", "walk"]
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Ends", "Walk", "unused", "walk"]
 
 # How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
 # that count its outputs (a norm, a temperature for each class), by a product with other data.
@@ -45,10 +45,21 @@ class End:
     beside: bool = False
     training_only: bool = False
 
-    @property
+    def is_clean(self) -> bool:
+        """Whether an output is just what the layer gives."""
+        return self.level == CLEAN
+
+    def scores(self) -> bool:
+        """Whether an output is what the layer gives, or that squashed."""
+        return self.level <= SQUASHED
+
+    def is_auxiliary(self) -> bool:
+        """Whether its name is that of a head for deep supervision, or for distillation."""
+        return says(self.layer.name, AUXILIARY)
+
     def helps_training(self) -> bool:
         """Whether the layer is there to help in training: by its name, or since nothing else uses it."""
-        return self.training_only or is_auxiliary(self.layer.name)
+        return self.training_only or self.is_auxiliary()
 
     def ports_within(self, level: int) -> list[str]:
         """The outputs that are no further than ``level`` from what the layer gives."""
@@ -62,6 +73,27 @@ class End:
         self.softmax = self.softmax or (softmax and level <= SQUASHED)
 
 
+class Ends(list[End]):
+    """Some layers that outputs come from."""
+
+    @property
+    def layers(self) -> Layers:
+        """The layers."""
+        return Layers(end.layer for end in self)
+
+    def where(self, rule: Callable[[End], bool]) -> Ends:
+        """Those for which a rule holds."""
+        return Ends(filter(rule, self))
+
+    def of_size(self, outputs: int) -> Ends:
+        """Those whose layers have so many outputs."""
+        return Ends(end for end in self if end.layer.outputs == outputs)
+
+    def of(self, layer: Layer) -> Ends:
+        """The end that a layer is, if it is one."""
+        return Ends(end for end in self if end.layer.names == layer.names)
+
+
 @dataclass(frozen=True)
 class Walk:
     """What a walk back from outputs found.
@@ -72,7 +104,7 @@ class Walk:
         bare: The names of parameters in the place of a layer's that belong to no layer.
     """
 
-    ends: list[End]
+    ends: Ends
     met: set[Layer]
     bare: set[str]
 
@@ -96,7 +128,7 @@ def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Wa
                 ends.setdefault(layer, End(layer, level)).reached(port, tensor.shape, level, softmax)
                 nodes.setdefault(layer, []).append(node)
     _mark_body(graph, ends, nodes)
-    return Walk(list(ends.values()), {owners[leaf] for leaf in graph.leaves if leaf in owners}, bare)
+    return Walk(Ends(ends.values()), {owners[leaf] for leaf in graph.leaves if leaf in owners}, bare)
 
 
 def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, list[Any]]) -> None:
@@ -207,7 +239,7 @@ class _Graph:
         return list(found)
 
     def ways_back(self, root: Any) -> Iterator[tuple[Any, list[torch.Tensor], int, bool]]:
-        """Yield the first nodes behind an output where data meet weights; these, the level, and whether under a softmax.
+        """Yield the first nodes behind an output where data meet weights: these, the level, if it is under a softmax.
 
         A node is met again where another way leads to it at a lower level.
         """

@@ -5,45 +5,43 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from ftkit._heads.layers import read, sizes
+from ftkit._heads.layers import as_layer, read, self_description
 
 __all__ = ["Inputs", "labeled", "possible_inputs"]
 
 Inputs: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 
+_COMBINATIONS, _LABELINGS = 64, 16  # each costs a run on fakes, so what several arguments could be is not tried out
+
 
 def possible_inputs(model: nn.Module) -> Iterator[Inputs]:
     """Make up inputs that the model could take, the likeliest first."""
-    signature = inspect.signature(model.forward).parameters.values()
-    named = [p for p in signature if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    named = [p for p in inspect.signature(model.forward).parameters.values() if p.kind not in _VARIADIC]
     required = [p.name for p in named if p.default is p.empty]
     yield from _by_known_names(model, [p.name for p in named], required)
     for tensor in _by_layers(model):
         yield (tensor,) * max(1, len(required)), {}
     if len(required) > 1:
         several = itertools.product(*(_meant(name, model) for name in required))
-        yield from ((values, {}) for values in itertools.islice(several, _COMBINATIONS))
+        yield from zip(itertools.islice(several, _COMBINATIONS), itertools.repeat({}))
 
 
 def labeled(model: nn.Module, inputs: Inputs, outputs: list[torch.Size]) -> Iterator[Inputs]:
     """Make up the labels, by the shapes of the outputs, with which a model that takes some would compute its loss."""
     args, kwargs = inputs
     free = list(inspect.signature(model.forward).parameters)[len(args) :]
-    wanted = [n for n in free if n not in kwargs and re.search(r"(^|_)(labels?|targets?|target_values)$", n)]
-    if not wanted:
-        return
-    images = [value for value in (*args, *kwargs.values()) if value.dim() == 4]
-    shapes = [_without_classes(shape) for shape in outputs]
-    shapes += [(image.shape[0], *image.shape[-2:]) for image in images]
+    wanted = [name for name in free if name not in kwargs and _IS_LABELS.search(name)]
+    shapes = list(map(_without_classes, outputs))
+    shapes += [(v.shape[0], *v.shape[-2:]) for v in (*args, *kwargs.values()) if v.dim() == 4]  # masks of images
     kinds = [(shape, torch.long) for shape in [*dict.fromkeys(shapes)][:3]]
     kinds += [(tuple(shape), torch.float) for shape in outputs[:1]]
-    for chosen in itertools.islice(itertools.product(kinds, repeat=len(wanted)), _LABELINGS):
+    for chosen in itertools.islice(itertools.product(kinds, repeat=len(wanted)), _LABELINGS) if wanted else ():
         labels = (torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in chosen)
         yield args, kwargs | dict(zip(wanted, labels, strict=True))
 
@@ -53,75 +51,73 @@ def _without_classes(shape: torch.Size) -> tuple[int, ...]:
     return (*shape[:1], *shape[2:]) if len(shape) > 3 else tuple(shape[:-1])
 
 
-# Each attempt costs a run on fakes, so there is an end to what several arguments are combined to.
-_COMBINATIONS, _LABELINGS = 64, 16
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+_IS_LABELS = re.compile(r"(^|_)(labels?|targets?|target_values)$")
+
+_Shapes: TypeAlias = Iterable[tuple[int, ...]]
+
+
+def _numbers(shapes: _Shapes) -> Iterator[torch.Tensor]:
+    return map(torch.zeros, shapes)
+
+
+def _indices(*shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
+    return (torch.zeros(shape, dtype=torch.long) for shape in shapes)
 
 
 # ---- by the names of arguments that the transformers family uses
 
 
 def _by_known_names(model: nn.Module, names: list[str], required: list[str]) -> Iterator[Inputs]:
-    known = [name for name in names if name in _MAKERS]
-    if not known:
-        return
-    main = getattr(model, "main_input_name", None)
-    least = [name for name in known if name in required] or [main if main in known else known[0]]
+    """Give a model those of its arguments that it must have, or one; then all that are known."""
+    known = [name for name in names if name in _NAMED]
+    main = read(model, "main_input_name")
+    least = [name for name in known if name in required] or [name for name in known if name == main] or known[:1]
     most = [name for name in known if name != "attention_mask"]
-    for chosen in [least, most] if len(most) > len(least) else [least]:
-        made = [list(_MAKERS[name](model)) for name in chosen]
+    for chosen in dict.fromkeys((tuple(least), tuple(most if len(most) > len(least) else least))) if known else ():
+        made = [list(_NAMED[name](model)) for name in chosen]
         for turn in range(max(map(len, made))):
             yield (), {name: values[min(turn, len(values) - 1)] for name, values in zip(chosen, made, strict=True)}
     if "input_ids" in known:  # several texts to choose from
         yield (), {"input_ids": torch.zeros(2, 4, 8, dtype=torch.long)}
 
 
-def _tell(model: nn.Module, key: str, default: Any) -> Any:
+def _told(model: nn.Module, key: str, default: Any) -> Any:
     """Read a size off a model's configuration."""
-    config = getattr(model, "config", None)
+    config = read(model, "config")
     told = (read(part, key) for part in (config, read(config, "vision_config"), read(config, "text_config")))
     return next((value for value in told if value is not None), default)
 
 
-def _ids(_: nn.Module) -> Iterator[torch.Tensor]:
-    yield torch.zeros(2, 8, dtype=torch.long)
+def _pixels(model: nn.Module) -> _Shapes:
+    channels, frames = _told(model, "num_channels", 3), _told(model, "num_frames", 8)
+    for side in _sides(model):
+        yield 2, channels, *side
+        yield 2, frames, channels, *side
 
 
-def _mask(_: nn.Module) -> Iterator[torch.Tensor]:
-    yield torch.ones(2, 8, dtype=torch.long)
+def _waves(model: nn.Module) -> _Shapes:
+    bins, length = _told(model, "num_mel_bins", 80), _told(model, "max_length", 1024)
+    return (2, 16000), (2, length, bins), (2, 1, length, bins)
 
 
-def _pixels(model: nn.Module) -> Iterator[torch.Tensor]:
-    channels, frames = _tell(model, "num_channels", 3), _tell(model, "num_frames", 8)
-    for height, width in _sides(model):
-        yield torch.zeros(2, channels, height, width)
-        yield torch.zeros(2, frames, channels, height, width)
+def _spectra(model: nn.Module) -> _Shapes:
+    bins = _told(model, "num_mel_bins", _told(model, "feature_size", 80))
+    return (2, bins, 2 * _told(model, "max_source_positions", 1500)), (2, 64, bins)
 
 
-def _waves(model: nn.Module) -> Iterator[torch.Tensor]:
-    bins, length = _tell(model, "num_mel_bins", 80), _tell(model, "max_length", 1024)
-    yield torch.zeros(2, 16000)
-    yield torch.zeros(2, length, bins)
-    yield torch.zeros(2, 1, length, bins)
+def _series(model: nn.Module) -> _Shapes:
+    return ((2, _told(model, "context_length", 32), _told(model, "num_input_channels", 1)),)
 
 
-def _series(model: nn.Module) -> Iterator[torch.Tensor]:
-    yield torch.zeros(2, _tell(model, "context_length", 32), _tell(model, "num_input_channels", 1))
-
-
-def _spectra(model: nn.Module) -> Iterator[torch.Tensor]:
-    bins = _tell(model, "num_mel_bins", _tell(model, "feature_size", 80))
-    yield torch.zeros(2, bins, 2 * _tell(model, "max_source_positions", 1500))
-    yield torch.zeros(2, 64, bins)
-
-
-_MAKERS: dict[str, Callable[[nn.Module], Iterator[torch.Tensor]]] = {
-    "input_ids": _ids,
-    "decoder_input_ids": _ids,
-    "attention_mask": _mask,
-    "pixel_values": _pixels,
-    "input_values": _waves,
-    "input_features": _spectra,
-    "past_values": _series,
+_NAMED: dict[str, Callable[[nn.Module], Iterable[torch.Tensor]]] = {
+    "input_ids": lambda _: _indices((2, 8)),
+    "decoder_input_ids": lambda _: _indices((2, 8)),
+    "attention_mask": lambda _: [torch.ones(2, 8, dtype=torch.long)],
+    "pixel_values": lambda model: _numbers(_pixels(model)),
+    "input_values": lambda model: _numbers(_waves(model)),
+    "input_features": lambda model: _numbers(_spectra(model)),
+    "past_values": lambda model: _numbers(_series(model)),
 }
 
 
@@ -137,65 +133,57 @@ _WORDS: dict[str, Callable[[], torch.Tensor]] = {
 }
 
 
-def _meant(name: str, model: nn.Module) -> Iterable[torch.Tensor]:
-    """List what an argument of that name could be, besides others of other kinds."""
+def _meant(name: str, model: nn.Module) -> list[torch.Tensor]:
+    """List what an argument of that name could be: what a word in it says, or else all that a layer could take."""
     parts = re.split(r"_|(?<=\D)(?=\d)", name.lower())
-    for words, make in _WORDS.items():
-        if any(re.fullmatch(words, part) for part in parts):
-            return [make()]
+    said = [make() for wording, make in _WORDS.items() if any(re.fullmatch(wording, part) for part in parts)]
+    return said[:1] or _for_several_arguments(model)
+
+
+def _for_several_arguments(model: nn.Module) -> list[torch.Tensor]:
+    """List texts, categories and rows as there are layers for them, then one tensor of each other kind."""
     modules = list(model.modules())
     tables = sum(isinstance(module, nn.Embedding) for module in modules)
-    found = [torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, tables, dtype=torch.long)] if tables else []
-    rows = [module.num_features for module in modules if isinstance(module, nn.BatchNorm1d)][:1]
-    rows += [*dict.fromkeys(module.in_features for module in modules if isinstance(module, nn.Linear))][:4]
-    found += [torch.zeros(2, width) for width in rows]
+    widths = [module.num_features for module in modules if isinstance(module, nn.BatchNorm1d)][:1]
+    widths += [*dict.fromkeys(module.in_features for module in modules if isinstance(module, nn.Linear))][:4]
+    found = [*_indices((2, 8), (2, tables))] if tables else []
+    found += _numbers((2, width) for width in widths)
     for tensor in _by_layers(model):
-        if all((tensor.dim(), tensor.shape[:2]) != (other.dim(), other.shape[:2]) for other in found):
+        if (tensor.dim(), tensor.shape[:2]) not in [(other.dim(), other.shape[:2]) for other in found]:
             found.append(tensor)
     return found
 
 
 # ---- by the first layer of each kind
 
+_Maker: TypeAlias = Callable[[nn.Module, int], Iterable[torch.Tensor]]
+
+_LENGTHS = (16000, 1024, 128)  # of sounds: a second, and features of one
+_CLIPS = ((16, 112), (8, 224), (16, 224), (32, 32), (64, 64))  # frames, and their side
+_CLIPS_IN_ROWS = ((8, 224), (8, 64), (16, 224), (16, 128))
+
 
 def _images(model: nn.Module, width: int) -> Iterator[torch.Tensor]:
-    # Many channels are patches that the model cuts itself.
-    for channels in dict.fromkeys((width, 3) if width <= 4 else (3, width, 1)):
-        for height, breadth in _sides(model):
-            yield torch.zeros(2, channels, height, breadth)
-
-
-def _clips(_: nn.Module, width: int) -> Iterator[torch.Tensor]:
-    for frames, side in ((16, 112), (8, 224), (16, 224), (32, 32), (64, 64)):
-        yield torch.zeros(2, width, frames, side, side)
+    channels = (width, 3) if width <= 4 else (3, width, 1)  # many channels are patches that the model cuts itself
+    return _numbers((2, count, *side) for count in dict.fromkeys(channels) for side in _sides(model))
 
 
 def _sounds(_: nn.Module, width: int) -> Iterator[torch.Tensor]:
-    for length in (16000, 1024, 128):
-        yield torch.zeros(2, width, length)
-    yield torch.zeros(2, 16000)
-    yield torch.zeros(2, 128, width)
+    return _numbers([*((2, width, length) for length in _LENGTHS), (2, 16000), (2, 128, width)])
 
 
 def _texts(_: nn.Module, __: int) -> Iterator[torch.Tensor]:
-    yield torch.zeros(2, 8, dtype=torch.long)
-    yield torch.zeros(8, dtype=torch.long)
+    return _indices((2, 8), (8,))
+
+
+def _clips(_: nn.Module, width: int) -> Iterator[torch.Tensor]:
+    return _numbers((2, width, frames, side, side) for frames, side in _CLIPS)
 
 
 def _rows(_: nn.Module, width: int) -> Iterator[torch.Tensor]:
-    yield torch.zeros(2, width)
-    yield torch.zeros(2, 8, width)
+    return _numbers([(2, width), (2, 8, width)])
 
 
-def _cut_into_rows(model: nn.Module) -> Iterator[torch.Tensor]:
-    """What a model without a convolution may cut into rows by itself."""
-    for height, breadth in _sides(model):
-        yield torch.zeros(2, 3, height, breadth)
-    for frames, side in ((8, 224), (8, 64), (16, 224), (16, 128)):
-        yield torch.zeros(2, 3, frames, side, side)
-
-
-_Maker: TypeAlias = Callable[[nn.Module, int], Iterator[torch.Tensor]]
 _ENTRIES: tuple[tuple[type[nn.Module], str, _Maker], ...] = (  # each with the attribute that says how much it takes
     (nn.Conv1d, "in_channels", _sounds),
     (nn.Conv2d, "in_channels", _images),
@@ -210,25 +198,24 @@ def _by_layers(model: nn.Module) -> Iterator[torch.Tensor]:
     """Make one tensor for the model, guessed from the first of its layers of each kind; rows come last."""
     first: dict[tuple[_Maker, bool], int] = {}
     for module in model.modules():
-        for maker, width, turned in _taken_by(module):
+        for maker, turned, width in _taken_by(module):
             first.setdefault((maker, turned), width)
     for (maker, _), width in sorted(first.items(), key=lambda item: item[0][0] is _rows):
         yield from maker(model, width)
-    if (_images, False) not in first:
-        yield from _cut_into_rows(model)
+    if (_images, False) not in first:  # a model may cut images or clips into rows by itself
+        yield from _images(model, 3)
+        yield from _numbers((2, 3, frames, side, side) for frames, side in _CLIPS_IN_ROWS)
 
 
-def _taken_by(module: nn.Module) -> Iterator[tuple[_Maker, int, bool]]:
+def _taken_by(module: nn.Module) -> Sequence[tuple[_Maker, bool, int]]:
     """What a module takes, and how much; both ways round where it doesn't tell its inputs from its outputs."""
     for kind, attribute, maker in _ENTRIES:
         if isinstance(module, kind):
-            yield maker, getattr(module, attribute), False
-            return
-    layer = sizes(module)
-    if layer is not None:
-        yield _rows, layer.inputs, False
-        if not layer.sure:
-            yield _rows, layer.outputs, True
+            return [(maker, False, getattr(module, attribute))]
+    layer = as_layer(module)
+    if layer is None:
+        return []
+    return [(_rows, False, layer.inputs), (_rows, True, layer.outputs)][: 1 if layer.sure else 2]
 
 
 # ---- sizes of images
@@ -239,20 +226,18 @@ _SIZE_KEYS = ("image_size", "img_size", "input_size", "input_resolution", "in_si
 
 def _sides(model: nn.Module) -> list[tuple[int, int]]:
     """List image sizes to try, height and width: what the model says of itself, then common ones."""
-    said = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    config = getattr(model, "config", None)
-    told = [said.get("input_size")] if isinstance(said, Mapping) else []
-    for holder in itertools.chain((config, getattr(config, "vision_config", None)), model.modules()):
-        told += map(getattr(holder, "__dict__", {}).get, _SIZE_KEYS)
+    config = read(model, "config")
+    places = (config, read(config, "vision_config"), *model.modules())
+    told = [self_description(model).get("input_size")]
+    told += [getattr(place, "__dict__", {}).get(key) for place in places for key in _SIZE_KEYS]
     return list(dict.fromkeys([*filter(None, map(_as_side, told)), *zip(_SIDES, _SIDES, strict=True)]))
 
 
 def _as_side(size: Any) -> tuple[int, int] | None:
     """Read height and width from what a model calls its image size; None if it is something else."""
-    if type(size) is int and size > 3:
-        return size, size
-    if isinstance(size, list | tuple) and len(size) >= 2 and all(type(side) is int for side in size[-2:]):
-        return size[-2], size[-1]
-    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
-        return size["height"], size["width"]
-    return None
+    if isinstance(size, Mapping):
+        size = [size.get("height"), size.get("width")]
+    sides = [size, size] if type(size) is int and size > 3 else size
+    if not isinstance(sides, list | tuple) or any(type(side) is not int for side in sides[-2:]) or len(sides) < 2:
+        return None
+    return sides[-2], sides[-1]

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.vocabulary import Role, role
+from ftkit._heads.vocabulary import role
 from ftkit._torch import children_of, is_convolution, parameters_of
 from ftkit._wording import some
 
 __all__ = [
     "HeadLayer",
     "Layer",
-    "Sizes",
+    "Layers",
+    "as_layer",
     "describe",
     "distinct",
     "has_parameters",
     "has_shapes",
     "holders",
     "layers",
+    "own_parameters",
     "own_tensors",
     "read",
-    "sizes",
+    "self_description",
 ]
 
 T = TypeVar("T")
-
-
-class Sizes(NamedTuple):
-    """How many features or channels a layer takes and gives, and which axis of its weight counts what it gives.
-
-    Where the module does not tell which axis that is, it is not ``sure``: the first, until a run tells.
-    """
-
-    inputs: int
-    outputs: int
-    axis: int
-    sure: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +43,18 @@ class Layer:
     Attributes:
         names: Every dotted name of its modules in the model.
         modules: The module; several where several have the same parameters.
-        sizes: What it takes and gives.
+        inputs: How many features or channels it takes.
+        outputs: How many it gives.
+        axis: The axis of the weight that counts the outputs.
+        sure: Whether the module itself tells which axis that is; otherwise it is the first until a run tells.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    sizes: Sizes
+    inputs: int
+    outputs: int
+    axis: int
+    sure: bool = True
 
     @property
     def module(self) -> nn.Module:
@@ -74,33 +71,34 @@ class Layer:
         """The name of the module that holds the first of them."""
         return self.name.rpartition(".")[0]
 
-    @property
-    def role(self) -> Role | None:
-        """What its name says of it."""
-        return role(self.name)
+    def names_classes(self) -> bool:
+        """Whether its name speaks of classes."""
+        return role(self.name) == "class"
 
-    @property
-    def inputs(self) -> int:
-        """How many features or channels it takes."""
-        return self.sizes.inputs
-
-    @property
-    def outputs(self) -> int:
-        """How many it gives."""
-        return self.sizes.outputs
-
-    @property
-    def axis(self) -> int:
-        """The axis of the weight that counts the outputs."""
-        return self.sizes.axis
+    def names_another(self) -> bool:
+        """Whether its name speaks of something else."""
+        return role(self.name) == "other"
 
     def turned(self) -> Layer:
         """Return the layer with inputs and outputs the other way round."""
-        return replace(self, sizes=Sizes(self.outputs, self.inputs, 1 - self.axis, self.sizes.sure))
+        return replace(self, inputs=self.outputs, outputs=self.inputs, axis=1 - self.axis)
 
-    def is_in(self, name: str) -> bool:
-        """Whether the layer is the module of that name, or inside it."""
-        return any(known == name or known.startswith(f"{name}.") for known in self.names)
+
+class Layers(list[Layer]):
+    """Some layers of a model."""
+
+    @property
+    def names(self) -> list[str]:
+        """All names of all of them."""
+        return [name for layer in self for name in layer.names]
+
+    def of_size(self, outputs: int) -> Layers:
+        """Those with so many outputs."""
+        return Layers(layer for layer in self if layer.outputs == outputs)
+
+    def inside(self, name: str) -> Layers:
+        """Those that are the module of that name, or in it."""
+        return Layers(layer for layer in self if any(f"{known}.".startswith(f"{name}.") for known in layer.names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,17 +127,19 @@ class HeadLayer:
         return self.times * classes + self.extra
 
 
-def layers(model: nn.Module) -> list[Layer]:
+def layers(model: nn.Module) -> Layers:
     """List the layers of a model in order of registration. Modules that compute with the same parameters are one."""
-    found: dict[object, tuple[list[str], list[nn.Module], Sizes]] = {}
+    found: dict[object, list[Layer]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        known = sizes(module)
-        if known is not None:
-            same = (type(module), *map(id, own_tensors(module).values()))
-            names, modules, _ = found.setdefault(same, ([], [], known))
-            names.append(name)
-            modules.append(module)
-    return [Layer(tuple(names), tuple(distinct(modules)), known) for names, modules, known in found.values()]
+        layer = as_layer(module, name)
+        if layer is not None:
+            found.setdefault((type(module), *map(id, own_parameters(module).values())), []).append(layer)
+    return Layers(map(_as_one, found.values()))
+
+
+def _as_one(several: list[Layer]) -> Layer:
+    names, modules = (layer.name for layer in several), distinct(layer.module for layer in several)
+    return replace(several[0], names=tuple(names), modules=tuple(modules))
 
 
 def describe(several: Iterable[Layer]) -> str:
@@ -161,6 +161,12 @@ def read(owner: object, name: str) -> Any:
     return None
 
 
+def self_description(model: nn.Module) -> Mapping[str, Any]:
+    """What a model of timm, or of its followers, says of itself: its classifier's name, its images' size."""
+    said = read(model, "pretrained_cfg") or read(model, "default_cfg")
+    return said if isinstance(said, Mapping) else {}
+
+
 def holders(model: nn.Module, *names: str) -> list[nn.Module]:
     """The modules on the way to some names, each once, the model first."""
     stems = [name.split(".")[:-1] for name in ("", *names)]
@@ -178,7 +184,22 @@ def has_shapes(module: nn.Module) -> bool:
     return not any(isinstance(value, uninitialized) for value in parameters_of(module).values())
 
 
-# ---- the weight and the sizes of one module
+def own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    """The parameters and buffers of a module itself."""
+    return itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
+
+
+_PARAMETRIZATIONS = "parametrizations"  # the child in which torch.nn.utils.parametrize keeps what it computes from
+
+
+def own_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that a module itself computes with, under their names in its subtree."""
+    found: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+    computed = children_of(module).get(_PARAMETRIZATIONS)
+    return found if computed is None else found | dict(computed.named_parameters(_PARAMETRIZATIONS))
+
+
+# ---- one module as a layer
 
 _NO_LAYERS = (
     nn.Embedding,
@@ -189,55 +210,44 @@ _NO_LAYERS = (
     parametrize.ParametrizationList,
     torch.jit.ScriptModule,
 )
-_PARAMETRIZATIONS = "parametrizations"  # the child in which torch.nn.utils.parametrize keeps what it computes from
 
 
-def sizes(module: nn.Module) -> Sizes | None:
-    """Return what a layer takes and gives, or None for a module that is no layer."""
-    matrix = _weight(module) if not isinstance(module, _NO_LAYERS) and has_shapes(module) else None
-    if matrix is None:
+def as_layer(module: nn.Module, name: str = "") -> Layer | None:
+    """Return a module as a layer, or None where it is none."""
+    weight = None if isinstance(module, _NO_LAYERS) or not has_shapes(module) else _weight(module)
+    if weight is None:
         return None
     if is_convolution(module):
-        return Sizes(module.in_channels, module.out_channels, int(module.transposed and module.groups == 1))
-    if isinstance(module, nn.Linear) or matrix.dim() != 2:
-        return Sizes(matrix.shape[1], matrix.shape[0], 0)
-    return _sizes_told(module, matrix)
+        axis = int(module.transposed and module.groups == 1)
+        return Layer((name,), (module,), module.in_channels, module.out_channels, axis)
+    if isinstance(module, nn.Linear) or weight.dim() != 2:
+        return Layer((name,), (module,), weight.shape[1], weight.shape[0], axis=0)
+    return _as_told(module, name, weight)
 
 
-def _sizes_told(module: nn.Module, matrix: torch.Tensor) -> Sizes:
-    """Sizes of a layer of someone else's: an attribute tells which axis counts the outputs, or else a bias does."""
+def _as_told(module: nn.Module, name: str, matrix: torch.Tensor) -> Layer:
+    """A layer of someone else's: an attribute tells which axis counts the outputs, or else a bias does."""
     first, second = matrix.shape
-    told = {value for key in ("out_features", "nf", "out_channels") if isinstance(value := read(module, key), int)}
+    told = {value for value in (read(module, key) for key in _OUTPUTS) if isinstance(value, int)}
     told = told or {value.numel() for value in module.parameters(recurse=False) if value.dim() == 1}
     told &= {first, second}
-    sure = len(told) == 1 or first == second
-    if read(module, "nf") is not None or told == {second} != {
-        first
-    }:  # nf: transformers' Conv1D, which is inputs by outputs
-        return Sizes(first, second, 1, sure)
-    return Sizes(second, first, 0, sure)
+    layer = Layer((name,), (module,), second, first, axis=0, sure=first == second or len(told) == 1)
+    # nf is an attribute of transformers' Conv1D, whose weight is inputs by outputs
+    return layer.turned() if read(module, "nf") is not None or told == {second} != {first} else layer
+
+
+_OUTPUTS = ("out_features", "nf", "out_channels")
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
     """The one weight that a module itself multiplies by; None where there are several, or layers inside."""
     children = children_of(module)
-    if any(
-        child is not None and name != _PARAMETRIZATIONS and has_parameters(child) for name, child in children.items()
-    ):
-        return None
-    own = parameters_of(module).items()
-    found = [value for name, value in own if value is not None and value.dim() >= 2 and not name.endswith("_g")]
     computed = children.get(_PARAMETRIZATIONS)
+    if any(has_parameters(child) for child in children.values() if child is not None and child is not computed):
+        return None
+    found: list[torch.Tensor] = [v for n, v in parameters_of(module).items() if v is not None and not n.endswith("_g")]
     if computed is not None:
         with torch.no_grad():
-            found += [value for name in children_of(computed) if (value := getattr(module, name)).dim() >= 2]
-    return found[0] if len(found) == 1 else None
-
-
-def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters that a module itself computes with, under their names in its subtree."""
-    found: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
-    computed = children_of(module).get(_PARAMETRIZATIONS)
-    if computed is not None:
-        found |= computed.named_parameters(_PARAMETRIZATIONS)
-    return found
+            found += [getattr(module, name) for name in children_of(computed)]
+    matrices = [value for value in found if value.dim() >= 2]
+    return matrices[0] if len(matrices) == 1 else None

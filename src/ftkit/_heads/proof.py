@@ -9,7 +9,7 @@ from torch import nn
 
 from ftkit._heads.decide import Found
 from ftkit._heads.graph import SQUASHED
-from ftkit._heads.trace import Trace, shapes
+from ftkit._heads.trace import Run, Trace, shapes
 from ftkit.errors import HeadError
 
 __all__ = ["prove"]
@@ -26,7 +26,7 @@ def prove(model: nn.Module, found: Found, count: int) -> None:
     Raises:
         HeadError: The model fails, or an output of the head does not follow.
     """
-    run = found.run if found.run is not None else Trace()
+    run = found.run or Trace(Run())
     runs = [shapes(model, inputs) for inputs in run.taken]
     failures = [f": {after}" for after in runs if isinstance(after, str)]
     if runs and isinstance(runs[0], dict):  # without labels, as the run that told of the head

@@ -10,7 +10,7 @@ from torch import nn
 
 from ftkit._heads.counters import counters
 from ftkit._heads.decide import DoubtError, Found, find_layers, in_classes
-from ftkit._heads.layers import Layer, distinct, layers
+from ftkit._heads.layers import Layer, Layers, distinct, layers
 from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import entries
@@ -360,9 +360,9 @@ def _at(model: nn.Module, name: str) -> nn.Module:
     return by_name[name]
 
 
-def _layers_in(model: nn.Module, name: str) -> list[Layer]:
+def _layers_in(model: nn.Module, name: str) -> Layers:
     module = _at(model, name)
-    found = [layer for layer in layers(model) if layer.is_in(name)]
+    found = layers(model).inside(name)
     if not found:
         raise HeadError(f"{name!r} is a {type(module).__name__}, with no linear or convolutional layer in it.")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Mapping
@@ -61,10 +62,7 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
             _resize_relations(model, found.classes, count, keep or {}, undo)
         recount(model, found, count, keep or {}, undo)
         prove(model, found, count)
-    return [
-        Layer(one.layer.names, (new,), one.layer.sizes._replace(outputs=one.outputs_for(count)))
-        for one, new, _ in changes
-    ]
+    return [dataclasses.replace(one.layer, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes]
 
 
 def _rows(one: HeadLayer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:

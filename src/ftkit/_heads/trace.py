@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import types
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ftkit._heads.graph import End, unused, walk
+from ftkit._heads.graph import Ends, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
-from ftkit._heads.layers import Layer, layers, own_tensors, sizes
+from ftkit._heads.layers import Layer, Layers, as_layer, distinct, layers, own_parameters, own_tensors
 from ftkit._models.dryrun import named_tensors, untouched
 from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, pre_hooks_of
 
@@ -25,83 +24,99 @@ __all__ = ["Trace", "entries", "shapes", "trace"]
 
 
 @dataclass
-class Trace:
-    """What a run told.
+class Run:
+    """What a run gave.
 
     Attributes:
-        ends: The layers that outputs come from, in order of registration.
-        complete: Whether the model ran to its end.
-        failure: Otherwise, why it did not.
-        bare: The names of parameters that outputs come from, and that belong to no layer.
+        inputs: What the model was given.
         unseen: The names of layers that did not run, or not before the model failed.
+        outputs: The outputs by key; after a failure the outputs of layers that nothing used.
+        complete: Whether the model came to its end.
+        failure: Otherwise, why it did not.
+        first: The layers that the input went into before any other.
+        made: The outputs of all layers, in the order in which they ran.
+        widths: How many features each layer gave last.
+        misfit: How many features too many the last linear layer got.
+    """
+
+    inputs: Inputs = ((), {})
+    unseen: set[str] = field(default_factory=set)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    complete: bool = False
+    failure: str = ""
+    first: dict[str, None] = field(default_factory=dict)
+    made: dict[str, torch.Tensor] = field(default_factory=dict)
+    widths: dict[str, int] = field(default_factory=dict)
+    misfit: int | None = None
+
+
+@dataclass
+class Trace:
+    """What a model's runs told: the first one, and the walks back from its outputs and those of a run in training mode.
+
+    Attributes:
+        run: The first run.
+        ends: The layers that outputs come from, in order of registration.
+        bare: The names of parameters that outputs come from, and that belong to no layer.
         taken: The inputs that the model ran on: plain ones, and some with labels for its loss.
     """
 
-    ends: list[End] = field(default_factory=list)
-    complete: bool = False
-    failure: str = ""
+    run: Run
+    ends: Ends = field(default_factory=Ends)
     bare: set[str] = field(default_factory=set)
-    unseen: frozenset[str] = frozenset()
     taken: list[Inputs] = field(default_factory=list)
 
+    def shapes_of(self, layer: Layer, level: int) -> list[torch.Size]:
+        """The shapes of the outputs that are no further than ``level`` from what a layer gives."""
+        return [end.shapes[port] for end in self.ends.of(layer) for port in end.ports_within(level)]
 
-def trace(model: nn.Module, every: list[Layer]) -> Trace:
+
+def trace(model: nn.Module, every: Layers) -> Trace:
     """Run the model on fake tensors and walk the graph back from its outputs.
 
     The run is that of a copy whose parameters are fakes: it has their shapes, and no memory, no values and no way
     back to the model. A second run in training mode finds what only training uses.
     """
-    told = Trace()
-    seen: set[Layer] = set()
-    turned: dict[Layer, Layer] = {}
-    for training in (False, True):
-        try:
-            shadow = _Shadow(model, every)
-        except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
-            return Trace(failure=f"it can't be copied ({type(error).__name__}: {error})")
-        run = shadow.run(training=training)
-        if training and not run.complete:
-            break
-        if not training:
-            told.complete, told.failure, told.unseen = run.complete, run.failure, frozenset(run.unseen)
-            told.taken = _taken(model, shadow, run)
-        turned |= {layer: layer.turned() for layer in every if not layer.sizes.sure and _is_turned(layer, run.widths)}
-        back = walk(run.outputs, shadow.owners)
-        told.bare |= back.bare
-        _add_new(told.ends, back.ends, seen, training_only=training)
-        seen |= back.met
-        loss = walk(unused(run.made), shadow.owners)  # what ran for the loss alone
-        _add_new(told.ends, loss.ends, seen, training_only=True)
-        seen |= loss.met
-        if len(seen) == len(every) or not run.complete:
-            break
+    try:
+        shadow = _Shadow(model, every)
+    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+        return Trace(Run(failure=f"it can't be copied ({type(error).__name__}: {error})"))
+    run = shadow.run()
+    told = Trace(run, taken=_taken(model, shadow, run))
+    seen = _add_ends(told, shadow, run, set(), training_only=False)
+    if run.complete and len(seen) < len(every):
+        shadow = _Shadow(model, every)
+        in_training = shadow.run(training=True)
+        if in_training.complete:
+            _add_ends(told, shadow, in_training, seen, training_only=True)
+            run.widths |= in_training.widths
     order = {layer: index for index, layer in enumerate(every)}
     told.ends.sort(key=lambda end: order[end.layer])
     for end in told.ends:
-        end.layer = turned.get(end.layer, end.layer)
+        if not end.layer.sure and end.layer.inputs in map(run.widths.get, end.layer.names):
+            end.layer = end.layer.turned()  # it gave as many features as it was thought to take
     return told
 
 
-def _add_new(ends: list[End], more: list[End], seen: set[Layer], *, training_only: bool) -> None:
-    """Add the ends whose layers had no part in what was walked before."""
-    for end in more:
-        if end.layer not in seen:
-            end.training_only = training_only
-            ends.append(end)
+def _add_ends(told: Trace, shadow: _Shadow, run: Run, seen: set[Layer], *, training_only: bool) -> set[Layer]:
+    """Add where the outputs of a run come from, but not layers ``seen`` in another; return all that are seen now."""
+    walks = [(walk(run.outputs, shadow.owners), training_only)]
+    walks += [(walk(unused(run.made), shadow.owners), True)]  # what ran for the loss alone
+    told.bare |= walks[0][0].bare
+    for back, only in walks:
+        fresh = [end for end in back.ends if end.layer not in seen]
+        for end in fresh:
+            end.training_only = only
+        told.ends += fresh
+        seen = seen | back.met
+    return seen
 
 
-def _taken(model: nn.Module, shadow: _Shadow, run: _Run) -> list[Inputs]:
+def _taken(model: nn.Module, shadow: _Shadow, run: Run) -> list[Inputs]:
     """The inputs of a run, and such with labels on which the model computes its own loss."""
-    if not run.complete:
-        return []
     with_labels = list(labeled(model, run.inputs, [tensor.shape for tensor in run.outputs.values()]))
-    losses = [shadow.run(with_labels)] if with_labels else []
-    return [run.inputs, *(loss.inputs for loss in losses if loss.complete)]
-
-
-def _is_turned(layer: Layer, widths: Mapping[str, int]) -> bool:
-    """Whether a layer whose module doesn't tell its outputs gave as many as it was thought to take."""
-    return any(widths.get(name) == layer.inputs != layer.outputs for name in layer.names)
+    losses = [shadow.run(with_labels)] if with_labels and run.complete else []
+    return [done.inputs for done in (run, *losses) if done.complete]
 
 
 def shapes(model: nn.Module, inputs: Inputs) -> dict[str, torch.Size] | str:
@@ -110,11 +125,11 @@ def shapes(model: nn.Module, inputs: Inputs) -> dict[str, torch.Size] | str:
     return {key: tensor.shape for key, tensor in run.outputs.items()} if run.complete else run.failure
 
 
-def entries(model: nn.Module) -> list[Layer]:
+def entries(model: nn.Module) -> Layers:
     """Find the layers that the input of a model goes into before any other."""
     every = layers(model)
     by_name = {name: layer for layer in every for name in layer.names}
-    return [by_name[name] for name in _Shadow(model, every).run(follow=False).first]
+    return Layers(by_name[name] for name in _Shadow(model, every).run(follow=False).first)
 
 
 # ---- a copy of the model around fakes
@@ -128,23 +143,19 @@ class _Shadow:
         owners: The layer of each fake parameter, by identity.
     """
 
-    def __init__(self, model: nn.Module, every: list[Layer]) -> None:
+    def __init__(self, model: nn.Module, every: Layers) -> None:
         self._mode = fake_tensors()
-        fakes: dict[int, Any] = {}
         with self._mode:
-            for tensor in _tensors_of(model):
-                if id(tensor) not in fakes:
-                    fakes[id(tensor)] = _fake(tensor)
+            fakes: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in distinct(_tensors_of(model))}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.model = copy.deepcopy(model, dict(fakes))
         for module in self.model.modules():
-            for hooks in (hooks_of(module), pre_hooks_of(module)):
-                for key in [key for key, hook in hooks.items() if not _is_own(hook, module)]:
-                    del hooks[key]
+            _leave_own(hooks_of(module), module)
+            _leave_own(pre_hooks_of(module), module)
         self.owners: dict[int, Layer] = {}
         for layer in every:
-            for name, tensor in own_tensors(layer.module).items():
+            for name, tensor in own_parameters(layer.module).items():
                 fake = fakes[id(tensor)]
                 self.owners.setdefault(id(fake), layer)
                 # What a parametrization makes the weight from; it may be multiplied on the way there.
@@ -152,7 +163,7 @@ class _Shadow:
         for name, parameter in model.named_parameters():
             fakes[id(parameter)].dotted = name
 
-    def run(self, inputs: Sequence[Inputs] = (), *, training: bool = False, follow: bool = True) -> _Run:
+    def run(self, inputs: Sequence[Inputs] = (), *, training: bool = False, follow: bool = True) -> Run:
         """Run the copy on inputs like the given ones, or on those that it could take, until one is taken.
 
         To ``follow`` the inputs means that they take part in the autograd graph, which tells what is computed from
@@ -166,8 +177,8 @@ class _Shadow:
 def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
     """The parameters and buffers in a model, and tensors that are plain attributes of a module."""
     for module in model.modules():
-        own = module.parameters(recurse=False), module.buffers(recurse=False), vars(module).values()
-        yield from (value for value in itertools.chain(*own) if isinstance(value, torch.Tensor))
+        yield from own_tensors(module)
+        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
 
 
 def _fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -177,15 +188,17 @@ def _fake(tensor: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(made, requires_grad=tensor.is_floating_point() or tensor.is_complex())
 
 
-def _is_own(hook: Any, module: nn.Module) -> bool:
-    """Whether a hook belongs to how a module works (weight norm, outputs that a library captures).
+def _leave_own(hooks: dict[Any, Any], module: nn.Module) -> None:
+    """Leave those hooks that belong to how a module works: weight norm, outputs that a library captures.
 
-    Another one is the user's, and must not see fakes.
+    The others are the user's, and must not see fakes.
     """
-    hook = getattr(hook, "func", hook)
-    written = (hook if isinstance(hook, types.FunctionType | types.MethodType) else type(hook)).__module__
-    package = str(written).partition(".")[0]
-    return package == "torch" or (package != "__main__" and package == type(module).__module__.partition(".")[0])
+    home = {"torch", type(module).__module__.partition(".")[0]} - {"__main__"}
+    for key, hook in list(hooks.items()):
+        function = getattr(hook, "func", hook)
+        written = function if isinstance(function, types.FunctionType | types.MethodType) else type(function)
+        if str(written.__module__).partition(".")[0] not in home:
+            del hooks[key]
 
 
 # ---- attempts, until an input is taken
@@ -194,45 +207,18 @@ _FEWEST_CALLS, _CALLS_PER_MODULE = 40_000, 40  # of torch from Python: several t
 _TOP_SIDE = {3: 1 << 17, 4: 1 << 10}  # of one search: a second or two of sound, an image
 
 
-@dataclass
-class _Run:
-    """What a run gave.
-
-    Attributes:
-        inputs: What the model was given.
-        unseen: The layers that did not run.
-        outputs: The outputs by key; after a failure the outputs of modules that nothing used.
-        complete: Whether the model came to its end.
-        failure: Otherwise, why it did not.
-        first: The layers that the input went into before any other.
-        made: The outputs of all layers, in the order in which they ran.
-        widths: How many features each layer gave last.
-        misfit: How many features too many the last linear layer got.
-    """
-
-    inputs: Inputs
-    unseen: set[str]
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    complete: bool = False
-    failure: str = ""
-    first: dict[str, None] = field(default_factory=dict)
-    made: dict[str, torch.Tensor] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
-    misfit: int | None = None
-
-
 class _Attempts:
     """Runs of a model on one input after another, which hooks on its layers watch."""
 
     def __init__(self, model: nn.Module, *, follow: bool) -> None:
         self._model = model
-        self._names = [name for name, module in model.named_modules() if sizes(module) is not None]
+        self._names = [name for name, module in model.named_modules() if as_layer(module) is not None]
         self._give = _with_history if follow else torch.clone
         self._calls = _Calls(max(_FEWEST_CALLS, _CALLS_PER_MODULE * len(list(model.modules()))))
-        self._now = self._furthest = _Run(((), {}), set(self._names))
+        self._now = self._furthest = Run(unseen=set(self._names))
         self._over = False
 
-    def run(self, given: Sequence[Inputs]) -> _Run:
+    def run(self, given: Sequence[Inputs]) -> Run:
         """Return the first run that comes to its end, or else the one that came furthest."""
         handles = [handle for name in self._names for handle in self._watch(name)]
         try:
@@ -273,7 +259,7 @@ class _Attempts:
 
     def _attempt(self, inputs: Inputs) -> bool:
         """Run the model on one input; return whether it came to its end."""
-        run = self._now = _Run(inputs, set(self._names))
+        run = self._now = Run(inputs, set(self._names))
         args, kwargs = inputs
         try:
             given = {name: self._give(value) for name, value in kwargs.items()}

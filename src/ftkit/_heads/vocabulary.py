@@ -5,36 +5,29 @@ from __future__ import annotations
 import re
 from typing import Literal, TypeAlias
 
-__all__ = ["Role", "is_auxiliary", "is_loss", "is_of_labels", "is_usual", "role", "words"]
+__all__ = ["AUXILIARY", "LABELS", "LOSSES", "Role", "is_usual", "role", "says", "words"]
 
 Role: TypeAlias = Literal["class", "other"]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-_CLASS_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm "
-        "last seg segmentation predictions",
-    )
+_CLASSES = (
+    "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm "
+    "last seg segmentation predictions"
 )
-_OTHER_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "box boxes bbox bboxes loc location reg regression regressor regress offset ctr ctrness center centerness "
-        "keypoint keypoints kps landmark landmarks depth flow anchor anchors objectness obj "
-        "pooler value pose iou wh",
-    )
+_OTHERS = (
+    "box boxes bbox bboxes loc location reg regression regressor regress offset ctr ctrness center centerness "
+    "keypoint keypoints kps landmark landmarks depth flow anchor anchors objectness obj pooler value pose iou wh"
 )
-_EMBED_WORDS = frozenset(("embed", "embedding", "embeddings"))  # yet a set-prediction detector's class_embed scores
+_EMBEDDINGS = "embed embedding embeddings"  # yet a set-prediction detector's class_embed scores
 _MEANINGS: tuple[tuple[frozenset[str], Role], ...] = (  # in the order in which they count
-    (_OTHER_WORDS, "other"),
-    (_CLASS_WORDS, "class"),
-    (_EMBED_WORDS, "other"),
+    (frozenset(_OTHERS.split()), "other"),
+    (frozenset(_CLASSES.split()), "class"),
+    (frozenset(_EMBEDDINGS.split()), "other"),
 )
-_PROPOSAL_WORDS = frozenset(("rpn", "proposal", "proposals"))
-_LABEL_WORDS = frozenset(("class", "classes", "label", "labels", "category", "categories"))
-_LOSS_WORDS = frozenset(("loss", "criterion"))
-_AUX_WORDS = frozenset(
+_PROPOSALS = frozenset(("rpn", "proposal", "proposals"))
+LABELS = frozenset(("class", "classes", "label", "labels", "category", "categories"))
+LOSSES = frozenset(("loss", "criterion"))
+AUXILIARY = frozenset(  # of heads for deep supervision, or for distillation
     ("aux", "auxiliary", "auxlayer", "dist", "distill", "distillation", "distilled", "dsn", "deepsup")
 )
 _USUAL = re.compile(
@@ -63,7 +56,7 @@ def role(name: str) -> Role | None:
         >>> role("head.box_fc"), role("bbox_head.fc_cls"), role("body.3"), role("rpn.head.cls_logits")
         ('other', 'class', None, 'other')
     """
-    if _PROPOSAL_WORDS & words(name):
+    if says(name, _PROPOSALS):
         return "other"
     for component in reversed(name.split(".")):
         said = words(component)
@@ -73,19 +66,9 @@ def role(name: str) -> Role | None:
     return None
 
 
-def is_auxiliary(name: str) -> bool:
-    """Whether a name is that of a head beside the main one: for deep supervision, or for distillation."""
-    return not _AUX_WORDS.isdisjoint(words(name))
-
-
-def is_loss(name: str) -> bool:
-    """Whether a name is that of a loss."""
-    return not _LOSS_WORDS.isdisjoint(words(name))
-
-
-def is_of_labels(name: str) -> bool:
-    """Whether the last component of a dotted name speaks of the labels of classes."""
-    return not _LABEL_WORDS.isdisjoint(words(name.rpartition(".")[2]))
+def says(name: str, wording: frozenset[str]) -> bool:
+    """Whether a name has one of some words in it."""
+    return not wording.isdisjoint(words(name))
 
 
 def is_usual(component: str) -> bool:
