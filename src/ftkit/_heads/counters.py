@@ -30,19 +30,12 @@ _NO_CONFIGS = (nn.Module, torch.Tensor, str, int, float, type(None))
 
 @dataclass(frozen=True, eq=False)
 class Counter:
-    """A number that says how many classes, or channels, there are.
+    """A number that says how many classes, or channels, there are."""
 
-    Attributes:
-        owner: The module, configuration or dictionary that has it.
-        name: Its name there.
-        value: The number.
-        key: The owner's attribute, where that is a named tuple with the counter in it.
-    """
-
-    owner: Any
+    owner: Any  # the module, configuration or dictionary that has it
     name: str
     value: int
-    key: str = ""
+    key: str = ""  # the owner's attribute, where that is a named tuple with the counter in it
 
     def set(self, value: int) -> None:
         """Write another count."""

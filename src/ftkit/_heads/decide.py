@@ -12,7 +12,6 @@ from torch import nn
 from ftkit._heads.counters import counters, counts_classes, told
 from ftkit._heads.graph import CLEAN, NORMED, SQUASHED, End, Ends
 from ftkit._heads.layers import (
-    HeadLayer,
     Layer,
     Layers,
     describe,
@@ -33,22 +32,11 @@ __all__ = ["DoubtError", "Found", "find_layers", "in_classes"]
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """What was found to be the head.
+    """What was found to be the head."""
 
-    Attributes:
-        layers: Its layers, in order of registration.
-        classes: How many classes it has.
-        run: The run on fake tensors that told, where one was needed.
-    """
-
-    layers: list[HeadLayer]
+    layers: Layers
     classes: int
-    run: Trace | None = None
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all its layers."""
-        return [name for one in self.layers for name in one.layer.names]
+    trace: Trace | None = None  # what told, where names and counters were not enough
 
 
 class DoubtError(HeadError):
@@ -72,49 +60,50 @@ def find_layers(model: nn.Module) -> Found:
     for at_once in (_declared, _obvious):
         settled = at_once(model, every)
         if settled:
-            return Found([HeadLayer(layer) for layer in settled], settled[0].outputs)
+            return Found(settled, settled[0].outputs)
     evidence = _Evidence(model, every, trace(model, every))
     found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
     if found is None:
         raise _nothing(evidence)
     _check_scorers(evidence, found)
     classes = found[0].classes
-    order = {layer.names: index for index, layer in enumerate(every)}
-    whole = sorted([*found, *_boxes(evidence, found)], key=lambda one: order[one.layer.names])
-    return Found([*whole, *_label_tables(model, classes)], classes, evidence.trace)
+    order = [layer.names for layer in every]
+    whole = sorted([*found, *_boxes(evidence, found)], key=lambda layer: order.index(layer.names))
+    return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
 
 
-def in_classes(model: nn.Module, layer: Layer) -> HeadLayer:
+def in_classes(model: nn.Module, layer: Layer) -> Layer:
     """Tell how the outputs of a layer that the user named count classes."""
     counts = told(model, layer.names)
     if not layer.sure:
         layer = (trace(model, layers(model)).ends.of(layer).layers or [layer])[0]
         layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
-    return next(filter(None, (_counted(model, layer, classes) for classes in counts)), HeadLayer(layer))
+    return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
 
 
 # ---- rules that need no run
 
 
-def _declared(model: nn.Module, every: Layers) -> list[Layer]:
+def _declared(model: nn.Module, every: Layers) -> Layers:
     """The layers that the model itself says classify: timm's models (``pretrained_cfg``), where nothing contradicts."""
     said, count = self_description(model).get("classifier") or (), read(model, "num_classes")
     named = [every.inside(name)[-1:] for name in ([said] if isinstance(said, str) else said)]
     counting = every.of_size(count)
     agreed = set(map(tuple, named)) == {(layer,) for layer in counting}
-    return counting if counting and agreed and not _is_counted_elsewhere(model, counting[-1]) else []
+    return counting if counting and agreed and not _is_counted_elsewhere(model, counting[-1]) else Layers()
 
 
-def _obvious(model: nn.Module, every: Layers) -> list[Layer]:
+def _obvious(model: nn.Module, every: Layers) -> Layers:
     """The one last layer, under a usual name and alone with its count: nearly every plain classifier."""
     last = every[-1]
     place = _usual_place(model, last.name)
     if place is None or last.names_another() or len(last.names) > 1 or not _is_alone(model, every, last):
-        return []
+        return Layers()
     at, holder = place
     chained = all(one.outputs == two.inputs for one, two in itertools.pairwise(every.inside(at)))
     counts = told(model, ()) or [last.outputs]
-    return [last] if chained and last.outputs in counts and not _has_rivals(holder, at.rpartition(".")[2]) else []
+    settled = chained and last.outputs in counts and not _has_rivals(holder, at.rpartition(".")[2])
+    return Layers([last] if settled else [])
 
 
 def _usual_place(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:
@@ -187,39 +176,38 @@ class _Evidence:
             self.named = possible.where(lambda end: end in self.ends or end.layer.names_classes())
 
 
-def _counted_by_the_model(evidence: _Evidence) -> list[HeadLayer]:
+def _counted_by_the_model(evidence: _Evidence) -> Layers:
     """The layers whose outputs fit a counter: transformers, detectors, most libraries, and models that do not run."""
     for classes in evidence.told:
         chosen = _fitting(evidence, classes) or _fitting_with_no_object(evidence, classes)
-        if not all(end.training_only for end, _ in chosen):
-            found = [one for _, one in chosen]
-            on_the_way = map(HeadLayer, _scoring_on_the_way(evidence, classes).layers)
-            return [*found, *_siblings_unseen(evidence, found), *on_the_way]
-    return []
+        if not all(end.training_only for end in chosen):
+            siblings = _siblings_unseen(evidence, chosen.layers)
+            return Layers([*chosen.layers, *siblings, *_scoring_on_the_way(evidence, classes).layers])
+    return Layers()
 
 
-def _named_for_classes(evidence: _Evidence) -> list[HeadLayer]:
+def _named_for_classes(evidence: _Evidence) -> Layers:
     """The outputs of layers named for classes, or under a softmax: models that count nothing, one head among others."""
     group = evidence.ends.where(End.scores).where(lambda end: end.softmax or end.layer.names_classes())
-    return [] if all(map(End.helps_training, group)) else _of_one_size(evidence, group)
+    return Layers() if all(map(End.helps_training, group)) else _of_one_size(evidence, group)
 
 
-def _left_as_they_are(evidence: _Evidence) -> list[HeadLayer]:
+def _left_as_they_are(evidence: _Evidence) -> Layers:
     """The outputs that leave the model as the layer gave them: a user's own model, in which no name says anything."""
     group = evidence.ends.where(End.is_clean)
     cut_short = not evidence.trace.run.complete
-    return [] if cut_short or all(end.training_only for end in group) else _of_one_size(evidence, group)
+    return Layers() if cut_short or all(end.training_only for end in group) else _of_one_size(evidence, group)
 
 
-def _last_by_its_name(evidence: _Evidence) -> list[HeadLayer]:
+def _last_by_its_name(evidence: _Evidence) -> Layers:
     """The last layer, if it is named for classes and alone: a model that can't be run, not even in part."""
     last = evidence.every[-1]
     if evidence.trace.ends or not last.names_classes() or End(last).is_auxiliary():
-        return []
-    return [HeadLayer(last)] if _is_alone(evidence.model, evidence.every, last) else []
+        return Layers()
+    return Layers([last] if _is_alone(evidence.model, evidence.every, last) else [])
 
 
-_RULES: tuple[Callable[[_Evidence], list[HeadLayer]], ...] = (
+_RULES: tuple[Callable[[_Evidence], Layers], ...] = (
     _counted_by_the_model,
     _named_for_classes,
     _left_as_they_are,
@@ -227,37 +215,37 @@ _RULES: tuple[Callable[[_Evidence], list[HeadLayer]], ...] = (
 )
 
 
-def _fitting(evidence: _Evidence, classes: int) -> list[tuple[End, HeadLayer]]:
+def _fitting(evidence: _Evidence, classes: int) -> Ends:
     """The layers that a number of classes fits. Scores that are squashed or normed must be named so."""
     possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes())
     shapes = [evidence.trace.shapes_of(layer, CLEAN) for layer in possible.layers]
     counted = (_counted(evidence.model, end.layer, classes, seen) for end, seen in zip(possible, shapes, strict=True))
-    return [(end, one) for end, one in zip(possible, counted, strict=True) if one is not None]
+    return Ends(replace(end, layer=layer) for end, layer in zip(possible, counted, strict=True) if layer is not None)
 
 
-def _fitting_with_no_object(evidence: _Evidence, classes: int) -> list[tuple[End, HeadLayer]]:
+def _fitting_with_no_object(evidence: _Evidence, classes: int) -> Ends:
     """The layers with one more output, for "no object": set-prediction detectors (DETR and what came of it)."""
     possible = evidence.named.of_size(classes + 1).where(End.is_clean)
-    return [(end, HeadLayer(end.layer, extra=1)) for end in possible if end.layer.names_classes()]
+    return Ends(replace(end, layer=replace(end.layer, extra=1)) for end in possible if end.layer.names_classes())
 
 
-def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torch.Size] = ()) -> HeadLayer | None:
+def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torch.Size] = ()) -> Layer | None:
     """Tell how a number of classes could make a layer's outputs, or that it can't.
 
     Several for each class, as detectors have them for their anchors, only where that number is near: in what holds the
     layer, the model itself left out, or in the shapes in which the scores come out.
     """
     if layer.outputs == classes:
-        return HeadLayer(layer)
+        return layer
     if classes < 2 or layer.outputs % classes:
         return None
     around = [one for one in counters(model, layer.names) if isinstance(one.owner, nn.Module)]
     near = {one.value for one in around if one.owner is not model and counts_classes(one.name)}
     near |= {shape[-1] for shape in shapes if len(shape) > 2}
-    return HeadLayer(layer, times=layer.outputs // classes) if classes in near else None
+    return replace(layer, times=layer.outputs // classes) if classes in near else None
 
 
-def _of_one_size(evidence: _Evidence, group: Ends) -> list[HeadLayer]:
+def _of_one_size(evidence: _Evidence, group: Ends) -> Layers:
     """Take the layers of a group as one head, with those that help it in training.
 
     Raises:
@@ -271,11 +259,10 @@ def _of_one_size(evidence: _Evidence, group: Ends) -> list[HeadLayer]:
     helping = evidence.ends.where(End.scores).where(End.helps_training)
     same = evidence.ends.of_size(classes).where(lambda end: end in group or end in helping)
     same += _scoring_on_the_way(evidence, classes)
-    found = list(map(HeadLayer, same.layers))
     leaving = {frozenset(end.ports.items()) for end in same if not end.helps_training()}
-    if len(leaving) > 1 and not _boxes(evidence, found):  # apart, and not summed
+    if len(leaving) > 1 and not _boxes(evidence, same.layers):  # apart, and not summed
         raise _doubt(evidence.model, same)
-    return found
+    return same.layers
 
 
 # ---- layers that belong to a head beside those that a rule found
@@ -286,47 +273,45 @@ def _scoring_on_the_way(evidence: _Evidence, classes: int) -> Ends:
     return evidence.trace.ends.of_size(classes).where(lambda end: end.beside and not end.layer.names_another())
 
 
-def _siblings_unseen(evidence: _Evidence, found: list[HeadLayer]) -> list[HeadLayer]:
+def _siblings_unseen(evidence: _Evidence, found: Layers) -> list[Layer]:
     """Layers of the same lists that did not run, like those found: heads of a decoder's other layers."""
-    listed = [one for one in found if isinstance(evidence.model.get_submodule(one.layer.holder), nn.ModuleList)]
-    unseen = [layer for layer in evidence.unseen if layer.names not in {one.layer.names for one in found}]
-    more = {layer: replace(one, layer=layer) for one in listed for layer in unseen if _is_sibling(layer, one.layer)}
-    return list(more.values())
-
-
-def _is_sibling(layer: Layer, other: Layer) -> bool:
-    return (layer.holder, layer.inputs, layer.outputs) == (other.holder, other.inputs, other.outputs)
+    listed = [layer for layer in found if isinstance(evidence.model.get_submodule(layer.holder), nn.ModuleList)]
+    like = {(layer.holder, layer.inputs, layer.outputs): layer for layer in listed}
+    alike = ((layer, like.get((layer.holder, layer.inputs, layer.outputs))) for layer in evidence.unseen)
+    known = [layer.names for layer in found]
+    return [
+        replace(one, names=layer.names, modules=layer.modules)
+        for layer, one in alike
+        if one and layer.names not in known
+    ]
 
 
 _COORDINATES = 4  # of a box
 
 
-def _boxes(evidence: _Evidence, found: list[HeadLayer]) -> list[HeadLayer]:
+def _boxes(evidence: _Evidence, found: Layers) -> list[Layer]:
     """The layers that give a box for each class beside one that scores the classes: two-stage detectors."""
-    scoring = {
-        (one.layer.holder, one.layer.inputs, _COORDINATES * one.layer.outputs) for one in found if one.times == 1
-    }
+    scoring = {(layer.holder, layer.inputs, _COORDINATES * layer.outputs) for layer in found if layer.times == 1}
     beside = [layer for layer in evidence.every if (layer.holder, layer.inputs, layer.outputs) in scoring]
-    return [HeadLayer(layer, times=_COORDINATES, by_class=True) for layer in beside if layer.names_another()]
+    return [replace(layer, times=_COORDINATES, by_class=True) for layer in beside if layer.names_another()]
 
 
-def _label_tables(model: nn.Module, classes: int) -> Iterator[HeadLayer]:
+def _label_tables(model: nn.Module, classes: int) -> Iterator[Layer]:
     """The embeddings of class labels: detectors that learn from noisy labels, with a row more for "none" or without."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and says(name.rpartition(".")[2], LABELS) and classes > 1:
-            extra = module.num_embeddings - classes
-            if extra in (0, 1):
-                layer = Layer((name,), (module,), module.embedding_dim, module.num_embeddings, axis=0)
-                yield HeadLayer(layer, extra=extra)
+            table = Layer((name,), (module,), module.embedding_dim, module.num_embeddings, axis=0)
+            if table.outputs - classes in (0, 1):
+                yield replace(table, extra=table.outputs - classes)
 
 
 # ---- why there is no head
 
 
-def _check_scorers(evidence: _Evidence, found: list[HeadLayer]) -> None:
+def _check_scorers(evidence: _Evidence, found: Layers) -> None:
     """Refuse a layer that gives one number, which the model uses as such: a score or a depth is no class output."""
     complete, kind = evidence.trace.run.complete, type(evidence.model).__name__
-    for layer in [one.layer for one in found if one.layer.outputs == 1]:
+    for layer in found.of_size(1):
         shapes = evidence.trace.shapes_of(layer, SQUASHED)
         if not complete or not all(1 in shape[1:] for shape in shapes):
             seen = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""

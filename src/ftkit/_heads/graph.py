@@ -23,27 +23,16 @@ CLEAN, SQUASHED, NORMED, MIXED = range(4)
 
 @dataclass(eq=False)
 class End:
-    """A layer from which an output of the model comes without another layer in between.
-
-    Attributes:
-        layer: The layer.
-        level: How far the nearest of those outputs is from what the layer gives.
-        ports: Those outputs by name, each with its level.
-        shapes: Their shapes.
-        softmax: Whether a softmax lies on the way to one of them.
-        body: Whether the layer feeds another one.
-        beside: Whether it feeds another one, and gives an output of its own too.
-        training_only: Whether only a run in training mode, or the loss, uses it.
-    """
+    """A layer from which an output of the model comes without another layer in between."""
 
     layer: Layer
-    level: int = CLEAN
-    ports: dict[str, int] = field(default_factory=dict)
-    shapes: dict[str, torch.Size] = field(default_factory=dict)
-    softmax: bool = False
-    body: bool = False
-    beside: bool = False
-    training_only: bool = False
+    level: int = CLEAN  # how far the nearest of those outputs is from what the layer gives
+    ports: dict[str, int] = field(default_factory=dict)  # those outputs by name, each with its level
+    shapes: dict[str, torch.Size] = field(default_factory=dict)  # of those outputs
+    softmax: bool = False  # whether one lies on the way to an output
+    body: bool = False  # whether it feeds another one
+    beside: bool = False  # whether it feeds another one, and gives an output of its own too
+    training_only: bool = False  # whether only a run in training mode, or the loss, uses it
 
     def is_clean(self) -> bool:
         """Whether an output is just what the layer gives."""
@@ -96,17 +85,11 @@ class Ends(list[End]):
 
 @dataclass(frozen=True)
 class Walk:
-    """What a walk back from outputs found.
-
-    Attributes:
-        ends: The layers that outputs come from.
-        met: All layers that took part, by identity.
-        bare: The names of parameters in the place of a layer's that belong to no layer.
-    """
+    """What a walk back from outputs found."""
 
     ends: Ends
-    met: set[Layer]
-    bare: set[str]
+    met: set[Layer]  # all layers that took part
+    bare: set[str]  # the names of parameters in the place of a layer's that belong to no layer
 
 
 def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Walk:
@@ -172,20 +155,13 @@ _OTHER = frozenset((0,))  # in the place of a parameter's identity: something th
 
 
 class _Graph:
-    """The autograd graph behind some outputs.
-
-    Attributes:
-        edges: The nodes that each node takes its inputs from, with None for what has no history.
-        pure: The nodes computed from parameters alone, each with the identities of these.
-        leaves: Those parameters, by identity.
-        given: The nodes computed from inputs of the model alone.
-    """
+    """The autograd graph behind some outputs, and what in it is computed from parameters or from inputs alone."""
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        self.edges: dict[Any, tuple[Any, ...]] = {}
-        self.pure: dict[Any, frozenset[int]] = {}
-        self.leaves: dict[int, torch.Tensor] = {}
-        self.given: set[Any] = set()
+        self.edges: dict[Any, tuple[Any, ...]] = {}  # what each node takes; None is something without a history
+        self.pure: dict[Any, frozenset[int]] = {}  # the nodes of parameters alone, with the identities of these
+        self.leaves: dict[int, torch.Tensor] = {}  # those parameters
+        self.given: set[Any] = set()  # the nodes of inputs of the model alone
         stack = [(root, False) for root in roots]
         while stack:
             node, after_its_inputs = stack.pop()

@@ -17,7 +17,6 @@ from ftkit._torch import children_of, is_convolution, parameters_of
 from ftkit._wording import some
 
 __all__ = [
-    "HeadLayer",
     "Layer",
     "Layers",
     "as_layer",
@@ -40,21 +39,18 @@ T = TypeVar("T")
 class Layer:
     """A module that multiplies by one weight matrix, kernel or table of directions.
 
-    Attributes:
-        names: Every dotted name of its modules in the model.
-        modules: The module; several where several have the same parameters.
-        inputs: How many features or channels it takes.
-        outputs: How many it gives.
-        axis: The axis of the weight that counts the outputs.
-        sure: Whether the module itself tells which axis that is; otherwise it is the first until a run tells.
+    In a head it has ``times * classes + extra`` outputs.
     """
 
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-    inputs: int
-    outputs: int
-    axis: int
-    sure: bool = True
+    names: tuple[str, ...]  # every dotted name of its modules in the model
+    modules: tuple[nn.Module, ...]  # several where several have the same parameters
+    inputs: int  # how many features or channels it takes
+    outputs: int  # and how many it gives
+    axis: int  # the axis of the weight that counts the outputs
+    sure: bool = True  # whether the module itself tells that axis; otherwise it is the first until a run tells
+    times: int = 1  # outputs for each class: anchors of a detector, coordinates of a box
+    extra: int = 0  # outputs beside the classes, such as "no object"
+    by_class: bool = False  # whether the outputs of one class are neighbors (boxes), or those of one anchor
 
     @property
     def module(self) -> nn.Module:
@@ -79,6 +75,15 @@ class Layer:
         """Whether its name speaks of something else."""
         return role(self.name) == "other"
 
+    @property
+    def classes(self) -> int:
+        """How many classes its outputs are for."""
+        return (self.outputs - self.extra) // self.times
+
+    def outputs_for(self, classes: int) -> int:
+        """How many outputs it has for so many classes."""
+        return self.times * classes + self.extra
+
     def turned(self) -> Layer:
         """Return the layer with inputs and outputs the other way round."""
         return replace(self, inputs=self.outputs, outputs=self.inputs, axis=1 - self.axis)
@@ -99,32 +104,6 @@ class Layers(list[Layer]):
     def inside(self, name: str) -> Layers:
         """Those that are the module of that name, or in it."""
         return Layers(layer for layer in self if any(f"{known}.".startswith(f"{name}.") for known in layer.names))
-
-
-@dataclass(frozen=True, eq=False)
-class HeadLayer:
-    """One layer of a head: ``layer.outputs == times * classes + extra``.
-
-    Attributes:
-        layer: The layer.
-        times: Outputs for each class: anchors of a detector, coordinates of a box.
-        extra: Outputs beside the classes, such as "no object".
-        by_class: Whether the outputs of one class are neighbors (boxes), or those of one anchor.
-    """
-
-    layer: Layer
-    times: int = 1
-    extra: int = 0
-    by_class: bool = False
-
-    @property
-    def classes(self) -> int:
-        """How many classes it has."""
-        return (self.layer.outputs - self.extra) // self.times
-
-    def outputs_for(self, classes: int) -> int:
-        """How many outputs it has for so many classes."""
-        return self.times * classes + self.extra
 
 
 def layers(model: nn.Module) -> Layers:

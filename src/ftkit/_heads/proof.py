@@ -9,7 +9,8 @@ from torch import nn
 
 from ftkit._heads.decide import Found
 from ftkit._heads.graph import SQUASHED
-from ftkit._heads.trace import Run, Trace, shapes
+from ftkit._heads.layers import Layers
+from ftkit._heads.trace import Trace, shapes
 from ftkit.errors import HeadError
 
 __all__ = ["prove"]
@@ -26,27 +27,27 @@ def prove(model: nn.Module, found: Found, count: int) -> None:
     Raises:
         HeadError: The model fails, or an output of the head does not follow.
     """
-    run = found.run or Trace(Run())
-    runs = [shapes(model, inputs) for inputs in run.taken]
+    if found.trace is None:
+        return
+    runs = [shapes(model, inputs) for inputs in found.trace.taken]
     failures = [f": {after}" for after in runs if isinstance(after, str)]
     if runs and isinstance(runs[0], dict):  # without labels, as the run that told of the head
-        failures += _astray(found, run, runs[0], count)
+        failures += _astray(found.layers, found.trace, runs[0], count)
     if failures:
         raise HeadError(
-            f"With {count} classes in place of {found.classes} at {', '.join(map(repr, found.names))} the "
+            f"With {count} classes in place of {found.classes} at {', '.join(map(repr, found.layers.names))} the "
             f"{type(model).__name__} does not run any more{failures[0]}. Something else in it counts the classes too."
         )
 
 
-def _astray(found: Found, run: Trace, after: dict[str, torch.Size], count: int) -> Iterator[str]:
+def _astray(head: Layers, trace: Trace, after: dict[str, torch.Size], count: int) -> Iterator[str]:
     """Tell of each output of the head that did not follow."""
-    ends = {end.layer.names: end for end in run.ends if not end.training_only}
-    for one in (one for one in found.layers if one.layer.names in ends):
-        end = ends[one.layer.names]
-        for port in end.ports_within(SQUASHED):
-            before, shape = end.shapes[port], after.get(port)
-            if shape is None or not _follows(before, shape, one.layer.outputs, one.outputs_for(count)):
-                yield f" as before: what was {tuple(before)} is {tuple(shape or ())}"
+    for layer in head:
+        for end in trace.ends.of(layer).where(lambda end: not end.training_only):
+            for port in end.ports_within(SQUASHED):
+                before, shape = end.shapes[port], after.get(port)
+                if shape is None or not _follows(before, shape, layer.outputs, layer.outputs_for(count)):
+                    yield f" as before: what was {tuple(before)} is {tuple(shape or ())}"
 
 
 def _follows(before: torch.Size, after: torch.Size, old: int, new: int) -> bool:

@@ -15,26 +15,27 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.layers import HeadLayer, Layer, holders, layers, read
+from ftkit._heads.layers import Layer, holders, layers, read
 from ftkit._models.slots import own_slots
-from ftkit._torch import is_convolution, parameters_of, power_iterate, pre_hooks_of
+from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
 
-__all__ = ["renewed", "with_channels"]
+__all__ = ["like", "renewed", "with_channels"]
 
 _log = logging.getLogger("ftkit")
 
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
+_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
 
 
-def renewed(model: nn.Module, part: HeadLayer, outputs: int, rows: Mapping[int, int], thaw: bool) -> nn.Module:
+def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int], thaw: bool) -> nn.Module:
     """Return a layer like the old one, initialized, with another number of outputs.
 
     Args:
         model: The model that holds it.
-        part: The old layer.
+        layer: The old layer.
         outputs: How many outputs the new one has.
         rows: Which of them are carried over: each one's index to its old index.
         thaw: Whether it trains even where the old one was frozen.
@@ -42,15 +43,15 @@ def renewed(model: nn.Module, part: HeadLayer, outputs: int, rows: Mapping[int, 
     Raises:
         HeadError: Something that hangs on the layer fits the old number alone.
     """
-    layer, old = part.layer, part.layer.module
-    _check_free(layer)
+    old = layer.module
+    _check_free(layer, "another count would not fit them")
     new = _twin(old, layer.outputs, outputs, layer.axis)
     vars(new).update({name: outputs for name in _COUNTS if vars(new).get(name) == layer.outputs})
     padding = vars(new).get("padding_idx")
-    if padding is not None and padding >= layer.outputs - part.extra:
+    if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
     with torch.no_grad():
-        _start(model, part, new)
+        _start(model, layer, new)
         if rows:
             _carry(layer, new, rows)
     _need_gradients_like(old, new, thaw)
@@ -59,10 +60,8 @@ def renewed(model: nn.Module, part: HeadLayer, outputs: int, rows: Mapping[int, 
 
 def with_channels(entry: Layer, channels: int) -> nn.Module:
     """Return a convolution like the old one for another number of channels, with its filters."""
-    old = entry.module
-    axis = 1 - entry.axis
-    if getattr(old, "groups", 1) != 1:
-        raise HeadError(f"{entry.name!r} is a convolution in {old.groups} groups: its channels are fixed.")
+    _check_free(entry, "its channels are fixed")
+    old, axis = entry.module, 1 - entry.axis
     new = _twin(old, entry.inputs, channels, axis)
     vars(new)["in_channels"] = channels
     with torch.no_grad():
@@ -74,16 +73,13 @@ def with_channels(entry: Layer, channels: int) -> nn.Module:
     return new
 
 
-def _check_free(layer: Layer) -> None:
-    """Refuse a layer of which something counts the outputs and can't be made anew."""
-    pruned = next((hook for hook in pre_hooks_of(layer.module).values() if hasattr(hook, "apply_mask")), None)
-    if pruned is not None:
-        raise HeadError(
-            f"{layer.name!r} is pruned ({type(pruned).__name__}); end that with torch.nn.utils.prune.remove."
-        )
-    groups = layer.module.groups if is_convolution(layer.module) else 1
-    if groups > 1:
-        raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: another count would not fit them.")
+def _check_free(layer: Layer, what: str) -> None:
+    """Refuse a layer that something fits to its sizes as they are."""
+    if _hooks_that(layer.module, "apply_mask"):
+        raise HeadError(f"{layer.name!r} is pruned; end that with torch.nn.utils.prune.remove.")
+    groups = getattr(layer.module, "groups", 1)
+    if groups != 1:
+        raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: {what}.")
 
 
 def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
@@ -110,26 +106,34 @@ def _own(key: str, value: Any, old: nn.Module, new: nn.Module) -> Any:
 
 def _sized(name: str, tensor: torch.Tensor, before: int, after: int, axis: int) -> torch.Tensor:
     """Copy a tensor; where it counts ``before`` along the axis, it counts ``after`` and has no values yet."""
-    along = 0 if tensor.dim() == 1 else axis
+    along, copied = _along(tensor, axis), tensor.detach().clone()
     inward = tensor.dim() == 1 and name.endswith("_v")  # what a spectral norm iterates on, on the side of the inputs
     if tensor.shape[along : along + 1] == (before,) and not inward:
-        shape = (*tensor.shape[:along], after, *tensor.shape[along + 1 :])
         # A vector that a spectral norm iterates on must not be zero; whatever else is set later.
-        copied = torch.full_like(tensor.detach().new_empty(shape), after**-0.5)
-    else:
-        copied = tensor.detach().clone()
-    return nn.Parameter(copied, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        copied = copied.new_full((*tensor.shape[:along], after, *tensor.shape[along + 1 :]), after**-0.5)
+    return like(tensor, copied)
+
+
+def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Wrap new values as the old ones are: as a parameter, or not."""
+    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
+def _along(tensor: torch.Tensor, axis: int) -> int:
+    """The axis of a tensor that counts what ``axis`` of the weight counts: a bias has but one."""
+    return min(axis, tensor.dim() - 1)
 
 
 def _carry(layer: Layer, new: nn.Module, rows: Mapping[int, int]) -> None:
     """Carry the rows of outputs that stay over from the old layer."""
     fresh, taken = list(rows), list(rows.values())
-    own = parameters_of(layer.module)
-    computed = [name for name in ("weight", "bias") if name not in own and name in dir(layer.module)]
-    for name in (*computed, *(name for name in own if not name.endswith(("_g", "_v", "_orig")))):
-        source, value = getattr(layer.module, name), getattr(new, name)
-        axis = 0 if source is not None and source.dim() == 1 else layer.axis
-        if source is not None and source.shape[axis : axis + 1] == (layer.outputs,):
+    names = dict.fromkeys(("weight", "bias", *parameters_of(layer.module)))  # these two may be computed from others
+    for name in [name for name in names if not name.endswith(("_g", "_v", "_orig"))]:
+        source, value = getattr(layer.module, name, None), getattr(new, name, None)
+        if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):
+            continue
+        axis = _along(source, layer.axis)
+        if source.shape[axis : axis + 1] == (layer.outputs,):
             kept = source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype)
             _assign(new, name, value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept))
 
@@ -139,32 +143,34 @@ def _need_gradients_like(old: nn.Module, new: nn.Module, thaw: bool) -> None:
     for before, after in zip(old.parameters(), new.parameters(), strict=True):
         after.requires_grad_(before.requires_grad or thaw)
     if thaw:
-        hooks = pre_hooks_of(new)
-        for key in [key for key in hooks if str(key).startswith("ftkit.")]:
-            del hooks[key]
-        for name in [name for name in vars(new) if name.startswith("_ftkit_")]:
-            del new.__dict__[name]
+        _drop("ftkit.", pre_hooks_of(new))
+        _drop("_ftkit_", vars(new))
+
+
+def _drop(prefix: str, table: dict[Any, Any]) -> None:
+    for key in [key for key in table if str(key).startswith(prefix)]:
+        del table[key]
 
 
 # ---- how a new layer starts
 
 
-def _start(model: nn.Module, part: HeadLayer, new: nn.Module) -> None:
+def _start(model: nn.Module, layer: Layer, new: nn.Module) -> None:
     """Initialize a new layer as the model would have: its class's way, then by what the model's own code does."""
-    old, bare = part.layer.module, _bare(new)
+    old, bare = layer.module, _bare(new)
     _reset(bare, old)
-    own = _own_init(model, part.layer.name)
+    own = _own_init(model, layer.name)
     if own is not None:
-        _initialize(own, bare, part.layer.name)
+        _initialize(own, bare, layer.name)
     else:
-        for name, value in _as_constructed(model, part, bare).items():
+        for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
     for name, value in bare.named_parameters():
-        source = getattr(old, name)
-        if value.device.type != "meta" and source.numel() > 1 and bool((source == source.flatten()[0]).all()):
-            value.fill_(source.flatten()[0])  # a constant start that no training has moved yet
-    if bare is not new:
-        for name, value in bare.named_parameters():
+        source: torch.Tensor = getattr(old, name)
+        constant = source.flatten()[0]
+        if not value.is_meta and source.numel() > 1 and bool((source == constant).all()):
+            value.fill_(constant)  # a start that no training has moved yet
+        if bare is not new:
             _assign(new, name, value.detach())
 
 
@@ -197,25 +203,17 @@ def _own_init(model: nn.Module, name: str) -> Callable[[nn.Module], object] | No
     one function of the source file that holds its class whose name says so (``_init_weights``, ``_xavier_init``).
     """
     nearest = _own_holders(model, name)
-    for holder in (*nearest, model):
-        method: Callable[[nn.Module], object] | None = read(holder, "_init_weights")
-        if method is not None and _takes_one(method):
-            return method
-    for holder in nearest:
-        found = _initializers(type(holder))
-        if len(found) == 1:
-            return found[0]
-    return None
+    methods = [read(holder, "_init_weights") for holder in (*nearest, model)]
+    beside = [found[0] for found in map(_initializers, nearest) if len(found) == 1]
+    return next(filter(_takes_one, [*methods, *beside]), None)
 
 
-def _initializers(kind: type) -> list[Callable[[nn.Module], object]]:
-    """The functions beside a class whose name says that they initialize one module."""
-    return [
-        value
-        for key, value in vars(inspect.getmodule(kind) or object).items()
-        if inspect.isfunction(value) and value.__module__ == kind.__module__
-        if re.search(r"(^|_)init(ialize)?_weights?|weights?_init|_init$", key) and _takes_one(value)
-    ]
+def _initializers(holder: nn.Module) -> list[Callable[[nn.Module], object]]:
+    """The functions beside a module's class whose name says that they initialize one module."""
+    home = inspect.getmodule(type(holder))
+    beside = inspect.getmembers(home, inspect.isfunction) if home is not None else []
+    named = [value for key, value in beside if _SAYS_INIT.search(key) and value.__module__ == type(holder).__module__]
+    return list(filter(_takes_one, named))
 
 
 def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
@@ -233,13 +231,13 @@ def _takes_one(function: Callable[..., object]) -> bool:
     return len(needed) == 1 and needed == parameters[:1]
 
 
-def _as_constructed(model: nn.Module, part: HeadLayer, bare: nn.Module) -> dict[str, torch.Tensor]:
+def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str, nn.Parameter]:
     """Build the module that holds the layer once more, and return how its constructor starts the layer, or nothing.
 
     So a focal-loss detector's prior comes along, which is written nowhere else. Only for a small holder below the
     model, all of whose arguments are numbers that can be read off it.
     """
-    name = part.layer.name
+    name = layer.name
     holder = next(iter(_own_holders(model, name)), model)
     wanted = dict(bare.named_parameters())
     on_meta = any(value.is_meta for value in wanted.values())
@@ -247,19 +245,19 @@ def _as_constructed(model: nn.Module, part: HeadLayer, bare: nn.Module) -> dict[
         return {}
     stem = next(known for known, module in model.named_modules() if module is holder)
     arguments = _arguments(holder)
-    counts = [key for key, value in arguments.items() if part.outputs_for(value) == part.layer.outputs]
+    counts = [key for key, value in arguments.items() if layer.outputs_for(value) == layer.outputs]
     if len(counts) != 1:
         return {}
-    outputs = wanted["weight"].shape[part.layer.axis]
-    arguments[counts[0]] = (outputs - part.extra) // part.times
+    outputs = wanted["weight"].shape[layer.axis]
+    arguments[counts[0]] = (outputs - layer.extra) // layer.times
     try:
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             again = type(holder)(**arguments).get_submodule(name.removeprefix(stem).lstrip("."))
     except Exception as error:  # noqa: BLE001 -- a constructor that wants more than its attributes tell
         _log.debug("%s can't be built once more: %s", type(holder).__name__, error)
         return {}
-    made = {key: value.detach() for key, value in again.named_parameters()}
-    fits = {key: value.shape for key, value in made.items()} == {key: value.shape for key, value in wanted.items()}
+    made = dict(again.named_parameters())
+    fits = made.keys() == wanted.keys() and all(made[key].shape == value.shape for key, value in wanted.items())
     return made if fits else {}
 
 
@@ -283,32 +281,35 @@ def _is_needed(parameter: inspect.Parameter) -> bool:
 
 # ---- weights that are computed: weight norm, spectral norm, parametrizations
 
+_COMPUTES = "compute_weight"  # the method of a hook that does
+
 
 def _bare(layer: nn.Module) -> nn.Module:
     """Return the layer itself, or if its weight is computed (weight norm), a plain layer of its class."""
-    if not _norm_hooks(layer) and not any(parametrize.is_parametrized(layer, name) for name in ("weight", "bias")):
+    names = ("weight", "bias")
+    if not (_hooks_that(layer, _COMPUTES) or any(parametrize.is_parametrized(layer, name) for name in names)):
         return layer
     kind: type[nn.Module] = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
     bare: nn.Module = kind.__new__(kind)
     nn.Module.__init__(bare)
     bare.__dict__.update({key: value for key, value in vars(layer).items() if not key.startswith("_")})
-    for name in ("weight", "bias"):
+    for name in names:
         value = getattr(layer, name, None)
         bare.__dict__.pop(name, None)
         setattr(bare, name, None if value is None else nn.Parameter(value.detach().clone()))
     return bare
 
 
-def _norm_hooks(layer: nn.Module) -> list[Any]:
-    """The hooks of ``torch.nn.utils.weight_norm``, which keep a weight as length and direction, and the like."""
-    return [hook for hook in pre_hooks_of(layer).values() if hasattr(hook, "compute_weight")]
+def _hooks_that(layer: nn.Module, method: str) -> list[Any]:
+    """The hooks of ``torch.nn.utils`` that mask a weight (pruning), or compute it (weight norm, spectral norm)."""
+    return [hook for hook in pre_hooks_of(layer).values() if hasattr(hook, method)]
 
 
 def _assign(layer: nn.Module, name: str, value: torch.Tensor) -> None:
     """Set a weight, through weight norm or a parametrization where there is one."""
-    hook = next((hook for hook in _norm_hooks(layer) if hook.name == name), None)
-    if hook is not None:
-        _assign_normed(layer, hook, value)
+    hooks = {hook.name: hook for hook in _hooks_that(layer, _COMPUTES)}
+    if name in hooks:
+        _assign_normed(layer, hooks[name], value)
     elif parametrize.is_parametrized(layer, name):
         _assign_parametrized(layer, name, value)
     else:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ftkit._heads.counters import counters
 from ftkit._heads.decide import DoubtError, Found, find_layers, in_classes
-from ftkit._heads.layers import Layer, Layers, distinct, layers
+from ftkit._heads.layers import Layers, distinct, layers
 from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import entries
@@ -70,7 +70,7 @@ def find_head(model: nn.Module) -> Head:
         2: 16 -> 10
     """
     found = find_layers(unwrap(model))
-    return _as_head([one.layer for one in found.layers], found.classes)
+    return _as_head(found.layers, found.classes)
 
 
 def replace_head(
@@ -260,11 +260,11 @@ class _Place(NamedTuple):
 
 def _places(model: nn.Module, found: Found) -> list[_Place]:
     """The places of a head's own layers."""
-    if any(isinstance(one.layer.module, nn.Embedding) for one in found.layers):
+    if any(isinstance(layer.module, nn.Embedding) for layer in found.layers):
         raise HeadError(
             f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
         )
-    return [_Place(one.layer.names, one.layer.modules, one.layer.inputs) for one in found.layers]
+    return [_Place(layer.names, layer.modules, layer.inputs) for layer in found.layers]
 
 
 def _places_at(model: nn.Module, at: str | Iterable[str]) -> list[_Place]:
@@ -290,8 +290,8 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
         for new, place in zip(news, places, strict=True):
             _settle(new, place.modules[0])
             replace(model, place.modules, new, undo)
-        for one in found.layers:
-            untie(model, one.layer, undo)
+        for layer in found.layers:
+            untie(model, layer, undo)
         if len(counts) == 1:
             recount(model, found, counts.pop(), {}, undo)
     by_name = dict(model.named_modules(remove_duplicate=False))
@@ -341,9 +341,9 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
 # ------------------------------------------------------------------ names
 
 
-def _as_head(parts: list[Layer], classes: int) -> Head:
-    named = [(name, layer.module) for layer in parts for name in layer.names]
-    return Head(tuple(name for name, _ in named), tuple(module for _, module in named), parts[0].inputs, classes)
+def _as_head(found: Layers, classes: int) -> Head:
+    modules = [layer.module for layer in found for _ in layer.names]
+    return Head(tuple(found.names), tuple(modules), found[0].inputs, classes)
 
 
 def _names(at: str | Iterable[str]) -> list[str]:
@@ -371,7 +371,7 @@ def _layers_in(model: nn.Module, name: str) -> Layers:
 def _found_at(model: nn.Module, at: str | Iterable[str]) -> Found:
     """The last layer in each module that the user named, as a head."""
     last = [_layers_in(model, name)[-1] for name in _names(at)]
-    named = [in_classes(model, layer) for layer in {layer.names: layer for layer in last}.values()]
+    named = Layers(in_classes(model, layer) for layer in {layer.names: layer for layer in last}.values())
     return Found(named, named[-1].classes)
 
 

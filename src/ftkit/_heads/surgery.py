@@ -13,9 +13,9 @@ from torch import nn
 
 from ftkit._heads.counters import counters, counts_classes, losses
 from ftkit._heads.decide import Found
-from ftkit._heads.layers import HeadLayer, Layer, distinct, holders, read
+from ftkit._heads.layers import Layer, Layers, distinct, holders, read
 from ftkit._heads.proof import prove
-from ftkit._heads.renew import renewed
+from ftkit._heads.renew import like, renewed
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
 from ftkit._torch import parameters_of
@@ -27,7 +27,7 @@ _log = logging.getLogger("ftkit")
 _USUAL_STD = 0.02  # of an embedding's start in the transformers family, for a table that has no values to tell its own
 
 
-def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> list[Layer]:
+def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> Layers:
     """Make the layers of a head anew for ``count`` classes, and let all follow that counts them.
 
     Args:
@@ -43,29 +43,29 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
         HeadError: The model would not run with them. It is as it was.
     """
     thaw = not any(parameter.requires_grad for parameter in model.parameters())
-    changes: list[tuple[HeadLayer, nn.Module, dict[int, int]]] = []
+    changes: list[tuple[Layer, nn.Module, dict[int, int]]] = []
     for one in found.layers:  # all are made before the first is put in
         rows = {} if keep is None else _rows(one, found.classes, count, keep)
-        regrown = keep and _tables(model, one.layer)
-        new = one.layer.module if regrown else renewed(model, one, one.outputs_for(count), rows, thaw)
+        regrown = keep and _tables(model, one)
+        new = one.module if regrown else renewed(model, one, one.outputs_for(count), rows, thaw)
         changes.append((one, new, rows))
     with Undo() as undo:
         for one, new, rows in changes:
-            if new is one.layer.module:
-                _regrow(model, one.layer, count, rows, undo)
+            if new is one.module:
+                _regrow(model, one, count, rows, undo)
             else:
-                replace(model, one.layer.modules, new, undo)
-                untie(model, one.layer, undo)
+                replace(model, one.modules, new, undo)
+                untie(model, one, undo)
             _resize_biases(model, one, one.outputs_for(count), rows, undo)
         _resize_class_weights(model, found, count, keep or {}, undo)
         if count != found.classes:
             _resize_relations(model, found.classes, count, keep or {}, undo)
         recount(model, found, count, keep or {}, undo)
         prove(model, found, count)
-    return [dataclasses.replace(one.layer, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes]
+    return Layers(dataclasses.replace(one, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes)
 
 
-def _rows(one: HeadLayer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
+def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
     """Which row of the new layer comes from which row of the old one."""
     several = [(new, old, k) for new, old in keep.items() for k in range(one.times)]
     if one.by_class:
@@ -105,7 +105,7 @@ def _regrow(model: nn.Module, layer: Layer, count: int, rows: Mapping[int, int],
         layer.module.out_features = count
     bias = parameters_of(layer.module).get("bias")
     if bias is not None:
-        replace(model, bias, _like(bias, _carried(bias, count, rows)), undo)
+        replace(model, bias, like(bias, _carried(bias, count, rows)), undo)
 
 
 def untie(model: nn.Module, layer: Layer, undo: Undo) -> None:
@@ -120,21 +120,21 @@ def untie(model: nn.Module, layer: Layer, undo: Undo) -> None:
 # ---- tensors elsewhere that count the classes
 
 
-def _resize_biases(model: nn.Module, one: HeadLayer, outputs: int, rows: Mapping[int, int], undo: Undo) -> None:
+def _resize_biases(model: nn.Module, one: Layer, outputs: int, rows: Mapping[int, int], undo: Undo) -> None:
     """Make those biases anew that are added to a layer's outputs from the modules that hold it.
 
     A parameter is one only in the nearest of them, and if the layer has no bias of its own.
     """
-    way = holders(model, one.layer.name)
-    has_none = getattr(one.layer.module, "bias", None) is None
+    way = holders(model, one.name)
+    has_none = getattr(one.module, "bias", None) is None
     for slot in itertools.chain.from_iterable(map(own_slots, way)):
         bias = slot.content
         if isinstance(bias, nn.Module) or "bias" not in slot.name:
             continue
-        alike = bias.shape[-1:] == (one.layer.outputs,) == (bias.numel(),)
+        alike = bias.shape[-1:] == (one.outputs,) == (bias.numel(),)
         if alike and (not isinstance(bias, nn.Parameter) or (has_none and slot.module is way[-1])):
             new = _carried(bias.flatten(), outputs, rows).view(*bias.shape[:-1], outputs)
-            replace(model, bias, _like(bias, new), undo)
+            replace(model, bias, like(bias, new), undo)
 
 
 def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
@@ -142,7 +142,7 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
 
     One more than the classes is the weight of "no object", and stays.
     """
-    places = distinct([*losses(model, found.names), *holders(model, *found.names)])
+    places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
     for slot in itertools.chain.from_iterable(map(own_slots, places)):
         old = slot.content
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
@@ -177,7 +177,7 @@ def _related_anew(parameter: nn.Parameter, count: int, keep: Mapping[int, int]) 
     if keep:
         fresh, taken = (torch.meshgrid([torch.tensor([*k])] * old.dim(), indexing="ij") for k in (keep, keep.values()))
         new[fresh] = old[taken]
-    return _like(parameter, new)
+    return like(parameter, new)
 
 
 def _carried(old: torch.Tensor, size: int, rows: Mapping[int, int]) -> torch.Tensor:
@@ -186,17 +186,12 @@ def _carried(old: torch.Tensor, size: int, rows: Mapping[int, int]) -> torch.Ten
     return new
 
 
-def _like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Wrap new values as the old ones are: as a parameter, or not."""
-    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
-
-
 # ---- counters
 
 
 def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
     """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head."""
-    for counter in counters(model, found.names):
+    for counter in counters(model, found.layers.names):
         if counter.value == found.classes:
             undo.remember(counter.owner)
             labels = getattr(counter.owner, "id2label", None)

@@ -25,46 +25,27 @@ __all__ = ["Trace", "entries", "shapes", "trace"]
 
 @dataclass
 class Run:
-    """What a run gave.
-
-    Attributes:
-        inputs: What the model was given.
-        unseen: The names of layers that did not run, or not before the model failed.
-        outputs: The outputs by key; after a failure the outputs of layers that nothing used.
-        complete: Whether the model came to its end.
-        failure: Otherwise, why it did not.
-        first: The layers that the input went into before any other.
-        made: The outputs of all layers, in the order in which they ran.
-        widths: How many features each layer gave last.
-        misfit: How many features too many the last linear layer got.
-    """
+    """What a run gave."""
 
     inputs: Inputs = ((), {})
-    unseen: set[str] = field(default_factory=set)
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
-    complete: bool = False
-    failure: str = ""
-    first: dict[str, None] = field(default_factory=dict)
-    made: dict[str, torch.Tensor] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
-    misfit: int | None = None
+    unseen: set[str] = field(default_factory=set)  # the names of layers that did not run, or not before it failed
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # after a failure, what the last layers gave
+    complete: bool = False  # whether the model came to its end
+    failure: str = ""  # why it did not
+    first: dict[str, None] = field(default_factory=dict)  # the layers that the input went into before any other
+    made: dict[str, torch.Tensor] = field(default_factory=dict)  # what all layers gave, in the order of their runs
+    widths: dict[str, int] = field(default_factory=dict)  # how many features each layer gave last
+    misfit: int | None = None  # how many features too many the last linear layer got
 
 
 @dataclass
 class Trace:
-    """What a model's runs told: the first one, and the walks back from its outputs and those of a run in training mode.
+    """What a model's runs told."""
 
-    Attributes:
-        run: The first run.
-        ends: The layers that outputs come from, in order of registration.
-        bare: The names of parameters that outputs come from, and that belong to no layer.
-        taken: The inputs that the model ran on: plain ones, and some with labels for its loss.
-    """
-
-    run: Run
-    ends: Ends = field(default_factory=Ends)
-    bare: set[str] = field(default_factory=set)
-    taken: list[Inputs] = field(default_factory=list)
+    run: Run  # the first one
+    ends: Ends = field(default_factory=Ends)  # the layers that outputs come from, in order of registration
+    bare: set[str] = field(default_factory=set)  # parameters that outputs come from, and that belong to no layer
+    taken: list[Inputs] = field(default_factory=list)  # what the model ran on, without labels and with some
 
     def shapes_of(self, layer: Layer, level: int) -> list[torch.Size]:
         """The shapes of the outputs that are no further than ``level`` from what a layer gives."""
