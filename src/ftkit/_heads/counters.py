@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 
 from ftkit._heads.layers import distinct, has_parameters, holders, read
 from ftkit._heads.vocabulary import LOSSES, says
+from ftkit._models.undo import Undo
 
 __all__ = ["Counter", "counters", "counts_classes", "losses", "told"]
 
@@ -22,8 +24,10 @@ _OUTPUTS = re.compile(
     r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(features|channels|dim|dims|size|classes)"
     r"|nf|n_?out)|vocab_size"
 )
-_CHANNELS = re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)")
-_COUNTING = {"classes": (_CLASSES, _OUTPUTS), "channels": (_CHANNELS,)}
+_COUNTING = {
+    "classes": re.compile(f"({_CLASSES.pattern})|({_OUTPUTS.pattern})"),
+    "channels": re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)"),
+}
 _CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
 _NO_CONFIGS = (nn.Module, torch.Tensor, str, int, float, type(None))
 
@@ -37,8 +41,9 @@ class Counter:
     value: int
     key: str = ""  # the owner's attribute, where that is a named tuple with the counter in it
 
-    def set(self, value: int) -> None:
+    def set(self, value: int, undo: Undo) -> None:
         """Write another count."""
+        undo.remember(self.owner)
         if self.key:
             setattr(self.owner, self.key, getattr(self.owner, self.key)._replace(**{self.name: value}))
         elif isinstance(self.owner, dict):
@@ -58,9 +63,11 @@ def counters(
         of: What is counted: classes, or the channels of images.
     """
     places = distinct([*holders(model, *names), *losses(model, names)])
-    found = [counter for place in places for counter in _in_named_tuples(place)]
-    found += [counter for owner in distinct(_owners(places)) for counter in _in_attributes(owner)]
-    return [one for one in found if any(wording.fullmatch(one.name.lower()) for wording in _COUNTING[of])]
+    found = itertools.chain(
+        itertools.chain.from_iterable(map(_in_named_tuples, places)),
+        itertools.chain.from_iterable(map(_in_attributes, distinct(_owners(places)))),
+    )
+    return [one for one in found if _COUNTING[of].fullmatch(one.name.lower())]
 
 
 def counts_classes(name: str) -> bool:

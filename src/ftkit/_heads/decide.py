@@ -199,19 +199,10 @@ def _left_as_they_are(evidence: _Evidence) -> Layers:
     return Layers() if cut_short or all(end.training_only for end in group) else _of_one_size(evidence, group)
 
 
-def _last_by_its_name(evidence: _Evidence) -> Layers:
-    """The last layer, if it is named for classes and alone: a model that can't be run, not even in part."""
-    last = evidence.every[-1]
-    if evidence.trace.ends or not last.names_classes() or End(last).is_auxiliary():
-        return Layers()
-    return Layers([last] if _is_alone(evidence.model, evidence.every, last) else [])
-
-
 _RULES: tuple[Callable[[_Evidence], Layers], ...] = (
     _counted_by_the_model,
     _named_for_classes,
     _left_as_they_are,
-    _last_by_its_name,
 )
 
 
@@ -366,11 +357,17 @@ def _nothing(evidence: _Evidence) -> HeadError:
 def _sealed(model: nn.Module) -> str:
     """Tell of the first module that can't be seen into, or be made anew, as a sentence for an error message."""
     for name, module in model.named_modules():
-        whose = f" Its {type(module).__name__}{f' {name!r}' if name else ''}"
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"{whose} is scripted: replace the head before torch.jit does that."
-        if "quantized" in type(module).__module__:
-            return f"{whose} is quantized: replace the head before that."
-        if not has_shapes(module):
-            return f"{whose} has no shape yet: run the model on one batch first."
+        for is_sealed, how in _SEALS:
+            if is_sealed(module):
+                return f" Its {type(module).__name__}{f' {name!r}' if name else ''} {how}."
     return ""
+
+
+_SEALS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
+    (
+        lambda module: isinstance(module, torch.jit.ScriptModule),
+        "is scripted: replace the head before torch.jit does that",
+    ),
+    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before that"),
+    (lambda module: not has_shapes(module), "has no shape yet: run the model on one batch first"),
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -130,7 +131,7 @@ def unused(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keep the tensors that no other of them was computed from."""
     ends = {key: tensor for key, tensor in made.items() if tensor.grad_fn is not None}
     graph = _Graph(tensor.grad_fn for tensor in ends.values())
-    inner = {target for targets in graph.edges.values() for target in targets}
+    inner = set(itertools.chain.from_iterable(graph.edges.values()))
     return {key: tensor for key, tensor in ends.items() if tensor.grad_fn not in inner}
 
 
@@ -158,7 +159,8 @@ class _Graph:
     """The autograd graph behind some outputs, and what in it is computed from parameters or from inputs alone."""
 
     def __init__(self, roots: Iterable[Any]) -> None:
-        self.edges: dict[Any, tuple[Any, ...]] = {}  # what each node takes; None is something without a history
+        self.edges: dict[Any, list[Any]] = {}  # what each node takes, as far as that has a history
+        self.unseen: set[Any] = set()  # the nodes that take data without one beside their parameters
         self.pure: dict[Any, frozenset[int]] = {}  # the nodes of parameters alone, with the identities of these
         self.leaves: dict[int, torch.Tensor] = {}  # those parameters
         self.given: set[Any] = set()  # the nodes of inputs of the model alone
@@ -168,17 +170,18 @@ class _Graph:
             if after_its_inputs:
                 self._settle(node)
             elif node not in self.edges:
-                self.edges[node] = tuple(target for target, _ in node.next_functions)
+                targets = [target for target, _ in node.next_functions]
+                self.edges[node] = [target for target in targets if target is not None]
+                missing = (None in targets[places] for wording, places in _DATA if wording.search(node.name()))
+                if "Embedding" in node.name() or any(missing):
+                    self.unseen.add(node)
                 stack.append((node, True))
-                stack += [(target, False) for target in self._inputs(node)]
-
-    def _inputs(self, node: Any) -> list[Any]:
-        return [target for target in self.edges[node] if target is not None]
+                stack += zip(self.edges[node], itertools.repeat(False))
 
     def _settle(self, node: Any) -> None:
         """Tell whether a node is computed from parameters alone, or from inputs alone, as all before it are told."""
         variable = getattr(node, "variable", None)
-        inputs = self._inputs(node)
+        inputs = self.edges[node]
         if isinstance(variable, nn.Parameter):
             self.leaves[id(variable)] = variable
             self.pure[node] = frozenset((id(variable),))
@@ -186,22 +189,18 @@ class _Graph:
             self.given.add(node)
         sources = frozenset[int]().union(*(self.pure.get(target, _OTHER) for target in inputs))
         computed = all(getattr(self.leaves.get(leaf), "computed", False) for leaf in sources)
-        if sources and (computed or not (sources >= _OTHER or self._takes_unseen_data(node))):
+        if sources and (computed or not (sources >= _OTHER or node in self.unseen)):
             self.pure[node] = sources
-
-    def _takes_unseen_data(self, node: Any) -> bool:
-        """Whether a node takes data without a history beside its parameters, as a table of inputs always does."""
-        name, edges = node.name(), self.edges[node]
-        return "Embedding" in name or any(None in edges[places] for wording, places in _DATA if wording.search(name))
 
     def data(self, node: Any) -> list[Any]:
         """The nodes before ``node`` that carry data."""
-        return [target for target in self._inputs(node) if target not in self.pure]
+        return [target for target in self.edges[node] if target not in self.pure]
 
     def weights(self, node: Any) -> list[torch.Tensor]:
         """The parameters that enter at ``node``."""
-        sources = [node] if node in self.pure else self._inputs(node)
-        return [self.leaves[leaf] for leaf in frozenset[int]().union(*(self.pure.get(s, ()) for s in sources))]
+        sources = [node] if node in self.pure else self.edges[node]
+        leaves = frozenset[int]().union(*(self.pure.get(source, ()) for source in sources))
+        return list(map(self.leaves.__getitem__, leaves))
 
     def before(self, nodes: Iterable[Any]) -> list[Any]:
         """All nodes from which data come to some nodes."""
@@ -230,7 +229,7 @@ class _Graph:
             if weights or "Embedding" in node.name():  # a table of inputs, which an output layer may be tied to
                 yield node, weights, level, softmax
             else:
-                level, softmax = max(level, self._level(node)), softmax or "Softmax" in node.name()
+                level, softmax = max(level, self.level(node)), softmax or "Softmax" in node.name()
                 queue.extend((target, level, softmax) for target in self.data(node))
 
     def _multiplied(self, node: Any) -> list[torch.Tensor]:
@@ -241,21 +240,27 @@ class _Graph:
         product = _PRODUCT.match(name) is not None
         return [w for w in self.weights(node) if w.dim() >= 2 and (product or w.numel() > max(w.shape))]
 
-    def _level(self, node: Any) -> int:
+    def level(self, node: Any) -> int:
         """How far a node takes its input from being an output as it stands."""
-        name = node.name()
-        if _NORM.search(name):
-            return NORMED
-        if _SQUASH.match(name):
-            return SQUASHED
-        data = self.data(node)
-        if len(data) > 1 and not self.given.isdisjoint(data):
-            return CLEAN  # a mask, or what passes scores along the edges of a graph
-        if _PRODUCT.match(name):
-            return MIXED
-        return NORMED if _SCALE.match(name) and self._scales(node) else CLEAN
+        return next((level for rule, level in _LEVELS if rule(self, node)), CLEAN)
 
-    def _scales(self, node: Any) -> bool:
+    def masks(self, node: Any) -> bool:
+        """Whether an input of the model takes part: a mask, or what passes scores along the edges of a graph."""
+        data = self.data(node)
+        return len(data) > 1 and not self.given.isdisjoint(data)
+
+    def scales(self, node: Any) -> bool:
         """Whether a multiplication or division is by other data, or by a parameter for each class."""
+        if not _SCALE.match(node.name()):
+            return False
         several = any(weight.numel() > 1 for weight in self.weights(node))
         return len(self.data(node)) > 1 or (several and node.name().startswith("Mul"))
+
+
+_LEVELS: tuple[tuple[Callable[[_Graph, Any], bool], int], ...] = (  # in the order in which they are tried
+    (lambda _, node: bool(_NORM.search(node.name())), NORMED),
+    (lambda _, node: bool(_SQUASH.match(node.name())), SQUASHED),
+    (_Graph.masks, CLEAN),
+    (lambda _, node: bool(_PRODUCT.match(node.name())), MIXED),
+    (_Graph.scales, NORMED),
+)

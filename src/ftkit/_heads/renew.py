@@ -27,6 +27,7 @@ _log = logging.getLogger("ftkit")
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 _SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
+_INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
 
 
@@ -262,21 +263,13 @@ def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str
 
 
 def _arguments(holder: nn.Module) -> dict[str, int]:
-    """Read the arguments of its constructor off a module; none at all where one of them is no number, or not known."""
-    found: dict[str, int] = {}
-    for parameter in inspect.signature(type(holder).__init__).parameters.values():
-        told = vars(holder).get(parameter.name)
-        if parameter.name in ("in_channels", "in_features", "in_planes"):
-            told = layers(holder)[0].inputs
-        if type(told) is int:
-            found[parameter.name] = told
-        elif type(told) in (float, bool, str) or (parameter.default is parameter.empty and _is_needed(parameter)):
-            return {}
-    return found
-
-
-def _is_needed(parameter: inspect.Parameter) -> bool:
-    return parameter.name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    """Read what it can of the arguments of its constructor off a module; nothing if one of them is no number."""
+    names = inspect.signature(type(holder).__init__).parameters
+    told = {name: vars(holder).get(name) for name in names} | dict.fromkeys(
+        _INPUTS & names.keys(), layers(holder)[0].inputs
+    )
+    plain = {name: value for name, value in told.items() if isinstance(value, int | float | str)}
+    return {name: int(value) for name, value in plain.items()} if set(map(type, plain.values())) == {int} else {}
 
 
 # ---- weights that are computed: weight norm, spectral norm, parametrizations

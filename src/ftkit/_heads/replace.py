@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from torch import nn
 
 from ftkit._heads.counters import counters
 from ftkit._heads.decide import DoubtError, Found, find_layers, in_classes
-from ftkit._heads.layers import Layers, distinct, layers
+from ftkit._heads.layers import Layer, Layers, distinct, layers
 from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import entries
@@ -25,7 +25,7 @@ __all__ = ["DoubtError", "Head", "adapt_input", "append_head", "find_head", "rep
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Head:
     """The layers that make a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
 
@@ -69,8 +69,9 @@ def find_head(model: nn.Module) -> Head:
         >>> print(find_head(model))
         2: 16 -> 10
     """
-    found = find_layers(unwrap(model))
-    return _as_head(found.layers, found.classes)
+    model = unwrap(model)
+    found = find_layers(model)
+    return _as_head(model, found.layers, found.classes)
 
 
 def replace_head(
@@ -123,9 +124,9 @@ def replace_head(
         raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
     found = find_layers(model) if at is None else _found_at(model, at)
     if not isinstance(head, int):
-        return _put(model, found, head, _places(model, found) if at is None else _places_at(model, at))
+        return _put(model, found, head, _places(model, found, at))
     _check_keep(keep or {}, found.classes, head)
-    return _as_head(resize(model, found, head, keep), head)
+    return _as_head(model, resize(model, found, head, keep), head)
 
 
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
@@ -242,62 +243,46 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
             replace(model, entry.modules, new, undo)
             for counter in counters(model, entry.names, of="channels"):
                 if counter.value == entry.inputs:
-                    undo.remember(counter.owner)
-                    counter.set(channels)
+                    counter.set(channels, undo)
     return [entry.name for entry in found]
 
 
 # ------------------------------------------------------------------ a module as the head
 
 
-class _Place(NamedTuple):
-    """Where a module is to stand: under which names, in place of which modules, and how many features come in."""
-
-    names: tuple[str, ...]
-    modules: tuple[nn.Module, ...]
-    width: int
-
-
-def _places(model: nn.Module, found: Found) -> list[_Place]:
-    """The places of a head's own layers."""
+def _places(model: nn.Module, found: Found, at: str | Iterable[str] | None) -> Layers:
+    """What the user's modules are to replace: the layers of the head, or the whole of what the user named."""
+    if at is not None:
+        named = [(name, _at(model, name), _layers_in(model, name)[0]) for name in _names(at)]
+        return Layers(dataclasses.replace(first, names=(name,), modules=(module,)) for name, module, first in named)
     if any(isinstance(layer.module, nn.Embedding) for layer in found.layers):
         raise HeadError(
             f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
         )
-    return [_Place(layer.names, layer.modules, layer.inputs) for layer in found.layers]
+    return found.layers
 
 
-def _places_at(model: nn.Module, at: str | Iterable[str]) -> list[_Place]:
-    """The places that the user named."""
-    return [_Place((name,), (_at(model, name),), _layers_in(model, name)[0].inputs) for name in _names(at)]
-
-
-def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Module], places: list[_Place]) -> Head:
-    """Replace a head by the user's own module or modules."""
-    if isinstance(head, nn.Module) and len(distinct(place.modules[0] for place in places)) > 1:
-        firsts = [place.names[0] for place in places]
+def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Module], places: Layers) -> Head:
+    """Replace a head by the user's own module or modules; ``places`` are what they are to replace."""
+    if isinstance(head, nn.Module) and len(distinct(place.module for place in places)) > 1:
+        firsts = [place.name for place in places]
         raise HeadError(
             f"The head of the {type(model).__name__} has {len(places)} layers, {', '.join(map(repr, firsts))}, and one "
             f"module can't stand for all. Give a function of in_features that makes one for each, or say "
             f"at={firsts[0]!r}."
         )
-    news = [head if isinstance(head, nn.Module) else _made(head, place.width) for place in places]
-    for new, place in zip(news, places, strict=True):
-        _check_width(new, place)
-    last = [layers(new)[-1] for new in news if layers(new)]
-    counts = {layer.outputs for layer in last}
+    news = [(place, head if isinstance(head, nn.Module) else _made(head, place.inputs)) for place in places]
+    last = [_checked(new, place)[-1:] for place, new in news]
+    counts = [layer.outputs for several in last for layer in several]
     with Undo() as undo:
-        for new, place in zip(news, places, strict=True):
-            _settle(new, place.modules[0])
+        for place, new in news:
+            _settle(new, place.module)
             replace(model, place.modules, new, undo)
         for layer in found.layers:
             untie(model, layer, undo)
-        if len(counts) == 1:
-            recount(model, found, counts.pop(), {}, undo)
-    by_name = dict(model.named_modules(remove_duplicate=False))
-    names = tuple(name for place in places for name in place.names)
-    outputs = last[-1].outputs if last else found.classes
-    return Head(names, tuple(by_name[name] for name in names), places[0].width, outputs)
+        if len(set(counts)) == 1:
+            recount(model, found, counts[0], {}, undo)
+    return _as_head(model, places, [found.classes, *counts][-1])
 
 
 def _check_head(head: object) -> None:
@@ -319,15 +304,16 @@ def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
     return made
 
 
-def _check_width(new: nn.Module, place: _Place) -> None:
-    first = next(iter(layers(new)), None)
-    if first is None or first.inputs == place.width:
-        return
-    if isinstance(first.module, nn.Linear) or is_convolution(first.module):
+def _checked(new: nn.Module, place: Layer) -> Layers:
+    """Return the layers of a user's module, if the first of them takes what comes in."""
+    found = layers(new)
+    sure = [one for one in found[:1] if isinstance(one.module, nn.Linear) or is_convolution(one.module)]
+    if sure and sure[0].inputs != place.inputs:
         raise HeadError(
-            f"The new head takes {first.inputs} features, but {place.width} come in at {place.names[0]!r}. "
+            f"The new head takes {sure[0].inputs} features, but {place.inputs} come in at {place.name!r}. "
             f"Make it from the width instead: replace_head(model, lambda in_features: ...)."
         )
+    return found
 
 
 def _settle(new: nn.Module, old: nn.Module) -> None:
@@ -341,9 +327,9 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
 # ------------------------------------------------------------------ names
 
 
-def _as_head(found: Layers, classes: int) -> Head:
-    modules = [layer.module for layer in found for _ in layer.names]
-    return Head(tuple(found.names), tuple(modules), found[0].inputs, classes)
+def _as_head(model: nn.Module, found: Layers, classes: int) -> Head:
+    names = tuple(found.names)
+    return Head(names, tuple(map(model.get_submodule, names)), found[0].inputs, classes)
 
 
 def _names(at: str | Iterable[str]) -> list[str]:

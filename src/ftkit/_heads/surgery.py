@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -127,7 +126,7 @@ def _resize_biases(model: nn.Module, one: Layer, outputs: int, rows: Mapping[int
     """
     way = holders(model, one.name)
     has_none = getattr(one.module, "bias", None) is None
-    for slot in itertools.chain.from_iterable(map(own_slots, way)):
+    for slot in own_slots(*way):
         bias = slot.content
         if isinstance(bias, nn.Module) or "bias" not in slot.name:
             continue
@@ -143,7 +142,7 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
     One more than the classes is the weight of "no object", and stays.
     """
     places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
-    for slot in itertools.chain.from_iterable(map(own_slots, places)):
+    for slot in own_slots(*places):
         old = slot.content
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
             new = torch.cat([old.new_ones(count), old[found.classes :]])
@@ -193,9 +192,8 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head."""
     for counter in counters(model, found.layers.names):
         if counter.value == found.classes:
-            undo.remember(counter.owner)
             labels = getattr(counter.owner, "id2label", None)
-            counter.set(count)
+            counter.set(count, undo)
             if counter.name == "num_labels":
                 _relabel(counter.owner, labels, count, keep)
 

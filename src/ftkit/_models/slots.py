@@ -35,21 +35,21 @@ def slots(model: nn.Module) -> Iterator[Slot]:
         >>> [slot.name for slot in slots(torch.nn.Sequential(layer, layer))]
         ['0', '1', 'weight']
     """
-    for module in list(model.modules()):
-        yield from own_slots(module)
+    return own_slots(*model.modules())
 
 
-def own_slots(module: nn.Module) -> Iterator[Slot]:
-    """Yield the places of one module itself: its parameters, its buffers, its children.
+def own_slots(*modules: nn.Module) -> Iterator[Slot]:
+    """Yield the places of some modules themselves: their parameters, buffers and children.
 
     TorchScript, which lets nobody in, is passed by.
     """
-    if isinstance(module, torch.jit.ScriptModule):
-        return
-    for table in (parameters_of(module), buffers_of(module), children_of(module)):
-        for name, content in list(table.items()):
-            if content is not None:
-                yield Slot(module, table, name, content)
+    for module in modules:
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        for table in (parameters_of(module), buffers_of(module), children_of(module)):
+            for name, content in list(table.items()):
+                if content is not None:
+                    yield Slot(module, table, name, content)
 
 
 def replace(
