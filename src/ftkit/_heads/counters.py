@@ -111,7 +111,7 @@ def _in_attributes(owner: Any) -> list[Counter]:
     values = dict(_values(owner))
     if isinstance(getattr(type(owner), "num_labels", None), property):  # as transformers' configurations have it
         values["num_labels"] = owner.num_labels
-    return [Counter(owner, name, v) for name, v in values.items() if type(v) is int and isinstance(name, str)]
+    return [Counter(owner, str(name), value) for name, value in values.items() if type(value) is int]
 
 
 def _in_named_tuples(place: nn.Module) -> list[Counter]:

@@ -55,7 +55,7 @@ def find_layers(model: nn.Module) -> Found:
         HeadError: There is none, or several that can't be told apart.
     """
     every = layers(model)
-    if not every or getattr(model, "num_classes", None) == 0:
+    if not every or read(model, "num_classes") == 0:
         raise _headless(model, every)
     for at_once in (_declared, _obvious):
         settled = at_once(model, every)
@@ -136,8 +136,8 @@ def _has_rivals(holder: nn.Module, name: str) -> bool:
 def _is_tied(model: nn.Module, layer: Layer) -> bool:
     """Whether something else in the model has a parameter of the layer."""
     mine = set(map(id, layer.module.parameters()))
-    names = [name for name, p in model.named_parameters(remove_duplicate=False) if id(p) in mine]
-    return len(names) > len(mine) * len(layer.names)
+    places = sum(id(parameter) in mine for _, parameter in model.named_parameters(remove_duplicate=False))
+    return places > len(mine) * len(layer.names)
 
 
 def _is_counted_elsewhere(model: nn.Module, layer: Layer) -> bool:
@@ -209,9 +209,12 @@ _RULES: tuple[Callable[[_Evidence], Layers], ...] = (
 def _fitting(evidence: _Evidence, classes: int) -> Ends:
     """The layers that a number of classes fits. Scores that are squashed or normed must be named so."""
     possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes())
-    shapes = [evidence.trace.shapes_of(layer, CLEAN) for layer in possible.layers]
-    counted = (_counted(evidence.model, end.layer, classes, seen) for end, seen in zip(possible, shapes, strict=True))
-    return Ends(replace(end, layer=layer) for end, layer in zip(possible, counted, strict=True) if layer is not None)
+    found = Ends()
+    for end in possible:
+        layer = _counted(evidence.model, end.layer, classes, evidence.trace.shapes_of(end.layer, CLEAN))
+        if layer is not None:
+            found.append(replace(end, layer=layer))
+    return found
 
 
 def _fitting_with_no_object(evidence: _Evidence, classes: int) -> Ends:
@@ -268,13 +271,12 @@ def _siblings_unseen(evidence: _Evidence, found: Layers) -> list[Layer]:
     """Layers of the same lists that did not run, like those found: heads of a decoder's other layers."""
     listed = [layer for layer in found if isinstance(evidence.model.get_submodule(layer.holder), nn.ModuleList)]
     like = {(layer.holder, layer.inputs, layer.outputs): layer for layer in listed}
-    alike = ((layer, like.get((layer.holder, layer.inputs, layer.outputs))) for layer in evidence.unseen)
-    known = [layer.names for layer in found]
-    return [
-        replace(one, names=layer.names, modules=layer.modules)
-        for layer, one in alike
-        if one and layer.names not in known
-    ]
+    siblings = []
+    for layer in evidence.unseen:
+        one = like.get((layer.holder, layer.inputs, layer.outputs))
+        if one is not None and not found.inside(layer.name):
+            siblings.append(replace(one, names=layer.names, modules=layer.modules))
+    return siblings
 
 
 _COORDINATES = 4  # of a box

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit._heads.layers import Layer, Layers, distinct
+from ftkit._heads.layers import Layer, Layers
 from ftkit._heads.vocabulary import AUXILIARY, says
 
 __all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Ends", "Walk", "unused", "walk"]
@@ -100,19 +100,20 @@ def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Wa
         outputs: Outputs of a model by name, with their graph.
         owners: The layer of each parameter, by the parameter's identity.
     """
-    roots = {port: tensor for port, tensor in outputs.items() if tensor.grad_fn is not None}
-    graph = _Graph(tensor.grad_fn for tensor in roots.values())
+    graph = _Graph(outputs)
     ends: dict[Layer, End] = {}
     nodes: dict[Layer, list[Any]] = {}
     bare: set[str] = set()
-    for port, tensor in roots.items():
-        for node, weights, level, softmax in graph.ways_back(tensor.grad_fn):
-            bare.update(getattr(weight, "dotted", "?") for weight in weights if id(weight) not in owners)
-            for layer in distinct(owners[id(weight)] for weight in weights if id(weight) in owners):
-                ends.setdefault(layer, End(layer, level)).reached(port, tensor.shape, level, softmax)
+    for port, root in graph.roots.items():
+        for node, weight, level, softmax in graph.ways_back(root):
+            layer = owners.get(id(weight))
+            if layer is None:
+                bare.add(getattr(weight, "dotted", "?"))
+            else:
                 nodes.setdefault(layer, []).append(node)
+                ends.setdefault(layer, End(layer, level)).reached(port, outputs[port].shape, level, softmax)
     _mark_body(graph, ends, nodes)
-    return Walk(Ends(ends.values()), {owners[leaf] for leaf in graph.leaves if leaf in owners}, bare)
+    return Walk(Ends(ends.values()), {owners[leaf] for leaf in owners.keys() & graph.leaves.keys()}, bare)
 
 
 def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, list[Any]]) -> None:
@@ -120,7 +121,7 @@ def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, l
     layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
     for layer, its_nodes in nodes.items():
         end = ends[layer]
-        for source in distinct(layer_at[node] for node in graph.before(its_nodes) if node in layer_at):
+        for source in {layer_at[node] for node in layer_at.keys() & graph.before(its_nodes)}:
             feeding = ends[source]
             feeding.body = True
             feeding.beside = feeding.beside or not end.ports.keys() >= set(feeding.ports_within(CLEAN))
@@ -129,10 +130,9 @@ def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, l
 
 def unused(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keep the tensors that no other of them was computed from."""
-    ends = {key: tensor for key, tensor in made.items() if tensor.grad_fn is not None}
-    graph = _Graph(tensor.grad_fn for tensor in ends.values())
+    graph = _Graph(made)
     inner = set(itertools.chain.from_iterable(graph.edges.values()))
-    return {key: tensor for key, tensor in ends.items() if tensor.grad_fn not in inner}
+    return {key: made[key] for key, root in graph.roots.items() if root not in inner}
 
 
 # ---- the graph, whose nodes are told apart by the names of their operators
@@ -158,13 +158,14 @@ _OTHER = frozenset((0,))  # in the place of a parameter's identity: something th
 class _Graph:
     """The autograd graph behind some outputs, and what in it is computed from parameters or from inputs alone."""
 
-    def __init__(self, roots: Iterable[Any]) -> None:
+    def __init__(self, outputs: Mapping[str, torch.Tensor]) -> None:
+        self.roots = {key: tensor.grad_fn for key, tensor in outputs.items() if tensor.grad_fn is not None}
         self.edges: dict[Any, list[Any]] = {}  # what each node takes, as far as that has a history
         self.unseen: set[Any] = set()  # the nodes that take data without one beside their parameters
         self.pure: dict[Any, frozenset[int]] = {}  # the nodes of parameters alone, with the identities of these
         self.leaves: dict[int, torch.Tensor] = {}  # those parameters
         self.given: set[Any] = set()  # the nodes of inputs of the model alone
-        stack = [(root, False) for root in roots]
+        stack = [(root, False) for root in self.roots.values()]
         while stack:
             node, after_its_inputs = stack.pop()
             if after_its_inputs:
@@ -202,19 +203,19 @@ class _Graph:
         leaves = frozenset[int]().union(*(self.pure.get(source, ()) for source in sources))
         return list(map(self.leaves.__getitem__, leaves))
 
-    def before(self, nodes: Iterable[Any]) -> list[Any]:
+    def before(self, nodes: Iterable[Any]) -> set[Any]:
         """All nodes from which data come to some nodes."""
-        found: dict[Any, None] = {}
-        stack = [target for node in nodes for target in self.data(node)]
+        found: set[Any] = set()
+        stack = list(itertools.chain.from_iterable(map(self.data, nodes)))
         while stack:
             node = stack.pop()
             if node not in found:
-                found[node] = None
+                found.add(node)
                 stack += self.data(node)
-        return list(found)
+        return found
 
-    def ways_back(self, root: Any) -> Iterator[tuple[Any, list[torch.Tensor], int, bool]]:
-        """Yield the first nodes behind an output where data meet weights: these, the level, if it is under a softmax.
+    def ways_back(self, root: Any) -> Iterator[tuple[Any, torch.Tensor, int, bool]]:
+        """Yield the first nodes behind an output where data meet weights: each of these, the level, if under a softmax.
 
         A node is met again where another way leads to it at a lower level.
         """
@@ -226,9 +227,10 @@ class _Graph:
                 continue
             levels[node] = level
             weights = self._multiplied(node)
-            if weights or "Embedding" in node.name():  # a table of inputs, which an output layer may be tied to
-                yield node, weights, level, softmax
-            else:
+            yield from ((node, weight, level, softmax) for weight in weights)
+            if (
+                not weights and "Embedding" not in node.name()
+            ):  # a table of inputs, which an output layer may be tied to
                 level, softmax = max(level, self.level(node)), softmax or "Softmax" in node.name()
                 queue.extend((target, level, softmax) for target in self.data(node))
 

@@ -17,7 +17,7 @@ __all__ = ["Inputs", "labeled", "possible_inputs"]
 
 Inputs: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 
-_COMBINATIONS, _LABELINGS = 64, 16  # each costs a run on fakes, so what several arguments could be is not tried out
+_COMBINATIONS, _LABELINGS = 64, 16  # at most so many, as each costs a run
 
 
 def possible_inputs(model: nn.Module) -> Iterator[Inputs]:
@@ -70,23 +70,32 @@ def _indices(*shapes: tuple[int, ...]) -> Iterator[torch.Tensor]:
 
 def _by_known_names(model: nn.Module, names: list[str], required: list[str]) -> Iterator[Inputs]:
     """Give a model those of its arguments that it must have, or one; then all that are known."""
-    known = [name for name in names if name in _NAMED]
+    known = list(filter(_NAMED.__contains__, names))
     main = read(model, "main_input_name")
-    least = [name for name in known if name in required] or [name for name in known if name == main] or known[:1]
+    least = [name for name in known if name in required] or ([main] if main in known else known[:1])
     most = [name for name in known if name != "attention_mask"]
-    for chosen in dict.fromkeys((tuple(least), tuple(most if len(most) > len(least) else least))) if known else ():
-        made = [list(_NAMED[name](model)) for name in chosen]
-        for turn in range(max(map(len, made))):
-            yield (), {name: values[min(turn, len(values) - 1)] for name, values in zip(chosen, made, strict=True)}
+    yield from _in_turn(model, least)
+    if len(most) > len(least):
+        yield from _in_turn(model, most)
     if "input_ids" in known:  # several texts to choose from
         yield (), {"input_ids": torch.zeros(2, 4, 8, dtype=torch.long)}
+
+
+def _in_turn(model: nn.Module, names: list[str]) -> Iterator[Inputs]:
+    """Give all that each argument could be, in parallel; the last of those with fewer stays."""
+    made = [list(_NAMED[name](model)) for name in names]
+    for turn in range(max(map(len, made), default=0)):
+        yield (), {name: values[min(turn, len(values) - 1)] for name, values in zip(names, made, strict=True)}
 
 
 def _told(model: nn.Module, key: str, default: Any) -> Any:
     """Read a size off a model's configuration."""
     config = read(model, "config")
-    told = (read(part, key) for part in (config, read(config, "vision_config"), read(config, "text_config")))
-    return next((value for value in told if value is not None), default)
+    for part in (config, read(config, "vision_config"), read(config, "text_config")):
+        told = read(part, key)
+        if told is not None:
+            return told
+    return default
 
 
 def _pixels(model: nn.Module) -> _Shapes:

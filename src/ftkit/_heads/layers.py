@@ -52,6 +52,9 @@ class Layer:
     extra: int = 0  # outputs beside the classes, such as "no object"
     by_class: bool = False  # whether the outputs of one class are neighbors (boxes), or those of one anchor
 
+    def __str__(self) -> str:
+        return f"{self.name!r} ({type(self.module).__name__}, {self.inputs} -> {self.outputs})"
+
     @property
     def module(self) -> nn.Module:
         """The first of the modules."""
@@ -83,6 +86,10 @@ class Layer:
     def outputs_for(self, classes: int) -> int:
         """How many outputs it has for so many classes."""
         return self.times * classes + self.extra
+
+    def row(self, index: int, part: int, classes: int) -> int:
+        """Which of its outputs is that of a class by index, for one of its anchors or coordinates."""
+        return self.times * index + part if self.by_class else part * classes + index
 
     def turned(self) -> Layer:
         """Return the layer with inputs and outputs the other way round."""
@@ -123,7 +130,7 @@ def _as_one(several: list[Layer]) -> Layer:
 
 def describe(several: Iterable[Layer]) -> str:
     """Write layers down for an error message."""
-    return some([f"{one.name!r} ({type(one.module).__name__}, {one.inputs} -> {one.outputs})" for one in several], 6)
+    return some(list(map(str, several)), 6)
 
 
 def distinct(things: Iterable[T]) -> list[T]:
@@ -148,8 +155,10 @@ def self_description(model: nn.Module) -> Mapping[str, Any]:
 
 def holders(model: nn.Module, *names: str) -> list[nn.Module]:
     """The modules on the way to some names, each once, the model first."""
-    stems = [name.split(".")[:-1] for name in ("", *names)]
-    return distinct(model.get_submodule(".".join(stem[:depth])) for stem in stems for depth in range(len(stem) + 1))
+    found = [model]
+    for name in names:
+        found += itertools.accumulate(name.split(".")[:-1], nn.Module.get_submodule, initial=model)
+    return distinct(found)
 
 
 def has_parameters(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -66,11 +67,8 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
 
 def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
     """Which row of the new layer comes from which row of the old one."""
-    several = [(new, old, k) for new, old in keep.items() for k in range(one.times)]
-    if one.by_class:
-        rows = {one.times * new + k: one.times * old + k for new, old, k in several}
-    else:
-        rows = {k * count + new: k * classes + old for new, old, k in several}
+    kept = itertools.product(keep.items(), range(one.times))
+    rows = {one.row(new, part, count): one.row(old, part, classes) for (new, old), part in kept}
     return rows | {one.times * count + k: one.times * classes + k for k in range(one.extra)}
 
 
@@ -80,8 +78,8 @@ def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict
 def _tables(model: nn.Module, layer: Layer) -> list[nn.Embedding]:
     """The embeddings that a layer shares its weight with."""
     weight = parameters_of(layer.module).get("weight")
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module is not layer.module]
-    return [table for table in tables if weight is not None and table.weight is weight]
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding) and module.weight is weight]
+    return [table for table in tables if table is not layer.module]
 
 
 def _regrow(model: nn.Module, layer: Layer, count: int, rows: Mapping[int, int], undo: Undo) -> None:
@@ -94,7 +92,7 @@ def _regrow(model: nn.Module, layer: Layer, count: int, rows: Mapping[int, int],
     undo.callback(setattr, weight, "grad", weight.grad)
     undo.callback(setattr, weight, "data", weight.data)
     weight.data, weight.grad = grown, None
-    places = {old: new for new, old in rows.items()}
+    places = dict(zip(rows.values(), rows, strict=True))
     for table in tables:
         undo.remember(table)
         table.num_embeddings = count
@@ -159,8 +157,11 @@ def _is_class_weight(name: str, tensor: torch.Tensor, classes: int) -> bool:
 def _resize_relations(model: nn.Module, classes: int, count: int, keep: Mapping[int, int], undo: Undo) -> None:
     """Make anew what a module that counts the classes has for each, or each two, of them: a CRF's transitions."""
     for module in list(model.modules()):
-        counts = [key for key, value in vars(module).items() if type(value) is int and value == classes]
-        counts = [key for key in counts if counts_classes(key)]
+        counts = [
+            key
+            for key, value in vars(module).items()
+            if counts_classes(key) and type(value) is int and value == classes
+        ]
         for slot in own_slots(module) if counts else ():
             if isinstance(slot.content, nn.Parameter) and set(slot.content.shape) == {classes}:
                 replace(model, slot.content, _related_anew(slot.content, count, keep), undo)
@@ -203,6 +204,6 @@ def _relabel(config: Any, labels: object, count: int, keep: Mapping[int, int]) -
     if isinstance(labels, Mapping) and keep:
         kept = {new: labels[old] for new, old in keep.items() if old in labels}
         config.id2label = {index: kept.get(index, f"LABEL_{index}") for index in range(count)}
-        config.label2id = {label: index for index, label in config.id2label.items()}
+        config.label2id = dict(zip(config.id2label.values(), config.id2label, strict=True))
     if count > 1 and getattr(config, "problem_type", None) == "regression":
         config.problem_type = None
