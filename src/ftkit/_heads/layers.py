@@ -120,7 +120,7 @@ def layers(model: nn.Module) -> Layers:
         layer = as_layer(module, name)
         if layer is not None:
             found.setdefault((type(module), *map(id, own_parameters(module).values())), []).append(layer)
-    return Layers(map(_as_one, found.values()))
+    return Layers(_as_one(several) if len(several) > 1 else several[0] for several in found.values())
 
 
 def _as_one(several: list[Layer]) -> Layer:
@@ -182,7 +182,7 @@ _PARAMETRIZATIONS = "parametrizations"  # the child in which torch.nn.utils.para
 
 def own_parameters(module: nn.Module) -> dict[str, torch.Tensor]:
     """Return the parameters that a module itself computes with, under their names in its subtree."""
-    found: dict[str, torch.Tensor] = dict(module.named_parameters(recurse=False))
+    found: dict[str, torch.Tensor] = {name: value for name, value in parameters_of(module).items() if value is not None}
     computed = children_of(module).get(_PARAMETRIZATIONS)
     return found if computed is None else found | dict(computed.named_parameters(_PARAMETRIZATIONS))
 
