@@ -11,8 +11,9 @@ import functools
 import importlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
 from torch import nn
@@ -44,6 +45,7 @@ __all__ = [
     "NoDynamo",
     "TorchDispatchMode",
     "UnsupportedOperatorException",
+    "answers_for_fakes",
     "as_parameter",
     "below_dispatch",
     "buffers_of",
@@ -52,8 +54,11 @@ __all__ = [
     "compiled_from",
     "eager_call",
     "fake_maker",
+    "fake_tensors",
     "gives_views",
     "holds_value",
+    "hooks_of",
+    "is_convolution",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
     "loads_plainly",
@@ -65,6 +70,7 @@ __all__ = [
     "operator_name",
     "owners",
     "parameters_of",
+    "power_iterate",
     "pre_hooks_of",
     "settle_anew",
     "storage_id",
@@ -380,3 +386,53 @@ def owners(tensor: torch.Tensor) -> tuple[int, int] | None:
     if of_storage is None or of_tensor is None:
         return None
     return int(of_storage(storage_id(tensor))), int(of_tensor(tensor))
+
+
+# ---- layers, and runs on fake tensors
+
+
+def is_convolution(module: object) -> TypeGuard[nn.modules.conv._ConvNd]:
+    """Whether a module is a convolution of torch's, or of a class made from one; transposed ones too."""
+    usual = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+    return isinstance(module, getattr(nn.modules.conv, "_ConvNd", usual))
+
+
+def hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
+    """The hooks that run after a module's forward, by torch's keys."""
+    return cast("dict[Any, Callable[..., Any]]", needed(module, "_forward_hooks", "leave a user's hooks alone"))
+
+
+def power_iterate(parametrization: object, weight: torch.Tensor, times: int) -> None:
+    """Fit the estimate of a spectral norm to a weight. Any other parametrization is left as it is."""
+    iterate = getattr(parametrization, "_power_method", None)
+    if iterate is not None:
+        matrix = needed(parametrization, "_reshape_weight_to_matrix", "give a layer under a spectral norm its weight")
+        iterate(matrix(weight), times)
+
+
+def fake_tensors() -> FakeTensorMode:
+    """Return a mode in which new tensors are fakes: they have shapes and a graph, and no memory."""
+    mode: FakeTensorMode = __getattr__("FakeTensorMode")(allow_non_fake_inputs=True)
+    return mode
+
+
+def answers_for_fakes(answer: Callable[[str, Callable[..., Any], Sequence[Any]], Any]) -> AbstractContextManager[Any]:
+    """Return a mode in which ``answer`` is asked where an operator needs the values that fakes don't have.
+
+    Args:
+        answer: Called with the operator's name, the operator and its positional arguments. Where it gives None too, the
+            operator fails as it would have.
+    """
+    unanswered = __getattr__("DataDependentOutputException"), __getattr__("DynamicOutputShapeException")
+    base = __getattr__("TorchDispatchMode")
+
+    def dispatch(_: object, func: Any, _types: object, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except unanswered:
+            answered = answer(func.__name__.partition(".")[0], func, args)
+            if answered is None:
+                raise
+            return answered
+
+    return cast("AbstractContextManager[Any]", type("Answers", (base,), {"__torch_dispatch__": dispatch})())

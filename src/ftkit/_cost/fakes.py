@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from ftkit._torch import (
-    FakeTensorMode,
     as_parameter,
     below_dispatch,
     buffers_of,
     fake_maker,
+    fake_tensors,
     parameters_of,
     storage_id,
     tree_map_only,
@@ -54,7 +54,7 @@ class Fakes:
     """
 
     def __init__(self) -> None:
-        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = fake_tensors()
         self.dress = fake_maker(self.mode)
         self.mode.cache_enabled = self.dress is None  # the meter's own answers stand before it
 

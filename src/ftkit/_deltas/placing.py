@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ftkit._deltas.changes import fingerprint, tensors_of
 from ftkit._deltas.layers import Description, build
-from ftkit._heads.evidence import counters
+from ftkit._heads.counters import counters
 from ftkit._heads.replace import replace_head
 from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError, HeadError, did_you_mean

@@ -10,8 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit._heads.evidence import DoubtError
-from ftkit._heads.replace import find_head
+from ftkit._heads.replace import DoubtError, find_head
 from ftkit._torch import is_norm
 from ftkit.errors import HeadError
 

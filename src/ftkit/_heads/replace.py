@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import nn
 
-from ftkit._heads import evidence
-from ftkit._heads.evidence import Found
-from ftkit._heads.layers import Layer, Part, layers, with_channels
+from ftkit._heads.counters import counters
+from ftkit._heads.decide import DoubtError, Found, find_layers, in_classes
+from ftkit._heads.layers import Layer, Layers, distinct, layers
+from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import entries
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
+from ftkit._torch import is_convolution
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
-__all__ = ["Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
+__all__ = ["DoubtError", "Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
 
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Head:
     """The layers that make a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
 
@@ -67,8 +69,9 @@ def find_head(model: nn.Module) -> Head:
         >>> print(find_head(model))
         2: 16 -> 10
     """
-    found = evidence.find_parts(unwrap(model))
-    return _as_head([part.layer for part in found.parts], found.classes)
+    model = unwrap(model)
+    found = find_layers(model)
+    return _as_head(model, found.layers, found.classes)
 
 
 def replace_head(
@@ -117,14 +120,13 @@ def replace_head(
         raise HeadError("The model is already wrapped in DistributedDataParallel, which would not see the new head.")
     model = unwrap(model)
     _check_head(head)
+    if keep is not None and not isinstance(head, int):
+        raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
+    found = find_layers(model) if at is None else _found_at(model, at)
     if not isinstance(head, int):
-        if keep is not None:
-            raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
-        return _put(model, head, at)
-    found = evidence.find_parts(model) if at is None else _found_at(model, at)
-    if keep is not None:
-        _check_keep(keep, found.classes, head)
-    return _as_head(resize(model, found, head, keep), head)
+        return _put(model, found, head, _places(model, found, at))
+    _check_keep(keep or {}, found.classes, head)
+    return _as_head(model, resize(model, found, head, keep), head)
 
 
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
@@ -232,68 +234,55 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
     """
     model = unwrap(model)
     _check_count(channels, "channels")
-    found = [entry for entry in entries(model) if isinstance(entry.module, nn.modules.conv._ConvNd)]
+    found = [entry for entry in entries(model) if is_convolution(entry.module)]
     if not found:
         raise HeadError(f"Images enter the {type(model).__name__} by no convolution, so its channels can't be changed.")
     news = [(entry, with_channels(entry, channels)) for entry in found]
     with Undo() as undo:
         for entry, new in news:
             replace(model, entry.modules, new, undo)
-            for counter in evidence.counters(model, entry.names, of="channels"):
+            for counter in counters(model, entry.names, of="channels"):
                 if counter.value == entry.inputs:
-                    undo.remember(counter.owner)
-                    counter.set(channels)
+                    counter.set(channels, undo)
     return [entry.name for entry in found]
 
 
 # ------------------------------------------------------------------ a module as the head
 
 
-def _put(model: nn.Module, head: nn.Module | Callable[[int], nn.Module], at: str | Iterable[str] | None) -> Head:
-    """Replace a head by the user's own module or modules."""
-    if at is None:
-        seen = evidence.find_parts(model)
-        if any(isinstance(part.layer.module, nn.Embedding) for part in seen.parts):
-            raise HeadError(
-                f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
-            )
-        places = [(part.layer.names, part.layer.modules, part.layer.inputs) for part in seen.parts]
-        old_layers = [part.layer for part in seen.parts]
-        classes = seen.classes
-    else:
-        named = [(name, _at(model, name)) for name in _names(at)]
-        inside = [(name, _layers_in(model, name)) for name, _ in named]
-        places = [
-            ((name,), (module,), found[0].inputs) for (name, module), (_, found) in zip(named, inside, strict=True)
-        ]
-        old_layers = [found[-1] for _, found in inside]
-        classes = evidence.part_of(model, old_layers[-1])[1]
-    if isinstance(head, nn.Module) and len({module for _, (module, *_), _ in places}) > 1:
-        firsts = [its_names[0] for its_names, _, _ in places]
+def _places(model: nn.Module, found: Found, at: str | Iterable[str] | None) -> Layers:
+    """What the user's modules are to replace: the layers of the head, or the whole of what the user named."""
+    if at is not None:
+        named = [(name, _at(model, name), _layers_in(model, name)[0]) for name in _names(at)]
+        return Layers(dataclasses.replace(first, names=(name,), modules=(module,)) for name, module, first in named)
+    if any(isinstance(layer.module, nn.Embedding) for layer in found.layers):
+        raise HeadError(
+            f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
+        )
+    return found.layers
+
+
+def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Module], places: Layers) -> Head:
+    """Replace a head by the user's own module or modules; ``places`` are what they are to replace."""
+    if isinstance(head, nn.Module) and len(distinct(place.module for place in places)) > 1:
+        firsts = [place.name for place in places]
         raise HeadError(
             f"The head of the {type(model).__name__} has {len(places)} layers, {', '.join(map(repr, firsts))}, and one "
             f"module can't stand for all. Give a function of in_features that makes one for each, or say "
             f"at={firsts[0]!r}."
         )
-    news: list[tuple[tuple[nn.Module, ...], nn.Module]] = []
-    for its_names, old, width in places:
-        new = head if isinstance(head, nn.Module) else _made(head, width)
-        _check_width(new, width, its_names[0])
-        news.append((old, new))
-    counts = {end.outputs for _, new in news for end in layers(new)[-1:]}
+    news = [(place, head if isinstance(head, nn.Module) else _made(head, place.inputs)) for place in places]
+    last = [_checked(new, place)[-1:] for place, new in news]
+    counts = [layer.outputs for several in last for layer in several]
     with Undo() as undo:
-        for old, new in news:
-            _settle(new, old[0])
-            replace(model, old, new, undo)
-        for layer in old_layers:
+        for place, new in news:
+            _settle(new, place.module)
+            replace(model, place.modules, new, undo)
+        for layer in found.layers:
             untie(model, layer, undo)
-        if len(counts) == 1:
-            recount(model, [name for layer in old_layers for name in layer.names], classes, counts.pop(), None, undo)
-    by_name = dict(model.named_modules(remove_duplicate=False))
-    names = tuple(name for its_names, _, _ in places for name in its_names)
-    ends = [end for _, new in news for end in layers(new)]
-    outputs = ends[-1].outputs if ends else classes
-    return Head(names, tuple(by_name[name] for name in names), places[0][2], outputs)
+        if len(set(counts)) == 1:
+            recount(model, found, counts[0], {}, undo)
+    return _as_head(model, places, [found.classes, *counts][-1])
 
 
 def _check_head(head: object) -> None:
@@ -315,13 +304,16 @@ def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
     return made
 
 
-def _check_width(new: nn.Module, width: int, name: str) -> None:
-    first = next(iter(layers(new)), None)
-    if first is not None and first.inputs != width and isinstance(first.module, nn.Linear | nn.modules.conv._ConvNd):
+def _checked(new: nn.Module, place: Layer) -> Layers:
+    """Return the layers of a user's module, if the first of them takes what comes in."""
+    found = layers(new)
+    sure = [one for one in found[:1] if isinstance(one.module, nn.Linear) or is_convolution(one.module)]
+    if sure and sure[0].inputs != place.inputs:
         raise HeadError(
-            f"The new head takes {first.inputs} features, but {width} come in at {name!r}. "
+            f"The new head takes {sure[0].inputs} features, but {place.inputs} come in at {place.name!r}. "
             f"Make it from the width instead: replace_head(model, lambda in_features: ...)."
         )
+    return found
 
 
 def _settle(new: nn.Module, old: nn.Module) -> None:
@@ -335,9 +327,9 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
 # ------------------------------------------------------------------ names
 
 
-def _as_head(parts: list[Layer], classes: int) -> Head:
-    named = [(name, layer.module) for layer in parts for name in layer.names]
-    return Head(tuple(name for name, _ in named), tuple(module for _, module in named), parts[0].inputs, classes)
+def _as_head(model: nn.Module, found: Layers, classes: int) -> Head:
+    names = tuple(found.names)
+    return Head(names, tuple(map(model.get_submodule, names)), found[0].inputs, classes)
 
 
 def _names(at: str | Iterable[str]) -> list[str]:
@@ -354,35 +346,27 @@ def _at(model: nn.Module, name: str) -> nn.Module:
     return by_name[name]
 
 
-def _layers_in(model: nn.Module, name: str) -> list[Layer]:
-    found = [
-        layer for layer in layers(model) if any(known == name or known.startswith(f"{name}.") for known in layer.names)
-    ]
+def _layers_in(model: nn.Module, name: str) -> Layers:
+    module = _at(model, name)
+    found = layers(model).inside(name)
     if not found:
-        raise HeadError(
-            f"{name!r} is a {type(_at(model, name)).__name__}, with no linear or convolutional layer in it."
-        )
+        raise HeadError(f"{name!r} is a {type(module).__name__}, with no linear or convolutional layer in it.")
     return found
 
 
 def _found_at(model: nn.Module, at: str | Iterable[str]) -> Found:
-    parts: dict[int, Part] = {}
-    classes = 0
-    for name in _names(at):
-        _at(model, name)
-        layer = _layers_in(model, name)[-1]
-        part, classes = evidence.part_of(model, layer)
-        parts.setdefault(id(layer.module), part)
-    return Found(list(parts.values()), classes)
+    """The last layer in each module that the user named, as a head."""
+    last = [_layers_in(model, name)[-1] for name in _names(at)]
+    named = Layers(in_classes(model, layer) for layer in {layer.names: layer for layer in last}.values())
+    return Found(named, named[-1].classes)
 
 
 def _check_keep(keep: Mapping[int, int], classes: int, count: int) -> None:
-    wrong = [new for new in keep if not 0 <= new < count]
-    if wrong:
-        raise HeadError(f"keep= names the new class {wrong[0]}, but the new head has classes 0 to {count - 1}.")
-    wrong = [old for old in keep.values() if not 0 <= old < classes]
-    if wrong:
-        raise HeadError(f"keep= takes over the old class {wrong[0]}, but the head has classes 0 to {classes - 1}.")
+    for new, old in keep.items():
+        if not 0 <= new < count:
+            raise HeadError(f"keep= names the new class {new}, but the new head has classes 0 to {count - 1}.")
+        if not 0 <= old < classes:
+            raise HeadError(f"keep= takes over the old class {old}, but the head has classes 0 to {classes - 1}.")
 
 
 def _chosen(model: nn.Module, selector: Selector) -> dict[str, nn.Module]:
@@ -390,12 +374,11 @@ def _chosen(model: nn.Module, selector: Selector) -> dict[str, nn.Module]:
     modules = select(model, selector).modules
     kinds = selector if isinstance(selector, type) else None
     chosen: dict[str, nn.Module] = {}
-    inside: set[nn.Module] = set()
+    inside: set[int] = set()
     for name, module in modules.items():
-        if module in inside or (kinds is not None and not isinstance(module, kinds)):
-            continue
-        chosen[name] = module
-        inside |= set(module.modules())
+        if id(module) not in inside and (kinds is None or isinstance(module, kinds)):
+            chosen[name] = module
+            inside.update(map(id, module.modules()))
     if not chosen:
         raise SelectionError(f"{selector!r} selects parameters of the {type(model).__name__}, but no module.")
     return chosen

@@ -11,7 +11,7 @@ from torch import nn
 from ftkit._models.undo import Undo
 from ftkit._torch import buffers_of, children_of, parameters_of
 
-__all__ = ["Slot", "replace", "slots"]
+__all__ = ["Slot", "own_slots", "replace", "slots"]
 
 
 class Slot(NamedTuple):
@@ -26,7 +26,7 @@ class Slot(NamedTuple):
 def slots(model: nn.Module) -> Iterator[Slot]:
     """Yield every place where a parameter, a buffer or a module is registered, module by module.
 
-    What is registered several times is met as often. TorchScript, which lets nobody in, is passed by.
+    What is registered several times is met as often.
 
     Example:
         >>> import torch
@@ -35,7 +35,15 @@ def slots(model: nn.Module) -> Iterator[Slot]:
         >>> [slot.name for slot in slots(torch.nn.Sequential(layer, layer))]
         ['0', '1', 'weight']
     """
-    for module in list(model.modules()):
+    return own_slots(*model.modules())
+
+
+def own_slots(*modules: nn.Module) -> Iterator[Slot]:
+    """Yield the places of some modules themselves: their parameters, buffers and children.
+
+    TorchScript, which lets nobody in, is passed by.
+    """
+    for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
             continue
         for table in (parameters_of(module), buffers_of(module), children_of(module)):

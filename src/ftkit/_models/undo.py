@@ -60,7 +60,7 @@ class Undo:
         if key in table:
             self.callback(table.__setitem__, key, table[key])
         else:
-            self.callback(table.__delitem__, key)
+            self.callback(table.pop, key, None)  # it may be gone already
         table[key] = value
 
     def remember(self, owner: Any) -> None:

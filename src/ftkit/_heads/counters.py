@@ -1,0 +1,124 @@
+"""Numbers, in modules and in configurations, that say how many classes or channels there are."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ftkit._heads.layers import distinct, has_parameters, holders, read
+from ftkit._heads.vocabulary import LOSSES, says
+from ftkit._models.undo import Undo
+
+__all__ = ["Counter", "counters", "counts_classes", "losses", "told"]
+
+_CLASSES = re.compile(
+    r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
+)
+_OUTPUTS = re.compile(
+    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(features|channels|dim|dims|size|classes)"
+    r"|nf|n_?out)|vocab_size"
+)
+_COUNTING = {
+    "classes": re.compile(f"({_CLASSES.pattern})|({_OUTPUTS.pattern})"),
+    "channels": re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)"),
+}
+_CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
+_NO_CONFIGS = (nn.Module, torch.Tensor, str, int, float, type(None))
+
+
+@dataclass(frozen=True, eq=False)
+class Counter:
+    """A number that says how many classes, or channels, there are."""
+
+    owner: Any  # the module, configuration or dictionary that has it
+    name: str
+    value: int
+    key: str = ""  # the owner's attribute, where that is a named tuple with the counter in it
+
+    def set(self, value: int, undo: Undo) -> None:
+        """Write another count."""
+        undo.remember(self.owner)
+        if self.key:
+            setattr(self.owner, self.key, getattr(self.owner, self.key)._replace(**{self.name: value}))
+        elif isinstance(self.owner, dict):
+            self.owner[self.name] = value
+        else:
+            setattr(self.owner, self.name, value)
+
+
+def counters(
+    model: nn.Module, names: Collection[str], *, of: Literal["classes", "channels"] = "classes"
+) -> list[Counter]:
+    """List the counters that could speak of the classes: in the model, on the way to ``names`` and in losses.
+
+    Args:
+        model: The model.
+        names: Dotted names of the head's layers.
+        of: What is counted: classes, or the channels of images.
+    """
+    places = distinct([*holders(model, *names), *losses(model, names)])
+    found = itertools.chain(
+        itertools.chain.from_iterable(map(_in_named_tuples, places)),
+        itertools.chain.from_iterable(map(_in_attributes, distinct(_owners(places)))),
+    )
+    return [one for one in found if _COUNTING[of].fullmatch(one.name.lower())]
+
+
+def counts_classes(name: str) -> bool:
+    """Whether an attribute's name says that it counts classes, and nothing else."""
+    return _CLASSES.fullmatch(name.lower()) is not None
+
+
+def told(model: nn.Module, names: Collection[str]) -> list[int]:
+    """Return the counts of classes that the counters tell, the most telling first."""
+    found = [counter for counter in counters(model, names) if counter.value > 0]
+    classes = [counter.value for counter in found if counts_classes(counter.name)]
+    return list(dict.fromkeys(classes + [counter.value for counter in found if counter.name == "vocab_size"]))
+
+
+def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
+    """The losses, metrics and the like beside a head: they may count classes too, and hold few parameters or none."""
+    return [
+        module
+        for holder in holders(model, *names)
+        for name, child in holder.named_children()
+        if not has_parameters(child) or says(name, LOSSES)
+        for module in child.modules()
+    ]
+
+
+def _owners(places: list[nn.Module]) -> Iterator[Any]:
+    """What could have counters: modules, their configurations, and the parts of these that speak of a vocabulary."""
+    for place in places:
+        yield place
+        for config in (read(place, name) for name in _CONFIGS):
+            if not isinstance(config, _NO_CONFIGS):
+                yield config
+                yield from (inner for inner in _values(config).values() if "vocab_size" in _values(inner))
+
+
+def _values(owner: Any) -> Mapping[Any, Any]:
+    return owner if isinstance(owner, dict) else getattr(owner, "__dict__", {})
+
+
+def _in_attributes(owner: Any) -> list[Counter]:
+    values = dict(_values(owner))
+    if isinstance(getattr(type(owner), "num_labels", None), property):  # as transformers' configurations have it
+        values["num_labels"] = owner.num_labels
+    return [Counter(owner, str(name), value) for name, value in values.items() if type(value) is int]
+
+
+def _in_named_tuples(place: nn.Module) -> list[Counter]:
+    return [
+        Counter(place, name, getattr(value, name), key)
+        for key, value in vars(place).items()
+        if isinstance(value, tuple)
+        for name in getattr(value, "_fields", ())
+        if type(getattr(value, name)) is int
+    ]

@@ -1,0 +1,375 @@
+"""Which layers of a model are its head: rules in the order in which they are tried, each with who needs it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from ftkit._heads.counters import counters, counts_classes, told
+from ftkit._heads.graph import CLEAN, NORMED, SQUASHED, End, Ends
+from ftkit._heads.layers import (
+    Layer,
+    Layers,
+    describe,
+    has_parameters,
+    has_shapes,
+    holders,
+    layers,
+    own_tensors,
+    read,
+    self_description,
+)
+from ftkit._heads.trace import Trace, trace
+from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
+from ftkit.errors import HeadError
+
+__all__ = ["DoubtError", "Found", "find_layers", "in_classes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What was found to be the head."""
+
+    layers: Layers
+    classes: int
+    trace: Trace | None = None  # what told, where names and counters were not enough
+
+
+class DoubtError(HeadError):
+    """Several layers could be the head. They are its ``layers``."""
+
+    layers: list[Layer]
+
+
+def find_layers(model: nn.Module) -> Found:
+    """Find the layers that make the class outputs, and how many classes they have.
+
+    Args:
+        model: The model, not wrapped.
+
+    Raises:
+        HeadError: There is none, or several that can't be told apart.
+    """
+    every = layers(model)
+    if not every or read(model, "num_classes") == 0:
+        raise _headless(model, every)
+    for at_once in (_declared, _obvious):
+        settled = at_once(model, every)
+        if settled:
+            return Found(settled, settled[0].outputs)
+    evidence = _Evidence(model, every, trace(model, every))
+    found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
+    if found is None:
+        raise _nothing(evidence)
+    _check_scorers(evidence, found)
+    classes = found[0].classes
+    order = [layer.names for layer in every]
+    whole = sorted([*found, *_boxes(evidence, found)], key=lambda layer: order.index(layer.names))
+    return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
+
+
+def in_classes(model: nn.Module, layer: Layer) -> Layer:
+    """Tell how the outputs of a layer that the user named count classes."""
+    counts = told(model, layer.names)
+    if not layer.sure:
+        layer = (trace(model, layers(model)).ends.of(layer).layers or [layer])[0]
+        layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
+    return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
+
+
+# ---- rules that need no run
+
+
+def _declared(model: nn.Module, every: Layers) -> Layers:
+    """The layers that the model itself says classify: timm's models (``pretrained_cfg``), where nothing contradicts."""
+    said, count = self_description(model).get("classifier") or (), read(model, "num_classes")
+    named = [every.inside(name)[-1:] for name in ([said] if isinstance(said, str) else said)]
+    counting = every.of_size(count)
+    agreed = set(map(tuple, named)) == {(layer,) for layer in counting}
+    return counting if counting and agreed and not _is_counted_elsewhere(model, counting[-1]) else Layers()
+
+
+def _obvious(model: nn.Module, every: Layers) -> Layers:
+    """The one last layer, under a usual name and alone with its count: nearly every plain classifier."""
+    last = every[-1]
+    place = _usual_place(model, last.name)
+    if place is None or last.names_another() or len(last.names) > 1 or not _is_alone(model, every, last):
+        return Layers()
+    at, holder = place
+    chained = all(one.outputs == two.inputs for one, two in itertools.pairwise(every.inside(at)))
+    counts = told(model, ()) or [last.outputs]
+    settled = chained and last.outputs in counts and not _has_rivals(holder, at.rpartition(".")[2])
+    return Layers([last] if settled else [])
+
+
+def _usual_place(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:
+    """Where a child with a usual name begins on the way to a layer, and what holds it.
+
+    Whatever is passed on the way there has nothing but that child to train: the wrappers around a model.
+    """
+    steps = name.split(".")
+    for depth, (holder, step) in enumerate(zip(holders(model, name), steps, strict=True)):
+        if is_usual(step):
+            return ".".join(steps[: depth + 1]), holder
+        if sum(map(has_parameters, holder.children())) != 1:
+            break
+    return None
+
+
+def _is_alone(model: nn.Module, every: Layers, last: Layer) -> bool:
+    """Whether nothing else in the model has the last layer's count, its weight or a place after it."""
+    return (
+        every.of_size(last.outputs) == [last] and not _is_counted_elsewhere(model, last) and not _is_tied(model, last)
+    )
+
+
+def _has_rivals(holder: nn.Module, name: str) -> bool:
+    """Whether other children beside the one of that name could be a head too, by what they are called."""
+    others = [other for other, child in holder.named_children() if other != name and has_parameters(child)]
+    return any(role(other) or says(other, AUXILIARY) for other in others)
+
+
+def _is_tied(model: nn.Module, layer: Layer) -> bool:
+    """Whether something else in the model has a parameter of the layer."""
+    mine = set(map(id, layer.module.parameters()))
+    places = sum(id(parameter) in mine for _, parameter in model.named_parameters(remove_duplicate=False))
+    return places > len(mine) * len(layer.names)
+
+
+def _is_counted_elsewhere(model: nn.Module, layer: Layer) -> bool:
+    """Whether tensors of the size of the outputs stand beside the layer, or come after it: a norm of the logits."""
+    around = map(own_tensors, holders(model, layer.name))
+    if any(layer.outputs in tensor.shape for tensor in itertools.chain.from_iterable(around)):
+        return True
+    inside = {id(module) for one in layer.modules for module in one.modules()}
+    rest = itertools.dropwhile(lambda module: module is not layer.module, model.modules())
+    after = (module.parameters(recurse=False) for module in rest if id(module) not in inside)
+    return any(p.shape == (layer.outputs,) for p in itertools.chain.from_iterable(after))
+
+
+# ---- rules on what a run told
+
+
+class _Evidence:
+    """What a run and the counters told of a model.
+
+    Attributes:
+        unseen: The layers that did not run.
+        ends: Those that could be class outputs: no layer comes after them, and no name says otherwise.
+        named: The same, and where the run was cut short those that would have run after, told by their names.
+        told: The counts of classes that counters tell, the most telling first.
+    """
+
+    def __init__(self, model: nn.Module, every: Layers, seen: Trace) -> None:
+        self.model, self.every, self.trace = model, every, seen
+        self.unseen = [layer for layer in every if seen.run.unseen.issuperset(layer.names)]
+        self.ends = self.named = seen.ends.where(lambda end: not (end.body or end.layer.names_another()))
+        self.told = told(model, self.ends.layers.names)
+        if self.unseen and not seen.run.complete:  # what came out before the run failed need be no output of the model
+            late = {layer.names for layer in every[every.index(self.unseen[-1]) :]}
+            possible = Ends([*self.ends, *map(End, self.unseen)])
+            self.ends = self.ends.where(lambda end: end.layer.names in late)
+            self.named = possible.where(lambda end: end in self.ends or end.layer.names_classes())
+
+
+def _counted_by_the_model(evidence: _Evidence) -> Layers:
+    """The layers whose outputs fit a counter: transformers, detectors, most libraries, and models that do not run."""
+    for classes in evidence.told:
+        chosen = _fitting(evidence, classes) or _fitting_with_no_object(evidence, classes)
+        if not all(end.training_only for end in chosen):
+            siblings = _siblings_unseen(evidence, chosen.layers)
+            return Layers([*chosen.layers, *siblings, *_scoring_on_the_way(evidence, classes).layers])
+    return Layers()
+
+
+def _named_for_classes(evidence: _Evidence) -> Layers:
+    """The outputs of layers named for classes, or under a softmax: models that count nothing, one head among others."""
+    group = evidence.ends.where(End.scores).where(lambda end: end.softmax or end.layer.names_classes())
+    return Layers() if all(map(End.helps_training, group)) else _of_one_size(evidence, group)
+
+
+def _left_as_they_are(evidence: _Evidence) -> Layers:
+    """The outputs that leave the model as the layer gave them: a user's own model, in which no name says anything."""
+    group = evidence.ends.where(End.is_clean)
+    cut_short = not evidence.trace.run.complete
+    return Layers() if cut_short or all(end.training_only for end in group) else _of_one_size(evidence, group)
+
+
+_RULES: tuple[Callable[[_Evidence], Layers], ...] = (
+    _counted_by_the_model,
+    _named_for_classes,
+    _left_as_they_are,
+)
+
+
+def _fitting(evidence: _Evidence, classes: int) -> Ends:
+    """The layers that a number of classes fits. Scores that are squashed or normed must be named so."""
+    possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes())
+    found = Ends()
+    for end in possible:
+        layer = _counted(evidence.model, end.layer, classes, evidence.trace.shapes_of(end.layer, CLEAN))
+        if layer is not None:
+            found.append(replace(end, layer=layer))
+    return found
+
+
+def _fitting_with_no_object(evidence: _Evidence, classes: int) -> Ends:
+    """The layers with one more output, for "no object": set-prediction detectors (DETR and what came of it)."""
+    possible = evidence.named.of_size(classes + 1).where(End.is_clean)
+    return Ends(replace(end, layer=replace(end.layer, extra=1)) for end in possible if end.layer.names_classes())
+
+
+def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torch.Size] = ()) -> Layer | None:
+    """Tell how a number of classes could make a layer's outputs, or that it can't.
+
+    Several for each class, as detectors have them for their anchors, only where that number is near: in what holds the
+    layer, the model itself left out, or in the shapes in which the scores come out.
+    """
+    if layer.outputs == classes:
+        return layer
+    if classes < 2 or layer.outputs % classes:
+        return None
+    around = [one for one in counters(model, layer.names) if isinstance(one.owner, nn.Module)]
+    near = {one.value for one in around if one.owner is not model and counts_classes(one.name)}
+    near |= {shape[-1] for shape in shapes if len(shape) > 2}
+    return replace(layer, times=layer.outputs // classes) if classes in near else None
+
+
+def _of_one_size(evidence: _Evidence, group: Ends) -> Layers:
+    """Take the layers of a group as one head, with those that help it in training.
+
+    Raises:
+        DoubtError: They have different numbers of outputs, or are several heads of the same one.
+    """
+    main = group.where(lambda end: not end.is_auxiliary()) or group[:1]
+    sizes = {end.layer.outputs for end in main}
+    if len(sizes) > 1:
+        raise _doubt(evidence.model, group)
+    classes = sizes.pop()
+    helping = evidence.ends.where(End.scores).where(End.helps_training)
+    same = evidence.ends.of_size(classes).where(lambda end: end in group or end in helping)
+    same += _scoring_on_the_way(evidence, classes)
+    leaving = {frozenset(end.ports.items()) for end in same if not end.helps_training()}
+    if len(leaving) > 1 and not _boxes(evidence, same.layers):  # apart, and not summed
+        raise _doubt(evidence.model, same)
+    return same.layers
+
+
+# ---- layers that belong to a head beside those that a rule found
+
+
+def _scoring_on_the_way(evidence: _Evidence, classes: int) -> Ends:
+    """Layers that feed another one and score the classes too: deep supervision, heads from coarse to fine."""
+    return evidence.trace.ends.of_size(classes).where(lambda end: end.beside and not end.layer.names_another())
+
+
+def _siblings_unseen(evidence: _Evidence, found: Layers) -> list[Layer]:
+    """Layers of the same lists that did not run, like those found: heads of a decoder's other layers."""
+    listed = [layer for layer in found if isinstance(evidence.model.get_submodule(layer.holder), nn.ModuleList)]
+    like = {(layer.holder, layer.inputs, layer.outputs): layer for layer in listed}
+    siblings = []
+    for layer in evidence.unseen:
+        one = like.get((layer.holder, layer.inputs, layer.outputs))
+        if one is not None and not found.inside(layer.name):
+            siblings.append(replace(one, names=layer.names, modules=layer.modules))
+    return siblings
+
+
+_COORDINATES = 4  # of a box
+
+
+def _boxes(evidence: _Evidence, found: Layers) -> list[Layer]:
+    """The layers that give a box for each class beside one that scores the classes: two-stage detectors."""
+    scoring = {(layer.holder, layer.inputs, _COORDINATES * layer.outputs) for layer in found if layer.times == 1}
+    beside = [layer for layer in evidence.every if (layer.holder, layer.inputs, layer.outputs) in scoring]
+    return [replace(layer, times=_COORDINATES, by_class=True) for layer in beside if layer.names_another()]
+
+
+def _label_tables(model: nn.Module, classes: int) -> Iterator[Layer]:
+    """The embeddings of class labels: detectors that learn from noisy labels, with a row more for "none" or without."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and says(name.rpartition(".")[2], LABELS) and classes > 1:
+            table = Layer((name,), (module,), module.embedding_dim, module.num_embeddings, axis=0)
+            if table.outputs - classes in (0, 1):
+                yield replace(table, extra=table.outputs - classes)
+
+
+# ---- why there is no head
+
+
+def _check_scorers(evidence: _Evidence, found: Layers) -> None:
+    """Refuse a layer that gives one number, which the model uses as such: a score or a depth is no class output."""
+    complete, kind = evidence.trace.run.complete, type(evidence.model).__name__
+    for layer in found.of_size(1):
+        shapes = evidence.trace.shapes_of(layer, SQUASHED)
+        if not complete or not all(1 in shape[1:] for shape in shapes):
+            seen = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""
+            raise HeadError(
+                f"{describe([layer])} gives one number, which does not leave the {kind} as the score of a class{seen}. "
+                f"To make classes of it all the same: replace_head(model, n, at={layer.name!r})."
+            )
+
+
+def _doubt(model: nn.Module, group: Ends) -> DoubtError:
+    names = [layer.name for layer in group.layers]
+    error = DoubtError(
+        f"The {type(model).__name__} has several layers that could be its head: {describe(group.layers)}. "
+        f"Say which: replace_head(model, n, at={names[0]!r}), or at={names} for all of them."
+    )
+    error.layers = group.layers
+    return error
+
+
+def _headless(model: nn.Module, every: Layers) -> HeadError:
+    kind = type(model).__name__
+    if every:
+        return HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
+    return HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.{_sealed(model)}")
+
+
+def _nothing(evidence: _Evidence) -> HeadError:
+    """Say what the outputs come from instead, or else what stands at the end of the model."""
+    seen, run, kind = evidence.trace, evidence.trace.run, type(evidence.model).__name__
+    sealed = _sealed(evidence.model)
+    normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
+    if normed:
+        return HeadError(
+            f"The outputs of {describe(normed[:1])} pass a layer with weights of their own before they leave the "
+            f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
+        )
+    ends = seen.ends.where(lambda end: not end.body)
+    if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
+        return HeadError(
+            f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
+            "holds. What can be replaced is a module: let an nn.Linear hold the parameter."
+        )
+    why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
+    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or evidence.every[-2:]
+    return HeadError(
+        f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why}{sealed} "
+        f"If one is, say so: replace_head(model, n, at={likely[-1].name!r}); last in it: {describe(likely)}. "
+        "To add a layer to the outputs use append_head."
+    )
+
+
+def _sealed(model: nn.Module) -> str:
+    """Tell of the first module that can't be seen into, or be made anew, as a sentence for an error message."""
+    for name, module in model.named_modules():
+        for is_sealed, how in _SEALS:
+            if is_sealed(module):
+                return f" Its {type(module).__name__}{f' {name!r}' if name else ''} {how}."
+    return ""
+
+
+_SEALS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
+    (
+        lambda module: isinstance(module, torch.jit.ScriptModule),
+        "is scripted: replace the head before torch.jit does that",
+    ),
+    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before that"),
+    (lambda module: not has_shapes(module), "has no shape yet: run the model on one batch first"),
+)

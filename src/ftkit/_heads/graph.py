@@ -1,0 +1,268 @@
+"""The walk back through the autograd graph, from the outputs of a model to the layers that they come from."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit._heads.layers import Layer, Layers
+from ftkit._heads.vocabulary import AUXILIARY, says
+
+__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Ends", "Walk", "unused", "walk"]
+
+# How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
+# that count its outputs (a norm, a temperature for each class), by a product with other data.
+CLEAN, SQUASHED, NORMED, MIXED = range(4)
+
+
+@dataclass(eq=False)
+class End:
+    """A layer from which an output of the model comes without another layer in between."""
+
+    layer: Layer
+    level: int = CLEAN  # how far the nearest of those outputs is from what the layer gives
+    ports: dict[str, int] = field(default_factory=dict)  # those outputs by name, each with its level
+    shapes: dict[str, torch.Size] = field(default_factory=dict)  # of those outputs
+    softmax: bool = False  # whether one lies on the way to an output
+    body: bool = False  # whether it feeds another one
+    beside: bool = False  # whether it feeds another one, and gives an output of its own too
+    training_only: bool = False  # whether only a run in training mode, or the loss, uses it
+
+    def is_clean(self) -> bool:
+        """Whether an output is just what the layer gives."""
+        return self.level == CLEAN
+
+    def scores(self) -> bool:
+        """Whether an output is what the layer gives, or that squashed."""
+        return self.level <= SQUASHED
+
+    def is_auxiliary(self) -> bool:
+        """Whether its name is that of a head for deep supervision, or for distillation."""
+        return says(self.layer.name, AUXILIARY)
+
+    def helps_training(self) -> bool:
+        """Whether the layer is there to help in training: by its name, or since nothing else uses it."""
+        return self.training_only or self.is_auxiliary()
+
+    def ports_within(self, level: int) -> list[str]:
+        """The outputs that are no further than ``level`` from what the layer gives."""
+        return [port for port, its_level in self.ports.items() if its_level <= level]
+
+    def reached(self, port: str, shape: torch.Size, level: int, softmax: bool) -> None:
+        """Note that an output comes from the layer, on one more way."""
+        self.level = min(self.level, level)
+        self.ports[port] = min(self.ports.get(port, level), level)
+        self.shapes[port] = shape
+        self.softmax = self.softmax or (softmax and level <= SQUASHED)
+
+
+class Ends(list[End]):
+    """Some layers that outputs come from."""
+
+    @property
+    def layers(self) -> Layers:
+        """The layers."""
+        return Layers(end.layer for end in self)
+
+    def where(self, rule: Callable[[End], bool]) -> Ends:
+        """Those for which a rule holds."""
+        return Ends(filter(rule, self))
+
+    def of_size(self, outputs: int) -> Ends:
+        """Those whose layers have so many outputs."""
+        return Ends(end for end in self if end.layer.outputs == outputs)
+
+    def of(self, layer: Layer) -> Ends:
+        """The end that a layer is, if it is one."""
+        return Ends(end for end in self if end.layer.names == layer.names)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk back from outputs found."""
+
+    ends: Ends
+    met: set[Layer]  # all layers that took part
+    bare: set[str]  # the names of parameters in the place of a layer's that belong to no layer
+
+
+def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Walk:
+    """Find the layers that outputs come from.
+
+    Args:
+        outputs: Outputs of a model by name, with their graph.
+        owners: The layer of each parameter, by the parameter's identity.
+    """
+    graph = _Graph(outputs)
+    ends: dict[Layer, End] = {}
+    nodes: dict[Layer, list[Any]] = {}
+    bare: set[str] = set()
+    for port, root in graph.roots.items():
+        for node, weight, level, softmax in graph.ways_back(root):
+            layer = owners.get(id(weight))
+            if layer is None:
+                bare.add(getattr(weight, "dotted", "?"))
+            else:
+                nodes.setdefault(layer, []).append(node)
+                ends.setdefault(layer, End(layer, level)).reached(port, outputs[port].shape, level, softmax)
+    _mark_body(graph, ends, nodes)
+    return Walk(Ends(ends.values()), {owners[leaf] for leaf in owners.keys() & graph.leaves.keys()}, bare)
+
+
+def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, list[Any]]) -> None:
+    """A layer that feeds another one, or itself again, is body; and so is what a residual sum puts beside it."""
+    layer_at = {node: layer for layer, its_nodes in nodes.items() for node in its_nodes}
+    for layer, its_nodes in nodes.items():
+        end = ends[layer]
+        for source in {layer_at[node] for node in layer_at.keys() & graph.before(its_nodes)}:
+            feeding = ends[source]
+            feeding.body = True
+            feeding.beside = feeding.beside or not end.ports.keys() >= set(feeding.ports_within(CLEAN))
+            end.body = end.body or source is layer or not feeding.ports.keys().isdisjoint(end.ports)
+
+
+def unused(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Keep the tensors that no other of them was computed from."""
+    graph = _Graph(made)
+    inner = set(itertools.chain.from_iterable(graph.edges.values()))
+    return {key: made[key] for key, root in graph.roots.items() if root not in inner}
+
+
+# ---- the graph, whose nodes are told apart by the names of their operators
+
+_SQUASH = re.compile(
+    r"(Relu|Tanh|Gelu|Silu|Hardswish|Hardtanh|LeakyRelu|Elu|Mish|Prelu|Threshold|Selu|Softplus|Hardsigmoid|Celu)"
+)
+_NORM = re.compile(r"(BatchNorm|LayerNorm|GroupNorm|InstanceNorm|RmsNorm|VectorNorm|NormBackward|WeightNormInterface)")
+_PRODUCT = re.compile(r"(Addmm|Mm|Bmm|Baddbmm|Mv|Convolution|Conv\w*|Linear|Einsum|ScaledDotProduct\w*|Im2Col)Backward")
+_SUM = re.compile(r"(Add|Sub|Rsub|Cat|Stack|Where)Backward")
+_SCALE = re.compile(r"(Mul|Div)Backward")
+# Where an operator has its data among its inputs. If one of them is missing, the data have no history, such as features
+# computed under no_grad; what the operator gives is then not of parameters alone.
+_DATA = (
+    (re.compile(r"^Convolution"), slice(0, 1)),
+    (_NORM, slice(0, 1)),
+    (re.compile(r"^Addmm"), slice(1, None)),
+    (re.compile(r"^(Mm|Bmm|Mv)Backward"), slice(None)),
+)
+_OTHER = frozenset((0,))  # in the place of a parameter's identity: something that is none
+
+
+class _Graph:
+    """The autograd graph behind some outputs, and what in it is computed from parameters or from inputs alone."""
+
+    def __init__(self, outputs: Mapping[str, torch.Tensor]) -> None:
+        self.roots = {key: tensor.grad_fn for key, tensor in outputs.items() if tensor.grad_fn is not None}
+        self.edges: dict[Any, list[Any]] = {}  # what each node takes, as far as that has a history
+        self.unseen: set[Any] = set()  # the nodes that take data without one beside their parameters
+        self.pure: dict[Any, frozenset[int]] = {}  # the nodes of parameters alone, with the identities of these
+        self.leaves: dict[int, torch.Tensor] = {}  # those parameters
+        self.given: set[Any] = set()  # the nodes of inputs of the model alone
+        stack = [(root, False) for root in self.roots.values()]
+        while stack:
+            node, after_its_inputs = stack.pop()
+            if after_its_inputs:
+                self._settle(node)
+            elif node not in self.edges:
+                targets = [target for target, _ in node.next_functions]
+                self.edges[node] = [target for target in targets if target is not None]
+                missing = (None in targets[places] for wording, places in _DATA if wording.search(node.name()))
+                if "Embedding" in node.name() or any(missing):
+                    self.unseen.add(node)
+                stack.append((node, True))
+                stack += zip(self.edges[node], itertools.repeat(False))
+
+    def _settle(self, node: Any) -> None:
+        """Tell whether a node is computed from parameters alone, or from inputs alone, as all before it are told."""
+        variable = getattr(node, "variable", None)
+        inputs = self.edges[node]
+        if isinstance(variable, nn.Parameter):
+            self.leaves[id(variable)] = variable
+            self.pure[node] = frozenset((id(variable),))
+        elif variable is not None or (inputs and self.given.issuperset(inputs)):
+            self.given.add(node)
+        sources = frozenset[int]().union(*(self.pure.get(target, _OTHER) for target in inputs))
+        computed = all(getattr(self.leaves.get(leaf), "computed", False) for leaf in sources)
+        if sources and (computed or not (sources >= _OTHER or node in self.unseen)):
+            self.pure[node] = sources
+
+    def data(self, node: Any) -> list[Any]:
+        """The nodes before ``node`` that carry data."""
+        return [target for target in self.edges[node] if target not in self.pure]
+
+    def weights(self, node: Any) -> list[torch.Tensor]:
+        """The parameters that enter at ``node``."""
+        sources = [node] if node in self.pure else self.edges[node]
+        leaves = frozenset[int]().union(*(self.pure.get(source, ()) for source in sources))
+        return list(map(self.leaves.__getitem__, leaves))
+
+    def before(self, nodes: Iterable[Any]) -> set[Any]:
+        """All nodes from which data come to some nodes."""
+        found: set[Any] = set()
+        stack = list(itertools.chain.from_iterable(map(self.data, nodes)))
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack += self.data(node)
+        return found
+
+    def ways_back(self, root: Any) -> Iterator[tuple[Any, torch.Tensor, int, bool]]:
+        """Yield the first nodes behind an output where data meet weights: each of these, the level, if under a softmax.
+
+        A node is met again where another way leads to it at a lower level.
+        """
+        levels: dict[Any, int] = {}
+        queue = deque([(root, CLEAN, False)])
+        while queue:
+            node, level, softmax = queue.popleft()
+            if levels.get(node, MIXED + 1) <= level:
+                continue
+            levels[node] = level
+            weights = self._multiplied(node)
+            yield from ((node, weight, level, softmax) for weight in weights)
+            if (
+                not weights and "Embedding" not in node.name()
+            ):  # a table of inputs, which an output layer may be tied to
+                level, softmax = max(level, self.level(node)), softmax or "Softmax" in node.name()
+                queue.extend((target, level, softmax) for target in self.data(node))
+
+    def _multiplied(self, node: Any) -> list[torch.Tensor]:
+        """The weights that data are multiplied by at ``node``: a layer's, and not a bias or a scale."""
+        name = node.name()
+        if "Embedding" in name or (_SUM.match(name) and node not in self.pure):
+            return []
+        product = _PRODUCT.match(name) is not None
+        return [w for w in self.weights(node) if w.dim() >= 2 and (product or w.numel() > max(w.shape))]
+
+    def level(self, node: Any) -> int:
+        """How far a node takes its input from being an output as it stands."""
+        return next((level for rule, level in _LEVELS if rule(self, node)), CLEAN)
+
+    def masks(self, node: Any) -> bool:
+        """Whether an input of the model takes part: a mask, or what passes scores along the edges of a graph."""
+        data = self.data(node)
+        return len(data) > 1 and not self.given.isdisjoint(data)
+
+    def scales(self, node: Any) -> bool:
+        """Whether a multiplication or division is by other data, or by a parameter for each class."""
+        if not _SCALE.match(node.name()):
+            return False
+        several = any(weight.numel() > 1 for weight in self.weights(node))
+        return len(self.data(node)) > 1 or (several and node.name().startswith("Mul"))
+
+
+_LEVELS: tuple[tuple[Callable[[_Graph, Any], bool], int], ...] = (  # in the order in which they are tried
+    (lambda _, node: bool(_NORM.search(node.name())), NORMED),
+    (lambda _, node: bool(_SQUASH.match(node.name())), SQUASHED),
+    (_Graph.masks, CLEAN),
+    (lambda _, node: bool(_PRODUCT.match(node.name())), MIXED),
+    (_Graph.scales, NORMED),
+)

@@ -1,0 +1,343 @@
+"""A layer made anew with another number of outputs or inputs, and started as the model would have started it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+import re
+import types
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ftkit._heads.layers import Layer, holders, layers, read
+from ftkit._models.slots import own_slots
+from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
+from ftkit.errors import HeadError
+
+__all__ = ["like", "renewed", "with_channels"]
+
+_log = logging.getLogger("ftkit")
+
+_COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
+_POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
+_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
+_INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
+_SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
+
+
+def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int], thaw: bool) -> nn.Module:
+    """Return a layer like the old one, initialized, with another number of outputs.
+
+    Args:
+        model: The model that holds it.
+        layer: The old layer.
+        outputs: How many outputs the new one has.
+        rows: Which of them are carried over: each one's index to its old index.
+        thaw: Whether it trains even where the old one was frozen.
+
+    Raises:
+        HeadError: Something that hangs on the layer fits the old number alone.
+    """
+    old = layer.module
+    _check_free(layer, "another count would not fit them")
+    new = _twin(old, layer.outputs, outputs, layer.axis)
+    vars(new).update({name: outputs for name in _COUNTS if vars(new).get(name) == layer.outputs})
+    padding = vars(new).get("padding_idx")
+    if padding is not None and padding >= layer.outputs - layer.extra:
+        vars(new)["padding_idx"] = padding + outputs - layer.outputs
+    with torch.no_grad():
+        _start(model, layer, new)
+        if rows:
+            _carry(layer, new, rows)
+    _need_gradients_like(old, new, thaw)
+    return new
+
+
+def with_channels(entry: Layer, channels: int) -> nn.Module:
+    """Return a convolution like the old one for another number of channels, with its filters."""
+    _check_free(entry, "its channels are fixed")
+    old, axis = entry.module, 1 - entry.axis
+    new = _twin(old, entry.inputs, channels, axis)
+    vars(new)["in_channels"] = channels
+    with torch.no_grad():
+        source: torch.Tensor = getattr(old, "weight").detach()  # noqa: B009 -- it may be parametrized
+        turn = torch.arange(channels, device=source.device) % entry.inputs
+        taken = source.index_select(axis, turn) * (entry.inputs / channels)
+        _assign(new, "weight", source.sum(axis, keepdim=True) if channels == 1 else taken)
+    _need_gradients_like(old, new, thaw=False)
+    return new
+
+
+def _check_free(layer: Layer, what: str) -> None:
+    """Refuse a layer that something fits to its sizes as they are."""
+    if _hooks_that(layer.module, "apply_mask"):
+        raise HeadError(f"{layer.name!r} is pruned; end that with torch.nn.utils.prune.remove.")
+    groups = getattr(layer.module, "groups", 1)
+    if groups != 1:
+        raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: {what}.")
+
+
+def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
+    """Copy a layer with all that hangs on it; tensors that count ``before`` along ``axis`` count ``after``."""
+    new: nn.Module = old.__class__.__new__(old.__class__)
+    for key, value in vars(old).items():
+        new.__dict__[key] = _own(key, value, old, new)
+        if isinstance(value, torch.Tensor):  # the weight that old-style weight norm computes before each forward
+            new.__dict__[key] = _sized(key, value, before, after, axis)
+    for slot in own_slots(new):  # its tables are new, and hold what the old one's do
+        if isinstance(slot.content, nn.Module):
+            slot.table[slot.name] = _twin(slot.content, before, after, axis)
+        else:
+            slot.table[slot.name] = _sized(slot.name, slot.content, before, after, axis)
+    return new
+
+
+def _own(key: str, value: Any, old: nn.Module, new: nn.Module) -> Any:
+    """Give a copy of a module a table, or a forward that was set on it, of its own."""
+    if isinstance(value, types.MethodType) and value.__self__ is old:
+        return types.MethodType(value.__func__, new)
+    return copy.copy(value) if isinstance(value, dict) and key.startswith("_") else value
+
+
+def _sized(name: str, tensor: torch.Tensor, before: int, after: int, axis: int) -> torch.Tensor:
+    """Copy a tensor; where it counts ``before`` along the axis, it counts ``after`` and has no values yet."""
+    along, copied = _along(tensor, axis), tensor.detach().clone()
+    inward = tensor.dim() == 1 and name.endswith("_v")  # what a spectral norm iterates on, on the side of the inputs
+    if tensor.shape[along : along + 1] == (before,) and not inward:
+        # A vector that a spectral norm iterates on must not be zero; whatever else is set later.
+        copied = copied.new_full((*tensor.shape[:along], after, *tensor.shape[along + 1 :]), after**-0.5)
+    return like(tensor, copied)
+
+
+def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Wrap new values as the old ones are: as a parameter, or not."""
+    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
+def _along(tensor: torch.Tensor, axis: int) -> int:
+    """The axis of a tensor that counts what ``axis`` of the weight counts: a bias has but one."""
+    return min(axis, tensor.dim() - 1)
+
+
+def _carry(layer: Layer, new: nn.Module, rows: Mapping[int, int]) -> None:
+    """Carry the rows of outputs that stay over from the old layer."""
+    fresh, taken = list(rows), list(rows.values())
+    names = dict.fromkeys(("weight", "bias", *parameters_of(layer.module)))  # these two may be computed from others
+    for name in [name for name in names if not name.endswith(("_g", "_v", "_orig"))]:
+        source, value = getattr(layer.module, name, None), getattr(new, name, None)
+        if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):
+            continue
+        axis = _along(source, layer.axis)
+        if source.shape[axis : axis + 1] == (layer.outputs,):
+            kept = source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype)
+            _assign(new, name, value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept))
+
+
+def _need_gradients_like(old: nn.Module, new: nn.Module, thaw: bool) -> None:
+    """Let new parameters need gradients where the old ones did; to thaw takes off what freezing hung on the layer."""
+    for before, after in zip(old.parameters(), new.parameters(), strict=True):
+        after.requires_grad_(before.requires_grad or thaw)
+    if thaw:
+        _drop("ftkit.", pre_hooks_of(new))
+        _drop("_ftkit_", vars(new))
+
+
+def _drop(prefix: str, table: dict[Any, Any]) -> None:
+    for key in [key for key in table if str(key).startswith(prefix)]:
+        del table[key]
+
+
+# ---- how a new layer starts
+
+
+def _start(model: nn.Module, layer: Layer, new: nn.Module) -> None:
+    """Initialize a new layer as the model would have: its class's way, then by what the model's own code does."""
+    old, bare = layer.module, _bare(new)
+    _reset(bare, old)
+    own = _own_init(model, layer.name)
+    if own is not None:
+        _initialize(own, bare, layer.name)
+    else:
+        for name, value in _as_constructed(model, layer, bare).items():
+            bare.get_parameter(name).copy_(value)
+    for name, value in bare.named_parameters():
+        source: torch.Tensor = getattr(old, name)
+        constant = source.flatten()[0]
+        if not value.is_meta and source.numel() > 1 and bool((source == constant).all()):
+            value.fill_(constant)  # a start that no training has moved yet
+        if bare is not new:
+            _assign(new, name, value.detach())
+
+
+def _reset(bare: nn.Module, old: nn.Module) -> None:
+    """Initialize a layer the way of its class, or of torch's linear layer where its class has none."""
+    reset = read(bare, "reset_parameters")
+    if callable(reset):
+        reset()
+        return
+    for name, value in bare.named_parameters():
+        if value.shape != getattr(old, name).shape:  # not a temperature or a scale, which the classes have no part in
+            nn.init.zeros_(value) if value.dim() < 2 else nn.init.kaiming_uniform_(value, a=5**0.5)
+
+
+def _initialize(own: Callable[[nn.Module], object], bare: nn.Module, name: str) -> None:
+    """Initialize a layer by the model's own code. Where that was written for other layers, nothing changes."""
+    before = [value.detach().clone() for value in bare.parameters()]
+    try:
+        own(bare)
+    except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
+        _log.debug("the model's own %r does not initialize %r: %s", own, name, error)
+        for value, previous in zip(bare.parameters(), before, strict=True):
+            value.copy_(previous)
+
+
+def _own_init(model: nn.Module, name: str) -> Callable[[nn.Module], object] | None:
+    """Find how the model's own code initializes a layer.
+
+    That is the method ``_init_weights(module)`` of what holds the layer (the habit of transformers and timm), or the
+    one function of the source file that holds its class whose name says so (``_init_weights``, ``_xavier_init``).
+    """
+    nearest = _own_holders(model, name)
+    methods = [read(holder, "_init_weights") for holder in (*nearest, model)]
+    beside = [found[0] for found in map(_initializers, nearest) if len(found) == 1]
+    return next(filter(_takes_one, [*methods, *beside]), None)
+
+
+def _initializers(holder: nn.Module) -> list[Callable[[nn.Module], object]]:
+    """The functions beside a module's class whose name says that they initialize one module."""
+    home = inspect.getmodule(type(holder))
+    beside = inspect.getmembers(home, inspect.isfunction) if home is not None else []
+    named = [value for key, value in beside if _SAYS_INIT.search(key) and value.__module__ == type(holder).__module__]
+    return list(filter(_takes_one, named))
+
+
+def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
+    """The modules that hold a layer, the nearest first, without torch's own containers."""
+    return [module for module in reversed(holders(model, name)) if not type(module).__module__.startswith("torch.nn.")]
+
+
+def _takes_one(function: Callable[..., object]) -> bool:
+    """Whether a function needs one argument, the first."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return len(needed) == 1 and needed == parameters[:1]
+
+
+def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str, nn.Parameter]:
+    """Build the module that holds the layer once more, and return how its constructor starts the layer, or nothing.
+
+    So a focal-loss detector's prior comes along, which is written nowhere else. Only for a small holder below the
+    model, all of whose arguments are numbers that can be read off it.
+    """
+    name = layer.name
+    holder = next(iter(_own_holders(model, name)), model)
+    wanted = dict(bare.named_parameters())
+    on_meta = any(value.is_meta for value in wanted.values())
+    if holder is model or on_meta or sum(value.numel() for value in holder.parameters()) > _SMALL:
+        return {}
+    stem = next(known for known, module in model.named_modules() if module is holder)
+    arguments = _arguments(holder)
+    counts = [key for key, value in arguments.items() if layer.outputs_for(value) == layer.outputs]
+    if len(counts) != 1:
+        return {}
+    outputs = wanted["weight"].shape[layer.axis]
+    arguments[counts[0]] = (outputs - layer.extra) // layer.times
+    try:
+        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+            again = type(holder)(**arguments).get_submodule(name.removeprefix(stem).lstrip("."))
+    except Exception as error:  # noqa: BLE001 -- a constructor that wants more than its attributes tell
+        _log.debug("%s can't be built once more: %s", type(holder).__name__, error)
+        return {}
+    made = dict(again.named_parameters())
+    fits = made.keys() == wanted.keys() and all(made[key].shape == value.shape for key, value in wanted.items())
+    return made if fits else {}
+
+
+def _arguments(holder: nn.Module) -> dict[str, int]:
+    """Read what it can of the arguments of its constructor off a module; nothing if one of them is no number."""
+    names = inspect.signature(type(holder).__init__).parameters
+    told = {name: vars(holder).get(name) for name in names} | dict.fromkeys(
+        _INPUTS & names.keys(), layers(holder)[0].inputs
+    )
+    plain = {name: value for name, value in told.items() if isinstance(value, int | float | str)}
+    return {name: int(value) for name, value in plain.items()} if set(map(type, plain.values())) == {int} else {}
+
+
+# ---- weights that are computed: weight norm, spectral norm, parametrizations
+
+_COMPUTES = "compute_weight"  # the method of a hook that does
+
+
+def _bare(layer: nn.Module) -> nn.Module:
+    """Return the layer itself, or if its weight is computed (weight norm), a plain layer of its class."""
+    names = ("weight", "bias")
+    if not (_hooks_that(layer, _COMPUTES) or any(parametrize.is_parametrized(layer, name) for name in names)):
+        return layer
+    kind: type[nn.Module] = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    bare: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(bare)
+    bare.__dict__.update({key: value for key, value in vars(layer).items() if not key.startswith("_")})
+    for name in names:
+        value = getattr(layer, name, None)
+        bare.__dict__.pop(name, None)
+        setattr(bare, name, None if value is None else nn.Parameter(value.detach().clone()))
+    return bare
+
+
+def _hooks_that(layer: nn.Module, method: str) -> list[Any]:
+    """The hooks of ``torch.nn.utils`` that mask a weight (pruning), or compute it (weight norm, spectral norm)."""
+    return [hook for hook in pre_hooks_of(layer).values() if hasattr(hook, method)]
+
+
+def _assign(layer: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Set a weight, through weight norm or a parametrization where there is one."""
+    hooks = {hook.name: hook for hook in _hooks_that(layer, _COMPUTES)}
+    if name in hooks:
+        _assign_normed(layer, hooks[name], value)
+    elif parametrize.is_parametrized(layer, name):
+        _assign_parametrized(layer, name, value)
+    else:
+        getattr(layer, name).copy_(value)
+
+
+def _assign_normed(layer: nn.Module, hook: Any, value: torch.Tensor) -> None:
+    """Set what a hook computes a weight from, and the weight: a spectral norm has a plain one, a weight norm two."""
+    plain, direction, length = (getattr(layer, f"{hook.name}_{part}", None) for part in ("orig", "v", "g"))
+    if plain is not None:
+        plain.copy_(value)
+        for _ in range(_POWER_ITERATIONS):
+            hook.compute_weight(layer, do_power_iteration=True)
+        setattr(layer, hook.name, hook.compute_weight(layer, do_power_iteration=False))
+    elif direction is not None and length is not None:
+        direction.copy_(value)
+        length.copy_(torch.norm_except_dim(value, 2, hook.dim))
+        setattr(layer, hook.name, hook.compute_weight(layer))
+    else:
+        raise HeadError(f"The {type(hook).__name__} on the head can't be set to another weight; remove it first.")
+
+
+def _assign_parametrized(layer: nn.Module, name: str, value: torch.Tensor) -> None:
+    steps = list(layer.parametrizations[name])  # type: ignore[index]  # a ModuleDict of lists
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            setattr(layer, name, value)
+        if getattr(layer, name).shape != value.shape:
+            raise ValueError(f"{tuple(value.shape)} became {tuple(getattr(layer, name).shape)}")
+        for step in steps:
+            power_iterate(step, value, _POWER_ITERATIONS)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        kinds = ", ".join(type(step).__name__ for step in steps)
+        raise HeadError(
+            f"The {name} of the head is made by {kinds}, which takes no other shape ({error}). Undo it with "
+            "torch.nn.utils.parametrize.remove_parametrizations, replace the head, and put it on again."
+        ) from error

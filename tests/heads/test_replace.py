@@ -1,0 +1,96 @@
+"""The verbs: what they take, what they refuse, and what they leave alone."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ftkit import FtkitError, adapt_input, append_head, replace_head, replace_modules
+from ftkit.errors import HeadError, SelectionError
+from tests.heads.nets import Net
+
+
+def test_a_model_without_a_head_is_an_error_and_stays() -> None:
+    """A headless model raises and is untouched."""
+    model = timm.create_model("resnet18", num_classes=0)
+    before = list(model.parameters())
+    with pytest.raises(HeadError, match="num_classes is 0"):
+        replace_head(model, 3)
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_module_and_a_factory_take_the_place_of_the_head() -> None:
+    """A module replaces the layer as it is; a factory is told the width."""
+    model = Net(fc=nn.Linear(8, 10))
+    mine = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3))
+    assert replace_head(model, mine).out_features == 3
+    assert model.fc is mine
+    assert replace_head(model, lambda width: nn.Linear(width, 5), at="fc").in_features == 8
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda m: replace_head(m, 3, at="fcc"), "Did you mean 'fc'"),
+        (lambda m: replace_head(m, nn.Linear(9, 3)), "9 features, but 8 come in"),
+        (lambda m: replace_head(m, 0), "at least 1"),
+        (lambda m: replace_head(m, True), "number of classes"),
+        (lambda m: replace_head(m, 3, keep={3: 0}), "new class 3"),
+        (lambda m: replace_head(m, 3, keep={0: 10}), "old class 10"),
+        (lambda m: replace_head(m, lambda width: None), "not a module"),
+        (lambda m: replace_head(m, nn.Linear(8, 3), keep={0: 0}), "class count"),
+        (lambda m: replace_head(m, 3, at=[]), "empty"),
+        (lambda m: replace_head(m, 3, at="body.2"), "no linear or convolutional"),
+        (lambda m: replace_modules(m, nn.Conv3d, lambda n, o: o), "Conv3d"),
+    ],
+)
+def test_bad_requests_are_errors_that_change_nothing(call: object, words: str) -> None:
+    """Each error says what to do, and the model is as it was."""
+    model = Net(fc=nn.Linear(8, 10))
+    before = dict(model.named_parameters())
+    with pytest.raises(FtkitError, match=words):
+        call(model)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is value for name, value in before.items())
+
+
+def test_replace_modules_covers_shared_ones_and_leaves_the_inside_alone() -> None:
+    """A module of two parents is replaced for both; a factory may return the old one."""
+    shared = nn.ReLU()
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4), shared), shared, nn.Tanh())
+    assert replace_modules(model, nn.ReLU, lambda name, old: nn.GELU()) == ["0.1"]
+    assert model[0][1] is model[1]
+    assert replace_modules(model, "2", lambda name, old: old) == []
+    with pytest.raises(SelectionError):
+        replace_modules(model, "0.0.weight", lambda name, old: old)
+
+
+def test_append_head_keeps_the_whole_model() -> None:
+    """The old outputs feed a new layer, and the old model is inside as it was."""
+    model = Net(fc=nn.Linear(8, 10))
+    longer = append_head(model, 3)
+    assert longer.body is model
+    assert longer(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+    assert (
+        append_head(timm.create_model("resnet18", num_classes=0), lambda width: nn.Linear(width, 4))[1].in_features
+        == 512
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 6])
+def test_adapt_input_answers_grey_images_as_before(channels: int) -> None:
+    """A grey image gives what its equal channels gave."""
+    model = timm.create_model("resnet18").eval()
+    image = torch.randn(1, 1, 32, 32)
+    before = model(image.expand(1, 3, 32, 32))
+    rest = {n: p for n, p in model.named_parameters() if n != "conv1.weight"}
+    assert adapt_input(model, channels) == ["conv1"]
+    assert all(dict(model.named_parameters())[n] is p for n, p in rest.items())
+    after = model(image.expand(1, channels, 32, 32))
+    assert after.shape == before.shape
+    if channels != 2:
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
