@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
+import ftkit
 from ftkit import FtkitError, _torch
 
 
@@ -108,3 +114,19 @@ def test_a_compiled_module_is_called_without_its_graph():
     assert _torch.eager_call(torch.compile(layer)) is layer
     layer.compile()
     assert torch.equal(_torch.eager_call(layer)(torch.ones(2)), layer.forward(torch.ones(2)))
+
+
+def test_no_other_room_knows_a_private_name_of_torch():
+    """So that what a new torch breaks, it breaks in one room."""
+    owners = nn.Linear(1, 1), torch.ones(1), torch.ones(1).untyped_storage(), DataLoader([0]), torch, torch.nn
+    classes = torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, nn.parallel.DistributedDataParallel
+    private = {name for owner in (*owners, *classes) for name in dir(owner) if re.match("_[^_]", name)}
+    house = Path(ftkit.__file__).parent
+    found = []
+    for path in house.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if path.stem != "_torch" else ():
+            if isinstance(node, ast.ImportFrom) and node.module and re.match(r"torch\b.*\._", node.module):
+                found.append(f"{path.relative_to(house)}:{node.lineno} imports {node.module}")
+            elif isinstance(node, ast.Attribute) and node.attr in private and ast.unparse(node.value) != "self":
+                found.append(f"{path.relative_to(house)}:{node.lineno} {ast.unparse(node)}")
+    assert found == []

@@ -14,10 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ftkit._models.undo import Undo
-from ftkit._torch import FAKE_TENSOR_LOG
+from ftkit._torch import FAKE_TENSOR_LOG, tree_leaves
 
 __all__ = ["named_tensors", "tensors_in", "untouched"]
 
