@@ -27,7 +27,7 @@ from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
 from ftkit._torch import loads_plainly
 from ftkit._weights.io import WeightsPlan, plan_weights
-from ftkit._weights.sources import Source
+from ftkit._weights.sources import in_memory
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
@@ -155,8 +155,8 @@ class _Weights:
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
 
     def _planned(self) -> WeightsPlan:
-        with _spoken_of(), Source(self.state) as source:
-            return plan_weights(self.module, source, ema=False)
+        with _spoken_of():
+            return plan_weights(self.module, in_memory(self.state), ema=False)
 
     def load(self) -> None:
         """Give the module its state."""

@@ -22,10 +22,10 @@ from typing import Any, BinaryIO, Final
 
 import torch
 
-from ftkit._formats import LEGACY_MAGIC
 from ftkit.errors import DamagedFileError
 
 __all__ = [
+    "LEGACY_MAGIC",
     "Bounded",
     "Foreign",
     "Global",
@@ -37,6 +37,8 @@ __all__ = [
     "stored_tensor",
 ]
 
+LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+"""How the files of torch before 1.6 begin."""
 
 _LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
 

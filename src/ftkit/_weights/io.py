@@ -12,13 +12,14 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkit._formats import TORCH_SUFFIXES
+from ftkit._formats import TORCH_SUFFIXES, open_file
 from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
 from ftkit._tensors.bytes import rare_kind
+from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
-from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
@@ -185,7 +186,7 @@ def load_weights(
           peeled: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
-    with Source(source) as opened:
+    with open_source(source) as opened:
         plan = plan_weights(
             unwrap(model), opened, strict=strict, rename=rename, drop_mismatched=drop_mismatched, ema=ema
         )
@@ -290,7 +291,13 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
         If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
 Weights alone need no trust: load_weights(model, path).
     """
-    loaded = load_pickle(path, allow=allow, trusted=trusted)
+    with open_file(path) as file:
+        if isinstance(file, TensorFile):
+            raise CheckpointError(
+                f"{file.path} is a {file.format} file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
+        loaded = load_pickle(file, allow=allow, trusted=trusted)
     if not isinstance(loaded, nn.Module):
         kind = type(loaded).__name__
         _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", path, kind)
