@@ -67,21 +67,23 @@ def _plans(
     objects: list[_Plan] = []
     modules: list[_Weights] = []
     globally: list[_Plan] = []
+    if rng and "rng" in content.states:
+        globally.append(random_numbers.plan(content.states["rng"]))
     for name, thing, state in targets:
-        if isinstance(thing, nn.Module):
-            modules.append(_Weights(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-        elif name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
+        if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
-        else:
+        elif not isinstance(thing, nn.Module):
             objects.append(_object_plan(name, thing, state))
+        else:
+            module = unwrap(thing)
+            unchanged = _unchanged(module, state, base)
+            modules.append(_Weights(module, {**state, **unchanged}))
     if model is not None and not is_delta:
         modules.append(_Weights(model, weights))
-    if rng and "rng" in content.states:
-        globally.append(random_numbers.plan(content.states["rng"]))
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
@@ -150,13 +152,11 @@ class _Weights:
         self.module, self.state = module, state
         self.own: dict[str, Any] = module.state_dict()
         names_fit = self.own.keys() == state.keys()
-        fits = names_fit and all(_fits(value, state[name]) for name, value in self.own.items())
-        self.foreign = None if fits else self._planned()  # another program's names, or another model
+        self.foreign: WeightsPlan | None = None
+        if not (names_fit and all(_fits(value, state[name]) for name, value in self.own.items())):
+            with _spoken_of():  # another program's names, or another model
+                self.foreign = plan_weights(module, in_memory(state), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
-
-    def _planned(self) -> WeightsPlan:
-        with _spoken_of():
-            return plan_weights(self.module, in_memory(self.state), ema=False)
 
     def load(self) -> None:
         """Give the module its state."""

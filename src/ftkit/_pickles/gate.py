@@ -72,7 +72,10 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
             "load_weights(model, path) reads its weights without running any."
         )
     if trusted and (file.wanted or file.rare):
-        return _load_trusted(file)
+        with file.verified_whole() as whole:
+            if isinstance(file, PlainPickle):
+                return pickle.load(whole)  # noqa: S301  (the caller trusts it)
+            return torch.load(whole, map_location="cpu", weights_only=False)
     return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
 
 
@@ -152,14 +155,6 @@ def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _load_trusted(file: PickleFile) -> Any:
-    """Let torch, or Python, open a file and run whatever it brings."""
-    with file.verified_whole() as whole:
-        if isinstance(file, PlainPickle):
-            return pickle.load(whole)  # noqa: S301  (the caller trusts it)
-        return torch.load(whole, map_location="cpu", weights_only=False)
-
-
 def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = False) -> None:
     """Write anything as ``torch.save`` does, whole or not at all.
 
@@ -222,7 +217,6 @@ class _Sink:
 
 
 def _refusal(path: str, wanted: list[str]) -> str:
-    """Say that opening a file would run code, which, and what to do."""
     listed = "".join(f"\n    {name}{_alarm(name)}" for name in wanted[:40])
     more = f"\n    ... and {len(wanted) - 40} more" if len(wanted) > 40 else ""
     if any(map(_alarm, wanted)):

@@ -305,7 +305,6 @@ Weights alone need no trust: load_weights(model, path).
 
 
 def _report(match: Match, source: Source) -> LoadReport:
-    """What loading a match would mean."""
     return LoadReport(
         source=source.name,
         loaded_keys=[pair.name for pair in match.fitting],
@@ -321,7 +320,6 @@ def _report(match: Match, source: Source) -> LoadReport:
 
 
 def _refuse_empty(source: Source) -> None:
-    """Raise if a source holds no tensors, and say where they may be."""
     if source.tables:
         return
     reason = ""
@@ -333,7 +331,6 @@ def _refuse_empty(source: Source) -> None:
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
-    """Raise if the source does not fit the model as far as was asked."""
     nothing = not report.loaded_keys and bool(places.tensors)
     shapes = bool(report.mismatched_keys) and not drop_mismatched
     names = bool(report.missing_keys or report.unexpected_keys) and strict

@@ -101,7 +101,7 @@ def in_memory(state: Mapping[str, Any], name: str = "a state dict") -> Source:
 def _on_disk(given: str | os.PathLike[str]) -> Source:
     path = _file_in(Path(given))
     with contextlib.ExitStack() as files:  # closes them all if one can't be opened
-        source = (_of_shards if path.name.endswith(".json") else _of_file)(path, files)
+        source = _of_shards(path, files) if path.name.endswith(".json") else _of_file(path, files)
         return replace(source, name=os.fspath(given), files=files.pop_all())
 
 
@@ -129,7 +129,6 @@ def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
 
 
 def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
-    """The one table that an index and its shards stand for."""
     homes, metadata = _index(path)
     shards = {file: _of_file(_shard(path, file), files) for file in dict.fromkeys(homes.values())}
     entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
@@ -147,7 +146,6 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
 
 
 def _shard(index: Path, file: str) -> Path:
-    """The path of a shard, which lies beside its index."""
     if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
         raise CheckpointError(f"{index} names a shard {file!r}; a shard is a weights file beside its index.")
     if not (index.parent / file).is_file():
