@@ -65,7 +65,7 @@ def _plans(
     is_delta = model is not None and "delta" in content.run
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
-    modules: list[_Weights] = []
+    states: list[tuple[nn.Module, Mapping[str, Any]]] = [] if model is None or is_delta else [(model, weights)]
     globally: list[_Plan] = []
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
@@ -79,11 +79,8 @@ def _plans(
         elif not isinstance(thing, nn.Module):
             objects.append(_object_plan(name, thing, state))
         else:
-            module = unwrap(thing)
-            unchanged = _unchanged(module, state, base)
-            modules.append(_Weights(module, {**state, **unchanged}))
-    if model is not None and not is_delta:
-        modules.append(_Weights(model, weights))
+            states.append((unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+    modules = [_Weights(module, state) for module, state in states]
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
