@@ -18,7 +18,7 @@ from ftkit import (
     save_checkpoint,
     unfreeze,
 )
-from ftkit._tensors.safetensors import SafetensorsFile
+from ftkit._formats import open_file
 from ftkit.errors import CheckpointError
 from tests.checkpoints.runs import flat, make, steps
 
@@ -158,7 +158,7 @@ def test_delta_checkpoints_resume_exactly(tmp_path: Path) -> None:
         ema.update_parameters(model)
     path = tmp_path / "d.safetensors"
     save_checkpoint(path, model=model, optimizer=optimizer, ema=ema, epoch=1, delta=True)
-    with SafetensorsFile(path) as file:
+    with open_file(path) as file:
         assert [name for name in file.tensors if name.startswith("model.")] == ["model.4.weight", "model.4.bias"]
         assert not any("module.0" in name for name in file.tensors)
     steps(model, optimizer)

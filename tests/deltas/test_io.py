@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from ftkit import freeze_except, load_delta, replace_head, save_delta, save_weights
+from ftkit import freeze_except, load_delta, replace_head, save_checkpoint, save_delta, save_weights
 from ftkit.errors import CheckpointError, DamagedFileError
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_base_is_refused_and_untouched(tmp_path: Path, what: str) -> Non
 
 
 def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
-    """Whatever byte of a delta is wrong, it is refused."""
+    """Whatever byte of a delta is wrong, it is refused, as damaged if it still looks like a file of tensors."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     freeze_except(model, "1")
     path = tmp_path / "d.safetensors"
@@ -104,8 +104,28 @@ def test_any_flipped_byte_is_noticed(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for position in range(len(whole)):
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1 :])
-        with pytest.raises(DamagedFileError):
+        with pytest.raises(CheckpointError if position in {7, 8} else DamagedFileError):
             load_delta(model, path)
+
+
+def test_other_files_are_named(tmp_path: Path) -> None:
+    """What is no delta is named for what it is, with the call that reads it."""
+    model = nn.Linear(2, 2)
+    save_weights(model, tmp_path / "w.safetensors")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    save_checkpoint(tmp_path / "c.safetensors", model=model)
+    save_checkpoint(tmp_path / "c.pt", model=model)
+    (tmp_path / "x.txt").write_text("hello")
+    for name, says in (
+        ("w.safetensors", r"is no delta of save_delta\. Read it with load_weights\(model, path\)"),
+        ("w.pt", r"is no delta .* holds a pickled object \(zip\)\. Read it with load_weights"),
+        ("c.safetensors", "is no delta .* Read it with load_checkpoint"),
+        ("c.pt", "is no delta .* Read it with load_checkpoint"),
+        ("x.txt", "is no weights file. It starts with b'hello'"),
+        ("x.pt", "There is no file"),
+    ):
+        with pytest.raises(CheckpointError, match=says):
+            load_delta(model, tmp_path / name)
 
 
 def resnet_with(head: nn.Module) -> nn.Module:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from ftkit import freeze_except, load_model, save_model, trainable, unfreeze
-from ftkit._pickles.gate import load_pickle
-from ftkit._pickles.torchfiles import PickleFile
+from ftkit._formats import open_file
 from ftkit.errors import CheckpointError, UntrustedFileError
-from tests.pickles.states import Custom, alike
+from tests.pickles.states import Custom, alike, load
 
 
 def test_self_reference(tmp_path):
@@ -22,7 +21,7 @@ def test_self_reference(tmp_path):
     table: dict[str, object] = {"w": torch.ones(2)}
     table["me"] = [table]
     torch.save(table, tmp_path / "x.pt")
-    back = load_pickle(tmp_path / "x.pt")
+    back = load(tmp_path / "x.pt")
     assert back["me"][0] is back
 
 
@@ -35,14 +34,14 @@ def test_gate(tmp_path, options):
     model.layer.bias.requires_grad = False
     torch.save(model, path, **options)
     with pytest.raises(UntrustedFileError) as error:
-        load_pickle(path)
+        load(path)
     listed = [line.strip() for line in str(error.value).splitlines() if line.startswith("    ")]
     assert listed == [f"{Custom.__module__}.Custom", "torch.nn.modules.linear.Linear"]
     with pytest.raises(UntrustedFileError) as error:
-        load_pickle(path, allow=[nn.Linear])
+        load(path, allow=[nn.Linear])
     assert "Custom" in str(error.value)
     assert "modules.linear" not in str(error.value)
-    for opened in (load_pickle(path, allow=[Custom, nn.Linear]), load_pickle(path, trusted=True)):
+    for opened in (load(path, allow=[Custom, nn.Linear]), load(path, trusted=True)):
         assert type(opened) is Custom
         assert alike(opened.state_dict(), model.state_dict())
         assert [parameter.requires_grad for parameter in opened.parameters()] == [True, False]
@@ -57,9 +56,9 @@ def test_gate_opens_real_models(tmp_path, protocol):
     model.tied = nn.Linear(64, 64)
     model.tied.weight = model.blocks[0].attn.proj.weight
     torch.save(model, tmp_path / "x.pt", pickle_protocol=protocol)
-    with PickleFile(tmp_path / "x.pt") as file:
+    with open_file(tmp_path / "x.pt") as file:
         listed = file.wanted
-    opened = load_pickle(tmp_path / "x.pt", allow=listed)
+    opened = load(tmp_path / "x.pt", allow=listed)
     picture = torch.randn(1, 3, *model.pretrained_cfg["input_size"][1:])
     assert torch.equal(opened(picture), model(picture))
     assert opened.tied.weight is opened.blocks[0].attn.proj.weight
@@ -81,7 +80,7 @@ def test_gate_opens_frozen_models(tmp_path):
     assert all(parameter.requires_grad for parameter in opened.parameters())
     (tmp_path / "y.pkl").write_bytes(b"\x80\x02cftkit._freezing.holding\nstay_in_eval\nNN\x86R.")
     with pytest.raises(CheckpointError, match="nothing that can be made"):
-        load_pickle(tmp_path / "y.pkl")
+        load(tmp_path / "y.pkl")
 
 
 class Keyworded:
@@ -99,23 +98,23 @@ class Keyworded:
 def test_objects_made_with_keywords(tmp_path):
     """Objects that are made with keywords come back where their class is admitted."""
     torch.save([Keyworded(size=3)], tmp_path / "x.pt", pickle_protocol=4)
-    assert load_pickle(tmp_path / "x.pt", allow=[Keyworded])[0].size == 3
+    assert load(tmp_path / "x.pt", allow=[Keyworded])[0].size == 3
 
 
 def test_allow_by_name(tmp_path):
     """Names admit too; one that can't be imported is an error."""
     torch.save(nn.Linear(2, 2), tmp_path / "x.pt")
-    assert isinstance(load_pickle(tmp_path / "x.pt", allow=["torch.nn.modules.linear.Linear"]), nn.Linear)
+    assert isinstance(load(tmp_path / "x.pt", allow=["torch.nn.modules.linear.Linear"]), nn.Linear)
     with pytest.raises(CheckpointError, match="nowhere"):
-        load_pickle(tmp_path / "x.pt", allow=["nowhere.Linear"])
+        load(tmp_path / "x.pt", allow=["nowhere.Linear"])
 
 
 def test_allow_ends_with_the_call(tmp_path):
     """What one call admits is not admitted to the next."""
     torch.save(nn.Linear(2, 2), tmp_path / "x.pt")
-    load_pickle(tmp_path / "x.pt", allow=[nn.Linear])
+    load(tmp_path / "x.pt", allow=[nn.Linear])
     with pytest.raises(UntrustedFileError):
-        load_pickle(tmp_path / "x.pt")
+        load(tmp_path / "x.pt")
     assert nn.Linear not in torch.serialization.get_safe_globals()
 
 
@@ -123,20 +122,20 @@ def test_rare_tensors_beside_what_torch_refuses(tmp_path):
     """Torch alone builds sparse tensors, and refuses numbers of numpy beside them: an error that says so."""
     torch.save({"w": torch.eye(2).to_sparse(), "best": np.float64(0.5)}, tmp_path / "x.pt")
     with pytest.raises(UntrustedFileError, match="sparse tensors, which torch alone"):
-        load_pickle(tmp_path / "x.pt")
-    assert load_pickle(tmp_path / "x.pt", trusted=True)["best"] == 0.5
+        load(tmp_path / "x.pt")
+    assert load(tmp_path / "x.pt", trusted=True)["best"] == 0.5
 
 
 def test_paths_of_any_system_are_plain(tmp_path):
     """Paths, which training scripts keep beside weights, need no trust, wherever they were written."""
     there = {"here": Path("a/b"), "posix": PurePosixPath("/a"), "windows": PureWindowsPath("C:/a")}
     torch.save(there, tmp_path / "x.pt")
-    assert load_pickle(tmp_path / "x.pt") == there
+    assert load(tmp_path / "x.pt") == there
 
 
 def test_harmless_names_are_no_alarm(tmp_path):
     """A range or a slice in a configuration is refused like any class, and not called an attack."""
     torch.save({"epochs": range(3), "crop": slice(2), "rest": ...}, tmp_path / "x.pt")
     with pytest.raises(UntrustedFileError, match=r"builtins\.range") as caught:
-        load_pickle(tmp_path / "x.pt")
+        load(tmp_path / "x.pt")
     assert "attack" not in str(caught.value)

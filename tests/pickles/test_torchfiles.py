@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import collections
-import io
 import logging
 import pickle
 import struct
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,11 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit._formats import ObjectFormat, content_format
-from ftkit._pickles.gate import load_pickle
-from ftkit._pickles.torchfiles import PickleFile
+from ftkit._formats import open_file
+from ftkit._pickles.torchfiles import LegacyPickle, TarPickle
 from ftkit.errors import CheckpointError, DamagedFileError
-from tests.pickles.states import alike
+from tests.pickles.states import alike, load, write_tar
 
 
 def rezip(source: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> None:
@@ -28,36 +25,6 @@ def rezip(source: Path, target: Path, compression: int = zipfile.ZIP_STORED) -> 
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-
-
-def write_tar(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Write a tar archive as torch did in 2016."""
-    storages, descriptions = io.BytesIO(), io.BytesIO()
-    pickle.dump(len(tensors), storages, 2)
-    pickle.dump(len(tensors), descriptions, 2)
-    for index, tensor in enumerate(tensors.values()):
-        # The storage class, by name, as a pickle of that time had it.
-        storages.write(b"\x80\x02K" + bytes([index]) + b"X\x03\x00\x00\x00cpuctorch\nFloatStorage\n\x87.")
-        storages.write(struct.pack("<q", tensor.numel()) + tensor.contiguous().numpy().tobytes())
-        descriptions.write(b"\x80\x02K" + bytes([100 + index]) + b"K" + bytes([index]) + b"ctorch\nFloatTensor\n\x87.")
-        descriptions.write(struct.pack("<ixxxx", tensor.ndim) + struct.pack(f"<{tensor.ndim}q", *tensor.shape))
-        descriptions.write(struct.pack(f"<{tensor.ndim}q", *tensor.stride()) + struct.pack("<q", 0))
-    pickle.dump([], storages, 2)
-    body = b"\x80\x02}(" + b"".join(
-        b"X" + struct.pack("<I", len(name)) + name.encode() + b"K" + bytes([100 + index]) + b"Q"
-        for index, name in enumerate(tensors)
-    )
-    with tarfile.open(path, "w") as archive:
-        parts = {
-            "sys_info": b"",
-            "pickle": body + b"u.",
-            "tensors": descriptions.getvalue(),
-            "storages": storages.getvalue(),
-        }
-        for name, content in parts.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
 
 
 @pytest.fixture
@@ -93,13 +60,13 @@ def test_reads_every_format(tmp_path, state, kind):
     if kind == "compressed":
         rezip(path, tmp_path / "y.pt", zipfile.ZIP_DEFLATED)
         path = tmp_path / "y.pt"
-    back = load_pickle(path)
+    back = load(path)
     assert alike(back, state)
     assert back["w"].data_ptr() == back["turned"].data_ptr()
     targets = {
         name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items() if name != "expanded"
     }
-    with PickleFile(path) as file:
+    with open_file(path) as file:
         assert file.verified == (kind != "legacy")
         assert file.wanted == []
         file.read_into((file.tree[name], target) for name, target in targets.items())
@@ -110,8 +77,9 @@ def test_reads_tar(tmp_path):
     """The format of 2016, which torch itself refuses unless trusted, is read."""
     tensors = {"w": torch.randn(3, 4), "b": torch.randn(4)}
     write_tar(tmp_path / "old.pth.tar", tensors)
-    assert content_format(tmp_path / "old.pth.tar") is ObjectFormat.TAR
-    assert alike(load_pickle(tmp_path / "old.pth.tar"), tensors)
+    with open_file(tmp_path / "old.pth.tar") as file:
+        assert isinstance(file, TarPickle)
+    assert alike(load(tmp_path / "old.pth.tar"), tensors)
     assert alike(torch.load(tmp_path / "old.pth.tar", weights_only=False), tensors)
 
 
@@ -119,7 +87,7 @@ def test_reads_plain_pickles(tmp_path, state):
     """Tensors that ``pickle.dump`` wrote, each a file of torch's old format inside the pickle, come back."""
     with (tmp_path / "x.pkl").open("wb") as file:
         pickle.dump({name: tensor for name, tensor in state.items() if name != "expanded"}, file)
-    back = load_pickle(tmp_path / "x.pkl")
+    back = load(tmp_path / "x.pkl")
     assert alike(back, {name: tensor for name, tensor in state.items() if name != "expanded"})
 
 
@@ -138,7 +106,7 @@ def test_reads_numpy_and_plain_values(tmp_path):
         "counter": collections.Counter("aab"),
     }
     torch.save(whole, tmp_path / "x.pt")
-    back = load_pickle(tmp_path / "x.pt")
+    back = load(tmp_path / "x.pt")
     for name in ("array", "fortran", "names"):
         assert np.array_equal(back.pop(name), whole.pop(name))
     assert back == whole
@@ -148,7 +116,7 @@ def test_reads_rarer_tensors(tmp_path):
     """Sparse and quantized tensors come back, built by torch."""
     whole = {"sparse": torch.eye(3).to_sparse(), "w": torch.ones(2)}
     torch.save(whole, tmp_path / "x.pt")
-    assert torch.equal(load_pickle(tmp_path / "x.pt")["sparse"].to_dense(), torch.eye(3))
+    assert torch.equal(load(tmp_path / "x.pt")["sparse"].to_dense(), torch.eye(3))
 
 
 @pytest.mark.parametrize("trusted", [False, True])
@@ -171,7 +139,7 @@ def test_flipped_bytes_are_noticed(tmp_path, trusted):
             flipped[position] ^= 1 << (position % 8)
             path.write_bytes(flipped)
             with pytest.raises(DamagedFileError):
-                load_pickle(path, trusted=trusted)
+                load(path, trusted=trusted)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -183,7 +151,7 @@ def test_cut_files_are_refused(tmp_path, zipped):
     for end in range(0, len(data) - 1, 7):
         path.write_bytes(data[:end])
         with pytest.raises(CheckpointError):
-            load_pickle(path)
+            load(path)
 
 
 def test_without_checksums(tmp_path):
@@ -194,9 +162,9 @@ def test_without_checksums(tmp_path):
         torch.save({"w": torch.ones(3)}, tmp_path / "x.pt")
     finally:
         torch.serialization.set_crc32_options(before)
-    with PickleFile(tmp_path / "x.pt") as file:
+    with open_file(tmp_path / "x.pt") as file:
         assert not file.verified
-    assert torch.equal(load_pickle(tmp_path / "x.pt")["w"], torch.ones(3))
+    assert torch.equal(load(tmp_path / "x.pt")["w"], torch.ones(3))
 
 
 def test_other_zips(tmp_path):
@@ -204,31 +172,31 @@ def test_other_zips(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("pictures/ant.jpg", b"...")
     with pytest.raises(CheckpointError, match=r"no data\.pkl"):
-        load_pickle(tmp_path / "x.pt")
+        load(tmp_path / "x.pt")
     np.savez(tmp_path / "x.npz", w=np.ones(2))
     with pytest.raises(CheckpointError, match=r"dict\(numpy\.load\(path\)\)"):
-        load_pickle(tmp_path / "x.npz")
+        load(tmp_path / "x.npz")
     torch.export.save(torch.export.export(nn.Linear(2, 2), (torch.ones(1, 2),)), tmp_path / "x.pt2")
     with pytest.raises(CheckpointError, match=r"torch\.export\.load"):
-        load_pickle(tmp_path / "x.pt2")
+        load(tmp_path / "x.pt2")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit:FutureWarning")
 def test_torchscript_is_named(tmp_path):
     """A TorchScript archive is refused whole with the right remedy; its tensors are in the tree."""
     torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / "x.pt"))
-    with PickleFile(tmp_path / "x.pt") as file:
+    with open_file(tmp_path / "x.pt") as file:
         assert file.script
         assert file.tree.state["weight"].shape == (3, 2)
     with pytest.raises(CheckpointError, match="TorchScript"):
-        load_pickle(tmp_path / "x.pt", trusted=True)
+        load(tmp_path / "x.pt", trusted=True)
 
 
 def test_closes_its_files(tmp_path, caplog):
     """Refused files are closed: they can be deleted everywhere, and no warning is left behind."""
     (tmp_path / "x.pt").write_bytes(b"PK\x03\x04 and no more")
     with caplog.at_level(logging.WARNING), pytest.raises(DamagedFileError):
-        load_pickle(tmp_path / "x.pt")
+        load(tmp_path / "x.pt")
     (tmp_path / "x.pt").unlink()
     assert not caplog.records
 
@@ -245,7 +213,7 @@ def test_a_flipped_bit_in_the_directory_is_damage(tmp_path):
         damaged[position] ^= 0x80
         path.write_bytes(damaged)
         try:
-            PickleFile(path).close()
+            open_file(path).close()
         except DamagedFileError as error:
             pointed += "points to byte -" in str(error)
         except CheckpointError:
@@ -265,7 +233,7 @@ def test_whatever_byte_is_flipped_the_values_are_right(tmp_path):
         flipped[position] ^= 1 << (position % 8)
         path.write_bytes(flipped)
         try:
-            back = load_pickle(path)
+            back = load(path)
         except CheckpointError:
             noticed += 1
             continue
@@ -279,10 +247,10 @@ def test_the_old_format_of_any_protocol(tmp_path, protocol):
     """The old format begins with a number in a pickle, which newer protocols put into a frame; nothing checks it."""
     path = tmp_path / "x.pt"
     torch.save({"w": torch.ones(2)}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=False)
-    assert content_format(path) is ObjectFormat.LEGACY
-    with PickleFile(path) as file:
+    with open_file(path) as file:
+        assert isinstance(file, LegacyPickle)
         assert not file.verified
-    assert torch.equal(load_pickle(path)["w"], torch.ones(2))
+    assert torch.equal(load(path)["w"], torch.ones(2))
 
 
 def test_a_bare_pickle_is_not_called_verified(tmp_path):
@@ -290,7 +258,7 @@ def test_a_bare_pickle_is_not_called_verified(tmp_path):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": np.ones(2)}))
     torch.save({"w": np.ones(2)}, tmp_path / "x.pt")
     for name, verified in (("x.pkl", False), ("x.pt", True)):
-        with PickleFile(tmp_path / name) as file:
+        with open_file(tmp_path / name) as file:
             assert file.verified == verified
 
 
@@ -304,9 +272,9 @@ def test_quantized_tensors(tmp_path, dtype):
     else:
         tensor = torch.quantize_per_tensor(torch.ones(3), 0.1, 0, dtype)
     torch.save({"w": tensor}, tmp_path / "x.pt")
-    with PickleFile(tmp_path / "x.pt") as file:
+    with open_file(tmp_path / "x.pt") as file:
         assert (file.rare, file.wanted) == (["quantized"], [])
-    assert torch.equal(load_pickle(tmp_path / "x.pt")["w"].int_repr(), tensor.int_repr())
+    assert torch.equal(load(tmp_path / "x.pt")["w"].int_repr(), tensor.int_repr())
 
 
 def test_negatives_without_a_view_of_them(tmp_path, monkeypatch):
@@ -315,7 +283,7 @@ def test_negatives_without_a_view_of_them(tmp_path, monkeypatch):
     assert turned.is_neg()
     torch.save({"w": turned}, tmp_path / "x.pt")
     monkeypatch.delattr(torch, "_neg_view")
-    assert load_pickle(tmp_path / "x.pt")["w"].tolist() == [0, -1]
+    assert load(tmp_path / "x.pt")["w"].tolist() == [0, -1]
 
 
 def test_a_read_that_fails_marks_its_targets(tmp_path):
@@ -326,7 +294,7 @@ def test_a_read_that_fails_marks_its_targets(tmp_path):
     (tmp_path / "x.pt").write_bytes(data)
     weight = torch.zeros(4096, requires_grad=True)
     loss = (weight * weight).sum()
-    with PickleFile(tmp_path / "x.pt") as file, pytest.raises(DamagedFileError):
+    with open_file(tmp_path / "x.pt") as file, pytest.raises(DamagedFileError):
         file.read_into([(file.tree["w"], weight)])
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()

@@ -16,8 +16,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from ftkit._formats import open_file
 from ftkit._tensors.pytree import pack, unpack
-from ftkit._tensors.safetensors import SafetensorsFile, write_tensors
+from ftkit._tensors.safetensors import write_tensors
 from ftkit.errors import CheckpointError, DamagedFileError
 
 DTYPES = [
@@ -126,7 +127,7 @@ def test_round_trip_through_a_file(tmp_path: Path, nest: Any) -> None:
     """What pack gives is what a tensor file can hold."""
     packed, text = pack(nest)
     write_tensors(tmp_path / "nest.safetensors", packed, {"nest": text})
-    with SafetensorsFile(tmp_path / "nest.safetensors") as file:
+    with open_file(tmp_path / "nest.safetensors") as file:
         assert same(unpack(file.read(), file.metadata["nest"]), nest)
 
 
@@ -200,7 +201,7 @@ def test_tied_tensors_stay_tied_through_a_file(tmp_path: Path) -> None:
     packed, text = pack({"embed": shared, "out": shared})
     write_tensors(tmp_path / "tied.safetensors", packed, {"nest": text})
     assert (tmp_path / "tied.safetensors").stat().st_size < 5500
-    with SafetensorsFile(tmp_path / "tied.safetensors") as file:
+    with open_file(tmp_path / "tied.safetensors") as file:
         again = unpack(file.read(), text)
     assert again["embed"].data_ptr() == again["out"].data_ptr()
 

@@ -85,7 +85,6 @@ def _held_parts(module: nn.Module, name: str, held: Collection[str]) -> Iterator
 
 
 def _hold(model: nn.Module, parts: Collection[str]) -> None:
-    """Hold exactly these modules in eval mode."""
     modules = dict(model.named_modules())
     whole = tuple(part for part in parts if part.endswith("."))
     wanted = {name for name in modules if name in parts or "." in whole or f"{name}.".startswith(whole)}

@@ -313,7 +313,6 @@ class CheckpointManager:
 
     @property
     def _writes(self) -> bool:
-        """Whether this process is the one that writes."""
         return ranks.rank() == 0
 
     def _copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
 from ftkit._torch import loads_plainly
 from ftkit._weights.io import WeightsPlan, plan_weights
-from ftkit._weights.sources import Source
+from ftkit._weights.sources import in_memory
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
@@ -65,23 +65,22 @@ def _plans(
     is_delta = model is not None and "delta" in content.run
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
-    modules: list[_Weights] = []
+    states: list[tuple[nn.Module, Mapping[str, Any]]] = [] if model is None or is_delta else [(model, weights)]
     globally: list[_Plan] = []
+    if rng and "rng" in content.states:
+        globally.append(random_numbers.plan(content.states["rng"]))
     for name, thing, state in targets:
-        if isinstance(thing, nn.Module):
-            modules.append(_Weights(unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-        elif name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
+        if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
-        else:
+        elif not isinstance(thing, nn.Module):
             objects.append(_object_plan(name, thing, state))
-    if model is not None and not is_delta:
-        modules.append(_Weights(model, weights))
-    if rng and "rng" in content.states:
-        globally.append(random_numbers.plan(content.states["rng"]))
+        else:
+            states.append((unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+    modules = [_Weights(module, state) for module, state in states]
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
@@ -150,13 +149,11 @@ class _Weights:
         self.module, self.state = module, state
         self.own: dict[str, Any] = module.state_dict()
         names_fit = self.own.keys() == state.keys()
-        fits = names_fit and all(_fits(value, state[name]) for name, value in self.own.items())
-        self.foreign = None if fits else self._planned()  # another program's names, or another model
+        self.foreign: WeightsPlan | None = None
+        if not (names_fit and all(_fits(value, state[name]) for name, value in self.own.items())):
+            with _spoken_of():  # another program's names, or another model
+                self.foreign = plan_weights(module, in_memory(state), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
-
-    def _planned(self) -> WeightsPlan:
-        with _spoken_of(), Source(self.state) as source:
-            return plan_weights(self.module, source, ema=False)
 
     def load(self) -> None:
         """Give the module its state."""

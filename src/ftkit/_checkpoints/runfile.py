@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from numbers import Integral, Number
 from pathlib import Path
 from types import NoneType
-from typing import Any, Final, TypeAlias, TypeVar, assert_never
+from typing import Any, Final, TypeAlias
 
 from torch import Tensor
 
 from ftkit._checkpoints import ranks
-from ftkit._formats import TORCH_SUFFIXES, ObjectFormat, TensorFormat, content_format
-from ftkit._pickles.gate import PickleFile, load_parts, save_pickle
+from ftkit._formats import TORCH_SUFFIXES, WeightsFile, open_file
+from ftkit._pickles.gate import load_parts, save_pickle
+from ftkit._pickles.torchfiles import PickleFile
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
@@ -25,7 +26,6 @@ __all__ = ["Content", "is_readable", "prepare", "read", "read_run", "verify"]
 
 _log: Final = logging.getLogger("ftkit")
 
-T = TypeVar("T")
 Tensors: TypeAlias = dict[str, Tensor]
 
 # Where the facts about the run stand: in a safetensors file's metadata, or in the torch dict.
@@ -155,8 +155,8 @@ def read(path: Path, wanted: Collection[str]) -> Content:
     """
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
-    wanted = {*wanted, "ranks"}
-    content = _opened(path, lambda file: _from_tensors(file, wanted), lambda: _from_torch_dict(path, wanted))
+    with open_file(path) as file:
+        content = _content(file, {*wanted, "ranks"})
     others = content.states.pop("ranks", [])
     rank = ranks.rank()
     if 0 < rank <= len(others):
@@ -164,7 +164,7 @@ def read(path: Path, wanted: Collection[str]) -> Content:
     elif rank > 0 and content.states.pop("rng", None) is not None:
         _log.warning(
             "%s was written by %s, so that the random numbers of process %d are not in it: it goes on with its own.",
-            path,
+            content.path,
             plural(len(others) + 1, "process", "processes"),
             rank,
         )
@@ -177,7 +177,14 @@ def read_run(path: Path) -> dict[str, Any] | None:
     Raises:
         DamagedFileError: Its header is not the one that was written.
     """
-    return _opened(path, lambda file: _facts(file) if _KEY in file.metadata else None, lambda: _facts_of_torch(path))
+    with open_file(path) as file:
+        match file:
+            case TensorFile():
+                return _facts(file) if _KEY in file.metadata else None
+            case PickleFile(tree={"ftkit.checkpoint": dict(facts)} as whole):
+                return {**facts, **{name: whole.get(name) for name in _FACTS}}
+            case PickleFile():
+                return None
 
 
 def verify(path: Path) -> None:
@@ -186,7 +193,12 @@ def verify(path: Path) -> None:
     Raises:
         DamagedFileError: Some bytes are not the ones that were written.
     """
-    _opened(path, TensorFile.verify, lambda: load_parts(path))
+    with open_file(path) as file:
+        match file:
+            case TensorFile():
+                file.verify()
+            case PickleFile():
+                load_parts(file)
 
 
 def is_readable(path: Path) -> bool:
@@ -198,16 +210,12 @@ def is_readable(path: Path) -> bool:
     return True
 
 
-def _opened(path: Path, read_tensors: Callable[[TensorFile], T], read_objects: Callable[[], T]) -> T:
-    """Read a file in the way that its format needs."""
-    match content_format(path):
-        case TensorFormat() as kind:
-            with kind.open(path) as file:
-                return read_tensors(file)
-        case ObjectFormat():
-            return read_objects()
-        case other:
-            assert_never(other)
+def _content(file: WeightsFile, wanted: Collection[str]) -> Content:
+    match file:
+        case TensorFile():
+            return _from_tensors(file, wanted)
+        case PickleFile():
+            return _from_torch_dict(file, wanted)
 
 
 # ---- a safetensors file
@@ -234,18 +242,18 @@ def _facts(file: TensorFile) -> dict[str, Any]:
 # ---- a torch dict
 
 
-def _from_torch_dict(path: Path, wanted: Collection[str]) -> Content:
-    whole, left_out = load_parts(path)
+def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
+    whole, left_out = load_parts(file)
     if not isinstance(whole, dict):
-        raise CheckpointError(f"{path} holds a {type(whole).__name__}, not a training checkpoint.")
+        raise CheckpointError(f"{file.path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
     run = dict(rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
         found, rest = {"model": rest}, {}  # a bare state dict
-    _account_for(path, left_out, wanted - found.keys())
-    return Content(path, run, {**found, "extra": rest})
+    _account_for(file.path, left_out, {*wanted} - found.keys())
+    return Content(Path(file.path), run, {**found, "extra": rest})
 
 
 def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:
@@ -261,7 +269,7 @@ def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:
     return []
 
 
-def _account_for(path: Path, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
+def _account_for(path: str, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
     """Say what is left out as it would run code; refuse if it is a state that is wanted and nowhere else."""
     for name, code in left_out.items():
         if any(name in _names(state) for state in lacking):
@@ -271,11 +279,3 @@ def _account_for(path: Path, left_out: Mapping[str, list[str]], lacking: Collect
                 "from, load_model(path, trusted=True) returns all of it."
             )
         _log.warning("%s: %r is left out, as it would run code (%s).", path, name, ", ".join(code[:8]))
-
-
-def _facts_of_torch(path: Path) -> dict[str, Any] | None:
-    with PickleFile(path) as pickled:
-        whole = pickled.tree
-    if not isinstance(whole, dict) or not isinstance(whole.get(_KEY), dict):
-        return None
-    return {**whole[_KEY], **{name: whole.get(name) for name in _FACTS}}

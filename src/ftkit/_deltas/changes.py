@@ -16,7 +16,7 @@ from ftkit._files import digest
 from ftkit._freezing.holding import is_held
 from ftkit._tensors.bytes import bytes_of, in_threads
 from ftkit._torch import buffers_of, version_of
-from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.sources import WeightsSource, open_source
 from ftkit.errors import CheckpointError
 
 __all__ = ["differing", "digests", "fingerprint", "may_have_changed", "same", "split", "tensors_of"]
@@ -50,7 +50,7 @@ def differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
     Raises:
         CheckpointError: None of the base's tables has a name in common with ``state``.
     """
-    with Source(base) as opened:
+    with open_source(base) as opened:
         table = max(opened.tables, key=lambda table: len(table.entries.keys() & state.keys()), default=None)
         if table is None or not table.entries.keys() & state.keys():
             first = next(iter(state), "nothing")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
 from ftkit._deltas.changes import differing, may_have_changed, split, tensors_of
 from ftkit._deltas.placing import fill, place
+from ftkit._formats import WeightsFile, open_file
 from ftkit._models.undo import Undo
+from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
-from ftkit._tensors.safetensors import SafetensorsFile, write_tensors
+from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.sources import WeightsSource
 from ftkit.errors import CheckpointError
 from ftkit.selection import unwrap
@@ -100,12 +102,20 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
         True
     """
     inner = unwrap(model)
-    with SafetensorsFile(path) as file:
-        if _KEY not in file.metadata:
-            reader = "load_checkpoint(path, model=model)" if "ftkit.checkpoint" in file.metadata else "load_weights"
-            raise CheckpointError(f"{os.fspath(path)} is no delta of save_delta. Read it with {reader}.")
+    with open_file(path) as file:
+        if not isinstance(file, TensorFile) or _KEY not in file.metadata:
+            raise CheckpointError(f"{file.path} is no delta of save_delta{_instead(file)}.")
         record = unpack({}, file.metadata[_KEY])
         tensors = file.read()
     with Undo() as undo:
         place(inner, record, tensors, undo)
         fill(inner, tensors)
+
+
+def _instead(file: WeightsFile) -> str:
+    """What a file is that is no delta, and what reads it."""
+    says: Any = file.metadata if isinstance(file, TensorFile) else file.tree
+    kind = "" if isinstance(file, TensorFile) else f", but holds a pickled object ({file.format})"
+    is_checkpoint = isinstance(says, dict) and "ftkit.checkpoint" in says
+    reader = "load_checkpoint(path, model=model)" if is_checkpoint else "load_weights(model, path)"
+    return f"{kind}. Read it with {reader}"

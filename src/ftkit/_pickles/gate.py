@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 
 from ftkit._files import atomic_write
-from ftkit._formats import ObjectFormat
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
-from ftkit._pickles.torchfiles import PickleFile, tensor_in
+from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
 from ftkit.errors import CheckpointError, UntrustedFileError
 
-__all__ = ["Allowed", "PickleFile", "load_parts", "load_pickle", "numpy_value", "save_pickle"]
+__all__ = ["Allowed", "load_parts", "load_pickle", "numpy_value", "save_pickle"]
 
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
 """A class or function to admit: itself, or its full dotted name."""
@@ -43,14 +42,14 @@ _HARMLESS: Final = frozenset(f"builtins.{name}" for name in ("range", "slice", "
 _HOOKS: Final = frozenset(f"ftkit._freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
 
 
-def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), trusted: bool = False) -> Any:
+def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: bool = False) -> Any:
     """Return what a file of ``torch.save`` or ``pickle`` holds, with its tensors on the CPU.
 
     Plain data and tensors are read without running anything. A file that needs more is refused,
     and the error lists what it wants.
 
     Args:
-        path: The file.
+        file: The file.
         allow: Classes and functions to admit: themselves, or their full dotted names.
         trusted: Admit everything. Code that the file brings along then runs with your rights.
 
@@ -60,24 +59,27 @@ def load_pickle(path: str | os.PathLike[str], *, allow: Iterable[Allowed] = (), 
 
     Example:
         >>> import torch
+        >>> from ftkit._formats import open_file
         >>> from ftkit._pickles.gate import load_pickle
         >>> torch.save(torch.nn.Linear(2, 1), "layer.pt")
-        >>> load_pickle("layer.pt", allow=[torch.nn.Linear])
+        >>> with open_file("layer.pt") as file:
+        ...     load_pickle(file, allow=[torch.nn.Linear])
         Linear(in_features=2, out_features=1, bias=True)
     """
-    with PickleFile(path) as file:
-        if file.script:
-            raise CheckpointError(
-                f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
-                "load_weights(model, path) reads its weights without running any."
-            )
-        needs_code = bool(file.wanted or file.rare)
-        if trusted and needs_code:
-            return _load_trusted(file)
-        return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
+    if file.script:
+        raise CheckpointError(
+            f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
+            "load_weights(model, path) reads its weights without running any."
+        )
+    if trusted and (file.wanted or file.rare):
+        with file.verified_whole() as whole:
+            if isinstance(file, PlainPickle):
+                return pickle.load(whole)  # noqa: S301  (the caller trusts it)
+            return torch.load(whole, map_location="cpu", weights_only=False)
+    return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
 
 
-def load_parts(path: str | os.PathLike[str]) -> tuple[Any, dict[str, list[str]]]:
+def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     """Return what a file holds, as :func:`load_pickle` does, but leave out what only code could make.
 
     Returns:
@@ -90,16 +92,17 @@ def load_parts(path: str | os.PathLike[str]) -> tuple[Any, dict[str, list[str]]]
 
     Example:
         >>> import argparse, torch
+        >>> from ftkit._formats import open_file
         >>> from ftkit._pickles.gate import load_parts
         >>> torch.save({"epoch": 3, "args": argparse.Namespace(lr=0.1)}, "theirs.pt")
-        >>> load_parts("theirs.pt")
+        >>> with open_file("theirs.pt") as file:
+        ...     load_parts(file)
         ({'epoch': 3}, {'args': ['argparse.Namespace']})
     """
-    with PickleFile(path) as file:
-        if not file.wanted or not isinstance(file.tree, dict) or file.script or file.rare:
-            return load_pickle(path), {}
-        left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
-        return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
+    if not file.wanted or not isinstance(file.tree, dict) or file.script or file.rare:
+        return load_pickle(file), {}
+    left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
+    return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
 
 
 def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
@@ -152,14 +155,6 @@ def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
         ) from error
 
 
-def _load_trusted(file: PickleFile) -> Any:
-    """Let torch, or Python, open a file and run whatever it brings."""
-    with file.verified_whole() as whole:
-        if file.format is ObjectFormat.PICKLE:
-            return pickle.load(whole)  # noqa: S301  (the caller trusts it)
-        return torch.load(whole, map_location="cpu", weights_only=False)
-
-
 def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = False) -> None:
     """Write anything as ``torch.save`` does, whole or not at all.
 
@@ -174,9 +169,9 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
 
     Example:
         >>> import torch
-        >>> from ftkit._pickles.gate import load_pickle, save_pickle
+        >>> from ftkit._pickles.gate import save_pickle
         >>> save_pickle({"w": torch.zeros(2)}, "x.pt")
-        >>> load_pickle("x.pt")
+        >>> torch.load("x.pt")
         {'w': tensor([0., 0.])}
     """
     with atomic_write(path) as file:
@@ -222,7 +217,6 @@ class _Sink:
 
 
 def _refusal(path: str, wanted: list[str]) -> str:
-    """Say that opening a file would run code, which, and what to do."""
     listed = "".join(f"\n    {name}{_alarm(name)}" for name in wanted[:40])
     more = f"\n    ... and {len(wanted) - 40} more" if len(wanted) > 40 else ""
     if any(map(_alarm, wanted)):

@@ -18,14 +18,14 @@ from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, TypeAlias
 
 import torch
 
-from ftkit._formats import LEGACY_MAGIC
 from ftkit.errors import DamagedFileError
 
 __all__ = [
+    "LEGACY_MAGIC",
     "Bounded",
     "Foreign",
     "Global",
@@ -37,6 +37,8 @@ __all__ = [
     "stored_tensor",
 ]
 
+LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
+"""How the files of torch before 1.6 begin."""
 
 _LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
 
@@ -199,13 +201,10 @@ class _Machine:
             reader, step = table[code]
             step(self, reader(arguments) if reader is not None else None)
 
-    # One method for each kind of instruction; the table below says which is whose.
+    # What the instructions are made of; the table below says of which each is.
 
     def push(self, value: Any) -> None:
         self.stack.append(value)
-
-    def ignore(self, _: Any) -> None:
-        pass
 
     def mark(self, _: Any) -> None:
         self.marks.append(self.stack)
@@ -222,48 +221,23 @@ class _Machine:
         else:
             self.since_mark()
 
-    def pop_mark(self, _: Any) -> None:
-        self.since_mark()
-
-    def duplicate(self, _: Any) -> None:
-        self.stack.append(self.stack[-1])
-
     def put(self, index: int) -> None:
         self.memo[int(index)] = self.stack[-1]
-
-    def memoize(self, _: Any) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
 
     def get(self, index: int) -> None:
         self.stack.append(self.memo[int(index)])
 
-    def fresh(self, make: Callable[[], Any]) -> None:
-        self.stack.append(make())
-
-    def collect(self, make: Callable[[list[Any]], Any]) -> None:
-        items = self.since_mark()
-        self.stack.append(make(items))
-
-    def last_in_tuple(self, count: int) -> None:
-        items = tuple(self.stack[-count:])
+    def last(self, count: int) -> list[Any]:
+        items = self.stack[-count:]
         if len(items) != count:
             raise IndexError("too few things on the stack")
-        self.stack[-count:] = [items]
+        del self.stack[-count:]
+        return items
 
-    def append(self, _: Any) -> None:
-        item = self.stack.pop()
-        _extend(self.stack[-1], [item])
-
-    def appends(self, _: Any) -> None:
-        items = self.since_mark()
+    def extend(self, items: list[Any]) -> None:
         _extend(self.stack[-1], items)
 
-    def set_item(self, _: Any) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        _update(self.stack[-1], [key, value])
-
-    def set_items(self, _: Any) -> None:
-        items = self.since_mark()
+    def update(self, items: list[Any]) -> None:
         _update(self.stack[-1], items)
 
     def name(self, text: str) -> None:
@@ -296,13 +270,9 @@ class _Machine:
         self.wanted[f"copyreg extension {code}"] = None
         self.stack.append(Global(f"copyreg extension {code}"))
 
-    def reduce(self, _: Any) -> None:
+    def reduce(self, *, new: bool) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.call(function, args))
-
-    def new(self, _: Any) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        self.stack.append(self.call(function, args, new=True))
+        self.stack.append(self.call(function, args, new=new))
 
     def new_with_keywords(self, _: Any) -> None:
         keywords, args, function = self.stack.pop(), self.stack.pop(), self.stack.pop()
@@ -318,9 +288,8 @@ class _Machine:
         self.name(text)
         self.stack.append(self.call(self.stack.pop(), tuple(args)))
 
-    def object(self, _: Any) -> None:
-        function, *args = self.since_mark()
-        self.stack.append(self.call(function, tuple(args)))
+    def object(self, function: Any, *args: Any) -> None:
+        self.stack.append(self.call(function, args))
 
     def call(self, function: Any, args: Any, *, new: bool = False) -> Any:
         if not isinstance(args, tuple):
@@ -650,72 +619,59 @@ _STORAGES: Final[dict[str, torch.dtype]] = {
     for module in ("torch", "torch.cuda", "torch.storage")
 }
 
-_STEPS: Final[dict[str, tuple[Callable[[_Machine, Any], None], Any]]] = {
-    "PROTO": (_Machine.ignore, None),
-    "FRAME": (_Machine.ignore, None),
-    "NONE": (_Machine.push, None),
-    "NEWTRUE": (_Machine.push, True),
-    "NEWFALSE": (_Machine.push, False),
-    "MARK": (_Machine.mark, None),
-    "POP": (_Machine.pop, None),
-    "POP_MARK": (_Machine.pop_mark, None),
-    "DUP": (_Machine.duplicate, None),
-    "MEMOIZE": (_Machine.memoize, None),
-    "EMPTY_LIST": (_Machine.fresh, list),
-    "EMPTY_DICT": (_Machine.fresh, dict),
-    "EMPTY_SET": (_Machine.fresh, set),
-    "EMPTY_TUPLE": (_Machine.push, ()),
-    "LIST": (_Machine.collect, list),
-    "DICT": (_Machine.collect, _pairs),
-    "TUPLE": (_Machine.collect, tuple),
-    "FROZENSET": (_Machine.collect, lambda items: frozenset(_keys(items))),
-    "TUPLE1": (_Machine.last_in_tuple, 1),
-    "TUPLE2": (_Machine.last_in_tuple, 2),
-    "TUPLE3": (_Machine.last_in_tuple, 3),
-    "APPEND": (_Machine.append, None),
-    "APPENDS": (_Machine.appends, None),
-    "ADDITEMS": (_Machine.appends, None),
-    "SETITEM": (_Machine.set_item, None),
-    "SETITEMS": (_Machine.set_items, None),
-    "GLOBAL": (_Machine.name, None),
-    "STACK_GLOBAL": (_Machine.stack_name, None),
-    "INST": (_Machine.instance, None),
-    "OBJ": (_Machine.object, None),
-    "REDUCE": (_Machine.reduce, None),
-    "NEWOBJ": (_Machine.new, None),
-    "NEWOBJ_EX": (_Machine.new_with_keywords, None),
-    "BUILD": (_Machine.build, None),
-    "PERSID": (_Machine.persistent, None),
-    "BINPERSID": (_Machine.storage, None),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), (_Machine.put, None)),
-    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), (_Machine.get, None)),
-    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), (_Machine.extension, None)),
+_Step: TypeAlias = Callable[[_Machine, Any], object]
+
+_STEPS: Final[dict[str, _Step]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), lambda *_: None),
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda machine, _: machine.since_mark(),
+    "DUP": lambda machine, _: machine.push(machine.stack[-1]),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "LIST": lambda machine, _: machine.push(machine.since_mark()),
+    "DICT": lambda machine, _: machine.push(_pairs(machine.since_mark())),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(_keys(machine.since_mark()))),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.last(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.last(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.last(3))),
+    "APPEND": lambda machine, _: machine.extend(machine.last(1)),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: machine.extend(machine.since_mark())),
+    "SETITEM": lambda machine, _: machine.update(machine.last(2)),
+    "SETITEMS": lambda machine, _: machine.update(machine.since_mark()),
+    "GLOBAL": _Machine.name,
+    "STACK_GLOBAL": _Machine.stack_name,
+    "INST": _Machine.instance,
+    "OBJ": lambda machine, _: machine.object(*machine.since_mark()),
+    "REDUCE": lambda machine, _: machine.reduce(new=False),
+    "NEWOBJ": lambda machine, _: machine.reduce(new=True),
+    "NEWOBJ_EX": _Machine.new_with_keywords,
+    "BUILD": _Machine.build,
+    "PERSID": _Machine.persistent,
+    "BINPERSID": _Machine.storage,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(("EXT1", "EXT2", "EXT4"), _Machine.extension),
     **dict.fromkeys(
         (
             *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
             *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
             *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
         ),
-        (_Machine.push, None),
+        _Machine.push,
     ),
 }
 
-
-def _table() -> dict[bytes, tuple[Callable[[Any], Any] | None, Callable[[_Machine, Any], None]]]:
-    """Each instruction's byte, with how to read its argument and what to do."""
-    table: dict[bytes, tuple[Callable[[Any], Any] | None, Callable[[_Machine, Any], None]]] = {}
-    for opcode in pickletools.opcodes:
-        if opcode.name in _STEPS:
-            step, constant = _STEPS[opcode.name]
-            reader = (
-                opcode.arg.reader if opcode.arg is not None else (None if constant is None else _constant(constant))
-            )
-            table[opcode.code.encode("latin1")] = (reader, step)
-    return table
-
-
-def _constant(value: Any) -> Callable[[Any], Any]:
-    return lambda _: value
-
-
-_TABLE: Final = _table()
+# By the byte that stands for each instruction: how to read its argument, and what to do.
+_TABLE: Final[dict[bytes, tuple[Callable[[Any], Any] | None, _Step]]] = {
+    opcode.code.encode("latin1"): (None if opcode.arg is None else opcode.arg.reader, _STEPS[opcode.name])
+    for opcode in pickletools.opcodes
+    if opcode.name in _STEPS
+}

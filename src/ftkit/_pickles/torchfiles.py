@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 import os
@@ -11,15 +12,14 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, Self, assert_never
+from typing import IO, Any, BinaryIO, Final
 
 import torch
 from torch import Tensor
 
-from ftkit._formats import ObjectFormat, TensorFormat, content_format
 from ftkit._pickles.machine import (
     Bounded,
     Global,
@@ -31,10 +31,11 @@ from ftkit._pickles.machine import (
     stored_tensor,
 )
 from ftkit._tensors.bytes import CHUNK, bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._tensors.file import OpenFile
 from ftkit._torch import negated
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 
-__all__ = ["PickleFile", "tensor_in"]
+__all__ = ["LegacyPickle", "PickleFile", "PlainPickle", "TarPickle", "ZipPickle", "tensor_in"]
 
 # A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
 _FREE_BYTES: Final = 64 << 20
@@ -43,25 +44,25 @@ _MAX_RATIO: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class _Record:
-    """Where the bytes of a storage or another entry lie: at an offset, packed in a zip entry, or in memory."""
+    """Where the bytes of a storage or another entry lie: at an offset, packed, or in memory."""
 
     name: str
     nbytes: int
     offset: int
     checksum: int | None
-    packed: zipfile.ZipInfo | None = None
+    unpack: Callable[[], IO[bytes]] | None = None
     inline: memoryview | None = None
 
 
-class PickleFile:
-    """A file that ``torch.save`` or ``pickle`` wrote, opened without running anything in it.
+class PickleFile(OpenFile, ABC):
+    """A file that ``torch.save`` or ``pickle`` wrote, of which nothing has run.
+
+    A reader of a format says how to :meth:`_open` it.
 
     Attributes:
-        format: How it is packed.
         tree: What it holds: plain data, :class:`~ftkit._pickles.machine.StoredTensor` in place of tensors, and
             :class:`~ftkit._pickles.machine.Foreign` in place of what only code could make.
         wanted: The classes and functions it names beyond plain data and tensors, in order.
-        verified: Whether checksums cover its tensors. They are compared whenever bytes are read.
         script: Whether it is a TorchScript archive.
         rare: The kinds of tensors in it that only torch can build: ``sparse``, ``quantized``, ...
 
@@ -70,49 +71,34 @@ class PickleFile:
 
     Example:
         >>> import torch
-        >>> from ftkit._pickles.torchfiles import PickleFile
+        >>> from ftkit._formats import open_file
         >>> torch.save({"epoch": 3, "weights": torch.ones(2, 3)}, "c.pt")
-        >>> with PickleFile("c.pt") as file:
+        >>> with open_file("c.pt") as file:
         ...     file.tree["epoch"], file.tree["weights"].shape, file.wanted
         (3, (2, 3), [])
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: str = os.fspath(path)
-        self.format: ObjectFormat = _object_format(self.path)
-        self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
-        self._size = os.fstat(self._file.fileno()).st_size
-        self._zip: zipfile.ZipFile | None = None
+    script: bool = False
+    _folder = ""  # what the names of entries that are storages begin with
+    _packed = 0  # the bytes that all compressed entries would unpack to
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
         self._records: dict[str, _Record] = {}
-        self._packed = 0  # the bytes that all compressed entries would unpack to
         try:
             self._pickled = self._open()
             self._check_storages()
         except (DamagedFileError, RecursionError) as error:
-            self._file.close()
             if self.path in str(error):
                 raise
             raise DamagedFileError(f"{self.path} is damaged, or not what it seems: {error}") from error
-        except BaseException:
-            self._file.close()
-            raise
         self.tree: Any = self._pickled.tree
         self.wanted: list[str] = self._pickled.wanted
-        self.verified: bool = self.format is ObjectFormat.ZIP and all(
-            self._records[name].checksum is not None for name in ("data.pkl", *map(self._entry, self._pickled.storages))
-        )
-        self.script: bool = "constants.pkl" in self._records
         self.rare: list[str] = self._pickled.rare
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. Leaving a ``with`` block does it too."""
-        self._file.close()
+    @abstractmethod
+    def _open(self) -> Pickled:
+        """Read the pickle, and note where the bytes of its storages lie."""
 
     def read_into(self, pairs: Iterable[tuple[StoredTensor, Tensor]]) -> None:
         """Fill tensors of the same shapes in place, comparing checksums on the way.
@@ -133,7 +119,7 @@ class PickleFile:
                     f"{self.path} has shape {list(stored.shape)} where the target has {list(target.shape)}."
                 )
             wanted.setdefault(stored.storage, []).append((stored, target.detach()))
-        jobs = [(self._record(ref), targets) for ref, targets in wanted.items()]
+        jobs = [(self._records[self._folder + ref.key], targets) for ref, targets in wanted.items()]
         jobs.sort(key=lambda job: job[0].offset)
         try:
             in_threads(lambda job: self._fill(*job), jobs, sum(record.nbytes for record, _ in jobs))
@@ -149,7 +135,7 @@ class PickleFile:
             DamagedFileError: Some bytes are not the ones that were written.
         """
         self._refuse_bomb(self._packed)
-        records = {ref: self._record(ref) for ref in self._pickled.storages.values()}
+        records = {ref: self._records[self._folder + ref.key] for ref in self._pickled.storages.values()}
         memory = {ref: torch.empty(record.nbytes, dtype=torch.uint8) for ref, record in records.items()}
         total = sum(record.nbytes for record in records.values())
         in_threads(lambda ref: self._read(records[ref], bytes_of(memory[ref])), records, total)
@@ -168,28 +154,12 @@ class PickleFile:
         with self._buffered(0) as file:
             yield file
 
-    # Opening: each format ends in a tree, and in records that say where the storages' bytes are.
-
-    def _open(self) -> Pickled:
-        match self.format:
-            case ObjectFormat.ZIP:
-                return self._open_zip()
-            case ObjectFormat.LEGACY:
-                return self._open_legacy()
-            case ObjectFormat.TAR:
-                return self._open_tar()
-            case ObjectFormat.PICKLE:
-                with self._buffered(0) as file:
-                    return read_pickle(file)
-            case _:
-                assert_never(self.format)
-
     def _check_storages(self) -> None:
         """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
         for key, data in self._pickled.inline.items():
-            self._records[self._entry(key)] = _Record(key, len(data), 0, None, inline=data)
+            self._records[self._folder + key] = _Record(key, len(data), 0, None, inline=data)
         for ref in self._pickled.storages.values():
-            record = self._records.get(self._entry(ref.key))
+            record = self._records.get(self._folder + ref.key)
             if record is None:
                 raise DamagedFileError(f"the storage {ref.key[:40]!r} is missing.")
             if record.nbytes != ref.nbytes:
@@ -203,70 +173,11 @@ class PickleFile:
             file.seek(position)
             yield file
 
-    def _open_zip(self) -> Pickled:
-        try:
-            self._zip = zipfile.ZipFile(self._file)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
-            raise DamagedFileError(
-                f"the list of its entries can't be read ({error}), as when a copy was cut."
-            ) from error
-        entries = [entry for entry in self._zip.infolist() if not entry.filename.endswith("/")]
-        main = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
-        if len(main) != 1:
-            raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
-        self._place(entries, main[0].filename.removesuffix("data.pkl"))
-        if "byteorder" in self._records:
-            self._check_order(little_endian=self._content("byteorder") == b"little")
-        return read_pickle(io.BytesIO(self._content("data.pkl")))
-
-    def _place(self, entries: list[zipfile.ZipInfo], folder: str) -> None:
-        """Find where the entries' bytes lie, and that they lie apart and inside the file."""
-        floor = packed = 0
-        unchecked = not any(entry.CRC for entry in entries)  # torch can be told to leave checksums out
-        for entry in sorted(entries, key=lambda entry: entry.header_offset):
-            name = entry.filename.removeprefix(folder)
-            if entry.flag_bits & 1:
-                raise CheckpointError(f"{self.path} is encrypted: unpack it with its password first.")
-            if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise CheckpointError(f"{self.path} is compressed in a way that torch never writes. Save it anew.")
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            local = bytearray(30)
-            self._exactly(memoryview(local), entry.header_offset)
-            offset = entry.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
-            apart = entry.header_offset >= floor and offset + entry.compress_size <= self._size
-            whole = local[:4] == b"PK\x03\x04" and (entry.file_size == entry.compress_size or not stored)
-            if not (apart and whole and name not in self._records):
-                raise DamagedFileError(f"its entry {name[:80]!r} is not where it should be.")
-            floor = offset + entry.compress_size
-            packed += 0 if stored else entry.file_size
-            checksum = None if unchecked else entry.CRC
-            self._records[name] = _Record(name, entry.file_size, offset, checksum, None if stored else entry)
-        self._packed = packed
-
     def _refuse_bomb(self, unpacked: int) -> None:
         if unpacked > max(_FREE_BYTES, _MAX_RATIO * self._size):
             raise UntrustedFileError(
                 f"{self.path} has {self._size:,} bytes and would unpack to {unpacked:,}: a bomb, not weights."
             )
-
-    def _content(self, name: str) -> bytes:
-        if self._records[name].packed is not None:
-            self._refuse_bomb(self._records[name].nbytes)
-        content = bytearray(self._records[name].nbytes)
-        self._read(self._records[name], memoryview(content))
-        return bytes(content)
-
-    def _open_legacy(self) -> Pickled:
-        with self._buffered(0) as file:
-            parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
-            position = file.tell()
-        system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
-        self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)
-        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
-            raise DamagedFileError("its list of storages is not the one it refers to.")
-        for key in keys:
-            position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
-        return dataclasses.replace(pickled, wanted=list(dict.fromkeys(name for part in parts for name in part.wanted)))
 
     def _place_raw(self, key: str, dtype: torch.dtype, position: int) -> int:
         """Note a storage that stands as its length and its bytes; return where it ends."""
@@ -278,50 +189,9 @@ class PickleFile:
         self._records[key] = _Record(key, nbytes, position + 8, None)
         return position + 8 + nbytes
 
-    def _open_tar(self) -> Pickled:
-        """Read torch's format of 2016: github.com/pytorch/pytorch/blob/v0.1.1/torch/serialization.py."""
-        try:
-            with self._buffered(0) as raw:
-                file: Any = Bounded(raw)
-                with tarfile.open(fileobj=file, mode="r:") as archive:
-                    starts = {member.name: member.offset_data for member in archive.getmembers() if member.isfile()}
-                file.seek(starts["storages"])
-                storages = self._tar_storages(file)
-                file.seek(starts["tensors"])
-                tensors = _tar_tensors(file, storages)
-                file.seek(starts["pickle"])
-                pickled = read_pickle(file, {**storages, **tensors})
-        except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
-            raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
-        return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
-
-    def _tar_storages(self, file: BinaryIO) -> dict[str, StorageRef]:
-        refs: dict[str, StorageRef] = {}
-        for _ in range(int(_plain(file))):
-            key, location, kind = _plain(file)
-            dtype = storage_dtype(kind.name) if isinstance(kind, Global) else None
-            if dtype is None:
-                raise TypeError("a storage of no known type")
-            end = self._place_raw(str(key), dtype, file.tell())
-            refs[str(key)] = StorageRef(
-                str(key), dtype, self._records[str(key)].nbytes // dtype.itemsize, str(location)
-            )
-            file.seek(end)
-        if _plain(file):
-            raise TypeError("views of storages, which torch has not written since 2017")
-        return refs
-
     def _check_order(self, *, little_endian: bool) -> None:
         if not little_endian:
             raise CheckpointError(f"{self.path} was written on a big-endian machine, which ftkit doesn't read.")
-
-    # Reading
-
-    def _entry(self, key: str) -> str:
-        return f"data/{key}" if self.format is ObjectFormat.ZIP else key
-
-    def _record(self, ref: StorageRef) -> _Record:
-        return self._records[self._entry(ref.key)]
 
     def _fill(self, record: _Record, targets: list[tuple[StoredTensor, Tensor]]) -> None:
         stored, target = targets[0]
@@ -336,7 +206,7 @@ class PickleFile:
     def _read(self, record: _Record, into: memoryview | None) -> None:
         """Read an entry into the memory given, or keep nothing, and compare its checksum."""
         scratch = memoryview(bytearray(min(record.nbytes, CHUNK))) if into is None else into
-        source = self._zip.open(record.packed) if self._zip is not None and record.packed is not None else None
+        source = record.unpack() if record.unpack is not None else None
         checksum = 0
         for position in range(0, record.nbytes, CHUNK):
             size = min(CHUNK, record.nbytes - position)
@@ -385,17 +255,66 @@ def tensor_in(memory: Tensor, stored: StoredTensor) -> Tensor:
     return tensor.requires_grad_(stored.requires_grad)
 
 
-def _object_format(path: str) -> ObjectFormat:
-    match content_format(path):
-        case ObjectFormat() as kind:
-            return kind
-        case TensorFormat() as kind:
-            raise CheckpointError(
-                f"{path} is a {kind.label} file: it holds weights, not objects. "
-                "Build the model, then load_weights(model, path)."
-            )
-        case other:
-            assert_never(other)
+class ZipPickle(PickleFile):
+    """An archive of the pickle and each storage, as torch writes since 1.6; TorchScript writes the same."""
+
+    format = "zip"
+    _folder = "data/"
+
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        names = ("data.pkl", *(self._folder + key for key in self._pickled.storages))
+        self.verified = all(self._records[name].checksum is not None for name in names)
+        self.script = "constants.pkl" in self._records
+
+    def _open(self) -> Pickled:
+        try:
+            archive = zipfile.ZipFile(self._file)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
+            raise DamagedFileError(
+                f"the list of its entries can't be read ({error}), as when a copy was cut."
+            ) from error
+        entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
+        main = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
+        if len(main) != 1:
+            raise CheckpointError(f"{self.path} {_other_zip([entry.filename for entry in entries])}")
+        self._place(archive, entries, main[0].filename.removesuffix("data.pkl"))
+        if "byteorder" in self._records:
+            self._check_order(little_endian=self._content("byteorder") == b"little")
+        return read_pickle(io.BytesIO(self._content("data.pkl")))
+
+    def _place(self, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: str) -> None:
+        """Find where the entries' bytes lie, and that they lie apart and inside the file."""
+        floor = packed = 0
+        unchecked = not any(entry.CRC for entry in entries)  # torch can be told to leave checksums out
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            name = entry.filename.removeprefix(folder)
+            if entry.flag_bits & 1:
+                raise CheckpointError(f"{self.path} is encrypted: unpack it with its password first.")
+            if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+                raise CheckpointError(f"{self.path} is compressed in a way that torch never writes. Save it anew.")
+            stored = entry.compress_type == zipfile.ZIP_STORED
+            local = bytearray(30)
+            self._exactly(memoryview(local), entry.header_offset)
+            offset = entry.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+            apart = entry.header_offset >= floor and offset + entry.compress_size <= self._size
+            whole = local[:4] == b"PK\x03\x04" and (entry.file_size == entry.compress_size or not stored)
+            if not (apart and whole and name not in self._records):
+                raise DamagedFileError(f"its entry {name[:80]!r} is not where it should be.")
+            floor = offset + entry.compress_size
+            packed += 0 if stored else entry.file_size
+            checksum = None if unchecked else entry.CRC
+            unpack = None if stored else functools.partial(archive.open, entry)
+            self._records[name] = _Record(name, entry.file_size, offset, checksum, unpack)
+        self._packed = packed
+
+    def _content(self, name: str) -> bytes:
+        record = self._records[name]
+        if record.unpack is not None:
+            self._refuse_bomb(record.nbytes)
+        content = bytearray(record.nbytes)
+        self._read(record, memoryview(content))
+        return bytes(content)
 
 
 def _other_zip(names: list[str]) -> str:
@@ -404,6 +323,62 @@ def _other_zip(names: list[str]) -> str:
     if names and all(name.endswith(".npy") for name in names):
         return "holds arrays of numpy: load_weights(model, dict(numpy.load(path))) takes them."
     return "is a zip archive, but none that torch wrote: it has no data.pkl."
+
+
+class LegacyPickle(PickleFile):
+    """Pickles and storages one after the other, as torch wrote before 1.6."""
+
+    format = "legacy"
+
+    def _open(self) -> Pickled:
+        with self._buffered(0) as file:
+            parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
+            position = file.tell()
+        system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
+        self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)
+        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
+            raise DamagedFileError("its list of storages is not the one it refers to.")
+        for key in keys:
+            position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
+        return dataclasses.replace(pickled, wanted=list(dict.fromkeys(name for part in parts for name in part.wanted)))
+
+
+class TarPickle(PickleFile):
+    """Torch's format of 2016: github.com/pytorch/pytorch/blob/v0.1.1/torch/serialization.py."""
+
+    format = "tar"
+
+    def _open(self) -> Pickled:
+        try:
+            with self._buffered(0) as raw:
+                file: Any = Bounded(raw)
+                with tarfile.open(fileobj=file, mode="r:") as archive:
+                    starts = {member.name: member.offset_data for member in archive.getmembers() if member.isfile()}
+                file.seek(starts["storages"])
+                storages = self._storages(file)
+                file.seek(starts["tensors"])
+                tensors = _tar_tensors(file, storages)
+                file.seek(starts["pickle"])
+                pickled = read_pickle(file, {**storages, **tensors})
+        except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
+            raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
+        return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
+
+    def _storages(self, file: BinaryIO) -> dict[str, StorageRef]:
+        refs: dict[str, StorageRef] = {}
+        for _ in range(int(_plain(file))):
+            key, location, kind = _plain(file)
+            dtype = storage_dtype(kind.name) if isinstance(kind, Global) else None
+            if dtype is None:
+                raise TypeError("a storage of no known type")
+            end = self._place_raw(str(key), dtype, file.tell())
+            refs[str(key)] = StorageRef(
+                str(key), dtype, self._records[str(key)].nbytes // dtype.itemsize, str(location)
+            )
+            file.seek(end)
+        if _plain(file):
+            raise TypeError("views of storages, which torch has not written since 2017")
+        return refs
 
 
 def _plain(file: BinaryIO) -> Any:
@@ -420,3 +395,13 @@ def _tar_tensors(file: BinaryIO, storages: Mapping[str, StorageRef]) -> dict[str
             storages[str(storage)], numbers[-1], numbers[:sides], numbers[sides : 2 * sides]
         )
     return tensors
+
+
+class PlainPickle(PickleFile):
+    """A pickle and nothing else, as ``pickle.dump`` writes; tensors in it bring their bytes along."""
+
+    format = "pickle"
+
+    def _open(self) -> Pickled:
+        with self._buffered(0) as file:
+            return read_pickle(file)

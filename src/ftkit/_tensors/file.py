@@ -1,12 +1,14 @@
-"""Files that hold tensors by name: what all their readers can do, whatever the format."""
+"""Open files of weights, and those that hold tensors by name: what all their readers can do, whatever the format."""
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from torch import Tensor
 from ftkit._tensors.bytes import in_threads, mark_changed, memory_of
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
-__all__ = ["TensorFile", "TensorInfo"]
+__all__ = ["OpenFile", "TensorFile", "TensorInfo"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +43,46 @@ class TensorInfo:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-class TensorFile(ABC):
-    """A file of tensors by name, opened for reading: what it lists at once, its tensors on demand.
-
-    A reader of a format sets the attributes when it opens the file, and says how to :meth:`fill` one tensor.
+class OpenFile:
+    """A file of weights that is open; whoever opened it keeps it until the reader stands, which then closes it.
 
     Attributes:
-        path: The file.
-        metadata: The text that it keeps beside its tensors.
-        tensors: What it holds, by name, the other names of tied tensors included.
+        path: What it was opened as, for messages: nobody opens it again.
+        format: What the format is called.
         verified: Whether any damage to a tensor will be noticed.
     """
 
-    path: str
-    metadata: dict[str, str]
-    tensors: dict[str, TensorInfo]
-    verified: bool
+    format: ClassVar[str]
+    verified: bool = False
 
-    @abstractmethod
+    def __init__(self, file: io.FileIO) -> None:
+        self.path: str = str(file.name)
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Close the file. Leaving a ``with`` block does it too."""
+        self._file.close()
+
+
+class TensorFile(OpenFile, ABC):
+    """A file of tensors by name: what it lists at once, its tensors on demand.
+
+    A reader of a format sets the attributes when it gets the file, and says how to :meth:`fill` one tensor.
+
+    Attributes:
+        metadata: The text that it keeps beside its tensors.
+        tensors: What it holds, by name, the other names of tied tensors included.
+    """
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorInfo]
 
     @abstractmethod
     def fill(self, info: TensorInfo, target: Tensor) -> None:
@@ -77,12 +99,6 @@ class TensorFile(ABC):
             DamagedFileError: The bytes are not the ones that were written.
         """
         self.fill(info, torch.empty(info.shape, dtype=info.dtype))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def read(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Return tensors as new CPU tensors, verified. Names of one tied tensor share one memory.

@@ -11,12 +11,12 @@ covered, and a file whose one key is damaged still has the other to tell that it
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
 import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import torch
@@ -92,9 +92,10 @@ def write_tensors(
 
     Example:
         >>> import torch
-        >>> from ftkit._tensors.safetensors import SafetensorsFile, write_tensors
+        >>> from ftkit._formats import open_file
+        >>> from ftkit._tensors.safetensors import write_tensors
         >>> write_tensors("w.safetensors", {"a": torch.arange(3), "b": torch.zeros(2, 2)}, {"note": "hi"})
-        >>> with SafetensorsFile("w.safetensors") as file:
+        >>> with open_file("w.safetensors") as file:
         ...     file.metadata["note"], file.tensors["b"].shape, file.read(["a"])["a"].tolist()
         ('hi', (2, 2), [0, 1, 2])
     """
@@ -208,43 +209,33 @@ def _compact(value: object) -> str:
 
 
 class SafetensorsFile(TensorFile):
-    """A safetensors file, opened for reading.
+    """A safetensors file.
 
-    Opening checks the header against the file's size before anything is allocated. A file that
-    ftkit wrote is verified while it is read; one of other origin has no digests to verify.
+    Its header is checked against its size before anything is allocated. A file that ftkit wrote is verified while it is
+    read; one of other origin has no digests to verify.
 
     Raises:
         DamagedFileError: This is no whole safetensors file.
-        CheckpointError: It can't be opened, or a tensor is of a type that this torch lacks.
+        CheckpointError: A tensor is of a type that this torch lacks.
 
     Example:
         >>> import torch
-        >>> from ftkit._tensors.safetensors import SafetensorsFile, write_tensors
+        >>> from ftkit._formats import open_file
+        >>> from ftkit._tensors.safetensors import write_tensors
         >>> layer = torch.nn.Linear(2, 2)
         >>> write_tensors("layer.safetensors", layer.state_dict())
-        >>> with SafetensorsFile("layer.safetensors") as file:
+        >>> with open_file("layer.safetensors") as file:
         ...     file.read_into(dict(torch.nn.Linear(2, 2).named_parameters()))
         ...     file.verified
         True
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path: str = os.fspath(path)
-        self._scratch = threading.local()
-        try:
-            self._file: BinaryIO = Path(path).open("rb", buffering=0)  # noqa: SIM115  (closed by __exit__)
-        except OSError as error:
-            raise CheckpointError(f"Can't open {self.path}: {error.strerror}.") from error
-        try:
-            raw = self._raw_header()
-            self._parse(raw)
-        except BaseException:
-            self._file.close()
-            raise
+    format = "safetensors"
 
-    def close(self) -> None:
-        """Close the file. Leaving a ``with`` block does it too."""
-        self._file.close()
+    def __init__(self, file: io.FileIO) -> None:
+        super().__init__(file)
+        self._scratch = threading.local()
+        self._parse(self._raw_header())
 
     def fill(self, info: TensorInfo, target: Tensor) -> None:
         """Fill a tensor of the same shape in place; its digest is compared."""
@@ -287,18 +278,15 @@ class SafetensorsFile(TensorFile):
             ) from error
 
     def _raw_header(self) -> bytes:
-        self._size = os.fstat(self._file.fileno()).st_size
-        if self._size < 8:
-            raise DamagedFileError(f"{self.path} has {self._size} bytes, too few for a safetensors file.")
-        length = int.from_bytes(self._file.read(8), "little")
-        if length > min(self._size - 8, _MAX_HEADER):
-            raise DamagedFileError(
-                f"{self.path} is no whole safetensors file: it declares a header of {length:,} bytes, "
-                f"and has {self._size:,} bytes in all."
-            )
-        raw = bytearray(length)
         try:
-            read_at(self._file, memoryview(raw), 8)
+            read_at(self._file, memoryview(start := bytearray(8)), 0)
+            length = int.from_bytes(start, "little")
+            if length > min(self._size - 8, _MAX_HEADER):
+                raise DamagedFileError(
+                    f"{self.path} is no whole safetensors file: it declares a header of {length:,} bytes, "
+                    f"and has {self._size:,} bytes in all."
+                )
+            read_at(self._file, memoryview(raw := bytearray(length)), 8)
         except EOFError as error:
             raise DamagedFileError(f"{self.path} was cut short while its header was read.") from error
         self._start = 8 + length

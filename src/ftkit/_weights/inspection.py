@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor
 
-from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._weights.tables import Entry, Table
 from ftkit._wording import in_bytes, some
 from ftkit.errors import CheckpointError
@@ -93,7 +93,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           weight  float32   [2, 4]
           bias    float32   [2]
     """
-    with Source(Path(path)) as source:
+    with open_source(Path(path)) as source:
         entries = source.tables[0].entries if source.tables else {}
         return CheckpointInfo(
             path=source.name,
@@ -193,7 +193,7 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
         >>> diff.same, [change.name for change in diff.changed]
         (['weight'], ['bias'])
     """
-    with Source(a) as first, Source(b) as second:
+    with open_source(a) as first, open_source(b) as second:
         left, right = _counterparts(first, second)
         both = {name: (old, right[name]) for name, old in left.items() if name in right}
         alike = {name: pair for name, pair in both.items() if _kind(pair[0]) == _kind(pair[1])}

@@ -12,13 +12,14 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftkit._formats import TORCH_SUFFIXES
+from ftkit._formats import TORCH_SUFFIXES, open_file
 from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
 from ftkit._tensors.bytes import rare_kind
+from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
-from ftkit._weights.sources import Source, WeightsSource
+from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
@@ -185,7 +186,7 @@ def load_weights(
           peeled: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
-    with Source(source) as opened:
+    with open_source(source) as opened:
         plan = plan_weights(
             unwrap(model), opened, strict=strict, rename=rename, drop_mismatched=drop_mismatched, ema=ema
         )
@@ -290,7 +291,13 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
         If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
 Weights alone need no trust: load_weights(model, path).
     """
-    loaded = load_pickle(path, allow=allow, trusted=trusted)
+    with open_file(path) as file:
+        if isinstance(file, TensorFile):
+            raise CheckpointError(
+                f"{file.path} is a {file.format} file: it holds weights, not objects. "
+                "Build the model, then load_weights(model, path)."
+            )
+        loaded = load_pickle(file, allow=allow, trusted=trusted)
     if not isinstance(loaded, nn.Module):
         kind = type(loaded).__name__
         _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", path, kind)
@@ -298,7 +305,6 @@ Weights alone need no trust: load_weights(model, path).
 
 
 def _report(match: Match, source: Source) -> LoadReport:
-    """What loading a match would mean."""
     return LoadReport(
         source=source.name,
         loaded_keys=[pair.name for pair in match.fitting],
@@ -314,7 +320,6 @@ def _report(match: Match, source: Source) -> LoadReport:
 
 
 def _refuse_empty(source: Source) -> None:
-    """Raise if a source holds no tensors, and say where they may be."""
     if source.tables:
         return
     reason = ""
@@ -326,7 +331,6 @@ def _refuse_empty(source: Source) -> None:
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
-    """Raise if the source does not fit the model as far as was asked."""
     nothing = not report.loaded_keys and bool(places.tensors)
     shapes = bool(report.mismatched_keys) and not drop_mismatched
     names = bool(report.missing_keys or report.unexpected_keys) and strict

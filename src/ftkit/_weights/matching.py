@@ -269,7 +269,6 @@ def _prefix_changes(free: Iterable[str], open_places: Iterable[str]) -> list[tup
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:
-    """The ways to cut a few components off the front of a name."""
     parts = name.split(".")
     for count in range(min(len(parts), _MAX_CUT)):
         yield "".join(f"{part}." for part in parts[:count]), ".".join(parts[count:])

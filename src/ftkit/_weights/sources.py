@@ -6,20 +6,21 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self, TypeAlias, assert_never
+from typing import Any, Final, Self, TypeAlias
 
 from torch import Tensor, nn
 
-from ftkit._formats import SUFFIXES, ObjectFormat, TensorFormat, content_format
+from ftkit._formats import SUFFIXES, open_file
 from ftkit._pickles.machine import StoredTensor
 from ftkit._pickles.torchfiles import PickleFile
 from ftkit._tensors.file import TensorFile
-from ftkit._weights.tables import Entry, Reader, Table, parts_of, tables_in
+from ftkit._weights.tables import Entry, Reader, Table, parts_of, plain_values, tables_in
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.selection import unwrap
 
-__all__ = ["Source", "WeightsSource"]
+__all__ = ["Source", "WeightsSource", "in_memory", "open_source"]
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 """A weights file of any format, an index of shards, a folder with either, a state dict, or a model."""
@@ -31,6 +32,7 @@ _SEARCHED: Final = (".safetensors.index.json", ".safetensors", ".bin.index.json"
 _TRAINERS_WEIGHTS: Final = "pytorch_model.bin"  # a trainer's own state lies beside it, under the same suffix
 
 
+@dataclass(eq=False)
 class Source:
     """Weights, opened: a context manager that closes the files behind them.
 
@@ -38,45 +40,27 @@ class Source:
         name: What to call it in a message.
         format: How it is kept.
         tables: Every table in it that holds tensors, the whole first.
+        metadata: What it says beyond tensors: a file's metadata, or the plain values of its outermost table.
         verified: Whether any damage to the tensors will be noticed.
         wanted: The classes and functions it names, which were not looked up and did not run.
         rare: The kinds of tensors in it that are not dense, and left out: ``sparse``, ``quantized``, ...
-        metadata: What it says beyond tensors: a file's metadata, or the plain values of its outermost table.
-
-    Example:
-        >>> import torch
-        >>> from ftkit._weights.sources import Source
-        >>> torch.save({"epoch": 3, "model": {"w": torch.ones(2)}}, "c.pt")
-        >>> with Source("c.pt") as source:
-        ...     source.metadata, [(table.path, list(table.entries)) for table in source.tables]
-        ({'epoch': 3}, [((), ['model.w']), (('model',), ['w'])])
+        files: What is closed with it.
     """
 
-    def __init__(self, source: WeightsSource) -> None:
-        self.format: str = "state dict"
-        self.verified: bool = True
-        self.wanted: list[str] = []
-        self.rare: list[str] = []
-        self.metadata: dict[str, Any] = {}
-        self._files = contextlib.ExitStack()
-        if isinstance(source, nn.Module):
-            self.name: str = f"a {type(source).__name__}"
-            self.tables: list[Table] = tables_in(unwrap(source).state_dict())
-        elif isinstance(source, Mapping):
-            self.name = "a state dict"
-            self.tables = tables_in(source)
-            self.metadata = _plain_values(source)
-        else:
-            self.name = os.fspath(source)
-            with self._files as files:  # closes them all if one can't be opened
-                self._open(_file_in(Path(source)))
-                self._files = files.pop_all()
+    name: str
+    format: str
+    tables: list[Table]
+    metadata: dict[str, Any]
+    verified: bool = True
+    wanted: list[str] = field(default_factory=list)
+    rare: list[str] = field(default_factory=list)
+    files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._files.close()
+        self.files.close()
 
     @staticmethod
     def read_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
@@ -87,56 +71,86 @@ class Source:
         for read, some in by_file.items():
             read(some)
 
-    def _open(self, path: Path) -> None:
-        if path.name.endswith(".json"):
-            self._open_shards(path)
-            return
-        match content_format(path):
-            case TensorFormat() as kind:
-                self._open_tensors(self._files.enter_context(kind.open(path)), kind.label)
-            case ObjectFormat() as kind:
-                self._open_object(self._files.enter_context(PickleFile(path)), kind.label)
-            case other:
-                assert_never(other)
 
-    def _open_tensors(self, file: TensorFile, kind: str) -> None:
-        def read(pairs: list[tuple[Entry, Tensor]]) -> None:
-            file.read_into({entry.key: target for entry, target in pairs})
+def open_source(source: WeightsSource) -> Source:
+    """Open whatever holds weights.
 
-        entries = {name: Entry(info, read, name) for name, info in file.tensors.items()}
-        self.format, self.verified, self.metadata = kind, file.verified, dict(file.metadata)
-        self.tables = [Table((), entries)]
-        if "ftkit.checkpoint" in file.metadata:  # a training checkpoint: its parts are tables of their own
-            self.tables += parts_of(entries)
+    Raises:
+        CheckpointError: It is no weights file, or a damaged one.
 
-    def _open_object(self, file: PickleFile, kind: str) -> None:
-        def read(pairs: list[tuple[Entry, Tensor]]) -> None:
-            file.read_into([(entry.stored, out) for entry, out in pairs if isinstance(entry.stored, StoredTensor)])
+    Example:
+        >>> import torch
+        >>> from ftkit._weights.sources import open_source
+        >>> torch.save({"epoch": 3, "model": {"w": torch.ones(2)}}, "c.pt")
+        >>> with open_source("c.pt") as source:
+        ...     source.metadata, [(table.path, list(table.entries)) for table in source.tables]
+        ({'epoch': 3}, [((), ['model.w']), (('model',), ['w'])])
+    """
+    if isinstance(source, nn.Module):
+        return in_memory(unwrap(source).state_dict(), f"a {type(source).__name__}")
+    if isinstance(source, Mapping):
+        return in_memory(source)
+    return _on_disk(source)
 
-        self.format = "torchscript" if file.script else kind
-        self.verified, self.wanted, self.rare = file.verified, file.wanted, file.rare
-        self.metadata = _plain_values(file.tree)
-        self.tables = tables_in(file.tree, read)
 
-    def _open_shards(self, path: Path) -> None:
-        files, self.metadata = _index(path)
-        shards = {file: self._shard(path, file) for file in dict.fromkeys(files.values())}
-        if lost := [name for name, file in files.items() if name not in shards[file]]:
-            raise CheckpointError(f"{files[lost[0]]} does not hold {lost[0]!r}, which {path.name} says is there.")
-        self.format = f"{len(shards)} shards"
-        self.tables = [Table((), {name: shards[file][name] for name, file in files.items()})]
+def in_memory(state: Mapping[str, Any], name: str = "a state dict") -> Source:
+    """The weights that a state dict holds, at any depth."""
+    return Source(name, "state dict", tables_in(state), plain_values(state))
 
-    def _shard(self, index: Path, file: str) -> dict[str, Entry]:
-        """Open one shard and take over what it says of itself; return its tensors."""
-        if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
-            raise CheckpointError(f"{index} names a shard {file!r}; a shard is a weights file beside its index.")
-        if not (index.parent / file).is_file():
-            raise CheckpointError(f"The shard {file} that {index.name} names is missing from {index.parent}.")
-        shard = self._files.enter_context(Source(index.parent / file))
-        self.verified &= shard.verified
-        self.wanted = list(dict.fromkeys(self.wanted + shard.wanted))
-        self.rare = list(dict.fromkeys(self.rare + shard.rare))
-        return shard.tables[0].entries if shard.tables else {}
+
+def _on_disk(given: str | os.PathLike[str]) -> Source:
+    path = _file_in(Path(given))
+    with contextlib.ExitStack() as files:  # closes them all if one can't be opened
+        source = _of_shards(path, files) if path.name.endswith(".json") else _of_file(path, files)
+        return replace(source, name=os.fspath(given), files=files.pop_all())
+
+
+def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
+    file = open_file(path)
+    files.callback(file.close)
+    match file:
+        case TensorFile():
+
+            def read(pairs: list[tuple[Entry, Tensor]]) -> None:
+                file.read_into({entry.key: target for entry, target in pairs})
+
+            entries = {name: Entry(info, read, name) for name, info in file.tensors.items()}
+            # A training checkpoint's parts are tables of their own.
+            parts = parts_of(entries) if "ftkit.checkpoint" in file.metadata else []
+            return Source(file.path, file.format, [Table((), entries), *parts], dict(file.metadata), file.verified)
+        case PickleFile():
+
+            def read_stored(pairs: list[tuple[Entry, Tensor]]) -> None:
+                file.read_into([(entry.stored, out) for entry, out in pairs if isinstance(entry.stored, StoredTensor)])
+
+            tables, values = tables_in(file.tree, read_stored), plain_values(file.tree)
+            kind = "torchscript" if file.script else file.format
+            return Source(file.path, kind, tables, values, file.verified, file.wanted, file.rare)
+
+
+def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
+    homes, metadata = _index(path)
+    shards = {file: _of_file(_shard(path, file), files) for file in dict.fromkeys(homes.values())}
+    entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
+    if lost := [name for name, file in homes.items() if name not in entries[file]]:
+        raise CheckpointError(f"{homes[lost[0]]} does not hold {lost[0]!r}, which {path.name} says is there.")
+    return Source(
+        str(path),
+        f"{len(shards)} shards",
+        [Table((), {name: entries[file][name] for name, file in homes.items()})],
+        metadata,
+        all(shard.verified for shard in shards.values()),
+        list(dict.fromkeys(name for shard in shards.values() for name in shard.wanted)),
+        list(dict.fromkeys(kind for shard in shards.values() for kind in shard.rare)),
+    )
+
+
+def _shard(index: Path, file: str) -> Path:
+    if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
+        raise CheckpointError(f"{index} names a shard {file!r}; a shard is a weights file beside its index.")
+    if not (index.parent / file).is_file():
+        raise CheckpointError(f"The shard {file} that {index.name} names is missing from {index.parent}.")
+    return index.parent / file
 
 
 def _index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
@@ -173,13 +187,3 @@ def _file_in(path: Path) -> Path:
     if len(found) > 1:
         raise CheckpointError(f"{path} holds several weights files: {', '.join(found[:6])}. Name one of them.")
     return path / found[0]
-
-
-def _plain_values(tree: Any) -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {}
-    return {
-        key: value
-        for key, value in tree.items()
-        if isinstance(key, str) and isinstance(value, str | int | float | None)
-    }

@@ -18,7 +18,7 @@ from ftkit._pickles.machine import Foreign, StoredTensor
 from ftkit._tensors.file import TensorInfo
 from ftkit.errors import CheckpointError
 
-__all__ = ["Entry", "Reader", "Table", "copy_into", "parts_of", "tables_in"]
+__all__ = ["Entry", "Reader", "Table", "copy_into", "parts_of", "plain_values", "tables_in"]
 
 _MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
 _MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
@@ -134,6 +134,17 @@ def tables_in(tree: Any, read: Reader = copy_into) -> list[Table]:
         if entries:
             tables.append(Table(path, entries))
     return tables
+
+
+def plain_values(tree: Any) -> dict[str, Any]:
+    """The numbers and texts in the outermost table, which say what its tensors are."""
+    if not isinstance(tree, Mapping):
+        return {}
+    return {
+        key: value
+        for key, value in tree.items()
+        if isinstance(key, str) and isinstance(value, str | int | float | None)
+    }
 
 
 def _walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
