@@ -21,6 +21,7 @@ exclude_patterns = ["_build"]
 
 autodoc_typehints = "description"
 autodoc_type_aliases = {"Selector": "ftkit.selection.Selector"}
+python_use_unqualified_type_names = True  # a type is called as users import it, wherever it lives
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "inherited-members": False}
 napoleon_google_docstring = True

@@ -41,7 +41,7 @@ class ResumableLoader(IndexedLoader[T_co]):
         FtkitError: The dataset is an ``IterableDataset``, whose place nobody but itself can know.
 
     Example:
-        >>> from ftkit._loaders import ResumableLoader
+        >>> from ftkit import ResumableLoader
         >>> loader = ResumableLoader(list(range(8)), batch_size=2, shuffle=True)
         >>> done = []
         >>> for batch in loader:
