@@ -90,8 +90,12 @@ def extract_archive(
     """Unpack the archive ``source`` into the folder ``dest``: all of it, checked, or nothing.
 
     Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are told apart by content. The members
-    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held; an error leaves
-    nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held and all is on the disk;
+    an error leaves nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+
+    To unpack the same archive there again does nothing, costs no time and says so: the folder keeps what it was
+    unpacked from. What became of its files since is yours to know. Another archive, a changed one, or other options
+    are an error.
 
     Names that don't say their encoding are decoded by evidence over the whole archive (UTF-8, CP949, Shift-JIS, GBK
     or CP437). What other systems leave in archives (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) is left
@@ -99,16 +103,17 @@ def extract_archive(
     inside are made.
 
     Refused, by the name of the member: paths that are absolute, have a drive or climb with ``..``; links that lead
-    out; devices and FIFOs; members that would take one place (twice the same name, one name in two Unicode forms, or
-    in two cases where the file system does not tell them apart); and bombs.
+    out or in a circle; devices and FIFOs; members that would take one place (twice the same name, one name in two
+    Unicode forms, or in two cases where the file system does not tell them apart); archives joined into one file;
+    and bombs.
 
     Args:
-        source: The archive.
+        source: The archive, a file. ``~`` is the home folder here, and in ``dest``.
         dest: The folder to make. Missing parents are made, too.
         max_bytes: The most it may unpack to; 256 GiB by default.
         max_ratio: The most that the archive, and each member of a zip, may unpack to, in its packed sizes. Masks and
             tables may reach hundreds, bombs a thousand and more. Up to 32 MiB any ratio passes.
-        max_files: The most members.
+        max_files: The most files, folders and links, with the folders that their paths imply.
         encoding: Forces the encoding of names that don't say theirs.
         password: For encrypted members.
         strip: Take away the one folder that holds everything, if there is such a folder.
@@ -118,7 +123,7 @@ def extract_archive(
 
     Raises:
         ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or wants what is refused.
-        FileWriteError: ``dest`` is a file or not empty, or can't be written.
+        FileWriteError: ``dest`` is a file, can't be written, or holds anything else than this archive's files.
 
     Example:
         >>> import zipfile
@@ -129,6 +134,8 @@ def extract_archive(
         >>> print(extract_archive("pets.zip", "pets"))
         pets.zip (zip) -> pets: 1 file, 3 B
           left out: __MACOSX (1)
+        >>> extract_archive("pets.zip", "pets").already_unpacked
+        True
     """
     source, dest = _path(source, ArchiveError), _path(dest, FileWriteError)
     target = Path(os.path.realpath(dest))

@@ -131,14 +131,20 @@ def _goes_on(start: int, there: int, block: bytes) -> ArchiveError:
     )
 
 
-def _check_holes(info: tarfile.TarInfo, name: str) -> None:
-    """Raise if the map of a sparse file makes no sense: tarfile would look for a byte in it for ever."""
-    extents: list[tuple[int, int]] = getattr(info, "sparse", None) or []
-    at = 0
+def _check_holes(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> None:
+    """Raise if the map of a sparse file makes no sense, which tarfile fills with zeros or with other members' bytes."""
+    extents: list[tuple[int, int]] | None = getattr(info, "sparse", None)
+    if extents is None:
+        return
+    at = stored = 0
     for offset, size in extents:
         if min(offset, size) < 0 or (size and offset < at) or offset + size > info.size:
-            raise tarfile.ReadError(f"the map of the sparse file '{shown(name)}' makes no sense")
-        at = max(at, offset + size)
+            break
+        at, stored = max(at, offset + size), stored + size
+    else:
+        if -(-stored // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE == tar.offset - info.offset_data:
+            return
+    raise tarfile.ReadError(f"the map of the sparse file '{shown(name)}' makes no sense")
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, target: str) -> Member:
@@ -148,7 +154,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, target: str)
             assert content is not None
             yield from blocks(content)
 
-    _check_holes(info, name)
+    _check_holes(tar, info, name)
     kind = "file" if info.isreg() else _KINDS.get(info.type, f"member of the unknown type {info.type!r}")
     return Member(name, kind, info.size, info.mode, float(info.mtime), target=target, data=data)
 
