@@ -1,10 +1,10 @@
-"""Numbers, sizes and lists, as people read them."""
+"""Numbers, sizes, lists and foreign words, as people read them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["in_bytes", "in_counts", "in_units", "plural", "some"]
+__all__ = ["in_bytes", "in_counts", "in_units", "plural", "shown", "some"]
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
@@ -28,6 +28,27 @@ def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
     """
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
     return separator.join(map(str, items[:most])) + more
+
+
+def shown(text: object, most: int = 200) -> str:
+    r"""Write words that a file or a stranger chose, such that a terminal only shows them.
+
+    Whatever would move the cursor, clear the screen, turn the line around or can't be printed is written as its escape;
+    what is too long loses its middle.
+
+    Example:
+        >>> from ftkit._wording import shown
+        >>> print(shown("개미\x1b[2J\u202egpj.exe"))
+        개미\x1b[2J\u202egpj.exe
+        >>> shown("a" * 50, most=20)
+        'aaaaaaaaaa...aaaaaaa'
+    """
+    words = str(text)
+    if len(words) > most:
+        words = f"{words[: most // 2]}...{words[most // 2 + 3 - most :]}"
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in words
+    )
 
 
 def in_units(count: float) -> str:

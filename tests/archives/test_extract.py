@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import os
 import shutil
 import stat
 import struct
@@ -43,6 +44,59 @@ def test_missing_archive(tmp_path: Path) -> None:
     make_zip(tmp_path / "pets.zip", GOOD.items())
     with pytest.raises(ArchiveError, match=r"no file .*pet\.zip\. Did you mean 'pets\.zip'"):
         extract_archive(tmp_path / "pet.zip", tmp_path / "out")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    """A folder, a URL, a folder that is missing: each is told as what it is, with the closest name."""
+    make_zip(tmp_path / "pets.zip", GOOD.items())
+    (tmp_path / "pets").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for source, words in {
+        tmp_path / "pets": r"pets is a folder, not an archive\. Did you mean 'pets\.zip'",
+        tmp_path / "pest" / "x.zip": r"There is no folder .*pest\. Did you mean 'pets'",
+        tmp_path / "pets" / "x.zip": r"There is no file .*x\.zip\.$",
+        tmp_path / "pipe": "is no regular file",
+        tmp_path / ("x" * 300): "can't be read",
+        "https://example.org/pets.zip": r"https://example\.org/pets\.zip is a URL\. Download",
+        "a\0b": r"'a\\x00b' has a NUL",
+        "~nobody-at-all/x.zip": "There is no folder ~nobody-at-all",
+        "": "is a folder",
+    }.items():
+        with pytest.raises(ArchiveError, match=words):
+            extract_archive(source, tmp_path / "out")
+
+
+def test_words_of_strangers_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    """Names that clear the screen or turn the line around are shown as what they are, and not at any length."""
+    evil = "\x1b[2J\u202egpj\x9b\n\u2066"
+    members = [
+        [("../" + evil, b"")],
+        [(evil, b""), (evil, b"")],
+        [link(evil, "/" + evil)],
+        [link(evil, "/" + "x" * 50_000)],
+        [link(evil, evil, hard=True)],
+        [(evil, b""), (evil + "/" + evil, b"")],
+        [link("a", "."), (f"{evil}{evil}/b", b"")],
+        [(evil * 40, b"")],
+    ]
+    for number, made in enumerate(members):
+        with pytest.raises(FtkitError) as caught:
+            extract_archive(make_tar(tmp_path / str(number), made), tmp_path / "out")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 1000
+    source = make_zip(tmp_path / f"{evil}.zip", [(evil + "/a.jpg", PICTURE)])
+    report = extract_archive(source, tmp_path / f"{evil}-out", strip=True)
+    assert all(line.isprintable() for line in str(report).split("\n"))
+    assert report.stripped == evil
+    with pytest.raises(FtkitError) as caught:
+        extract_archive(source, tmp_path / f"{evil}-out")
+    assert str(caught.value).isprintable()
+    damaged = bytearray(source.read_bytes())
+    damaged[60] ^= 1
+    source.write_bytes(damaged)
+    with pytest.raises(FtkitError) as caught:
+        extract_archive(source, tmp_path / "out")
+    assert str(caught.value).isprintable()
 
 
 def test_disk_too_small(tmp_path: Path, nothing_left: Callable[..., str]) -> None:

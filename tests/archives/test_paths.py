@@ -21,7 +21,7 @@ def test_paths_that_leave(
     tmp_path: Path, make: Callable[..., Path], name: str, nothing_left: Callable[..., str]
 ) -> None:
     """A path out of the folder is refused by name, in whatever spelling."""
-    nothing_left(make(tmp_path / "a", [*GOOD.items(), (name, b"evil")]), repr(name))
+    nothing_left(make(tmp_path / "a", [*GOOD.items(), (name, b"evil")]), f"'{name}'")
 
 
 def test_windows_paths(tmp_path: Path) -> None:

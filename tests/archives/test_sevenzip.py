@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ftkit import extract_archive
+from ftkit.errors import ArchiveError
 from tests.archives.packers import GOOD, PICTURE, contents
 
 
@@ -70,3 +71,26 @@ def test_7z_damage_limits_and_ways_out(
     for damaged in (whole[:-5], whole[: len(whole) // 2], whole[:100] + b"xxxx" + whole[104:]):
         archive.write_bytes(damaged)
         nothing_left(archive, "damaged")
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_7z_is_counted_before_it_is_listed(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch, nothing_left: Callable[..., str]
+) -> None:
+    """A directory of thousands takes a few bytes, and a list of it would take megabytes."""
+    py7zr = pytest.importorskip("py7zr")
+    options = {"password": "x", "header_encryption": True} if encrypted else {}
+    with py7zr.SevenZipFile(tmp_path / "a.7z", "w", **options) as archive:
+        for number in range(2000):
+            archive.writestr(b"", f"{number}.jpg")
+    assert extract_archive(tmp_path / "a.7z", tmp_path / "out", max_files=2000, password="x").files == 2000
+    monkeypatch.setattr(py7zr, "SevenZipFile", lambda *_, **__: pytest.fail("it was listed"))
+    nothing_left(tmp_path / "a.7z", "more than 1,999 files", max_files=1999, password="x")
+
+
+def test_7z_with_a_password_of_bytes(tmp_path: Path, seven_zip: Callable[..., Path]) -> None:
+    """Its password is text."""
+    archive = seven_zip(password="비밀")
+    with pytest.raises(ArchiveError, match="as a str"):
+        extract_archive(archive, tmp_path / "out", password=b"\xff")
+    extract_archive(archive, tmp_path / "out", password="비밀".encode())

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ftkit import extract_archive
+from ftkit._archives import staging
 from ftkit.errors import FileWriteError
 from tests.archives.packers import GOOD, contents, make_tar, make_zip
 
@@ -90,3 +94,87 @@ def test_kill_in_the_middle(tmp_path: Path) -> None:
     extract_archive(archive, dest)
     assert sorted(path.name for path in (tmp_path / "place").iterdir()) == ["other", "out"]
     assert contents(dest) == GOOD
+
+
+@pytest.mark.parametrize("inside", [None, "made-by-me"])
+def test_folders_of_others_stay(tmp_path: Path, inside: str | None) -> None:
+    """A folder that ftkit did not make is nobody's litter, whatever its name."""
+    for name in (".x.ftkit-unpacking", ".x.0123456789ab.ftkit-unpacking"):
+        (tmp_path / name).mkdir()
+        if inside:
+            (tmp_path / name / inside).touch()
+    before = sorted(tmp_path.rglob("*"))
+    extract_archive(make_zip(tmp_path / "a.zip", GOOD.items()), tmp_path / "out")
+    assert set(before) <= set(tmp_path.rglob("*"))
+
+
+def test_every_moment_of_a_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other calls look for litter between any two steps of one that begins: none of them takes its folder away."""
+    looks = []
+
+    def watch(call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(path: Any, *arguments: Any, **options: Any) -> Any:
+            result = call(path, *arguments, **options)
+            if "ftkit-unpacking" in str(path) and (not looks or looks[-1] != "looking"):
+                looks.append("looking")
+                staging._remove_litter(tmp_path)
+                looks[-1] = str(path)
+            return result
+
+        return watched
+
+    archive = make_zip(tmp_path / "a.zip", GOOD.items())
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", watch(os.mkdir))
+        patched.setattr(os, "open", watch(os.open))
+        extract_archive(archive, tmp_path / "out")
+    assert len(looks) >= 4
+    assert contents(tmp_path / "out") == GOOD
+
+
+MANY = """
+import os, sys, time
+from ftkit import extract_archive
+archive, parent, me, until = *sys.argv[1:4], time.time() + 4
+while time.time() < until:
+    number = int(time.time() * 1e9)
+    extract_archive(archive, os.path.join(parent, f"{me}-{number}"))
+    try:
+        extract_archive(parent + ".broken", os.path.join(parent + "-made", "deep", str(number)))
+    except Exception as error:
+        assert "damaged" in str(error), error
+"""
+
+
+def test_many_processes_in_one_folder(tmp_path: Path) -> None:
+    """Calls into one parent don't take each other's folders for litter, nor the parents that they made."""
+    archive = make_zip(tmp_path / "a.zip", [("1.jpg", b"1")])
+    (tmp_path / "place.broken").write_bytes(archive.read_bytes().replace(b"1.jpg", b"1.jpx", 1)[:-30])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MANY, archive, tmp_path / "place", str(number)], stderr=subprocess.PIPE, text=True
+        )
+        for number in range(8)
+    ]
+    assert [process.communicate(timeout=120)[1] for process in processes] == [""] * 8
+    made = list((tmp_path / "place").iterdir())
+    assert len(made) > 8
+    assert all((path / "1.jpg").read_bytes() == b"1" for path in made)
+
+
+def test_a_nul_and_a_url_in_the_destination(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be no folder is an error of ftkit, and makes none."""
+    archive = make_zip(tmp_path / "a.zip", GOOD.items())
+    monkeypatch.chdir(tmp_path)
+    for dest, word in (("a\0b", "NUL"), ("s3://bucket/pets", "URL")):
+        with pytest.raises(FileWriteError, match=word):
+            extract_archive(archive, dest)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``~`` is the home folder, of the archive and of the destination."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_zip(tmp_path / "a.zip", GOOD.items())
+    assert extract_archive("~/a.zip", "~/pets").dest == tmp_path / "pets"
+    assert contents(tmp_path / "pets") == GOOD

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
+import signal
+import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ftkit import extract_archive
+from ftkit.errors import ArchiveError
 from tests.archives.packers import GOOD, PICTURE, contents, make_tar, tar_info
 
 
@@ -74,6 +80,79 @@ def test_sparse_bomb(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     header[148:156] = b"%06o\0 " % sum(header)
     (tmp_path / "a.tar").write_bytes(bytes(header) + bytes(1024))
     nothing_left(tmp_path / "a.tar", "max_ratio")
+
+
+@pytest.mark.skipif(not shutil.which("tar"), reason="needs tar")
+@pytest.mark.parametrize(
+    "way", ["--format=gnu", "--sparse-version=0.0", "--sparse-version=0.1", "--sparse-version=1.0"]
+)
+def test_sparse_files(tmp_path: Path, way: str) -> None:
+    """Files with holes, in all the ways in which GNU tar writes them, come out whole."""
+    with (tmp_path / "holes").open("wb") as file:
+        for number in range(1, 30):
+            file.seek(number * 40_000)
+            file.write(PICTURE)
+        file.truncate(2_000_000)
+    whole = (tmp_path / "holes").read_bytes()
+    format = [way] if way.startswith("--format") else ["--format=pax", way]
+    subprocess.run(["tar", "-S", *format, "-cf", "a.tar", "holes"], cwd=tmp_path, check=True)
+    extract_archive(tmp_path / "a.tar", tmp_path / "out")
+    assert contents(tmp_path / "out") == {"holes": whole}
+
+
+_number = st.integers(-600, 3000) | st.sampled_from([-(1 << 40), 1 << 40])
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """Fail what goes on for ever."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it goes on for ever"))
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("alarm")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    extents=st.lists(st.tuples(_number, _number), max_size=4)
+    | st.permutations([(0, 300), (512, 512), (1024, 100)])
+    | st.permutations([(-5, 5), (0, 300), (1500, 0)]),
+    size=_number | st.just(1500),
+    stored=st.integers(0, 2000) | st.sampled_from([300, 912]),
+    pax=st.booleans(),
+)
+def test_maps_of_sparse_files(
+    tmp_path_factory: pytest.TempPathFactory, extents: list[tuple[int, int]], size: int, stored: int, pax: bool
+) -> None:
+    """A map of extents that overlap, point back or beyond the file ends in an error: no loop, no raw error."""
+    folder = tmp_path_factory.mktemp("sparse")
+    if pax:
+        numbers = ",".join(f"{offset},{length}" for offset, length in extents)
+        info = tar_info("a", pax_headers={"GNU.sparse.map": numbers, "GNU.sparse.size": str(size)})
+        make_tar(folder / "a", [(info, b"x" * stored), *GOOD.items()])
+    else:
+        header = bytearray(tar_info("a", type=tarfile.GNUTYPE_SPARSE, size=stored).tobuf(tarfile.GNU_FORMAT))
+        for at, number in enumerate([number for extent in extents for number in extent]):
+            header[386 + 12 * at : 398 + 12 * at] = tarfile.itn(number, 12, tarfile.GNU_FORMAT)
+        header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        rest = make_tar(folder / "a", GOOD.items()).read_bytes()
+        (folder / "a").write_bytes(bytes(header) + b"x" * stored + bytes(-stored % 512) + rest)
+    try:
+        report = extract_archive(folder / "a", folder / "out")
+    except ArchiveError:
+        assert [path.name for path in folder.iterdir()] == ["a"]
+    else:
+        assert report.files == 3
+        wanted = bytearray(size)
+        for offset, length in extents:
+            wanted[offset : offset + length] = b"x" * length
+        assert (folder / "out/a").read_bytes() == wanted
+        assert wanted.count(b"x") == sum(length for _, length in extents) > stored - 512
+    shutil.rmtree(folder)
 
 
 def test_damage_at_the_end_of_a_packed_tar(tmp_path: Path, nothing_left: Callable[..., str]) -> None:

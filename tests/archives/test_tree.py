@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import stat
 import tarfile
 import time
@@ -12,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ftkit import extract_archive
 from ftkit._archives.members import Limits, Member
@@ -100,6 +103,77 @@ def test_links_that_leave(tmp_path: Path, target: str, format: str, nothing_left
         entries: list[tuple[str | zipfile.ZipInfo, bytes]] = [*GOOD.items(), (zip_info("me", mode), target.encode())]
         archive = make_zip(tmp_path / "a.zip", entries)
     nothing_left(archive, "link")
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"cats/s1": "."},
+        {"cats/s2": "../cats"},
+        {"cats/deep/up": "../.."},
+        {"root": "."},
+        {"cats/d": "../dogs", "dogs/c": "../cats"},
+        {"cats/d": "../dogs", "dogs/b": "../birds", "birds/by": "../other", "other": "cats"},
+        {"cats/deep/x": "../../dogs/l", "dogs/l": "../cats"},
+    ],
+)
+@pytest.mark.parametrize("strip", [False, True])
+def test_links_in_a_circle(
+    tmp_path: Path, links: dict[str, str], strip: bool, nothing_left: Callable[..., str]
+) -> None:
+    """A folder that lies in itself by way of links: whoever follows them, as ImageFolder does, reads it for ever."""
+    top = "pets/" if strip else ""
+    names = ["cats/1.jpg", "cats/deep/2.jpg", "dogs/3.jpg", "birds/4.jpg"]
+    members = [*((top + name, PICTURE) for name in names), *(link(top + name, to) for name, to in links.items())]
+    said = nothing_left(make_tar(tmp_path / "a.tar", members), "leads in a circle", strip=strip)
+    assert any(f"'{top}{name}' is a link" in said for name in links)
+
+
+def test_links_to_folders_that_are_no_circle(tmp_path: Path) -> None:
+    """Two ways to one folder, a link to a neighbor, one to nowhere: nobody who follows them goes round."""
+    links = {"cats/d": "../dogs", "birds/d": "../dogs", "all": "cats", "cats/deep/twin": "../twin", "no": "where/to"}
+    members = [
+        (name, PICTURE) for name in ("cats/1.jpg", "cats/deep/2.jpg", "dogs/3.jpg", "birds/4.jpg", "cats/twin/5")
+    ]
+    archive = make_tar(tmp_path / "a.tar", [*members, *(link(name, to) for name, to in links.items())])
+    assert extract_archive(archive, tmp_path / "out").files == 10
+
+
+_folders = st.lists(st.sampled_from("abc"), max_size=3)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(links=st.lists(st.tuples(_folders, _folders), max_size=5), files=st.lists(_folders, min_size=1, max_size=6))
+def test_whoever_follows_links_comes_to_an_end(
+    tmp_path_factory: pytest.TempPathFactory, links: list[tuple[list[str], list[str]]], files: list[list[str]]
+) -> None:
+    """Random links between random folders: refused exactly where a folder lies in itself."""
+    folder = tmp_path_factory.mktemp("links")
+    made = [(f"{'/'.join([*path, 'f'])}{number}", b"") for number, path in enumerate(files)]
+    made += [
+        link("/".join([*here, f"l{number}"]), "../" * len(here) + "/".join(there) or ".")
+        for number, (here, there) in enumerate(links)
+    ]
+    archive = make_tar(folder / "a", made)
+    by_hand = folder / "by hand"
+    with tarfile.open(archive) as tar:
+        tar.extractall(by_hand, filter="fully_trusted")
+    if _goes_round(by_hand):
+        with pytest.raises(ArchiveError, match="circle"):
+            extract_archive(archive, folder / "out")
+    else:
+        extract_archive(archive, folder / "out")
+    shutil.rmtree(folder)
+
+
+def _goes_round(folder: Path) -> bool:
+    above: dict[str, set[str]] = {str(folder): set()}
+    for place, folders, _ in os.walk(folder, followlinks=True):
+        me = os.path.realpath(place)
+        if me in above[place]:
+            return True
+        above.update({os.path.join(place, name): above[place] | {me} for name in folders})
+    return False
 
 
 @pytest.mark.parametrize("target", ["../secret", "/etc/passwd", "later.jpg", "me.jpg", "soft.jpg", "folder"])

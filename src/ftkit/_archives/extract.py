@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
 
 from tqdm import tqdm
 
 from ftkit._archives.formats import open_archive
 from ftkit._archives.members import Archive, Limits, Source
+from ftkit._archives.record import Origin, recall, write
 from ftkit._archives.staging import publish, staged
 from ftkit._archives.tree import Tree
-from ftkit._wording import in_bytes, plural
-from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
+from ftkit._wording import in_bytes, plural, shown
+from ftkit.errors import ArchiveError, FileWriteError, FtkitError, did_you_mean
 
 __all__ = ["ArchiveReport", "extract_archive"]
+
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class ArchiveReport:
             ASCII or marked.
         stripped: The wrapping folder that was taken away, or None.
         set_uid: How many files came with a set-uid or set-gid bit. They lost it.
+        already_unpacked: True where an earlier call had unpacked it there: nothing was done, and the rest tells what
+            was done then.
     """
 
     source: Path
@@ -47,13 +53,17 @@ class ArchiveReport:
     encoding: str | None = None
     stripped: str | None = None
     set_uid: int = 0
+    already_unpacked: bool = False
 
     def __str__(self) -> str:
-        lines = [f"{self.source} ({self.format}) -> {self.dest}: {plural(self.files, 'file')}, {in_bytes(self.bytes)}"]
+        size = f"{plural(self.files, 'file')}, {in_bytes(self.bytes)}"
+        lines = [f"{shown(self.source)} ({self.format}) -> {shown(self.dest)}: {size}"]
+        if self.already_unpacked:
+            lines[0] += "; already unpacked, nothing was done"
         if self.encoding:
-            lines.append(f"names read as {self.encoding}")
+            lines.append(f"names read as {shown(self.encoding)}")
         if self.stripped:
-            lines.append(f"the wrapping folder {self.stripped!r} was taken away")
+            lines.append(f"the wrapping folder '{shown(self.stripped)}' was taken away")
         if self.left_out:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(self.left_out.items()))
             lines.append(f"left out: {kinds}")
@@ -80,8 +90,12 @@ def extract_archive(
     """Unpack the archive ``source`` into the folder ``dest``: all of it, checked, or nothing.
 
     Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are told apart by content. The members
-    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held; an error leaves
-    nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held and all is on the disk;
+    an error leaves nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+
+    To unpack the same archive there again does nothing, costs no time and says so: the folder keeps what it was
+    unpacked from. What became of its files since is yours to know. Another archive, a changed one, or other options
+    are an error.
 
     Names that don't say their encoding are decoded by evidence over the whole archive (UTF-8, CP949, Shift-JIS, GBK
     or CP437). What other systems leave in archives (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) is left
@@ -89,16 +103,17 @@ def extract_archive(
     inside are made.
 
     Refused, by the name of the member: paths that are absolute, have a drive or climb with ``..``; links that lead
-    out; devices and FIFOs; members that would take one place (twice the same name, one name in two Unicode forms, or
-    in two cases where the file system does not tell them apart); and bombs.
+    out or in a circle; devices and FIFOs; members that would take one place (twice the same name, one name in two
+    Unicode forms, or in two cases where the file system does not tell them apart); archives joined into one file;
+    and bombs.
 
     Args:
-        source: The archive.
+        source: The archive, a file. ``~`` is the home folder here, and in ``dest``.
         dest: The folder to make. Missing parents are made, too.
         max_bytes: The most it may unpack to; 256 GiB by default.
         max_ratio: The most that the archive, and each member of a zip, may unpack to, in its packed sizes. Masks and
             tables may reach hundreds, bombs a thousand and more. Up to 32 MiB any ratio passes.
-        max_files: The most members.
+        max_files: The most files, folders and links, with the folders that their paths imply.
         encoding: Forces the encoding of names that don't say theirs.
         password: For encrypted members.
         strip: Take away the one folder that holds everything, if there is such a folder.
@@ -108,7 +123,7 @@ def extract_archive(
 
     Raises:
         ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or wants what is refused.
-        FileWriteError: ``dest`` is a file or not empty, or can't be written.
+        FileWriteError: ``dest`` is a file, can't be written, or holds anything else than this archive's files.
 
     Example:
         >>> import zipfile
@@ -119,49 +134,105 @@ def extract_archive(
         >>> print(extract_archive("pets.zip", "pets"))
         pets.zip (zip) -> pets: 1 file, 3 B
           left out: __MACOSX (1)
+        >>> extract_archive("pets.zip", "pets").already_unpacked
+        True
     """
-    source, dest = Path(source), Path(dest)
+    source, dest = _path(source, ArchiveError), _path(dest, FileWriteError)
     target = Path(os.path.realpath(dest))
-    if not source.is_file():
-        close = did_you_mean(source.name, (path.name for path in source.parent.glob("*") if path.is_file()))
-        raise ArchiveError(f"There is no file {source}.{close}")
     try:
         "".encode(encoding or "ascii")
-    except LookupError:
+    except (LookupError, ValueError):
         raise ArchiveError(f"Python knows no encoding {encoding!r}; 'cp949', 'shift_jis', 'gbk' are some.") from None
-    limits = Limits(max_bytes, max_ratio, max_files, packed=source.stat().st_size)
     secret = password.encode() if isinstance(password, str) else password
+    options = {"encoding": encoding, "strip": strip}
     try:
-        with (
-            source.open("rb") as file,
-            staged(target) as folder,
-            tqdm(unit="B", unit_scale=True, desc=f"unpacking {source.name}", disable=None, delay=1) as progress,
-        ):
-            archive = open_archive(Source(source, file, limits, encoding, secret))
-            progress.total = archive.total
-            tree = Tree(folder, limits, progress.update)
-            _check_space(folder, archive)
-            for batch in archive.batches:
-                archive.pour(tree, list(filter(tree.claim, batch)))
-            top = tree.single_folder() if strip else []
-            tree.make_links(top)
-            publish(folder.joinpath(*top), target)
+        _refuse_no_file(source)
+    except OSError as error:
+        raise _unreadable(source, error) from error
+    try:
+        with source.open("rb") as file:
+            if before := _recalled(source, dest, file, options):
+                return before
+            origin = Origin.of(file, source.name, options)
+            limits = Limits(max_bytes, max_ratio, max_files, packed=origin.size)
+            with (
+                staged(target) as folder,
+                tqdm(
+                    unit="B", unit_scale=True, desc=f"unpacking {shown(source.name)}", disable=None, delay=1
+                ) as progress,
+            ):
+                archive = open_archive(Source(source, file, limits, encoding, secret))
+                progress.total = archive.total
+                tree = Tree(folder, limits, progress.update)
+                _check_space(folder, archive)
+                for batch in archive.batches:
+                    archive.pour(tree, list(filter(tree.claim, batch)))
+                top = tree.single_folder() if strip else []
+                tree.make_links(top)
+                report = ArchiveReport(
+                    source,
+                    dest,
+                    archive.format,
+                    tree.files,
+                    tree.bytes,
+                    dict(tree.left_out),
+                    archive.encoding,
+                    top[0] if top else None,
+                    tree.set_uid,
+                )
+                write(folder.joinpath(*top), origin, file, report.to_dict())
+                try:
+                    publish(folder.joinpath(*top), target)
+                except FileWriteError:
+                    if before := _recalled(source, dest, file, options):  # by another process, in the meantime
+                        return before
+                    raise
     except (ArchiveError, FileWriteError) as error:
-        error.args = (f"{source} was not unpacked, and nothing is left behind: {error}",)
+        error.args = (f"{shown(source)} was not unpacked, and nothing is left behind: {error}",)
         raise
     except OSError as error:
-        raise ArchiveError(f"{source} can't be read: {error.strerror or error}.") from error
-    return ArchiveReport(
-        source,
-        dest,
-        archive.format,
-        tree.files,
-        tree.bytes,
-        dict(tree.left_out),
-        archive.encoding,
-        top[0] if top else None,
-        tree.set_uid,
-    )
+        raise _unreadable(source, error) from error
+    return report
+
+
+def _path(given: str | os.PathLike[str], error: type[FtkitError]) -> Path:
+    """Return the path that is meant, home folder and all."""
+    name = os.fspath(given)
+    if _URL.match(name):
+        raise error(f"{shown(name)} is a URL. Download the archive first, and give its path and that of a folder here.")
+    if "\0" in name:
+        raise error(f"'{shown(name)}' has a NUL in it, which no path may have.")
+    return Path(os.path.expanduser(name))  # noqa: PTH111  (which leaves a '~name' of nobody as it is)
+
+
+def _refuse_no_file(source: Path) -> None:
+    """Raise unless ``source`` is a file, and say what it is instead."""
+    if source.is_file():
+        return
+    missing = next((place for place in (*reversed(source.parents), source) if not place.exists()), None)
+    wrong, fits = missing or source, Path.is_file if missing in (None, source) else Path.is_dir
+    close = did_you_mean(wrong.name, (path.name for path in wrong.parent.glob("*") if fits(path)))
+    if missing is None:
+        what = "a folder, not an archive" if source.is_dir() else "no regular file"
+        raise ArchiveError(f"{shown(source)} is {what}.{close}")
+    raise ArchiveError(f"There is no {'file' if missing == source else 'folder'} {shown(missing)}.{close}")
+
+
+def _unreadable(source: Path, error: OSError) -> ArchiveError:
+    return ArchiveError(f"{shown(source)} can't be read: {error.strerror or error}.")
+
+
+def _recalled(source: Path, dest: Path, file: IO[bytes], options: dict[str, Any]) -> ArchiveReport | None:
+    """Return the report of an earlier call that did all that is asked."""
+    then = recall(dest, file, options) if dest.is_dir() else None
+    if then is None:
+        return None
+    try:
+        report = ArchiveReport(**then | {"source": source, "dest": dest, "already_unpacked": True})
+        str(report)
+    except (TypeError, ValueError, AttributeError):  # written by another version, or by somebody else
+        return None
+    return report
 
 
 def _check_space(folder: Path, archive: Archive) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
+from ftkit._wording import shown
 from ftkit.errors import ArchiveError, FtkitError
 
 __all__ = [
@@ -133,6 +134,10 @@ class Limits:
         """Raise if ``unpacked`` bytes are too many in all, or for the ``packed`` bytes that they came from."""
         if unpacked > self.max_bytes:
             raise ArchiveError(f"it unpacks to more than {self.max_bytes:,} bytes; if you trust it, raise max_bytes.")
+        self.check_ratio(unpacked, packed)
+
+    def check_ratio(self, unpacked: int, packed: int | None = None) -> None:
+        """Raise if ``unpacked`` bytes are too many for the ``packed`` bytes that they came from."""
         packed = self.packed if packed is None else packed
         if unpacked > _HARMLESS and unpacked > self.max_ratio * packed:
             raise ArchiveError(
@@ -141,9 +146,11 @@ class Limits:
             )
 
     def check_files(self, count: int) -> None:
-        """Raise if ``count`` members are too many."""
+        """Raise if ``count`` files, folders and links are too many."""
         if count > self.max_files:
-            raise ArchiveError(f"it has more than {self.max_files:,} members; if you trust it, raise max_files.")
+            raise ArchiveError(
+                f"it has more than {self.max_files:,} files, folders and links; if you trust it, raise max_files."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,8 +198,7 @@ def check_link(member: Member) -> None:
 
 def refused(name: str, why: str) -> ArchiveError:
     """Return the error that refuses the member ``name``."""
-    shown = name if len(name) <= 200 else f"{name[:100]}...{name[-80:]}"
-    return ArchiveError(f"its member {shown!r} {why}.")
+    return ArchiveError(f"its member '{shown(name)}' {why}.")
 
 
 @contextlib.contextmanager
@@ -203,4 +209,4 @@ def reading(what: str) -> Iterator[None]:
     except FtkitError:
         raise
     except _DAMAGE as error:
-        raise ArchiveError(f"{what} is damaged or cut off ({str(error) or type(error).__name__}).") from error
+        raise ArchiveError(f"{what} is damaged or cut off ({shown(error) or type(error).__name__}).") from error

@@ -9,7 +9,7 @@ from typing import Final
 
 from ftkit._archives.members import refused
 
-__all__ = ["UNWRITABLE_NAME", "is_absolute", "junk_in", "split_path"]
+__all__ = ["RECORD_NAME", "UNWRITABLE_NAME", "is_absolute", "junk_in", "split_path"]
 
 UNWRITABLE_NAME: Final = "has a name that this system can't hold"
 _ABSOLUTE: Final = re.compile(r"/|[A-Za-z]:")  # a root or a drive
@@ -19,7 +19,9 @@ _FORBIDDEN: Final = re.compile(
     r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)' if sys.platform == "win32" else r"\0",
     re.IGNORECASE,
 )
-_JUNK: Final = {"__macosx": "__MACOSX", ".ds_store": ".DS_Store", "thumbs.db": "Thumbs.db"}
+RECORD_NAME: Final = ".ftkit-unpacked"
+"""The file in which a folder keeps what it was unpacked from, where it can't be an attribute of the folder."""
+_JUNK: Final = {junk.lower(): junk for junk in ("__MACOSX", ".DS_Store", "Thumbs.db", RECORD_NAME)}
 
 # What must not be true of a path and its parts, and what is said then; the first counts.
 _RULES: Final[tuple[tuple[Callable[[str, list[str]], object], str], ...]] = (
@@ -50,5 +52,5 @@ def is_absolute(path: str) -> bool:
 
 
 def junk_in(parts: list[str]) -> str | None:
-    """Return what other system's own a path leads to, None for what is the user's."""
+    """Return what of another system's own, or of ftkit's, a path leads to, None for what is the user's."""
     return next((_JUNK[part.lower()] for part in parts if part.lower() in _JUNK), None)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, BinaryIO, Final, cast
 
 from ftkit._archives.members import FILE_KINDS, Archive, Member, Sink, Source, check_link, refused
 from ftkit._archives.paths import split_path
+from ftkit._wording import shown
 from ftkit.errors import ArchiveError, FtkitError
 
 __all__ = ["MAGIC", "read_7z"]
 
 MAGIC: Final = b"7z\xbc\xaf\x27\x1c"
+_HEADER_SIZE: Final = 32
 
 
 def read_7z(source: Source) -> Archive:
@@ -24,8 +28,13 @@ def read_7z(source: Source) -> Archive:
     except ImportError:
         raise ArchiveError("it is a 7z archive: pip install 'ftkit[7z]' to read it.") from None
 
-    password = None if source.password is None else source.password.decode()
+    try:
+        password = None if source.password is None else source.password.decode()
+    except UnicodeDecodeError:
+        raise ArchiveError("it is a 7z archive, whose password is text: give password= as a str.") from None
     with _reading(password):
+        _refuse_appended(source)
+        _check_count(source, password)
         opened = py7zr.SevenZipFile(source.file, password=password)
         members = [_member(info) for info in opened.files]
     source.limits.check_files(len(members))
@@ -51,6 +60,48 @@ def read_7z(source: Source) -> Archive:
             raise refused(member.name, "is announced, and does not come")
 
     return Archive("7z", iter([members]), total, pour=pour)
+
+
+def _refuse_appended(source: Source) -> None:
+    """Refuse what lies behind the end: its directory says nothing of it."""
+    offset, size = _directory(source.file)
+    end = _HEADER_SIZE + offset + size
+    source.file.seek(0)
+    if end < source.limits.packed:
+        raise ArchiveError(
+            f"it ends at byte {end:,}, and {source.limits.packed - end:,} more bytes follow: archives were joined into "
+            "one file, or its header is damaged. Unpack each by itself, or fetch it again."
+        )
+
+
+def _directory(file: IO[bytes]) -> tuple[int, int]:
+    """Return where the directory begins, counted from behind the header, and its size."""
+    offset, size = struct.unpack("<12xQQ4x", file.read(_HEADER_SIZE))
+    return offset, size
+
+
+def _check_count(source: Source, password: str | None) -> None:
+    """Hold the number of members against the limit before py7zr makes a list of them.
+
+    Packed, a directory of millions takes kilobytes.
+    """
+    from py7zr import archiveinfo
+    from py7zr.properties import PROPERTY
+
+    class Count(archiveinfo.Header):
+        def _extract_header_info(self, fp: BinaryIO) -> None:
+            kind = fp.read(1)
+            if kind == PROPERTY.MAIN_STREAMS_INFO:
+                archiveinfo.StreamsInfo.retrieve(fp)
+                kind = fp.read(1)
+            if kind == PROPERTY.FILES_INFO:
+                source.limits.check_files(archiveinfo.read_uint64(fp))
+
+    offset, size = _directory(source.file)
+    source.file.seek(_HEADER_SIZE + offset)
+    head = io.BytesIO(source.file.read(min(size, source.limits.packed)))
+    Count.retrieve(cast(BinaryIO, source.file), head, _HEADER_SIZE, password)
+    source.file.seek(0)
 
 
 def _member(info: Any) -> Member:
@@ -126,4 +177,4 @@ def _reading(password: str | None) -> Iterator[None]:
         raise ArchiveError("it is encrypted: give its password=.") from error
     except Exception as error:  # py7zr promises no kinds of errors for damaged files
         wrong = ", or the password is wrong" if password is not None else ""
-        raise ArchiveError(f"it is damaged or cut off{wrong} ({str(error) or type(error).__name__}).") from error
+        raise ArchiveError(f"it is damaged or cut off{wrong} ({shown(error) or type(error).__name__}).") from error

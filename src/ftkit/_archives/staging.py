@@ -11,40 +11,47 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ftkit._files import sync_folder
+from ftkit._archives.paths import RECORD_NAME
+from ftkit._files import sync_folder, sync_tree
+from ftkit._wording import shown
 from ftkit.errors import FileWriteError
 
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["publish", "staged"]
+__all__ = ["is_bare", "publish", "staged", "unfit", "unwritable"]
 
 _LITTER_SUFFIX: Final = ".ftkit-unpacking"
+_MARK: Final = "made-by-ftkit"
+_TRIES: Final = 20
 
 
 @contextlib.contextmanager
 def staged(dest: Path) -> Iterator[Path]:
-    """Give an empty folder beside ``dest``; what is in it when the block ends and was not published is deleted.
+    """Give an empty folder near ``dest``; what is in it when the block ends and was not published is deleted.
 
-    It is locked while its writer lives: what a killed one left behind is deleted by the next call.
+    It lies in a hidden one beside ``dest``, which is locked while its writer lives, and marked as ftkit's own: what a
+    killed writer left behind is deleted by the next call, and nothing else is.
     """
     missing = [folder for folder in dest.parents if not folder.exists()]
-    folder, lock = None, -1
+    staging, lock = None, -1
     try:
         try:
             _refuse_unfit(dest)
-            dest.parent.mkdir(parents=True, exist_ok=True)
+            staging = _new_folder(dest)
+            lock = _claimed(staging)
             _remove_litter(dest.parent)
-            folder, lock = _locked_folder(dest)
+            folder = staging / "files"
+            folder.mkdir()
         except FileWriteError:
             raise
         except OSError as error:
-            raise _unwritable(dest, error) from error
+            raise unwritable(dest, error) from error
         yield folder
-        shutil.rmtree(folder, ignore_errors=True)  # what is left where a folder in it was published
+        _delete(staging)
     except BaseException:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+        if staging is not None:
+            _delete(staging)
         for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()
@@ -55,23 +62,26 @@ def staged(dest: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, dest: Path) -> None:
-    """Give ``folder`` the name ``dest`` in one step."""
+    """Force ``folder`` to the disk, and give it the name ``dest`` in one step."""
     try:
+        sync_tree(folder)
         if dest.is_dir():
             folder.chmod(dest.stat().st_mode & 0o777)
+            if is_bare(dest):
+                (dest / RECORD_NAME).unlink(missing_ok=True)
             if sys.platform == "win32":  # can't rename over a folder, not even an empty one
                 dest.rmdir()
         folder.rename(dest)
         sync_folder(dest.parent)
     except OSError as error:
-        raise _unwritable(dest, error) from error
+        raise unwritable(dest, error) from error
 
 
 # Where a folder can't be put, and what is said then; the first counts.
 _UNFIT: Final[tuple[tuple[Callable[[Path], bool], str], ...]] = (
     (lambda dest: os.path.lexists(dest) and not dest.is_dir(), "it is a file"),
     (
-        lambda dest: dest.is_dir() and next(dest.iterdir(), None) is not None,
+        lambda dest: dest.is_dir() and not is_bare(dest),
         "it is not empty, and nothing is ever overwritten",
     ),
     (
@@ -85,12 +95,23 @@ _UNFIT: Final[tuple[tuple[Callable[[Path], bool], str], ...]] = (
 def _refuse_unfit(dest: Path) -> None:
     for is_unfit, why in _UNFIT:
         if is_unfit(dest):
-            raise _error(f"Can't unpack into {dest}: {why}. Name a folder that does not exist yet.", errno.EEXIST, dest)
+            raise unfit(dest, why)
 
 
-def _unwritable(dest: Path, cause: OSError) -> FileWriteError:
+def unfit(dest: Path, why: str) -> FileWriteError:
+    """Return the error that says why nothing is unpacked to ``dest``."""
+    return _error(f"Can't unpack into {shown(dest)}: {why}. Name a folder that does not exist yet.", errno.EEXIST, dest)
+
+
+def is_bare(folder: Path) -> bool:
+    """Tell whether nothing lies in ``folder``, but for what ftkit wrote there about itself."""
+    return all(path.name == RECORD_NAME for path in folder.iterdir())
+
+
+def unwritable(dest: Path, cause: OSError) -> FileWriteError:
+    """Return the error that says why the system does not let ``dest`` be written."""
     why = cause.strerror or cause
-    return _error(f"Can't unpack into {dest}: {why}. Choose a folder you may write to.", cause.errno, dest)
+    return _error(f"Can't unpack into {shown(dest)}: {why}. Choose a folder you may write to.", cause.errno, dest)
 
 
 def _error(message: str, number: int | None, path: Path) -> FileWriteError:
@@ -99,19 +120,28 @@ def _error(message: str, number: int | None, path: Path) -> FileWriteError:
     return error
 
 
-def _locked_folder(dest: Path) -> tuple[Path, int]:
+def _new_folder(dest: Path) -> Path:
     stem = os.fsencode(dest.name)[:180].decode(errors="ignore")  # most file systems end at 255 bytes
-    while True:
-        folder = dest.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
-        folder.mkdir()
-        if sys.platform == "win32":
-            return folder, -1
+    folder = dest.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # another call that fails takes its parents away
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return folder
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
+    return folder
+
+
+def _claimed(folder: Path) -> int:
+    """Lock a folder for as long as its writer lives, and only then mark it as ftkit's own; return the lock."""
+    lock = -1
+    if sys.platform != "win32":
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return folder, lock
-        os.close(lock)  # a clean-up came between the two calls
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a call that looks for litter may hold it for a moment
+    (folder / _MARK).touch()
+    return lock
 
 
 def _remove_litter(parent: Path) -> None:
@@ -122,6 +152,12 @@ def _remove_litter(parent: Path) -> None:
             lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                if (folder / _MARK).is_file():
+                    _delete(folder)
             finally:
                 os.close(lock)
+
+
+def _delete(staging: Path) -> None:
+    shutil.rmtree(staging / "files", ignore_errors=True)  # the mark goes last, should this be killed
+    shutil.rmtree(staging, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Final
 from ftkit._archives.members import CHUNK, Archive, Limits, Member, Source, reading
 from ftkit._archives.names import decode, find_encoding
 from ftkit._archives.packing import PACKINGS, blocks, unpack
+from ftkit._wording import shown
 from ftkit.errors import ArchiveError
 
 __all__ = ["is_tar_header", "read_tar"]
@@ -95,17 +96,65 @@ def _infos(source: Source, packing: str | None) -> Iterator[tuple[tarfile.TarFil
     # tarfile takes any header that makes no sense for the end.
     if len(stream.last) < tarfile.BLOCKSIZE or stream.last.strip(b"\0"):
         raise tarfile.ReadError("there is no end mark")
-    while stream.read(CHUNK):  # the packed stream's checksum stands at its very end
-        pass
+    _read_end(stream)
+
+
+def _read_end(stream: _Forward) -> None:
+    """Read from the first block of the end mark on; raise if there is no second one, or anything but zeros behind.
+
+    To the last byte: the packed stream's checksum stands there. What follows an end mark is never read as members: a
+    lost header and a file of zeros look the same as an end mark.
+    """
+    start = at = stream.tell() - tarfile.BLOCKSIZE
+    blocks_of_zeros = 1
+    while chunk := stream.read(CHUNK):
+        at = stream.tell() - len(chunk)
+        if behind := chunk.lstrip(b"\0"):
+            at += (len(chunk) - len(behind)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+            raise _goes_on(start, at, chunk[at - stream.tell() :][: tarfile.BLOCKSIZE])
+        blocks_of_zeros += len(chunk) // tarfile.BLOCKSIZE
+    if blocks_of_zeros < 2:
+        raise tarfile.ReadError("there is half an end mark")
+
+
+def _goes_on(start: int, there: int, block: bytes) -> ArchiveError:
+    if not is_tar_header(block):
+        return ArchiveError(
+            f"it is damaged: zeros stand at byte {start:,}, where a member or the end should, and at byte {there:,} "
+            "more follows. A header is lost, and its file with it: fetch the archive again."
+        )
+    name = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name
+    return ArchiveError(
+        f"its end mark stands at byte {start:,}, and at byte {there:,} another tar begins, with '{shown(name)}': tars "
+        "were joined into one file, or a header is lost. Unpack each tar by itself; 'tar --ignore-zeros --list' shows "
+        "all that is there."
+    )
+
+
+def _check_holes(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> None:
+    """Raise if the map of a sparse file makes no sense, which tarfile fills with zeros or with other members' bytes."""
+    extents: list[tuple[int, int]] | None = getattr(info, "sparse", None)
+    if extents is None:
+        return
+    at = stored = 0
+    for offset, size in extents:
+        if min(offset, size) < 0 or (size and offset < at) or offset + size > info.size:
+            break
+        at, stored = max(at, offset + size), stored + size
+    else:
+        if -(-stored // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE == tar.offset - info.offset_data:
+            return
+    raise tarfile.ReadError(f"the map of the sparse file '{shown(name)}' makes no sense")
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, target: str) -> Member:
     def data() -> Iterator[bytes]:
-        with reading(f"its member {name!r}"):
+        with reading(f"its member '{shown(name)}'"):
             content = tar.extractfile(info)
             assert content is not None
             yield from blocks(content)
 
+    _check_holes(tar, info, name)
     kind = "file" if info.isreg() else _KINDS.get(info.type, f"member of the unknown type {info.type!r}")
     return Member(name, kind, info.size, info.mode, float(info.mtime), target=target, data=data)
 

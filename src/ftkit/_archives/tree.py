@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import graphlib
 import os
 import shutil
 import time
@@ -15,12 +16,14 @@ from typing import Final, NamedTuple, Self
 
 from ftkit._archives.members import Check, Limits, Member, refused
 from ftkit._archives.paths import UNWRITABLE_NAME, is_absolute, junk_in, split_path
+from ftkit._wording import shown
 from ftkit.errors import FileWriteError
 
 __all__ = ["Output", "Tree"]
 
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _SET_UID: Final = 0o6000  # or set-gid
+_FOLDER_BYTES: Final = 4096  # that most file systems take for a folder; a path of a few bytes implies hundreds of them
 _MOST_HOPS: Final = 40  # MAXSYMLINKS of Linux
 # The first bytes of the "._name" files in which macOS keeps what other systems have no place for (RFC 1740).
 _APPLE_DOUBLE: Final = b"\x00\x05\x16\x07"
@@ -65,6 +68,7 @@ class Tree:
         self._members = 0
         self._entries: dict[str, _Entry] = {}  # by place
         self._links: dict[str, _Link] = {}  # by place
+        self._folders = 0
         self._writers = {"folder": self._write_folder, "file": self._write_file, "hard link": self._write_hard_link}
         self._folder: list[str] | None = None
         self.folds_case: bool = _folds_case(root)
@@ -101,6 +105,9 @@ class Tree:
         taken = self._entries.get(place)
         if taken is None:
             self._entries[place] = _Entry(kind, place if place == name else name)  # one string for both
+            self._limits.check_files(len(self._entries))
+            self._folders += kind == "folder"
+            self._limits.check_ratio(self.bytes + self._folders * _FOLDER_BYTES)
         elif why := _collision(taken, kind, name):
             raise refused(member.name, why)
 
@@ -143,7 +150,9 @@ class Tree:
         there = self._entries.get(self._place(target))
         path, source = self.path(parts, member.name), self.root.joinpath(*target)
         if there is None or there.kind not in ("file", "hard link") or target == parts or not source.exists():
-            raise refused(member.name, f"is a hard link to {member.target!r}, which is no file that came before it")
+            raise refused(
+                member.name, f"is a hard link to '{shown(member.target)}', which is no file that came before it"
+            )
         with _writing(member.name):
             try:
                 os.link(source, path)
@@ -154,16 +163,38 @@ class Tree:
 
     def make_links(self, top: list[str]) -> None:
         """Make the symbolic links, now that all names are known; raise if one leads out of the folder ``top``."""
+        inside: dict[str, set[str]] = {}  # the folders in each folder, below it or through a link
         for link in self._links.values():
-            self._follow(link, top)
+            here, there = link.parts[:-1], self._follow(link, top)
+            if self._is_folder(there):
+                for parts in (here, there):
+                    for depth in range(len(parts)):
+                        inside.setdefault(self._place(parts[:depth]), set()).add(self._place(parts[: depth + 1]))
+                inside.setdefault(self._place(here), set()).add(self._place(there))
+        self._refuse_circles(inside)
         for link in self._links.values():
             path = self.path(link.parts, link.name)
             with _writing(link.name):
                 path.symlink_to(link.target)
             self.files += 1
 
-    def _follow(self, link: _Link, top: list[str]) -> None:
-        """Walk to where a link leads, by the names of the archive alone.
+    def _refuse_circles(self, inside: dict[str, set[str]]) -> None:
+        """Raise if a folder lies in itself by way of links: whoever follows links walks round it without end."""
+        try:
+            graphlib.TopologicalSorter(inside).prepare()
+        except graphlib.CycleError as error:
+            circle = set(error.args[1])
+            link = next(
+                link
+                for link in self._links.values()
+                if self._place(link.parts[:-1]) in circle
+                and self._is_folder(there := self._follow(link, []))
+                and self._place(there) in circle
+            )
+            raise refused(link.name, f"is a link that leads in a circle, to '{shown(link.target)}'") from None
+
+    def _follow(self, link: _Link, top: list[str]) -> list[str]:
+        """Walk to where a link leads, by the names of the archive alone, and return the path of it.
 
         ``os.path.realpath`` gives up where a path grows too long, and then calls it safe (CVE-2025-4517).
         """
@@ -171,14 +202,19 @@ class Tree:
         while todo:
             step = todo.pop()
             if step == ".." and len(at) <= len(top):
-                raise refused(link.name, f"is a link that leads out of the archive, to {link.target!r}")
+                raise refused(link.name, f"is a link that leads out of the archive, to '{shown(link.target)}'")
             at = at[:-1] if step == ".." else [*at, step]
             if through := self._links.get(self._place(at)):
                 hops += 1
                 at = at[:-1]
                 todo += _steps(through.target)
             if hops > _MOST_HOPS:
-                raise refused(link.name, f"is a link that leads in a circle, to {link.target!r}")
+                raise refused(link.name, f"is a link that leads in a circle, to '{shown(link.target)}'")
+        return at
+
+    def _is_folder(self, parts: list[str]) -> bool:
+        taken = self._entries.get(self._place(parts))
+        return not parts or (taken is not None and taken.kind == "folder")
 
     def single_folder(self) -> list[str]:
         """Return the name of the one folder that holds everything, as a list of one; an empty list if there is none."""
@@ -244,18 +280,18 @@ def _collision(taken: _Entry, kind: str, name: str) -> str | None:
     """Say why two members can't have one place; a folder may come again."""
     if taken.name != name:
         how = "by case" if taken.name.casefold() == name.casefold() else "by Unicode form"
-        return f"collides with {taken.name!r}, which differs {how} alone"
+        return f"collides with '{shown(taken.name)}', which differs {how} alone"
     if taken.kind == "link":
-        return f"would be written through the link {taken.name!r}"
+        return f"would be written through the link '{shown(taken.name)}'"
     if "folder" in (taken.kind, kind) and taken.kind != kind:
-        return f"makes {taken.name!r} a file and a folder at once"
+        return f"makes '{shown(taken.name)}' a file and a folder at once"
     return None if kind == "folder" else "comes twice, and one would overwrite the other"
 
 
 def _checked_target(member: Member) -> str:
     target = member.target.replace("\\", "/")
     if not target or is_absolute(target) or "\0" in target:
-        raise refused(member.name, f"is a link that leads out of the archive, to {member.target!r}")
+        raise refused(member.name, f"is a link that leads out of the archive, to '{shown(member.target)}'")
     return target
 
 
@@ -271,7 +307,7 @@ def _writing(name: str) -> Iterator[None]:
     except (UnicodeEncodeError, OSError) as error:
         if isinstance(error, UnicodeEncodeError) or error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
             raise refused(name, UNWRITABLE_NAME) from error
-        failure = FileWriteError(f"Its member {name!r} can't be written: {error.strerror or error}.")
+        failure = FileWriteError(f"Its member '{shown(name)}' can't be written: {error.strerror or error}.")
         failure.errno, failure.filename = error.errno, error.filename
         raise failure from error
 

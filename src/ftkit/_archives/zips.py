@@ -18,6 +18,8 @@ from typing import IO, Final
 from ftkit._archives.members import FILE_KINDS, Archive, Check, Member, Source, check_link, reading, refused
 from ftkit._archives.names import decode, find_encoding
 from ftkit._archives.packing import STORED, ZIP_METHODS, blocks, unpack_member
+from ftkit._wording import shown
+from ftkit.errors import ArchiveError
 
 __all__ = ["read_zip"]
 
@@ -38,6 +40,7 @@ def read_zip(source: Source) -> Archive:
     infos = opened.infolist()
     source.limits.check_files(len(infos))
     _unwrap_offsets(source.file, infos)
+    _refuse_unlisted(source.file, min((info.header_offset for info in infos), default=opened.start_dir))
     _refuse_overlap(infos)
     archive.total = sum(info.file_size for info in infos)
     source.limits.check_bytes(archive.total)
@@ -65,6 +68,16 @@ def _unwrap_offsets(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> None:
             if file.read(4) == _SIGNATURE:
                 break
             info.header_offset -= 1 << 32
+
+
+def _refuse_unlisted(file: IO[bytes], first: int) -> None:
+    """Refuse a zip with members in front of the ``first`` one that its directory lists; a program may stand there."""
+    file.seek(0)
+    if first and file.read(len(_SIGNATURE)) == _SIGNATURE:
+        raise ArchiveError(
+            f"its directory lists nothing of its first {first:,} bytes, and another zip begins there: two zips were "
+            "joined, or the directory is damaged. Unpack each by itself, or fetch it again."
+        )
 
 
 def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
@@ -107,7 +120,7 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password:
         raise refused(name, "is encrypted: give its password=")
 
     def data() -> Iterator[bytes]:
-        with reading(f"its member {name!r}"):
+        with reading(f"its member '{shown(name)}'"):
             yield from _data(opened, info, name, password)
 
     signed = info.compress_type == _AES and info.CRC == 0  # AE-2 has a signature in place of a checksum
@@ -160,7 +173,7 @@ def _old_cipher(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, passw
     except NotImplementedError:
         raise
     except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise refused(name, f"can't be decrypted: the password is wrong, or it is damaged ({error})") from error
+        raise refused(name, f"can't be decrypted: the password is wrong, or it is damaged ({shown(error)})") from error
 
 
 def _decrypt(file: IO[bytes], info: zipfile.ZipInfo, name: str, password: bytes) -> tuple[int, Iterator[bytes]]:
