@@ -2,28 +2,122 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, SupportsFloat, TypeVar
+import operator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["EarlyStopping", "Mode", "best_first", "check_mode", "is_better", "metric_value"]
+__all__ = ["EarlyStopping", "Mode", "best_first", "is_better", "metric_value", "mode_for", "whole_number"]
+
+_log: Final = logging.getLogger("ftkit")
 
 Mode = Literal["min", "max"]
 
 T = TypeVar("T")
 
+# Words by which a metric says which way is better, without the digits at their end, and words that turn the meaning of
+# others about or measure something else.
+_WORDS: Final = {
+    "min": """loss losses logloss nll bce error errors err mae mse rmse msle rmsle mape smape perplexity ppl bpc bpb
+        wer cer ter eer ece brier epe hd hausdorff fid kid lpips""",
+    "max": """acc accuracy f1 fbeta auc auroc auprc aupr precision recall sensitivity specificity kappa mcc iou miou
+        jaccard dice ap map bleu sacrebleu rouge meteor chrf cider mrr ndcg hit hits r2 pearson pearsonr spearman
+        spearmanr psnr ssim""",
+    "else": """neg negative minus inv inverse not non drop reduction decrease increase improvement gain change delta
+        diff difference gap std stdev var variance time""",
+}
+_MEANING: Final = {word: meaning for meaning, words in _WORDS.items() for word in words.split()}
+_PIECES: Final = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")  # of "valLoss", "top5Acc" and "BCELoss"
 
-def check_mode(mode: Mode) -> Mode:
-    """Return ``mode`` if it is ``"min"`` or ``"max"``.
+
+def mode_for(maker: str, monitor: str | None, mode: Mode | None = None) -> Mode:
+    """Return ``mode``, or where it is left out the one that the metric's name tells.
+
+    A ``mode`` that contradicts the name counts, and a warning is logged.
+
+    Args:
+        maker: Who asks, for the calls that an error shows.
+        monitor: The metric's name.
+        mode: What was asked for.
 
     Raises:
-        FtkitError: It is neither.
+        FtkitError: ``mode`` is neither ``"min"`` nor ``"max"``, or it is left out and the name does not tell.
+
+    Example:
+        >>> from ftkit._monitor import mode_for
+        >>> mode_for("EarlyStopping", "val_loss"), mode_for("EarlyStopping", "val/mIoU")
+        ('min', 'max')
     """
-    if mode not in ("min", "max"):
+    if mode not in (None, "min", "max"):
         raise FtkitError(f"mode must be 'min' (lower is better) or 'max' (higher is better), not {mode!r}.")
-    return mode
+    if not isinstance(monitor, str | None):
+        raise FtkitError(f"monitor must be the name of a metric, not {monitor!r}.")
+    told = None if monitor is None else _told(monitor)
+    if mode and told and mode != told:
+        _log.warning(
+            '%s watches %r with mode="%s", and by its name that is better the other way: mode="%s".',
+            *(maker, monitor, mode, told),
+        )
+    if chosen := mode or told:
+        return chosen
+    named = "" if monitor is None else f", monitor={monitor!r}"
+    doubt = "" if monitor is None else f"The name {monitor!r} does not say which way is better. "
+    low, high = (f'{maker}(...{named}, mode="{one}")' for one in ("min", "max"))
+    raise FtkitError(f"{doubt}Write {low} if lower is better, as of a loss, or {high} if higher is, as of an accuracy.")
+
+
+def _told(monitor: str) -> Mode | None:
+    """Which way is better by a metric's name; None if it does not say, or says both, or is turned about."""
+    if re.match(r"\s*1?\s*[-\u2212]", monitor):  # "1-acc", "-loss"
+        return None
+    meanings = {_MEANING[word] for word in _words(monitor) if word in _MEANING}
+    modes: tuple[Mode, ...] = ("min", "max")
+    return next((mode for mode in modes if meanings == {mode}), None)
+
+
+def _words(monitor: str) -> Iterator[str]:
+    """Yield the words of a name, in small letters and with and without the digits at their end.
+
+    Adjacent pieces are words too: ``MeanIoU`` holds ``iou``, ``mAP`` is ``map``.
+    """
+    for token in re.findall(r"[^\W_]+", monitor):
+        pieces = _PIECES.findall(token) if token.isascii() else [token]
+        for start in range(len(pieces)):
+            for end in range(start + 1, start + 4):
+                word = "".join(pieces[start:end]).casefold()
+                yield from (word, word.rstrip("0123456789"))
+
+
+def whole_number(what: str, value: object, *, least: int, otherwise: str = "") -> int:
+    """Return an argument as a plain whole number; one of NumPy or torch is one too.
+
+    Raises:
+        FtkitError: It is none, or less than ``least``.
+
+    Example:
+        >>> import numpy as np
+        >>> from ftkit._monitor import whole_number
+        >>> whole_number("patience", np.int64(3), least=1)
+        3
+    """
+    try:
+        number = -math.inf if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # may raise
+    except TypeError:
+        number = -math.inf
+    if number < least:
+        raise FtkitError(f"{what} must be a whole number of at least {least}{otherwise}, not {value!r}.")
+    return int(number)
+
+
+def _number(what: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]  # may raise
+    except (TypeError, ValueError, RuntimeError):
+        raise FtkitError(f"{what} must be one number, not {value!r}.") from None
 
 
 def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: float = 0.0) -> bool:
@@ -64,7 +158,7 @@ def metric_value(metrics: Mapping[str, SupportsFloat], name: str) -> float:
     if name not in metrics:
         there = ", ".join(map(repr, metrics)) or "none"
         raise FtkitError(f"No metric {name!r} among the metrics given ({there}).{did_you_mean(name, metrics)}")
-    return float(metrics[name])
+    return _number(f"The metric {name!r}", metrics[name])
 
 
 class EarlyStopping:
@@ -74,7 +168,8 @@ class EarlyStopping:
         patience: How many values in a row may fail to beat the best one before training should
             stop. With 1, the first value that is not better stops it.
         monitor: The metric's name; ``step`` then also takes a dict of metrics.
-        mode: ``"min"`` if lower is better, ``"max"`` if higher is.
+        mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
+            tells: ``val_loss``, ``val_acc``.
         min_delta: How much better a value must be to count, in the metric's own unit.
 
     Attributes:
@@ -83,26 +178,29 @@ class EarlyStopping:
         stopped: Whether training should stop.
 
     Raises:
-        FtkitError: An argument is out of range.
+        FtkitError: An argument is out of range, or neither ``mode`` nor the metric's name says which way is better.
 
     Example:
         >>> from ftkit import EarlyStopping
-        >>> stopping = EarlyStopping(patience=2)
+        >>> stopping = EarlyStopping(patience=2, mode="min")
         >>> [stopping.step(loss) for loss in (0.9, 0.7, 0.8, 0.75)]
         [False, False, False, True]
     """
 
     def __init__(
-        self, patience: int, *, monitor: str | None = None, mode: Mode = "min", min_delta: float = 0.0
+        self,
+        patience: SupportsIndex,
+        *,
+        monitor: str | None = None,
+        mode: Mode | None = None,
+        min_delta: SupportsFloat = 0.0,
     ) -> None:
-        if type(patience) is not int or patience < 1:
-            raise FtkitError(f"patience must be a whole number of at least 1, not {patience!r}.")
-        if not 0 <= min_delta < math.inf:
+        self.patience: int = whole_number("patience", patience, least=1)
+        self.min_delta: float = _number("min_delta", min_delta)
+        if not 0 <= self.min_delta < math.inf:
             raise FtkitError(f"min_delta must be a finite number of at least 0, not {min_delta!r}.")
-        self.patience = patience
         self.monitor = monitor
-        self.mode = check_mode(mode)
-        self.min_delta = min_delta
+        self.mode: Mode = mode_for("EarlyStopping", monitor, mode)
         self.best: float | None = None
         self.stale: int = 0
         self.stopped: bool = False
@@ -126,7 +224,7 @@ class EarlyStopping:
                 )
             number = metric_value(value, self.monitor)
         else:
-            number = float(value)
+            number = _number("The value of a metric", value)
         if is_better(number, self.best, self.mode, self.min_delta):
             self.best, self.stale = number, 0
         else:

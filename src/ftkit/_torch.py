@@ -37,6 +37,7 @@ __all__ = [
     "FAKE_TENSOR_LOG",
     "LISTS_BY_GROUP",
     "RATES_BY_GROUP",
+    "SCHEDULERS_INSIDE",
     "DataDependentOutputException",
     "DynamicOutputShapeException",
     "FakeTensor",
@@ -226,6 +227,7 @@ LISTS_BY_GROUP: Final = (
     "base_momentums",  # torch's CyclicLR, as the next
     "max_momentums",
 )
+SCHEDULERS_INSIDE: Final = "_schedulers"  # those that torch's SequentialLR and ChainedScheduler run
 # ---- tensors
 
 

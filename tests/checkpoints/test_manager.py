@@ -124,7 +124,7 @@ def test_what_is_kept(values: list[float], best: int | None, last: int | None, m
 def test_names_that_stay_are_not_overwritten(tmp_path: Path) -> None:
     """A template without anything that changes keeps the best under its name, and foreign files are left alone."""
     (tmp_path / "model.safetensors").write_bytes(b"mine")
-    manager = CheckpointManager(tmp_path, monitor="m", filename="model")
+    manager = CheckpointManager(tmp_path, monitor="m", mode="min", filename="model")
     for epoch, value in enumerate([0.1, 0.5, 0.4]):
         manager.save(epoch, model=nn.Linear(1, 1), metrics={"m": value})
     assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
@@ -147,16 +147,16 @@ def test_one_name_for_the_last(tmp_path: Path) -> None:
 def test_the_only_good_one_is_never_deleted(tmp_path: Path) -> None:
     """A damaged best or newest does not push out an older one that is whole."""
     model = nn.Linear(1, 1)
-    manager = CheckpointManager(tmp_path, monitor="m", keep_best=3)
+    manager = CheckpointManager(tmp_path, monitor="m", mode="min", keep_best=3)
     paths = [manager.save(epoch, model=model, metrics={"m": value}) for epoch, value in enumerate([0.3, 0.2, 0.1])]
     damage(paths[2])
     damage(paths[1])
-    manager = CheckpointManager(tmp_path, monitor="m", keep_best=1, keep_last=1)
+    manager = CheckpointManager(tmp_path, monitor="m", mode="min", keep_best=1, keep_last=1)
     assert paths[0].exists()
     newest = manager.save(3, model=model, metrics={"m": 0.9})
     assert paths[0].exists()
     assert newest.exists()
-    manager = CheckpointManager(tmp_path, monitor="m", keep_best=1, keep_last=1)
+    manager = CheckpointManager(tmp_path, monitor="m", mode="min", keep_best=1, keep_last=1)
     assert manager.resume(model=model) == 4
 
 

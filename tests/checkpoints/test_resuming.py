@@ -42,7 +42,7 @@ def test_load_changes_all_or_nothing(tmp_path: Path) -> None:
     [
         (lambda m: {"optimizer": torch.optim.SGD(m.parameters(), 0.1)}, "is a AdamW, this one a SGD"),
         (lambda m: {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD(m.parameters()), 1)}, "scheduler="),
-        (lambda m: {"histroy": EarlyStopping(1)}, "Did you mean 'history'"),
+        (lambda m: {"histroy": EarlyStopping(1, mode="min")}, "Did you mean 'history'"),
         (lambda m: {"history": []}, "has no load_state_dict"),
     ],
 )
@@ -113,7 +113,7 @@ class Run:
         self.scheduler = torch.optim.lr_scheduler.MultiStepLR(self.optimizer, [seed + 2, seed + 4])
         self.sampler = ResumableLoader(list(range(8)), 2, generator=torch.Generator().manual_seed(seed))
         self.guarded = Guarded(refuses)
-        self.stopping = EarlyStopping(patience=3)
+        self.stopping = EarlyStopping(patience=3, mode="min")
         self.dice = torch.Generator().manual_seed(seed)
         for _ in range(seed + 1):
             steps(self.model, self.optimizer)

@@ -76,7 +76,7 @@ def test_ema_sampler_extras_and_objects(tmp_path: Path) -> None:
     """Everything with a state comes back into its object, plain values into extra."""
     model = make()
     ema = torch.optim.swa_utils.AveragedModel(model)
-    stopping = EarlyStopping(patience=3)
+    stopping = EarlyStopping(patience=3, mode="min")
     stopping.step(0.5)
     generator = torch.Generator().manual_seed(5)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
@@ -98,7 +98,7 @@ def test_ema_sampler_extras_and_objects(tmp_path: Path) -> None:
     number = torch.rand(1, generator=generator)
     again = make()
     average = torch.optim.swa_utils.AveragedModel(make())
-    counter = EarlyStopping(patience=3)
+    counter = EarlyStopping(patience=3, mode="min")
     dice = torch.Generator()
     checkpoint = load_checkpoint(path, model=again, ema=average, stopping=counter, generator=dice)
     assert torch.equal(flat(average), flat(ema))

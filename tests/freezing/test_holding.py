@@ -7,14 +7,16 @@ import pickle
 import warnings
 from collections.abc import Callable
 
+import hypothesis.strategies as st
 import pytest
 import timm
 import torch
+from hypothesis import assume, given, settings
 from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
 from ftkit._freezing.freeze import freeze, freeze_except, is_frozen, unfreeze
-from tests.freezing.models import Net, images, same, state, step
+from tests.freezing.models import Net, images, same, state, step, trees
 
 
 @pytest.mark.parametrize(
@@ -230,3 +232,55 @@ def test_spectral_norm_of_a_frozen_part_stops_its_power_iteration() -> None:
     before = state(model[:2])
     model.train()(torch.randn(3, 4))
     assert same(before, model[:2])
+
+
+VERBS: dict[str, Callable[..., object]] = {"freeze": freeze, "unfreeze": unfreeze, "freeze_except": freeze_except}
+
+
+def nested() -> nn.Module:
+    """Layers of parts that end in noise, with noise and norms between."""
+    part = lambda *more: nn.Sequential(nn.Linear(2, 2), *more, nn.Dropout(0.5))  # noqa: E731
+    layer = lambda: nn.Sequential(part(), nn.BatchNorm1d(2, affine=False), part(nn.BatchNorm1d(2)))  # noqa: E731
+    return nn.Sequential(nn.Dropout(0.5), nn.Sequential(layer(), layer()), nn.Dropout(0.5), part(), nn.Linear(2, 2))
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
+    """A tree, and what is done to it: verbs with parts that have parameters."""
+    model = draw(trees() | st.builds(nested))
+    assume(len([*model.modules()]) == len([*model.named_modules(remove_duplicate=False)]))  # what is shared is in both
+    model.requires_grad_(True)
+    names = [name for name, part in model.named_modules() if name and [*part.parameters()]]
+    names += [name for name, _ in model.named_parameters()]
+    verbs = st.sampled_from(list(VERBS))
+    return model, draw(st.lists(st.tuples(verbs, st.lists(st.sampled_from(names), min_size=1, max_size=3)), min_size=1))
+
+
+@given(histories())
+@settings(max_examples=200, deadline=None)
+def test_what_is_frozen_computes_the_same_twice(history: tuple[nn.Module, list[tuple[str, list[str]]]]) -> None:
+    """After any history, in train mode: no Dropout, no moving statistics, no power iteration."""
+    model, calls = history
+    for verb, parts in calls:
+        VERBS[verb](model, *parts)
+    names = [name for name, part in model.named_modules() if name and "parametrizations" not in name]
+    x = torch.randn(16, 2)
+    for part in [model.get_submodule(name) for name in names if is_frozen(model, name)]:
+        model.train()
+        before = state(part)
+        assert torch.equal(part(x), part(x))
+        assert same(before, part)
+
+
+def test_thawing_a_neighbor_leaves_the_dropout_inside_a_frozen_part_off() -> None:
+    """It stands next to what thaws, but inside what does not."""
+    layer = lambda: nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Dropout(0.5))  # noqa: E731
+    model = nn.Sequential(nn.Sequential(layer(), layer(), layer()), nn.Linear(4, 4), nn.Linear(4, 2))
+    freeze_except(model, "2")
+    unfreeze(model, "1", "0.2")
+    model.train()
+    x = torch.randn(8, 4)
+    assert is_frozen(model, "0.0", "0.1")
+    for part in model[0][:2]:
+        assert torch.equal(part(x), part(x))
+    assert model[0][2][2].training

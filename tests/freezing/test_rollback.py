@@ -17,10 +17,12 @@ from ftkit import FreezeSchedule, freeze, freeze_except, frozen, param_groups, t
 from tests.freezing.models import modes, trees_and_parts
 
 VERBS: dict[str, Callable[..., object]] = {
-    "freeze": lambda model, _: freeze(model, "2"),
-    "freeze without dropout": lambda model, _: freeze(model, "0", keep_dropout=True),
-    "unfreeze": lambda model, optimizer: unfreeze(model, "0", "1", optimizer=optimizer),
-    "freeze_except": lambda model, optimizer: freeze_except(model, "0", "1", optimizer=optimizer),
+    "freeze": lambda model, *_: freeze(model, "2"),
+    "freeze without dropout": lambda model, *_: freeze(model, "0", keep_dropout=True),
+    "unfreeze": lambda model, optimizer, scheduler: unfreeze(model, "0", "1", optimizer=optimizer, scheduler=scheduler),
+    "freeze_except": lambda model, optimizer, scheduler: freeze_except(
+        model, "0", "1", optimizer=optimizer, scheduler=scheduler
+    ),
 }
 STEPS = ["freeze.join", "freeze.remember", "freeze.release", "freeze.hold"]
 STEPS += ["holding._set_hook", "holding._set_memory", "holding._set_modes", "holding._set_depths"]
@@ -69,12 +71,12 @@ def test_each_step_fails_in_turn(verb: str, step: str, done: bool, monkeypatch: 
 
     monkeypatch.setattr(f"ftkit._freezing.{step}", fail)
     try:
-        VERBS[verb](model, optimizer)
+        VERBS[verb](model, optimizer, scheduler)
     except Sudden:
         assert standing(model, optimizer, scheduler) == before
     else:
         assert (verb, step) in UNUSED
-    VERBS[verb](model, optimizer)
+    VERBS[verb](model, optimizer, scheduler)
     assert standing(model, optimizer, scheduler) != before
 
 
@@ -99,16 +101,16 @@ def test_an_optimizer_that_refuses_the_second_group_gives_back_the_first() -> No
 
     optimizer.add_param_group = refuse_second  # type: ignore[method-assign]
     with pytest.raises(Sudden):
-        unfreeze(model, "0", "1", optimizer=optimizer)
+        unfreeze(model, "0", "1", optimizer=optimizer, scheduler=scheduler)
     assert len(calls) == 2
     assert standing(model, optimizer, scheduler) == before
 
 
 def test_a_schedule_whose_phase_fails_takes_its_restored_state_back() -> None:
     """A function of the epoch may fail after the loaded state was restored; the next step can start anew."""
-    model, optimizer, _ = start()
+    model, optimizer, scheduler = start()
     done = FreezeSchedule(lambda epoch: ["1", "3"])
-    done.step(0, model=model, optimizer=optimizer)
+    done.step(0, model=model, optimizer=optimizer, scheduler=scheduler)
     again, other, scheduler = start()
     answers: list[Any] = [Sudden, "3"]
 
@@ -122,10 +124,10 @@ def test_a_schedule_whose_phase_fails_takes_its_restored_state_back() -> None:
     schedule.load_state_dict(done.state_dict())
     before, state = standing(again, other, scheduler), schedule.state_dict()
     with pytest.raises(Sudden):
-        schedule.step(1, model=again, optimizer=other)
+        schedule.step(1, model=again, optimizer=other, scheduler=scheduler)
     assert standing(again, other, scheduler) == before
     assert schedule.state_dict() == state
-    schedule.step(1, model=again, optimizer=other)
+    schedule.step(1, model=again, optimizer=other, scheduler=scheduler)
     assert list(trainable(again)) == ["3.weight", "3.bias"]
     assert len(other.param_groups) == len(optimizer.param_groups)
 

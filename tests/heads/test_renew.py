@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+import sys
+import types
 
 import pytest
+import timm
 import torch
 import torch.nn.utils.prune
+import torchvision
 from torch import nn
 
 from ftkit import freeze, is_frozen, replace_head
+from ftkit._heads.renew import _initializers
 from ftkit.errors import HeadError
-from tests.heads.nets import Net
+from tests.heads.nets import Net, features
 
 
 def test_keep_carries_rows_over() -> None:
@@ -117,3 +122,145 @@ def test_retinanet_starts_with_its_prior_and_keeps_rows_by_anchor() -> None:
     assert bias[:, 2].tolist() == [91.0 * anchor + 90 for anchor in range(9)]
     assert bias[:, 0].tolist() == pytest.approx([-4.595] * 9, abs=1e-3)
     torch.testing.assert_close(new.cls_logits.weight.view(9, 5, -1)[:, 2], layer.weight.view(9, 91, -1)[:, 90])
+
+
+CALLED: list[object] = []
+
+
+def telemetry_init(project: object) -> None:
+    """A stranger beside the model, which takes one argument."""
+    CALLED.append(project)
+
+
+def scale_weights_init(factor: float) -> object:
+    """Another one, which the model does call, and whose name speaks of weights."""
+    CALLED.append(factor)
+    return factor
+
+
+def _constant_init(layer: nn.Module) -> None:
+    nn.init.constant_(layer.weight, 0.25)
+    nn.init.zeros_(layer.bias)
+
+
+class Plain(nn.Module):
+    """A model whose own code refers to neither of the functions above that initialize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = features()
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Classify."""
+        return self.fc(self.body(x))
+
+
+class Reporting(Plain):
+    """A model that calls strangers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        telemetry_init("pets")
+        self.factor = scale_weights_init(2.0)
+
+
+class Constant(Plain):
+    """A model that starts its layers by a function beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew."""
+        [_constant_init(layer) for layer in (self.fc,)]
+
+
+class Inherited(Constant):
+    """A class of somebody else's: the function is found where the class that calls it stands."""
+
+
+class Answering(Plain):
+    """A model that answers to any name, and carries a function of somebody else's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.__dict__["_init_weights"] = CALLED.append
+
+    def __getattr__(self, name: str) -> object:
+        return super().__getattr__(name) if name in ("body", "fc", "head") else CALLED.append
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        "def telemetry_init(project): calls.append(project)",
+        "def weights_init(path): calls.append(path)",
+        "def _xavier_init(layer): calls.append(layer); layer.weight.data.zero_()",  # by nobody's wish
+    ],
+)
+def test_the_only_function_beside_a_model_is_not_called(stranger: str) -> None:
+    """That it stands in the same file and takes one argument says nothing."""
+    lines = f"""
+from tests.heads.test_renew import Plain
+calls = []
+{stranger}
+class Beside(Plain):
+    pass
+"""
+    module = types.ModuleType("beside_a_model")
+    sys.modules[module.__name__] = module
+    try:
+        exec(lines, vars(module))
+        replace_head(module.Beside(), 3)
+    finally:
+        del sys.modules[module.__name__]
+    assert module.calls == []
+
+
+@pytest.mark.parametrize("kind", [Plain, Reporting, Answering])
+def test_strangers_functions_are_not_called(kind: type[nn.Module]) -> None:
+    """Whatever they are called and whoever calls them: only what initializes layers does."""
+    model = kind()
+    CALLED.clear()
+    replace_head(model, 3)
+    assert CALLED == []
+    assert model.fc.weight.std() > 0
+
+
+@pytest.mark.parametrize("kind", [Constant, Inherited])
+def test_a_function_that_the_models_class_refers_to_starts_its_layers(kind: type[nn.Module]) -> None:
+    """By its name in the code of a method, of the class or of one that it inherits from."""
+    model = kind()
+    nn.init.normal_(model.fc.weight)
+    replace_head(model, 3)
+    assert (model.fc.weight == 0.25).all()
+
+
+def test_a_local_function_of_a_local_class_is_found() -> None:
+    """A notebook's cell may be a function."""
+
+    def weights_init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+
+    class Local(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.apply(weights_init)
+
+    model = Local()
+    nn.init.normal_(model.fc.weight)
+    replace_head(model, 3)
+    assert (model.fc.weight == 0.5).all()
+
+
+def test_ssd_and_senet_start_by_the_functions_of_their_files() -> None:
+    """Real ones: torchvision's and timm's."""
+    ssd = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
+    replace_head(ssd, 5)
+    for _, convolution in ssd.head.classification_head.module_list:
+        assert convolution.weight.std().item() == pytest.approx(0.03, rel=0.2)
+        assert not convolution.bias.any()
+    assert [one.__name__ for one in _initializers(timm.create_model("legacy_seresnet18"))] == ["_weight_init"]

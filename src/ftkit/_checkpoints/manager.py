@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, SupportsFloat
+from typing import Any, Final, SupportsFloat, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
-from ftkit._monitor import Mode, best_first, check_mode, metric_value
+from ftkit._monitor import Mode, best_first, metric_value, mode_for, whole_number
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -75,7 +75,8 @@ class CheckpointManager:
     Args:
         directory: Where the files are. It is made, and cleared of what killed writers left.
         monitor: The metric that tells which checkpoint is best.
-        mode: ``"min"`` if lower is better, ``"max"`` if higher is.
+        mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
+            tells: ``val_loss``, ``val_acc``.
         keep_best: How many of the best to keep; ``None`` keeps all.
         keep_last: How many of the newest to keep; ``None`` keeps all.
         filename: A template over ``epoch``, ``step`` and the metrics, such as ``"{epoch:03d}-{val/acc:.2f}"``.
@@ -90,7 +91,7 @@ class CheckpointManager:
         resumed: What ``resume`` went on from, ``None`` before that and if there was nothing.
 
     Raises:
-        FtkitError: An argument is out of range.
+        FtkitError: An argument is out of range, or neither ``mode`` nor the metric's name says which way is better.
 
     Example:
         >>> import torch
@@ -111,24 +112,20 @@ class CheckpointManager:
         directory: str | os.PathLike[str],
         *,
         monitor: str | None = None,
-        mode: Mode = "min",
-        keep_best: int | None = 1,
-        keep_last: int | None = 1,
+        mode: Mode | None = None,
+        keep_best: SupportsIndex | None = 1,
+        keep_last: SupportsIndex | None = 1,
         filename: str | None = None,
         background: bool = False,
         delta: bool = False,
     ) -> None:
-        counts: dict[str, Any] = {"keep_best": keep_best, "keep_last": keep_last}
-        for name, count in counts.items():
-            if count is not None and (type(count) is not int or count < 0):
-                raise FtkitError(f"{name} must be a whole number of at least 0, or None to keep all, not {count!r}.")
-        if keep_last == 0 and (keep_best == 0 or monitor is None):
+        self.keep_best: int | None = _count("keep_best", keep_best)
+        self.keep_last: int | None = _count("keep_last", keep_last)
+        if self.keep_last == 0 and (self.keep_best == 0 or monitor is None):
             raise FtkitError("Nothing would be kept: give keep_last, or monitor and keep_best.")
         self.directory: Path = Path(directory)
         self.monitor = monitor
-        self.mode = check_mode(mode)
-        self.keep_best = keep_best
-        self.keep_last = keep_last
+        self.mode: Mode = mode_for("CheckpointManager", monitor, mode if mode or monitor else "min")
         self.filename = filename
         self.background = background
         self.delta = delta
@@ -394,6 +391,10 @@ class CheckpointManager:
             count += 1
             path = self.directory / f"{stem}-{count}{suffix}"
         return path
+
+
+def _count(name: str, count: SupportsIndex | None) -> int | None:
+    return None if count is None else whole_number(name, count, least=0, otherwise=", or None to keep all")
 
 
 def _give_way() -> None:

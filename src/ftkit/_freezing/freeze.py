@@ -6,6 +6,7 @@ import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ from ftkit._freezing.holding import (
     switched_off,
     tensors,
 )
-from ftkit._groups import join
+from ftkit._groups import join, schedulers_in
 from ftkit._models.outline import outermost
 from ftkit._models.undo import Undo
 from ftkit._torch import can_settle_anew, settle_anew
@@ -143,7 +144,9 @@ def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep
     return _change(model, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
 
 
-def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None) -> FreezeReport:
+def unfreeze(
+    model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
+) -> FreezeReport:
     """Make parts of a model trainable again, in place; the whole model if no selector is given.
 
     Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
@@ -154,14 +157,17 @@ def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Opti
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
         optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
             :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
-            otherwise lends its newest group's rate and its largest weight decay. Its learning-rate schedulers go on
-            with them.
+            otherwise lends its newest group's rate and its largest weight decay.
+        scheduler: The optimizer's learning-rate scheduler, or a list of several, which then go on with what joins. What
+            ``SequentialLR`` and ``ChainedScheduler`` run is known by them.
 
     Returns:
         What thawed, what joined the optimizer, and how the model stands.
 
     Raises:
         SelectionError: A selector matches nothing; model and optimizer are untouched.
+        FtkitError: Parameters would join an optimizer that has a scheduler, and ``scheduler`` was left out; all is
+            untouched.
 
     Example:
         >>> import torch
@@ -175,7 +181,7 @@ def unfreeze(model: nn.Module, *selectors: Selector, optimizer: torch.optim.Opti
         [0.1, 0.05]
     """
     chosen = _selection(model, selectors)
-    return _change(model, freezing=None, thawing=chosen, optimizer=optimizer)
+    return _change(model, freezing=None, thawing=chosen, optimizer=optimizer, scheduler=scheduler)
 
 
 def freeze_except(
@@ -184,6 +190,7 @@ def freeze_except(
     norm_stats: bool = True,
     keep_dropout: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
 ) -> FreezeReport:
     """Train exactly the selected parts of a model, in place: freeze all others, and thaw these.
 
@@ -193,12 +200,14 @@ def freeze_except(
         norm_stats: As in :func:`freeze`.
         keep_dropout: As in :func:`freeze`.
         optimizer: Gets those of the selected parameters that it lacks, as in :func:`unfreeze`.
+        scheduler: As in :func:`unfreeze`.
 
     Returns:
         What froze and thawed, and how the model stands.
 
     Raises:
         SelectionError: A selector matches nothing, or there is none; the model is untouched.
+        FtkitError: As in :func:`unfreeze`.
 
     Example:
         >>> import torch
@@ -222,7 +231,13 @@ def freeze_except(
         {name: b for name, b in inner.named_buffers() if id(b) not in kept_ids},
     )
     return _change(
-        model, freezing=rest, thawing=kept, norm_stats=norm_stats, keep_dropout=keep_dropout, optimizer=optimizer
+        model,
+        freezing=rest,
+        thawing=kept,
+        norm_stats=norm_stats,
+        keep_dropout=keep_dropout,
+        optimizer=optimizer,
+        scheduler=scheduler,
     )
 
 
@@ -319,6 +334,7 @@ def _change(
     norm_stats: bool = True,
     keep_dropout: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
 ) -> FreezeReport:
     """Do the work of all verbs, all of it or nothing."""
     wrappers, model = parallel_wrappers(model), unwrap(model)
@@ -330,7 +346,9 @@ def _change(
             undo.callback(settle, wrapper)
         note(model, undo)
         if optimizer is not None:
-            added = join(model, _learning(thawing) | thaw, optimizer, undo)
+            added = join(model, _learning(thawing) | thaw, optimizer, undo, scheduler)
+        else:
+            schedulers_in(scheduler, None)
         for parameter in freezing.parameters.values() if freezing else ():
             parameter.requires_grad = False  # requires_grad_() refuses lazy ones
             parameter.grad = None

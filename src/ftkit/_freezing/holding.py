@@ -241,8 +241,10 @@ def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
     thawed = identities((*chosen.parameters.values(), *chosen.buffers.values()))
     freed = {*chosen.modules.values(), *(module for module in model.modules() if tensors(module) & thawed)}
     loose = {child for module in filter(is_held, freed) for child in module.children()}
+    held = {module for module in model.modules() if is_held(module) and module not in freed}
+    kept = {child for module in held for child in module.children()}  # whatever thaws beside them
     for module, beside in _stateless(model):
-        if beside & freed or (module in loose and not all(map(is_held, beside))):
+        if module not in kept and (beside & freed or (module in loose and not all(map(is_held, beside)))):
             freed |= set(module.modules())
     return freed
 

@@ -19,7 +19,7 @@ from ftkit._freezing.freeze import (
     trainable,
     unfreeze,
 )
-from ftkit._groups import layout, restore_layout
+from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
@@ -98,7 +98,7 @@ class FreezeSchedule:
         self._loaded = False
 
     def step(
-        self, epoch: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+        self, epoch: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
     ) -> FreezeReport | None:
         """Bring the model, in place, to what trains in ``epoch``; call it at the start of each epoch.
 
@@ -109,21 +109,24 @@ class FreezeSchedule:
             model: The model; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
             optimizer: Gets what thaws and is not in it yet, as in :func:`ftkit.unfreeze`. What is frozen again stays in
                 it, with its state, and does not move.
+            scheduler: The optimizer's learning-rate scheduler, or a list of several, as in :func:`ftkit.unfreeze`.
 
         Returns:
             What changed, and how the model stands; None while the phase stays the same.
 
         Raises:
             SelectionError: A selector of any phase matches nothing; the model is untouched.
+            FtkitError: A phase of a dict will add to an optimizer that has a scheduler, and ``scheduler`` was left out.
         """
         if isinstance(self.phases, Mapping):
-            for selector in self.phases.values():
-                select(model, selector)
+            parts = select(model, *self.phases.values()).parameters.values()
+            if optimizer is not None and not set(parts) <= set(held(optimizer)):
+                check_told(optimizer, scheduler)
         phase = self._phase_of(epoch)
         with Undo() as undo:
-            report = self._restore(model, optimizer, undo) if self._loaded else None
+            report = self._restore(model, optimizer, scheduler, undo) if self._loaded else None
             if phase is not None and phase != self._phase:
-                report = self._enter(phase, model, optimizer)
+                report = self._enter(phase, model, {"optimizer": optimizer, "scheduler": scheduler})
         self._phase, self._loaded = phase, False
         self._trainable = list(trainable(model))
         if optimizer is not None:
@@ -175,17 +178,19 @@ class FreezeSchedule:
         within = epoch % self.period if self.period else epoch
         return max((start for start in self.phases if start <= within), default=None)
 
-    def _enter(self, phase: int, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> FreezeReport:
+    def _enter(self, phase: int, model: nn.Module, rates: dict[str, Any]) -> FreezeReport:
         if not isinstance(self.phases, Mapping):
-            return self._train(model, self.phases(phase), optimizer=optimizer)
+            return self._train(model, self.phases(phase), **rates)
         if self.period:
-            return self._train(model, self.phases[phase], optimizer=optimizer)
+            return self._train(model, self.phases[phase], **rates)
         so_far = [selector for start, selector in self.phases.items() if start <= phase]
         if 0 in self.phases:
-            return self._train(model, *so_far, optimizer=optimizer)
-        return unfreeze(model, *so_far, optimizer=optimizer)
+            return self._train(model, *so_far, **rates)
+        return unfreeze(model, *so_far, **rates)
 
-    def _restore(self, model: nn.Module, optimizer: torch.optim.Optimizer | None, undo: Undo) -> FreezeReport:
+    def _restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, scheduler: Any, undo: Undo
+    ) -> FreezeReport:
         """Bring the model and the groups of the optimizer to the state that was loaded."""
         inner = unwrap(model)
         parameters = dict(inner.named_parameters())
@@ -198,7 +203,7 @@ class FreezeSchedule:
             undo.callback(settle, wrapper)
         note(inner, undo)
         if optimizer is not None:
-            restore_layout(model, self._groups, optimizer, undo)
+            restore_layout(model, self._groups, optimizer, undo, scheduler)
         if not self._trainable:
             return self._freeze(model)
         return self._train(model, *(parameters[name] for name in self._trainable))

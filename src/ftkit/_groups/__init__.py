@@ -1,6 +1,7 @@
 """Parameter groups for an optimizer: layer-wise rates, rates by selector, and no decay where it does harm."""
 
-from ftkit._groups.joining import join, layout, restore_layout
+from ftkit._groups.joining import held, join, layout, restore_layout
 from ftkit._groups.recipe import param_groups
+from ftkit._groups.schedulers import check_told, schedulers_in
 
-__all__ = ["join", "layout", "param_groups", "restore_layout"]
+__all__ = ["check_told", "held", "join", "layout", "param_groups", "restore_layout", "schedulers_in"]

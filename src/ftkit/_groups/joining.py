@@ -10,29 +10,36 @@ import torch
 from torch import nn
 
 from ftkit._groups.recipe import Recipe, arrange
-from ftkit._groups.schedulers import follow, schedulers_of
+from ftkit._groups.schedulers import check_told, follow, schedulers_in
 from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
 
-__all__ = ["join", "layout", "restore_layout"]
+__all__ = ["held", "join", "layout", "restore_layout"]
 
 # The options of a group that hold rates: the first is the optimizer's, the others come from schedulers of torch, timm.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 
 
 def join(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, undo: Undo
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    undo: Undo,
+    scheduler: Any = None,
 ) -> tuple[str, ...]:
     """Add those of the parameters that ``optimizer`` lacks, by identity, with the options that they would have had.
 
     The recipe comes from the optimizer's groups; without one, the newest group's rate and the largest weight
     decay are the recipe. If a scheduler has moved the rates since, the newcomers' rates are moved by the same factor. A
-    group with the same options takes them in; otherwise there is a new one, which the schedulers of the optimizer move
-    from then on as they move the group that lent its options.
+    group with the same options takes them in; otherwise there is a new one, which ``scheduler``, one or several, moves
+    from then on as it moves the group that lent its options.
 
     Returns:
         The names of the parameters that were added.
+
+    Raises:
+        FtkitError: The optimizer has a scheduler and none was given, or one of another optimizer. Nothing has changed.
 
     Example:
         >>> import torch
@@ -45,14 +52,16 @@ def join(
         >>> len(optimizer.param_groups)
         1
     """
-    missing = _without(parameters, _held(optimizer))
+    schedulers = schedulers_in(scheduler, optimizer)
+    missing = _without(parameters, held(optimizer))
     if not missing:
         return ()
+    check_told(optimizer, scheduler)
     lender = _Lender(model, optimizer)
     for group in lender.groups_for(missing):
         twin = _twin(group, optimizer)
         if twin is None:
-            lender.add(group, undo)
+            lender.add(group, schedulers, undo)
         else:
             _fill(twin, {**_named(twin), **_named(group)}, undo)
     return tuple(missing)
@@ -73,14 +82,18 @@ def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]
 
 
 def restore_layout(
-    model: nn.Module, groups: list[list[str]], optimizer: torch.optim.Optimizer, undo: Undo | None = None
+    model: nn.Module,
+    groups: list[list[str]],
+    optimizer: torch.optim.Optimizer,
+    undo: Undo | None = None,
+    scheduler: Any = None,
 ) -> None:
     """Give ``optimizer`` the groups that :func:`layout` saw, so that it can load the ``state_dict`` of that time.
 
     Parameters that it lacks are added to the group that they were in, in their place; those that it has stay in theirs.
 
     Raises:
-        FtkitError: The model has no parameter of such a name; the optimizer is untouched.
+        FtkitError: The model has no parameter of such a name, or as in :func:`join`; the optimizer is untouched.
 
     Example:
         >>> import torch
@@ -98,11 +111,13 @@ def restore_layout(
             f"The optimizer held {lost!r}, which the {type(model).__name__} lacks."
             f"{did_you_mean(lost, parameters)} Build the model as it was then."
         )
-    held = _held(optimizer)
+    schedulers, own = schedulers_in(scheduler, optimizer), held(optimizer)
+    if any(parameters[name] not in own for name in itertools.chain(*groups)):
+        check_told(optimizer, scheduler)
     there: Iterable[dict[str, Any]] = itertools.chain(list(optimizer.param_groups), itertools.repeat({}))
     for names, group in zip(groups, there, strict=False):
         mine = _named(group)
-        placed = _without({name: parameters[name] for name in names}, held - mine.keys())
+        placed = _without({name: parameters[name] for name in names}, own - mine.keys())
         first = dict(zip(placed.values(), placed, strict=True))
         if first.keys() <= mine.keys():
             continue
@@ -112,7 +127,7 @@ def restore_layout(
             lender = _Lender(model, optimizer)
             new, *_ = lender.groups_for(placed)
             _fill(new, first, undo)
-            lender.add(new, undo)
+            lender.add(new, schedulers, undo)
 
 
 class _Lender:
@@ -143,7 +158,7 @@ class _Lender:
             group[key] = self._options[key] * (planned["lr"] / self._planned) if self._planned else planned["lr"]
         return group
 
-    def add(self, group: dict[str, Any], undo: Undo) -> None:
+    def add(self, group: dict[str, Any], schedulers: list[Any], undo: Undo) -> None:
         """Add a group to the optimizer, and to the schedulers that move its rates, as they have this one."""
         count = len(self._optimizer.param_groups)
         place = list(map(id, self._optimizer.param_groups)).index(id(self._options))
@@ -151,7 +166,7 @@ class _Lender:
         factor = group[key] / self._options[key] if self._options[key] else 1.0
         undo.remember(self._optimizer)
         self._optimizer.add_param_group(group)
-        for scheduler in schedulers_of(self._optimizer):
+        for scheduler in schedulers:
             follow(scheduler, count, place, factor, undo)
 
 
@@ -177,13 +192,14 @@ def _named(group: Mapping[str, Any]) -> dict[nn.Parameter, str]:
     return dict(zip(group.get("params", ()), group.get("param_names") or itertools.repeat(""), strict=False))
 
 
-def _without(parameters: Mapping[str, nn.Parameter], held: set[nn.Parameter]) -> dict[str, nn.Parameter]:
-    return {name: parameter for name, parameter in parameters.items() if parameter not in held}
+def _without(parameters: Mapping[str, nn.Parameter], known: set[nn.Parameter]) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in parameters.items() if parameter not in known}
 
 
 def _names(model: nn.Module) -> dict[nn.Parameter, str]:
     return {parameter: name for name, parameter in unwrap(model).named_parameters()}
 
 
-def _held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+def held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    """Return all parameters of an optimizer."""
     return set(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))

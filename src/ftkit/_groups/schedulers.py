@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-import gc
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from ftkit._models.undo import Undo
-from ftkit._torch import LISTS_BY_GROUP, RATES_BY_GROUP
+from ftkit._torch import LISTS_BY_GROUP, RATES_BY_GROUP, SCHEDULERS_INSIDE
+from ftkit.errors import FtkitError
 
-__all__ = ["follow", "schedulers_of"]
+__all__ = ["check_told", "follow", "schedulers_in"]
 
 
-def schedulers_of(optimizer: torch.optim.Optimizer) -> list[Any]:
-    """The schedulers of an optimizer. It has no list of them, but they refer to it."""
-    holders = gc.get_referrers(optimizer)
-    owners = [*holders, *gc.get_referrers(*(holder for holder in holders if isinstance(holder, dict)))]
-    found = {id(one): one for one in owners if getattr(one, "__dict__", {}).get("optimizer") is optimizer}
-    return list(found.values())
+def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[Any]:
+    """Return the schedulers that were given, one, several or none, and those that they run in turn.
+
+    Raises:
+        FtkitError: One of them is no scheduler of this optimizer.
+    """
+    if given is None:
+        return []
+    found: list[Any] = []
+    for one in given if isinstance(given, Iterable) else [given]:
+        theirs = getattr(getattr(one, "optimizer", None), "param_groups", None)
+        if optimizer is None or theirs is not optimizer.param_groups:
+            wrong = "without an optimizer=" if optimizer is None else "that is none of this optimizer's"
+            raise FtkitError(
+                "scheduler= takes the learning-rate scheduler of what is passed as optimizer=, or a list of several, "
+                f"and got a {type(one).__name__} {wrong}."
+            )
+        found += [one, *schedulers_in(getattr(one, SCHEDULERS_INSIDE, None), optimizer)]
+    return found
+
+
+def check_told(optimizer: torch.optim.Optimizer, given: Any) -> None:
+    """Refuse to add to an optimizer whose scheduler would not hear of it, and fail or pass the newcomers over.
+
+    Raises:
+        FtkitError: A scheduler has left its mark in the groups, and none was given.
+    """
+    if given is None and any("initial_lr" in group for group in optimizer.param_groups):
+        raise FtkitError(
+            f"A learning-rate scheduler moves the rates of this {type(optimizer).__name__}, and would not know of the "
+            "parameters that join it. Pass scheduler= beside optimizer=, a list if there are several; or scheduler=[] "
+            "if none moves them any more."
+        )
 
 
 def follow(scheduler: Any, count: int, like: int, factor: float, undo: Undo) -> None:

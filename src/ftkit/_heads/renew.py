@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dis
 import inspect
 import logging
 import re
@@ -27,6 +29,7 @@ _log = logging.getLogger("ftkit")
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 _SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
+_WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
 _INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
 
@@ -200,21 +203,57 @@ def _initialize(own: Callable[[nn.Module], object], bare: nn.Module, name: str) 
 def _own_init(model: nn.Module, name: str) -> Callable[[nn.Module], object] | None:
     """Find how the model's own code initializes a layer.
 
-    That is the method ``_init_weights(module)`` of what holds the layer (the habit of transformers and timm), or the
-    one function of the source file that holds its class whose name says so (``_init_weights``, ``_xavier_init``).
+    That is the method ``_init_weights(module)`` of the classes of what holds the layer (the habit of transformers and
+    timm), or the one function that such a class calls by a name like ``_xavier_init`` and that sets weights. Nothing
+    else is called: a function that merely stands in the same file may do anything.
     """
     nearest = _own_holders(model, name)
-    methods = [read(holder, "_init_weights") for holder in (*nearest, model)]
-    beside = [found[0] for found in map(_initializers, nearest) if len(found) == 1]
-    return next(filter(_takes_one, [*methods, *beside]), None)
+    methods = (method for method in map(_method, (*nearest, model)) if method is not None and _takes_one(method))
+    return next(methods, None) or next((found[0] for found in map(_initializers, nearest) if len(found) == 1), None)
 
 
-def _initializers(holder: nn.Module) -> list[Callable[[nn.Module], object]]:
-    """The functions beside a module's class whose name says that they initialize one module."""
-    home = inspect.getmodule(type(holder))
-    beside = inspect.getmembers(home, inspect.isfunction) if home is not None else []
-    named = [value for key, value in beside if _SAYS_INIT.search(key) and value.__module__ == type(holder).__module__]
-    return list(filter(_takes_one, named))
+def _method(holder: nn.Module) -> Callable[[nn.Module], object] | None:
+    """The method ``_init_weights`` of a module's own classes."""
+    found = (vars(kind)["_init_weights"] for kind in _own_classes(holder) if "_init_weights" in vars(kind))
+    method: Any = next(found, None)
+    return method.__get__(holder, type(holder)) if hasattr(method, "__get__") else None
+
+
+def _initializers(holder: nn.Module) -> list[types.FunctionType]:
+    """The functions that the code of a module's class refers to and that initialize one module, the nearest class's."""
+    for kind in _own_classes(holder):
+        code = [getattr(entry, "__func__", entry) for entry in vars(kind).values()]
+        known = [_referred_to(function) for function in code if inspect.isfunction(function)]
+        named = {name: value for names in known for name, value in names.items() if _SAYS_INIT.search(name)}
+        if found := [value for value in named.values() if _takes_one(value) and _sets_weights(value)]:
+            return found
+    return []
+
+
+def _own_classes(holder: nn.Module) -> list[type]:
+    return [kind for kind in type(holder).__mro__ if not kind.__module__.startswith("torch.nn.")]
+
+
+def _referred_to(function: types.FunctionType) -> dict[str, types.FunctionType]:
+    """The functions to which the code of a function refers by a name."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    found = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
+    for name, cell in cells.items():
+        with contextlib.suppress(ValueError):  # it has no value yet
+            found[name] = cell.cell_contents
+    return {name: value for name, value in found.items() if isinstance(value, types.FunctionType)}
+
+
+def _global_names(code: types.CodeType) -> set[str]:
+    """The names that a function's code looks up in its module, also inside the functions that it makes."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+    inner = (_global_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
+    return own.union(*inner)
+
+
+def _sets_weights(function: types.FunctionType) -> bool:
+    """Whether a function's code speaks of the weights of a module."""
+    return not _WEIGHTS.isdisjoint(function.__code__.co_names)
 
 
 def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
