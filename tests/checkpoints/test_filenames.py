@@ -38,7 +38,7 @@ def test_names_are_safe(tmp_path: Path, template: str, metrics: dict[str, float]
     ("options", "metrics", "words"),
     [
         ({"filename": "{epoch}-{val_los:.3f}"}, {"val_loss": 1.0}, "Did you mean 'val_loss'"),
-        ({"monitor": "val_los", "mode": "min"}, {"val_loss": 1.0}, "Did you mean 'val_loss'"),
+        ({"monitor": "vall_loss"}, {"val_loss": 1.0}, "Did you mean 'val_loss'"),
         ({"filename": "{step}"}, None, "needs 'step'"),
         ({"filename": "{epoch:x.y}"}, None, "can't show epoch"),
     ],

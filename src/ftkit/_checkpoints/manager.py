@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import filenames, ranks, runfile
+from ftkit._checkpoints.slips import refuse_slips
 from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
@@ -201,6 +202,7 @@ class CheckpointManager:
             FtkitError: A metric that ``monitor`` or ``filename`` names is missing.
             FileWriteError: The file could not be written; older ones are intact.
         """
+        refuse_slips("CheckpointManager.save", extra)
         self.wait()
         # Each process may have measured its own part of the data, and all must speak of the same file.
         numbers = ranks.agreed(numbers_of(metrics))
@@ -263,6 +265,7 @@ class CheckpointManager:
             DamagedFileError: There are checkpoints, and all of them are damaged.
             CheckpointError: The newest intact one does not fit.
         """
+        refuse_slips("CheckpointManager.resume", objects)
         self.wait()
         if self.delta and self._before is None:
             self._before = digests(tensors_of(unwrap(model)))

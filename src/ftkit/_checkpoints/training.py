@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, runfile
 from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_of
 from ftkit._checkpoints.runfile import Content
+from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
@@ -87,7 +88,7 @@ def save_checkpoint(
         delta: Keep only what differs from the pretrained model: see :func:`ftkit.save_delta`. All that was
             trained by the optimizer counts as different.
         **extra: Plain values (any nest of dict, list, number, string, tensor, ...), or objects with a
-            ``state_dict``.
+            ``state_dict``. A name that is nearly an argument's is taken for a slip, and an error.
 
     Raises:
         CheckpointError: A state holds something that can't be kept without pickling code.
@@ -103,6 +104,7 @@ def save_checkpoint(
         >>> checkpoint.epoch, checkpoint.extra
         (3, {'classes': ['ant', 'bee']})
     """
+    refuse_slips("save_checkpoint", extra)
     sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
         Path(path),
@@ -245,6 +247,7 @@ def load_checkpoint(
         >>> checkpoint.epoch, checkpoint.metrics
         (3, {'val_loss': 0.5})
     """
+    refuse_slips("load_checkpoint", objects)
     if optimizer is not None and model is None:
         raise FtkitError("load_checkpoint needs model= beside optimizer=, to find the optimizer's parameters by name.")
     given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
