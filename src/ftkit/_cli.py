@@ -20,7 +20,6 @@ from ftkit.errors import FtkitError, did_you_mean
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["main"]
 
 _FOUND, _FAILED = 1, 2
 

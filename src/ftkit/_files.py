@@ -17,7 +17,6 @@ from ftkit.errors import FileWriteError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["atomic_write", "digest", "remove_litter", "sync_folder", "sync_tree"]
 
 _LITTER_SUFFIX = ".ftkit-partial"
 

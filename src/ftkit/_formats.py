@@ -19,8 +19,6 @@ from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import SafetensorsFile
 from ftkit.errors import CheckpointError
 
-__all__ = ["CHECKPOINT_SUFFIXES", "FORMATS", "SUFFIXES", "TORCH_SUFFIXES", "WeightsFile", "open_file"]
-
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 """Names under which people keep weights, the likeliest first."""
 

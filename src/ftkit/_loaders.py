@@ -15,8 +15,6 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ftkit._torch import IndexedLoader
 from ftkit.errors import CheckpointError, FtkitError
 
-__all__ = ["ResumableLoader"]
-
 T_co = TypeVar("T_co", covariant=True)
 
 

@@ -11,8 +11,6 @@ from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["EarlyStopping", "Mode", "best_first", "is_better", "metric_value", "mode_for", "whole_number"]
-
 _log: Final = logging.getLogger("ftkit")
 
 Mode = Literal["min", "max"]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["in_bytes", "in_counts", "in_units", "plural", "shown", "some"]
-
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """Write how many things there are.

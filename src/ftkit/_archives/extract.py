@@ -19,8 +19,6 @@ from ftkit._archives.tree import Tree
 from ftkit._wording import in_bytes, plural, shown
 from ftkit.errors import ArchiveError, FileWriteError, FtkitError, did_you_mean
 
-__all__ = ["ArchiveReport", "extract_archive"]
-
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 

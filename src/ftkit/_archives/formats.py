@@ -15,8 +15,6 @@ from ftkit._archives.tars import is_tar_header, read_tar
 from ftkit._archives.zips import read_zip
 from ftkit.errors import ArchiveError
 
-__all__ = ["open_archive"]
-
 
 class _Format(NamedTuple):
     name: str

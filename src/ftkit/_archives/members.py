@@ -17,20 +17,6 @@ from typing import IO, Any, Final, Protocol
 from ftkit._wording import shown
 from ftkit.errors import ArchiveError, FtkitError
 
-__all__ = [
-    "CHUNK",
-    "FILE_KINDS",
-    "Archive",
-    "Check",
-    "Limits",
-    "Member",
-    "Sink",
-    "Source",
-    "check_link",
-    "reading",
-    "refused",
-]
-
 CHUNK: Final = 1 << 20
 # By the bits of a Unix mode, which zip and 7z keep too.
 FILE_KINDS: Final = {

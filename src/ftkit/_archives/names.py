@@ -11,8 +11,6 @@ from typing import Final, NamedTuple
 
 from ftkit._archives.members import refused
 
-__all__ = ["decode", "find_encoding"]
-
 # The characters that weigh most in each language's words, most frequent first (a word counts with the square root of
 # its frequency, since file names are nouns rather than grammar). Counted from the word lists of wordfreq 3.1.1
 # (Robyn Speer, "best" lists for ko, ja, zh).

@@ -12,8 +12,6 @@ from typing import IO, Final, NamedTuple, Protocol
 from ftkit._archives.members import CHUNK
 from ftkit.errors import ArchiveError
 
-__all__ = ["PACKINGS", "STORED", "ZIP_METHODS", "blocks", "unpack", "unpack_member"]
-
 _LZMA_MEMORY: Final = 1 << 30  # a header may ask for 4 GiB
 
 

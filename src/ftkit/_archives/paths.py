@@ -9,8 +9,6 @@ from typing import Final
 
 from ftkit._archives.members import refused
 
-__all__ = ["RECORD_NAME", "UNWRITABLE_NAME", "is_absolute", "junk_in", "split_path"]
-
 UNWRITABLE_NAME: Final = "has a name that this system can't hold"
 _ABSOLUTE: Final = re.compile(r"/|[A-Za-z]:")  # a root or a drive
 _DEEPEST: Final = 256  # an eighth of the folders that PATH_MAX of Linux has room for: more are a trap, no data set

@@ -18,8 +18,6 @@ from ftkit._archives.staging import is_bare, unfit, unwritable
 from ftkit._wording import in_bytes, shown
 from ftkit.errors import ArchiveError
 
-__all__ = ["Origin", "recall", "write"]
-
 _ATTRIBUTE: Final = "user.ftkit.unpacked"  # no file: whoever lists or loads the folder sees the archive's own alone
 
 

@@ -15,8 +15,6 @@ from ftkit._archives.paths import split_path
 from ftkit._wording import shown
 from ftkit.errors import ArchiveError, FtkitError
 
-__all__ = ["MAGIC", "read_7z"]
-
 MAGIC: Final = b"7z\xbc\xaf\x27\x1c"
 _HEADER_SIZE: Final = 32
 

@@ -19,7 +19,6 @@ from ftkit.errors import FileWriteError
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["is_bare", "publish", "staged", "unfit", "unwritable"]
 
 _LITTER_SUFFIX: Final = ".ftkit-unpacking"
 _MARK: Final = "made-by-ftkit"

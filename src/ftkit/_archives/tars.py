@@ -16,8 +16,6 @@ from ftkit._archives.packing import PACKINGS, blocks, unpack
 from ftkit._wording import shown
 from ftkit.errors import ArchiveError
 
-__all__ = ["is_tar_header", "read_tar"]
-
 _LONGEST_HEADER: Final = (
     16 << 20
 )  # of a name or a pax header, which tarfile reads whole: no honest one has a thousandth

@@ -19,8 +19,6 @@ from ftkit._archives.paths import UNWRITABLE_NAME, is_absolute, junk_in, split_p
 from ftkit._wording import shown
 from ftkit.errors import FileWriteError
 
-__all__ = ["Output", "Tree"]
-
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _SET_UID: Final = 0o6000  # or set-gid
 _FOLDER_BYTES: Final = 4096  # that most file systems take for a folder; a path of a few bytes implies hundreds of them

@@ -21,8 +21,6 @@ from ftkit._archives.packing import STORED, ZIP_METHODS, blocks, unpack_member
 from ftkit._wording import shown
 from ftkit.errors import ArchiveError
 
-__all__ = ["read_zip"]
-
 _SIGNATURE, _HEADER_SIZE = b"PK\x03\x04", 30  # APPNOTE 4.3.7
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # APPNOTE 4.4.4
 _UNIX_SYSTEMS: Final = (3, 19)  # Unix, macOS (APPNOTE 4.4.2)

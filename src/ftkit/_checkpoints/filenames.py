@@ -9,8 +9,6 @@ from typing import Any
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["fields", "fill_in", "safe"]
-
 
 def fields(template: str) -> list[tuple[str, str | None, str]]:
     """Split a template into literal texts, each with the name of the field that follows and its format.

@@ -13,8 +13,6 @@ from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError
 from ftkit.selection import Selection
 
-__all__ = ["plan", "state"]
-
 _log: Final = logging.getLogger("ftkit")
 
 

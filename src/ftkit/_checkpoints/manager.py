@@ -27,8 +27,6 @@ from ftkit._monitor import Mode, best_first, metric_value, mode_for, whole_numbe
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
-__all__ = ["CheckpointManager"]
-
 _log: Final = logging.getLogger("ftkit")
 
 _NICENESS: Final = 10  # a third less of training is lost; at 19 a busy machine would write for many times as long

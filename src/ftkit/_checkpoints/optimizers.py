@@ -14,8 +14,6 @@ from ftkit._models.undo import Undo
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, did_you_mean
 
-__all__ = ["LOAD_ERRORS", "describe", "held", "plan"]
-
 _log: Final = logging.getLogger("ftkit")
 
 LOAD_ERRORS: Final = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)

@@ -13,8 +13,6 @@ import torch
 from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError
 
-__all__ = ["plan", "state"]
-
 _log: Final = logging.getLogger("ftkit")
 
 

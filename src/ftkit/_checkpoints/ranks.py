@@ -8,8 +8,6 @@ from typing import Any
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["agreed", "gather", "holds_shards", "rank", "spread", "whole"]
-
 
 def rank() -> int:
     """The number of this process; 0 where there is one alone."""

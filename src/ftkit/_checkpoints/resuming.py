@@ -31,8 +31,6 @@ from ftkit._weights.sources import in_memory
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
-__all__ = ["by_suffix", "only_tensors", "resume", "state_of"]
-
 _Plan: TypeAlias = Callable[[Undo], object]
 _Targets: TypeAlias = list[tuple[str, Any, Any]]  # what objects are called, they themselves, and the states they get
 

@@ -22,8 +22,6 @@ from ftkit._tensors.safetensors import write_tensors
 from ftkit._wording import plural
 from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
 
-__all__ = ["Content", "is_readable", "prepare", "read", "read_run", "verify"]
-
 _log: Final = logging.getLogger("ftkit")
 
 Tensors: TypeAlias = dict[str, Tensor]

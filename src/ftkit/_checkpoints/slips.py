@@ -8,8 +8,6 @@ from typing import Final
 
 from ftkit.errors import FtkitError
 
-__all__ = ["refuse_slips"]
-
 # What the functions of checkpoints take by name, beside extra values of any name.
 _ARGUMENTS: Final = (
     "model",

@@ -19,8 +19,6 @@ from ftkit._deltas.changes import digests, may_have_changed, same, split
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
-__all__ = ["Checkpoint", "collect", "is_mid_epoch", "load_checkpoint", "numbers_of", "save_checkpoint"]
-
 # The states that differ from process to process; those of all but the first are kept as "ranks".
 _OF_EACH_RANK: Final = {"rng", "sampler"}
 

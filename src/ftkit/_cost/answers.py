@@ -11,8 +11,6 @@ from ftkit._cost.fakes import Fakes, TensorSpec
 from ftkit._cost.onednn import lstm_workspace
 from ftkit._torch import FakeTensor, below_dispatch, gives_views, holds_value, operator_name, storage_id
 
-__all__ = ["Answer", "ask", "question"]
-
 
 class Answer(NamedTuple):
     """What an operator gives back on arguments like those that it was once called with."""

@@ -20,8 +20,6 @@ from ftkit._torch import (
     tree_map_only,
 )
 
-__all__ = ["Fakes", "Substitutes", "TensorSpec", "memory_of", "storage_of"]
-
 
 class TensorSpec(NamedTuple):
     """All that a tensor without data is."""

@@ -11,8 +11,6 @@ from torch.utils.flop_counter import flop_registry
 
 from ftkit._torch import operator_name
 
-__all__ = ["flops"]
-
 
 def flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
     """Count the FLOPs of an operator: as torch does, and by formulas of our own where it is silent."""

@@ -27,8 +27,6 @@ from ftkit._torch import (
 )
 from ftkit.errors import FtkitError
 
-__all__ = ["OptimizerLike", "StepCost", "measure"]
-
 OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 """An optimizer, or what makes one of a list of parameters: a class, or a function."""
 

@@ -10,8 +10,6 @@ import torch
 
 from ftkit._cost.fakes import memory_of, storage_of
 
-__all__ = ["Keeper", "Memory"]
-
 
 class Keeper(Protocol):
     """Who made a tensor: the call of a module."""

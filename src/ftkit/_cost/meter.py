@@ -34,8 +34,6 @@ from ftkit._torch import (
     storage_id,
 )
 
-__all__ = ["Meter", "ModuleCost", "Shapes", "shapes_in"]
-
 Shapes: TypeAlias = tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 """One tensor's shape; or several tensors' shapes, in the order in which they come; or nothing."""
 

@@ -16,8 +16,6 @@ import torch
 
 from ftkit._torch import operator_name
 
-__all__ = ["lstm_workspace", "scratch_bytes"]
-
 
 def scratch_bytes(func: Any, args: tuple[Any, ...], output: Any) -> int:
     """The most bytes that an operator holds while it runs, besides its arguments and its results; 0 if unknown."""

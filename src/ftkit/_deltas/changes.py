@@ -19,8 +19,6 @@ from ftkit._torch import buffers_of, version_of
 from ftkit._weights.sources import WeightsSource, open_source
 from ftkit.errors import CheckpointError
 
-__all__ = ["differing", "digests", "fingerprint", "may_have_changed", "same", "split", "tensors_of"]
-
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return what a model's ``state_dict`` holds, as the model's own parameters and buffers."""

@@ -18,8 +18,6 @@ from ftkit._weights.sources import WeightsSource
 from ftkit.errors import CheckpointError
 from ftkit.selection import unwrap
 
-__all__ = ["load_delta", "save_delta"]
-
 _KEY: Final = "ftkit.delta"
 
 

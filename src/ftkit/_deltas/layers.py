@@ -10,8 +10,6 @@ from torch import nn
 from ftkit._torch import children_of
 from ftkit.errors import CheckpointError
 
-__all__ = ["Description", "build", "descriptions"]
-
 Description: TypeAlias = list[Any]
 """The name of a layer's class, and the arguments that make it; a ``Sequential``'s are descriptions by name."""
 

@@ -16,8 +16,6 @@ from ftkit._heads.replace import replace_head
 from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError, HeadError, did_you_mean
 
-__all__ = ["fill", "place"]
-
 
 def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], undo: Undo) -> None:
     """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.

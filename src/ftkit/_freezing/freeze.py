@@ -32,19 +32,6 @@ from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
-__all__ = [
-    "FreezeReport",
-    "freeze",
-    "freeze_except",
-    "frozen",
-    "is_frozen",
-    "note",
-    "parallel_wrappers",
-    "settle",
-    "trainable",
-    "unfreeze",
-]
-
 
 @dataclass(frozen=True)
 class FreezeReport:

@@ -12,18 +12,6 @@ from torch import nn
 from ftkit._torch import parameters_of, pre_hooks_of
 from ftkit.selection import Selection
 
-__all__ = [
-    "hold",
-    "identities",
-    "is_held",
-    "keeps_statistics",
-    "release",
-    "remember",
-    "snapshot",
-    "switched_off",
-    "tensors",
-]
-
 # The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
 # so after unpickling they can collide, and the later hook silently replaces ours.
 _KEY = "ftkit.frozen"

@@ -24,8 +24,6 @@ from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
-__all__ = ["FreezeSchedule"]
-
 
 class FreezeSchedule:
     """Which parts of a model train when, for any training loop.

@@ -15,8 +15,6 @@ from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
 
-__all__ = ["held", "join", "layout", "restore_layout"]
-
 # The options of a group that hold rates: the first is the optimizer's, the others come from schedulers of torch, timm.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
 

@@ -14,8 +14,6 @@ from ftkit._torch import is_norm
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selector, select, unwrap
 
-__all__ = ["Recipe", "arrange", "param_groups"]
-
 
 class Recipe(TypedDict):
     """The arguments of :func:`param_groups`, kept in every group so that a thawed parameter can join by the same rule.

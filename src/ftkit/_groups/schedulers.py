@@ -11,8 +11,6 @@ from ftkit._models.undo import Undo
 from ftkit._torch import LISTS_BY_GROUP, RATES_BY_GROUP, SCHEDULERS_INSIDE
 from ftkit.errors import FtkitError
 
-__all__ = ["check_told", "follow", "schedulers_in"]
-
 
 def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[Any]:
     """Return the schedulers that were given, one, several or none, and those that they run in turn.

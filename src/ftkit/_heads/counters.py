@@ -15,8 +15,6 @@ from ftkit._heads.layers import distinct, has_parameters, holders, read
 from ftkit._heads.vocabulary import LOSSES, says
 from ftkit._models.undo import Undo
 
-__all__ = ["Counter", "counters", "counts_classes", "losses", "told"]
-
 _CLASSES = re.compile(
     r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
 )

@@ -27,8 +27,6 @@ from ftkit._heads.trace import Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
 from ftkit.errors import HeadError
 
-__all__ = ["DoubtError", "Found", "find_layers", "in_classes"]
-
 
 @dataclass(frozen=True, eq=False)
 class Found:

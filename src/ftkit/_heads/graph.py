@@ -15,8 +15,6 @@ from torch import nn
 from ftkit._heads.layers import Layer, Layers
 from ftkit._heads.vocabulary import AUXILIARY, says
 
-__all__ = ["CLEAN", "MIXED", "NORMED", "SQUASHED", "End", "Ends", "Walk", "unused", "walk"]
-
 # How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
 # that count its outputs (a norm, a temperature for each class), by a product with other data.
 CLEAN, SQUASHED, NORMED, MIXED = range(4)

@@ -13,8 +13,6 @@ from torch import nn
 
 from ftkit._heads.layers import as_layer, read, self_description
 
-__all__ = ["Inputs", "labeled", "possible_inputs"]
-
 Inputs: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 
 _COMBINATIONS, _LABELINGS = 64, 16  # at most so many, as each costs a run

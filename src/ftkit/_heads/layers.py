@@ -16,22 +16,6 @@ from ftkit._heads.vocabulary import role
 from ftkit._torch import children_of, is_convolution, parameters_of
 from ftkit._wording import some
 
-__all__ = [
-    "Layer",
-    "Layers",
-    "as_layer",
-    "describe",
-    "distinct",
-    "has_parameters",
-    "has_shapes",
-    "holders",
-    "layers",
-    "own_parameters",
-    "own_tensors",
-    "read",
-    "self_description",
-]
-
 T = TypeVar("T")
 
 

@@ -13,8 +13,6 @@ from ftkit._heads.layers import Layers
 from ftkit._heads.trace import Trace, shapes
 from ftkit.errors import HeadError
 
-__all__ = ["prove"]
-
 
 def prove(model: nn.Module, found: Found, count: int) -> None:
     """Run a model with its new head on what it ran on before, its own loss too; without such a run there is no proof.

@@ -22,8 +22,6 @@ from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
 
-__all__ = ["like", "renewed", "with_channels"]
-
 _log = logging.getLogger("ftkit")
 
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 
 from ftkit._heads.counters import counters
-from ftkit._heads.decide import DoubtError, Found, find_layers, in_classes
+from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.layers import Layer, Layers, distinct, layers
 from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
@@ -19,8 +19,6 @@ from ftkit._models.undo import Undo
 from ftkit._torch import is_convolution
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
-
-__all__ = ["DoubtError", "Head", "adapt_input", "append_head", "find_head", "replace_head", "replace_modules"]
 
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 

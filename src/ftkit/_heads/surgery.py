@@ -20,8 +20,6 @@ from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
 from ftkit._torch import parameters_of
 
-__all__ = ["recount", "resize", "untie"]
-
 _log = logging.getLogger("ftkit")
 
 _USUAL_STD = 0.02  # of an embedding's start in the transformers family, for a table that has no values to tell its own

@@ -20,8 +20,6 @@ from ftkit._heads.layers import Layer, Layers, as_layer, distinct, layers, own_p
 from ftkit._models.dryrun import named_tensors, untouched
 from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, pre_hooks_of
 
-__all__ = ["Trace", "entries", "shapes", "trace"]
-
 
 @dataclass
 class Run:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Literal, TypeAlias
 
-__all__ = ["AUXILIARY", "LABELS", "LOSSES", "Role", "is_usual", "role", "says", "words"]
-
 Role: TypeAlias = Literal["class", "other"]
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")

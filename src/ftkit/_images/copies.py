@@ -15,8 +15,6 @@ from ftkit._images.verdict import Note, Verdict
 from ftkit._images.workers import Job, run_jobs
 from ftkit.errors import FtkitError
 
-__all__ = ["Copies", "judge_group"]
-
 _SEARCH_SECONDS = 6 * 3600.0
 # Of a picture in several splits, the copy that the scores rest on is kept.
 _RANK = {"train": 1, "val": 2, "test": 3}

@@ -10,8 +10,6 @@ from typing import Literal, NamedTuple
 from ftkit._images.verdict import Note, Severity
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["KINDS", "SEVERITIES", "DuplicateGroup", "Finding", "Kind", "Severity", "chooser", "make_finding"]
-
 #: The severities and what a report calls them, in its order.
 SEVERITIES: dict[Severity, str] = {"unusable": "unusable", "odd": "usable but odd", "junk": "not images"}
 

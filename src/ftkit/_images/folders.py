@@ -13,8 +13,6 @@ from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
 from ftkit.errors import FtkitError
 
-__all__ = ["LITTER_FOLDERS", "Folder", "open_folder", "read_bytes"]
-
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 _LITTER_STARTS = ("._", "~$")
 LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))

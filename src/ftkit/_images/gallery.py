@@ -11,8 +11,6 @@ from ftkit._images.findings import KINDS, DuplicateGroup, Finding
 from ftkit._images.folders import read_bytes
 from ftkit._images.workers import Answer, Job, close_workers, run_jobs
 
-__all__ = ["write_gallery"]
-
 _SHOWN = 48  # thumbnails of a kind
 _GROUPS = 60  # of copies
 _COPIES = 12  # thumbnails of a group

@@ -17,8 +17,6 @@ from ftkit._images.folders import Folder
 from ftkit._images.verdict import Verdict, read_line
 from ftkit.errors import FtkitError
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """Lines of JSON, ``[path, verdict]`` for each file; memory holds their places only.

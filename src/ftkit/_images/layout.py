@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from ftkit.errors import FtkitError, did_you_mean
 
-__all__ = ["Layout", "Place"]
-
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test",

@@ -19,8 +19,6 @@ from ftkit._images.findings import Finding
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
-__all__ = ["Quarantine", "move_away", "restore"]
-
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:

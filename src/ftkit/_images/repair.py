@@ -11,8 +11,6 @@ from ftkit._images.findings import KINDS, Finding, chooser
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit.errors import FtkitError
 
-__all__ = ["Repair", "repair"]
-
 _SECONDS = 60.0  # for one file
 
 

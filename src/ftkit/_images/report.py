@@ -11,15 +11,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
 
 from ftkit._files import atomic_write
-from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, Severity, chooser
+from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
 from ftkit._images.gallery import write_gallery
 from ftkit._images.quarantine import Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
+from ftkit._images.verdict import Severity
 from ftkit._wording import plural
 from ftkit.errors import FtkitError
-
-__all__ = ["ScanReport"]
 
 _COLUMNS = tuple(column.name for column in fields(Finding))
 

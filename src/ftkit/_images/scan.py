@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from ftkit._images.report import ScanReport
     from ftkit._images.tally import Tally
 
-__all__ = ["scan_images"]
 
 _TASK = 256  # files a task of a foreign executor
 _THREAD_TASK, _LEAST_TASK = 64, 4  # the same for the threads of the default one, and towards the end of a scan

@@ -1,7 +1,5 @@
 """Which suffixes go with which content."""
 
-__all__ = ["IMAGE_SUFFIXES", "LISTED_SUFFIXES", "SUFFIXES"]
-
 #: What torchvision's ImageFolder takes for an image, by the suffix alone.
 LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 

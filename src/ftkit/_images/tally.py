@@ -13,8 +13,6 @@ from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
 from ftkit._images.verdict import Note, read_line
 
-__all__ = ["Tally"]
-
 _IMBALANCE = 10  # times more images than in another class
 _GREYSCALE = 10  # times more images than grey ones, so that these stand out
 _GREY_MODES = frozenset(("L", "1", "LA"))

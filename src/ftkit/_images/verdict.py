@@ -6,8 +6,6 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["Broken", "Form", "Note", "Notes", "Prints", "Severity", "Verdict", "read_line", "write_line"]
-
 Severity: TypeAlias = Literal["unusable", "odd", "junk"]
 
 

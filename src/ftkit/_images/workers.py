@@ -18,8 +18,6 @@ from ftkit._images.decoding.serving import FAULT, READY, TICK_SECONDS
 from ftkit._images.verdict import Broken, Note, Verdict, write_line
 from ftkit.errors import FtkitError
 
-__all__ = ["Answer", "Job", "check_batch", "close_workers", "run_jobs", "start_worker"]
-
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.decoding.serving import serve; serve()"
 _START_SECONDS = 120
 

@@ -18,8 +18,6 @@ from torch import nn
 from ftkit._models.undo import Undo
 from ftkit._torch import FAKE_TENSOR_LOG, tree_leaves
 
-__all__ = ["named_tensors", "tensors_in", "untouched"]
-
 _LOCK = threading.RLock()  # random states, logs and nn.Module.__call__ belong to the whole process
 
 

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from torch import nn
 
-__all__ = ["outermost"]
-
 
 def outermost(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
     """Name the outermost modules of which all parameters are among these, and the parameters left over.

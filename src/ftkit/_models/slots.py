@@ -11,8 +11,6 @@ from torch import nn
 from ftkit._models.undo import Undo
 from ftkit._torch import buffers_of, children_of, parameters_of
 
-__all__ = ["Slot", "own_slots", "replace", "slots"]
-
 
 class Slot(NamedTuple):
     """A place where something is registered: an entry of one of a module's tables."""

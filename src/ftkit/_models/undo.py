@@ -10,8 +10,6 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import nn
 
-__all__ = ["Undo"]
-
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 

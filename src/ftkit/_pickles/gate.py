@@ -24,8 +24,6 @@ from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
 from ftkit.errors import CheckpointError, UntrustedFileError
 
-__all__ = ["Allowed", "load_parts", "load_pickle", "numpy_value", "save_pickle"]
-
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
 """A class or function to admit: itself, or its full dotted name."""
 

@@ -24,19 +24,6 @@ import torch
 
 from ftkit.errors import DamagedFileError
 
-__all__ = [
-    "LEGACY_MAGIC",
-    "Bounded",
-    "Foreign",
-    "Global",
-    "Pickled",
-    "StorageRef",
-    "StoredTensor",
-    "read_pickle",
-    "storage_dtype",
-    "stored_tensor",
-]
-
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
 """How the files of torch before 1.6 begin."""
 

@@ -35,8 +35,6 @@ from ftkit._tensors.file import OpenFile
 from ftkit._torch import negated
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError
 
-__all__ = ["LegacyPickle", "PickleFile", "PlainPickle", "TarPickle", "ZipPickle", "tensor_in"]
-
 # A compressed archive may grow on reading, but never without bounds: honest weights hardly compress.
 _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 32

@@ -11,8 +11,6 @@ from ftkit._summaries.summary import ModelSummary
 from ftkit._wording import in_bytes, in_counts, in_units
 from ftkit.errors import FtkitError
 
-__all__ = ["Comparison", "compare"]
-
 
 @dataclass
 class Comparison:

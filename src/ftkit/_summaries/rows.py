@@ -11,8 +11,6 @@ from torch import nn
 from ftkit._cost.measure import StepCost
 from ftkit._cost.meter import ModuleCost, Shapes
 
-__all__ = ["SummaryData", "SummaryRow", "elements", "rows_of"]
-
 
 @dataclass
 class SummaryRow:

@@ -21,8 +21,6 @@ from ftkit.selection import tied, unwrap
 if TYPE_CHECKING:
     import os
 
-__all__ = ["ModelSummary", "largest_batch", "summary"]
-
 
 @dataclass
 class ModelSummary(SummaryData):

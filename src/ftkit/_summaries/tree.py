@@ -11,8 +11,6 @@ from ftkit._cost.meter import Shapes
 from ftkit._summaries.rows import SummaryRow
 from ftkit._wording import in_bytes, in_counts, in_units
 
-__all__ = ["Node", "tree"]
-
 _SUMMED = ("params", "trainable", "forward_flops", "backward_flops", "saved_bytes", "calls")
 _MOST_LINES = 40  # of a tree whose depth nobody set: a screen or two
 

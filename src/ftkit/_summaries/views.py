@@ -15,7 +15,6 @@ from ftkit.errors import FtkitError
 if TYPE_CHECKING:
     import os
 
-__all__ = ["to_html", "to_picture", "to_text"]
 
 # ---------------------------------------------------------------- text
 

@@ -11,18 +11,6 @@ from typing import Any, BinaryIO, Final, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CHUNK",
-    "bytes_of",
-    "chunks",
-    "in_threads",
-    "mark_changed",
-    "memory_of",
-    "rare_kind",
-    "read_at",
-    "takes_bytes",
-]
-
 T = TypeVar("T")
 
 CHUNK: Final = 1 << 20

@@ -16,8 +16,6 @@ from torch import Tensor
 from ftkit._tensors.bytes import in_threads, mark_changed, memory_of
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
-__all__ = ["OpenFile", "TensorFile", "TensorInfo"]
-
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:

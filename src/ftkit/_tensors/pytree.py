@@ -22,8 +22,6 @@ from torch import Tensor
 
 from ftkit.errors import CheckpointError, DamagedFileError
 
-__all__ = ["pack", "unpack"]
-
 Json: TypeAlias = Any
 
 _INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own

@@ -29,8 +29,6 @@ from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, memory_of, rare_kind, 
 from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, DamagedFileError
 
-__all__ = ["SafetensorsFile", "write_tensors"]
-
 _TENSORS_KEY: Final = "ftkit.tensors"
 _HEADER_KEY: Final = "ftkit.header"
 _HEADER_MARK: Final = b'"ftkit.header":"'

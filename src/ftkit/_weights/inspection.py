@@ -17,8 +17,6 @@ from ftkit._weights.tables import Entry, Table
 from ftkit._wording import in_bytes, some
 from ftkit.errors import CheckpointError
 
-__all__ = ["CheckpointDiff", "CheckpointInfo", "TensorChange", "diff_checkpoints", "inspect_checkpoint"]
-
 _ENDS: Final = 20  # tensors at the beginning and at the end of a long list that are shown
 _SHOWN: Final = 30  # changes of a kind that are shown
 

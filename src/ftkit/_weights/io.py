@@ -24,17 +24,6 @@ from ftkit._wording import some
 from ftkit.errors import CheckpointError, DamagedFileError
 from ftkit.selection import unwrap
 
-__all__ = [
-    "LoadReport",
-    "Mismatch",
-    "WeightsPlan",
-    "load_model",
-    "load_weights",
-    "plan_weights",
-    "save_model",
-    "save_weights",
-]
-
 _log = logging.getLogger("ftkit")
 
 _LISTED: Final = 24

@@ -15,8 +15,6 @@ from ftkit._torch import loads_plainly
 from ftkit._weights.tables import Entry, Table
 from ftkit.errors import CheckpointError
 
-__all__ = ["Match", "Pair", "Places", "Rename", "best_match", "renamer", "suggestions"]
-
 Rename: TypeAlias = Mapping[str, str] | Iterable[tuple[str | re.Pattern[str], str]] | Callable[[str], str | None]
 """How names in a file become names in the model.
 

@@ -20,8 +20,6 @@ from ftkit._weights.tables import Entry, Reader, Table, parts_of, plain_values, 
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.selection import unwrap
 
-__all__ = ["Source", "WeightsSource", "in_memory", "open_source"]
-
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 """A weights file of any format, an index of shards, a folder with either, a state dict, or a model."""
 

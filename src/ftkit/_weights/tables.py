@@ -18,8 +18,6 @@ from ftkit._pickles.machine import Foreign, StoredTensor
 from ftkit._tensors.file import TensorInfo
 from ftkit.errors import CheckpointError
 
-__all__ = ["Entry", "Reader", "Table", "copy_into", "parts_of", "plain_values", "tables_in"]
-
 _MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
 _MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
 _FREE_BYTES: Final = 1 << 20  # a tensor may repeat its storage up to this size: scalars are often expanded

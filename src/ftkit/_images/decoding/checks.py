@@ -16,8 +16,6 @@ from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
 from ftkit._images.verdict import Broken, Form, Note, Notes, Prints, Verdict
 
-__all__ = ["check_bytes", "check_file"]
-
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
 _TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
 # Levels: what decoders fill gaps with, and how far saving it again as a JPEG of high quality moves it.

@@ -13,7 +13,6 @@ from ftkit._images.verdict import Prints
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["MIRROR", "MIRROR_FINE", "fingerprints"]
 
 _Matrix: TypeAlias = "npt.NDArray[np.float32]"
 

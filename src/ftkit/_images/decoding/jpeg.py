@@ -13,8 +13,6 @@ from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientatio
 from ftkit._images.decoding.seams import confirm_seam, find_seams
 from ftkit._images.verdict import Broken, Form, Note, Notes
 
-__all__ = ["EOI", "MAGIC", "JpegHeader", "check", "read_header", "with_end"]
-
 # Markers (ITU-T T.81, table B.1).
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image

@@ -13,8 +13,6 @@ from ftkit._images.decoding import jpeg, png
 from ftkit._images.decoding.pillow import has_alpha, is_deep
 from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES
 
-__all__ = ["mend"]
-
 _PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data"))
 # Kinds whose remedy changes pixels, or how they are stored.
 _REDRAWN = frozenset(("exif_rotated", "bad_exif", "cmyk", "sixteen_bit", "transparency"))

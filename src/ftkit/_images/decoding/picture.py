@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["MOST_PIXELS", "ORIENTATION", "Pixels", "judge_orientation", "judge_pixel_count"]
 
 #: Rows of grey.
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"

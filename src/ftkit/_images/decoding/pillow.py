@@ -18,8 +18,6 @@ from ftkit._images.decoding import png
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 
-__all__ = ["broken", "check", "complaint", "has_alpha", "is_deep", "lowest_is_grey", "shrunk_jpeg", "thumbnail"]
-
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 # What is told by its start, in lower case.
 _NOT_IMAGES = (

@@ -9,8 +9,6 @@ from typing import NamedTuple
 
 from ftkit._images.verdict import Broken, Note
 
-__all__ = ["MAGIC", "judge", "mend"]
-
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS"))  # what a wrong one does to the pixels can't be told
 

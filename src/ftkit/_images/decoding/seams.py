@@ -11,7 +11,6 @@ from ftkit._images.decoding.picture import Pixels
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["confirm_seam", "find_seams"]
 
 _Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
 

@@ -14,7 +14,6 @@ from ftkit._images.verdict import Prints
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["Unions", "alike", "near_groups", "near_pairs"]
 
 _Hashes: TypeAlias = "npt.NDArray[np.uint64]"
 _Indices: TypeAlias = "npt.NDArray[np.intp]"

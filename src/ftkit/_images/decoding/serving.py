@@ -13,8 +13,6 @@ import time
 import warnings
 from typing import IO, Any
 
-__all__ = ["FAULT", "READY", "TICK_SECONDS", "serve"]
-
 # A request is a line of JSON, a list of jobs: [[verb, arguments, size], ...], and then the bytes that come along with
 # them, so many for each as size says (null: none). An answer is one line of JSON on stdout. Once ready, stderr carries
 # numbers: so many more answers are there, or on their way. To wake up for each answer would cost the caller more than

@@ -8,8 +8,6 @@ from typing import Any
 from ftkit._images.decoding.checks import check_bytes, check_file
 from ftkit._images.verdict import Verdict
 
-__all__ = ["VERBS"]
-
 
 def _check(path: str, stamp: Sequence[Any] = (), data: bytes | None = None) -> Verdict:
     """Check a file, or the bytes that came along with their stamp."""
