@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
     # Copies: copies.py.
     "leak": _odd("the same file in training and evaluation; scores come out too good", "quarantine the copy", "leaks"),
     "same_file": _odd(
-        "one file in training and evaluation, by a link; scores come out too good", "quarantine the link", "leaks"
+        "one file in training and evaluation, by a link; scores come out too good", "quarantine or copy it", "leaks"
     ),
     "near_leak": _odd("nearly the same picture in training and evaluation", "look, then quarantine the copy", "leaks"),
     "label_conflict": _odd(

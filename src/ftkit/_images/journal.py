@@ -61,7 +61,6 @@ class Journal:
         at, places = len(first), {}
         for line in self._file:
             if not line.endswith(b"\n"):
-                self._file.truncate(at)
                 break
             if known := self._parse(line):
                 places[hash(known[0])] = at
@@ -75,7 +74,8 @@ class Journal:
                     f"{path} holds {what}, not a scan of {head['root']} by ftkit {head['version']}. "
                     f"Give another path, or move the file away."
                 )
-            self._file.truncate(0)  # of another version, or with nothing in it that was not torn
+            at = 0  # of another version, or with nothing in it that was not torn
+        self._file.truncate(at)
         self._known.extend(sorted(places))
         self._places.extend(places[key] for key in self._known)
 
