@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     file behind it is replaced.
 
     Raises:
-        FileWriteError: The file could not be written (no space, no permission, ...). The
+        FileWriteError: The file could not be written (no space, no permission, a URL, ...). The
             old file is intact and no temporary file stays behind.
 
     Example:
@@ -56,6 +57,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         >>> Path("notes.txt").read_bytes()
         b'all or nothing'
     """
+    refuse_url(path)
     target = Path(os.path.realpath(path))
     temporary: Path | None = None
     try:
@@ -81,6 +83,21 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
+
+
+def refuse_url(path: str | os.PathLike[str]) -> None:
+    """Raise for a URL, which would make a folder of the name ``s3:`` if it was taken for a path.
+
+    Example:
+        >>> from ftkit._files import refuse_url
+        >>> refuse_url("C:/runs/best.pt")
+        >>> refuse_url("s3://runs/best.pt")
+        Traceback (most recent call last):
+        ftkit.errors.FileWriteError: Can't write s3://runs/best.pt: ...
+    """
+    name = os.fsdecode(path)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
+        raise FileWriteError(f"Can't write {name}: it is a URL. Give a path of this machine, and copy the file there.")
 
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:

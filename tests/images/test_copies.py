@@ -41,6 +41,22 @@ def test_a_copy_in_two_classes_is_a_conflict_of_labels(pets: Path) -> None:
     assert kinds(report, "twin.jpg") == kinds(report, "1.jpg") == ["label_conflict"]
 
 
+def test_names_of_one_file() -> None:
+    """They are no copies of each other, but a real copy is one of theirs; in two classes one label is wrong."""
+    layout = Layout({"train": "train", "val": "val"})
+
+    def judge(**files: int) -> dict[str, str]:
+        paths = {name.replace("_", "/") + ".jpg": file for name, file in files.items()}
+        _, notes = judge_group(list(paths), "exact", layout, "", paths)
+        return {path.removesuffix(".jpg").replace("/", "_"): note.kind for path, note in notes}
+
+    assert judge(train_cat_a=1, train_cat_b=1) == {}
+    assert judge(train_cat_a=1, train_cat_b=1, train_cat_c=2) == {"train_cat_c": "duplicate"}
+    assert judge(train_cat_a=1, val_cat_b=1) == {"train_cat_a": "same_file"}
+    assert judge(train_cat_a=1, train_cat_b=2, val_cat_c=1) == {"train_cat_a": "same_file", "train_cat_b": "leak"}
+    assert judge(train_cat_a=1, train_dog_b=1) == dict.fromkeys(["train_cat_a", "train_dog_b"], "label_conflict")
+
+
 FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]
 PATHS = st.sets(st.builds("{}/{}.jpg".format, st.sampled_from(FOLDERS), st.integers(0, 9)), min_size=2, max_size=8)
 

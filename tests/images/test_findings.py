@@ -43,7 +43,7 @@ def test_names_choose_kinds_severities_and_families() -> None:
     """Each name on its own, and several together."""
     assert chosen("tiny") == {"tiny"}
     assert chosen("junk") == {kind for kind, known in KINDS.items() if known.severity == "junk"}
-    assert chosen("leaks") == {"leak", "near_leak"}
+    assert chosen("leaks") == {"leak", "same_file", "near_leak"}
     assert chosen("duplicates", "tiny") == {"duplicate", "near_duplicate", "tiny"}
     assert chosen("label_conflicts") == {"label_conflict", "near_label_conflict"}
     assert {finding.kind for finding in filter(chooser("tiny"), ALL)} == {"tiny"}

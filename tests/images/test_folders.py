@@ -60,6 +60,9 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
             scan_images("memory://nowhere")
         with pytest.raises(FtkitError, match="image_folder_filter"):
             remote.quarantine(pets.parent / "aside")
+        keep = remote.image_folder_filter()
+        assert keep("memory://scan-test/train/cat/1.jpg")
+        assert not keep("memory://scan-test/train/cat/cut.jpg")
         remote.to_html(pets.parent / "page.html")
         assert (pets.parent / "page.html").read_text().count("data:image") == 4
     finally:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from ftkit import FtkitError, scan_images
 from ftkit._images import folders
 from ftkit._images.folders import open_folder
 from ftkit._images.journal import Journal
-from ftkit._images.verdict import Note, Verdict, read_line, write_line
+from ftkit._images.verdict import Form, Note, Verdict, read_line, write_line
 
 
 def test_a_scan_goes_on_from_its_journal(pets: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,16 +62,152 @@ def test_a_killed_scan_goes_on(pets: Path, jpegs: list[bytes]) -> None:
 def test_a_journal_of_something_else_is_left_alone(pets: Path) -> None:
     """A file that is no journal, or one of another folder, is neither used nor touched."""
     other = pets.parent / "notes.txt"
-    other.write_text("dear diary\n")
-    with pytest.raises(FtkitError, match="something else"):
-        scan_images(pets, workers=1, resume=other)
-    assert other.read_text() == "dear diary\n"
+    for text in ("dear diary\n", "dear diary\nto be continued", "x"):
+        other.write_text(text)
+        with pytest.raises(FtkitError, match="something else"):
+            scan_images(pets, workers=1, resume=other)
+        assert other.read_text() == text
     journal = pets.parent / "scan.journal"
     scan_images(pets / "train", workers=1, resume=journal)
     with pytest.raises(FtkitError, match="holds the scan of"):
         scan_images(pets, workers=1, resume=journal)
     with pytest.raises(FtkitError, match="among the images"):
         scan_images(pets, workers=1, resume=pets / "scan.journal")
+
+
+PATHS = [f"{name}.jpg" for name in "abcdefgh"]
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """Return a folder of files, and the journal of a scan that judged each differently."""
+    root = tmp_path_factory.mktemp("kept") / "data"
+    root.mkdir()
+    folder = open_folder(root)
+    with Journal(root.parent / "journal", folder) as journal:
+        for number, path in enumerate(PATHS):
+            (root / path).write_bytes(bytes(number))
+            notes = [Note("truncated", f"after {number} bytes")] if number % 2 else []
+            form = Form("JPEG", "RGB", number, number)
+            journal.append(write_line(path, Verdict(notes, folder.stamp(path), f"{number:032x}", form).to_json()))
+    return root, (root.parent / "journal").read_bytes()
+
+
+@st.composite
+def harmed(draw: st.DrawFn, data: bytes) -> bytes:
+    """Flip bits, zero blocks, write noise, cut, drop, double and exchange lines, edit them as a person would."""
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(0, max(0, len(data) - 1)))
+        size = draw(st.integers(1, 600))
+        lines = data.splitlines(keepends=True)
+        here = draw(st.integers(0, max(0, len(lines) - 1)))
+        match draw(st.sampled_from(["flip", "flip", "zero", "noise", "cut", "drop", "double", "exchange", "edit"])):
+            case "flip" if data:
+                data = data[:at] + bytes([data[at] ^ 1 << draw(st.integers(0, 7))]) + data[at + 1 :]
+            case "zero":
+                data = data[:at] + bytes(len(data[at : at + size])) + data[at + size :]
+            case "noise":
+                data = data[:at] + draw(st.binary(max_size=99)) + data[at + size :]
+            case "cut":
+                data = data[:at]
+            case "drop":
+                data = b"".join(lines[:here] + lines[here + 1 :])
+            case "double":
+                data += b"".join(lines[here : here + 1])
+            case "exchange":
+                data = b"".join(draw(st.permutations(lines)))
+            case "edit":
+                data = data.replace(b'[["truncated", "after 3 bytes", null]]', b"[]").replace(b'"a.jpg"', b'"b.jpg"')
+    return data
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_line_counts_as_it_was_written_or_not_at_all(kept: tuple[Path, bytes], data: st.DataObject) -> None:
+    """Whatever happens to the file: never another verdict, never a bare exception, and what is added is found again."""
+    root, whole = kept
+    verdicts = dict(map(read_line, (line.partition(b" ")[2] for line in whole.splitlines()[1:])))
+    folder, path = open_folder(root), root.parent / "harmed"
+    path.write_bytes(data.draw(harmed(whole)))
+    before = path.read_bytes()
+    try:
+        with Journal(path, folder) as journal:
+            known = {name: journal.recall(name) for name in PATHS}
+            for name, found in known.items():
+                if found:
+                    assert read_line(found[0]) == journal.read(found[1]) == (name, verdicts[name])
+                else:
+                    journal.append(write_line(name, verdicts[name].to_json()))
+    except FtkitError as error:
+        assert "Give another path" in str(error)  # noqa: PT017
+        assert path.read_bytes() == before
+        return
+    with Journal(path, folder) as journal:
+        assert all(journal.recall(name) for name in PATHS)
+
+
+def test_one_flipped_bit_costs_one_line(kept: tuple[Path, bytes]) -> None:
+    """In the first line none."""
+    root, whole = kept
+    folder, path = open_folder(root), root.parent / "flipped"
+    for at in range(0, len(whole), 3):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        with Journal(path, folder) as journal:
+            lost = sum(journal.recall(name) is None for name in PATHS)
+        first = len(whole.splitlines(keepends=True)[0]) - 1
+        assert lost == 0 if at < first else lost in (1, 2)
+
+
+@pytest.mark.parametrize("share", range(5))
+def test_a_scan_with_a_harmed_journal_is_as_one_without(pets: Path, jpegs: list[bytes], share: int) -> None:
+    """To the last detail: a line without a finding hides no broken image."""
+    (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
+    (pets / "train/dog/copy.jpg").write_bytes((pets / "val/dog/0.jpg").read_bytes())
+    journal = pets.parent / "scan.journal"
+    wanted = scan_images(pets, workers=1, resume=journal).to_dict() | {"seconds": 0}
+    lines = bytearray(journal.read_bytes())
+    rng = random.Random(share)
+    for _ in range(4):
+        lines[rng.randrange(len(lines))] ^= 1 << rng.randrange(8)
+    at = len(lines) * share // 5
+    lines[at : at + 300] = bytes(300)
+    journal.write_bytes(bytes(lines).replace(b'[["truncated"', b'[["constant"'))
+    for _ in range(2):
+        assert scan_images(pets, workers=1, resume=journal).to_dict() | {"seconds": 0} == wanted
+
+
+def test_a_journal_of_another_version_is_begun_anew(kept: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verdicts may be others; one that was torn in its first line, or zeroed, holds nothing."""
+    root, whole = kept
+    folder, path = open_folder(root), root.parent / "other"
+    first = whole.splitlines(keepends=True)[0]
+    for data in (first[:20], bytes(4096), b"", first):
+        path.write_bytes(data)
+        with Journal(path, folder) as journal:
+            assert journal.recall(PATHS[0]) is None
+        assert path.read_bytes() == first
+    path.write_bytes(whole)
+    monkeypatch.setattr("ftkit._images.journal.__version__", "99")
+    with Journal(path, folder) as journal:
+        assert journal.recall(PATHS[0]) is None
+
+
+def test_a_journal_that_can_not_be_kept(pets: Path) -> None:
+    """A folder, a place that is not there, and a URL are errors of ours."""
+    for path in (pets.parent, pets.parent / "nowhere/journal", "memory://journal"):
+        with pytest.raises(FtkitError, match="Can't"):
+            scan_images(pets, workers=1, resume=path)
+
+
+def test_two_scans_that_share_a_journal_notice(kept: tuple[Path, bytes]) -> None:
+    """A place where another's line stands is not read as one's own."""
+    root, whole = kept
+    path = root.parent / "shared"
+    path.write_bytes(whole)
+    with Journal(path, open_folder(root)) as journal:
+        (_, at) = journal.recall("b.jpg") or (b"", 0)
+        with pytest.raises(FtkitError, match="Let no two scans share one"):
+            journal.read(at + 1)
 
 
 def test_what_may_pass_is_looked_at_again(pets: Path) -> None:

@@ -136,6 +136,163 @@ def test_two_quarantines_share_a_folder(dirty: Path) -> None:
     assert snapshot(dirty) == before
 
 
+def test_no_quarantine_loses_or_scans_another(dirty: Path) -> None:
+    """One below the scanned folder is passed over, and said to be; what lies in a used folder stays."""
+    before = snapshot(dirty)
+    aside = dirty.parent / "aside"
+    first = scan_images(dirty, workers=1).quarantine(aside)
+    second_report = scan_images(dirty.parent, workers=1)
+    assert [finding.kind for finding in second_report.findings if "aside" in finding.path] == ["quarantine"]
+    assert not any("aside" in name for name in second_report.classes)
+    (dirty / "train/cat/new.jpg").write_bytes(b"<html>")
+    second = scan_images(dirty.parent, workers=1).quarantine(dirty.parent.with_name(dirty.parent.name + "-2"))
+    assert second.moved == 1
+    assert [path for path, _ in second.left] == ["aside"]
+    (first.folder / "train/cat/cut.jpg").rename(first.folder / "kept.jpg")
+    (first.folder / "kept.jpg").rename(first.folder / "train/cat/cut.jpg")
+    restore(second.manifest)
+    (dirty / "train/cat/new.jpg").unlink()
+    assert restore(first.manifest)
+    assert snapshot(dirty) == before
+    first.manifest.unlink()
+    first.folder.mkdir()
+    (first.folder / "mine.jpg").write_bytes(b"mine")
+    third = scan_images(dirty, workers=1).quarantine(aside)
+    assert third.manifest.name == "manifest-2.json"
+    assert (first.folder / "mine.jpg").read_bytes() == b"mine"
+
+
+def test_a_quarantine_that_can_not_be_begun_leaves_nothing(dirty: Path) -> None:
+    """Neither to a file, nor to a URL, which would make a folder of its name."""
+    report = scan_images(dirty, workers=1)
+    before = snapshot(dirty.parent)
+    (dirty.parent / "file").touch()
+    for dest in (dirty.parent / "file", dirty.parent / "file/aside"):
+        with pytest.raises(FtkitError, match=r"Can't quarantine to .*Nothing was moved"):
+            report.quarantine(dest)
+    (dirty.parent / "file").unlink()
+    for act in (report.quarantine, lambda dest: report.repair(dest=dest)):
+        with pytest.raises(FtkitError, match="it is a URL"):
+            act("memory://aside")
+    assert snapshot(dirty.parent) == before
+    assert not Path("memory:").exists()
+
+
+def test_a_file_replaced_since_the_scan_stays(dirty: Path, jpegs: list[bytes]) -> None:
+    """By size, by time, or by its bytes alone: it is not the file that was judged; the report says so."""
+    cat = dirty / "train/cat"
+    report = scan_images(dirty, workers=1)
+    status = (cat / "cut.jpg").stat()
+    (cat / "cut.jpg").write_bytes(jpegs[11][:3000])
+    os.utime(cat / "cut.jpg", ns=(status.st_atime_ns, status.st_mtime_ns))
+    (cat / "page.jpg").write_bytes(jpegs[10])
+    (cat / "nowhere.jpg").write_bytes(jpegs[9])  # what gone.jpg leads to
+    gone = report.quarantine(dirty.parent / "aside")
+    assert dict(gone.left) == dict.fromkeys(
+        ["train/cat/cut.jpg", "train/cat/gone.jpg", "train/cat/page.jpg"], "it has changed since the scan"
+    )
+    assert "left where it is: train/cat/cut.jpg (it has changed since the scan)" in str(gone)
+    assert gone.moved == 1
+    assert (cat / "page.jpg").read_bytes() == jpegs[10]
+    before = snapshot(dirty)
+    restore(gone.manifest)
+    assert snapshot(dirty).items() >= before.items()
+
+
+def test_a_pipe_replaced_since_the_scan_stays(pets: Path, jpegs: list[bytes]) -> None:
+    """As every file; and a leak counts as judged like what is unusable."""
+    os.mkfifo(pets / "train/cat/pipe.jpg")
+    (pets / "train/dog/copy.jpg").write_bytes((pets / "val/dog/0.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    (pets / "train/cat/pipe.jpg").unlink()
+    for name in ("cat/pipe.jpg", "dog/copy.jpg"):
+        (pets / "train" / name).write_bytes(jpegs[10])
+    gone = report.quarantine(pets.parent / "aside", ["unusable", "leaks"])
+    assert (gone.moved, len(gone.left)) == (0, 2)
+
+
+def test_nothing_moves_through_a_linked_folder(pets: Path, jpegs: list[bytes]) -> None:
+    """Two splits that link to one folder of a store: it leaks, and the store stays as it is."""
+    store = pets.parent / "store"
+    store.mkdir()
+    (store / "1.jpg").write_bytes(jpegs[10])
+    (store / "cut.jpg").write_bytes(jpegs[11][:3000])
+    for split in ("train", "val"):
+        (pets / split / "bird").symlink_to(store)
+    report = scan_images(pets, workers=1)
+    assert [(Path(f.path).name, f.kind) for f in report.findings if f.severity == "odd"] == [("1.jpg", "same_file")]
+    before = snapshot(pets.parent)
+    gone = report.quarantine(pets.parent / "aside", ["leaks", "unusable", "duplicates"])
+    assert gone.moved == 0
+    assert {why for _, why in gone.left} == {"train/bird is a link", "val/bird is a link"}
+    assert {path: what for path, what in snapshot(pets.parent).items() if "aside" not in path} == before
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_a_file_is_no_duplicate_of_itself(pets: Path, link: str) -> None:
+    """Within a class it is nothing at all, across splits a leak of its own kind; the link goes, its target stays."""
+    cat = pets / "train/cat"
+    for place, target in ((cat / "0-again.jpg", cat / "1.jpg"), (cat / "leak.jpg", pets / "val/cat/5.jpg")):
+        place.symlink_to(target) if link == "symbolic" else os.link(target, place)
+    report = scan_images(pets, workers=1)
+    assert [(Path(finding.path).name, finding.kind) for finding in report.findings] == [("leak.jpg", "same_file")]
+    assert [group.paths for group in report.leaks] == [(f"{cat}/leak.jpg", f"{pets}/val/cat/5.jpg")]
+    assert len(report.duplicates) == 1
+    before = snapshot(pets)
+    gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates"])
+    assert (gone.moved, gone.kinds) == (1, {"same_file": 1})
+    assert set(before) - set(snapshot(pets)) == {"train/cat/leak.jpg"}
+    restore(gone.manifest)
+    assert snapshot(pets) == before
+
+
+def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
+    """Unless the link goes too: none is left that leads nowhere, over other links neither."""
+    cat = pets / "train/cat"
+    (cat / "a.jpg").write_bytes(jpegs[10])
+    (cat / "b.jpg").write_bytes(jpegs[10])
+    (pets / "val/cat/first.jpg").symlink_to("second.jpg")
+    (pets / "val/cat/second.jpg").symlink_to("../../train/cat/1.jpg")
+    (cat / "cut.jpg").write_bytes(jpegs[11][:3000])
+    (cat / "cut-link.jpg").symlink_to("cut.jpg")
+    (pets / "train/sub").mkdir()
+    (pets / "train/sub/cut.jpg").write_bytes(jpegs[11][:2000])
+    (pets / ".dvc").mkdir()
+    (pets / ".dvc/kept").symlink_to("../train/cat/b.jpg")
+    (pets / "latest").symlink_to("train/sub")
+    report = scan_images(pets, workers=1)
+    gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates", "unusable"])
+    assert not [path for path in pets.rglob("*") if path.is_symlink() and not path.exists()]
+    left = dict(gone.left)
+    assert left["train/cat/1.jpg"].endswith(".jpg is a link to it")
+    assert left["train/cat/b.jpg"] == ".dvc/kept is a link to it"
+    assert not (cat / "cut.jpg").exists()
+    assert not os.path.lexists(cat / "cut-link.jpg")
+    assert (pets / "train/sub").is_dir()
+
+
+def test_a_folder_that_can_not_be_read_is_left(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scan notes it, the quarantine leaves it and says why."""
+    (pets / "train/secret").mkdir()
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+
+        def closed(path: object, real: object = real) -> object:
+            if str(path).endswith("secret"):
+                raise PermissionError(13, "Permission denied")
+            return real(path)
+
+        monkeypatch.setattr(os, name, closed)
+    report = scan_images(pets, workers=1)
+    assert [(Path(finding.path).name, finding.kind) for finding in report.findings if finding.severity != "odd"] == [
+        ("secret", "unreadable")
+    ]
+    gone = report.quarantine(pets.parent / "aside")
+    assert gone.left == [("train/secret", "Permission denied")]
+    with pytest.raises(FtkitError, match="can't be looked into"):
+        scan_images(pets / "train/secret")
+
+
 def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     """A wrong or missing file raises before anything happens."""
     with pytest.raises(FtkitError, match="no manifest"):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import ScanReport, scan_images
+from ftkit import FtkitError, ScanReport, scan_images
+from ftkit.errors import FileWriteError
 
 
 @pytest.fixture
@@ -75,3 +76,36 @@ def test_image_folder_filter(report: ScanReport, pets: Path) -> None:
     assert all(data[n][0].size == (320, 260) for n in range(len(data)))
     assert not report.image_folder_filter(["leaks"])(f"{pets}/train/dog/copy.jpg")
     assert report.image_folder_filter(["leaks"])(f"{pets}/train/cat/cut.jpg")
+
+
+@pytest.mark.parametrize("is_scanned_by_link", [False, True])
+def test_the_filter_knows_the_folder_by_any_name(
+    pets: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch, is_scanned_by_link: bool
+) -> None:
+    """Through a link, by a relative path, with dots; a link inside counts as a folder; elsewhere it is an error."""
+    (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
+    (pets / "train/again").symlink_to("cat")
+    link = pets.with_name("link")
+    link.symlink_to(pets)
+    report = scan_images(link if is_scanned_by_link else pets, workers=1, near_duplicates=False)
+    keep = report.image_folder_filter(["unusable"])
+    monkeypatch.chdir(pets / "train")
+    for root in (pets, link, pets / "val/..", Path(".."), Path("../../link")):
+        assert not keep(f"{root}/train/cat/cut.jpg")
+        assert not keep(f"{root}/train/again/cut.jpg")
+        assert keep(f"{root}/train/cat/1.jpg")
+    assert not keep("cat/cut.jpg")
+    with pytest.raises(FtkitError, match="which this filter knows"):
+        keep(f"{pets.parent}/other/train/cat/cut.jpg")
+
+
+@pytest.mark.parametrize("method", ["to_json", "to_csv", "to_parquet", "to_html"])
+def test_a_report_is_written_to_this_machine(
+    report: ScanReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """A URL is an error, and no folder of its name."""
+    monkeypatch.chdir(tmp_path)
+    for target in ("memory://there/report", Path("s3://bucket/report")):
+        with pytest.raises(FileWriteError, match="it is a URL"):
+            getattr(report, method)(target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]

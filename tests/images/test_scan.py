@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ftkit import FtkitError, ScanReport, scan_images
 
@@ -52,6 +54,31 @@ def test_the_main_kinds_are_found(pets: Path, jpegs: list[bytes]) -> None:
     assert {name: kinds(report, name) for name in wanted} == {name: [kind] for name, (_, kind) in wanted.items()}
     assert all(Path(finding.path).exists() for finding in report.findings)
     assert report.images == 11
+
+
+def test_what_claims_to_be_no_image_is_left_alone(pets: Path, jpegs: list[bytes]) -> None:
+    """Whatever its content, by default nothing moves that has no image's name; a sound picture is worth a word."""
+    tiff = io.BytesIO()
+    Image.radial_gradient("L").save(tiff, "TIFF")
+    others = {
+        "1.txt": b"", ".gitkeep": b"", "__init__.py": b"", "empty": b"", "zeros.bin": bytes(99),
+        "sound.wav": b"RIFF\x24\0\0\0WAVEfmt " + bytes(range(99)), "film.avi": b"RIFF\x24\0\0\0AVI LIST" + bytes(99),
+        "size.h": b"#define WIDTH 3\n", "x.h": b"#define x_width 0\n#define x_height 0\n",
+        "photo.nef": b"MM\0*\0\0\0\x08" + bytes(range(99)), "photo.cr2": b"II*\0\x10\0\0\0CR\2\0" + bytes(range(99)),
+        "photo.dng": b"II*\0\x08\0\0\0" + bytes(99), "raw.nef": tiff.getvalue(), "cut.part": jpegs[10][:3000],
+        "page.html": b"<html>", "dump.psd": b"8BPS\0\1", "bomb.dat": b"BM" + bytes(12) + b"\x28\0\0\0" + b"\x7f" * 40,
+    }  # fmt: skip
+    for name, data in others.items():
+        (pets / "train/cat" / name).write_bytes(data)
+    os.mkfifo(pets / "train/cat/queue")
+    (pets / "train/cat/latest.txt").symlink_to("gone")
+    (pets / "train/cat/whole.part").write_bytes(jpegs[11])
+    names = [*others, "queue", "latest.txt"]
+    report = scan_images(pets, workers=1)
+    assert {name: kinds(report, name) for name in names} == {name: ["other_file"] for name in names}
+    assert kinds(report, "whole.part") == ["unlisted_suffix"]
+    assert report.images == 11
+    assert report.quarantine(pets.parent / "aside").moved == 0
 
 
 def test_any_executor_gives_the_same_report(pets: Path, jpegs: list[bytes]) -> None:

@@ -138,6 +138,7 @@ class TestOfEachVersion:
         facts = json.loads(manifest.read_text(encoding="utf-8"))
         facts["root"] = facts["root"].replace("FOLDER", str(tmp_path))
         manifest.write_text(json.dumps(facts), encoding="utf-8")
+        (tmp_path / "images").mkdir()
         assert restore(manifest) == [str(tmp_path / "images" / "cat" / "tom.jpg")]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Literal
 
@@ -38,23 +38,23 @@ class Copies:
             self._prints.extend(verdict.prints.words())
             self._printed.append(at)
 
-    def groups(self) -> Iterator[tuple[list[str], Literal["exact", "near"]]]:
-        """Yield the paths of each group of files with the same picture, and what kind of copies they are."""
-        yield from ((paths, "exact") for paths in self._exact())
-        yield from ((paths, "near") for paths in self._nearly())
+    def groups(self) -> Iterator[tuple[dict[str, Verdict], Literal["exact", "near"]]]:
+        """Yield each group of files with the same picture, verdicts by path, and what kind of copies they are."""
+        yield from ((group, "exact") for group in self._exact())
+        yield from ((group, "near") for group in self._nearly())
 
-    def _exact(self) -> Iterator[list[str]]:
-        """Yield the paths of each group of files with the same bytes."""
+    def _exact(self) -> Iterator[dict[str, Verdict]]:
+        """Yield each group of files with the same bytes."""
         half = self._digests.__getitem__
         for _, same in groupby(sorted(range(len(self._digests)), key=half), key=half):
             places = [self._places[number] for number in same]
-            by_digest: defaultdict[str, list[str]] = defaultdict(list)
-            for path, digest in self._read(places if len(places) > 1 else []):
-                by_digest[digest].append(path)
-            yield from (paths for paths in by_digest.values() if len(paths) > 1)
+            by_digest: defaultdict[str, dict[str, Verdict]] = defaultdict(dict)
+            for path, verdict in self._read(places if len(places) > 1 else []).items():
+                by_digest[verdict.digest][path] = verdict
+            yield from (group for group in by_digest.values() if len(group) > 1)
 
-    def _nearly(self) -> Iterator[list[str]]:
-        """Yield the paths of each group of files with nearly the same picture, when their bytes differ."""
+    def _nearly(self) -> Iterator[dict[str, Verdict]]:
+        """Yield each group of files with nearly the same picture, when their bytes differ."""
         if len(self._printed) < 2:
             return
         (answer,) = run_jobs([Job("groups", payload=self._prints.tobytes())], _SEARCH_SECONDS)
@@ -64,27 +64,34 @@ class Copies:
                 f"Scan again with near_duplicates=False."
             )
         for members in answer.value:
-            paths, digests = zip(*self._read([self._printed[member] for member in members]), strict=True)
-            if len(set(digests)) > 1:
-                yield list(paths)
+            group = self._read([self._printed[member] for member in members])
+            if len({verdict.digest for verdict in group.values()}) > 1:
+                yield group
 
-    def _read(self, places: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the path and the digest of the images whose lines stand at these places."""
-        lines = map(self._journal.read, places)
-        return [(path, verdict.digest) for path, verdict in lines]
+    def _read(self, places: Sequence[int]) -> dict[str, Verdict]:
+        """Return the verdicts, by path, of the images whose lines stand at these places."""
+        return dict(map(self._journal.read, places))
 
 
 def judge_group(
-    paths: Sequence[str], kind: Literal["exact", "near"], layout: Layout, prefix: str
+    paths: Sequence[str],
+    kind: Literal["exact", "near"],
+    layout: Layout,
+    prefix: str,
+    files: Mapping[str, Hashable] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
+
+    A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
 
     Args:
         paths: The files, relative to the root.
         kind: What kind of copies they are.
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as it stands.
+        files: Which file each path stands for; by default each for one of its own.
     """
+    files = files or {path: path for path in paths}
     paths = sorted(paths)
     places = {path: layout.place(path) for path in paths}
     classes = sorted({place.label for place in places.values()} - {""})
@@ -98,7 +105,8 @@ def judge_group(
             others = ", ".join(label for label in classes if label != places[path].label)
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
         if len(splits) > 1 and rank[path] < rank[keeper]:
-            notes.append((path, Note(near + "leak", f"also at {prefix}{keeper}")))
-        elif len(classes) <= 1 and path != keeper:
+            is_same = files[path] == files[keeper]
+            notes.append((path, Note("same_file" if is_same else near + "leak", f"also at {prefix}{keeper}")))
+        elif len(classes) <= 1 and files[path] != files[keeper]:
             notes.append((path, Note(near + "duplicate", f"also at {prefix}{keeper}")))
     return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits)), notes

@@ -87,6 +87,9 @@ KINDS: dict[str, Kind] = {
     "name_not_utf8": _odd("tools that print or store names fail", "rename it"),
     # Copies: copies.py.
     "leak": _odd("the same file in training and evaluation; scores come out too good", "quarantine the copy", "leaks"),
+    "same_file": _odd(
+        "one file in training and evaluation, by a link; scores come out too good", "quarantine or copy it", "leaks"
+    ),
     "near_leak": _odd("nearly the same picture in training and evaluation", "look, then quarantine the copy", "leaks"),
     "label_conflict": _odd(
         "the same file in two classes; one label is wrong", "look, keep the right one", "label_conflicts"
@@ -103,6 +106,7 @@ KINDS: dict[str, Kind] = {
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; an extra class, or an error", "set it aside"),
     "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),
+    "quarantine": _junk("what ftkit set aside; the scan passes over it, ImageFolder does not", "move it elsewhere"),
     "folder_named_image": _junk("loops over *.jpg try to open a folder", "rename it"),
     "link_loop": _junk("a folder that contains itself; walkers see each image many times", "set it aside"),
     "other_file": _junk("not an image by name or content; ImageFolder passes over it", "nothing"),

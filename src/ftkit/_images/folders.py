@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from posixpath import join
 from typing import Any, TypeAlias
@@ -25,6 +27,8 @@ _LEFT_BY = (
 _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
 _MOST_VISITS = 16  # to one folder, by different links
+_HEAD = 64  # bytes of a manifest, that say what it is
+_SET_ASIDE = Note("quarantine", "a manifest of ftkit lies in it")
 
 TakeNote: TypeAlias = Callable[[str, Note], None]
 #: What tells whether a file has changed; JSON.
@@ -41,7 +45,7 @@ class Folder:
     """
 
     def __init__(self, name: str) -> None:
-        if not Path(name).is_dir():
+        if not os.path.isdir(name):  # noqa: PTH112  (Path raises where it may not look)
             raise _no_folder(name)
         self.name = name
         self.prefix: str = os.path.join(name, "")  # noqa: PTH118  (Path knows no such thing)
@@ -49,7 +53,11 @@ class Folder:
 
     def tops(self) -> list[str]:
         """Return the names of the folders right below."""
-        return [path.name for path in Path(self.place).iterdir() if path.is_dir()]
+        try:
+            with os.scandir(self.place) as listing:
+                return [entry.name for entry in listing if _is_folder(entry)]
+        except OSError as error:
+            raise FtkitError(f"{self.name!r} can't be looked into: {error.strerror}. Mend its permissions.") from error
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path lies in it."""
@@ -81,6 +89,9 @@ class Folder:
             except OSError as error:
                 note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was looked at"))
                 continue
+            if folder and _is_quarantine([entry.name for entry in entries], partial(_head, place)):
+                note(folder, _SET_ASIDE)
+                continue
             _enter(folder, bool(entries), note, enter)
             inside = []
             for entry in entries:
@@ -102,6 +113,14 @@ class Folder:
         """Return the state of a file that a journal remembers."""
         status = Path(self.place, path).stat()
         return status.st_size, status.st_mtime_ns
+
+    def identity(self, path: str) -> Hashable:
+        """Return what is the same for all names of one file."""
+        with suppress(OSError):
+            status = Path(self.place, path).stat()
+            if status.st_ino:
+                return status.st_dev, status.st_ino
+        return path
 
 
 class _RemoteFolder(Folder):
@@ -127,6 +146,10 @@ class _RemoteFolder(Folder):
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         for place, folders, files in self._files.walk(self._root):
             folder = place[len(self._root) :].strip("/")
+            if folder and _is_quarantine(files, partial(self._head, place)):
+                note(folder, _SET_ASIDE)
+                folders.clear()
+                continue
             folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS)
             _enter(folder, bool(folders or files), note, enter)
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
@@ -135,11 +158,18 @@ class _RemoteFolder(Folder):
                 if not _noted_as_litter(path, littered, note):
                     yield path
 
+    def _head(self, place: str, name: str) -> bytes:
+        data: bytes = self._files.cat_file(f"{place}/{name}", 0, _HEAD)
+        return data
+
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
         return _check_remote, self.name, paths, timeout
 
     def stamp(self, path: str) -> Stamp:
         return (self._files.ukey(f"{self._root}/{path}"),)
+
+    def identity(self, path: str) -> Hashable:
+        return path
 
 
 def open_folder(root: str | os.PathLike[str]) -> Folder:
@@ -156,6 +186,21 @@ def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], 
     enter(folder)
     if folder and not is_filled:
         note(folder, Note("empty_folder", "no file in it"))
+
+
+def _is_quarantine(names: Iterable[str], read: Callable[[str], bytes]) -> bool:
+    """Whether a folder is one that a quarantine went to, by the manifest in it."""
+    manifests = (name for name in names if name.startswith("manifest") and name.endswith(".json"))
+    with suppress(OSError):
+        return any(b'"ftkit": "quarantine"' in read(name) for name in manifests)
+    return False
+
+
+def _head(place: Path, name: str) -> bytes:
+    if not (place / name).is_file():  # a pipe would keep us waiting
+        return b""
+    with (place / name).open("rb") as file:
+        return file.read(_HEAD)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from ftkit import __version__
+from ftkit._files import digest, refuse_url
 from ftkit._images.findings import KINDS
 from ftkit._images.folders import Folder
 from ftkit._images.verdict import Verdict, read_line
@@ -19,9 +20,10 @@ from ftkit.errors import FtkitError
 
 
 class Journal:
-    """Lines of JSON, ``[path, verdict]`` for each file; memory holds their places only.
+    """Lines of JSON, ``[path, verdict]`` for each file, each after a digest; memory holds their places only.
 
-    The first line says what was scanned. A line that a killed scan left unfinished is cut off.
+    The first line says what was scanned, and every digest covers that too: a line counts for this scan, unharmed, or
+    not at all, and its file is looked at again. A line that a killed scan left unfinished is cut off.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, folder: Folder) -> None:
@@ -30,12 +32,17 @@ class Journal:
         # Hashes of the paths that are known, sorted, and the places of their lines.
         self._known, self._places = array("q"), array("q")
         head = {"ftkit": "scan", "version": __version__, "root": folder.place}
+        self._head = json.dumps(head).encode() + b"\n"
         if path is None:
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         else:
+            refuse_url(path)
             if folder.holds(path):
                 raise FtkitError(f"The journal {path} would lie among the images. Choose a path outside {folder.name}.")
-            self._file = Path(path).open("a+b")  # noqa: SIM115
+            try:
+                self._file = Path(path).open("a+b")  # noqa: SIM115
+            except OSError as error:
+                raise FtkitError(f"Can't keep a journal at {path}: {error.strerror}. Choose another path.") from error
             try:
                 self._read_back(path, head)
             except BaseException:
@@ -43,27 +50,30 @@ class Journal:
                 raise
         self._end = self._file.seek(0, os.SEEK_END)
         if self._end == 0:
-            self.append(json.dumps(head).encode() + b"\n")
+            self._file.write(self._head)
+            self._end = len(self._head)
 
     def _read_back(self, path: str | os.PathLike[str], head: dict[str, str]) -> None:
         self._file.seek(0)
         first = self._file.readline()
-        if not first:
-            return
-        found = _read_head(first)
-        if found != head:
-            what = f"the scan of {found['root']} by ftkit {found['version']}" if found else "something else"
-            raise FtkitError(
-                f"{path} holds {what}, not a scan of {head['root']} by ftkit {head['version']}. "
-                f"Give another path, or move the file away."
-            )
         at, places = len(first), {}
         for line in self._file:
             if not line.endswith(b"\n"):
-                self._file.truncate(at)
                 break
-            places[hash(json.loads(line)[0])] = at
+            if known := self._parse(line):
+                places[hash(known[0])] = at
             at += len(line)
+        if first != self._head and not places:
+            found = _read_head(first)
+            is_ours = found["root"] == head["root"] if found else self._head.startswith(first.strip(b"\0"))
+            if not is_ours:
+                what = f"the scan of {found['root']} by ftkit {found['version']}" if found else "something else"
+                raise FtkitError(
+                    f"{path} holds {what}, not a scan of {head['root']} by ftkit {head['version']}. "
+                    f"Give another path, or move the file away."
+                )
+            at = 0  # of another version, or with nothing in it that was not torn
+        self._file.truncate(at)
         self._known.extend(sorted(places))
         self._places.extend(places[key] for key in self._known)
 
@@ -76,9 +86,11 @@ class Journal:
     def append(self, line: bytes) -> int:
         """Add a line; return its place."""
         at = self._end
-        self._file.write(line)
-        self._end += len(line)
+        self._end += self._file.write(b"%b %b" % (self._digest(line), line))
         return at
+
+    def _digest(self, line: bytes) -> bytes:
+        return digest(self._head + line).encode()
 
     def flush(self) -> None:
         """Hand what was added to the system, so that it outlives this process."""
@@ -86,13 +98,21 @@ class Journal:
             self._file.flush()
 
     def read(self, at: int) -> tuple[str, Verdict]:
-        """Return the path and the verdict that stand at a place."""
-        return read_line(self._line(at))
+        """Return the path and the verdict that stand at a place, where they were found before."""
+        known = self._parse(self._line(at))
+        if known is None:
+            raise FtkitError("The scan's journal has changed under its hands. Let no two scans share one; scan again.")
+        return known
 
     def _line(self, at: int) -> bytes:
         self._file.flush()
         self._file.seek(at)
         return self._file.readline()
+
+    def _parse(self, line: bytes) -> tuple[str, Verdict] | None:
+        """Return what a line says, if it is as it was written."""
+        known, _, line = line.partition(b" ")
+        return read_line(line) if known == self._digest(line) else None
 
     def recall(self, path: str) -> tuple[bytes, int] | None:
         """Return the line on a file and its place, when the file has not changed since it was written."""
@@ -101,11 +121,14 @@ class Journal:
         if index == len(self._known) or self._known[index] != key:
             return None
         line = self._line(self._places[index])
-        known, verdict = read_line(line)
+        found = self._parse(line)
+        if found is None:
+            return None
+        known, verdict = found
         is_transient = any(KINDS[note.kind].transient for note in verdict.notes)
         with suppress(OSError):
             if known == path and not is_transient and verdict.stamp == self._folder.stamp(path):
-                return line, self._places[index]
+                return line.partition(b" ")[2], self._places[index]
         return None
 
 

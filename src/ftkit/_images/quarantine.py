@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import TypeAlias
 
-from ftkit._files import atomic_write, digest, remove_litter, sync_folder
+from ftkit._files import atomic_write, digest, refuse_url, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._wording import some
+from ftkit._images.folders import Folder, Stamp
+from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
+from ftkit._wording import plural, some
 from ftkit.errors import FtkitError
+
+_MOST_HOPS = 40  # from link to link, as systems have it
+
+#: What a scan saw of a file: what tells whether it has changed, and its digest where it was made.
+Judged: TypeAlias = tuple[Stamp, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,28 +60,12 @@ class Quarantine:
         return "\n".join(lines)
 
 
-class _Entry(NamedTuple):
-    """What a manifest says of a file or link that moves, or of a folder that is taken away."""
-
-    path: str
-    type: str
-    kinds: list[str]
-    mtime: int
-    mode: int
-
-    @property
-    def is_folder(self) -> bool:
-        return self.type == "folder"
-
-    @classmethod
-    def of(cls, root: Path, path: str, kinds: list[str]) -> Self:
-        status = (root / path).lstat()
-        kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(status.st_mode), "file")
-        return cls(path, kind, kinds, status.st_mtime_ns, stat.S_IMODE(status.st_mode))
-
-
 def move_away(
-    root: str, findings: Iterable[Finding], dest: str | os.PathLike[str], show: Callable[[Path], None]
+    root: str,
+    findings: Iterable[Finding],
+    dest: str | os.PathLike[str],
+    judged: Mapping[str, Judged],
+    show: Callable[[Path], None],
 ) -> Quarantine:
     """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
 
@@ -83,44 +73,55 @@ def move_away(
         root: The folder that was scanned.
         findings: What moves.
         dest: A folder outside.
+        judged: What the scan saw of the files; one that has changed since stays.
         show: Writes the gallery, before anything moves.
     """
     if "://" in root:
         raise FtkitError(f"{root} can't be moved about in. Pass over its files with image_folder_filter().")
-    home, target = Path(root).resolve(), Path(dest).resolve()
+    refuse_url(dest)
+    data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
     if target.is_relative_to(home):
         raise FtkitError(
             f"{dest} lies inside the data set {root}, where it would become a class of its own. "
             f"Choose a folder outside, such as {home}-quarantine."
         )
     reasons: dict[str, list[str]] = {}
+    seen: dict[str, Judged] = {}
     for finding in findings:
-        reasons.setdefault(os.path.relpath(finding.path, root), []).append(finding.kind)
-    entries, left = _plan(home, reasons)
-    numbers = chain([""], map("-{}".format, count(2)))
-    number = next(number for number in numbers if not (target / f"manifest{number}.json").exists())
-    folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
-    gallery = manifest.with_suffix(".html")
-    show(gallery)
-    facts = {"ftkit": "quarantine", "version": 1, "root": str(home), "folder": folder.name}
-    with atomic_write(manifest) as file:
-        file.write(json.dumps({**facts, "entries": [entry._asdict() for entry in entries]}, indent=1).encode())
+        path = Path(os.path.relpath(finding.path, root)).as_posix()
+        reasons.setdefault(path, []).append(finding.kind)
+        if finding.path in judged:
+            seen[path] = judged[finding.path]
+    folder, place = _claim(target)
+    gallery = place.with_suffix(".html")
+    try:
+        show(gallery)
+        entries, left = _plan(home, reasons)
+        manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
+        manifest.write()
+    except BaseException:
+        folder.rmdir()
+        raise
 
-    gone: list[_Entry] = []
+    gone: list[Entry] = []
     for entry in entries:
         try:
             if entry.is_folder:
                 (home / entry.path).rmdir()
+            elif entry.path in seen and _has_changed(data, entry.path, *seen[entry.path]):
+                left.append((entry.path, "it has changed since the scan"))
+                continue
             else:
                 _move(home / entry.path, folder / entry.path)
             gone.append(entry)
         except OSError as error:
-            left.append((entry.path, _reason(error)))
+            if entry.kinds:  # a folder that would have been empty is no loss
+                left.append((entry.path, _reason(error)))
     moved = [entry for entry in gone if not entry.is_folder]
     return Quarantine(
         root=home,
         folder=folder,
-        manifest=manifest,
+        manifest=manifest.path,
         gallery=gallery,
         moved=len(moved),
         kinds=dict(Counter(kind for entry in moved for kind in entry.kinds)),
@@ -129,32 +130,100 @@ def move_away(
     )
 
 
+def _claim(target: Path) -> tuple[Path, Path]:
+    """Make the folder for the files, a new one; return it, and a manifest's name that goes with it."""
+    for number in chain([""], map("-{}".format, count(2))):
+        folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
+        if not os.path.lexists(manifest):
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError as error:
+                if not target.is_dir():
+                    raise _unusable(target, error) from error
+                continue
+            except OSError as error:
+                raise _unusable(target, error) from error
+            return folder, manifest
+    raise AssertionError  # there is always a next number
+
+
+def _unusable(target: Path, error: OSError) -> FtkitError:
+    return FtkitError(f"Can't quarantine to {target}: {_reason(error)}. Nothing was moved. Choose another folder.")
+
+
+def _has_changed(data: Folder, path: str, stamp: Stamp, known: str) -> bool:
+    """Whether a file is another than the one that was scanned: by size, time and, where it is known, its digest."""
+    now: Stamp = ()
+    with suppress(FileNotFoundError):  # a link to nothing
+        now = data.stamp(path)
+    return now != tuple(stamp) or (known != "" and digest(Path(data.place, path).read_bytes()) != known)
+
+
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[_Entry], list[tuple[str, str]]]:
+def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay."""
-    found: list[_Entry] = []
+    found: list[Entry] = []
     left: list[tuple[str, str]] = []
     for path, kinds in sorted(reasons.items()):
         try:
-            found.append(_Entry.of(root, path, kinds))
+            why = obstacle(root, path) if names_inside(path) else "no manifest can hold such a name"
+            if not why:
+                found.append(Entry.of(root, path, kinds))
         except OSError as error:
-            left.append((path, _reason(error)))
-    plan = [entry for entry in found if not entry.is_folder]
-    leaving = {root / entry.path for entry in plan}
+            why = _reason(error)
+        if why:
+            left.append((path, why))
+    files = {root / entry.path: entry for entry in found if not entry.is_folder}
+    led_to = _led_to(root, files.keys())
+    left += [(entry.path, f"{led_to[file]} is a link to it") for file, entry in files.items() if file in led_to]
+    plan = [entry for file, entry in files.items() if file not in led_to]
+    leaving = files.keys() - led_to.keys()
     folders = {root / entry.path for entry in found if entry.is_folder}
     folders |= {parent for file in leaving for parent in file.parents if parent.is_relative_to(root)}
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
-        path = str(folder.relative_to(root))
-        entry = _Entry.of(root, path, reasons.get(path, []))
-        if entry.is_folder and leaving.issuperset(folder.iterdir()):
+        path = folder.relative_to(root).as_posix()
+        try:
+            is_empty = leaving.issuperset(folder.iterdir())
+            why = "" if is_empty else "a folder that is not empty"
+        except OSError as error:
+            why = _reason(error)
+        if folder in led_to:
+            why = f"{led_to[folder]} is a link to it"
+        if not why:
             leaving.add(folder)
-            plan.append(entry)
+            plan.append(Entry.of(root, path, reasons.get(path, [])))
         elif path in reasons:
-            left.append((path, "a folder that is not empty"))
+            left.append((path, why))
     return plan, left
+
+
+def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, str]:
+    """Return the places that links which stay in the data set lead to, each with such a link."""
+    places: dict[Path, str] = {}
+    pending = [str(root)]
+    while pending:
+        with suppress(OSError), os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                elif entry.is_symlink() and Path(entry.path) not in leaving:
+                    name = os.path.relpath(entry.path, root)
+                    places |= dict.fromkeys(_hops(entry.path), name)
+    return places
+
+
+def _hops(link: str) -> Iterator[Path]:
+    """Yield the places that a link leads to, one after the other, as long as they are links."""
+    place = Path(link)
+    for _ in range(_MOST_HOPS):
+        if not place.is_symlink():
+            return
+        target = place.parent / place.readlink()
+        place = Path(os.path.realpath(target.parent), target.name) if target.name != ".." else target.resolve()
+        yield place
 
 
 def _move(source: Path, target: Path) -> None:
@@ -177,24 +246,32 @@ def _move(source: Path, target: Path) -> None:
 
 
 def _copy_durably(source: Path, target: Path) -> None:
+    status = source.stat()
     with source.open("rb") as old, atomic_write(target) as new:
         shutil.copyfileobj(old, new, 1 << 20)
+        new.flush()
+        if os.utime in os.supports_fd:  # before it has its name: a kill must not cost the time
+            os.utime(new.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
     shutil.copystat(source, target)
     sync_folder(target.parent)
 
 
-def restore(manifest: str | os.PathLike[str]) -> list[str]:
+def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> list[str]:
     """Bring back what `ScanReport.quarantine` moved; return the paths of the files that came back.
 
     It may be called after a quarantine or a restore that was killed half-way, and again: what is in
-    its place already stays. The quarantine may lie elsewhere by now; the data set may not.
+    its place already stays. The quarantine may lie elsewhere by now; of a data set that does, name
+    the new place.
 
     Args:
         manifest: The manifest, or the quarantine's folder when there is but one in it.
+        root: The data set's folder. By default the one that the manifest names, if it is the very
+            folder that was scanned, or lies in or beside the quarantine's: a manifest may be a stranger's.
 
     Raises:
-        FtkitError: It is no manifest; or another file has taken an old place, in which
-            case nothing is moved; or files are in neither place, after the others came back.
+        FtkitError: It is no manifest, or one that asks for more than to bring files back; or the data
+            set is not there; or something else has taken an old place. Nothing is moved then. Or files
+            are in neither place, or can't be moved, after the others came back.
 
     Example:
         >>> from pathlib import Path
@@ -207,49 +284,106 @@ def restore(manifest: str | os.PathLike[str]) -> list[str]:
         >>> restore(gone.manifest) == [str(Path("pets/cat/tom.jpg").resolve())]
         True
     """
-    root, folder, entries = _read_manifest(_find_manifest(Path(manifest)))
-    files = [(root / entry.path, folder / entry.path) for entry in entries if not entry.is_folder]
-    folders = [(root / entry.path, entry.mode) for entry in entries if entry.is_folder]
-    blocked = [str(old) for old, new in files if os.path.lexists(old) and os.path.lexists(new) and not _same(old, new)]
-    blocked += [str(old) for old, _ in folders if old.is_file()]
+    facts = Manifest.read(_find_manifest(Path(manifest)))
+    home, folder = _home(facts, root), facts.folder
+    files = [entry for entry in facts.entries if not entry.is_folder]
+    folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
+    reasons = ((home / entry.path, _why_not(entry, home, folder)) for entry in facts.entries)
+    blocked = [f"{old} ({why})" for old, why in reasons if why]
     if blocked:
         raise FtkitError(
-            f"Other files stand where {len(blocked):,} files came from, and nothing was moved: {some(blocked, 3)}. "
-            f"Move them elsewhere and call restore again."
+            f"{plural(len(blocked), 'file')} can't come back, and nothing was moved: {some(blocked, 3)}. "
+            f"Move elsewhere what stands in the way, and call restore again."
         )
+    for place in {(home / entry.path).parent for entry in files}:
+        with suppress(OSError):
+            remove_litter(place)  # of a restore that was killed
+    back, lost, failed, made = [], [], [], []
     for old, mode in reversed(folders):  # the outermost first
-        if not old.is_dir():
-            old.mkdir(parents=True)
-            old.chmod(mode)
-    back, lost = [], []
-    for old, new in files:
-        if os.path.lexists(new):
-            back.append(str(old))
+        try:
+            if not old.is_dir():
+                old.mkdir(parents=True)
+                old.chmod(mode | 0o700)  # until the files are back
+                made.append((old, mode))
+        except OSError as error:
+            failed.append(f"{old} ({_reason(error)})")
+    for entry in files:
+        old, new = home / entry.path, folder / entry.path
+        try:
+            if why := _why_not(entry, home, folder):  # by now
+                raise OSError(why)
+            if not os.path.lexists(new):
+                lost += [] if os.path.lexists(old) else [str(old)]
+                continue
             if os.path.lexists(old):  # killed between copy and removal
                 new.unlink()
             else:
                 _move(new, old)
-        elif not os.path.lexists(old):
-            lost.append(str(old))
-    _remove_empty(folder)
-    if lost:
-        raise FtkitError(
-            f"{len(back):,} files are back, but {len(lost):,} are neither in {folder} nor in their old place: "
-            f"{some(lost, 3)}."
-        )
+            back.append(str(old))
+        except OSError as error:
+            failed.append(f"{old} ({_reason(error)})")
+    for old, mode in made:
+        with suppress(OSError):
+            old.chmod(mode)
+    _remove_empty(folder, {parent for entry in files for parent in (folder / entry.path).parents})
+    if lost or failed:
+        where = f" {len(lost):,} are neither in {folder} nor in their old place: {some(lost, 3)}." if lost else ""
+        how = f" {len(failed):,} can't be moved: {some(failed, 3)}. Mend that and call restore again." if failed else ""
+        raise FtkitError(f"{len(back):,} files are back, but{where}{how}")
     return back
 
 
-def _remove_empty(folder: Path) -> None:
-    """Remove the folders that hold nothing any more; ``folder`` need not be there."""
-    for parent, _, _ in os.walk(folder, topdown=False):
-        remove_litter(parent)
-        if not any(Path(parent).iterdir()):
-            Path(parent).rmdir()
+def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that files may come back to: the caller's, or the manifest's if that is above suspicion."""
+    home = Path(os.path.realpath(manifest.root if root is None else root))
+    hint = f"restore({str(manifest.path)!r}, root=...)"
+    if not os.path.isdir(home):  # noqa: PTH112  (Path raises for what can't be)
+        raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, name it: {hint}.")
+    around = manifest.path.parent
+    is_as_scanned = manifest.inode != 0 and home.stat().st_ino == manifest.inode
+    if root is None and not is_as_scanned and home.parent not in (around, around.parent):
+        raise FtkitError(
+            f"{manifest.path} asks for files to be put into {home}, which is neither the folder that was scanned nor "
+            f"one beside the quarantine. If that is the data set, say so: {hint}."
+        )
+    if home.is_relative_to(manifest.folder) or manifest.folder.is_relative_to(home):
+        raise FtkitError(
+            f"The quarantine's files, {manifest.folder}, and the data set, {home}, lie in each other, which no "
+            f"quarantine makes. Move one of them elsewhere, or name the data set: {hint}."
+        )
+    return home
+
+
+def _why_not(entry: Entry, home: Path, folder: Path) -> str:
+    """Return why an entry can't come back; nothing if it can, or need not."""
+    old, new = home / entry.path, folder / entry.path
+    try:
+        if why := obstacle(home, entry.path):
+            return why
+        if entry.is_folder:
+            return "a file stands there" if os.path.lexists(old) and not old.is_dir() else ""
+        if why := obstacle(folder.parent, f"{folder.name}/{entry.path}"):
+            return f"in the quarantine, {why}"
+        if os.path.lexists(new) and not entry.describes(new):
+            return f"what is in the quarantine is no {entry.type}"
+        is_taken = os.path.lexists(new) and os.path.lexists(old) and not _same(old, new)
+    except OSError as error:
+        return _reason(error)
+    return "another file stands there" if is_taken else ""
+
+
+def _remove_empty(folder: Path, parents: Collection[Path]) -> None:
+    """Remove those of the folders in ``folder``, and itself, that hold nothing any more."""
+    inside = {folder} | {parent for parent in parents if parent.is_relative_to(folder)}
+    for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
+        with suppress(OSError):
+            if parent.is_dir() and not parent.is_symlink():
+                remove_litter(parent)
+                parent.rmdir()
 
 
 def _find_manifest(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112  (Path raises for what can't be)
         return path
     found = sorted(path.glob("manifest*.json"))
     if len(found) != 1:
@@ -258,22 +392,10 @@ def _find_manifest(path: Path) -> Path:
     return found[0]
 
 
-def _read_manifest(path: Path) -> tuple[Path, Path, list[_Entry]]:
-    """Return the data set's folder, the one where its files are, and the entries."""
-    try:
-        facts = json.loads(path.read_bytes())
-        if facts["ftkit"] != "quarantine" or facts["version"] != 1:
-            raise ValueError
-        entries = [_Entry(**{"mtime": 0, "mode": 0o777, **entry}) for entry in facts["entries"]]
-        return Path(facts["root"]), path.resolve().parent / facts["folder"], entries
-    except FileNotFoundError:
-        raise FtkitError(f"There is no manifest {path}. It is the .manifest of what quarantine() returned.") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FtkitError(f"{path} is no manifest of a quarantine ({error}).") from error
-
-
 def _same(old: Path, new: Path) -> bool:
-    """Whether two files hold the same: what a move killed between copy and removal leaves."""
+    """Whether two files hold the same, and are two: what a move killed between copy and removal leaves."""
+    if os.path.samestat(old.lstat(), new.lstat()):
+        return False
     content = _content(old)
     return content is not None and content == _content(new)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ftkit._files import refuse_url
 from ftkit._images.findings import KINDS, Finding, chooser
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit.errors import FtkitError
@@ -41,6 +42,8 @@ def repair(
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
     if "://" in root:
         raise FtkitError(f"{root} is no folder of this machine; copy it here to repair its files.")
+    if dest is not None:
+        refuse_url(dest)
     home = Path(root).resolve()
     folder = (Path(dest) if dest is not None else home.with_name(f"{home.name}-repaired")).resolve()
     if folder.is_relative_to(home):

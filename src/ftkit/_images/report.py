@@ -9,11 +9,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
+from pathlib import Path
 
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
 from ftkit._images.gallery import write_gallery
-from ftkit._images.quarantine import Quarantine, move_away
+from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.verdict import Severity
@@ -49,6 +51,7 @@ class ScanReport:
     images: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    _judged: dict[str, Judged] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def unusable(self) -> list[Finding]:
@@ -154,6 +157,9 @@ class ScanReport:
     def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
         """Move files out of the data set, to be brought back by `ftkit.restore`; nothing is deleted.
 
+        A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
+        linked folder, or when a link that stays leads to it.
+
         Args:
             dest: A folder outside the scanned one. It gets the files under their old names, a
                 manifest written before the first move, and a gallery to look at.
@@ -163,13 +169,13 @@ class ScanReport:
                 ``labels.csv`` harms nobody. Odd files stay.
 
         Returns:
-            Where things went, how many, and the manifest.
+            Where things went, how many, what was left, and the manifest.
         """
         chosen = list(filter(chooser(kinds), self.findings))
         copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
         groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
         note = "These were set aside; the manifest brings them back."
-        return move_away(self.root, chosen, dest, lambda page: self._show(page, note, chosen, groups))
+        return move_away(self.root, chosen, dest, self._judged, lambda page: self._show(page, note, chosen, groups))
 
     def repair(self, kinds: Iterable[str] | None = None, *, dest: str | os.PathLike[str] | None = None) -> Repair:
         """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
@@ -186,23 +192,38 @@ class ScanReport:
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.
 
-        It takes the suffixes that ImageFolder takes by itself.
+        It takes the suffixes that ImageFolder takes by itself, and raises `FtkitError` for a file that does not lie in
+        the folder that was scanned, by whatever name.
 
         Args:
             kinds: What to pass over, as in `quarantine`.
         """
-        return _Filter(frozenset(_absolute(finding.path) for finding in filter(chooser(kinds), self.findings)))
+        root = self.root.rstrip("/") if "://" in self.root else os.path.realpath(self.root)
+        bad = (os.path.relpath(finding.path, self.root) for finding in filter(chooser(kinds), self.findings))
+        return _Filter(root, frozenset(bad))
 
 
 @dataclass(frozen=True, slots=True)
 class _Filter:
     """A class and no closure, so that it travels to the workers of a DataLoader."""
 
+    root: str
     bad: frozenset[str]
 
     def __call__(self, path: str) -> bool:
-        return path.lower().endswith(LISTED_SUFFIXES) and _absolute(path) not in self.bad
+        if not path.lower().endswith(LISTED_SUFFIXES):
+            return False
+        folder, name = os.path.split(path)
+        return os.path.join(_below(self.root, folder), name) not in self.bad  # noqa: PTH118
 
 
-def _absolute(path: str) -> str:
-    return os.path.abspath(path)  # noqa: PTH100  (resolve would follow links, and ImageFolder doesn't)
+@lru_cache(1024)
+def _below(root: str, folder: str) -> str:
+    """Return where a folder lies below the scanned one, by whatever name that goes; links in it count as folders."""
+    if "://" in root and (folder + "/").startswith(root + "/"):
+        return folder[len(root) + 1 :]
+    place = Path(folder).absolute()
+    for above in (place, *place.parents):
+        if os.path.realpath(above) == root:
+            return "" if above == place else str(place.relative_to(above))
+    raise FtkitError(f"{folder} is not in {root}, which this filter knows. Scan the folder that you load from.")

@@ -100,7 +100,7 @@ def scan_images(
         from ftkit._images.tally import Tally
 
         with Journal(resume, folder) as journal, _bar(progress) as bar:
-            tally = Tally(folder.prefix, layout, journal, near_duplicates)
+            tally = Tally(folder, layout, journal, near_duplicates)
             whole = _Pass(folder, timeout, journal, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
@@ -118,6 +118,7 @@ def scan_images(
         images=tally.images,
         classes={"/".join(filter(None, place)): count for place, count in sorted(tally.classes.items())},
         seconds=time.perf_counter() - start,
+        _judged=tally.judged,
     )
 
 

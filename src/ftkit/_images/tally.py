@@ -8,15 +8,27 @@ from collections import Counter
 
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
-from ftkit._images.folders import LITTER_FOLDERS
+from ftkit._images.folders import LITTER_FOLDERS, Folder, Stamp
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
-from ftkit._images.verdict import Note, read_line
+from ftkit._images.suffixes import IMAGE_SUFFIXES
+from ftkit._images.verdict import Note, Notes, Verdict, read_line
 
 _IMBALANCE = 10  # times more images than in another class
 _GREYSCALE = 10  # times more images than grey ones, so that these stand out
 _GREY_MODES = frozenset(("L", "1", "LA"))
 _NAMED = 5  # classes in a detail
+
+
+def _as_claimed(path: str, notes: Notes) -> Notes:
+    """Return the notes on a file, of which a name that promises no image leaves one at most: nothing is wrong with it.
+
+    Labels may be empty, sounds and RAW photos are beyond Pillow, and no loader of images asks for them.
+    """
+    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (Path costs more)
+        return notes
+    unusable = (note for note in notes if make_finding(path, note).severity != "odd")
+    return next(([Note("other_file", note.detail)] for note in unusable), notes)
 
 
 class Tally:
@@ -27,14 +39,16 @@ class Tally:
         files: How many files there are.
         images: How many of them are usable images.
         classes: Usable images of each class, by the split's folder and the class.
+        judged: Of files with findings, by path: the stamp and the digest.
     """
 
-    def __init__(self, prefix: str, layout: Layout, journal: Journal, near_duplicates: bool) -> None:
+    def __init__(self, folder: Folder, layout: Layout, journal: Journal, near_duplicates: bool) -> None:
         self.findings: list[Finding] = []
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
-        self._prefix, self._layout, self._journal = prefix, layout, journal
+        self.judged: dict[str, tuple[Stamp, str]] = {}
+        self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
         self._copies = Copies(journal, near_duplicates)
         self._grey = array("Q")  # places in the journal
 
@@ -54,7 +68,7 @@ class Tally:
         path, verdict = read_line(line)
         self.files += 1
         before = len(self.findings)
-        for note in verdict.notes:
+        for note in _as_claimed(path, verdict.notes):
             self.note(path, note)
         is_usable = all(finding.severity == "odd" for finding in self.findings[before:])
         if not path.isascii() and path.encode(errors="replace") != os.fsencode(path):
@@ -67,19 +81,29 @@ class Tally:
             self._copies.add(verdict, at)
             if verdict.form.mode in _GREY_MODES:
                 self._grey.append(at)
+        if len(self.findings) > before:
+            self._remember(path, verdict)
+
+    def _remember(self, path: str, verdict: Verdict) -> None:
+        self.judged[self._prefix + path] = tuple(verdict.stamp), verdict.digest
 
     def finish(self) -> list[DuplicateGroup]:
         """Draw the conclusions that need all the files; return the groups of copies."""
         if len(self._grey) * _GREYSCALE <= self.images:
             for at in self._grey:
-                self.note(self._journal.read(at)[0], Note("greyscale", "one channel, in a set that has colour"))
+                path, verdict = self._journal.read(at)
+                self.note(path, Note("greyscale", "one channel, in a set that has colour"))
+                self._remember(path, verdict)
         self._judge_classes()
         groups = []
-        for paths, kind in self._copies.groups():
-            group, notes = judge_group(paths, kind, self._layout, self._prefix)
-            groups.append(group)
+        for verdicts, kind in self._copies.groups():
+            files = {path: self._folder.identity(path) for path in verdicts}
+            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files)
+            if notes:  # it is no single file under several names
+                groups.append(group)
             for path, note in notes:
                 self.note(path, note)
+                self._remember(path, verdicts[path])
         return sorted(groups, key=lambda group: (group.paths, group.kind))
 
     def _judge_classes(self) -> None:

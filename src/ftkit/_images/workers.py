@@ -267,4 +267,15 @@ def check_batch(root: str, paths: Sequence[str], timeout: float) -> list[bytes]:
     """Check files below ``root``; return a journal's line for each. This is the task that an executor runs."""
     prefix = os.path.join(root, "")  # noqa: PTH118  (Path knows no such thing)
     answers = run_jobs([Job("check", (prefix + path,)) for path in paths], timeout)
-    return [write_line(path, answer.verdict) for path, answer in zip(paths, answers, strict=True)]
+    return [write_line(path, _verdict(prefix + path, answer)) for path, answer in zip(paths, answers, strict=True)]
+
+
+def _verdict(path: str, answer: Answer) -> bytes:
+    """Return the verdict on a file, also on one over which the worker was lost."""
+    if answer.lost is None:
+        return answer.verdict
+    stamp: tuple[int, ...] = ()
+    with contextlib.suppress(OSError):
+        status = os.stat(path)  # noqa: PTH116
+        stamp = status.st_size, status.st_mtime_ns
+    return Verdict([answer.lost], stamp).to_json()

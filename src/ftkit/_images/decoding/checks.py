@@ -25,16 +25,18 @@ _LEAST_FILL = 0.05  # of the rows: less is not worth an alarm
 
 def check_file(path: str) -> Verdict:
     """Read the file once and judge it. Never opens what is no regular file."""
+    stamp: tuple[int, ...] = ()
     try:
         status = os.stat(path)  # noqa: PTH116
+        stamp = status.st_size, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode):
             what = _SPECIAL.get(stat.S_IFMT(status.st_mode), "a device")
-            return Verdict([Note("special_file", what)])
+            return Verdict([Note("special_file", what)], stamp)
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (Path costs more than the check of a small file)
             data = file.read()
     except OSError as error:
-        return Verdict([_why_unread(path, error)])
-    return check_bytes(path, data)._replace(stamp=(status.st_size, status.st_mtime_ns))
+        return Verdict([_why_unread(path, error)], stamp)
+    return check_bytes(path, data)._replace(stamp=stamp)
 
 
 _SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -56,16 +58,14 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     if not data:
         return Verdict([Note("empty", "0 bytes")])
     if not data.strip(b"\0"):
-        zeros = Note("empty", f"{len(data):,} bytes, all of them zero")
-        return Verdict([zeros if suffix in IMAGE_SUFFIXES else Note("other_file", "zeros only")])
+        return Verdict([Note("empty", f"{len(data):,} bytes, all of them zero")])
     notes: Notes = []
     form: Form | None = None
     prints: Prints | None = None
     try:
         form, grey = _decode(data, notes)
     except Broken as broken:
-        is_other = broken.note.kind == "not_an_image" and suffix not in IMAGE_SUFFIXES
-        notes.append(broken.note._replace(kind="other_file") if is_other else broken.note)
+        notes.append(broken.note)
     except MemoryError:
         notes.append(Note("out_of_memory", "decoding it passed a worker's limit of memory"))
     except Exception as error:  # noqa: BLE001  (a decoder may raise anything on hostile bytes; the finding says what)
@@ -89,6 +89,8 @@ def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
 def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:
     if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
         notes.append(Note("wrong_suffix", f"{form} content under the suffix {suffix}"))
+    elif form == "TIFF" and suffix and suffix not in IMAGE_SUFFIXES:
+        notes.append(Note("not_an_image", f"TIFF inside, as in RAW photos, under the suffix {suffix}"))
     elif suffix not in LISTED_SUFFIXES:
         notes.append(Note("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
 
