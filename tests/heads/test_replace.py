@@ -94,3 +94,19 @@ def test_adapt_input_answers_grey_images_as_before(channels: int) -> None:
     assert after.shape == before.shape
     if channels != 2:
         torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_is_its_own_head_can_take_no_other() -> None:
+    """Nothing holds the layer; its counter used to change, and its weight not."""
+    model = nn.Linear(16, 2)
+    for head in (3, nn.Linear(16, 3)):
+        with pytest.raises(HeadError, match="The Linear is the head itself"):
+            replace_head(model, head)
+    assert (model.out_features, model.weight.shape) == (2, (2, 16))
+
+
+@pytest.mark.parametrize("keep", [[3], [(0, 1)], "x", 4])
+def test_what_is_kept_is_a_dict(keep: object) -> None:
+    """Anything else is an error that shows one."""
+    with pytest.raises(HeadError, match=r"takes a dict .* such as \{0: 3\}"):
+        replace_head(nn.Sequential(nn.Linear(4, 9)), 3, keep=keep)

@@ -120,7 +120,11 @@ def replace_head(
     _check_head(head)
     if keep is not None and not isinstance(head, int):
         raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
+    if not isinstance(keep, Mapping | None):
+        raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {keep!r}.")
     found = find_layers(model) if at is None else _found_at(model, at)
+    if any("" in layer.names for layer in found.layers):
+        raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
     if not isinstance(head, int):
         return _put(model, found, head, _places(model, found, at))
     _check_keep(keep or {}, found.classes, head)

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, Self
 from ftkit._files import atomic_write
 from ftkit.errors import FtkitError
 
-__all__ = ["Entry", "Manifest", "names_inside", "obstacle"]
-
 _VERSION = 1
 _JUNCTION = 0xA0000003  # what links folders on Windows, beside links
 
