@@ -284,3 +284,16 @@ def test_thawing_a_neighbor_leaves_the_dropout_inside_a_frozen_part_off() -> Non
     for part in model[0][:2]:
         assert torch.equal(part(x), part(x))
     assert model[0][2][2].training
+
+
+def test_a_part_that_freezes_bit_by_bit_holds_its_norm_without_parameters() -> None:
+    """As it does when it freezes at once, and the noise beside it too."""
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout(0.5)), nn.Linear(2, 2)
+    )
+    freeze(model, "0.0.weight")
+    assert not is_frozen(model, "0")
+    freeze(model, "0.0.bias")
+    before, x = state(model[0]), torch.randn(8, 2)
+    assert torch.equal(model.train()[0](x), model[0](x))
+    assert same(before, model[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -164,8 +165,8 @@ def test_a_slip_in_a_late_phase_shows_at_the_start() -> None:
     ("phases", "period", "message"),
     [
         ({}, None, "needs phases"),
-        ({-1: "fc"}, None, "whole epochs from 0 on, got -1"),
-        ({0.5: "fc"}, None, "got 0.5"),
+        ({-1: "fc"}, None, "whole number of at least 0, not -1"),
+        ({0.5: "fc"}, None, "not 0.5"),
         ({0: "fc", 4: "layer4"}, 4, "the last before 4"),
         ({1: "fc"}, 4, "starts at 0"),
         (lambda epoch: "fc", 4, "count by itself"),
@@ -175,6 +176,13 @@ def test_phases_that_make_no_sense_are_errors(phases: object, period: int | None
     """The message says what was expected and what came."""
     with pytest.raises(FtkitError, match=message):
         FreezeSchedule(phases, period=period)
+
+
+def test_phases_may_be_counted_by_numpy() -> None:
+    """Its whole numbers become plain ones, which any checkpoint keeps."""
+    schedule = FreezeSchedule({np.int64(0): "3", np.int64(2): "2"})
+    assert schedule.step(2, model=small()) is not None
+    assert type(schedule.state_dict()["phase"]) is int
 
 
 def test_a_foreign_state_is_an_error() -> None:

@@ -21,6 +21,7 @@ from ftkit._freezing.freeze import (
 )
 from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
+from ftkit._monitor import whole_number
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
@@ -83,6 +84,7 @@ class FreezeSchedule:
         keep_dropout: bool = False,
     ) -> None:
         if isinstance(phases, Mapping):
+            phases = {whole_number("The epoch of a phase", start, least=0): parts for start, parts in phases.items()}
             _check(phases, period)
         elif period is not None:
             raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
@@ -210,9 +212,6 @@ class FreezeSchedule:
 def _check(phases: Mapping[int, Selector], period: int | None) -> None:
     if not phases:
         raise FtkitError("A schedule needs phases, such as {0: 'head', 5: 'layer4'}.")
-    for start in phases:
-        if type(start) is not int or start < 0:
-            raise FtkitError(f"Expected phases to start at whole epochs from 0 on, got {start!r}.")
     if period is not None and (0 not in phases or max(phases) >= period):
         raise FtkitError(
             f"Within a period of {period} epochs the first phase starts at 0 and the last before {period}, "
