@@ -162,6 +162,17 @@ def test_no_quarantine_loses_or_scans_another(dirty: Path) -> None:
     assert (first.folder / "mine.jpg").read_bytes() == b"mine"
 
 
+def test_a_quarantine_among_data_sets_hides_nothing_else(dirty: Path) -> None:
+    """What was set aside right into the folder above is passed over, the data set beside it is not."""
+    first = scan_images(dirty, workers=1).quarantine(dirty.parent)
+    report = scan_images(dirty.parent, workers=1)
+    assert [f.path for f in report.findings if f.kind == "quarantine"] == [str(first.folder)]
+    assert report.images == 12
+    assert report.files == 13
+    assert list(report.classes) == ["pets"]
+    assert len(restore(first.manifest)) == first.moved
+
+
 def test_a_quarantine_that_can_not_be_begun_leaves_nothing(dirty: Path) -> None:
     """Neither to a file, nor to a URL, which would make a folder of its name."""
     report = scan_images(dirty, workers=1)
