@@ -266,19 +266,27 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     (pets / "val/cat/second.jpg").symlink_to("../../train/cat/1.jpg")
     (cat / "cut.jpg").write_bytes(jpegs[11][:3000])
     (cat / "cut-link.jpg").symlink_to("cut.jpg")
+    (cat / "cut-link-to-link.jpg").symlink_to("cut-link.jpg")
+    (cat / "late-link.jpg").symlink_to("cut-link.jpg")
+    (cat / "early.jpg").write_bytes(jpegs[10][:3000])
+    (cat / "relinked.jpg").symlink_to("late.jpg")
     (pets / "train/sub").mkdir()
     (pets / "train/sub/cut.jpg").write_bytes(jpegs[11][:2000])
     (pets / ".dvc").mkdir()
     (pets / ".dvc/kept").symlink_to("../train/cat/b.jpg")
     (pets / "latest").symlink_to("train/sub")
     report = scan_images(pets, workers=1)
+    (cat / "relinked.jpg").unlink()
+    (cat / "relinked.jpg").symlink_to("early.jpg")
     gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates", "unusable"])
     assert not [path for path in pets.rglob("*") if path.is_symlink() and not path.exists()]
     left = dict(gone.left)
     assert left["train/cat/1.jpg"].endswith(".jpg is a link to it")
     assert left["train/cat/b.jpg"] == ".dvc/kept is a link to it"
     assert not (cat / "cut.jpg").exists()
-    assert not os.path.lexists(cat / "cut-link.jpg")
+    assert left["train/cat/early.jpg"] == "train/cat/relinked.jpg is a link to it"
+    assert left["train/cat/relinked.jpg"] == "it has changed since the scan"
+    assert not [name for name in ("cut-link", "cut-link-to-link", "late-link") if os.path.lexists(cat / f"{name}.jpg")]
     assert (pets / "train/sub").is_dir()
 
 
