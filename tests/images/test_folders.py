@@ -44,6 +44,11 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
     (pets / "train/cat/Thumbs.db").write_bytes(b"x")
     memory = fsspec.filesystem("memory")
     memory.put(str(pets), "/scan-test", recursive=True)
+    memory.pipe("/scan-test/train/old/manifest-2.json", b'{\n "ftkit": "quarantine", ')
+    memory.pipe("/scan-test/train/old/files-2/a.jpg", jpegs[11])
+    (pets / "train/old").mkdir()
+    (pets / "train/old/manifest-2.json").write_bytes(b'{\n "ftkit": "quarantine", ')
+    (pets / "train/old/files-2").mkdir()
     journal = pets.parent / "scan.journal"
     try:
         local = scan_images(pets, workers=2)

@@ -162,6 +162,17 @@ def test_no_quarantine_loses_or_scans_another(dirty: Path) -> None:
     assert (first.folder / "mine.jpg").read_bytes() == b"mine"
 
 
+def test_a_quarantine_among_data_sets_hides_nothing_else(dirty: Path) -> None:
+    """What was set aside right into the folder above is passed over, the data set beside it is not."""
+    first = scan_images(dirty, workers=1).quarantine(dirty.parent)
+    report = scan_images(dirty.parent, workers=1)
+    assert [f.path for f in report.findings if f.kind == "quarantine"] == [str(first.folder)]
+    assert report.images == 12
+    assert report.files == 13
+    assert list(report.classes) == ["pets"]
+    assert len(restore(first.manifest)) == first.moved
+
+
 def test_a_quarantine_that_can_not_be_begun_leaves_nothing(dirty: Path) -> None:
     """Neither to a file, nor to a URL, which would make a folder of its name."""
     report = scan_images(dirty, workers=1)
@@ -255,19 +266,27 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     (pets / "val/cat/second.jpg").symlink_to("../../train/cat/1.jpg")
     (cat / "cut.jpg").write_bytes(jpegs[11][:3000])
     (cat / "cut-link.jpg").symlink_to("cut.jpg")
+    (cat / "cut-link-to-link.jpg").symlink_to("cut-link.jpg")
+    (cat / "late-link.jpg").symlink_to("cut-link.jpg")
+    (cat / "early.jpg").write_bytes(jpegs[10][:3000])
+    (cat / "relinked.jpg").symlink_to("late.jpg")
     (pets / "train/sub").mkdir()
     (pets / "train/sub/cut.jpg").write_bytes(jpegs[11][:2000])
     (pets / ".dvc").mkdir()
     (pets / ".dvc/kept").symlink_to("../train/cat/b.jpg")
     (pets / "latest").symlink_to("train/sub")
     report = scan_images(pets, workers=1)
+    (cat / "relinked.jpg").unlink()
+    (cat / "relinked.jpg").symlink_to("early.jpg")
     gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates", "unusable"])
     assert not [path for path in pets.rglob("*") if path.is_symlink() and not path.exists()]
     left = dict(gone.left)
     assert left["train/cat/1.jpg"].endswith(".jpg is a link to it")
     assert left["train/cat/b.jpg"] == ".dvc/kept is a link to it"
     assert not (cat / "cut.jpg").exists()
-    assert not os.path.lexists(cat / "cut-link.jpg")
+    assert left["train/cat/early.jpg"] == "train/cat/relinked.jpg is a link to it"
+    assert left["train/cat/relinked.jpg"] == "it has changed since the scan"
+    assert not [name for name in ("cut-link", "cut-link-to-link", "late-link") if os.path.lexists(cat / f"{name}.jpg")]
     assert (pets / "train/sub").is_dir()
 
 

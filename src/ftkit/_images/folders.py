@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
 _MOST_VISITS = 16  # to one folder, by different links
 _HEAD = 64  # bytes of a manifest, that say what it is
-_SET_ASIDE = Note("quarantine", "a manifest of ftkit lies in it")
+_SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
 
 TakeNote: TypeAlias = Callable[[str, Note], None]
 #: What tells whether a file has changed; JSON.
@@ -89,9 +89,10 @@ class Folder:
             except OSError as error:
                 note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was looked at"))
                 continue
-            if folder and _is_quarantine([entry.name for entry in entries], partial(_head, place)):
-                note(folder, _SET_ASIDE)
+            ours = _set_aside(folder, [entry.name for entry in entries], partial(_head, place), note)
+            if ours and len(ours) == len(entries):
                 continue
+            entries = [entry for entry in entries if entry.name not in ours]
             _enter(folder, bool(entries), note, enter)
             inside = []
             for entry in entries:
@@ -146,11 +147,12 @@ class _RemoteFolder(Folder):
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         for place, folders, files in self._files.walk(self._root):
             folder = place[len(self._root) :].strip("/")
-            if folder and _is_quarantine(files, partial(self._head, place)):
-                note(folder, _SET_ASIDE)
-                folders.clear()
+            ours = _set_aside(folder, [*folders, *files], partial(self._head, place), note)
+            is_only_ours = ours and len(ours) == len(folders) + len(files)
+            files = [name for name in files if name not in ours]  # noqa: PLW2901
+            folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS and name not in ours)
+            if is_only_ours:
                 continue
-            folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS)
             _enter(folder, bool(folders or files), note, enter)
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
             for name in filter(None, sorted(files)):
@@ -188,12 +190,22 @@ def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], 
         note(folder, Note("empty_folder", "no file in it"))
 
 
-def _is_quarantine(names: Iterable[str], read: Callable[[str], bytes]) -> bool:
-    """Whether a folder is one that a quarantine went to, by the manifest in it."""
-    manifests = (name for name in names if name.startswith("manifest") and name.endswith(".json"))
-    with suppress(OSError):
-        return any(b'"ftkit": "quarantine"' in read(name) for name in manifests)
-    return False
+def _set_aside(folder: str, names: Sequence[str], read: Callable[[str], bytes], note: TakeNote) -> set[str]:
+    """Return which names in a folder are those of quarantines that went there, by their manifests; note that."""
+    ours: set[str] = set()
+    for name in names:
+        if name.startswith("manifest") and name.endswith(".json"):
+            with suppress(OSError):
+                if b'"ftkit": "quarantine"' in read(name):
+                    files = "files" + name.removeprefix("manifest").removesuffix(".json")
+                    ours |= {name, name.removesuffix("json") + "html", files}.intersection(names)
+    if ours and folder and len(ours) == len(names):
+        note(folder, _SET_ASIDE)
+    else:
+        for name in sorted(ours):
+            if name.startswith("files"):
+                note(join(folder, name), _SET_ASIDE)
+    return ours
 
 
 def _head(place: Path, name: str) -> bytes:

@@ -20,6 +20,7 @@ from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
 from ftkit._wording import plural, some
 from ftkit.errors import FtkitError
 
+_CHANGED = "it has changed since the scan"
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 #: What a scan saw of a file: what tells whether it has changed, and its digest where it was made.
@@ -92,11 +93,15 @@ def move_away(
         reasons.setdefault(path, []).append(finding.kind)
         if finding.path in judged:
             seen[path] = judged[finding.path]
+
+    def has_changed(path: str) -> bool:
+        return path in seen and _has_changed(data, path, *seen[path])
+
     folder, place = _claim(target)
     gallery = place.with_suffix(".html")
     try:
         show(gallery)
-        entries, left = _plan(home, reasons)
+        entries, left = _plan(home, reasons, has_changed)
         manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
         manifest.write()
     except BaseException:
@@ -108,8 +113,8 @@ def move_away(
         try:
             if entry.is_folder:
                 (home / entry.path).rmdir()
-            elif entry.path in seen and _has_changed(data, entry.path, *seen[entry.path]):
-                left.append((entry.path, "it has changed since the scan"))
+            elif entry.type == "file" and has_changed(entry.path):  # a link may have lost what it leads to by now
+                left.append((entry.path, _CHANGED))
                 continue
             else:
                 _move(home / entry.path, folder / entry.path)
@@ -163,7 +168,9 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[Entry], list[tuple[str, str]]]:
+def _plan(
+    root: Path, reasons: dict[str, list[str]], has_changed: Callable[[str], bool]
+) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay."""
     found: list[Entry] = []
     left: list[tuple[str, str]] = []
@@ -171,11 +178,14 @@ def _plan(root: Path, reasons: dict[str, list[str]]) -> tuple[list[Entry], list[
         try:
             why = obstacle(root, path) if names_inside(path) else "no manifest can hold such a name"
             if not why:
-                found.append(Entry.of(root, path, kinds))
+                entry = Entry.of(root, path, kinds)
+                why = _CHANGED if entry.type == "link" and has_changed(path) else ""
         except OSError as error:
             why = _reason(error)
         if why:
             left.append((path, why))
+        else:
+            found.append(entry)
     files = {root / entry.path: entry for entry in found if not entry.is_folder}
     led_to = _led_to(root, files.keys())
     left += [(entry.path, f"{led_to[file]} is a link to it") for file, entry in files.items() if file in led_to]
