@@ -16,7 +16,8 @@ from timm.layers import BatchNormAct2d, DropPath
 from torch import nn
 
 from ftkit._freezing.freeze import freeze, freeze_except, is_frozen, unfreeze
-from tests.freezing.models import Net, images, same, state, step, trees
+from ftkit._freezing.holding import keeps_statistics
+from tests.freezing.models import Net, images, modes, same, state, step, trees
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ VERBS: dict[str, Callable[..., object]] = {"freeze": freeze, "unfreeze": unfreez
 def nested() -> nn.Module:
     """Layers of parts that end in noise, with noise and norms between."""
     part = lambda *more: nn.Sequential(nn.Linear(2, 2), *more, nn.Dropout(0.5))  # noqa: E731
-    layer = lambda: nn.Sequential(part(), nn.BatchNorm1d(2, affine=False), part(nn.BatchNorm1d(2)))  # noqa: E731
+    layer = lambda: nn.Sequential(part(), nn.BatchNorm1d(2), part(nn.BatchNorm1d(2)))  # noqa: E731
     return nn.Sequential(nn.Dropout(0.5), nn.Sequential(layer(), layer()), nn.Dropout(0.5), part(), nn.Linear(2, 2))
 
 
@@ -249,6 +250,9 @@ def histories(draw: st.DrawFn) -> tuple[nn.Module, list[tuple[str, list[str]]]]:
     """A tree, and what is done to it: verbs with parts that have parameters."""
     model = draw(trees() | st.builds(nested))
     assume(len([*model.modules()]) == len([*model.named_modules(remove_duplicate=False)]))  # what is shared is in both
+    assume(
+        not any(keeps_statistics(part) and not [*part.parameters()] for part in model.modules())
+    )  # no parameters, no rule
     model.requires_grad_(True)
     names = [name for name, part in model.named_modules() if name and [*part.parameters()]]
     names += [name for name, _ in model.named_parameters()]
@@ -286,14 +290,16 @@ def test_thawing_a_neighbor_leaves_the_dropout_inside_a_frozen_part_off() -> Non
     assert model[0][2][2].training
 
 
-def test_a_part_that_freezes_bit_by_bit_holds_its_norm_without_parameters() -> None:
-    """As it does when it freezes at once, and the noise beside it too."""
+def test_a_norm_without_parameters_does_not_keep_the_noise_beside_it_on() -> None:
+    """A part that freezes bit by bit is frozen whole, though the norm in it was never chosen; and thaws again."""
     model = nn.Sequential(
         nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Dropout(0.5)), nn.Linear(2, 2)
     )
+    before, x = modes(model), torch.randn(8, 2)
     freeze(model, "0.0.weight")
     assert not is_frozen(model, "0")
     freeze(model, "0.0.bias")
-    before, x = state(model[0]), torch.randn(8, 2)
+    assert is_frozen(model, "0")
     assert torch.equal(model.train()[0](x), model[0](x))
-    assert same(before, model[0])
+    unfreeze(model, "0.0")
+    assert modes(model) == before

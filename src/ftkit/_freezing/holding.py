@@ -212,8 +212,11 @@ def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Modul
         own = list(module.parameters())
         if _trains(own) or froze.isdisjoint(identities(own)):
             continue
-        bare = [child for child in module.children() if next(child.parameters(), None) is None]
-        if all(child in held or is_held(child) for child in module.children() if child not in bare):
+        bare = [child for child in module.children() if not tensors(child)]
+        learned = [child for child in module.children() if next(child.parameters(), None) is not None]
+        if all(
+            child in held or is_held(child) for child in learned
+        ):  # a norm without parameters is held if it is chosen
             held |= dict.fromkeys(itertools.chain([module], *(child.modules() for child in bare)))
     return held
 
