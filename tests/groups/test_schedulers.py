@@ -201,16 +201,7 @@ def test_a_schedule_that_has_ended_is_said_to_have() -> None:
     assert unfreeze(model, "1", optimizer=optimizer, scheduler=[]).added == ("1.weight", "1.bias")
 
 
-UNTOLD = {"lambda", "lambdas", "multiplicative", "sequential"}  # a LambdaLR has its functions in no state_dict
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=pytest.mark.xfail(strict=True, raises=ValueError) if n in UNTOLD else ())
-        for n in SCHEDULERS
-    ],
-)
+@pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step:UserWarning")  # torch warns of itself
 def test_a_manager_resumes_what_had_thawed_under_a_scheduler(name: str, tmp_path: Path) -> None:
     """The script builds all as at its start; the run goes on to the bit, and does not fail at the next step."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import ranks
+from ftkit._groups import catch_up
 from ftkit._models.undo import Undo
 from ftkit._wording import some
 from ftkit.errors import CheckpointError, did_you_mean
@@ -37,12 +38,17 @@ def held(optimizer: Optimizer) -> list[nn.Parameter]:
 
 
 def plan(
-    optimizer: Optimizer, state: Mapping[str, Any], known: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+    optimizer: Optimizer,
+    state: Mapping[str, Any],
+    known: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    scheduler: Any = None,
 ) -> Callable[[Undo], None]:
     """Plan to load a ``state_dict`` into an optimizer, whatever groups it was built with.
 
     With names, the groups become the saved ones, each parameter found in the model by its name.
     Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
+    A ``scheduler`` of it hears of the groups that joined after the start, before its own state is loaded.
     ``known`` is what :func:`describe` said of it, which other people's checkpoints lack.
 
     Raises:
@@ -59,6 +65,7 @@ def plan(
 
     def load(undo: Undo) -> None:
         undo.remember(optimizer)
+        before = len(optimizer.param_groups)
         optimizer.param_groups = [{"params": params} for params in targets]
         try:
             optimizer.load_state_dict({**state, "state": _spread(state["state"], owners)})
@@ -66,6 +73,8 @@ def plan(
             kind = type(optimizer).__name__
             raise CheckpointError(f"The checkpoint's optimizer does not fit this {kind}: {error!r}.") from error
         _keep_types(optimizer, state["state"], owners)
+        if getattr(scheduler, "optimizer", None) is optimizer:
+            catch_up(scheduler, optimizer, before, parameters.values(), undo)
         optimizer.param_groups.extend(others)
 
     return load

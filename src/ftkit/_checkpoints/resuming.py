@@ -70,7 +70,8 @@ def _plans(
     for name, thing, state in targets:
         if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
-            objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters())))
+            scheduler = next((other for other_name, other, _ in targets if other_name == "scheduler"), None)
+            objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler))
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))

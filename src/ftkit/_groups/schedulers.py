@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ftkit._models.undo import Undo
 from ftkit._torch import LISTS_BY_GROUP, RATES_BY_GROUP, SCHEDULERS_INSIDE
@@ -54,3 +55,18 @@ def follow(scheduler: Any, count: int, like: int, factor: float, undo: Undo) -> 
         values = getattr(scheduler, name, None)
         if isinstance(values, list) and len(values) == count:
             setattr(scheduler, name, [*values, values[like] * factor if name in RATES_BY_GROUP else values[like]])
+
+
+def catch_up(
+    scheduler: Any, optimizer: torch.optim.Optimizer, count: int, model: Iterable[nn.Parameter], undo: Undo
+) -> None:
+    """Let a scheduler of the first ``count`` groups hear of the others, each like the model's newest before it.
+
+    So it must be before it loads a ``state_dict``, which holds all its lists by group but the functions.
+    """
+    own = set(model)
+    theirs = [not own.isdisjoint(group["params"]) for group in optimizer.param_groups]
+    for joined in range(count, len(theirs)):
+        like = max((place for place in range(joined) if theirs[place]), default=joined - 1)
+        for one in schedulers_in(scheduler, optimizer):
+            follow(one, joined, like, 1.0, undo)
