@@ -60,9 +60,9 @@ def follow(scheduler: Any, count: int, like: int, factor: float, undo: Undo) -> 
 def catch_up(
     scheduler: Any, optimizer: torch.optim.Optimizer, count: int, model: Iterable[nn.Parameter], undo: Undo
 ) -> None:
-    """Let a scheduler of the first ``count`` groups hear of the others, each like the model's newest before it.
+    """Let a scheduler of the first ``count`` groups hear of the others, each as the model's newest group before it.
 
-    So it must be before it loads a ``state_dict``, which holds all its lists by group but the functions.
+    It must know them before it loads a ``state_dict``, which holds its lists by group, but not the functions in them.
     """
     own = set(model)
     theirs = [not own.isdisjoint(group["params"]) for group in optimizer.param_groups]
