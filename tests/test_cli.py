@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -15,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
+import ftkit
 from ftkit import save_weights
-from ftkit._cli import main
+from ftkit._cli import _parser, main
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -165,7 +167,7 @@ def test_inspect_and_diff_as_json(run: Run, tmp_path: Path) -> None:
         ["summary", "resnet18", "2,5,64,64"],
         ["summary", "resnet18", "1,x"],
         ["fly"],
-        [],
+        ["summary", "resnet18", "--mode", "trane"],
     ],
     ids=" ".join,
 )
@@ -175,6 +177,29 @@ def test_errors_take_one_line(run: Run, arguments: list[str]) -> None:
     assert (status, out) == (2, "")
     assert err.startswith("ftkit")
     assert err.count("\n") == 1
+
+
+def test_no_command_prints_help(run: Run) -> None:
+    """Bare ``ftkit`` says what there is, and so does ``python -m ftkit``."""
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    for command in ("summary", "inspect", "diff", "scan", "extract"):
+        assert f"    {command}  " in out
+    done = subprocess.run([sys.executable, "-m", "ftkit", "-V"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ftkit {ftkit.__version__}\n"
+
+
+def test_misspelled_commands_and_choices(run: Run) -> None:
+    """The closest name is offered."""
+    assert "Did you mean 'scan'?" in run("scna", "data")[2]
+    assert "Did you mean 'train'?" in run("summary", "resnet18", "--mode", "trane")[2]
+
+
+def test_every_argument_is_described(run: Run) -> None:
+    """No argument of any command comes without a word of help."""
+    (commands,) = (action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        assert [action.dest for action in command._actions if not action.help] == [], name
 
 
 def test_as_a_program(pets: Path, tmp_path: Path) -> None:

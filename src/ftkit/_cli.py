@@ -39,7 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         linear.safetensors -> linear.safetensors: 2 tensors identical, 0 changed
         0
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if "run" not in options:
+        parser.print_help()
+        return 0
     try:
         report, found = options.run(options)
         _print(report, as_json=options.json)
@@ -57,53 +61,64 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(_FAILED, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+        self.exit(_FAILED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+    def _check_value(self, action: argparse.Action, value: str) -> None:  # argparse itself suggests names from 3.14 on
+        if action.choices is not None and value not in action.choices:
+            names = list(action.choices)
+            close = did_you_mean(value, names).strip()
+            raise argparse.ArgumentError(action, f"expected one of {', '.join(names)}, got {value!r}. {close}".strip())
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ftkit", description="The chores of fine-tuning a PyTorch model.")
-    parser.add_argument("--version", action="version", version=f"ftkit {ftkit.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
+    parser.add_argument("-V", "--version", action="version", version=f"ftkit {ftkit.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    summary = commands.add_parser("summary", help="what a model's layers are, and what a training step costs")
-    summary.add_argument("model", help="module:factory, or the name of a model of timm or torchvision")
-    summary.add_argument("size", nargs="*", type=_size, help="shape of each input, such as 32,3,224,224")
-    summary.add_argument("--depth", type=int, help="levels to show")
-    summary.add_argument("--mode", choices=["train", "eval"], help="as which the step is counted")
+    summary = commands.add_parser("summary", help="show a model's layers and what a training step costs")
+    summary.add_argument("model", metavar="MODEL", help="a model of timm or torchvision, or your own as module:factory")
+    summary.add_argument("size", metavar="SHAPE", nargs="*", type=_size, help="input shape(s), such as 32,3,224,224")
+    summary.add_argument("--depth", metavar="N", type=int, help="levels of modules to show (default: what fits)")
+    summary.add_argument("--mode", choices=["train", "eval"], help="mode to measure in (default: as built)")
     summary.set_defaults(run=_summary)
 
-    inspect = commands.add_parser("inspect", help="what a file of weights holds, without running its code")
-    inspect.add_argument("file")
+    inspect = commands.add_parser("inspect", help="show what a weights file contains, without running its code")
+    inspect.add_argument("file", metavar="FILE", help="weights in any format, an index of shards, or a folder")
     inspect.set_defaults(run=_inspect)
 
-    diff = commands.add_parser("diff", help="what differs between two files of weights")
-    diff.add_argument("a")
-    diff.add_argument("b")
+    diff = commands.add_parser("diff", help="show how two weights files differ (exit status 1 if they do)")
+    diff.add_argument("a", metavar="OLD", help="the earlier file")
+    diff.add_argument("b", metavar="NEW", help="the later file")
     diff.set_defaults(run=_diff)
 
-    scan = commands.add_parser("scan", help="what in a folder of images would harm a training; nothing is changed")
-    scan.add_argument("root")
-    scan.add_argument("--workers", type=int, help="processes at a time (default: one a core)")
-    scan.add_argument("--timeout", type=float, default=10.0, help="seconds for one file (default: 10)")
-    scan.add_argument("--splits", type=_names, help="folders that are splits, such as train,val")
+    scan = commands.add_parser("scan", help="find broken images, duplicates and leaks; changes nothing")
+    scan.add_argument("root", metavar="FOLDER", help="the data set, with class folders or splits in it")
+    scan.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one per core)")
+    scan.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="limit per file (default: 10)")
+    scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders that are splits, such as train,val")
     scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
-    scan.add_argument("--resume", metavar="JOURNAL", help="keep a journal, or go on from it")
+    scan.add_argument("--resume", metavar="FILE", help="keep a journal in FILE, and continue from it")
     scan.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
     scan.add_argument("--csv", metavar="FILE", help="also write the findings as a table")
     scan.set_defaults(run=_scan)
 
-    extract = commands.add_parser("extract", help="unpack an archive into a new folder, all of it or nothing")
-    extract.add_argument("archive")
-    extract.add_argument("dest")
-    extract.add_argument("--encoding", help="of names that don't say theirs, such as cp949")
-    extract.add_argument("--password", nargs="?", const="", help="asked for where it is left out")
-    extract.add_argument("--strip", action="store_true", help="take away the one folder that holds everything")
-    for limit in ("max-bytes", "max-ratio", "max-files"):
-        extract.add_argument(f"--{limit}", type=float, default=argparse.SUPPRESS, help="limit against bombs")
+    extract = commands.add_parser("extract", help="unpack an archive into a new folder: all of it, checked, or nothing")
+    extract.add_argument("archive", metavar="ARCHIVE", help="zip, tar (also compressed) or 7z")
+    extract.add_argument("dest", metavar="FOLDER", help="the folder to create")
+    extract.add_argument("--encoding", metavar="NAME", help="encoding of file names that don't state it, such as cp949")
+    extract.add_argument("--password", metavar="WORD", nargs="?", const="", help="without WORD, you are asked for it")
+    extract.add_argument("--strip", action="store_true", help="drop the single folder that contains everything")
+    for name, meaning in (
+        ("bytes", "unpacked size"),
+        ("ratio", "unpacked size as a multiple of the archive's"),
+        ("files", "number of files, folders and links"),
+    ):
+        option, help = f"--max-{name}", f"maximum {meaning}, against archive bombs"
+        extract.add_argument(option, metavar="N", type=float, default=argparse.SUPPRESS, help=help)
     extract.set_defaults(run=_extract)
 
     for command in commands.choices.values():
-        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
 
 
