@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from ftkit._arguments import local_path
 from ftkit.errors import FileWriteError
 
 if sys.platform != "win32":
@@ -57,8 +57,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         >>> Path("notes.txt").read_bytes()
         b'all or nothing'
     """
-    refuse_url(path)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(local_path("path", path, error=FileWriteError)))
     temporary: Path | None = None
     try:
         try:
@@ -83,21 +82,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
-
-
-def refuse_url(path: str | os.PathLike[str]) -> None:
-    """Raise for a URL, which would make a folder of the name ``s3:`` if it was taken for a path.
-
-    Example:
-        >>> from ftkit._files import refuse_url
-        >>> refuse_url("C:/runs/best.pt")
-        >>> refuse_url("s3://runs/best.pt")
-        Traceback (most recent call last):
-        ftkit.errors.FileWriteError: Can't write s3://runs/best.pt: ...
-    """
-    name = os.fsdecode(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-        raise FileWriteError(f"Can't write {name}: it is a URL. Give a path of this machine, and copy the file there.")
 
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:
