@@ -32,7 +32,7 @@ def came(value: object) -> str:
         return f"the class {value.__name__}"
     if isinstance(value, str | bytes):
         return shown(repr(value), _LONGEST)
-    written = "" if isinstance(value, Collection) and len(value) > 8 else repr(value)
+    written = "" if isinstance(value, list | tuple | dict | set | frozenset) and len(value) > 8 else repr(value)
     if 0 < len(written) <= _LONGEST and not written.startswith("<") and "\n" not in written:
         return written
     return _a(name)
@@ -180,14 +180,14 @@ def path_or_url(what: str, value: object, *, error: type[FtkitError] = FtkitErro
         './pets/'
         >>> path_or_url("root", ["cats", "dogs"])
         Traceback (most recent call last):
-        ftkit.errors.FtkitError: root must be a path, not ['cats', 'dogs'].
+        ftkit.errors.FtkitError: Expected a path as root, got ['cats', 'dogs'].
     """
     try:
         name = os.fsdecode(value)  # type: ignore[arg-type]  # may raise
     except TypeError:
-        raise error(f"{what} must be a path{otherwise}, not {came(value)}.") from None
+        raise error(f"Expected a path{otherwise} as {what}, got {came(value)}.") from None
     if not name or "\0" in name:
-        raise error(f"{what} must be a path, and {came(name)} {'has a NUL in it' if name else 'is empty'}.")
+        raise error(f"Expected a path as {what}, got {came(name)}, which {'has a NUL in it' if name else 'is empty'}.")
     return os.path.expanduser(name)  # noqa: PTH111  (which leaves a '~name' of nobody as it is)
 
 
@@ -213,9 +213,7 @@ def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError
     """
     name = path_or_url(what, value, error=error, otherwise=otherwise)
     if _URL.match(name):
-        raise error(
-            f"{shown(name)} is a URL, and {what} takes a path of this machine. Copy the file with a tool for that."
-        )
+        raise error(f"{shown(name)} is a URL. Download or upload it yourself: a path of this machine is needed.")
     found = Path(name)
     return found.absolute() if str(found).startswith("~") else found  # "./~": not to be expanded by the next reader
 
@@ -301,13 +299,13 @@ def entries_of(of: str, value: object, keys: Iterable[str], error: type[FtkitErr
 def call(
     what: str, function: Callable[..., Any], *values: object, takes: str, error: type[FtkitError] = FtkitError
 ) -> Any:
-    """Call a function that was passed as an argument.
+    """Call a function that was passed as an argument. What goes wrong inside of it is its author's to see.
 
     Args:
         what: What the argument is called.
         function: What came.
         *values: What it is called with.
-        takes: The same in words.
+        takes: The names of these.
         error: What to raise.
 
     Raises:
@@ -315,11 +313,17 @@ def call(
 
     Example:
         >>> from ftkit._arguments import call
-        >>> call("factory", dict, "fc", 3, takes="a name and a module")
+        >>> call("factory", dict, "fc", 3, takes="name, module")
         Traceback (most recent call last):
-        ftkit.errors.FtkitError: factory is called with a name and a module, which the class dict does not take: ...
+        ftkit.errors.FtkitError: factory is called with (name, module), which the class dict does not take: ...
     """
     try:
         return function(*values)
     except TypeError as cause:
-        raise error(f"{what} is called with {takes}, which {came(function)} does not take: {cause}.") from cause
+        began = cause.__traceback__ is not None and cause.__traceback__.tb_next is not None
+        if began and hasattr(function, "__code__"):
+            raise
+        raise error(
+            f"{what} is called with ({takes}), which {came(function)} does not take: {cause}. "
+            f"Write a function: lambda {takes}: ..."
+        ) from cause

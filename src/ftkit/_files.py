@@ -42,7 +42,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are forced to the disk, and then take the
     name in one step, so that at any moment, through a crash or a power cut, ``path`` is either the
-    whole old file or the whole new one. A missing folder is made. A symbolic link stays one: the
+    whole old file or the whole new one. Which of them a power cut leaves is sure but on Windows, where nothing
+    forces a name to the disk. ``~`` is the home folder. A missing folder is made. A symbolic link stays one: the
     file behind it is replaced.
 
     Raises:
@@ -68,7 +69,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                _force(file.fileno())
                 if sys.platform != "win32":
                     temporary.replace(target)
             if sys.platform == "win32":  # an open file can't be renamed there
@@ -113,11 +114,26 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
 
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to the disk, so that a rename in it outlives a power cut."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if sys.platform != "win32":
+        with _opened(folder, os.O_RDONLY) as descriptor:
+            _force(descriptor)
+
+
+def _force(descriptor: int) -> None:
+    """Force what is open to the disk. macOS leaves it in the disk's own cache unless it is asked for more."""
+    full = None if sys.platform == "win32" else getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):  # some file systems know no such thing
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -130,20 +146,20 @@ def sync_tree(folder: Path) -> None:
     """
     sync = None if sys.platform == "win32" else getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync is not None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        with _opened(folder, os.O_RDONLY) as descriptor:
             if sync(descriptor):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), str(folder))
-        finally:
-            os.close(descriptor)
         return
     for place, _, names in os.walk(folder, topdown=False):
         for path in (Path(place, name) for name in names):
             if not path.is_symlink():
-                with path.open("r+b") as file:
-                    os.fsync(file.fileno())
-        sync_folder(Path(place))
+                with _opened(path, os.O_RDWR) as descriptor:
+                    os.fsync(descriptor)
+        if sys.platform != "win32":
+            with _opened(Path(place), os.O_RDONLY) as descriptor:
+                os.fsync(descriptor)
+    sync_folder(folder)  # once for all, where a disk must be told to empty its cache
 
 
 def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:

@@ -260,8 +260,10 @@ def _find_module(parts: _Inventory, module: nn.Module) -> list[_Thing]:
 
 
 def _find_by_predicate(parts: _Inventory, predicate: Callable[[str, nn.Module], bool]) -> list[_Thing]:
-    takes = "a name and a module"
-    return _where(parts.modules, lambda *pair: call("A selector", predicate, *pair, takes=takes, error=SelectionError))
+    def is_meant(name: str, module: nn.Module) -> object:
+        return call("A selector", predicate, name, module, takes="name, module", error=SelectionError)
+
+    return _where(parts.modules, is_meant)
 
 
 def _find_each(parts: _Inventory, selectors: Iterable[Selector]) -> list[_Thing]:

@@ -185,7 +185,7 @@ class FreezeSchedule:
 
     def _enter(self, phase: int, model: nn.Module, rates: dict[str, Any]) -> FreezeReport:
         if not isinstance(self.phases, Mapping):
-            return self._train(model, call("phases", self.phases, phase, takes="an epoch"), **rates)
+            return self._train(model, call("phases", self.phases, phase, takes="epoch"), **rates)
         if self.period:
             return self._train(model, self.phases[phase], **rates)
         so_far = [selector for start, selector in self.phases.items() if start <= phase]

@@ -166,7 +166,7 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
     chosen = _chosen(model, selector)
     news: list[tuple[str, nn.Module, nn.Module]] = []
     for name, old in chosen.items():
-        new = call("factory", factory, name, old, takes="a name and a module", error=HeadError)
+        new = call("factory", factory, name, old, takes="name, module", error=HeadError)
         if not isinstance(new, nn.Module):
             raise HeadError(f"The factory gave {came(new)} for {name!r}, and not a module.")
         if new is not old:
@@ -295,12 +295,12 @@ def _checked_head(head: NewHead) -> NewHead:
     """Return what was given as a head, a count as a plain number."""
     if callable(head):
         return head
-    otherwise = ", the number of classes, or a module, or a function of in_features"
+    otherwise = " (the number of classes), a module or a function of in_features"
     return whole_number("head", head, least=1, otherwise=otherwise, error=HeadError)
 
 
 def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
-    made = call("head", factory, width, takes="the number of incoming features", error=HeadError)
+    made = call("head", factory, width, takes="in_features", error=HeadError)
     if not isinstance(made, nn.Module):
         raise HeadError(f"The factory of the head gave {came(made)} for {width} features, and not a module.")
     return made

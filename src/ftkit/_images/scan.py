@@ -46,8 +46,8 @@ def scan_images(
     """Look at every file below ``root`` and report what would harm a training; change nothing.
 
     Each file is read once and decoded in a worker process of its own kind, so that a decoder that
-    crashes, hangs or takes all memory costs that file alone. Nothing is decoded in the caller's
-    process, whatever the executor.
+    crashes or hangs costs that file alone, and on Linux one that takes too much memory, too. Nothing is
+    decoded in the caller's process, whatever the executor.
 
     Args:
         root: The folder, as for torchvision's ``ImageFolder``, or one folder above with ``train``,

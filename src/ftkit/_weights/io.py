@@ -355,6 +355,11 @@ def _refuse_kinds(match: Match) -> None:
             raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
         if isinstance(stored, Tensor) and (kind := rare_kind(stored)):
             raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
+        if pair.converts and _is_quantized(stored.dtype) and (wanted.is_floating_point or wanted.is_complex):
+            raise CheckpointError(
+                f"{key!r} is {stored.dtype} in the source and {wanted} in the model: quantized values mean nothing "
+                "without their scale. Dequantize them, and give load_weights the state dict."
+            )
         if pair.converts:
             try:
                 torch.empty(1, dtype=stored.dtype).to(wanted)
@@ -362,6 +367,12 @@ def _refuse_kinds(match: Match) -> None:
                 raise CheckpointError(
                     f"{key!r} is {stored.dtype} in the source and {wanted} in the model, and torch can't convert it."
                 ) from error
+
+
+def _is_quantized(dtype: torch.dtype) -> bool:
+    """Whether weights of this type are numbers of steps: no wider integer, which stands for itself."""
+    whole = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    return whole and dtype.itemsize == 1
 
 
 def _fill(model: nn.Module, match: Match, places: Places) -> None:

@@ -187,7 +187,7 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
     if rename is None:
         return lambda name: name
     if callable(rename):
-        return lambda name: _new_name(call("rename", rename, name, takes="a name", error=CheckpointError))
+        return lambda name: _new_name(call("rename", rename, name, takes="name", error=CheckpointError))
     return _by_prefix(rename) if isinstance(rename, Mapping) else _by_pattern(rename)
 
 
