@@ -6,8 +6,6 @@ import collections
 import os
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -76,191 +74,181 @@ def things(place: Path, report: ftkit.ScanReport, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(place)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
-    return {
-        **{name: getattr(ftkit, name) for name in ftkit.__all__},
-        "np": np,
-        "nn": nn,
-        "torch": torch,
-        "StringIO": StringIO,
-        "ThreadPoolExecutor": ThreadPoolExecutor,
-        "SIZE": SIZE,
-        "Net": Net,
-        "model": model,
-        "optimizer": optimizer,
-        "report": report,
-        "state": model.state_dict(),
+    things = {"model": model, "optimizer": optimizer, "report": report, "state": model.state_dict()}
+    things |= {
         "schedule": ftkit.FreezeSchedule({0: "classifier"}),
         "summed": ftkit.summary(model, SIZE),
         "stopping": ftkit.EarlyStopping(3, mode="min"),
         "loader": ftkit.ResumableLoader([1, 2, 3]),
         "scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1),
     }
+    return {name: getattr(ftkit, name) for name in ftkit.__all__} | globals() | things
 
 
 # A call, and words of the error that it is.
 MISTAKES = r"""
-freeze(Net)                                                     the class Net: call it
-freeze(state)                                                   an OrderedDict: load_weights puts a state dict into
-freeze("resnet18")                                              'resnet18': load or build the model first
-freeze(model, "classifer")                                      Did you mean 'classifier'
-freeze(model, None)                                             None is no selector: expected a name
-freeze(model, b"classifier")                                    b'classifier' is no selector
-freeze(model, state)                                            an OrderedDict is no selector
-freeze(model, {"features": 1})                                  {'features': 1} is no selector
-freeze(model, model.classifier.weight.data)                     no selector: expected
-freeze(model, lambda name: True)                                Write a function: lambda name, module: ...
-freeze(model, "features", norm_stats="no")                      norm_stats must be True or False, not 'no'
-freeze(model, "features", keep_dropout=None)                    keep_dropout must be True or False, not None
-frozen(model, "clasifier").__enter__()                          Did you mean 'classifier'
-freeze_except(model)                                            needs to know what to train
-freeze_except(model, "classifier", optimizer="sgd")             optimizer must be a torch.optim.Optimizer, not 'sgd'
-unfreeze(model, optimizer=torch.optim.AdamW)                    not the class AdamW
-unfreeze(model, optimizer=scheduler, scheduler=optimizer)       must be a torch.optim.Optimizer, not a StepLR
-unfreeze(model, optimizer=optimizer.state_dict())               must be a torch.optim.Optimizer, not a dict
-unfreeze(model, optimizer)                                      is no selector
-is_frozen(model, 3)                                             3 is no selector
-trainable(state)                                                must be a torch.nn.Module, but this is an OrderedDict
-FreezeSchedule([("classifier", 0)])                             phases must be a dict such as {0: 'head', 5: 'layer4'}
-FreezeSchedule("classifier")                                    or a function of the epoch, not 'classifier'
-FreezeSchedule({"0": "classifier"})                             must be a whole number of at least 0, not '0'
-FreezeSchedule({0: "classifier"}, period="4")                   period must be a whole number of at least 1, not '4'
-FreezeSchedule({0: "classifier"}, period=2.5)                   not 2.5
-FreezeSchedule(lambda: "fc").step(0, model=model)               lambda epoch: ...
-schedule.step("0", model=model)                                 epoch must be a whole number of at least 0, not '0'
-schedule.step(1.5, model=model)                                 not 1.5
-schedule.step(0, model=model, optimizer="adam")                 not 'adam'
-schedule.load_state_dict(None)                                  None is no state of a FreezeSchedule
-schedule.load_state_dict({"phase": 1})                          it lacks 'trainable', 'groups'
-param_groups(model, lr="1e-3")                                  lr must be a number of at least 0, not '1e-3'
-param_groups(model, lr=None)                                    not None
-param_groups(model, lr=True)                                    not True
-param_groups(model, lr=[1e-3])                                  not [0.001]
-param_groups(model, lr=float("nan"))                            not nan
-param_groups(model, lr=torch.tensor([1.0, 2.0]))                not tensor([1., 2.])
-param_groups(model, 0.1, weight_decay="0.01")                   weight_decay must be a number of at least 0, not '0.01'
-param_groups(model, 0.1, layer_decay="0.8")                     layer_decay must be a number of more than 0 and at most 1
-param_groups(model, 0.1, rates=[1e-3, 1e-4])                    rates must be a dict of learning rates by selector
-param_groups(model, 0.1, rates=("classifier", 1e-4))            rates must be a dict of learning rates by selector
-param_groups(model, 0.1, rates={"classifier": "1e-4"})          the rate of 'classifier' must be a number
-param_groups(model, 0.1, rates={1e-4: "classifier"})            the rate of 0.0001 must be a number
-param_groups(model.parameters(), 0.1)                           must be a torch.nn.Module, but this is a generator
-find_head(state)                                                must be a torch.nn.Module
-replace_head(model, "3")                                        head must be a whole number of at least 1 (the number of cl
-replace_head(model, True)                                       or a function of in_features, not True
-replace_head(model, ["cat", "dog"])                             not ['cat', 'dog']
-replace_head(model, nn.Linear)                                  the class Linear does not take
-replace_head(model, lambda n: nn.Linear)                        gave the class Linear
-replace_head(model, 3, at="classifer")                          Did you mean 'classifier'
-replace_head(model, 3, at="")                                   no module ''.
-replace_head(model, 3, at=model.classifier)                     at must be a list of dotted names, not Linear(
-replace_head(model, 3, keep={"cat": 0})                         A new class in keep must be a whole number
-replace_head(model, 3, keep={0: 0.5})                           An old class in keep must be a whole number
-replace_modules(model, nn.ReLU, nn.GELU)                        lambda name, module: ...
-replace_modules(model, nn.ReLU, nn.GELU())                      GELU(approximate='none') does not take
-replace_modules(model, nn.ReLU, nn.Linear)                      the class Linear does not take
-replace_modules(model, nn.ReLU, None)                           factory must be a function of a name and a module, not None
-append_head(model, "3")                                         not '3'
-adapt_input(model, 1.0)                                         channels must be a whole number of at least 1, not 1.0
-summary(Net, SIZE)                                              the class Net: call it
-summary(model, "2,3,8,8")                                       input_size must be a shape such as (32, 3, 224, 224)
-summary(model, torch.zeros(SIZE))                               a Tensor: pass it as input_data
-summary(model, True)                                            not True
-summary(model, SIZE, dtypes="float16")                          dtypes must be a torch.dtype such as torch.float16
-summary(model, SIZE, dtypes=np.float32)                         not the class float32
-summary(model, SIZE, mode="eavl")                               mode must be 'train' or 'eval', not 'eavl'. Did you mean
-summary(model, SIZE, depth="2")                                 depth must be a whole number of at least 0, not '2'
-summed.text(width=-5)                                           width must be a whole number of at least 1, not -5
-summed.text(fold="no")                                          fold must be True or False
-summed.plot("p.xyz")                                            p.xyz has no suffix of a picture: .
-summed.plot("s3://bucket/p.png")                                is a URL
-summed.plot("file/p.png")                                       Can't write
-summed.peak_training_bytes("adam")                              Expected an optimizer, its class or a function
-compare(model, model)                                           compare takes two summaries, but this is a Net
-largest_batch(model, SIZE, memory="lots", optimizer=None)       memory must be a number of bytes, or a size such as '8GB'
-largest_batch(model, SIZE, memory="8G", optimizer=None)         not '8G'
-largest_batch(model, SIZE, memory=None, optimizer=None)         not None
+freeze(Net)                                                the class Net: call it
+freeze(state)                                              an OrderedDict: load_weights puts a state dict into
+freeze("resnet18")                                         'resnet18': load or build the model first
+freeze(model, "classifer")                                 Did you mean 'classifier'
+freeze(model, None)                                        None is no selector: expected a name
+freeze(model, b"classifier")                               b'classifier' is no selector
+freeze(model, state)                                       an OrderedDict is no selector
+freeze(model, {"features": 1})                             {'features': 1} is no selector
+freeze(model, model.classifier.weight.data)                no selector: expected
+freeze(model, lambda name: True)                           Write a function: lambda name, module: ...
+freeze(model, "features", norm_stats="no")                 norm_stats must be True or False, not 'no'
+freeze(model, "features", keep_dropout=None)               keep_dropout must be True or False, not None
+frozen(model, "clasifier").__enter__()                     Did you mean 'classifier'
+freeze_except(model)                                       needs to know what to train
+freeze_except(model, "classifier", optimizer="sgd")        optimizer must be a torch.optim.Optimizer, not 'sgd'
+unfreeze(model, optimizer=torch.optim.AdamW)               not the class AdamW
+unfreeze(model, optimizer=scheduler, scheduler=optimizer)  must be a torch.optim.Optimizer, not a StepLR
+unfreeze(model, optimizer=optimizer.state_dict())          must be a torch.optim.Optimizer, not a dict
+unfreeze(model, optimizer)                                 is no selector
+is_frozen(model, 3)                                        3 is no selector
+trainable(state)                                           must be a torch.nn.Module, but this is an OrderedDict
+FreezeSchedule([("classifier", 0)])                        phases must be a dict such as {0: 'head', 5: 'layer4'}
+FreezeSchedule("classifier")                               or a function of the epoch, not 'classifier'
+FreezeSchedule({"0": "classifier"})                        must be a whole number of at least 0, not '0'
+FreezeSchedule({0: "classifier"}, period="4")              period must be a whole number of at least 1, not '4'
+FreezeSchedule({0: "classifier"}, period=2.5)              not 2.5
+FreezeSchedule(lambda: "fc").step(0, model=model)          lambda epoch: ...
+schedule.step("0", model=model)                            epoch must be a whole number of at least 0, not '0'
+schedule.step(1.5, model=model)                            not 1.5
+schedule.step(0, model=model, optimizer="adam")            not 'adam'
+schedule.load_state_dict(None)                             None is no state of a FreezeSchedule
+schedule.load_state_dict({"phase": 1})                     it lacks 'trainable', 'groups'
+param_groups(model, lr="1e-3")                             lr must be a number of at least 0, not '1e-3'
+param_groups(model, lr=None)                               not None
+param_groups(model, lr=True)                               not True
+param_groups(model, lr=[1e-3])                             not [0.001]
+param_groups(model, lr=float("nan"))                       not nan
+param_groups(model, lr=torch.tensor([1.0, 2.0]))           not tensor([1., 2.])
+param_groups(model, 0.1, weight_decay="0.01")              weight_decay must be a number of at least 0, not '0.01'
+param_groups(model, 0.1, layer_decay="0.8")                layer_decay must be a number of more than 0 and at most 1
+param_groups(model, 0.1, rates=[1e-3, 1e-4])               rates must be a dict of learning rates by selector
+param_groups(model, 0.1, rates=("classifier", 1e-4))       rates must be a dict of learning rates by selector
+param_groups(model, 0.1, rates={"classifier": "1e-4"})     the rate of 'classifier' must be a number
+param_groups(model, 0.1, rates={1e-4: "classifier"})       the rate of 0.0001 must be a number
+param_groups(model.parameters(), 0.1)                      must be a torch.nn.Module, but this is a generator
+find_head(state)                                           must be a torch.nn.Module
+replace_head(model, "3")                                   head must be a whole number of at least 1 (the number of cl
+replace_head(model, True)                                  or a function of in_features, not True
+replace_head(model, ["cat", "dog"])                        not ['cat', 'dog']
+replace_head(model, nn.Linear)                             the class Linear does not take
+replace_head(model, lambda n: nn.Linear)                   gave the class Linear
+replace_head(model, 3, at="classifer")                     Did you mean 'classifier'
+replace_head(model, 3, at="")                              no module ''.
+replace_head(model, 3, at=model.classifier)                at must be a list of dotted names, not Linear(
+replace_head(model, 3, keep={"cat": 0})                    A new class in keep must be a whole number
+replace_head(model, 3, keep={0: 0.5})                      An old class in keep must be a whole number
+replace_modules(model, nn.ReLU, nn.GELU)                   lambda name, module: ...
+replace_modules(model, nn.ReLU, nn.GELU())                 GELU(approximate='none') does not take
+replace_modules(model, nn.ReLU, nn.Linear)                 the class Linear does not take
+replace_modules(model, nn.ReLU, None)                      factory must be a function of a name and a module, not None
+append_head(model, "3")                                    not '3'
+adapt_input(model, 1.0)                                    channels must be a whole number of at least 1, not 1.0
+summary(Net, SIZE)                                         the class Net: call it
+summary(model, "2,3,8,8")                                  input_size must be a shape such as (32, 3, 224, 224)
+summary(model, torch.zeros(SIZE))                          a Tensor: pass it as input_data
+summary(model, True)                                       not True
+summary(model, SIZE, dtypes="float16")                     dtypes must be a torch.dtype such as torch.float16
+summary(model, SIZE, dtypes=np.float32)                    not the class float32
+summary(model, SIZE, mode="eavl")                          mode must be 'train' or 'eval', not 'eavl'. Did you mean
+summary(model, SIZE, depth="2")                            depth must be a whole number of at least 0, not '2'
+summed.text(width=-5)                                      width must be a whole number of at least 1, not -5
+summed.text(fold="no")                                     fold must be True or False
+summed.plot("p.xyz")                                       p.xyz has no suffix of a picture: .
+summed.plot("s3://bucket/p.png")                           is a URL
+summed.plot("file/p.png")                                  Can't write
+summed.peak_training_bytes("adam")                         Expected an optimizer, its class or a function
+compare(model, model)                                      compare takes two summaries, but this is a Net
+largest_batch(model, SIZE, memory="lots", optimizer=None)  memory must be a number of bytes, or a size such as '8GB'
+largest_batch(model, SIZE, memory="8G", optimizer=None)    not '8G'
+largest_batch(model, SIZE, memory=None, optimizer=None)    not None
 largest_batch(model, SIZE, memory=9e9, mode="evla", optimizer=None)  Did you mean 'eval'
-save_weights("new.pt", model)                                   Expected a path as path, got a Net
-save_weights(model, "")                                         got '', which is empty
-save_weights(model, "a\0b")                                     which has a NUL in it
-save_weights(model, "https://x.org/new.pt")                     is a URL. Download or upload it yourself
-save_weights(model, StringIO())                                 got a StringIO
-save_weights({1: torch.zeros(3)}, "new.safetensors")            The names in a state dict are text, and 1 is none
-save_weights(optimizer, "new.safetensors")                      must be a torch.nn.Module, but this is an AdamW
-save_model(state, "new.pt")                                     save_weights saves one
-save_model(Net, "new.pt")                                       the class Net: call it
-load_weights(model, None)                                       Expected a path, a state dict or a model as the weights
-load_weights(model, ["w.safetensors"])                          got ['w.safetensors']
-load_weights(model, optimizer)                                  got an AdamW
-load_weights(model, Net)                                        got the class Net
-load_weights(model, "w.safetensor")                             Did you mean 'w.safetensors'
-load_weights(model, "https://x.org/w.safetensors")              is a URL
-load_weights(model, "int8.safetensors")                         quantized values mean nothing without their scale
-load_weights(model, "w.safetensors", strict="no")               strict must be True or False, not 'no'
-load_weights(model, "w.safetensors", rename="module.")          rename='module.' is no dict of prefixes
-load_weights(model, "w.safetensors", rename=("ab", "cd"))       text is no pair
-load_weights(model, "w.safetensors", rename={"a": None})        takes names and prefixes as text, and None is none
-load_weights(model, "w.safetensors", rename=[("^f", 3)])        no pairs of a regular expression and its replacement
-load_weights(model, "w.safetensors", rename=[("^f", r"\9")])    invalid group reference 9
-load_weights(model, "w.safetensors", rename=lambda name: 3)     rename gave 3, and not a name or None
-load_weights(model, "w.safetensors", rename=lambda: 3)          lambda name: ...
-load_model(model)                                               Expected a path as path, got a Net
-load_model("m.p")                                               Did you mean 'm.pt'
-load_model("m.pt", trusted="no")                                trusted must be True or False, not 'no'
-load_model("m.pt", allow="a.b")                                 write allow=['a.b']
-load_model("m.pt", allow=nn.Linear)                             allow must be a list of classes, functions or their
-load_model("m.pt", allow=[...])                                 allow takes classes, functions and their full dotted names
-load_model("m.pt", allow=[nn.Linear(2, 2)])                     not Linear(in_features=2
-inspect_checkpoint(state)                                       Expected a path as path, got an OrderedDict
-diff_checkpoints("w.safetensors", 3)                            Expected a path, a state dict or a model as the weights, got 3
-save_delta(model, None)                                         Expected a path as path, got None
-save_delta(model, "new.safetensors", base=3)                    got 3
-load_delta(model, "https://x.org/d.safetensors")                is a URL
-load_delta(model, "dd.safetensors")                             Did you mean 'd.safetensors'
-save_checkpoint("new.pt", model=state)                          must be a torch.nn.Module, but this is an OrderedDict
-load_checkpoint("x.safetensors")                                There is no file x.safetensors
-CheckpointManager("folder", keep_last="3")                      keep_last must be a whole number of at least 0
-EarlyStopping("3", mode="min")                                  patience must be a whole number of at least 1, not '3'
-EarlyStopping(3, mode="min", min_delta="0.1")                   min_delta must be a number of at least 0, not '0.1'
-stopping.step("0.5")                                            The value of a metric must be one number, not '0.5'
-stopping.step(torch.tensor([1.0, 2.0]))                         not tensor([1., 2.])
-stopping.load_state_dict(None)                                  None is no state of an EarlyStopping
-ResumableLoader(None)                                           must be one that is indexed, such as a list, not None
-ResumableLoader("img")                                          not 'img'
-ResumableLoader([1, 2], batch_size="2")                         batch_size must be a whole number of at least 0, not '2'
-ResumableLoader([1, 2], batch_size=0)                           torch makes no DataLoader of these arguments
-loader.load_state_dict([])                                      [] is no state of a ResumableLoader
-extract_archive(None, "new")                                    Expected a path as source, got None
-extract_archive("pets.zip", 3)                                  Expected a path as dest, got 3
-extract_archive("pet.zip", "new")                               Did you mean 'pets.zip'
-extract_archive("folder", "new")                                folder is a folder, not an archive
-extract_archive("https://x.org/pets.zip", "new")                is a URL
-extract_archive("pets.zip", "new", max_bytes="lots")            max_bytes must be a number of at least 0, not 'lots'
-extract_archive("pets.zip", "new", max_files=None)              max_files must be a number of at least 0, not None
-extract_archive("pets.zip", "new", encoding=949)                Python knows no encoding 949
-extract_archive("pets.zip", "new", password=1234)               password must be text or bytes, not 1234
-extract_archive("pets.zip", "new", strip="yes")                 strip must be True or False, not 'yes'
-scan_images(["img/train", "img/val"])                           Expected a path as root, got ['img/train', 'img/val']
-scan_images("imgs")                                             Did you mean 'img'
-scan_images("img", workers="2")                                 workers must be a whole number of at least 1
-scan_images("img", workers=1.5)                                 not 1.5
-scan_images("img", timeout="10")                                timeout must be a number of seconds, more than 0, not '10'
-scan_images("img", splits="train,val")                          write splits=['train', 'val']
-scan_images("img", splits=3)                                    splits must be a list of folders, not 3
-scan_images("img", splits={"train": ["a"]})                     as text, and ['a'] is none
-scan_images("img", executor=4)                                  executor must be a concurrent.futures.Executor, not 4
-scan_images("img", executor=ThreadPoolExecutor)                 not the class ThreadPoolExecutor
-scan_images("img", progress="no")                               progress must be True or False, not 'no'
-scan_images("img", resume=True)                                 Expected a path as resume, got True
-report.quarantine(None)                                         Expected a path as dest, got None
-report.quarantine("new", 3)                                     kinds must be a list of kinds of findings, not 3
-report.quarantine("new", "unusabel")                            Did you mean 'unusable'
-report.quarantine("new", [3])                                   as text, and 3 is none
-report.repair(dest=3)                                           Expected a path as dest, got 3
-report.to_json(None)                                            Expected a path as path, got None
-restore(None)                                                   Expected a path as manifest, got None
-restore(report)                                                 got a ScanReport
-restore("https://x.org/manifest.json")                          is a URL
+save_weights("new.pt", model)                              Expected a path as path, got a Net
+save_weights(model, "")                                    got '', which is empty
+save_weights(model, "a\0b")                                which has a NUL in it
+save_weights(model, "https://x.org/new.pt")                is a URL. Download or upload it yourself
+save_weights(model, StringIO())                            got a StringIO
+save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict are text, and 1 is none
+save_weights(optimizer, "new.safetensors")                 must be a torch.nn.Module, but this is an AdamW
+save_model(state, "new.pt")                                save_weights saves one
+save_model(Net, "new.pt")                                  the class Net: call it
+load_weights(model, None)                                  Expected a path, a state dict or a model as the weights
+load_weights(model, ["w.safetensors"])                     got ['w.safetensors']
+load_weights(model, optimizer)                             got an AdamW
+load_weights(model, Net)                                   got the class Net
+load_weights(model, "w.safetensor")                        Did you mean 'w.safetensors'
+load_weights(model, "https://x.org/w.safetensors")         is a URL
+load_weights(model, "int8.safetensors")                    quantized values mean nothing without their scale
+load_weights(model, "w.safetensors", strict="no")          strict must be True or False, not 'no'
+load_weights(model, "w.safetensors", rename="module.")     rename='module.' is no dict of prefixes
+load_weights(model, "w.safetensors", rename=("ab", "cd"))  text is no pair
+load_weights(model, "w.safetensors", rename={"a": None})   takes names and prefixes as text, and None is none
+load_weights(model, "w.safetensors", rename=[("^f", 3)])   no pairs of a regular expression and its replacement
+load_weights(model, "w.safetensors", rename=[("^f", r"\9")])  invalid group reference 9
+load_weights(model, "w.safetensors", rename=lambda name: 3)  rename gave 3, and not a name or None
+load_weights(model, "w.safetensors", rename=lambda: 3)     lambda name: ...
+load_model(model)                                          Expected a path as path, got a Net
+load_model("m.p")                                          Did you mean 'm.pt'
+load_model("m.pt", trusted="no")                           trusted must be True or False, not 'no'
+load_model("m.pt", allow="a.b")                            write allow=['a.b']
+load_model("m.pt", allow=nn.Linear)                        allow must be a list of classes, functions or their
+load_model("m.pt", allow=[...])                            allow takes classes, functions and their full dotted names
+load_model("m.pt", allow=[nn.Linear(2, 2)])                not Linear(in_features=2
+inspect_checkpoint(state)                                  Expected a path as path, got an OrderedDict
+diff_checkpoints("w.safetensors", 3)                       a path, a state dict or a model as the weights, got 3
+save_delta(model, None)                                    Expected a path as path, got None
+save_delta(model, "new.safetensors", base=3)               got 3
+load_delta(model, "https://x.org/d.safetensors")           is a URL
+load_delta(model, "dd.safetensors")                        Did you mean 'd.safetensors'
+save_checkpoint("new.pt", model=state)                     must be a torch.nn.Module, but this is an OrderedDict
+load_checkpoint("x.safetensors")                           There is no file x.safetensors
+CheckpointManager("folder", keep_last="3")                 keep_last must be a whole number of at least 0
+EarlyStopping("3", mode="min")                             patience must be a whole number of at least 1, not '3'
+EarlyStopping(3, mode="min", min_delta="0.1")              min_delta must be a number of at least 0, not '0.1'
+stopping.step("0.5")                                       The value of a metric must be one number, not '0.5'
+stopping.step(torch.tensor([1.0, 2.0]))                    not tensor([1., 2.])
+stopping.load_state_dict(None)                             None is no state of an EarlyStopping
+ResumableLoader(None)                                      must be one that is indexed, such as a list, not None
+ResumableLoader("img")                                     not 'img'
+ResumableLoader([1, 2], batch_size="2")                    batch_size must be a whole number of at least 0, not '2'
+ResumableLoader([1, 2], batch_size=0)                      torch makes no DataLoader of these arguments
+loader.load_state_dict([])                                 [] is no state of a ResumableLoader
+extract_archive(None, "new")                               Expected a path as source, got None
+extract_archive("pets.zip", 3)                             Expected a path as dest, got 3
+extract_archive("pet.zip", "new")                          Did you mean 'pets.zip'
+extract_archive("folder", "new")                           folder is a folder, not an archive
+extract_archive("https://x.org/pets.zip", "new")           is a URL
+extract_archive("pets.zip", "new", max_bytes="lots")       max_bytes must be a number of at least 0, not 'lots'
+extract_archive("pets.zip", "new", max_files=None)         max_files must be a number of at least 0, not None
+extract_archive("pets.zip", "new", encoding=949)           Python knows no encoding 949
+extract_archive("pets.zip", "new", password=1234)          password must be text or bytes, not 1234
+extract_archive("pets.zip", "new", strip="yes")            strip must be True or False, not 'yes'
+scan_images(["img/train", "img/val"])                      Expected a path as root, got ['img/train', 'img/val']
+scan_images("imgs")                                        Did you mean 'img'
+scan_images("img", workers="2")                            workers must be a whole number of at least 1
+scan_images("img", workers=1.5)                            not 1.5
+scan_images("img", timeout="10")                           timeout must be a number of seconds, more than 0, not '10'
+scan_images("img", splits="train,val")                     write splits=['train', 'val']
+scan_images("img", splits=3)                               splits must be a list of folders, not 3
+scan_images("img", splits={"train": ["a"]})                as text, and ['a'] is none
+scan_images("img", executor=4)                             executor must be a concurrent.futures.Executor, not 4
+scan_images("img", executor=ThreadPoolExecutor)            not the class ThreadPoolExecutor
+scan_images("img", progress="no")                          progress must be True or False, not 'no'
+scan_images("img", resume=True)                            Expected a path as resume, got True
+report.quarantine(None)                                    Expected a path as dest, got None
+report.quarantine("new", 3)                                kinds must be a list of kinds of findings, not 3
+report.quarantine("new", "unusabel")                       Did you mean 'unusable'
+report.quarantine("new", [3])                              as text, and 3 is none
+report.repair(dest=3)                                      Expected a path as dest, got 3
+report.to_json(None)                                       Expected a path as path, got None
+restore(None)                                              Expected a path as manifest, got None
+restore(report)                                            got a ScanReport
+restore("https://x.org/manifest.json")                     is a URL
 """
 ROWS = [tuple(line.split("  ", 1)) for line in MISTAKES.strip().splitlines()]
 

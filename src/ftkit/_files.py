@@ -158,8 +158,7 @@ def sync_tree(folder: Path) -> None:
                     os.fsync(descriptor)
         if sys.platform != "win32":
             with _opened(Path(place), os.O_RDONLY) as descriptor:
-                os.fsync(descriptor)
-    sync_folder(folder)  # once for all, where a disk must be told to empty its cache
+                (_force if Path(place) == folder else os.fsync)(descriptor)  # the last one, for the disk's own cache
 
 
 def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:

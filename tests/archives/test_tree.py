@@ -320,7 +320,7 @@ def no_links(number: int, windows: int | None) -> Callable[..., None]:
 def test_a_system_without_links(
     tmp_path: Path, number: int, windows: int | None, nothing_left: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A link to a file, through others too, becomes that file; one to a folder or to nothing is an error that says so."""
+    """A link to a file, through others too, becomes that file; one to a folder or to nothing is an error."""
     monkeypatch.setattr(Path, "symlink_to", no_links(number, windows))
     chain = [*GOOD.items(), link("l/1.jpg", "../" + next(iter(GOOD))), link("2.jpg", "l/1.jpg")]
     report = extract_archive(make_tar(tmp_path / "a.tar", chain), tmp_path / "out")
