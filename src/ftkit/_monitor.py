@@ -203,6 +203,12 @@ class EarlyStopping:
         self.stale: int = 0
         self.stopped: bool = False
 
+    def __repr__(self) -> str:
+        best = "no value yet" if self.best is None else f"best {self.best:.6g}, then {self.stale} no better"
+        stopped = ", stopped" if self.stopped else ""
+        name = ascii(self.monitor)[1:-1] if self.monitor else "value"  # the terminal may have no other letters
+        return f"<EarlyStopping on {self.mode} {name}, patience {self.patience}: {best}{stopped}>"
+
     def step(self, value: SupportsFloat | Mapping[str, SupportsFloat]) -> bool:
         """Take the newest value of the metric; return whether training should stop.
 

@@ -9,6 +9,7 @@ from typing import Any, TypedDict
 from torch import nn
 
 from ftkit._groups.layers import is_kernel, layers_of
+from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
 from ftkit._torch import is_norm
 from ftkit.errors import FtkitError, SelectionError
@@ -27,6 +28,7 @@ class Recipe(TypedDict):
     rates: list[tuple[list[str], float]]
 
 
+@alone()
 def param_groups(
     model: nn.Module,
     lr: float,
