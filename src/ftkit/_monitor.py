@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeVar
 
+from ftkit._reports import to_text
 from ftkit.errors import FtkitError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
@@ -206,8 +207,8 @@ class EarlyStopping:
     def __repr__(self) -> str:
         best = "no value yet" if self.best is None else f"best {self.best:.6g}, then {self.stale} no better"
         stopped = ", stopped" if self.stopped else ""
-        name = ascii(self.monitor)[1:-1] if self.monitor else "value"  # the terminal may have no other letters
-        return f"<EarlyStopping on {self.mode} {name}, patience {self.patience}: {best}{stopped}>"
+        what = f"{self.mode} {self.monitor or 'value'}, patience {self.patience}"
+        return to_text([f"<EarlyStopping on {what}: {best}{stopped}>"])
 
     def step(self, value: SupportsFloat | Mapping[str, SupportsFloat]) -> bool:
         """Take the newest value of the metric; return whether training should stop.

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, runtime
 import torch
 from torch import nn
 
+from ftkit._reports import to_text
 from ftkit._torch import compiled_from
 from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, SelectionError, did_you_mean
@@ -71,7 +72,7 @@ class Selection:
 
     def __repr__(self) -> str:
         modules, parameters = plural(len(self.modules), "module"), plural(len(self.parameters), "parameter")
-        return f"<Selection of {modules}, {parameters} and {plural(len(self.buffers), 'buffer')}>"
+        return to_text([f"<Selection of {modules}, {parameters} and {plural(len(self.buffers), 'buffer')}>"])
 
 
 def select(model: nn.Module, *selectors: Selector) -> Selection:

@@ -86,3 +86,11 @@ def test_a_copy_never_replaces_a_file(odd: Path) -> None:
     assert "there already" in str(again)
     with pytest.raises(FtkitError, match="inside the data set"):
         report.repair(dest=odd / "mended")
+
+
+@pytest.mark.parametrize("kinds", [["cmyk"], ("odd",), "cmyk", "odd"])
+def test_kinds_in_the_place_of_the_folder_are_refused(odd: Path, kinds: object) -> None:
+    """The folder comes first, as for a quarantine: nobody means to fill a folder named cmyk."""
+    report = scan_images(odd, workers=1)
+    with pytest.raises(FtkitError, match=r"Kinds come second: repair\(kinds=...\)"):
+        report.repair(kinds)  # type: ignore[arg-type]

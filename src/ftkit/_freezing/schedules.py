@@ -90,7 +90,7 @@ class FreezeSchedule:
             _check(phases, period)
         elif period is not None:
             raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
-        self.phases = phases
+        self.phases: Mapping[int, Selector] | Callable[[int], Selector] = phases
         self.period = period
         self._freeze = partial(freeze, norm_stats=norm_stats, keep_dropout=keep_dropout)
         self._train = partial(freeze_except, norm_stats=norm_stats, keep_dropout=keep_dropout)

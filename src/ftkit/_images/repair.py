@@ -41,7 +41,8 @@ def repair(
     root: str, findings: Sequence[Finding], dest: str | os.PathLike[str] | None, kinds: Iterable[str] | None
 ) -> Repair:
     """Write mended copies of files below ``root``; see `ScanReport.repair`."""
-    if not isinstance(dest, str | os.PathLike | None) or dest in (*KINDS, *SEVERITIES):
+    given: object = dest  # kinds came first once
+    if not isinstance(given, str | os.PathLike | None) or given in (*KINDS, *SEVERITIES):
         raise FtkitError(f"Expected a folder for the copies, got {dest!r}. Kinds come second: repair(kinds=...).")
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
     if "://" in root:

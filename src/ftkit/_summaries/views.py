@@ -168,8 +168,8 @@ _PAGE = """
 <style>
 .ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem; overflow-x: auto;
   --line: #8884; --bar: #4c8dd6; --quiet: #888; }
-.ftkit-summary .row { display: grid; column-gap: .8rem; min-width: 62rem;
-  grid-template-columns: minmax(14rem, 1fr) 11rem 4.5rem 14rem 5rem 5rem 7rem;
+.ftkit-summary .row { display: grid; column-gap: .6rem; min-width: 51rem;
+  grid-template-columns: minmax(13rem, 1fr) 9rem 4rem minmax(7rem, 11rem) 4.5rem 4.5rem 5.5rem;
   border-bottom: 1px solid var(--line); align-items: baseline; }
 .ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ftkit-summary .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -194,7 +194,7 @@ _PAGE = """
 {{- node.label }} <span class="type">{{ node.type }}</span></span>
 <span class="shape" title="{{ node.output }}">{{ node.output }}</span>
 <span class="number">{{ node.params }}</span>
-<span class="state {{ node.state.split(',')[0] }}">{{ node.state }} <span class="type">{{ node.mode }}</span></span>
+<span class="state {{ node.state.split(',')[0] }}" title="{{ node.state }}">{{ node.state }} <span class="type">{{ node.mode }}</span></span>
 <span class="number">{{ node.forward }}</span>
 <span class="number">{{ node.backward }}</span>
 <span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
@@ -219,6 +219,7 @@ def to_html(found: SummaryData) -> str:
     def view(node: Node, level: int) -> dict[str, Any]:
         special = node.row.mode != found.rows[0].mode
         return node.cells("") | {
+            "output": node.cells("")["output"] if found.measured else "",
             "level": level,
             "title": node.row.name,
             "label": node.label,
