@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import itertools
 import json
@@ -119,8 +120,13 @@ def plain(value: Any) -> Any:
 
 
 def _fields(thing: Any) -> dict[str, Any]:
-    names = (field.name for field in dataclasses.fields(thing) if not field.name.startswith("_"))
+    names = _names(type(thing))  # type: ignore[arg-type]  # mypy takes no class for hashable
     return {name: plain(getattr(thing, name)) for name in names}
+
+
+@functools.lru_cache
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if not field.name.startswith("_")]
 
 
 # ---------------------------------------------------------------- text

@@ -194,7 +194,8 @@ _PAGE = """
 {{- node.label }} <span class="type">{{ node.type }}</span></span>
 <span class="shape" title="{{ node.output }}">{{ node.output }}</span>
 <span class="number">{{ node.params }}</span>
-<span class="state {{ node.state.split(',')[0] }}" title="{{ node.state }}">{{ node.state }} <span class="type">{{ node.mode }}</span></span>
+<span class="state {{ node.state.split(',')[0] }}" title="{{ node.state }}">
+{{- node.state }} <span class="type">{{ node.mode }}</span></span>
 <span class="number">{{ node.forward }}</span>
 <span class="number">{{ node.backward }}</span>
 <span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
