@@ -69,7 +69,7 @@ class ResumableLoader(IndexedLoader[T_co]):
     def __repr__(self) -> str:
         try:
             count = f"{len(self):,}"
-        except TypeError:  # a sampler without a length
+        except (TypeError, AttributeError, NotImplementedError):  # a sampler without a length
             count = "?"
         place = f"{self._position:,} of {count} batches done" if self.mid_epoch else f"{count} batches, none done"
         return to_text([f"<ResumableLoader over a {type(self.dataset).__name__}: {place}>"])
