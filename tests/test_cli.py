@@ -216,15 +216,19 @@ def test_as_a_program(pets: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_names_that_a_terminal_can_not_show(pets: Path, tmp_path: Path) -> None:
-    """A Korean name on an ASCII terminal is escaped, not an error."""
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_names_that_a_terminal_can_not_show(pets: Path, tmp_path: Path, more: list[str]) -> None:
+    """On an ASCII terminal they are escaped, as JSON has it where it is JSON; that is no error."""
     code = "import sys; from ftkit._cli import main; sys.exit(main())"
     done = subprocess.run(
-        [sys.executable, "-c", code, "extract", "pets.zip", "사진"],
+        [sys.executable, "-c", code, "extract", "pets.zip", "é 사진", *more],
         cwd=tmp_path,
         capture_output=True,
         env={**os.environ, "PYTHONIOENCODING": "ascii"},
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
-    assert rb"\uc0ac\uc9c4" in done.stdout
+    if more:
+        assert json.loads(done.stdout)["dest"] == "é 사진"
+    else:
+        assert rb"\xe9 \uc0ac\uc9c4" in done.stdout

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +161,23 @@ def test_a_torch_without_its_place_for_indices_is_a_clear_error(monkeypatch: pyt
     monkeypatch.delattr(DataLoader, "_index_sampler")
     with pytest.raises(FtkitError, match=r"no DataLoader\._index_sampler, which ftkit needs to go on within an epoch"):
         ResumableLoader([1])
+
+
+def test_loaders_in_several_threads_keep_their_orders() -> None:
+    """Each seeds the generators of the process for a moment, and no other thread draws from them meanwhile."""
+    seeds = range(6)
+
+    def order(seed: int) -> list[int]:
+        loader = ResumableLoader(list(range(50)), batch_size=5, shuffle=True)
+        loader.load_state_dict({"seed": seed, "position": 0, "generator": None})
+        return [int(number) for batch in loader for number in batch]
+
+    alone = [order(seed) for seed in seeds]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(seeds)) as pool:
+            together = [list(pool.map(order, seeds)) for _ in range(5)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert together == [alone] * 5

@@ -47,6 +47,13 @@ from ._weights.io import load_model as load_model
 from ._weights.io import load_weights as load_weights
 from ._weights.io import save_model as save_model
 from ._weights.io import save_weights as save_weights
+from .errors import ArchiveError as ArchiveError
+from .errors import CheckpointError as CheckpointError
+from .errors import DamagedFileError as DamagedFileError
+from .errors import FileWriteError as FileWriteError
 from .errors import FtkitError as FtkitError
+from .errors import HeadError as HeadError
+from .errors import SelectionError as SelectionError
+from .errors import UntrustedFileError as UntrustedFileError
 
 __version__: str

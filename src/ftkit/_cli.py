@@ -7,7 +7,6 @@ import contextlib
 import getpass
 import importlib
 import io
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import ftkit
+from ftkit._reports import Report
 from ftkit.errors import FtkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="limit per file (default: 10)")
     scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders that are splits, such as train,val")
     scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
-    scan.add_argument("--resume", metavar="FILE", help="keep a journal in FILE, and continue from it")
+    scan.add_argument("--journal", metavar="FILE", help="keep a journal in FILE, and continue from it")
     scan.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
     scan.add_argument("--csv", metavar="FILE", help="also write the findings as a table")
     scan.set_defaults(run=_scan)
@@ -133,18 +133,16 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _print(report: object, *, as_json: bool) -> None:
+def _print(report: Report, *, as_json: bool) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not fit the terminal
-    if as_json:
-        report = json.dumps(report.to_dict(), ensure_ascii=False, indent=1)  # type: ignore[attr-defined]
-    sys.stdout.write(f"{report}\n")
+    sys.stdout.write(f"{report.to_json() if as_json else report}\n")
 
 
 # ---- the commands: each returns its report, and whether it found what scripts look for
 
 
-def _summary(options: argparse.Namespace) -> tuple[object, bool]:
+def _summary(options: argparse.Namespace) -> tuple[Report, bool]:
     model = _model(options.model)
     return ftkit.summary(model, options.size or None, depth=options.depth, mode=options.mode), False
 
@@ -191,23 +189,23 @@ def _listed_model(name: str) -> nn.Module:
     )
 
 
-def _inspect(options: argparse.Namespace) -> tuple[object, bool]:
+def _inspect(options: argparse.Namespace) -> tuple[Report, bool]:
     return ftkit.inspect_checkpoint(options.file), False
 
 
-def _diff(options: argparse.Namespace) -> tuple[object, bool]:
+def _diff(options: argparse.Namespace) -> tuple[Report, bool]:
     diff = ftkit.diff_checkpoints(options.a, options.b)
     return diff, bool(diff)
 
 
-def _scan(options: argparse.Namespace) -> tuple[object, bool]:
+def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
     report = ftkit.scan_images(
         options.root,
         workers=options.workers,
         near_duplicates=not options.exact,
         timeout=options.timeout,
         splits=options.splits,
-        resume=options.resume,
+        journal=options.journal,
     )
     if options.html:
         report.to_html(options.html)
@@ -216,7 +214,7 @@ def _scan(options: argparse.Namespace) -> tuple[object, bool]:
     return report, bool(report.unusable)
 
 
-def _extract(options: argparse.Namespace) -> tuple[object, bool]:
+def _extract(options: argparse.Namespace) -> tuple[Report, bool]:
     limits = {name: value for name, value in vars(options).items() if name.startswith("max_")}
     password = getpass.getpass() if options.password == "" else options.password
     report = ftkit.extract_archive(

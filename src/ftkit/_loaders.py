@@ -13,6 +13,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ftkit._arguments import came, entries_of, whole_number
+from ftkit._models.dryrun import alone
+from ftkit._reports import to_text
 from ftkit._torch import IndexedLoader
 from ftkit.errors import CheckpointError, FtkitError
 
@@ -76,6 +78,14 @@ class ResumableLoader(IndexedLoader[T_co]):
                 "state_dict() and load_state_dict(), and pass it as sampler= to save_checkpoint itself."
             )
 
+    def __repr__(self) -> str:
+        try:
+            count = f"{len(self):,}"
+        except (TypeError, AttributeError, NotImplementedError):  # a sampler without a length
+            count = "?"
+        place = f"{self._position:,} of {count} batches done" if self.mid_epoch else f"{count} batches, none done"
+        return to_text([f"<ResumableLoader over a {type(self.dataset).__name__}: {place}>"])
+
     @property
     def mid_epoch(self) -> bool:
         """Whether an epoch is under way."""
@@ -128,18 +138,19 @@ class ResumableLoader(IndexedLoader[T_co]):
         """Seed every generator that a sampler may draw from with the epoch's number, for a while."""
         assert self._seed is not None
         own = self.generator
-        before = random.getstate(), np.random.get_state(), torch.get_rng_state(), own and own.get_state()  # noqa: NPY002
-        _seed_all(self._seed, 0)
-        if own is not None:
-            own.manual_seed(self._seed)
-        try:
-            yield
-        finally:
-            random.setstate(before[0])
-            np.random.set_state(before[1])  # noqa: NPY002
-            torch.set_rng_state(before[2])
-            if own is not None and before[3] is not None:
-                own.set_state(before[3])
+        with alone():
+            before = random.getstate(), np.random.get_state(), torch.get_rng_state(), own and own.get_state()  # noqa: NPY002
+            _seed_all(self._seed, 0)
+            if own is not None:
+                own.manual_seed(self._seed)
+            try:
+                yield
+            finally:
+                random.setstate(before[0])
+                np.random.set_state(before[1])  # noqa: NPY002
+                torch.set_rng_state(before[2])
+                if own is not None and before[3] is not None:
+                    own.set_state(before[3])
 
 
 class _Sealed:

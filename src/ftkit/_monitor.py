@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeVar
 
 from ftkit._arguments import entries_of, real_number, whole_number
+from ftkit._reports import to_text
 from ftkit.errors import FtkitError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
@@ -172,6 +173,12 @@ class EarlyStopping:
         self.best: float | None = None
         self.stale: int = 0
         self.stopped: bool = False
+
+    def __repr__(self) -> str:
+        best = "no value yet" if self.best is None else f"best {self.best:.6g}, then {self.stale} no better"
+        stopped = ", stopped" if self.stopped else ""
+        what = f"{self.mode} {self.monitor or 'value'}, patience {self.patience}"
+        return to_text([f"<EarlyStopping on {what}: {best}{stopped}>"])
 
     def step(self, value: SupportsFloat | Mapping[str, SupportsFloat]) -> bool:
         """Take the newest value of the metric; return whether training should stop.

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from ftkit._arguments import call, came
+from ftkit._reports import to_text
 from ftkit._torch import compiled_from
-from ftkit._wording import some
+from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, SelectionError, did_you_mean
 
 __all__ = ["HasModules", "Selection", "Selector", "compile_pattern", "select", "tied", "unwrap"]
@@ -55,7 +56,7 @@ T = TypeVar("T")
 _Thing: TypeAlias = nn.Module | torch.Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Selection:
     """What selectors picked out of a model, under each thing's first name, in the model's order.
 
@@ -69,6 +70,10 @@ class Selection:
     modules: dict[str, nn.Module]
     parameters: dict[str, nn.Parameter]
     buffers: dict[str, torch.Tensor]
+
+    def __repr__(self) -> str:
+        modules, parameters = plural(len(self.modules), "module"), plural(len(self.parameters), "parameter")
+        return to_text([f"<Selection of {modules}, {parameters} and {plural(len(self.buffers), 'buffer')}>"])
 
 
 def select(model: nn.Module, *selectors: Selector) -> Selection:

@@ -53,7 +53,7 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
     try:
         local = scan_images(pets, workers=2)
         for resume in (None, journal, journal):
-            remote = scan_images("memory://scan-test", workers=2, resume=resume)
+            remote = scan_images("memory://scan-test", workers=2, journal=resume)
             assert [(f.kind, f.path.removeprefix("memory://scan-test/")) for f in remote.findings] == [
                 (f.kind, f.path.removeprefix(f"{pets}/")) for f in local.findings
             ]

@@ -22,7 +22,7 @@ from ftkit._images.verdict import Form, Note, Verdict, read_line, write_line
 def test_a_scan_goes_on_from_its_journal(pets: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """Known files are not read again; changed and new ones are; a torn last line is no harm."""
     journal = pets.parent / "scan.journal"
-    first = scan_images(pets, workers=1, resume=journal)
+    first = scan_images(pets, workers=1, journal=journal)
     with journal.open("ab") as file:
         file.write(b'["train/cat/half')
     (pets / "train/cat/1.jpg").write_bytes(jpegs[10][:3000])
@@ -32,12 +32,12 @@ def test_a_scan_goes_on_from_its_journal(pets: Path, jpegs: list[bytes], monkeyp
     monkeypatch.setattr(
         folders, "check_batch", lambda root, paths, timeout: asked.extend(paths) or check(root, paths, timeout)
     )
-    second = scan_images(pets, workers=1, resume=journal)
+    second = scan_images(pets, workers=1, journal=journal)
     assert sorted(asked) == ["train/cat/1.jpg", "train/cat/new.jpg"]
     assert second.to_dict() | {"seconds": 0} == scan_images(pets, workers=1).to_dict() | {"seconds": 0}
     assert (first.images, second.images) == (10, 10)
     asked.clear()
-    assert scan_images(pets, workers=1, resume=journal).findings == second.findings
+    assert scan_images(pets, workers=1, journal=journal).findings == second.findings
     assert asked == []
 
 
@@ -46,7 +46,7 @@ def test_a_killed_scan_goes_on(pets: Path, jpegs: list[bytes]) -> None:
     for number in range(300):
         (pets / f"train/cat/copy{number}.jpg").write_bytes(jpegs[number % 12])
     journal = pets.parent / "scan.journal"
-    script = f"from ftkit import scan_images; scan_images({str(pets)!r}, workers=1, resume={str(journal)!r})"
+    script = f"from ftkit import scan_images; scan_images({str(pets)!r}, workers=1, journal={str(journal)!r})"
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 30
     while (not journal.exists() or journal.read_bytes().count(b"\n") < 40) and time.monotonic() < deadline:
@@ -54,7 +54,7 @@ def test_a_killed_scan_goes_on(pets: Path, jpegs: list[bytes]) -> None:
     process.kill()
     process.wait()
     lines = journal.read_bytes().count(b"\n")
-    report = scan_images(pets, workers=1, resume=journal)
+    report = scan_images(pets, workers=1, journal=journal)
     assert lines >= 40
     assert report.to_dict() | {"seconds": 0} == scan_images(pets, workers=1).to_dict() | {"seconds": 0}
 
@@ -65,14 +65,14 @@ def test_a_journal_of_something_else_is_left_alone(pets: Path) -> None:
     for text in ("dear diary\n", "dear diary\nto be continued", "x"):
         other.write_text(text)
         with pytest.raises(FtkitError, match="something else"):
-            scan_images(pets, workers=1, resume=other)
+            scan_images(pets, workers=1, journal=other)
         assert other.read_text() == text
     journal = pets.parent / "scan.journal"
-    scan_images(pets / "train", workers=1, resume=journal)
+    scan_images(pets / "train", workers=1, journal=journal)
     with pytest.raises(FtkitError, match="holds the scan of"):
-        scan_images(pets, workers=1, resume=journal)
+        scan_images(pets, workers=1, journal=journal)
     with pytest.raises(FtkitError, match="among the images"):
-        scan_images(pets, workers=1, resume=pets / "scan.journal")
+        scan_images(pets, workers=1, journal=pets / "scan.journal")
 
 
 PATHS = [f"{name}.jpg" for name in "abcdefgh"]
@@ -164,7 +164,7 @@ def test_a_scan_with_a_harmed_journal_is_as_one_without(pets: Path, jpegs: list[
     (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
     (pets / "train/dog/copy.jpg").write_bytes((pets / "val/dog/0.jpg").read_bytes())
     journal = pets.parent / "scan.journal"
-    wanted = scan_images(pets, workers=1, resume=journal).to_dict() | {"seconds": 0}
+    wanted = scan_images(pets, workers=1, journal=journal).to_dict() | {"seconds": 0}
     lines = bytearray(journal.read_bytes())
     rng = random.Random(share)
     for _ in range(4):
@@ -173,7 +173,7 @@ def test_a_scan_with_a_harmed_journal_is_as_one_without(pets: Path, jpegs: list[
     lines[at : at + 300] = bytes(300)
     journal.write_bytes(bytes(lines).replace(b'[["truncated"', b'[["constant"'))
     for _ in range(2):
-        assert scan_images(pets, workers=1, resume=journal).to_dict() | {"seconds": 0} == wanted
+        assert scan_images(pets, workers=1, journal=journal).to_dict() | {"seconds": 0} == wanted
 
 
 def test_a_journal_of_another_version_is_begun_anew(kept: tuple[Path, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +196,7 @@ def test_a_journal_that_can_not_be_kept(pets: Path) -> None:
     """A folder, a place that is not there, and a URL are errors of ours."""
     for path in (pets.parent, pets.parent / "nowhere/journal", "memory://journal"):
         with pytest.raises(FtkitError, match="Can't"):
-            scan_images(pets, workers=1, resume=path)
+            scan_images(pets, workers=1, journal=path)
 
 
 def test_two_scans_that_share_a_journal_notice(kept: tuple[Path, bytes]) -> None:

@@ -202,7 +202,7 @@ def test_a_file_replaced_since_the_scan_stays(dirty: Path, jpegs: list[bytes]) -
     assert dict(gone.left) == dict.fromkeys(
         ["train/cat/cut.jpg", "train/cat/gone.jpg", "train/cat/page.jpg"], "it has changed since the scan"
     )
-    assert "left where it is: train/cat/cut.jpg (it has changed since the scan)" in str(gone)
+    assert "train/cat/cut.jpg left where it is: it has changed since the scan" in " ".join(str(gone).split())
     assert gone.moved == 1
     assert (cat / "page.jpg").read_bytes() == jpegs[10]
     before = snapshot(dirty)

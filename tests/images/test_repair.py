@@ -59,7 +59,7 @@ def test_copies_are_sound_and_originals_untouched(odd: Path) -> None:
 
 def test_the_picture_stands_upright(odd: Path, photo: Callable[..., Image.Image]) -> None:
     """Turned by EXIF 6: what was 320 x 260 is 260 x 320, turned clockwise."""
-    (new,) = scan_images(odd, workers=1).repair(["exif_rotated"], dest=odd.parent / "upright").made.values()
+    (new,) = scan_images(odd, workers=1).repair(odd.parent / "upright", ["exif_rotated"]).made.values()
     with Image.open(new) as image:
         assert image.size == (260, 320)
         wanted = np.asarray(photo(5).transpose(Image.Transpose.ROTATE_270), np.int16)
@@ -68,7 +68,7 @@ def test_the_picture_stands_upright(odd: Path, photo: Callable[..., Image.Image]
 
 def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
     """A suffix, a tail, a missing end: the coded pixels are the same bytes."""
-    made = scan_images(odd, workers=1).repair(["wrong_suffix", "trailing_data", "missing_eoi", "bad_crc"])
+    made = scan_images(odd, workers=1).repair(kinds=["wrong_suffix", "trailing_data", "missing_eoi", "bad_crc"])
     for old, new in made.made.items():
         with Image.open(new) as mended:
             data = Path(old).read_bytes()
@@ -80,9 +80,17 @@ def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
 def test_a_copy_never_replaces_a_file(odd: Path) -> None:
     """A second repair into the same folder fails file by file, and says so."""
     report = scan_images(odd, workers=1)
-    report.repair(["cmyk"])
-    again = report.repair(["cmyk"])
+    report.repair(kinds=["cmyk"])
+    again = report.repair(kinds=["cmyk"])
     assert list(again.failed) == [str(odd / "a/inks.jpg")]
     assert "there already" in str(again)
     with pytest.raises(FtkitError, match="inside the data set"):
         report.repair(dest=odd / "mended")
+
+
+@pytest.mark.parametrize("kinds", [["cmyk"], ("odd",), "cmyk", "odd"])
+def test_kinds_in_the_place_of_the_folder_are_refused(odd: Path, kinds: object) -> None:
+    """The folder comes first, as for a quarantine: nobody means to fill a folder named cmyk."""
+    report = scan_images(odd, workers=1)
+    with pytest.raises(FtkitError, match=r"Kinds come second: repair\(kinds=...\)"):
+        report.repair(kinds)  # type: ignore[arg-type]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import gc
 import random
+import sys
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ftkit import find_head, replace_head
+from ftkit import adapt_input, append_head, find_head, freeze, param_groups, replace_head, summary
 from ftkit._models.dryrun import named_tensors, tensors_in, untouched
 from ftkit._torch import FAKE_TENSOR_LOG
 
@@ -108,34 +110,85 @@ def test_blocks_may_be_nested() -> None:
     assert not FAKE_TENSOR_LOG.disabled
 
 
-def test_threads_take_turns() -> None:
-    """Two that find and replace heads at once leave logs and random numbers as they were."""
-    errors: list[BaseException] = []
-    inside = 0
+def small() -> nn.Sequential:
+    """Return a classifier whose head only a run on fakes can find."""
+    stem = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    return nn.Sequential(*stem, nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 5), nn.LogSoftmax(1))
 
-    def work() -> None:
-        nonlocal inside
+
+def state_of_process() -> dict[str, object]:
+    """Return all that a run on fakes may touch around it."""
+    states: dict[str, object] = {name: read() for name, (read, _) in STATES.items()}
+    return states | {
+        "filters of warnings": list(warnings.filters),
+        "what shows warnings": warnings.showwarning,
+        "how a module is called": nn.Module.__call__,
+        "inference mode": torch.is_inference_mode_enabled(),
+        "the default device": torch.get_default_device(),
+    }
+
+
+def in_threads(work: Callable[[int], object], count: int = 8) -> list[BaseException]:
+    """Do the work in so many threads, between which Python switches as often as it can; return what went wrong."""
+    errors: list[BaseException] = []
+
+    def guarded(number: int) -> None:
         try:
-            for _ in range(3):
-                with untouched():
-                    inside += 1
-                    assert inside == 1
-                    inside -= 1
-                model = nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5), nn.LogSoftmax(1))
-                assert find_head(model).names == ("3",)
-                assert replace_head(model, 3).out_features == 3
+            work(number)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
-    assert not FAKE_TENSOR_LOG.disabled
-    assert torch.backends.mha.get_fastpath_enabled()
-    assert gc.isenabled()
+    threads = [threading.Thread(target=guarded, args=(number,)) for number in range(count)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    return errors
+
+
+def test_threads_read_models_at_once() -> None:
+    """One model each, and one that all share: answers are right, and nothing around changes, random numbers too."""
+    shared, own = small(), [small() for _ in range(8)]
+    parameters = {id(model): set(map(id, model.parameters())) for model in (shared, *own)}
+    find_head(shared)  # the first run on fakes imports modules that add filters of warnings
+    before = state_of_process()
+
+    def read(number: int) -> None:
+        for model in (own[number], shared) * 3:
+            assert find_head(model).names == ("6",)
+            assert summary(model, (2, 3, 8, 8)).total_params == 205
+            groups = param_groups(model, 0.1, layer_decay=0.5)
+            assert {id(one) for group in groups for one in group["params"]} == parameters[id(model)]
+
+    assert in_threads(read) == []
+    assert state_of_process() == before
+
+
+def test_threads_change_models_at_once() -> None:
+    """Each change of a model that all share is made whole, and nothing around changes but random numbers."""
+    shared = small()
+    find_head(shared)
+    random_numbers = "torch's random numbers"  # new layers draw theirs
+    before = state_of_process()
+
+    def change(number: int) -> None:
+        model = small()
+        replace_head(model, 3)
+        adapt_input(model, 1)
+        append_head(model, 2)
+        summary(shared, (2, 3, 8, 8))
+        replace_head(shared, 10 + number)
+        freeze(shared, "0")
+
+    assert in_threads(change) == []
+    assert shared(torch.zeros(2, 3, 8, 8)).shape[1] in range(10, 18)
+    assert {type(one) for one in shared.parameters()} == {nn.Parameter}
+    assert state_of_process() | {random_numbers: 0} == before | {random_numbers: 0}
 
 
 # ---- the tensors in a nest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,12 +16,13 @@ from ftkit._archives.record import Origin, recall, write
 from ftkit._archives.staging import publish, staged
 from ftkit._archives.tree import Tree
 from ftkit._arguments import came, flag, local_path, real_number
+from ftkit._reports import Parts, Report
 from ftkit._wording import in_bytes, plural, shown
 from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
 
 
-@dataclass(frozen=True, slots=True)
-class ArchiveReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ArchiveReport(Report):
     """What came out of an archive, and what was left out.
 
     Attributes:
@@ -51,25 +52,19 @@ class ArchiveReport:
     set_uid: int = 0
     already_unpacked: bool = False
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         size = f"{plural(self.files, 'file')}, {in_bytes(self.bytes)}"
-        lines = [f"{shown(self.source)} ({self.format}) -> {shown(self.dest)}: {size}"]
-        if self.already_unpacked:
-            lines[0] += "; already unpacked, nothing was done"
+        done = "; already unpacked, nothing was done" if self.already_unpacked else ""
+        yield f"{self.source} ({self.format}) -> {self.dest}: {size}{done}"
         if self.encoding:
-            lines.append(f"names read as {shown(self.encoding)}")
+            yield f"  names read as {self.encoding}"
         if self.stripped:
-            lines.append(f"the wrapping folder '{shown(self.stripped)}' was taken away")
+            yield f"  the wrapping folder '{shown(self.stripped)}' was taken away"
         if self.left_out:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(self.left_out.items()))
-            lines.append(f"left out: {kinds}")
+            yield f"  left out: {kinds}"
         if self.set_uid:
-            lines.append(f"set-uid and set-gid bits dropped: {plural(self.set_uid, 'file')}")
-        return "\n  ".join(lines)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain types, ready for JSON."""
-        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
+            yield f"  set-uid and set-gid bits dropped: {plural(self.set_uid, 'file')}"
 
 
 def extract_archive(

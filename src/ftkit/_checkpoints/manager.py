@@ -25,6 +25,8 @@ from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
 from ftkit._monitor import Mode, best_first, metric_value, mode_for
+from ftkit._reports import to_text
+from ftkit._wording import plural
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -146,6 +148,14 @@ class CheckpointManager:
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        entries = list(self._entries)  # a write in the background may be about to change them; nobody waits for it here
+        said = [plural(len(entries), "checkpoint")]
+        said += [f"best {best.path.name} ({self.monitor} {best.value:.5g})" for best in self._ranked(entries)[:1]]
+        said += [f"newest {newest.path.name}" for newest in entries[-1:]]
+        said += ["one is being written"] * (self._thread is not None and self._thread.is_alive())
+        return to_text([f"<CheckpointManager of {self.directory}: {', '.join(said)}>"])
 
     @property
     def best_path(self) -> Path | None:

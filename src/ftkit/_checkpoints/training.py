@@ -16,6 +16,8 @@ from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_o
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
+from ftkit._reports import Parts, Report
+from ftkit._wording import some
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
@@ -23,8 +25,8 @@ from ftkit.selection import unwrap
 _OF_EACH_RANK: Final = {"rng", "sampler"}
 
 
-@dataclass
-class Checkpoint:
+@dataclass(repr=False)
+class Checkpoint(Report):
     """What a training checkpoint says besides the states that were loaded into objects.
 
     Attributes:
@@ -42,6 +44,16 @@ class Checkpoint:
     metrics: dict[str, float] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     mid_epoch: bool = False
+
+    def _parts(self) -> Parts:
+        counts = {"epoch": self.epoch, "step": self.step}
+        said = [f"{name} {count}" for name, count in counts.items() if count is not None]
+        said += ["within the epoch"] * self.mid_epoch
+        yield f"{self.path}: {', '.join(said) or 'neither epoch nor step'}"
+        if self.metrics:
+            yield f"  metrics: {some([f'{name} {value:.5g}' for name, value in self.metrics.items()], 12)}"
+        if self.extra:
+            yield f"  besides: {some(list(self.extra), 12)}"
 
 
 def save_checkpoint(

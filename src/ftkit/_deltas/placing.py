@@ -13,10 +13,12 @@ from ftkit._deltas.changes import fingerprint, tensors_of
 from ftkit._deltas.layers import Description, build
 from ftkit._heads.counters import counters
 from ftkit._heads.replace import replace_head
+from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError, HeadError, did_you_mean
 
 
+@alone()
 def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], undo: Undo) -> None:
     """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.
 

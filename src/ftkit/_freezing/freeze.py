@@ -26,16 +26,20 @@ from ftkit._freezing.holding import (
     tensors,
 )
 from ftkit._groups import join, schedulers_in
+from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
 from ftkit._models.undo import Undo
+from ftkit._reports import Parts, Report
 from ftkit._torch import can_settle_anew, settle_anew
 from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
+_TIED = 8  # that are shown
 
-@dataclass(frozen=True)
-class FreezeReport:
+
+@dataclass(frozen=True, repr=False)
+class FreezeReport(Report):
     """What a call changed, and how the model stands now. Printing it tells the same in words.
 
     Attributes:
@@ -73,27 +77,26 @@ class FreezeReport:
     frozen_parts: tuple[str, ...]
     thawed_parts: tuple[str, ...]
 
-    def __str__(self) -> str:
-        lines = [
-            f"{verb} {plural(len(names), 'parameter')}: {some(parts, 8)}"
-            for verb, names, parts in (
-                ("froze", self.frozen, self.frozen_parts),
-                ("thawed", self.thawed, self.thawed_parts),
-                ("left fixed, as before freezing,", self.left, self.left),
-            )
-            if names
-        ]
+    def _parts(self) -> Parts:
+        for verb, names, parts in (
+            ("froze", self.frozen, self.frozen_parts),
+            ("thawed", self.thawed, self.thawed_parts),
+            ("left fixed, as before freezing,", self.left, self.left),
+        ):
+            if names:
+                yield f"{verb} {plural(len(names), 'parameter')}: {some(parts, 8)}"
         if self.added:
-            lines.append(f"added to the optimizer: {plural(len(self.added), 'parameter')}")
+            yield f"added to the optimizer: {plural(len(self.added), 'parameter')}"
         share = self.trainable_parameters / max(self.total_parameters, 1)
-        lines.append(f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})")
+        yield f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})"
         if self.eval_modules:
             norms = f", {self.norms} of them a norm with its statistics" if self.norms else ""
-            lines.append(f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}")
-        lines += [f"tied: {first} is also {', '.join(others)}" for first, others in self.tied.items()]
-        return "\n".join(lines)
+            yield f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}"
+        for first, others in list(self.tied.items())[:_TIED]:
+            yield f"tied: {first} is also {some(others, 8)}"
 
 
+@alone()
 def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False) -> FreezeReport:
     """Freeze parts of a model, in place; the whole model if no selector is given.
 
@@ -132,6 +135,7 @@ def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep
     return _change(model, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
 
 
+@alone()
 def unfreeze(
     model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
 ) -> FreezeReport:
@@ -172,6 +176,7 @@ def unfreeze(
     return _change(model, freezing=None, thawing=chosen, optimizer=optimizer, scheduler=scheduler)
 
 
+@alone()
 def freeze_except(
     model: nn.Module,
     *selectors: Selector,
@@ -271,6 +276,7 @@ def frozen(
             settle(wrapper)
 
 
+@alone()
 def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
     """Tell whether all that the selectors mean is frozen; the whole model if no selector is given.
 
@@ -293,6 +299,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
     return bool(chosen.modules) and all(map(is_held, chosen.modules.values()))
 
 
+@alone()
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by name, a tied one once, under its first name.
 

@@ -22,6 +22,8 @@ from ftkit._freezing.freeze import (
 )
 from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
+from ftkit._reports import to_text
+from ftkit._wording import plural, some
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
@@ -94,7 +96,7 @@ class FreezeSchedule:
             )
         elif period is not None:
             raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
-        self.phases = phases
+        self.phases: Mapping[int, Selector] | Callable[[int], Selector] = phases
         self.period = period
         norm_stats, keep_dropout = flag("norm_stats", norm_stats), flag("keep_dropout", keep_dropout)
         self._freeze = partial(freeze, norm_stats=norm_stats, keep_dropout=keep_dropout)
@@ -103,6 +105,15 @@ class FreezeSchedule:
         self._trainable: list[str] = []
         self._groups: list[list[str]] = []
         self._loaded = False
+
+    def __repr__(self) -> str:
+        if isinstance(self.phases, Mapping):
+            plan = some([f"{start}: {_said(parts)}" for start, parts in self.phases.items()], 8)
+        else:
+            plan = _said(self.phases)
+        turns = f", every {self.period} epochs anew" if self.period else ""
+        trains = f"phase {self._phase}, with {plural(len(self._trainable), 'trainable parameter')}"
+        return to_text([f"<FreezeSchedule {{{plan}}}{turns}: {'not begun' if self._phase is None else trains}>"])
 
     def step(
         self, epoch: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
@@ -216,6 +227,15 @@ class FreezeSchedule:
 
 def _is_function(thing: object) -> bool:
     return callable(thing) and not isinstance(thing, type)
+
+
+def _said(selector: object) -> str:
+    """Write a selector in a few words: a name as it is, several in brackets, whatever else by its class."""
+    if isinstance(selector, str):
+        return repr(selector)
+    if isinstance(selector, list | tuple):
+        return f"[{some(list(map(_said, selector)), 4)}]"
+    return getattr(selector, "__name__", type(selector).__name__)
 
 
 def _check(phases: Mapping[int, Selector], period: int | None) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ftkit._arguments import came, real_number
 from ftkit._groups.layers import is_kernel, layers_of
+from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
 from ftkit._torch import is_norm
 from ftkit.errors import FtkitError, SelectionError
@@ -30,6 +31,7 @@ class Recipe(TypedDict):
     rates: list[tuple[list[str], float]]
 
 
+@alone()
 def param_groups(
     model: nn.Module,
     lr: float,

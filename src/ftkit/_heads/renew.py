@@ -9,7 +9,6 @@ import inspect
 import logging
 import re
 import types
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ftkit._heads.layers import Layer, holders, layers, read
+from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
@@ -365,8 +365,7 @@ def _assign_normed(layer: nn.Module, hook: Any, value: torch.Tensor) -> None:
 def _assign_parametrized(layer: nn.Module, name: str, value: torch.Tensor) -> None:
     steps = list(layer.parametrizations[name])  # type: ignore[index]  # a ModuleDict of lists
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             setattr(layer, name, value)
         if getattr(layer, name).shape != value.shape:
             raise ValueError(f"{tuple(value.shape)} became {tuple(getattr(layer, name).shape)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -15,17 +15,20 @@ from ftkit._heads.layers import Layer, Layers, distinct, layers
 from ftkit._heads.renew import with_channels
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import entries
+from ftkit._models.dryrun import alone
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
+from ftkit._reports import Parts, Report
 from ftkit._torch import is_convolution
+from ftkit._wording import some
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
 
-@dataclasses.dataclass(frozen=True)
-class Head:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Head(Report):
     """The layers that make a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
 
     Attributes:
@@ -41,10 +44,16 @@ class Head:
     in_features: int
     out_features: int
 
-    def __str__(self) -> str:
-        return f"{', '.join(self.names)}: {self.in_features} -> {self.out_features}"
+    def _parts(self) -> Parts:
+        yield f"{some(self.names, 8)}: {self.in_features} -> {self.out_features}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, of the modules their classes."""
+        classes = [type(module).__name__ for module in self.modules]
+        return Report.to_dict(dataclasses.replace(self, modules=())) | {"modules": classes}
 
 
+@alone()
 def find_head(model: nn.Module) -> Head:
     """Find the layers that make a model's class outputs.
 
@@ -73,6 +82,7 @@ def find_head(model: nn.Module) -> Head:
     return _as_head(model, found.layers, found.classes)
 
 
+@alone()
 def replace_head(
     model: nn.Module,
     head: NewHead,
@@ -133,6 +143,7 @@ def replace_head(
     return _as_head(model, resize(model, found, head, keep), head)
 
 
+@alone()
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
     """In place, replace modules of a model; return their names.
 
@@ -177,6 +188,7 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
     return [name for name, _, _ in news]
 
 
+@alone()
 def append_head(model: nn.Module, head: NewHead) -> nn.Sequential:
     """Return a model with one more layer on the outputs of ``model``, which stays whole.
 
@@ -212,6 +224,7 @@ def append_head(model: nn.Module, head: NewHead) -> nn.Sequential:
     return joined.train(model.training)
 
 
+@alone()
 def adapt_input(model: nn.Module, channels: int) -> list[str]:
     """In place, make a model take images of another number of channels, with its pretrained filters.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import types
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from ftkit._heads.graph import Ends, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
 from ftkit._heads.layers import Layer, Layers, as_layer, distinct, layers, own_parameters, own_tensors
-from ftkit._models.dryrun import named_tensors, untouched
+from ftkit._models.dryrun import named_tensors, quiet, untouched
 from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, pre_hooks_of
 
 
@@ -126,8 +125,7 @@ class _Shadow:
         self._mode = fake_tensors()
         with self._mode:
             fakes: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in distinct(_tensors_of(model))}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             self.model = copy.deepcopy(model, dict(fakes))
         for module in self.model.modules():
             _leave_own(hooks_of(module), module)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ftkit._arguments import strings
 from ftkit._images.verdict import Note, Severity
+from ftkit._reports import Parts, Report
+from ftkit._wording import some
 from ftkit.errors import FtkitError, did_you_mean
 
 #: The severities and what a report calls them, in its order.
@@ -114,8 +116,8 @@ KINDS: dict[str, Kind] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(Report):
     """One thing that is wrong, or worth knowing, about one file or folder.
 
     Attributes:
@@ -131,9 +133,12 @@ class Finding:
     severity: Severity
     detail: str
 
+    def _parts(self) -> Parts:
+        yield f"{self.path}: {self.kind}, {self.detail}"
 
-@dataclass(frozen=True, slots=True)
-class DuplicateGroup:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class DuplicateGroup(Report):
     """Files that hold the same picture.
 
     Attributes:
@@ -158,6 +163,14 @@ class DuplicateGroup:
     def crosses_splits(self) -> bool:
         """Whether a copy is in training and another in validation or test."""
         return len(self.splits) > 1
+
+    def _parts(self) -> Parts:
+        places = [f", in {' and '.join(names)}" for names in (self.splits, self.classes) if len(names) > 1]
+        yield f"{len(self.paths)} {self.kind} copies{''.join(places)}: {some(self.paths, 4)}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain values, and what they cross."""
+        return Report.to_dict(self) | {"crosses_classes": self.crosses_classes, "crosses_splits": self.crosses_splits}
 
 
 def make_finding(path: str, note: Note) -> Finding:

@@ -18,6 +18,7 @@ from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
 from ftkit._images.folders import Folder, Stamp
 from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
+from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
@@ -28,8 +29,8 @@ _MOST_HOPS = 40  # from link to link, as systems have it
 Judged: TypeAlias = tuple[Stamp, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Quarantine:
+@dataclass(frozen=True, slots=True, repr=False)
+class Quarantine(Report):
     """Where a quarantine put things.
 
     Attributes:
@@ -52,14 +53,14 @@ class Quarantine:
     emptied: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        lines = [f"{self.moved:,} files moved from {self.root} to {self.folder}"]
-        lines += [f"  {number:7,}  {kind}" for kind, number in sorted(self.kinds.items(), key=lambda kind: -kind[1])]
+    def _parts(self) -> Parts:
+        yield f"{plural(self.moved, 'file')} moved from {self.root} to {self.folder}"
+        numbers = sorted(self.kinds.items(), key=lambda kind: -kind[1])
+        yield Grid([(f"{number:,}", kind) for kind, number in numbers], names=(1,), right=(0,))
         if self.emptied:
-            lines.append(f"  folders that are empty now and went along: {', '.join(self.emptied)}")
-        lines += [f"  left where it is: {path} ({why})" for path, why in self.left]
-        lines.append(f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r}).")
-        return "\n".join(lines)
+            yield f"  folders that are empty now and went along: {some(self.emptied, 8)}"
+        yield Grid([(path, f"left where it is: {why}") for path, why in self.left])
+        yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
 
 
 def move_away(

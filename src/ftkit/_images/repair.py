@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit._arguments import local_path
-from ftkit._images.findings import KINDS, Finding, chooser
+from ftkit._images.findings import KINDS, SEVERITIES, Finding, chooser
 from ftkit._images.workers import Job, close_workers, run_jobs
+from ftkit._reports import Grid, Parts, Report
+from ftkit._wording import plural
 from ftkit.errors import FileWriteError, FtkitError
 
 _SECONDS = 60.0  # for one file
 
 
-@dataclass(frozen=True, slots=True)
-class Repair:
+@dataclass(frozen=True, slots=True, repr=False)
+class Repair(Report):
     """What a repair made.
 
     Attributes:
@@ -29,16 +31,19 @@ class Repair:
     made: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def __str__(self) -> str:
-        lines = [f"{len(self.made):,} mended copies in {self.folder}; the originals are as they were"]
-        lines += [f"  not mended: {path} ({why})" for path, why in self.failed.items()]
-        return "\n".join(lines)
+    def _parts(self) -> Parts:
+        copies = plural(len(self.made), "mended copy", "mended copies")
+        yield f"{copies} in {self.folder}; the originals are as they were"
+        yield Grid([(path, f"not mended: {why}") for path, why in self.failed.items()])
 
 
 def repair(
-    root: str, findings: Sequence[Finding], kinds: Iterable[str] | None, dest: str | os.PathLike[str] | None
+    root: str, findings: Sequence[Finding], dest: str | os.PathLike[str] | None, kinds: Iterable[str] | None
 ) -> Repair:
     """Write mended copies of files below ``root``; see `ScanReport.repair`."""
+    given: object = dest  # kinds came first once
+    if not isinstance(given, str | os.PathLike | None) or given in (*KINDS, *SEVERITIES):
+        raise FtkitError(f"Expected a folder for the copies, got {dest!r}. Kinds come second: repair(kinds=...).")
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
     if "://" in root:
         raise FtkitError(f"{root} is no folder of this machine; copy it here to repair its files.")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
@@ -19,6 +19,7 @@ from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.verdict import Severity
+from ftkit._reports import Grid, Parts, Report, delivered
 from ftkit._wording import plural
 from ftkit.errors import FtkitError
 
@@ -30,8 +31,8 @@ def _row(finding: Finding) -> list[str]:
     return [getattr(finding, name).encode(errors="backslashreplace").decode() for name in _COLUMNS]
 
 
-@dataclass(frozen=True, slots=True)
-class ScanReport:
+@dataclass(frozen=True, slots=True, repr=False)
+class ScanReport(Report):
     """What `scan_images` found out about a folder.
 
     Attributes:
@@ -76,56 +77,45 @@ class ScanReport:
     def _of(self, severity: Severity) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
 
-    def __str__(self) -> str:
-        lines = [self._headline()]
+    def _parts(self) -> Parts:
+        yield self._headline()
         for severity, title in SEVERITIES.items():
             found = self._of(severity)
             if found:
-                lines.append(f"{len({finding.path for finding in found}):,} {title}")
-            for kind, number in Counter(finding.kind for finding in found).most_common():
-                lines.append(f"  {number:7,}  {kind:20} {KINDS[kind].effect} -> {KINDS[kind].remedy}")
+                yield f"{len({finding.path for finding in found}):,} {title}"
+                numbers = Counter(finding.kind for finding in found).most_common()
+                rows = [(f"{n:,}", kind, f"{KINDS[kind].effect} -> {KINDS[kind].remedy}") for kind, n in numbers]
+                yield Grid(rows, names=(1,), right=(0,))
         if self.duplicates:
             kinds = Counter(group.kind for group in self.duplicates)
             crossing = sum(group.crosses_classes for group in self.duplicates)
-            lines.append(
-                f"{len(self.duplicates):,} groups of duplicates ({kinds['exact']:,} exact, {kinds['near']:,} near), "
-                f"{crossing:,} across classes, {len(self.leaks):,} across splits"
+            yield (
+                f"{plural(len(self.duplicates), 'group')} of duplicates ({kinds['exact']:,} exact, {kinds['near']:,} "
+                f"near), {crossing:,} across classes, {len(self.leaks):,} across splits"
             )
         if not self.findings:
-            lines.append("nothing to complain of")
+            yield "nothing to complain of"
         elif self.unusable or self.junk:
-            lines.append("Nothing was changed. report.quarantine(folder) sets unusable files and junk aside.")
-        return "\n".join(lines)
+            yield "Nothing was changed. report.quarantine(folder) sets unusable files and junk aside."
 
     def _headline(self) -> str:
         names = {place.rpartition("/")[2] for place in self.classes}  # one in several splits counts once
         classes = f" in {plural(len(names), 'class', 'classes')}" if names else ""
         return f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"
 
-    def to_dict(self) -> dict[str, object]:
-        """Return the report as plain objects, ready for JSON."""
-        return {
-            **{name: getattr(self, name) for name in ("root", "files", "images", "classes", "seconds")},
-            "findings": [asdict(finding) for finding in self.findings],
-            "duplicates": [
-                {**asdict(g), "crosses_classes": g.crosses_classes, "crosses_splits": g.crosses_splits}
-                for g in self.duplicates
-            ],
-        }
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
 
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole report as JSON."""
-        with atomic_write(path) as file:
-            file.write(json.dumps(self.to_dict(), indent=1).encode())
+    @overload
+    def to_csv(self, path: str | os.PathLike[str]) -> None: ...
 
-    def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write the findings as CSV, one a row; bytes of names that are no UTF-8 are escaped."""
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the findings as CSV, or write it into the file ``path``; names that are no UTF-8 with escapes."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
         rows.writerow(_COLUMNS)
         rows.writerows(map(_row, self.findings))
-        with atomic_write(path) as file:
-            file.write(text.getvalue().encode())
+        return delivered(text.getvalue(), path)
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the findings as a Parquet table (needs the extra ``parquet``).
@@ -177,17 +167,20 @@ class ScanReport:
         note = "These were set aside; the manifest brings them back."
         return move_away(self.root, chosen, dest, self._judged, lambda page: self._show(page, note, chosen, groups))
 
-    def repair(self, kinds: Iterable[str] | None = None, *, dest: str | os.PathLike[str] | None = None) -> Repair:
+    def repair(self, dest: str | os.PathLike[str] | None = None, kinds: Iterable[str] | None = None) -> Repair:
         """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
 
         The originals stay as they are. Where it can be, the pixels are left untouched (a suffix, an end
         marker, a checksum); a picture that must be drawn anew becomes a JPEG of quality 95 or a PNG.
 
         Args:
-            kinds: What to mend, as in `quarantine`; by default all that can be.
             dest: The folder for the copies; by default the data set's name with ``-repaired``.
+            kinds: What to mend, as in `quarantine`; by default all that can be.
+
+        Raises:
+            FtkitError: ``dest`` is kinds of findings, lies in the data set or behind a URL, or a kind is unknown.
         """
-        return repair(self.root, self.findings, kinds, dest)
+        return repair(self.root, self.findings, dest, kinds)
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.

@@ -41,7 +41,7 @@ def scan_images(
     timeout: float = 10.0,
     splits: Sequence[str] | Mapping[str, str] | None = None,
     progress: bool | None = None,
-    resume: str | os.PathLike[str] | None = None,
+    journal: str | os.PathLike[str] | None = None,
 ) -> ScanReport:
     """Look at every file below ``root`` and report what would harm a training; change nothing.
 
@@ -61,8 +61,8 @@ def scan_images(
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
             to the split's name. By default the top folders named train, val, valid, test and such.
         progress: Show a bar; by default only in a terminal.
-        resume: A journal to write. When it is there already, files that have not changed
-            since are not read again: a scan that was stopped goes on.
+        journal: A file to write the verdict on each file to. When it is there already, files that have not
+            changed since are not read again: a scan that was stopped goes on.
 
     Returns:
         The report: see `ScanReport`.
@@ -104,9 +104,9 @@ def scan_images(
         from ftkit._images.report import ScanReport
         from ftkit._images.tally import Tally
 
-        with Journal(resume, folder) as journal, _bar(progress) as bar:
-            tally = Tally(folder, layout, journal, near_duplicates)
-            whole = _Pass(folder, timeout, journal, tally, bar)
+        with Journal(journal, folder) as verdicts, _bar(progress) as bar:
+            tally = Tally(folder, layout, verdicts, near_duplicates)
+            whole = _Pass(folder, timeout, verdicts, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
                     whole.run(pool, _LEAST_TASK, _THREAD_TASK)

@@ -18,7 +18,27 @@ from torch import nn
 from ftkit._models.undo import Undo
 from ftkit._torch import FAKE_TENSOR_LOG, tree_leaves
 
-_LOCK = threading.RLock()  # random states, logs and nn.Module.__call__ belong to the whole process
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let one thread at a time into such blocks, and into functions that are decorated with it.
+
+    Random numbers, filters of warnings, logs and ``nn.Module.__call__`` belong to the whole process: whatever changes
+    one of them for a while does so in here, and puts it back before the next thread comes in. And a model that runs on
+    fake tensors holds those meanwhile, so whoever reads or changes a model waits here until its own are back.
+    """
+    with _LOCK:
+        yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Show no warnings in the block, in which one thread at a time is."""
+    with alone(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 @contextlib.contextmanager
@@ -31,7 +51,7 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
     Args:
         modules: Every module that runs, unless it is a copy that nobody else sees.
     """
-    with _LOCK, contextlib.ExitStack() as after:
+    with alone(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         if gc.isenabled():
@@ -51,8 +71,7 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         undo.callback(setattr, FAKE_TENSOR_LOG, "disabled", FAKE_TENSOR_LOG.disabled)
         FAKE_TENSOR_LOG.disabled = True
         torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():
-            warnings.simplefilter("ignore")
+        with quiet(), torch.inference_mode(False), torch.enable_grad():
             yield
 
 

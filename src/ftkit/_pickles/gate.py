@@ -11,7 +11,6 @@ import functools
 import os
 import pickle
 import pkgutil
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, BinaryIO, Final, TypeAlias
 
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from ftkit._arguments import came
 from ftkit._files import atomic_write
+from ftkit._models.dryrun import quiet
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
 from ftkit.errors import CheckpointError, UntrustedFileError
@@ -131,8 +131,8 @@ def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
         raise UntrustedFileError(_refusal(file.path, refused))
     if file.rare:
         safe: list[Any] = [(admitted[name], name) for name in file.wanted]
-        with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
+        # torch warns that it checks sparse tensors
+        with file.verified_whole() as whole, quiet(), torch.serialization.safe_globals(safe):
             try:
                 return torch.load(whole, map_location="cpu", weights_only=True)
             except (pickle.UnpicklingError, RuntimeError) as error:

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import starmap
 
 from ftkit._arguments import came
+from ftkit._reports import Grid, Parts, Report
 from ftkit._summaries.rows import SummaryRow
 from ftkit._summaries.summary import ModelSummary
 from ftkit._wording import in_bytes, in_counts, in_units
 from ftkit.errors import FtkitError
 
 
-@dataclass
-class Comparison:
-    """Two summaries side by side, as :func:`~ftkit.compare` makes it; ``print`` it."""
+@dataclass(repr=False)
+class Comparison(Report):
+    """Two summaries side by side, as :func:`~ftkit.compare` makes it."""
 
     a: ModelSummary
     b: ModelSummary
 
-    def __str__(self) -> str:
+    def _parts(self) -> Parts:
         names = (self.a.model, self.b.model) if self.a.model != self.b.model else ("first", "second")
-        totals = [("", *names, ""), *starmap(self._total, _TOTALS)]
         top = [(name, *map(_brief, pair), "") for name, pair in self.differing().items() if "." not in name]
         rows = [row for row in top if row[1] != row[2]]
-        widths = [max(map(len, column)) for column in zip(*totals, *rows, strict=True)]
-        lines = [_aligned(line, widths) for line in totals + rows]
-        rule = "─" * max(map(len, lines))
-        blocks = lines[:1], lines[1 : len(totals)], lines[len(totals) :]
-        return f"\n{rule}\n".join("\n".join(block) for block in blocks if block)
+        yield Grid([*starmap(self._total, _TOTALS), *rows], ("", *names, ""), right=(1, 2, 3))
 
     def differing(self) -> dict[str, tuple[SummaryRow | None, SummaryRow | None]]:
         """The rows that differ, by name; None where a model has no such module."""
@@ -50,13 +46,6 @@ _TOTALS = (
     ("backward FLOPs", in_units, "backward_flops"),
     ("kept for backward", in_bytes, "saved_bytes"),
 )
-
-
-def _aligned(line: Sequence[str], widths: Sequence[int]) -> str:
-    """A title on the left, and figures on the right of their columns."""
-    title, *figures = line
-    cells = [title.ljust(widths[0]), *map(str.rjust, figures, widths[1:])]
-    return "  ".join(cells).rstrip()
 
 
 def _change(one: int, other: int) -> str:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
 
 from ftkit._arguments import byte_count, came, flag, one_of, whole_number
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
+from ftkit._models.dryrun import alone
+from ftkit._reports import Report, delivered
 from ftkit._summaries.rows import SummaryData, elements, rows_of
 from ftkit._summaries.views import to_html, to_picture, to_text
 from ftkit.errors import FtkitError
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     import os
 
 
-@dataclass
-class ModelSummary(SummaryData):
-    """What :func:`~ftkit.summary` found; ``print`` it, or let a notebook show it.
+@dataclass(repr=False)
+class ModelSummary(SummaryData, Report):
+    """What :func:`~ftkit.summary` found: a tree of its modules; a notebook shows it as one to unfold.
 
     Attributes:
         model: The name of the model's class.
@@ -83,7 +84,7 @@ class ModelSummary(SummaryData):
         depth, width = _optional("depth", depth, 0), _optional("width", width, 1)
         return to_text(self, self._depth if depth is None else depth, flag("fold", fold), width)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.text()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
@@ -99,24 +100,22 @@ class ModelSummary(SummaryData):
     def _repr_html_(self) -> str:
         return to_html(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return all figures as plain numbers, strings, lists and dicts."""
-        own = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return own | {"rows": [dict(vars(row)) for row in self.rows]}
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
 
-    def to_json(self) -> str:
-        """Return all figures as JSON."""
-        return json.dumps(self.to_dict(), indent=2)
+    @overload
+    def to_csv(self, path: str | os.PathLike[str]) -> None: ...
 
-    def to_csv(self) -> str:
-        """Return the rows as comma-separated values, under a line of names."""
-        out = io.StringIO()
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
+        """Return the rows as comma-separated values, under a line of names, or write them into the file ``path``."""
+        out = io.StringIO(newline="")
         writer = csv.DictWriter(out, list(vars(self.rows[0])))
         writer.writeheader()
         writer.writerows(vars(row) for row in self.rows)
-        return out.getvalue()
+        return delivered(out.getvalue(), path)
 
 
+@alone()
 def summary(
     model: nn.Module,
     input_size: Sequence[int] | Sequence[Sequence[int]] | None = None,
@@ -265,6 +264,7 @@ def _counted(model: nn.Module, cost: StepCost | None) -> dict[str, Any]:
     return counts | {name: getattr(cost, name) for name in shared if cost}
 
 
+@alone()
 def largest_batch(
     model: nn.Module,
     input_size: Sequence[int] | Sequence[Sequence[int]],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import shutil
-import textwrap
 from typing import TYPE_CHECKING, Any
 
 from ftkit._arguments import local_path
 from ftkit._files import atomic_write
+from ftkit._reports import columns as terminal
+from ftkit._reports import cut, encodable, padded, printable, width_of, wrapped
 from ftkit._summaries.rows import SummaryData
 from ftkit._summaries.tree import Node, tree
 from ftkit._wording import in_bytes, in_counts, in_units
@@ -20,26 +20,28 @@ if TYPE_CHECKING:
 
 # ---------------------------------------------------------------- text
 
+_WIDTH = 110  # columns where there is no terminal: all that there are, for most models
+
 
 def to_text(found: SummaryData, depth: int | None, fold: bool, width: int | None) -> str:
     """Draw the tree with its figures, in as many columns as fit, and what they come to."""
     root = tree(found.rows, fold=fold)
-    width = width or shutil.get_terminal_size((110, 24)).columns
+    width = width or terminal(_WIDTH)
     names, cells = ["module"], []
     for lead, node in root.lines(root.depth_that_fits() if depth is None else depth):
-        names.append(lead + "  ".join(filter(None, (node.label, node.heading()))))
+        names.append(lead + printable("  ".join(filter(None, (node.label, node.heading())))))
         cells.append(node.cells("-"))
     columns = {title: [title, *(line[title] for line in cells)] for title in _titles(found)}
-    first = _narrowed(columns, max(map(len, names[1:])), width)
+    first = _narrowed(columns, max(map(width_of, names[1:])), width)
     table = [
-        "  ".join([_cut(name, first), *line]).rstrip() for name, *line in zip(names, *columns.values(), strict=True)
+        "  ".join([padded(cut(name, first), first, right=False), *line]).rstrip()
+        for name, *line in zip(names, *columns.values(), strict=True)
     ]
     rule = "─" * (first + _taken(columns))
     closing = [
-        textwrap.fill(_glued(text), width, initial_indent=title.ljust(12), subsequent_indent=" " * 12)
-        for title, text in _closing(found)
+        line for title, text in _closing(found) for line in wrapped(title.ljust(12) + _glued(text), width, " " * 12)
     ]
-    return "\n".join([table[0], rule, *table[1:], rule, *closing]).replace(_GLUE, " ")
+    return encodable("\n".join([table[0], rule, *table[1:], rule, *closing]).replace(_GLUE, " "))
 
 
 def _titles(found: SummaryData) -> list[str]:
@@ -69,16 +71,12 @@ def _narrowed(columns: dict[str, list[str]], longest: int, width: int) -> int:
             columns.pop(title, None)
     for title, cells in columns.items():
         size = max(map(len, cells))
-        columns[title] = [cell.ljust(size) if title in _ON_THE_LEFT else cell.rjust(size) for cell in cells]
+        columns[title] = [padded(cell, size, right=title not in _ON_THE_LEFT) for cell in cells]
     return min(longest, max(12, width - _taken(columns)))
 
 
 def _taken(columns: dict[str, list[str]]) -> int:
     return sum(2 + max(map(len, cells)) for cells in columns.values())
-
-
-def _cut(name: str, size: int) -> str:
-    return (name if len(name) <= size else name[: size - 1] + "…").ljust(size)
 
 
 _GLUE = "\u00a0"  # a no-break space; by its name, it would take a table of all names
@@ -172,8 +170,8 @@ _PAGE = """
 <style>
 .ftkit-summary { font: 13px/1.6 system-ui, sans-serif; max-width: 74rem; overflow-x: auto;
   --line: #8884; --bar: #4c8dd6; --quiet: #888; }
-.ftkit-summary .row { display: grid; column-gap: .8rem; min-width: 62rem;
-  grid-template-columns: minmax(14rem, 1fr) 11rem 4.5rem 14rem 5rem 5rem 7rem;
+.ftkit-summary .row { display: grid; column-gap: .6rem; min-width: 51rem;
+  grid-template-columns: minmax(13rem, 1fr) 9rem 4rem minmax(7rem, 11rem) 4.5rem 4.5rem 5.5rem;
   border-bottom: 1px solid var(--line); align-items: baseline; }
 .ftkit-summary .row > * { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .ftkit-summary .number { text-align: right; font-variant-numeric: tabular-nums; }
@@ -198,7 +196,8 @@ _PAGE = """
 {{- node.label }} <span class="type">{{ node.type }}</span></span>
 <span class="shape" title="{{ node.output }}">{{ node.output }}</span>
 <span class="number">{{ node.params }}</span>
-<span class="state {{ node.state.split(',')[0] }}">{{ node.state }} <span class="type">{{ node.mode }}</span></span>
+<span class="state {{ node.state.split(',')[0] }}" title="{{ node.state }}">
+{{- node.state }} <span class="type">{{ node.mode }}</span></span>
 <span class="number">{{ node.forward }}</span>
 <span class="number">{{ node.backward }}</span>
 <span class="number saved" style="--share: {{ node.share }}%">{{ node.saved }}</span>
@@ -223,6 +222,7 @@ def to_html(found: SummaryData) -> str:
     def view(node: Node, level: int) -> dict[str, Any]:
         special = node.row.mode != found.rows[0].mode
         return node.cells("") | {
+            "output": node.cells("")["output"] if found.measured else "",
             "level": level,
             "title": node.row.name,
             "label": node.label,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -12,17 +11,17 @@ import torch
 from torch import Tensor
 
 from ftkit._arguments import local_path
+from ftkit._reports import Grid, Parts, Report, printable
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._weights.tables import Entry, Table
-from ftkit._wording import in_bytes, some
+from ftkit._wording import in_bytes, plural, shown, some
 from ftkit.errors import CheckpointError
 
-_ENDS: Final = 20  # tensors at the beginning and at the end of a long list that are shown
-_SHOWN: Final = 30  # changes of a kind that are shown
+_ENTRIES: Final = 12  # of the metadata that are shown
 
 
 @dataclass(frozen=True, repr=False)
-class CheckpointInfo:
+class CheckpointInfo(Report):
     """What a file of weights holds. Prints well.
 
     Attributes:
@@ -45,31 +44,23 @@ class CheckpointInfo:
     verified: bool = True
     rare: list[str] = field(default_factory=list)
 
-    def __repr__(self) -> str:
-        return "\n".join(self._lines())
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as JSON can hold it: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
+        """Return the fields as JSON can hold them: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
         tensors = {
             name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()
         }
-        return vars(self) | {"tensors": tensors, "metadata": _finite(self.metadata)}
+        return super().to_dict() | {"tensors": tensors}
 
-    def _lines(self) -> Iterator[str]:
+    def _parts(self) -> Parts:
         kind = "with checks for damage" if self.verified else "without digests"
-        yield f"{self.path}: {len(self.tensors)} tensors, {in_bytes(self.nbytes)}, {self.format}, {kind}"
-        for key, value in list(self.metadata.items())[:12]:
-            text = str(value)
-            yield f"  {key} = {text if len(text) <= 60 else text[:57] + '...'}"
+        yield f"{self.path}: {plural(len(self.tensors), 'tensor')}, {in_bytes(self.nbytes)}, {self.format}, {kind}"
+        for key, value in list(self.metadata.items())[:_ENTRIES]:
+            yield f"  {shown(key, 60)} = {shown(value, 60)}"
         if self.wanted:
             yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
-        width = max(map(len, self.tensors), default=0)
-        rows = [f"  {name:{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
-        if len(rows) > 2 * _ENDS:
-            rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
-        yield from rows
+        yield Grid([(name, _short(dtype), list(shape)) for name, (shape, dtype) in self.tensors.items()])
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -111,7 +102,7 @@ class TensorChange(NamedTuple):
     Attributes:
         name: Its name.
         largest: The largest change of any value.
-        relative: The norm of the change, relative to the norm before.
+        relative: The norm of the change, relative to the norm before; infinite where all was zero.
 
     Example:
         >>> from ftkit import TensorChange
@@ -124,11 +115,15 @@ class TensorChange(NamedTuple):
     relative: float
 
     def __str__(self) -> str:
-        return f"{self.name}  by up to {self.largest:.3g}, {self.relative:.2%} of its norm"
+        return printable("  ".join(self._cells()))
+
+    def _cells(self) -> tuple[str, str]:
+        share = f"{self.relative:.2%} of its norm" if math.isfinite(self.relative) else "was zero"
+        return self.name, f"by up to {self.largest:.3g}, {share}"
 
 
 @dataclass(frozen=True, repr=False)
-class CheckpointDiff:
+class CheckpointDiff(Report):
     """What differs between two checkpoints. Prints well; false when nothing does.
 
     Attributes:
@@ -150,21 +145,18 @@ class CheckpointDiff:
     def __bool__(self) -> bool:
         return bool(self.changed or self.reshaped or self.only_in_a or self.only_in_b)
 
-    def __repr__(self) -> str:
-        return "\n".join(self._lines())
-
     def to_dict(self) -> dict[str, Any]:
-        """Return the same as JSON can hold it; the ``relative`` size of a change from zero is None."""
-        changed = [_finite(change._asdict()) for change in self.changed]
+        """Return the fields as JSON can hold them; the ``relative`` size of a change from zero is None."""
         reshaped = [dict(zip(("name", "was", "is"), row, strict=True)) for row in self.reshaped]
-        return vars(self) | {"changed": changed, "reshaped": reshaped}
+        return super().to_dict() | {"reshaped": reshaped}
 
-    def _lines(self) -> Iterator[str]:
-        yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
-        yield from _first([f"  {change}" for change in self.changed])
-        yield from _first([f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped])
-        yield from _first([f"  {name}  went" for name in self.only_in_a])
-        yield from _first([f"  {name}  came" for name in self.only_in_b])
+    def _parts(self) -> Parts:
+        yield f"{self.a} -> {self.b}: {plural(len(self.same), 'tensor')} identical, {len(self.changed)} changed"
+        yield Grid([change._cells() for change in self.changed if math.isfinite(change.relative)])
+        if from_zero := [change for change in self.changed if not math.isfinite(change.relative)]:
+            yield f"  were zero: {some([change.name for change in from_zero], 3)}, by up to {_largest(from_zero):.3g}"
+        yield Grid([(name, f"was {was}, is {now}") for name, was, now in self.reshaped])
+        yield Grid([(name, "went") for name in self.only_in_a] + [(name, "came") for name in self.only_in_b])
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
@@ -250,16 +242,9 @@ def _kind(entry: Entry) -> str:
     return f"{_short(entry.dtype)} {list(entry.shape)}"
 
 
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values without those that JSON has no number for."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
-    }
-
-
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _first(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= _SHOWN else [*lines[:_SHOWN], f"  ... and {len(lines) - _SHOWN} more"]
+def _largest(changes: list[TensorChange]) -> float:
+    return max(change.largest for change in changes)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ftkit._arguments import came, flag, listed, local_path
 from ftkit._formats import TORCH_SUFFIXES, open_file
+from ftkit._models.dryrun import alone
 from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
+from ftkit._reports import Parts, Report, printable
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import write_tensors
@@ -43,11 +45,11 @@ class Mismatch(NamedTuple):
     in_model: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.name}: {list(self.in_file)} in the file, {list(self.in_model)} in the model"
+        return printable(f"{self.name}: {list(self.in_file)} in the file, {list(self.in_model)} in the model")
 
 
 @dataclass(frozen=True, repr=False)
-class LoadReport:
+class LoadReport(Report):
     """What was loaded into a model, and what was not. Prints well.
 
     Attributes:
@@ -74,20 +76,18 @@ class LoadReport:
     not_run: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
 
-    def __repr__(self) -> str:
-        return "\n  ".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
+    def _parts(self) -> Parts:
         total = len(self.loaded_keys) + len(self.missing_keys) + len(self.mismatched_keys)
         checked = "verified" if self.verified else "not verified: the file has no digests"
         yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {self.source} ({checked})"
         if self.steps:
-            yield f"peeled: {'; '.join(self.steps)}"
-        yield from _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
+            yield f"  peeled: {'; '.join(self.steps)}"
+        misfits = _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
+        yield from (f"  {line}" for line in misfits)
         if self.converted_keys:
-            yield f"type changed to the model's: {some(self.converted_keys, 3)}"
+            yield f"  type changed to the model's: {some(self.converted_keys, 3)}"
         if self.not_run:
-            yield f"named in the file, but not run: {some(self.not_run, 6)}"
+            yield f"  named in the file, but not run: {some(self.not_run, 6)}"
 
 
 def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
@@ -133,6 +133,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     write_tensors(path, tensors)
 
 
+@alone()
 def load_weights(
     model: nn.Module,
     source: WeightsSource,
