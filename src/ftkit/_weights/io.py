@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ftkit._formats import TORCH_SUFFIXES, open_file
 from ftkit._models.slots import slots
-from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
+from ftkit._pickles.admission import Allowed
+from ftkit._pickles.gate import load_pickle, save_pickle
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import write_tensors

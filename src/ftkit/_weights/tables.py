@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit._pickles.gate import numpy_value
 from ftkit._pickles.machine import Foreign, StoredTensor
+from ftkit._pickles.values import is_of_numpy, numpy_value
 from ftkit._tensors.file import TensorInfo
 from ftkit.errors import CheckpointError
 
@@ -170,8 +170,8 @@ def _is_tensor(node: Any) -> bool:
 def _as_tensor(node: Any) -> Any:
     """The tensor that an array of numpy is, one in a pickle included; anything else as it is."""
     array = node
-    if isinstance(node, Foreign) and node.name.startswith("numpy.") and node.state is not None:
-        with contextlib.suppress(TypeError, ValueError):  # an array that makes no sense is no tensor
+    if isinstance(node, Foreign) and is_of_numpy(node.name) and len(node.args) > 2:  # a number has fewer
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # an array that makes no sense is no tensor
             array = numpy_value(node)
     if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
         with contextlib.suppress(TypeError):  # torch lacks some types
