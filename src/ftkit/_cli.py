@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import ftkit
+from ftkit._wording import harmless
 from ftkit.errors import FtkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,16 +49,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FtkitError, OSError) as error:
-        sys.stderr.write(f"ftkit: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"ftkit: {_in_one_line(error)}\n")
         return _FAILED
     except KeyboardInterrupt:
         return 130  # as shells say it
     return _FOUND if found else 0
 
 
+def _in_one_line(message: object) -> str:
+    return harmless(" ".join(str(message).split()))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(_FAILED, f"{self.prog}: {message} ({self.prog} --help says more)\n")
+        self.exit(_FAILED, f"{self.prog}: {_in_one_line(message)} ({self.prog} --help says more)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,8 +127,8 @@ def _print(report: object, *, as_json: bool) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not fit the terminal
     if as_json:
-        report = json.dumps(report.to_dict(), ensure_ascii=False, indent=1)  # type: ignore[attr-defined]
-    sys.stdout.write(f"{report}\n")
+        report = json.dumps(report.to_dict(), indent=1)  # type: ignore[attr-defined]
+    sys.stdout.write(f"{harmless(str(report))}\n")
 
 
 # ---- the commands: each returns its report, and whether it found what scripts look for

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -121,7 +121,7 @@ hashables = st.one_of(
         torch.float16, torch.device("cuda:1"), torch.device("cpu"), torch.strided, torch.sparse_coo, torch.per_tensor_affine,
         torch.per_channel_symmetric, range(3), range(9, -1, -2), int, float, str, bool, dict, type(None), type(...), complex,
         np.float32, np.ndarray, torch.Tensor, nn.Parameter, collections.OrderedDict, datetime.date, Path, torch.float64,
-        decimal.Decimal, np.bool_, argparse.Namespace, uuid.UUID, slice, torch.FloatStorage,
+        decimal.Decimal, np.bool_, argparse.Namespace, uuid.UUID, slice,
     ]),
 )
 items = st.one_of(hashables, st.builds(lambda *parts: parts, hashables, hashables), tensors, st.builds(parameter))
@@ -238,7 +238,10 @@ def saved(path: Path, values: list[Any], way: tuple[int, bool]) -> dict[str, Any
     """Save a checkpoint with these values; return what torch itself makes of it."""
     whole = {"model": {"w": torch.arange(3.0)}, **{f"value {at}": value for at, value in enumerate(values)}}
     torch.save(whole, path, pickle_protocol=way[0], _use_new_zipfile_serialization=way[1])
-    return torch.load(path, weights_only=False)  # type: ignore[no-any-return]
+    try:
+        return torch.load(path, weights_only=False)  # type: ignore[no-any-return]
+    except RuntimeError:  # torch takes an old file that holds the magic of a zip for one
+        reject()
 
 
 def loaded(path: Path) -> tuple[dict[str, Any], list[str]]:
@@ -251,7 +254,7 @@ def loaded(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 quick = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 
 
@@ -283,3 +286,37 @@ def test_anything_comes_back_or_is_named(tmp_path: Path, values: list[Any], way:
     except (UntrustedFileError, CheckpointError) as error:
         assert len(str(error)) > 20
     assert same(load_model(tmp_path / "x.pt", trusted=True), expected)
+
+
+def without_history(value: Any) -> Any:
+    """What a checkpoint of ours keeps of a tensor: its values, not what was set on it."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, collections.defaultdict):
+        made = collections.defaultdict(value.default_factory)
+        made.update((without_history(key), without_history(part)) for key, part in value.items())
+        return made
+    if isinstance(value, dict):
+        return type(value)({without_history(key): without_history(part) for key, part in value.items()})
+    if isinstance(value, collections.deque):
+        return collections.deque(map(without_history, value), value.maxlen)
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(map(without_history, value))
+    return value
+
+
+@quick
+@given(anything, st.sampled_from(["x.safetensors", "x.pt"]))
+@pytest.mark.filterwarnings("ignore:.*Sparse")
+def test_our_own_checkpoints_keep_a_value_or_refuse_it(tmp_path: Path, value: Any, name: str) -> None:
+    """What save_checkpoint takes comes back as it was; it says at once what it can't keep, and where that stands."""
+    try:
+        save_checkpoint(tmp_path / name, model=Net(), rng=False, given=[value])
+    except CheckpointError as error:
+        assert "given" in str(error) or "extra" in str(error) or "which" in str(error), error
+        return
+    back = load_checkpoint(tmp_path / name, model=Net()).extra["given"][0]
+    if name == "x.pt":
+        assert same(back, torch.load(tmp_path / name, weights_only=False)["given"][0])
+    else:
+        assert same(back, without_history(value)), (back, value)

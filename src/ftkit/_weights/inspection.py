@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._weights.tables import Entry, Table
-from ftkit._wording import in_bytes, some
+from ftkit._wording import harmless, in_bytes, shown, some
 from ftkit.errors import CheckpointError
 
 _ENDS: Final = 20  # tensors at the beginning and at the end of a long list that are shown
@@ -46,7 +46,7 @@ class CheckpointInfo:
     rare: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(map(harmless, self._lines()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON can hold it: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
@@ -57,16 +57,15 @@ class CheckpointInfo:
 
     def _lines(self) -> Iterator[str]:
         kind = "with checks for damage" if self.verified else "without digests"
-        yield f"{self.path}: {len(self.tensors)} tensors, {in_bytes(self.nbytes)}, {self.format}, {kind}"
+        yield f"{shown(self.path)}: {len(self.tensors)} tensors, {in_bytes(self.nbytes)}, {self.format}, {kind}"
         for key, value in list(self.metadata.items())[:12]:
-            text = str(value)
-            yield f"  {key} = {text if len(text) <= 60 else text[:57] + '...'}"
+            yield f"  {shown(key, 60)} = {shown(value, 60)}"
         if self.wanted:
             yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
-        width = max(map(len, self.tensors), default=0)
-        rows = [f"  {name:{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
+        width = max((len(shown(name)) for name in self.tensors), default=0)
+        rows = [f"  {shown(name):{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
         if len(rows) > 2 * _ENDS:
             rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
         yield from rows
@@ -124,7 +123,7 @@ class TensorChange(NamedTuple):
     relative: float
 
     def __str__(self) -> str:
-        return f"{self.name}  by up to {self.largest:.3g}, {self.relative:.2%} of its norm"
+        return f"{shown(self.name)}  by up to {self.largest:.3g}, {self.relative:.2%} of its norm"
 
 
 @dataclass(frozen=True, repr=False)
@@ -151,7 +150,7 @@ class CheckpointDiff:
         return bool(self.changed or self.reshaped or self.only_in_a or self.only_in_b)
 
     def __repr__(self) -> str:
-        return "\n".join(self._lines())
+        return "\n".join(map(harmless, self._lines()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as JSON can hold it; the ``relative`` size of a change from zero is None."""
@@ -160,11 +159,11 @@ class CheckpointDiff:
         return vars(self) | {"changed": changed, "reshaped": reshaped}
 
     def _lines(self) -> Iterator[str]:
-        yield f"{self.a} -> {self.b}: {len(self.same)} tensors identical, {len(self.changed)} changed"
+        yield f"{shown(self.a)} -> {shown(self.b)}: {len(self.same)} tensors identical, {len(self.changed)} changed"
         yield from _first([f"  {change}" for change in self.changed])
-        yield from _first([f"  {name}  was {was}, is {now}" for name, was, now in self.reshaped])
-        yield from _first([f"  {name}  went" for name in self.only_in_a])
-        yield from _first([f"  {name}  came" for name in self.only_in_b])
+        yield from _first([f"  {shown(name)}  was {was}, is {now}" for name, was, now in self.reshaped])
+        yield from _first([f"  {shown(name)}  went" for name in self.only_in_a])
+        yield from _first([f"  {shown(name)}  came" for name in self.only_in_b])
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
@@ -217,7 +216,7 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
-        raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")
+        raise CheckpointError(f"{shown(first.name)} and {shown(second.name)} have not a single tensor's name in common.")
     return best[0].entries, best[1].entries
 
 
