@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ftkit import (
@@ -11,7 +12,7 @@ from ftkit import (
     inspect_checkpoint,
     save_weights,
 )
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, DamagedFileError
 from tests.weights.nets import Net, filled
 
 
@@ -57,6 +58,38 @@ def test_diff(tmp_path, names):
     assert "stem.weight" in diff.same
     assert bool(diff)
     assert "by up to 0.5" in str(diff)
+
+
+def flipped(path, values):
+    """Damage a file where these values lie in it."""
+    data = bytearray(path.read_bytes())
+    data[data.index(values.numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("names", [("a.safetensors", "b.safetensors"), ("a.pt", "b.pt"), ("a.safetensors", "b.pt")])
+def test_a_diff_is_no_proof_of_damaged_files(tmp_path, names):
+    """A byte that changed on the disk is noticed in either file, though digests and checksums agree."""
+    state = {"w": torch.randn(99), "b": torch.ones(2)}
+    for damaged in names:
+        for name in names:
+            save_weights(state, tmp_path / name)
+        assert not diff_checkpoints(*(tmp_path / name for name in names)).unverified
+        flipped(tmp_path / damaged, state["w"])
+        with pytest.raises(DamagedFileError):
+            diff_checkpoints(*(tmp_path / name for name in names))
+
+
+def test_a_diff_without_digests_says_so_at_once(tmp_path):
+    """Where a file has no digests, nobody can tell damage from a change: the first line says it."""
+    state = {"w": torch.randn(99), "b": torch.ones(2)}
+    save_file(state, tmp_path / "theirs.safetensors")
+    save_weights(state, tmp_path / "ours.safetensors")
+    diff = diff_checkpoints(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors")
+    assert diff.unverified == [str(tmp_path / "theirs.safetensors")]
+    assert "not verified: no digests in" in str(diff).splitlines()[0]
+    assert not diff
+    assert "not verified" not in str(diff_checkpoints(state, tmp_path / "ours.safetensors"))
 
 
 def test_diff_sees_the_smallest_bit(tmp_path):

@@ -201,9 +201,13 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
             raise sink.error or error from error
         if plain:
             file.seek(0)
-            if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+            try:
+                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+            except pickle.UnpicklingError:  # an instruction that torch has not learned
+                unsafe = ["a very large number or text"]
+            if unsafe:
                 raise CheckpointError(
-                    f"{os.fspath(path)} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) "
+                    f"{shown(path)} would hold {some(unsafe, 8)}, which torch.load(weights_only=True) "
                     "refuses to open. Use a name that ends in .safetensors, or plain values."
                 )
 

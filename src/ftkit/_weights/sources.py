@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -20,6 +21,8 @@ from ftkit._weights.tables import Entry, Reader, Table, parts_of, plain_values, 
 from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.selection import unwrap
+
+_log: Final = logging.getLogger("ftkit")
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 """A weights file of any format, an index of shards, a folder with either, a state dict, or a model."""
@@ -133,15 +136,34 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
     entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
     if lost := [name for name, file in homes.items() if name not in entries[file]]:
         raise CheckpointError(f"{shown(homes[lost[0]])} does not hold {lost[0]!r}, which {shown(path.name)} says is there.")
+    for file, inside in entries.items():
+        if doubled := next((name for name in inside if homes.get(name, file) != file), None):
+            raise CheckpointError(
+                f"{shown(file)} and {shown(homes[doubled])} both hold {doubled!r}, which {shown(path.name)} says is in the "
+                "latter: the shards are of two models, or of two ways to cut one. Take them all from one place."
+            )
+    table = {name: entries[file][name] for name, file in homes.items()}
+    _check_size(path, metadata.get("total_size"), table.values())
     return Source(
         str(path),
         f"{len(shards)} shards",
-        [Table((), {name: entries[file][name] for name, file in homes.items()})],
+        [Table((), table)],
         metadata,
         all(shard.verified for shard in shards.values()),
         list(dict.fromkeys(name for shard in shards.values() for name in shard.wanted)),
         list(dict.fromkeys(kind for shard in shards.values() for kind in shard.rare)),
     )
+
+
+def _check_size(path: Path, declared: object, entries: Iterable[Entry]) -> None:
+    """Say that an index declares another size than its shards have. A tied tensor may count once, or once a name."""
+    sizes = [((entry.read, getattr(entry.stored, "storage", entry.stored)), entry.nbytes) for entry in entries]
+    least, most = sum(dict(sizes).values()), sum(nbytes for _, nbytes in sizes)
+    if isinstance(declared, int | float) and not least <= declared <= most:
+        _log.warning(
+            "%s declares %s bytes, and its shards hold %s: it was written for other files, or some were replaced.",
+            *(shown(path), shown(declared), f"{most:,}"),
+        )
 
 
 def _shard(index: Path, file: str) -> Path:
