@@ -10,6 +10,7 @@ from torch import nn
 from ftkit import (
     diff_checkpoints,
     inspect_checkpoint,
+    load_weights,
     save_weights,
 )
 from ftkit.errors import CheckpointError, DamagedFileError
@@ -30,6 +31,34 @@ def test_inspect(tmp_path):
     assert info.tensors["model.stem.weight"] == ((4, 3, 3, 3), torch.float32)
     assert f"{Net.__module__}.Net" in info.wanted
     assert "would run code" in str(info)
+
+
+def test_inspect_lists_what_optimizers_keep(tmp_path):
+    """An optimizer keeps its tensors under the numbers of parameters: alone or beside weights, they are listed."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    info = inspect_checkpoint(tmp_path / "optimizer.pt")
+    assert info.tensors["state.0.exp_avg"] == ((2, 3), torch.float32)
+    assert (len(info.tensors), info.nbytes) == (6, 2 * (24 + 8) + 2 * 4)  # two moments of each, and a step
+    both = inspect_checkpoint(tmp_path / "both.pt").tensors
+    assert both.keys() == {"model.weight", "model.bias"} | {f"optimizer.{name}" for name in info.tensors}
+    assert not diff_checkpoints(tmp_path / "optimizer.pt", tmp_path / "optimizer.pt")
+
+
+def test_what_optimizers_keep_is_no_weight(tmp_path):
+    """Weights beside an optimizer's tensors load as before; an optimizer alone does not fit."""
+    model = nn.Linear(3, 2)
+    kept = {"state": {0: {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}}
+    torch.save(model.state_dict() | {"optimizer": kept}, tmp_path / "flat.pt")
+    report = load_weights(nn.Linear(3, 2), tmp_path / "flat.pt")
+    assert (len(report.loaded_keys), report.unexpected_keys) == (2, [])
+    torch.save(kept, tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_weights(nn.Linear(3, 2), tmp_path / "optimizer.pt")
 
 
 def test_inspect_is_short(tmp_path):

@@ -91,7 +91,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           bias    float32   [2]
     """
     with open_source(Path(path)) as source:
-        entries = source.tables[0].entries if source.tables else {}
+        entries = source.tables[0].entries | source.tables[0].numbered if source.tables else {}
         return CheckpointInfo(
             path=source.name,
             format=source.format,

@@ -18,6 +18,7 @@ from ftkit._pickles.admission import Allowed
 from ftkit._pickles.gate import load_pickle, save_pickle
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
+from ftkit._tensors.pytree import unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
@@ -220,8 +221,11 @@ def plan_weights(
     _refuse_kinds(match)
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
-    if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
-        raise CheckpointError(f"{shown(opened.name)} holds only what fine-tuning changed. Use load_delta(model, path).")
+    if strict and not perfect and (reader := _reads_delta(opened.metadata)):
+        raise CheckpointError(
+            f"{shown(opened.name)} holds only what fine-tuning changed. Give {reader} the pretrained model, which it compares "
+            "with the one that the file was made from."
+        )
     _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
 
     def load() -> LoadReport:
@@ -321,6 +325,15 @@ def _refuse_empty(source: Source) -> None:
     elif source.rare:
         reason = f" but {' and '.join(source.rare)} ones, which load_model(path) opens"
     raise CheckpointError(f"{shown(source.name)} holds no tensors{reason}.")
+
+
+def _reads_delta(metadata: Mapping[str, Any]) -> str:
+    """What reads a file that is a delta; "" for any other."""
+    if "ftkit.delta" in metadata:
+        return "load_delta(model, path)"
+    run = metadata.get("ftkit.checkpoint")
+    is_delta = isinstance(run, str) and "delta" in (unpack({}, run) or {})
+    return "load_checkpoint(path, model=model)" if is_delta else ""
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
