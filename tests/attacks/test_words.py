@@ -55,7 +55,10 @@ def with_attributes(path: Path) -> None:
 
 def as_index(path: Path) -> None:
     save_file({EVIL: torch.ones(2)}, path.with_name("a.safetensors"))
-    index = {"metadata": {EVIL: EVIL, "total_size": 9}, "weight_map": {EVIL: "a.safetensors", "w": f"{EVIL}.safetensors"}}
+    index = {
+        "metadata": {EVIL: EVIL, "total_size": 9},
+        "weight_map": {EVIL: "a.safetensors", "w": f"{EVIL}.safetensors"},
+    }
     path.with_name("x.json").write_text(json.dumps(index))
     as_safetensors(path)
 

@@ -1,8 +1,8 @@
 """What may be admitted from a pickle, judged by what a name is: classes that models are made of, and no other code.
 
-Whoever makes a file chooses the arguments of every call in it. So no function is ever called, whoever wrote it; functions
-are admitted as values alone, as a layer keeps its activation. Of what Python, torch and numpy bring, nothing is admitted
-but what is known to be harmless. All else is the user's own, and the user's decision.
+Whoever makes a file chooses the arguments of every call in it. So no function is ever called, whoever wrote it;
+functions are admitted as values alone, as a layer keeps its activation. Of what Python, torch and numpy bring, nothing
+is admitted but what is known to be harmless. All else is the user's own, and the user's decision.
 """
 
 from __future__ import annotations
@@ -58,9 +58,11 @@ def may_be(name: str, thing: object) -> bool:
         return own_module or all(_is_users(one) or one in _HOLDERS or one.startswith(_PARTS) for one in names)
     if isinstance(thing, types.FunctionType):
         return all(_is_users(one) or one.startswith(_FUNCTIONS) for one in names)
-    return isinstance(thing, types.BuiltinFunctionType) and names[0].startswith(_FUNCTIONS) and vars(torch._C._nn).get(
-        name.rpartition(".")[2]
-    ) is thing
+    return (
+        isinstance(thing, types.BuiltinFunctionType)
+        and names[0].startswith(_FUNCTIONS)
+        and vars(torch._C._nn).get(name.rpartition(".")[2]) is thing
+    )
 
 
 def may_be_called(thing: object, *, bare: bool) -> bool:
@@ -84,11 +86,12 @@ def _named(thing: Allowed) -> tuple[str, Any]:
             return thing, pkgutil.resolve_name(thing) if _may_be_by_name(thing) else None
         except (AttributeError, ImportError, ValueError) as error:
             raise CheckpointError(
-                f"allow names {shown(thing)!r}, which can't be imported. Give the full dotted name, or the class itself."
+                f"allow names {shown(thing)!r}, which can't be imported. Give its full dotted name, or the class."
             ) from error
-    if not callable(thing) or not hasattr(thing, "__qualname__"):
+    name = getattr(thing, "__qualname__", None)
+    if name is None:
         raise CheckpointError(f"allow holds a {type(thing).__name__}. Give classes, or their full dotted names.")
-    return f"{thing.__module__}.{thing.__qualname__}", thing
+    return f"{thing.__module__}.{name}", thing
 
 
 def _is_users(name: str) -> bool:

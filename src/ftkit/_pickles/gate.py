@@ -131,7 +131,7 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
     calls = (one for one in _parts(file.tree) if isinstance(one, Foreign)) if known else ()
     if called := {one.name: None for one in calls if not _is_made(one, known)}:
         raise UntrustedFileError(
-            f"{shown(file.path)} would call {some([*called], 6)}, and allow= admits no more than making objects of classes. "
+            f"{file.path} would call {some([*called], 6)}, and allow= admits no more than making objects of classes. "
             "If you made the file, load_model(path, trusted=True) opens it."
         )
     if file.rare:
@@ -140,7 +140,7 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
         return _Maker(file.read_storages(), known).make(file.tree)
     except _ERRORS as error:
         raise CheckpointError(
-            f"{shown(file.path)} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
+            f"{file.path} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
             "written with other versions of its classes. load_weights(model, path) reads its weights alone."
         ) from error
 
@@ -154,7 +154,7 @@ def _is_made(call: Foreign, known: Mapping[str, Any]) -> bool:
 
 
 def _load_by_torch(file: PickleFile, known: Mapping[str, Any]) -> Any:
-    """Have torch make what holds rarer kinds of tensors. It would call functions, so it gets to know of classes alone."""
+    """Have torch make what holds rarer kinds of tensors. It would call functions, so it gets to know classes alone."""
     safe: list[Any] = [(known[name], name) for name in file.wanted if isinstance(known[name], type)]
     with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
@@ -162,7 +162,7 @@ def _load_by_torch(file: PickleFile, known: Mapping[str, Any]) -> Any:
             return torch.load(whole, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError) as error:
             raise UntrustedFileError(
-                f"{shown(file.path)} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
+                f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
                 "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
                 "load_model(path, trusted=True) opens it. Dense weights need no trust: load_weights(model, path)."
             ) from error
@@ -243,7 +243,7 @@ def _refusal(path: str, wanted: list[str]) -> str:
             "If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. "
             "Weights alone need no trust: load_weights(model, path)."
         )
-    return f"Opening {shown(path)} would run code. Beyond plain data and tensors it wants:{listed}{more}\n{advice}"
+    return f"Opening {path} would run code. Beyond plain data and tensors it wants:{listed}{more}\n{advice}"
 
 
 class _Maker:

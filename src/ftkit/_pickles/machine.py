@@ -552,8 +552,9 @@ def _device(kind: str, index: int | None = None) -> torch.device:
 
 def _path(name: str) -> Callable[..., Any]:
     """Make paths; one that can be opened on another kind of system is a name here."""
-    kind = NAMED[f"pathlib.{name}"]
-    return NAMED[f"pathlib.Pure{name}"] if name in ("PosixPath", "WindowsPath") and kind is not type(Path()) else kind
+    foreign = name in ("PosixPath", "WindowsPath") and NAMED[f"pathlib.{name}"] is not type(Path())
+    kind: Callable[..., Any] = NAMED[f"pathlib.Pure{name}" if foreign else f"pathlib.{name}"]
+    return kind
 
 
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import collections
-import datetime
+import datetime as dt
 import decimal
 import fractions
 import pathlib
@@ -21,9 +21,25 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-_PLAIN: Final = (object, int, float, str, bool, bytes, bytearray, list, dict, set, frozenset, tuple, complex, range, slice)
+_PLAIN: Final = (
+    object,
+    int,
+    float,
+    str,
+    bool,
+    bytes,
+    bytearray,
+    list,
+    dict,
+    set,
+    frozenset,
+    tuple,
+    complex,
+    range,
+    slice,
+)
 _TABLES: Final = (collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque)
-_TIMES: Final = (datetime.date, datetime.datetime, datetime.time, datetime.timedelta, datetime.timezone)
+_TIMES: Final = (dt.date, dt.datetime, dt.time, dt.timedelta, dt.timezone)
 _OBJECTS: Final = (argparse.Namespace, types.SimpleNamespace, uuid.UUID, decimal.Decimal)
 _PATHS: Final = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path", "PurePath")
 _TORCHS: Final = (torch.Tensor, torch.Size, torch.device, torch.dtype, torch.nn.Parameter)
@@ -42,7 +58,11 @@ NAMED: Final[dict[str, Any]] = {
     **{f"{module}.{name}": getattr(pathlib, name) for module in ("pathlib", "pathlib._local") for name in _PATHS},
     **{f"torch.{name}": kind for name, kind in vars(torch).items() if name.endswith("Storage")},
     "torch.storage.UntypedStorage": torch.UntypedStorage,
-    **{f"numpy.{name}": kind for name, kind in vars(np).items() if isinstance(kind, type) and issubclass(kind, np.generic)},
+    **{
+        f"numpy.{name}": kind
+        for name, kind in vars(np).items()
+        if isinstance(kind, type) and issubclass(kind, np.generic)
+    },
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
 }
@@ -83,7 +103,9 @@ PLAIN_NAMES: Final = frozenset((*NAMED, *CALLED, *_ARRAYS))
 """The names that need no trust."""
 
 _CODE: Final = re.compile(r"[<>=|]?[?a-zA-Z]\d{0,9}")  # of a simple type; numpy understands far more
-_HELD: Final = "biufcSUMmV"  # kinds whose values are their bytes; of others, objects are read, and the rest are pointers
+_HELD: Final = (
+    "biufcSUMmV"  # kinds whose values are their bytes; of others, objects are read, and the rest are pointers
+)
 _ALIGNED: Final = 0x80
 
 
@@ -102,18 +124,19 @@ def numpy_value(node: Any, make: Callable[[Any], Any] | None = None) -> Any:
     Raises:
         TypeError: Or a ``ValueError``, ``LookupError``: It is none, or makes no sense.
     """
-    match _ARRAYS.get(node.name), node.args, node.state:
+    record: Any = (_ARRAYS.get(node.name), node.args, node.state)
+    match record:
         case "dtype", _, _:
             return _dtype(node)
         case "multiarray.scalar", (dtype, bytes() as data), _:
             return _array((), _dtype(dtype), data)[()]
-        case "numeric._frombuffer", (bytes() | bytearray() as data, dtype, tuple() as shape, "C" | "F" as order), _:
-            return _array(shape, _dtype(dtype), data, order)
+        case "numeric._frombuffer", (bytes() | bytearray() as data, dtype, tuple() as shape, "C" | "F" as way), _:
+            return _array(shape, _dtype(dtype), data, way)
         case "multiarray._reconstruct", (kind, *_), (_, tuple() as shape, dtype, fortran, data) if (
             getattr(kind, "name", None) == "numpy.ndarray"
         ):
-            order = "F" if fortran else "C"
-            if isinstance(data, list) and make is not None and _dtype(dtype) == object:
+            order: Any = "F" if fortran else "C"
+            if isinstance(data, list) and make is not None and _dtype(dtype).kind == "O":
                 objects = np.empty(len(data), object)
                 for at, part in enumerate(data):
                     objects[at] = make(part)
@@ -151,7 +174,8 @@ def _dtype(node: Any) -> np.dtype[Any]:
                 "offsets": [part[1] for part in parts],
                 "itemsize": size,
             }
-            return np.dtype(spec, align=bool(flags & _ALIGNED))
+            structure: np.dtype[Any] = np.dtype(spec, align=bool(flags & _ALIGNED))
+            return structure
         case (_, order, None, None, None, _, _, _, (_, (bytes(unit), int(count), *_))):
             known = f"{code}[{count}{unit.decode()}]" if unit != b"generic" else code
             return _ordered(np.dtype(known), order)

@@ -65,7 +65,9 @@ class CheckpointInfo:
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
         width = max((len(shown(name)) for name in self.tensors), default=0)
-        rows = [f"  {shown(name):{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
+        rows = [
+            f"  {shown(name):{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()
+        ]
         if len(rows) > 2 * _ENDS:
             rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
         yield from rows
@@ -136,8 +138,7 @@ class CheckpointDiff:
         reshaped: Names in both with another shape or type, with what they were and are.
         only_in_a: Names that went.
         only_in_b: Names that came.
-        unverified: Those of the two that hold no digests or checksums, so that damage in them would pass for a change, or
-            for none.
+        unverified: Those of the two that hold no digests or checksums: damage in them would pass for a change.
     """
 
     a: str
@@ -163,7 +164,8 @@ class CheckpointDiff:
 
     def _lines(self) -> Iterator[str]:
         doubt = f" (not verified: no digests in {some(self.unverified, 2)})" if self.unverified else ""
-        yield f"{shown(self.a)} -> {shown(self.b)}: {len(self.same)} tensors identical, {len(self.changed)} changed{doubt}"
+        counts = f"{len(self.same)} tensors identical, {len(self.changed)} changed"
+        yield f"{shown(self.a)} -> {shown(self.b)}: {counts}{doubt}"
         yield from _first([f"  {change}" for change in self.changed])
         yield from _first([f"  {shown(name)}  was {was}, is {now}" for name, was, now in self.reshaped])
         yield from _first([f"  {shown(name)}  went" for name in self.only_in_a])
@@ -222,12 +224,14 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
-        raise CheckpointError(f"{shown(first.name)} and {shown(second.name)} have not a single tensor's name in common.")
+        raise CheckpointError(
+            f"{shown(first.name)} and {shown(second.name)} have not a single tensor's name in common."
+        )
     return best[0].entries, best[1].entries
 
 
 def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
-    """How much a tensor changed, or ``None`` if it is the same, bit for bit. Digests alone would prove nothing of bytes."""
+    """How much a tensor changed, or ``None`` if it is the same, bit for bit. Digests alone prove nothing of bytes."""
     before, after = _read(old), _read(new)
     if torch.equal(_bits(before), _bits(after)):
         return None

@@ -219,13 +219,13 @@ def plan_weights(
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
-    if places.elsewhere or (places.translates and not perfect):
-        return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
     if strict and not perfect and (reader := _reads_delta(opened.metadata)):
         raise CheckpointError(
-            f"{shown(opened.name)} holds only what fine-tuning changed. Give {reader} the pretrained model, which it compares "
-            "with the one that the file was made from."
+            f"{shown(opened.name)} holds only what fine-tuning changed. Give {reader} the pretrained model, which it "
+            "compares with the one that the file was made from."
         )
+    if places.elsewhere or (places.translates and not perfect):
+        return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
     _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
 
     def load() -> LoadReport:
@@ -266,8 +266,8 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
         trusted: Open it whatever it wants. Its code then runs with your rights.
         allow: Classes and functions to admit: themselves, or their full dotted names. Objects are made of classes by
             ``__new__``, ``__setstate__`` and, unless they are modules, their constructor, with data from the file; no
-            instance is called and no property set. Functions are admitted as values, and never called. Nothing of Python,
-            torch or numpy that could run, open or import something is admitted.
+            instance is called and no property set. Functions are admitted as values, and never called. Nothing of
+            Python, torch or numpy that could run, open or import something is admitted.
 
     Returns:
         What the file holds. A file of plain tensors, which needs no trust, comes back as the table it is.
@@ -421,7 +421,9 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
         model.load_state_dict(before, strict=False, assign=empty)
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"The {places.kind}'s own load_state_dict refuses {shown(report.source)}: {error}") from error
+        raise CheckpointError(
+            f"The {places.kind}'s own load_state_dict refuses {shown(report.source)}: {error}"
+        ) from error
     return replace(
         report,
         loaded_keys=[name for name in model.state_dict() if name not in result.missing_keys],

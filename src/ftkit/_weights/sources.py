@@ -135,12 +135,14 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
     shards = {file: _of_file(_shard(path, file), files) for file in dict.fromkeys(homes.values())}
     entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
     if lost := [name for name, file in homes.items() if name not in entries[file]]:
-        raise CheckpointError(f"{shown(homes[lost[0]])} does not hold {lost[0]!r}, which {shown(path.name)} says is there.")
+        raise CheckpointError(
+            f"{shown(homes[lost[0]])} does not hold {lost[0]!r}, which {shown(path.name)} says is there."
+        )
     for file, inside in entries.items():
         if doubled := next((name for name in inside if homes.get(name, file) != file), None):
             raise CheckpointError(
-                f"{shown(file)} and {shown(homes[doubled])} both hold {doubled!r}, which {shown(path.name)} says is in the "
-                "latter: the shards are of two models, or of two ways to cut one. Take them all from one place."
+                f"{shown(file)} and {shown(homes[doubled])} both hold {doubled!r}, which {shown(path.name)} says is in "
+                "the latter: the shards are of two models, or of two ways to cut one. Take them all from one place."
             )
     table = {name: entries[file][name] for name, file in homes.items()}
     _check_size(path, metadata.get("total_size"), table.values())
@@ -170,7 +172,9 @@ def _shard(index: Path, file: str) -> Path:
     if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
         raise CheckpointError(f"{shown(index)} names a shard {file!r}; a shard is a weights file beside its index.")
     if not (index.parent / file).is_file():
-        raise CheckpointError(f"The shard {shown(file)} that {shown(index.name)} names is missing from {shown(index.parent)}.")
+        raise CheckpointError(
+            f"The shard {shown(file)} that {shown(index.name)} names is missing from {shown(index.parent)}."
+        )
     return index.parent / file
 
 
