@@ -254,3 +254,14 @@ def test_functions_are_values(tmp_path):
     assert back.sizes.size == 3
     with pytest.raises(CheckpointError, match="allow holds a int"):
         load_model(tmp_path / "x.pt", allow=[5])
+
+
+def test_what_is_set_on_a_tensor_is_not_called_either(tmp_path):
+    """A call that hides in the attributes of a parameter is refused like any other."""
+    ran.clear()
+    weight = nn.Parameter(torch.ones(2))
+    weight.note = [Call(helper, "a")]
+    torch.save({"w": weight}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path / "x.pt", allow=[helper])
+    assert ran == []

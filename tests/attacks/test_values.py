@@ -25,6 +25,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ftkit import inspect_checkpoint, load_checkpoint, load_model, load_weights, save_checkpoint
+from ftkit._pickles.machine import Foreign, Global
+from ftkit._pickles.values import numpy_value
 from ftkit.errors import CheckpointError
 
 
@@ -396,3 +398,45 @@ def test_our_own_checkpoints_keep_a_value_or_refuse_it(tmp_path: Path, value: An
         assert same(back, torch.load(tmp_path / name, weights_only=False)["given"][0])
     else:
         assert same(back, without_history(value)), (back, value)
+
+
+def test_what_is_shared_is_shared_or_left_out_with_all_that_shares_it(tmp_path):
+    """One thing in two entries is one thing again; of one that can't be made, no half is left behind."""
+    good, bad = [torch.ones(1)], [1, np.ma.array([1]), 2]
+    bad_object = np.empty(1, object)
+    bad_object[0] = np.dtypes.StringDType() if hasattr(np.dtypes, "StringDType") else function
+    circle: list[Any] = []
+    circle.append((circle, {"again": circle}))
+    saved(tmp_path / "x.pt", [good, [good], bad, [bad], bad_object, circle, {"all": bad_object}], (4, True))
+    extra, lines = loaded(tmp_path / "x.pt")
+    assert extra.keys() == {"value 0", "value 1", "value 5"}
+    assert extra["value 1"][0] is extra["value 0"]
+    again = extra["value 5"]
+    assert again[0][0] is again[0][1]["again"] is again
+    assert len(lines) == 4
+
+
+def test_small_files_make_no_large_values(tmp_path):
+    """Calls of plain classes that would take forever, or all memory, are left out."""
+    number = b"\x8a\x08" + b"\xff" * 7 + b"\x00"
+    for call in (
+        b"ccollections\ndeque\nc__builtin__\nxrange\n" + number + b"\x85R\x85R",
+        b"cfractions\nFraction\n\x8c\x0b1e999999999\x85R",
+        b"cfractions\nFraction\n" + number + b"\x8c\x011\x86R",
+    ):
+        path = tmp_path / "x.pkl"
+        path.write_bytes(b"\x80\x04}\x8c\x01x" + call + b"s.")
+        with pytest.raises(CheckpointError):
+            load_model(path)
+        assert inspect_checkpoint(path).tensors == {}
+
+
+def test_types_within_types_have_an_end():
+    """A type whose fields are twice the type before would have 2**60 fields after sixty levels."""
+    node = Foreign("numpy.dtype", Global("numpy.dtype"), ("i4", False, True))
+    for _ in range(60):
+        fields = {"a": (node, 0), "b": (node, 0)}
+        state = (3, "|", None, ("a", "b"), fields, 4, 1, 0)
+        node = Foreign("numpy.dtype", Global("numpy.dtype"), ("V4", False, True), state=state)
+    with pytest.raises(ValueError, match="too many fields"):
+        numpy_value(node)

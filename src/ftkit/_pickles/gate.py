@@ -15,7 +15,7 @@ import pickle
 import types
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
 from typing import Any, BinaryIO, Final
 
 import torch
@@ -63,7 +63,7 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
             f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
             "load_weights(model, path) reads its weights without running any."
         )
-    if trusted and any(isinstance(one, Foreign | Global) for one in _parts(file.tree)):
+    if trusted and (file.wanted or file.rare or any(isinstance(one, Foreign | Global) for one in _parts(file.tree))):
         with file.verified_whole() as whole:
             if isinstance(file, PlainPickle):
                 return pickle.load(whole)  # noqa: S301  (the caller trusts it)
@@ -75,21 +75,21 @@ def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     """Return what a file holds, as :func:`load_pickle` does, but leave out what only code could make.
 
     Returns:
-        What it holds. If that is a table, the entries that need no code; and for each of the others, the classes and
-        functions that it wants.
+        What it holds. If that is a table, the entries that need no code; and for each of the others, what it wants. Of
+        tensors, what was set on them is left out in the same way.
 
     Raises:
         UntrustedFileError: It is no table, and wants code.
         DamagedFileError: It is not whole, or some bytes are not the ones that were written.
 
     Example:
-        >>> import argparse, torch
+        >>> import torch
         >>> from ftkit._formats import open_file
         >>> from ftkit._pickles.gate import load_parts
-        >>> torch.save({"epoch": 3, "args": argparse.Namespace(lr=0.1)}, "theirs.pt")
+        >>> torch.save({"epoch": 3, "layer": torch.nn.Identity()}, "theirs.pt")
         >>> with open_file("theirs.pt") as file:
         ...     load_parts(file)
-        ({'epoch': 3}, {'args': ['argparse.Namespace']})
+        ({'epoch': 3}, {'layer': ['torch.nn.modules.linear.Identity']})
     """
     if file.script or not isinstance(file.tree, dict):
         return load_pickle(file), {}
@@ -323,7 +323,7 @@ class _Maker:
         made = self._made[id(node)] = tensor_in(self._memory[node.storage], node)
         if node.kind:
             with self._or_left_out("the class of a tensor"):
-                made = self._made[id(node)] = made.as_subclass(self.make(Global(node.kind)))
+                made = self._made[id(node)] = made.as_subclass(self._new(Global(node.kind)))
         state = node.state if isinstance(node.state, tuple) else (node.state, None)
         for attributes in state:
             for name, value in (attributes or {}).items():
@@ -333,7 +333,7 @@ class _Maker:
 
     def _call(self, node: Foreign) -> Any:
         function = self._known.get(node.name, CALLED.get(node.name))
-        if function is None or not isinstance(node.function, Global):
+        if function is None or not _is_made(node, self._known):
             raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
         args = self.make(node.args)
         keywords = {name: self.make(value) for name, value in node.keywords.items()}
@@ -348,8 +348,10 @@ class _Maker:
         for item in node.items:
             if isinstance(made, dict):
                 made[self.make(item[0])] = self.make(item[1])
-            else:
+            elif isinstance(made, MutableSequence):
                 made.append(self.make(item))
+            else:
+                raise TypeError(f"items for a {type(made).__name__}")
         return made
 
 

@@ -15,7 +15,7 @@ import pathlib
 import re
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -70,10 +70,18 @@ NAMED: Final[dict[str, Any]] = {
 
 
 def _fraction(*parts: Any) -> fractions.Fraction:
-    # A text may have an exponent, which is a few letters and any size.
-    if all(type(part) is int or (type(part) is str and re.fullmatch(r"-?\d+(/\d+)?", part)) for part in parts):
-        return fractions.Fraction(*parts)
-    raise ValueError("a fraction of something else than numbers")
+    # A text may have an exponent, which is a few letters and any size; long numbers take forever to be reduced.
+    for part in parts:
+        short = type(part) is int and part.bit_length() < _MAX_BITS
+        if not (short or (type(part) is str and re.fullmatch(r"-?\d+(/\d+)?", part))):
+            raise ValueError("a fraction of something else than numbers")
+    return fractions.Fraction(*parts)
+
+
+def _deque(items: Any = (), most: int | None = None) -> collections.deque[Any]:
+    if not isinstance(items, list | tuple):  # a range has any length
+        raise TypeError("a deque of something else than a list")
+    return collections.deque(items, most)
 
 
 def _type(value: Any) -> type:
@@ -86,8 +94,9 @@ def _type(value: Any) -> type:
 CALLED: Final[dict[str, Callable[..., Any]]] = {
     **{
         f"{kind.__module__}.{kind.__qualname__}": kind
-        for kind in (range, slice, collections.deque, collections.defaultdict, *_TIMES, *_OBJECTS)
+        for kind in (range, slice, collections.defaultdict, *_TIMES, *_OBJECTS)
     },
+    "collections.deque": _deque,
     "fractions.Fraction": _fraction,
     "builtins.type": _type,
 }
@@ -107,6 +116,8 @@ _HELD: Final = (
     "biufcSUMmV"  # kinds whose values are their bytes; of others, objects are read, and the rest are pointers
 )
 _ALIGNED: Final = 0x80
+_MAX_FIELDS: Final = 100  # of a type, those of types in it included: one may stand in itself twice, and so on
+_MAX_BITS: Final = 10_000
 
 
 def is_of_numpy(name: str) -> bool:
@@ -155,7 +166,10 @@ def _array(shape: tuple[int, ...], dtype: np.dtype[Any], data: Any, order: Any =
     return array.copy(order="K")
 
 
-def _dtype(node: Any) -> np.dtype[Any]:
+def _dtype(node: Any, room: Iterator[int] | None = None) -> np.dtype[Any]:
+    room = iter(range(_MAX_FIELDS)) if room is None else room
+    if next(room, None) is None:
+        raise ValueError("an array in it is of a type of too many fields")
     match getattr(node, "name", None), getattr(node, "args", ()), getattr(node, "state", None):
         case "numpy.dtype", (str(code), *_), state if _CODE.fullmatch(code):
             pass
@@ -163,14 +177,14 @@ def _dtype(node: Any) -> np.dtype[Any]:
             raise TypeError("an array in it has no type")
     match state:
         case (_, _, (inner, shape), None, None, *_):
-            return np.dtype((_dtype(inner), shape))
+            return np.dtype((_dtype(inner, room), shape))
         case (_, _, None, tuple() as names, dict() as fields, int(size), _, int(flags), *_):
             parts = [fields[name] for name in names]
             if any(len(part) != 2 for part in parts):
                 raise TypeError("a type in it whose parts have titles")
             spec: Any = {
                 "names": list(names),
-                "formats": [_dtype(part[0]) for part in parts],
+                "formats": [_dtype(part[0], room) for part in parts],
                 "offsets": [part[1] for part in parts],
                 "itemsize": size,
             }
