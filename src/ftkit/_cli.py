@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import ftkit
 from ftkit._reports import Report
+from ftkit._wording import harmless
 from ftkit.errors import FtkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -52,16 +53,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FtkitError, OSError) as error:
-        sys.stderr.write(f"ftkit: {' '.join(str(error).split())}\n")
+        sys.stderr.write(f"ftkit: {_in_one_line(error)}\n")
         return _FAILED
     except KeyboardInterrupt:
         return 130  # as shells say it
     return _FOUND if found else 0
 
 
+def _in_one_line(message: object) -> str:
+    return harmless(" ".join(str(message).split()))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(_FAILED, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(_FAILED, f"{self.prog}: {_in_one_line(message)} (see {self.prog} --help)\n")
 
     def _check_value(self, action: argparse.Action, value: str) -> None:  # argparse itself suggests names from 3.14 on
         if action.choices is not None and value not in action.choices:

@@ -19,6 +19,7 @@ from ftkit._pickles.machine import LEGACY_MAGIC
 from ftkit._pickles.torchfiles import LegacyPickle, PickleFile, PlainPickle, TarPickle, ZipPickle
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import SafetensorsFile
+from ftkit._wording import shown
 from ftkit.errors import CheckpointError, did_you_mean
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
@@ -97,13 +98,13 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
             file = opened.enter_context(io.FileIO(name))
             start = file.read(_LOOKED_AT)
         except FileNotFoundError as error:
-            raise CheckpointError(f"There is no file {name}.{_beside(Path(name))}") from error
+            raise CheckpointError(f"There is no file {shown(name)}.{_beside(Path(name))}") from error
         except OSError as error:
-            raise CheckpointError(f"Can't open {name}: {error.strerror}.") from error
+            raise CheckpointError(f"Can't open {shown(name)}: {error.strerror}.") from error
         reader = next((reader for begins, reader in FORMATS if begins(start)), None)
         if reader is None:
             looks = next((advice for begins, advice in _OTHERS if begins(start)), f"It starts with {start[:16]!r}.")
-            raise CheckpointError(f"{name} is no weights file. {looks}")
+            raise CheckpointError(f"{shown(name)} is no weights file. {looks}")
         weights = reader(file)
         opened.pop_all()  # the reader closes it
     return weights

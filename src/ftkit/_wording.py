@@ -17,7 +17,7 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
-    """Write the first few of a list, and how many more there are.
+    """Write the first few of a list, as a terminal can show them, and how many more there are.
 
     Example:
         >>> from ftkit._wording import some
@@ -25,7 +25,7 @@ def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
         'ant, bee and 2 more'
     """
     more = f" and {len(items) - most:,} more" if len(items) > most else ""
-    return separator.join(map(str, items[:most])) + more
+    return separator.join(map(shown, items[:most])) + more
 
 
 def shown(text: object, most: int = 200) -> str:
@@ -44,9 +44,23 @@ def shown(text: object, most: int = 200) -> str:
     words = str(text)
     if len(words) > most:
         words = f"{words[: most // 2]}...{words[most // 2 + 3 - most :]}"
-    return "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in words
-    )
+    return "".join(map(_escaped, words))
+
+
+def harmless(text: str) -> str:
+    r"""Write a text of several lines such that a terminal only shows it, whatever words it quotes.
+
+    Example:
+        >>> from ftkit._wording import harmless
+        >>> print(harmless("two lines,\nand no \x1b[2J"))
+        two lines,
+        and no \x1b[2J
+    """
+    return text if text.isprintable() else "\n".join("".join(map(_escaped, line)) for line in text.split("\n"))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def in_units(count: float) -> str:

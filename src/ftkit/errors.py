@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from ftkit._wording import harmless
+
 __all__ = [
     "ArchiveError",
     "CheckpointError",
@@ -34,6 +36,9 @@ class FtkitError(Exception):
         SelectionError
     """
 
+    def __str__(self) -> str:
+        return harmless(super().__str__())  # it may quote a file's words
+
 
 class SelectionError(FtkitError, LookupError):
     """A selector matches nothing in the model, or is not a selector."""
@@ -47,7 +52,7 @@ class FileWriteError(FtkitError, OSError):
     """A file could not be written. What stood under its name before is intact."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # OSError would print errno and path alone
+        return harmless(str(self.args[0]))  # OSError would print errno and path alone
 
 
 class CheckpointError(FtkitError):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ftkit import (
     diff_checkpoints,
     inspect_checkpoint,
+    load_weights,
     save_weights,
 )
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, DamagedFileError
 from tests.weights.nets import Net, filled
 
 
@@ -29,6 +31,34 @@ def test_inspect(tmp_path):
     assert info.tensors["model.stem.weight"] == ((4, 3, 3, 3), torch.float32)
     assert f"{Net.__module__}.Net" in info.wanted
     assert "would run code" in str(info)
+
+
+def test_inspect_lists_what_optimizers_keep(tmp_path):
+    """An optimizer keeps its tensors under the numbers of parameters: alone or beside weights, they are listed."""
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "both.pt")
+    info = inspect_checkpoint(tmp_path / "optimizer.pt")
+    assert info.tensors["state.0.exp_avg"] == ((2, 3), torch.float32)
+    assert (len(info.tensors), info.nbytes) == (6, 2 * (24 + 8) + 2 * 4)  # two moments of each, and a step
+    both = inspect_checkpoint(tmp_path / "both.pt").tensors
+    assert both.keys() == {"model.weight", "model.bias"} | {f"optimizer.{name}" for name in info.tensors}
+    assert not diff_checkpoints(tmp_path / "optimizer.pt", tmp_path / "optimizer.pt")
+
+
+def test_what_optimizers_keep_is_no_weight(tmp_path):
+    """Weights beside an optimizer's tensors load as before; an optimizer alone does not fit."""
+    model = nn.Linear(3, 2)
+    kept = {"state": {0: {"weight": torch.ones(2, 3), "bias": torch.ones(2)}}}
+    torch.save(model.state_dict() | {"optimizer": kept}, tmp_path / "flat.pt")
+    report = load_weights(nn.Linear(3, 2), tmp_path / "flat.pt")
+    assert (len(report.loaded_keys), report.unexpected_keys) == (2, [])
+    torch.save(kept, tmp_path / "optimizer.pt")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_weights(nn.Linear(3, 2), tmp_path / "optimizer.pt")
 
 
 def test_inspect_is_short(tmp_path):
@@ -57,6 +87,38 @@ def test_diff(tmp_path, names):
     assert "stem.weight" in diff.same
     assert bool(diff)
     assert "by up to 0.5" in str(diff)
+
+
+def flipped(path, values):
+    """Damage a file where these values lie in it."""
+    data = bytearray(path.read_bytes())
+    data[data.index(values.numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("names", [("a.safetensors", "b.safetensors"), ("a.pt", "b.pt"), ("a.safetensors", "b.pt")])
+def test_a_diff_is_no_proof_of_damaged_files(tmp_path, names):
+    """A byte that changed on the disk is noticed in either file, though digests and checksums agree."""
+    state = {"w": torch.randn(99), "b": torch.ones(2)}
+    for damaged in names:
+        for name in names:
+            save_weights(state, tmp_path / name)
+        assert not diff_checkpoints(*(tmp_path / name for name in names)).unverified
+        flipped(tmp_path / damaged, state["w"])
+        with pytest.raises(DamagedFileError):
+            diff_checkpoints(*(tmp_path / name for name in names))
+
+
+def test_a_diff_without_digests_says_so_at_once(tmp_path):
+    """Where a file has no digests, nobody can tell damage from a change: the first line says it."""
+    state = {"w": torch.randn(99), "b": torch.ones(2)}
+    save_file(state, tmp_path / "theirs.safetensors")
+    save_weights(state, tmp_path / "ours.safetensors")
+    diff = diff_checkpoints(tmp_path / "ours.safetensors", tmp_path / "theirs.safetensors")
+    assert diff.unverified == [str(tmp_path / "theirs.safetensors")]
+    assert "not verified: no digests in" in str(diff).splitlines()[0]
+    assert not diff
+    assert "not verified" not in str(diff_checkpoints(state, tmp_path / "ours.safetensors"))
 
 
 def test_diff_sees_the_smallest_bit(tmp_path):

@@ -16,8 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ftkit import (
+    freeze_except,
     load_model,
     load_weights,
+    save_checkpoint,
+    save_delta,
     save_model,
     save_weights,
 )
@@ -325,3 +328,22 @@ def test_nothing_fits_a_model_that_loads_itself():
 
     with pytest.raises(CheckpointError, match="does not fit the Own"):
         load_weights(Own(2, 2), {"other": torch.ones(2)}, strict=False)
+
+
+@pytest.mark.parametrize("head", [2, 5])
+def test_a_delta_names_its_own_reader(tmp_path, head):
+    """A delta, or a checkpoint that is one, is read by what compares the base; nobody is told how to get round that."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    base = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, head))
+    freeze_except(model, "1")
+    save_delta(model, tmp_path / "delta.safetensors")
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    save_checkpoint(tmp_path / "run.safetensors", model=model, optimizer=optimizer, delta=True)
+    readers = {"delta": r"load_delta\(model, path\)", "run": r"load_checkpoint\(path, model=model\)"}
+    for name, reader in readers.items():
+        with pytest.raises(CheckpointError, match=reader) as caught:
+            load_weights(base, tmp_path / f"{name}.safetensors")
+        assert "strict=" not in str(caught.value)
+        assert "drop_mismatched" not in str(caught.value)
+    save_checkpoint(tmp_path / "whole.safetensors", model=model, optimizer=optimizer)
+    assert len(load_weights(model, tmp_path / "whole.safetensors").loaded_keys) == 4

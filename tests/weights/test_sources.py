@@ -51,6 +51,32 @@ def test_shards(tmp_path, kind):
         load_weights(Net(), tmp_path)
 
 
+def shards(folder, contents, total_size=None):
+    """Write shards and their index, in which the last shard that holds a name has it."""
+    for file, state in contents.items():
+        save_file(state, folder / file)
+    homes = {name: file for file, state in contents.items() for name in state}
+    index = {"metadata": {} if total_size is None else {"total_size": total_size}, "weight_map": homes}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_a_name_in_two_shards_is_an_error(tmp_path):
+    """Shards of two models beside each other are noticed: nobody can say which values are meant."""
+    one, two = {"a": torch.ones(2), "b": torch.ones(1)}, {"b": torch.zeros(1)}
+    shards(tmp_path, {"1.safetensors": one, "2.safetensors": two})
+    for call in (inspect_checkpoint, lambda path: load_weights(nn.ParameterDict(one), path)):
+        with pytest.raises(CheckpointError, match=r"1\.safetensors and 2\.safetensors both hold 'b'"):
+            call(tmp_path)
+
+
+@pytest.mark.parametrize(("declared", "wrong"), [(12, False), (None, False), (12.0, False), (11, True), (2**70, True)])
+def test_a_wrong_total_size_is_said(tmp_path, caplog, declared, wrong):
+    """An index that declares another size than its shards have is not passed over."""
+    shards(tmp_path, {"1.safetensors": {"a": torch.ones(2)}, "2.safetensors": {"b": torch.zeros(1)}}, declared)
+    assert load_weights(nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(1)}), tmp_path).loaded_keys == ["a", "b"]
+    assert ("and its shards hold 12" in caplog.text) == wrong
+
+
 def test_folders(tmp_path):
     """A folder with one weights file means that file; with several or none, the error lists them."""
     save_weights(filled(Net(), 7), tmp_path / "model.safetensors")

@@ -19,7 +19,7 @@ from ftkit._pickles.torchfiles import PickleFile
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
-from ftkit._wording import plural
+from ftkit._wording import plural, shown, some
 from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
@@ -87,7 +87,7 @@ class Content:
         """
         if name not in self.states:
             advice = "load_weights(model, path) finds weights wherever they lie" if name == "model" else "leave it out"
-            raise CheckpointError(f"{self.path} holds no state of {name}=: {advice}.")
+            raise CheckpointError(f"{shown(self.path)} holds no state of {name}=: {advice}.")
         return self.states[name]
 
     def value(self, name: str) -> Any:
@@ -97,7 +97,7 @@ class Content:
             CheckpointError: There is none of that name.
         """
         if name not in self.extra:
-            raise CheckpointError(f"{self.path} holds nothing called {name!r}.{did_you_mean(name, self.extra)}")
+            raise CheckpointError(f"{shown(self.path)} holds nothing called {name!r}.{did_you_mean(name, self.extra)}")
         return self.extra[name]
 
 
@@ -152,9 +152,10 @@ def read(path: Path, wanted: Collection[str]) -> Content:
         DamagedFileError: Its bytes are not the ones that were written.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder. load_weights(model, path) reads the weights in it.")
+        raise CheckpointError(f"{shown(path)} is a folder. load_weights(model, path) reads the weights in it.")
     with open_file(path) as file:
         content = _content(file, {*wanted, "ranks"})
+    content.path = path
     others = content.states.pop("ranks", [])
     rank = ranks.rank()
     if 0 < rank <= len(others):
@@ -162,7 +163,7 @@ def read(path: Path, wanted: Collection[str]) -> Content:
     elif rank > 0 and content.states.pop("rng", None) is not None:
         _log.warning(
             "%s was written by %s, so that the random numbers of process %d are not in it: it goes on with its own.",
-            content.path,
+            shown(path),
             plural(len(others) + 1, "process", "processes"),
             rank,
         )
@@ -272,8 +273,8 @@ def _account_for(path: str, left_out: Mapping[str, list[str]], lacking: Collecti
     for name, code in left_out.items():
         if any(name in _names(state) for state in lacking):
             raise UntrustedFileError(
-                f"The {name!r} of {path} can't be had without running code: it wants {', '.join(code[:8])}. "
+                f"The {name!r} of {path} can't be had without running code: it wants {some(code, 8)}. "
                 "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
                 "from, load_model(path, trusted=True) returns all of it."
             )
-        _log.warning("%s: %r is left out, as it would run code (%s).", path, name, ", ".join(code[:8]))
+        _log.warning("%s: %r is left out, as it would run code (%s).", path, name, some(code, 8))

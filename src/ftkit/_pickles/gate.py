@@ -7,38 +7,30 @@ run nothing (:mod:`ftkit._pickles.machine`), and tensors straight from where the
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import inspect
 import os
 import pickle
-import pkgutil
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, BinaryIO, Final, TypeAlias
+import types
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence
+from typing import Any, BinaryIO, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ftkit._arguments import came
 from ftkit._files import atomic_write
-from ftkit._models.dryrun import quiet
+from ftkit._pickles.admission import HOOKS, Allowed, admitted, alarm, may_be_called
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
+from ftkit._pickles.values import CALLED, NAMED, is_of_numpy, numpy_value
+from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, UntrustedFileError
 
-Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
-"""A class or function to admit: itself, or its full dotted name."""
-
-# Nothing that describes a model has a use for these; a file that names one is an attack.
-_ALARMING: Final = frozenset(
-    (
-        *("builtins", "ctypes", "importlib", "nt", "os", "pickle", "posix", "pty", "runpy"),
-        *("shutil", "socket", "subprocess", "sys", "webbrowser"),
-    )
-)
-_HARMLESS: Final = frozenset(f"builtins.{name}" for name in ("range", "slice", "object", "Ellipsis"))
-
-# The hooks of frozen modules: they only switch train mode off, so a frozen model needs no more trust than another.
-_HOOKS: Final = frozenset(f"ftkit._freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
+_ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What making something raises whose description makes no sense."""
 
 
 def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: bool = False) -> Any:
@@ -49,7 +41,8 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
 
     Args:
         file: The file.
-        allow: Classes and functions to admit: themselves, or their full dotted names.
+        allow: Classes and functions to admit: themselves, or their full dotted names. Functions are admitted as values
+            alone, and never called; what is never admitted is listed in :mod:`ftkit._pickles.admission`.
         trusted: Admit everything. Code that the file brings along then runs with your rights.
 
     Raises:
@@ -70,88 +63,109 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
             f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
             "load_weights(model, path) reads its weights without running any."
         )
-    if trusted and (file.wanted or file.rare):
+    if trusted and (file.wanted or file.rare or any(isinstance(one, Foreign | Global) for one in _parts(file.tree))):
         with file.verified_whole() as whole:
             if isinstance(file, PlainPickle):
                 return pickle.load(whole)  # noqa: S301  (the caller trusts it)
             return torch.load(whole, map_location="cpu", weights_only=False)
-    return _load(file, dict(map(_named, (*allow, *_HOOKS.intersection(file.wanted)))))
+    return _load(file, admitted((*allow, *HOOKS.intersection(file.wanted))))
 
 
 def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     """Return what a file holds, as :func:`load_pickle` does, but leave out what only code could make.
 
     Returns:
-        What it holds. If that is a table, the entries that need no code; and for each of the others, the classes and
-        functions that it wants.
+        What it holds. If that is a table, the entries that need no code; and for each of the others, what it wants. Of
+        tensors, what was set on them is left out in the same way.
 
     Raises:
         UntrustedFileError: It is no table, and wants code.
         DamagedFileError: It is not whole, or some bytes are not the ones that were written.
 
     Example:
-        >>> import argparse, torch
+        >>> import torch
         >>> from ftkit._formats import open_file
         >>> from ftkit._pickles.gate import load_parts
-        >>> torch.save({"epoch": 3, "args": argparse.Namespace(lr=0.1)}, "theirs.pt")
+        >>> torch.save({"epoch": 3, "layer": torch.nn.Identity()}, "theirs.pt")
         >>> with open_file("theirs.pt") as file:
         ...     load_parts(file)
-        ({'epoch': 3}, {'args': ['argparse.Namespace']})
+        ({'epoch': 3}, {'layer': ['torch.nn.modules.linear.Identity']})
     """
-    if not file.wanted or not isinstance(file.tree, dict) or file.script or file.rare:
+    if file.script or not isinstance(file.tree, dict):
         return load_pickle(file), {}
-    left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
-    return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
+    if file.rare and not file.wanted:
+        with contextlib.suppress(UntrustedFileError):
+            return load_pickle(file), {}
+    return _Maker(file.read_storages(), {}).make_parts(file.tree, file.wanted)
 
 
-def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
-    """Which of these names a part of a file refers to."""
-    found: set[str] = set()
+def _parts(node: Any) -> Iterator[Any]:
+    """All that a part of a file is made of, itself included, each once."""
     seen: dict[int, Any] = {}
     rest = [node]
     while rest:
         one = rest.pop()
-        if isinstance(one, str | bytes | int | float | StoredTensor) or id(one) in seen:
+        if isinstance(one, str | bytes | int | float) or id(one) in seen:
             continue
         seen[id(one)] = one
-        if isinstance(one, Global):
-            found.add(one.name)
-        elif isinstance(one, Foreign):
+        yield one
+        if isinstance(one, Foreign):
             rest += [one.function, *one.args, one.state, *one.items, *one.keywords.values()]
         elif isinstance(one, dict):
             rest += [*one.keys(), *one.values()]
+            rest += [one.default_factory] if isinstance(one, defaultdict) else []
         elif isinstance(one, list | tuple | set | frozenset):
             rest += one
+
+
+def _wanted_by(node: Any, wanted: Iterable[str]) -> list[str]:
+    """Which of these names a part of a file refers to. What was set on tensors can be left out."""
+    found = {one.name for one in _parts(node) if isinstance(one, Global)}
     return [name for name in wanted if name in found]
 
 
-def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
+def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
     """Make what a file holds, by calls of what was admitted and no others."""
-    if refused := [name for name in file.wanted if name not in admitted or _alarm(name)]:
+    if refused := [name for name in file.wanted if name not in known]:
         raise UntrustedFileError(_refusal(file.path, refused))
+    calls = (one for one in _parts(file.tree) if isinstance(one, Foreign)) if known else ()
+    if called := {one.name: None for one in calls if not _is_made(one, known)}:
+        raise UntrustedFileError(
+            f"{file.path} would call {some([*called], 6)}, and allow= admits no more than making objects of classes. "
+            "If you made the file, load_model(path, trusted=True) opens it."
+        )
     if file.rare:
-        safe: list[Any] = [(admitted[name], name) for name in file.wanted]
-        # torch warns that it checks sparse tensors
-        with file.verified_whole() as whole, quiet(), torch.serialization.safe_globals(safe):
-            try:
-                return torch.load(whole, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError) as error:
-                raise UntrustedFileError(
-                    f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
-                    "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
-                    "load_model(path, trusted=True) opens it. Dense weights need no trust: load_weights(model, path)."
-                ) from error
-    return _make(file.tree, file, admitted)
-
-
-def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
+        return _load_by_torch(file, known)
     try:
-        return _Maker(file.read_storages(), admitted).make(tree)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        return _Maker(file.read_storages(), known).make(file.tree)
+    except _ERRORS as error:
         raise CheckpointError(
-            f"{file.path} can't be made into objects: {type(error).__name__}: {error}. It is damaged, or was "
+            f"{file.path} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
             "written with other versions of its classes. load_weights(model, path) reads its weights alone."
         ) from error
+
+
+def _is_made(call: Foreign, known: Mapping[str, Any]) -> bool:
+    """Whether a call in a file makes an object of a class that was admitted, or a plain value."""
+    if not isinstance(call.function, Global):
+        return False
+    thing = known.get(call.function.name)
+    return thing is None or may_be_called(thing, bare=call.new)
+
+
+def _load_by_torch(file: PickleFile, known: Mapping[str, Any]) -> Any:
+    """Have torch make what holds rarer kinds of tensors. It would call functions, so it gets to know classes alone."""
+    safe: list[Any] = [(known[name], name) for name in file.wanted if isinstance(known[name], type)]
+    with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
+        try:
+            return torch.load(whole, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            raise UntrustedFileError(
+                f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
+                "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
+                "load_model(path, trusted=True) opens it. Dense weights need no trust: load_weights(model, path)."
+            ) from error
 
 
 def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = False) -> None:
@@ -187,9 +201,13 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
             raise sink.error or error from error
         if plain:
             file.seek(0)
-            if unsafe := torch.serialization.get_unsafe_globals_in_checkpoint(file):
+            try:
+                unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(file))
+            except pickle.UnpicklingError:  # an instruction that torch has not learned
+                unsafe = ["a very large number or text"]
+            if unsafe:
                 raise CheckpointError(
-                    f"{os.fspath(path)} would hold {', '.join(sorted(unsafe))}, which torch.load(weights_only=True) "
+                    f"{shown(path)} would hold {some(unsafe, 8)}, which torch.load(weights_only=True) "
                     "refuses to open. Use a name that ends in .safetensors, or plain values."
                 )
 
@@ -216,9 +234,9 @@ class _Sink:
 
 
 def _refusal(path: str, wanted: list[str]) -> str:
-    listed = "".join(f"\n    {name}{_alarm(name)}" for name in wanted[:40])
+    listed = "".join(f"\n    {shown(name)}{alarm(name)}" for name in wanted[:40])
     more = f"\n    ... and {len(wanted) - 40} more" if len(wanted) > 40 else ""
-    if any(map(_alarm, wanted)):
+    if any(map(alarm, wanted)):
         advice = "A model has no use for some of these: don't open the file, and tell where it came from."
     else:
         advice = (
@@ -228,42 +246,53 @@ def _refusal(path: str, wanted: list[str]) -> str:
     return f"Opening {path} would run code. Beyond plain data and tensors it wants:{listed}{more}\n{advice}"
 
 
-def _alarm(name: str) -> str:
-    alarming = name.partition(".")[0] in _ALARMING and name not in _HARMLESS
-    return "  <- this is how attacks look" if alarming else ""
-
-
-def _named(thing: Allowed) -> tuple[str, Any]:
-    """The full dotted name of something to admit, and the thing."""
-    if not isinstance(thing, str):
-        if not hasattr(thing, "__qualname__"):
-            raise CheckpointError(f"allow takes classes, functions and their full dotted names, not {came(thing)}.")
-        return f"{thing.__module__}.{thing.__qualname__}", thing
-    try:
-        return thing, pkgutil.resolve_name(thing)
-    except (AttributeError, ImportError, ValueError) as error:
-        raise CheckpointError(
-            f"allow names {thing!r}, which can't be imported. Give the full dotted name, or the class itself."
-        ) from error
-
-
 class _Maker:
     """Makes the objects and tensors of a tree, each part once, calling nothing but what was admitted."""
 
-    def __init__(self, memory: Mapping[StorageRef, Tensor], admitted: Mapping[str, Any]) -> None:
+    def __init__(self, memory: Mapping[StorageRef, Tensor], known: Mapping[str, Any]) -> None:
         self._memory = memory
-        self._admitted = admitted
+        self._known = known
         self._made: dict[int, Any] = {}
+        self._left_out: dict[str, list[str]] | None = None
+        self._place = ""
 
     def make(self, node: Any) -> Any:
         if id(node) not in self._made:
-            self._made[id(node)] = self._new(node)
+            made = self._new(node)
+            self._made.setdefault(id(node), made)  # a tuple may have been made on the way to itself
         return self._made[id(node)]
+
+    def make_parts(self, tree: dict[Any, Any], wanted: Iterable[str]) -> tuple[dict[Any, Any], dict[str, list[str]]]:
+        """Make the entries of a table that need no code; and tell what the others want."""
+        whole: dict[Any, Any] = {}
+        self._made[id(tree)] = whole
+        self._left_out = {}
+        for index, (key, node) in enumerate(tree.items()):
+            self._place = key if isinstance(key, str) else f"entry {index + 1}"
+            if code := _wanted_by((key, node), wanted):
+                self._left_out[self._place] = code
+                continue
+            with self._or_left_out():
+                whole[self.make(key)] = self.make(node)
+        return whole, self._left_out
+
+    @contextlib.contextmanager
+    def _or_left_out(self, part: str = "") -> Iterator[None]:
+        """Where parts may be left out, leave out what can't be made, and all that was made of it."""
+        known = len(self._made)
+        try:
+            yield
+        except _ERRORS as error:
+            if self._left_out is None:
+                raise
+            self._left_out.setdefault(f"{self._place}: {part}" if part else self._place, []).append(str(error))
+            for half_made in [*self._made][known:]:
+                del self._made[half_made]
 
     def _new(self, node: Any) -> Any:
         match node:
-            case StoredTensor(storage):
-                return tensor_in(self._memory[storage], node)
+            case StoredTensor():
+                return self._tensor(node)
             case StorageRef():
                 return self._memory[node].untyped_storage()
             case dict():
@@ -278,19 +307,35 @@ class _Maker:
                 self._made[id(node)] = items
                 items.extend(map(self.make, node))
                 return items
-            case tuple():
-                return tuple(map(self.make, node))
+            case torch.Size():
+                return node
+            case tuple() | set() | frozenset():
+                return type(node)(map(self.make, node))
             case Global(name):
-                return self._admitted.get(name, name)
+                if name in self._known or name in NAMED:
+                    return self._known.get(name, NAMED.get(name))
+                raise TypeError(name)
             case Foreign():
-                return numpy_value(node) if node.name.startswith("numpy.") else self._call(node)
+                return numpy_value(node, self.make) if is_of_numpy(node.name) else self._call(node)
         return node
 
+    def _tensor(self, node: StoredTensor) -> Tensor:
+        made = self._made[id(node)] = tensor_in(self._memory[node.storage], node)
+        if node.kind:
+            with self._or_left_out("the class of a tensor"):
+                made = self._made[id(node)] = made.as_subclass(self._new(Global(node.kind)))
+        state = node.state if isinstance(node.state, tuple) else (node.state, None)
+        for attributes in state:
+            for name, value in (attributes or {}).items():
+                with self._or_left_out(f"{name} of a tensor"):
+                    _set_state(made, {name: self.make(value)})
+        return made
+
     def _call(self, node: Foreign) -> Any:
-        function = self.make(node.function)
-        args = self.make(node.args)
-        if not callable(function) or node.name in _HOOKS:
+        function = self._known.get(node.name, CALLED.get(node.name))
+        if function is None or not _is_made(node, self._known):
             raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
+        args = self.make(node.args)
         keywords = {name: self.make(value) for name, value in node.keywords.items()}
         call = functools.partial(function.__new__, function) if node.new else function
         made = self._made[id(node)] = call(*args, **keywords)
@@ -299,35 +344,24 @@ class _Maker:
             if state is not None:
                 made.__setstate__(state)
         else:
-            attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-            if attributes:
-                vars(made).update(attributes)
-            for name, value in (slots or {}).items():
-                setattr(made, name, value)
+            _set_state(made, state)
         for item in node.items:
             if isinstance(made, dict):
                 made[self.make(item[0])] = self.make(item[1])
-            else:
+            elif isinstance(made, MutableSequence):
                 made.append(self.make(item))
+            else:
+                raise TypeError(f"items for a {type(made).__name__}")
         return made
 
 
-def numpy_value(node: Foreign) -> Any:
-    """Make the numpy scalar or array that a call of numpy's own builders stands for."""
-    if node.name.endswith(".scalar") and len(node.args) == 2:
-        return np.frombuffer(node.args[1], _numpy_dtype(node.args[0]), count=1)[0]
-    if node.name.endswith("._reconstruct") and isinstance(node.state, tuple) and len(node.state) == 5:
-        _, shape, dtype, fortran, data = node.state
-        array = np.frombuffer(data, _numpy_dtype(dtype)).copy()
-        return array.reshape(shape, order="F" if fortran else "C")
-    raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
-
-
-def _numpy_dtype(node: Any) -> np.dtype[Any]:
-    if not (isinstance(node, Foreign) and node.name == "numpy.dtype" and node.args and isinstance(node.args[0], str)):
-        raise TypeError("an array in it has no type")
-    dtype = np.dtype(node.args[0])
-    if dtype.kind not in "biufcSU":  # others hold pointers
-        raise TypeError(f"an array in it is of type {dtype}")
-    order: Any = node.state[1] if isinstance(node.state, tuple) and len(node.state) > 1 else "="
-    return dtype.newbyteorder(order) if order in {"<", ">"} else dtype
+def _set_state(made: object, state: Any) -> None:
+    """Give an object its attributes, as pickle does, but run none of its class's properties."""
+    attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
+    if attributes:
+        vars(made).update(attributes)
+    for name, value in (slots or {}).items():
+        slot = inspect.getattr_static(type(made), name, None)
+        if not isinstance(slot, types.MemberDescriptorType):
+            raise TypeError(f"{name!r} of a {type(made).__name__} is no slot")
+        slot.__set__(made, value)

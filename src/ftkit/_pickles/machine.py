@@ -10,22 +10,33 @@ no way to import or call: a class or function is a :class:`Global`, what it woul
 from __future__ import annotations
 
 import _compat_pickle
+import contextlib
 import dataclasses
 import io
 import math
 import pickletools
+import struct
+import zipfile
+import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeAlias
 
 import torch
 
+from ftkit._pickles.values import CONSTANTS, NAMED, PLAIN_NAMES
 from ftkit.errors import DamagedFileError
 
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
 """How the files of torch before 1.6 begin."""
+
+# What a zip archive that makes no sense raises.
+_ZIP_ERRORS: Final = (
+    *(DamagedFileError, EOFError, OSError, RuntimeError, StopIteration, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 _LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
 
@@ -59,9 +70,12 @@ class StorageRef:
         return self.numel * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # two of one description are two tensors
 class StoredTensor:
-    """A tensor of the file: which elements of which storage it is, and as what they are to be seen."""
+    """A tensor of the file: which elements of which storage it is, and as what they are to be seen.
+
+    ``kind`` is the name of its class where that is none of torch's own, ``state`` what was set on it.
+    """
 
     storage: StorageRef
     dtype: torch.dtype
@@ -72,6 +86,8 @@ class StoredTensor:
     conj: bool = False
     neg: bool = False
     parameter: bool = False
+    kind: str = ""
+    state: Any = None
 
     @property
     def nbytes(self) -> int:
@@ -241,15 +257,14 @@ class _Machine:
         # What Python 2 called its modules, as pickle itself translates it.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
-        dtype = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(dtype, torch.dtype):
-            self.stack.append(dtype)
+        if full in CONSTANTS:
+            self.stack.append(CONSTANTS[full])
             return
         if full in _RARE:
             self.rare[_RARE[full]] = None
         elif full.startswith("__torch__."):
             pass  # a class of a TorchScript archive, which Python doesn't have
-        elif full not in _BUILDERS and full not in _PLAIN_NAMES and full not in _STORAGES:
+        elif full != _INLINE and not any(full in known for known in (_BUILDERS, _STORAGES, PLAIN_NAMES)):
             self.wanted[full] = None
         self.stack.append(Global(full))
 
@@ -284,11 +299,9 @@ class _Machine:
         if isinstance(function, Global):
             if function.name == _INLINE and (ref := self.inline_storage(*args)) is not None:
                 return ref
-            build = _BUILDERS.get(function.name)
-            if build is None:
-                return Foreign(function.name, function, args, new)
             self.budget.charge(*args)
-            return build(*args)
+            build = _BUILDERS.get(function.name)
+            return Foreign(function.name, function, args, new) if build is None else build(*args)
         if isinstance(function, Foreign):
             name = function.name if isinstance(function.function, Foreign) else f"what {function.name} makes"
             return Foreign(name, function, args, new)
@@ -297,7 +310,7 @@ class _Machine:
     def inline_storage(self, blob: Any) -> StorageRef | None:
         """Describe a storage that was pickled as a torch file of its own, of the old format and no other."""
         if not isinstance(blob, bytes) or not blob.startswith(LEGACY_MAGIC):
-            self.wanted[_INLINE] = None
+            self.wanted.update(dict.fromkeys((_INLINE, *_names_in_zip(blob))))
             return None
         file = io.BytesIO(blob)
         parts = [read_pickle(file) for _ in range(5)]
@@ -340,6 +353,16 @@ class _Machine:
                 self.stack.append(self.objects[str(pid)])
             case _:
                 raise TypeError("a reference to something that is no storage")
+
+
+def _names_in_zip(blob: Any) -> list[str]:
+    """What a torch file inside a pickle names, which torch would open without looking at it."""
+    with contextlib.suppress(*_ZIP_ERRORS):
+        archive = zipfile.ZipFile(io.BytesIO(blob))
+        main = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+        if main.file_size <= len(blob):
+            return read_pickle(io.BytesIO(archive.read(main))).wanted
+    return []
 
 
 class _Budget:
@@ -445,11 +468,16 @@ def _table_of(pairs: Any) -> dict[Any, Any]:
 
 
 def _default_dict(factory: Any = None, pairs: Any = ()) -> Any:
-    plain = {kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple, bool)}
-    if factory is None or (isinstance(factory, Global) and factory.name.removeprefix("builtins.") in plain):
-        make = None if factory is None else plain[factory.name.removeprefix("builtins.")]
-        return defaultdict(make, _table_of(pairs))
-    return dict(_table_of(pairs))
+    kind = NAMED.get(factory.name) if isinstance(factory, Global) else None
+    if factory is None or isinstance(kind, type):
+        return defaultdict(kind, _table_of(pairs))
+    name = "collections.defaultdict"
+    return Foreign(name, Global(name), (factory,), items=[*_table_of(pairs).items()])
+
+
+def _layout(name: str) -> Any:
+    builder = "torch.serialization._get_layout"
+    return CONSTANTS.get(name) if name in CONSTANTS else Foreign(builder, Global(builder), (name,))
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
@@ -501,9 +529,9 @@ def storage_dtype(name: str) -> torch.dtype | None:
     return _STORAGES.get(name)
 
 
-def _parameter(data: Any, requires_grad: bool = True, *_: Any) -> Any:
+def _parameter(data: Any, requires_grad: bool = True, _hooks: Any = None, state: Any = None) -> Any:
     if isinstance(data, StoredTensor):
-        return dataclasses.replace(data, requires_grad=bool(requires_grad), parameter=True)
+        return dataclasses.replace(data, requires_grad=bool(requires_grad), parameter=True, state=state)
     return data  # a rarer kind of tensor
 
 
@@ -512,8 +540,9 @@ def _buffer(data: Any, *_: Any) -> Any:
 
 
 def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: Any = None) -> Any:
-    if isinstance(build, Global) and build.name in _BUILDERS:
-        return _BUILDERS[build.name](*args)
+    made = _BUILDERS[build.name](*args) if isinstance(build, Global) and build.name in _BUILDERS else None
+    if isinstance(made, StoredTensor) and isinstance(kind, Global):
+        return dataclasses.replace(made, kind="" if kind.name in PLAIN_NAMES else kind.name, state=state)
     return Foreign("torch._tensor._rebuild_from_type_v2", build, (kind, args, state))
 
 
@@ -521,10 +550,11 @@ def _device(kind: str, index: int | None = None) -> torch.device:
     return torch.device(kind if index is None else f"{kind}:{int(index)}")
 
 
-def _path(kind: type[PurePath]) -> Callable[..., PurePath]:
-    """Make paths of one kind of system; those of this one are paths that can be opened."""
-    own = issubclass(type(Path()), kind)
-    return Path if own else kind
+def _path(name: str) -> Callable[..., Any]:
+    """Make paths; one that can be opened on another kind of system is a name here."""
+    foreign = name in ("PosixPath", "WindowsPath") and NAMED[f"pathlib.{name}"] is not type(Path())
+    kind: Callable[..., Any] = NAMED[f"pathlib.Pure{name}" if foreign else f"pathlib.{name}"]
+    return kind
 
 
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
@@ -541,15 +571,14 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "builtins.complex": lambda real, imaginary=0.0: complex(real, imaginary),
     "_codecs.encode": _encode,
     **{
-        f"{module}.{pure}{system}Path": _path(kind)
+        f"{module}.{name}": _path(name)
         for module in ("pathlib", "pathlib._local")
-        for pure in ("", "Pure")
-        for system, kind in (("Posix", PurePosixPath), ("Windows", PureWindowsPath))
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
     },
     **{f"torch.jit._pickle.build_{kind}list": lambda items: items for kind in ("int", "tensor", "double", "bool")},
-    "torch.Size": lambda sides=(): tuple(sides),
+    "torch.Size": torch.Size,
     "torch.device": _device,
-    "torch.serialization._get_layout": str,
+    "torch.serialization._get_layout": _layout,
     "torch._utils._rebuild_tensor": stored_tensor,
     "torch._utils._rebuild_tensor_v2": stored_tensor,
     "torch._utils._rebuild_tensor_v3": stored_tensor,
@@ -573,13 +602,6 @@ _RARE: Final = {
     }.items()
 }
 _INLINE: Final = "torch.storage._load_from_bytes"
-_PLAIN_NAMES: Final = {
-    _INLINE,
-    *("torch.Tensor", "builtins.int", "builtins.float", "builtins.str", "builtins.bool"),
-    *("numpy.dtype", "numpy.ndarray"),
-    *(f"torch.per_{of}_affine{more}" for of in ("tensor", "channel") for more in ("", "_float_qparams")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-}
 _STORAGES: Final[dict[str, torch.dtype]] = {
     f"{module}.{kind}Storage": dtype
     for kind, dtype in {

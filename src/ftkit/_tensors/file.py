@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ftkit._tensors.bytes import in_threads, mark_changed, memory_of
+from ftkit._wording import shown
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
 
@@ -45,7 +46,7 @@ class OpenFile:
     """A file of weights that is open; whoever opened it keeps it until the reader stands, which then closes it.
 
     Attributes:
-        path: What it was opened as, for messages: nobody opens it again.
+        path: What it was opened as, in words for messages: nobody opens it again.
         format: What the format is called.
         verified: Whether any damage to a tensor will be noticed.
     """
@@ -54,7 +55,7 @@ class OpenFile:
     verified: bool = False
 
     def __init__(self, file: io.FileIO) -> None:
-        self.path: str = str(file.name)
+        self.path: str = shown(file.name)
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
 

@@ -13,7 +13,7 @@ import math
 import zlib
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path, PurePath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
@@ -205,7 +205,11 @@ class _Unpacker:
 
     def array(self, held: list[Json], path: tuple[str, ...]) -> np.ndarray[Any, Any]:
         dtype, shape, data = held
-        return np.frombuffer(bytearray(self.raw(data, path)), dtype=np.dtype(dtype)).reshape(shape)
+        raw = bytearray(self.raw(data, path))
+        array: np.ndarray[Any, Any] = np.ndarray(shape, np.dtype(dtype), raw)
+        if array.itemsize and array.nbytes != len(raw):  # an empty text stands as one letter
+            raise ValueError("an array of another size than declared")
+        return array
 
     def small(self, held: list[Json], path: tuple[str, ...]) -> Tensor:
         form, shape, squeezed, raw = held
@@ -339,9 +343,11 @@ _CODECS: Final[dict[type, _Codec]] = {
     torch.device: _word("device", torch.device, str),
     np.ndarray: _Codec("array", _itself, _Packer.array, _Unpacker.array),
     np.generic: _Codec("scalar", lambda array: array[()], _Packer.array, _Unpacker.array),
-    PurePath: _word("path", Path, str),
+    Path: _word("path", Path, str),
+    PurePosixPath: _word("posix_path", PurePosixPath, str),
+    PureWindowsPath: _word("windows_path", PureWindowsPath, str),
 }
-_FAMILIES: Final = (np.ndarray, np.generic, PurePath)  # classes whose subclasses are kept as well
+_FAMILIES: Final = (np.ndarray, np.generic, Path)  # classes whose subclasses are kept as well
 
 _BY_TAG: Final = {
     codec.tag: codec

@@ -83,7 +83,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           bias    float32   [2]
     """
     with open_source(local_path("path", path, error=CheckpointError)) as source:
-        entries = source.tables[0].entries if source.tables else {}
+        entries = source.tables[0].entries | source.tables[0].numbered if source.tables else {}
         return CheckpointInfo(
             path=source.name,
             format=source.format,
@@ -132,6 +132,7 @@ class CheckpointDiff(Report):
         reshaped: Names in both with another shape or type, with what they were and are.
         only_in_a: Names that went.
         only_in_b: Names that came.
+        unverified: Those of the two that hold no digests or checksums: damage in them would pass for a change.
     """
 
     a: str
@@ -141,6 +142,7 @@ class CheckpointDiff(Report):
     reshaped: list[tuple[str, str, str]]
     only_in_a: list[str]
     only_in_b: list[str]
+    unverified: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.changed or self.reshaped or self.only_in_a or self.only_in_b)
@@ -151,7 +153,9 @@ class CheckpointDiff(Report):
         return super().to_dict() | {"reshaped": reshaped}
 
     def _parts(self) -> Parts:
-        yield f"{self.a} -> {self.b}: {plural(len(self.same), 'tensor')} identical, {len(self.changed)} changed"
+        doubt = f" (not verified: no digests in {some(self.unverified, 2)})" if self.unverified else ""
+        counts = f"{plural(len(self.same), 'tensor')} identical, {len(self.changed)} changed"
+        yield f"{self.a} -> {self.b}: {counts}{doubt}"
         yield Grid([change._cells() for change in self.changed if math.isfinite(change.relative)])
         if from_zero := [change for change in self.changed if not math.isfinite(change.relative)]:
             yield f"  were zero: {some([change.name for change in from_zero], 3)}, by up to {_largest(from_zero):.3g}"
@@ -162,7 +166,8 @@ class CheckpointDiff(Report):
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
     """Tell which tensors changed between two checkpoints, by how much, and which came and went.
 
-    This is the proof that freezing worked: what was frozen is identical, bit for bit.
+    This is the proof that freezing worked: what was frozen is identical, bit for bit. All that is compared is read, and
+    verified where the files have digests or checksums; where one has none, the first line says so.
 
     Args:
         a: The earlier one: a file of any format, a folder, a state dict, or a model.
@@ -197,6 +202,7 @@ def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
             reshaped=[(name, _kind(old), _kind(new)) for name, (old, new) in both.items() if name not in alike],
             only_in_a=[name for name in left if name not in right],
             only_in_b=[name for name in right if name not in left],
+            unverified=list(dict.fromkeys(source.name for source in (first, second) if not source.verified)),
         )
 
 
@@ -209,14 +215,14 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
-        raise CheckpointError(f"{first.name} and {second.name} have not a single tensor's name in common.")
+        raise CheckpointError(
+            f"{shown(first.name)} and {shown(second.name)} have not a single tensor's name in common."
+        )
     return best[0].entries, best[1].entries
 
 
 def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
-    """How much a tensor changed, or ``None`` if it is the same, bit for bit."""
-    if old.digest is not None and old.digest == new.digest:
-        return None
+    """How much a tensor changed, or ``None`` if it is the same, bit for bit. Digests alone prove nothing of bytes."""
     before, after = _read(old), _read(new)
     if torch.equal(_bits(before), _bits(after)):
         return None

@@ -15,14 +15,16 @@ from ftkit._arguments import came, flag, listed, local_path
 from ftkit._formats import TORCH_SUFFIXES, open_file
 from ftkit._models.dryrun import alone
 from ftkit._models.slots import slots
-from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
+from ftkit._pickles.admission import Allowed
+from ftkit._pickles.gate import load_pickle, save_pickle
 from ftkit._reports import Parts, Report, printable
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
+from ftkit._tensors.pytree import unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
-from ftkit._wording import some
+from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError
 from ftkit.selection import unwrap
 
@@ -79,7 +81,7 @@ class LoadReport(Report):
     def _parts(self) -> Parts:
         total = len(self.loaded_keys) + len(self.missing_keys) + len(self.mismatched_keys)
         checked = "verified" if self.verified else "not verified: the file has no digests"
-        yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {self.source} ({checked})"
+        yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {shown(self.source)} ({checked})"
         if self.steps:
             yield f"  peeled: {'; '.join(self.steps)}"
         misfits = _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
@@ -188,7 +190,7 @@ def load_weights(
         )
         report = plan.load()
     if report.not_run:
-        _log.warning("%s names code, which was not run: %s", report.source, some(report.not_run, 6))
+        _log.warning("%s names code, which was not run: %s", shown(report.source), some(report.not_run, 6))
     return report
 
 
@@ -224,10 +226,13 @@ def plan_weights(
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
+    if strict and not perfect and (reader := _reads_delta(opened.metadata)):
+        raise CheckpointError(
+            f"{shown(opened.name)} holds only what fine-tuning changed. Give {reader} the pretrained model, which it "
+            "compares with the one that the file was made from."
+        )
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
-    if "ftkit.delta" in opened.metadata and report.missing_keys and strict:
-        raise CheckpointError(f"{opened.name} holds only what fine-tuning changed. Use load_delta(model, path).")
     _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
 
     def load() -> LoadReport:
@@ -267,7 +272,10 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
     Args:
         path: The file, of any format that torch has written.
         trusted: Open it whatever it wants. Its code then runs with your rights.
-        allow: Classes and functions to admit: themselves, or their full dotted names.
+        allow: Classes and functions to admit: themselves, or their full dotted names. Objects are made of classes by
+            ``__new__``, ``__setstate__`` and, unless they are modules, their constructor, with data from the file; no
+            instance is called and no property set. Functions are admitted as values, and never called. Nothing of
+            Python, torch or numpy that could run, open or import something is admitted.
 
     Returns:
         What the file holds. A file of plain tensors, which needs no trust, comes back as the table it is.
@@ -298,7 +306,7 @@ Weights alone need no trust: load_weights(model, path).
         loaded = load_pickle(file, allow=allow, trusted=trusted)
     if not isinstance(loaded, nn.Module):
         kind = type(loaded).__name__
-        _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", path, kind)
+        _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", shown(path), kind)
     return loaded
 
 
@@ -325,7 +333,16 @@ def _refuse_empty(source: Source) -> None:
         reason = f" that can be read without running code: it wants {some(source.wanted, 6)}"
     elif source.rare:
         reason = f" but {' and '.join(source.rare)} ones, which load_model(path) opens"
-    raise CheckpointError(f"{source.name} holds no tensors{reason}.")
+    raise CheckpointError(f"{shown(source.name)} holds no tensors{reason}.")
+
+
+def _reads_delta(metadata: Mapping[str, Any]) -> str:
+    """What reads a file that is a delta; "" for any other."""
+    if "ftkit.delta" in metadata:
+        return "load_delta(model, path)"
+    run = metadata.get("ftkit.checkpoint")
+    is_delta = isinstance(run, str) and "delta" in (unpack({}, run) or {})
+    return "load_checkpoint(path, model=model)" if is_delta else ""
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:
@@ -335,7 +352,7 @@ def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: 
     if not (nothing or shapes or names):
         return
     count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
-    lines = [f"{report.source} does not fit the {places.kind}: {count} tensors match."]
+    lines = [f"{shown(report.source)} does not fit the {places.kind}: {count} tensors match."]
     if report.steps:
         lines.append(f"peeled: {'; '.join(report.steps)}")
     lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys, report.rare)
@@ -419,12 +436,14 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
         nothing = bool(places.tensors) and places.tensors.keys() <= set(result.missing_keys)
         if nothing or (strict and (result.missing_keys or result.unexpected_keys)):
             lists = _listing(result.missing_keys, result.unexpected_keys, [])
-            raise CheckpointError("\n  ".join([f"{report.source} does not fit the {places.kind}.", *lists]))
+            raise CheckpointError("\n  ".join([f"{shown(report.source)} does not fit the {places.kind}.", *lists]))
     except (RuntimeError, CheckpointError) as error:
         model.load_state_dict(before, strict=False, assign=empty)
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"The {places.kind}'s own load_state_dict refuses {report.source}: {error}") from error
+        raise CheckpointError(
+            f"The {places.kind}'s own load_state_dict refuses {shown(report.source)}: {error}"
+        ) from error
     return replace(
         report,
         loaded_keys=[name for name in model.state_dict() if name not in result.missing_keys],

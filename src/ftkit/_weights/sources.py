@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,8 +19,11 @@ from ftkit._pickles.machine import StoredTensor
 from ftkit._pickles.torchfiles import PickleFile
 from ftkit._tensors.file import TensorFile
 from ftkit._weights.tables import Entry, Reader, Table, parts_of, plain_values, tables_in
+from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, did_you_mean
 from ftkit.selection import unwrap
+
+_log: Final = logging.getLogger("ftkit")
 
 WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Module
 """A weights file of any format, an index of shards, a folder with either, a state dict, or a model."""
@@ -67,8 +71,8 @@ class Source:
         by_file: dict[Reader, list[tuple[Entry, Tensor]]] = {}
         for entry, target in pairs:
             by_file.setdefault(entry.read, []).append((entry, target))
-        for read, some in by_file.items():
-            read(some)
+        for read, its_pairs in by_file.items():
+            read(its_pairs)
 
 
 def open_source(source: WeightsSource) -> Source:
@@ -133,11 +137,21 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
     shards = {file: _of_file(_shard(path, file), files) for file in dict.fromkeys(homes.values())}
     entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
     if lost := [name for name, file in homes.items() if name not in entries[file]]:
-        raise CheckpointError(f"{homes[lost[0]]} does not hold {lost[0]!r}, which {path.name} says is there.")
+        raise CheckpointError(
+            f"{shown(homes[lost[0]])} does not hold {lost[0]!r}, which {shown(path.name)} says is there."
+        )
+    for file, inside in entries.items():
+        if doubled := next((name for name in inside if homes.get(name, file) != file), None):
+            raise CheckpointError(
+                f"{shown(file)} and {shown(homes[doubled])} both hold {doubled!r}, which {shown(path.name)} says is in "
+                "the latter: the shards are of two models, or of two ways to cut one. Take them all from one place."
+            )
+    table = {name: entries[file][name] for name, file in homes.items()}
+    _check_size(path, metadata.get("total_size"), table.values())
     return Source(
         str(path),
         f"{len(shards)} shards",
-        [Table((), {name: entries[file][name] for name, file in homes.items()})],
+        [Table((), table)],
         metadata,
         all(shard.verified for shard in shards.values()),
         list(dict.fromkeys(name for shard in shards.values() for name in shard.wanted)),
@@ -145,11 +159,24 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
     )
 
 
+def _check_size(path: Path, declared: object, entries: Iterable[Entry]) -> None:
+    """Say that an index declares another size than its shards have. A tied tensor may count once, or once a name."""
+    sizes = [((entry.read, getattr(entry.stored, "storage", entry.stored)), entry.nbytes) for entry in entries]
+    least, most = sum(dict(sizes).values()), sum(nbytes for _, nbytes in sizes)
+    if isinstance(declared, int | float) and not least <= declared <= most:
+        _log.warning(
+            "%s declares %s bytes, and its shards hold %s: it was written for other files, or some were replaced.",
+            *(shown(path), shown(declared), f"{most:,}"),
+        )
+
+
 def _shard(index: Path, file: str) -> Path:
     if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
-        raise CheckpointError(f"{index} names a shard {file!r}; a shard is a weights file beside its index.")
+        raise CheckpointError(f"{shown(index)} names a shard {file!r}; a shard is a weights file beside its index.")
     if not (index.parent / file).is_file():
-        raise CheckpointError(f"The shard {file} that {index.name} names is missing from {index.parent}.")
+        raise CheckpointError(
+            f"The shard {shown(file)} that {shown(index.name)} names is missing from {shown(index.parent)}."
+        )
     return index.parent / file
 
 
@@ -163,7 +190,7 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
             raise ValueError("it has no 'weight_map'")
         files = {str(name): str(file) for name, file in index["weight_map"].items()}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no index of shards, as save_pretrained writes: {error}.") from error
+        raise CheckpointError(f"{shown(path)} is no index of shards, as save_pretrained writes: {error}.") from error
     metadata = index.get("metadata")
     return files, metadata if isinstance(metadata, dict) else {}
 
@@ -174,16 +201,16 @@ def _file_in(path: Path) -> Path:
         return path
     if not path.is_dir():
         near = [str(other) for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"There is no file {path}.{did_you_mean(str(path), near)}")
+        raise CheckpointError(f"There is no file {shown(path)}.{did_you_mean(str(path), near)}")
     if (path / ".metadata").is_file():
-        raise CheckpointError(f"{path} was written by torch.distributed.checkpoint: load it with dcp.load.")
+        raise CheckpointError(f"{shown(path)} was written by torch.distributed.checkpoint: load it with dcp.load.")
     names = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
     alike = ([name for name in names if name.endswith(suffix)] for suffix in _SEARCHED)
     found = next(filter(None, alike), [])
     if _TRAINERS_WEIGHTS in found:
         found = [_TRAINERS_WEIGHTS]
     if not found:
-        raise CheckpointError(f"{path} holds no weights file; it holds {', '.join(names[:6]) or 'nothing'}.")
+        raise CheckpointError(f"{shown(path)} holds no weights file; it holds {some(names, 6) or 'nothing'}.")
     if len(found) > 1:
-        raise CheckpointError(f"{path} holds several weights files: {', '.join(found[:6])}. Name one of them.")
+        raise CheckpointError(f"{shown(path)} holds several weights files: {some(found, 6)}. Name one of them.")
     return path / found[0]

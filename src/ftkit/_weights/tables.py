@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ftkit._pickles.gate import numpy_value
 from ftkit._pickles.machine import Foreign, StoredTensor
+from ftkit._pickles.values import is_of_numpy, numpy_value
 from ftkit._tensors.file import TensorInfo
 from ftkit.errors import CheckpointError
 
@@ -25,6 +25,8 @@ _FREE_BYTES: Final = 1 << 20  # a tensor may repeat its storage up to this size:
 # The tables in a pickled module that make up its state dict, and the set of names that it leaves out.
 _REGISTERED: Final = ("_parameters", "_buffers", "_modules")
 _PASSING: Final = "_non_persistent_buffers_set"
+
+_Keys: TypeAlias = tuple[str | int, ...]
 
 Reader: TypeAlias = "Callable[[list[tuple[Entry, Tensor]]], None]"
 """Fills several targets at once with entries of one file."""
@@ -85,10 +87,13 @@ class Table:
     Attributes:
         path: The keys that lead to it; empty for the whole.
         entries: Its tensors, those of tables inside it under dotted names.
+        numbered: Those in tables that are keyed by numbers, as optimizers keep what they know of each parameter. Nobody
+            takes them for weights, unless there is nothing else.
     """
 
     path: tuple[str, ...]
     entries: dict[str, Entry]
+    numbered: dict[str, Entry] = field(default_factory=dict)
 
 
 def copy_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
@@ -123,14 +128,18 @@ def tables_in(tree: Any, read: Reader = copy_into) -> list[Table]:
     tables: list[Table] = []
     inner = ((path, part) for path, part in _walk(tree) if not (path and _is_tensor(part)))
     for path, part in sorted(inner, key=lambda found: len(found[0])):
-        tensors = {".".join(keys): one for keys, one in _walk(part) if _is_tensor(one)}
-        # What is in memory already, such as an array inside a pickle, needs no reading.
-        entries = {
-            name: Entry(one, read if isinstance(one, StoredTensor) else copy_into, name)
-            for name, one in tensors.items()
-        }
-        if entries:
-            tables.append(Table(path, entries))
+        if any(isinstance(key, int) for key in path):
+            continue
+        entries: dict[str, Entry] = {}
+        numbered: dict[str, Entry] = {}
+        for keys, one in _walk(part):
+            if _is_tensor(one):
+                name = ".".join(map(str, keys))
+                # What is in memory already, such as an array inside a pickle, needs no reading.
+                entry = Entry(one, read if isinstance(one, StoredTensor) else copy_into, name)
+                (numbered if any(isinstance(key, int) for key in keys) else entries)[name] = entry
+        if entries or (numbered and not path):
+            tables.append(Table(tuple(map(str, path)), entries or numbered, numbered))
     return tables
 
 
@@ -145,13 +154,13 @@ def plain_values(tree: Any) -> dict[str, Any]:
     }
 
 
-def _walk(root: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _walk(root: Any) -> Iterator[tuple[_Keys, Any]]:
     """Every part below a root, itself included, with the keys that lead there; what is reached twice comes once.
 
     Arrays come as the tensors that they are. One tensor comes under each of its names.
     """
     seen: set[int] = set()
-    stack: list[tuple[tuple[str, ...], Any]] = [((), root)]
+    stack: list[tuple[_Keys, Any]] = [((), root)]
     while stack:
         path, node = stack.pop()
         if _is_tensor(part := _as_tensor(node)):
@@ -170,8 +179,8 @@ def _is_tensor(node: Any) -> bool:
 def _as_tensor(node: Any) -> Any:
     """The tensor that an array of numpy is, one in a pickle included; anything else as it is."""
     array = node
-    if isinstance(node, Foreign) and node.name.startswith("numpy.") and node.state is not None:
-        with contextlib.suppress(TypeError, ValueError):  # an array that makes no sense is no tensor
+    if isinstance(node, Foreign) and is_of_numpy(node.name) and len(node.args) > 2:  # a number has fewer
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # an array that makes no sense is no tensor
             array = numpy_value(node)
     if isinstance(array, np.ndarray) and array.dtype.kind in "biuf":
         with contextlib.suppress(TypeError):  # torch lacks some types
@@ -179,18 +188,23 @@ def _as_tensor(node: Any) -> Any:
     return node
 
 
-def _children(node: Any) -> Iterator[tuple[str, Any]]:
+def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
     """The named parts of a dict, a list, a model, or of a record of what would have been an object."""
     if isinstance(node, nn.Module):
         node = node.state_dict()
     if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, str))
+        yield from ((key, value) for key, value in node.items() if isinstance(key, str) or _is_number(key, value))
     elif isinstance(node, list | tuple):
         yield from ((str(at), part) for at, part in enumerate(node[:_MAX_ITEMS]) if not _is_plain(part))
     elif isinstance(node, Foreign):
         yield from _children(_attributes(node.state))
         pairs = (item for item in node.items if isinstance(item, tuple) and len(item) == 2)
         yield from ((key, value) for key, value in pairs if isinstance(key, str))
+
+
+def _is_number(key: Any, value: Any) -> bool:
+    """Whether a key is the number of something that may hold tensors."""
+    return type(key) is int and 0 <= key < 1 << 32 and not _is_plain(value)
 
 
 def _is_plain(value: Any) -> bool:
