@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Number
 from pathlib import Path
 from types import NoneType
@@ -16,6 +18,7 @@ from ftkit._checkpoints import ranks
 from ftkit._formats import TORCH_SUFFIXES, WeightsFile, open_file
 from ftkit._pickles.gate import load_parts, save_pickle
 from ftkit._pickles.torchfiles import PickleFile
+from ftkit._tensors.budget import Budget
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
@@ -67,11 +70,13 @@ class Content:
         run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
         states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
             values under names of the user's own.
+        budget: What working on its words may still cost, if it was read from a file.
     """
 
     path: Path
     run: dict[str, Any]
     states: dict[str, Any]
+    budget: Budget = field(default_factory=partial(Budget, math.inf))
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -220,12 +225,12 @@ def _content(file: WeightsFile, wanted: Collection[str]) -> Content:
 
 
 def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
-    content = Content(Path(file.path), _facts(file), {})
+    content = Content(Path(file.path), _facts(file), {}, file.budget)
     for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
         names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
         tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
         if name in wanted or name == "extra":
-            content.states[name] = unpack(tensors, file.metadata[name], name)
+            content.states[name] = unpack(tensors, file.metadata[name], name, budget=file.budget)
     return content
 
 
@@ -233,7 +238,7 @@ def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
         reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
         raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
-    run: dict[str, Any] = unpack({}, file.metadata[_KEY])
+    run: dict[str, Any] = unpack({}, file.metadata[_KEY], budget=file.budget)
     return run
 
 
@@ -251,7 +256,7 @@ def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
         found, rest = {"model": rest}, {}  # a bare state dict
     _account_for(file.path, left_out, {*wanted} - found.keys())
-    return Content(Path(file.path), run, {**found, "extra": rest})
+    return Content(Path(file.path), run, {**found, "extra": rest}, file.budget)
 
 
 def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:

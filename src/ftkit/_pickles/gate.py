@@ -99,12 +99,12 @@ def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     """
     if not file.wanted or not isinstance(file.tree, dict) or file.script or file.rare:
         return load_pickle(file), {}
-    left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file.wanted))}
+    left_out = {key: wanted for key, node in file.tree.items() if (wanted := _wanted_by(node, file))}
     return _make({key: node for key, node in file.tree.items() if key not in left_out}, file, {}), left_out
 
 
-def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
-    """Which of these names a part of a file refers to."""
+def _wanted_by(node: Any, file: PickleFile) -> list[str]:
+    """Which of the names that a file wants a part of it refers to."""
     found: set[str] = set()
     seen: dict[int, Any] = {}
     rest = [node]
@@ -113,6 +113,7 @@ def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
         if isinstance(one, str | bytes | int | float | StoredTensor) or id(one) in seen:
             continue
         seen[id(one)] = one
+        file.budget.charge(steps=1 + (len(one) if isinstance(one, dict | list | tuple | set | frozenset) else 0))
         if isinstance(one, Global):
             found.add(one.name)
         elif isinstance(one, Foreign):
@@ -121,7 +122,7 @@ def _wanted_by(node: Any, wanted: list[str]) -> list[str]:
             rest += [*one.keys(), *one.values()]
         elif isinstance(one, list | tuple | set | frozenset):
             rest += one
-    return [name for name in wanted if name in found]
+    return [name for name in file.wanted if name in found]
 
 
 def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:

@@ -65,11 +65,16 @@ class CheckpointInfo:
             yield f"  opening it whole would run code: {some(self.wanted, 8)}"
         if self.rare:
             yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
-        width = max(map(len, self.tensors), default=0)
-        rows = [f"  {name:{width}}  {_short(dtype):9} {list(shape)}" for name, (shape, dtype) in self.tensors.items()]
-        if len(rows) > 2 * _ENDS:
-            rows[_ENDS:-_ENDS] = [f"  ... {len(rows) - 2 * _ENDS} more ..."]
-        yield from rows
+        hidden = slice(_ENDS, -_ENDS) if len(self.tensors) > 2 * _ENDS else slice(0)
+        listed = list(self.tensors)
+        count = len(listed[hidden])
+        listed[hidden] = []
+        width = max(map(len, listed), default=0)
+        for at, name in enumerate(listed):
+            if count and at == _ENDS:
+                yield f"  ... {count} more ..."
+            shape, dtype = self.tensors[name]
+            yield f"  {name:{width}}  {_short(dtype):9} {list(shape)}"
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
@@ -212,6 +217,8 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     """The two tables that have most names in common; the outermost of equals."""
 
     def common(pair: tuple[Table, Table]) -> int:
+        for budget in (first.budget, second.budget):
+            budget.charge(steps=1 + min(len(table.entries) for table in pair) // 16)
         return len(pair[0].entries.keys() & pair[1].entries.keys())
 
     pairs = ((left, right) for left in first.tables for right in second.tables)
