@@ -8,12 +8,13 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import pickletools
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,17 +24,32 @@ from ftkit._tensors.pytree import pack
 from ftkit._tensors.safetensors import write_tensors
 from tests.attacks.payloads import VALUES, Net, body, entry, header, with_pickle
 
-Bomb = Callable[[Path, int], None]
-
-BOMBS: dict[str, tuple[Bomb, int]] = {}
-"""By name: what makes the file, and the size at which it cost gigabytes or minutes."""
+Maker = Callable[[Path, int], None]
 
 MERSENNE = 2**61 - 1  # numbers that differ by it have one hash
 
 
-def bomb(size: int) -> Callable[[Bomb], Bomb]:
-    def add(make: Bomb) -> Bomb:
-        BOMBS[make.__name__] = make, size
+class Bomb(NamedTuple):
+    """What makes a file, the size at which it cost gigabytes or minutes, in which call; whether it takes a while."""
+
+    make: Maker
+    size: int
+    opener: str
+    slow: bool
+
+    def write(self, folder: Path) -> Path:
+        """Make the file, under the suffix of what it is."""
+        path = folder / "x.pt"
+        self.make(path, self.size)
+        return path.rename(path.with_suffix(".safetensors")) if path.read_bytes()[8:9] == b"{" else path
+
+
+BOMBS: dict[str, Bomb] = {}
+
+
+def bomb(size: int, opener: str = "inspect", *, slow: bool = False) -> Callable[[Maker], Maker]:
+    def add(make: Maker) -> Maker:
+        BOMBS[make.__name__] = Bomb(make, size, opener, slow)
         return make
 
     return add
@@ -71,7 +87,9 @@ def tensor(numel: int = 4096, key: str = "0", shape: bytes = b"M\x00\x10\x85", s
     """A tensor in the storage of the usual file."""
     pid = b"(" + text("storage") + name("torch", "FloatStorage") + text(key) + text("cpu") + b"J"
     pid += struct.pack("<i", numel) + b"tQ"
-    return call(name("torch._utils", "_rebuild_tensor_v2"), pid, b"K\x00", shape, stride, b"\x89", name("c", "o") + b"0N")
+    return call(
+        name("torch._utils", "_rebuild_tensor_v2"), pid, b"K\x00", shape, stride, b"\x89", name("c", "o") + b"0N"
+    )
 
 
 def nest(depth: int) -> bytes:
@@ -140,19 +158,22 @@ def rebuilt_copies(path: Path, size: int) -> None:
     torch_file(path, first, b"](", one * size, b"e")
 
 
-@bomb(10_000)
+def _storage(numel: int) -> bytes:
+    """A storage by itself, as ``pickle.dump`` of a tensor keeps it."""
+    words = pickletools.genops(pickle.dumps(torch.zeros(numel), 4))
+    return max((argument for _, argument, _ in words if isinstance(argument, bytes)), key=len)
+
+
+@bomb(10_000, "load_checkpoint")
 def inline_blobs(path: Path, size: int) -> None:
-    torch.save(torch.FloatStorage(100_000), path, _use_new_zipfile_serialization=False)
-    raw = blob(path.read_bytes()) + put(0) + b"0" + name("torch.storage", "_load_from_bytes") + put(1) + b"0"
+    raw = blob(_storage(100_000)) + put(0) + b"0" + name("torch.storage", "_load_from_bytes") + put(1) + b"0"
     path.write_bytes(b"\x80\x04" + raw + b"](" + (get(1) + get(0) + b"\x85R") * size + b"e.")
 
 
 @bomb(200)
 def nested_blobs(path: Path, size: int) -> None:
-    torch.save(torch.FloatStorage(1), path, _use_new_zipfile_serialization=False)
-    inner = path.read_bytes()
-    parts = [inner[: inner.index(b".", 20) + 1]]
-    head = b"".join(parts)
+    inner = _storage(1)
+    head = inner[: inner.index(b".", 20) + 1]
     content = blob(b"a" * 500_000)
     for _ in range(size):
         content = blob(head + b"\x80\x02K\x01.\x80\x02}.\x80\x02" + content + b"0N.\x80\x02].")
@@ -160,7 +181,7 @@ def nested_blobs(path: Path, size: int) -> None:
     path.write_bytes(b"\x80\x04" + content + b".")
 
 
-@bomb(10_000)
+@bomb(10_000, slow=True)
 def shared_arrays(path: Path, size: int) -> None:
     array = pickle.dumps({"x": np.zeros(100_000, np.float32)}, 4)
     torch_file(path, array[11:-1], put(0), b"0", b"}(" + text("state_dict") + b"}" + text("w") + tensor() + b"s")
@@ -203,32 +224,32 @@ def _squeezed(path: Path, code: bytes) -> None:
             new.writestr(name, code if name.endswith("data.pkl") else content)
 
 
-@bomb(60_000_000)
+@bomb(60_000_000, slow=True)
 def one_byte_lists(path: Path, size: int) -> None:
     _squeezed(path, b"\x80\x04(" + b"]" * size + b"l.")
 
 
-@bomb(60_000_000)
+@bomb(60_000_000, slow=True)
 def one_byte_sets(path: Path, size: int) -> None:
     _squeezed(path, b"\x80\x04(" + b"\x8f" * size + b"l.")
 
 
-@bomb(60_000_000)
+@bomb(60_000_000, slow=True)
 def one_byte_nothing(path: Path, size: int) -> None:
     _squeezed(path, b"\x80\x04" + b"N0" * (size // 2) + b"N.")
 
 
-@bomb(60_000_000)
+@bomb(60_000_000, slow=True)
 def one_byte_memo(path: Path, size: int) -> None:
     _squeezed(path, b"\x80\x04N" + b"\x94" * size + b".")
 
 
-@bomb(900_000)
+@bomb(900_000, "load_checkpoint", slow=True)
 def stored_sets(path: Path, size: int) -> None:
     torch_file(path, b"](", b"\x8f" * size, b"e")
 
 
-@bomb(200_000)
+@bomb(200_000, "load_weights", slow=True)
 def records(path: Path, size: int) -> None:
     torch_file(path, name("a", "B"), put(0), b"0](", b"h\x00)R" * size, b"e")
 
@@ -236,7 +257,7 @@ def records(path: Path, size: int) -> None:
 # ---- names and tables
 
 
-@bomb(10_000)
+@bomb(10_000, "load_weights", slow=True)
 def wrappers(path: Path, size: int) -> None:
     """Names under every order of wrappers, each of which could be peeled."""
     words = ("module", "model", "backbone", "net", "network", "_model", "_forward_module", "ema_model", "ema", "x")
@@ -246,41 +267,41 @@ def wrappers(path: Path, size: int) -> None:
     torch_file(path, tensor(), put(0), b"0}(", *(text(".".join([*of, "w"])) + get(0) for of in names[:size]), b"u")
 
 
-@bomb(5_000)
+@bomb(5_000, slow=True)
 def shared_tables(path: Path, size: int) -> None:
     """Tables that each hold one big one."""
     inner = tensor() + put(0) + b"0" + many(5_000, lambda _: get(0)) + put(1) + b"0"
     torch_file(path, inner, many(size, lambda _: b"}" + text("a") + get(1) + b"s"))
 
 
-@bomb(20_000)
+@bomb(20_000, "diff", slow=True)
 def many_tables(path: Path, size: int) -> None:
     """As many tables as names, all pairs of which could be compared."""
     torch_file(path, tensor(), put(0), b"0", many(size, lambda _: b"}" + text("a") + get(0) + b"s"))
 
 
-@bomb(5_000)
+@bomb(5_000, slow=True)
 def records_sharing(path: Path, size: int) -> None:
     """Records of objects whose states are one table."""
     inner = tensor() + put(0) + b"0" + many(20_000, lambda _: get(0)) + put(1) + b"0"
     torch_file(path, inner, name("a", "B"), put(2), b"0", many(size, lambda _: get(2) + b")R" + get(1) + b"b"))
 
 
-@bomb(10_000)
+@bomb(10_000, "load_checkpoint", slow=True)
 def keys_sharing(path: Path, size: int) -> None:
     """A table all of whose entries hold one long list, which holds code."""
     inner = b"](" + b"]" * 100_000 + name("os", "system") + b"e" + put(1) + b"0"
     torch_file(path, inner, many(size, lambda _: b"]" + get(1) + b"a"))
 
 
-@bomb(10_000)
+@bomb(10_000, "load_weights loosely")
 def unexpected(path: Path, size: int) -> None:
     """One storage under thousands of names."""
     values = torch.ones(200_000)
     torch.save({"w": VALUES, **{f"k{at}": values for at in range(size)}}, path)
 
 
-@bomb(3)
+@bomb(3, "load_weights")
 def again(path: Path, size: int) -> None:
     """Names that all become one, and the names that stand in for it."""
     names = ("_orig_mod.w", "_orig_mod.w (again)", "w", *(f"_orig_mod.w{' (again)' * at}" for at in range(2, size)))
@@ -310,15 +331,17 @@ def colliding_sets(path: Path, size: int) -> None:
 
 @bomb(50_000)
 def colliding_complex(path: Path, size: int) -> None:
-    numbers = (struct.pack(">d", float(-1000003 * at)) + b"G" + struct.pack(">d", float(at)) for at in range(1, size // 2))
+    numbers = (
+        struct.pack(">d", float(-1000003 * at)) + b"G" + struct.pack(">d", float(at)) for at in range(1, size // 2)
+    )
     torch_file(
         path, name("builtins", "complex"), put(0), b"0}(", *(get(0) + b"G" + both + b"\x86RN" for both in numbers), b"u"
     )
 
 
-@bomb(40_000)
+@bomb(40_000, "load_checkpoint")
 def colliding_json(path: Path, size: int) -> None:
-    _checkpoint(path, '{"$set":[%s]}' % ",".join(str(at * MERSENNE) for at in range(1, size)))
+    _checkpoint(path, json.dumps({"$set": [at * MERSENNE for at in range(1, size)]}, separators=(",", ":")))
 
 
 @bomb(40_000)
@@ -326,7 +349,7 @@ def bignum_shape(path: Path, size: int) -> None:
     path.write_bytes(header({"a": entry(0, 8, [(1 << 62) - 1] * size)}, bytes(8)))
 
 
-@bomb(40_000)
+@bomb(40_000, "load_checkpoint")
 def bignum_small(path: Path, size: int) -> None:
     sides = ",".join([str((1 << 62) - 1)] * size)
     _checkpoint(path, f'{{"$small":["uint8",[{sides}],false,""]}}')
@@ -340,13 +363,14 @@ def _checkpoint(path: Path, extra: str, data: int = 0, **states: str) -> None:
     path.write_bytes(header(entries | ({"d": entry(0, data, [data], "U8")} if data else {}), bytes(data)))
 
 
-@bomb(20_000)
+@bomb(20_000, "load_checkpoint")
 def bytes_shared(path: Path, size: int) -> None:
-    entries = {"__metadata__": {"ftkit.checkpoint": "{}", "extra": "[%s]" % ",".join(['{"$bytes":["extra.d"]}'] * size)}}
+    one = '{"$bytes":["extra.d"]}'
+    entries = {"__metadata__": {"ftkit.checkpoint": "{}", "extra": f"[{','.join([one] * size)}]"}}
     path.write_bytes(header(entries | {"extra.d": entry(0, 400_000, [400_000], "U8")}, bytes(400_000)))
 
 
-@bomb(1_500)
+@bomb(1_500, "load_checkpoint")
 def squeezed_states(path: Path, size: int) -> None:
     zeros = base64.b64encode(zlib.compress(bytes((1 << 18) - 4), 9)).decode()
     one = f'{{"$small":["uint8",[{(1 << 18) - 4}],true,"{zeros}"]}}'
@@ -354,18 +378,18 @@ def squeezed_states(path: Path, size: int) -> None:
     _checkpoint(path, many_of_them, optimizer=many_of_them, rng=many_of_them)
 
 
-@bomb(30_000)
+@bomb(30_000, "load_checkpoint")
 def long_paths(path: Path, size: int) -> None:
     _checkpoint(path, json.dumps({"k" * 400_000: [{"$small": ["uint8", [], False, "AA=="]}] * (size // 3)}))
 
 
-@bomb(33)
+@bomb(33, "load_checkpoint")
 def stride_0_moments(path: Path, size: int) -> None:
     moment = torch.zeros(1, dtype=torch.float64).expand(1 << size)
     _with_optimizer(path, {"step": torch.tensor(1.0), "exp_avg": moment, "exp_avg_sq": moment})
 
 
-@bomb(20_000)
+@bomb(20_000, "load_checkpoint")
 def shared_moments(path: Path, size: int) -> None:
     moment = torch.zeros(80_000, dtype=torch.float64)
     _with_optimizer(path, {"step": torch.tensor(1.0), **{f"m{at}": moment for at in range(size)}})
@@ -377,14 +401,14 @@ def _with_optimizer(path: Path, state: dict[str, Any], **more: Any) -> None:
     torch.save(whole | more, path)
 
 
-@bomb(30)
+@bomb(30, "load_checkpoint")
 def random_words(path: Path, size: int) -> None:
     words = torch.zeros(1, dtype=torch.int32).expand(1 << size)
     rng = {"python": {"version": 3, "words": words, "gauss": None}, "numpy": {"state": {"key": words, "pos": 1}}}
     _with_optimizer(path, {}, rng_state=rng | {"torch": words})
 
 
-@bomb(1 << 32)
+@bomb(1 << 32, "load_model")
 def rare_room(path: Path, size: int) -> None:
     rare = name("torch._utils", "_rebuild_sparse_tensor") + b"0"
     torch_file(path, rare, call(name("builtins", "bytearray"), b"\x8a\x08" + struct.pack("<q", size)))
@@ -393,7 +417,9 @@ def rare_room(path: Path, size: int) -> None:
 # ---- deltas
 
 
-def _delta(path: Path, layers: dict[str, Any], tensors: dict[str, torch.Tensor], base: torch.nn.Module | None = None) -> None:
+def _delta(
+    path: Path, layers: dict[str, Any], tensors: dict[str, torch.Tensor], base: torch.nn.Module | None = None
+) -> None:
     left = {key: value for key, value in tensors_of(base or Headed()).items() if key not in tensors}
     left = {key: value for key, value in left.items() if not key.startswith(tuple(f"{of}." for of in layers))}
     record = {"base": fingerprint(left), "layers": layers}
@@ -413,21 +439,18 @@ class Headed(torch.nn.Module):
         return self.fc(self.body(x))
 
 
-@bomb(1 << 20)
+@bomb(1 << 20, "load_delta")
 def delta_layer(path: Path, size: int) -> None:
     linear = {"in_features": size, "out_features": 4096, "bias": True}
     _delta(path, {"fc": ["Linear", linear]}, {"fc.weight": torch.zeros(1), "fc.bias": torch.zeros(2)})
 
 
-@bomb(240_000)
+@bomb(240_000, "load_delta")
 def delta_resize(path: Path, size: int) -> None:
     _delta(path, {}, {"fc.bias": torch.zeros(size)})
 
 
-@bomb(60_000)
+@bomb(30_000, "load_delta", slow=True)
 def delta_layers(path: Path, size: int) -> None:
     parts = {str(at): ["ReLU", {}] for at in range(size)}
     _delta(path, {"fc": ["Sequential", parts]}, {"fc.0.bias": torch.zeros(2)})
-
-
-DELTAS = {name for name in BOMBS if name.startswith("delta")}

@@ -8,7 +8,6 @@ import json
 import os
 import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -112,8 +111,8 @@ def _measured(open_it: Callable[[Path], object], path: Path, seconds: float) -> 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     room = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + (3 << 30)
     resource.setrlimit(resource.RLIMIT_AS, (room, room))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    signal.signal(signal.SIGALRM, _enough)
+    signal.signal(signal.SIGPROF, _enough)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     start = time.process_time()
     try:
         open_it(path)
@@ -123,18 +122,9 @@ def _measured(open_it: Callable[[Path], object], path: Path, seconds: float) -> 
     except BaseException as error:
         end = f"raw {type(error).__name__}: {str(error)[:150]}"
     took = time.process_time() - start
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     return Cost(took, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, end)
 
 
 def _enough(*_: object) -> None:
     raise TimeoutError("still busy")
-
-
-if __name__ == "__main__":
-    import logging
-    import warnings
-
-    logging.disable()
-    warnings.simplefilter("ignore")
-    print(torch.__version__, *(f"\n{key}: {cost(one, Path(sys.argv[1]))}" for key, one in OPENERS.items()))

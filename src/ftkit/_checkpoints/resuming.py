@@ -47,6 +47,18 @@ def resume(
     Raises:
         FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.
     """
+    try:
+        _resume(content, model, parts, objects, rng=rng)
+    except LOAD_ERRORS as error:  # any value may be of another kind than save_checkpoint writes
+        raise CheckpointError(
+            f"{content.path} does not hold what save_checkpoint keeps: {type(error).__name__}: {error}. Nothing was "
+            "changed."
+        ) from error
+
+
+def _resume(
+    content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], *, rng: bool
+) -> None:
     weights = {} if model is None else content.state("model")
     targets = [(name, part, content.state(name)) for name, part in parts.items()]
     targets += [(name, thing, content.value(name)) for name, thing in objects.items()]

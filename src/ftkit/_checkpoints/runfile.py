@@ -23,7 +23,7 @@ from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._wording import plural
-from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
 
@@ -238,8 +238,13 @@ def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
         reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
         raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
-    run: dict[str, Any] = unpack({}, file.metadata[_KEY], budget=file.budget)
-    return run
+    return _record(file.path, unpack({}, file.metadata[_KEY], budget=file.budget))
+
+
+def _record(path: str, run: Any) -> dict[str, Any]:
+    if not isinstance(run, dict):
+        raise DamagedFileError(f"{path} is damaged: what it says of its run is a {type(run).__name__}, not a table.")
+    return dict(run)
 
 
 # ---- a torch dict
@@ -250,7 +255,7 @@ def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     if not isinstance(whole, dict):
         raise CheckpointError(f"{file.path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
-    run = dict(rest.pop(_KEY, {}))
+    run = _record(file.path, rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):

@@ -453,7 +453,7 @@ def _default_dict(factory: Any = None, pairs: Any = ()) -> Any:
     return dict(_table_of(pairs))
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
+def _encode(text: str, encoding: Any = "latin1") -> bytes:
     if not isinstance(encoding, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
         raise ValueError("bytes in an encoding that pickles don't use")
     return text.encode(encoding)
@@ -526,7 +526,7 @@ def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: Any = None) ->
     return Foreign(_OF_TYPE, build, (kind, args, state))
 
 
-def _device(kind: str, index: int | None = None) -> torch.device:
+def _device(kind: Any, index: Any = None) -> torch.device:
     if not (isinstance(kind, str) and isinstance(index, int | None)):
         raise TypeError("a device whose name is no text")
     try:
@@ -541,6 +541,9 @@ def _path(kind: type[PurePath]) -> Callable[..., PurePath]:
     return Path if own else kind
 
 
+_LAYOUTS: Final[dict[str, torch.layout]] = {
+    f"torch.{name}": kind for name, kind in vars(torch).items() if isinstance(kind, torch.layout)
+}
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
     "collections.defaultdict": _default_dict,
@@ -575,7 +578,6 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
 }
 _TABLES: Final = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
 _SETS: Final = {"builtins.set", "builtins.frozenset"}
-_LAYOUTS: Final = {f"torch.{name}": kind for name, kind in vars(torch).items() if isinstance(kind, torch.layout)}
 # What builds rarer kinds of tensors, and what to call those.
 _RARE: Final = {
     f"torch._utils._rebuild_{builder}": kind

@@ -204,7 +204,8 @@ class PickleFile(OpenFile, ABC):
     def _read(self, record: _Record, into: memoryview | None) -> None:
         """Read an entry into the memory given, or keep nothing, and compare its checksum."""
         scratch = memoryview(bytearray(min(record.nbytes, CHUNK))) if into is None else into
-        source = record.unpack() if record.unpack is not None else None
+        with self._unpacking():
+            source = record.unpack() if record.unpack is not None else None
         checksum = 0
         for position in range(0, record.nbytes, CHUNK):
             size = min(CHUNK, record.nbytes - position)
@@ -224,13 +225,18 @@ class PickleFile(OpenFile, ABC):
             )
 
     def _unpack(self, source: Any, piece: memoryview) -> None:
-        try:
+        with self._unpacking():
             while piece:
                 count = source.readinto(piece)
                 if not count:
                     raise EOFError
                 piece = piece[count:]
-        except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+
+    @contextlib.contextmanager
+    def _unpacking(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise DamagedFileError(f"{self.path} is damaged: a compressed entry can't be unpacked.") from error
 
     def _exactly(self, into: memoryview, position: int) -> None:
@@ -330,7 +336,9 @@ class LegacyPickle(PickleFile):
 
     def _open(self) -> Pickled:
         with self._buffered(0) as file:
-            parts = [read_pickle(file, self.budget) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
+            parts = [
+                read_pickle(file, self.budget) for _ in range(5)
+            ]  # two numbers, the system, the object, the storages' keys
             position = file.tell()
         system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
         self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)

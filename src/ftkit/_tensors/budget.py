@@ -10,7 +10,7 @@ from ftkit.errors import DamagedFileError
 MAX_SIDES: Final = 64
 """Of a tensor: torch's operators take no more."""
 
-# What any file may ask for, and what each of its bytes adds. Honest files need far less: an instruction of a pickle is a
+# What any file may ask for, and what each of its bytes adds. Honest files need less: an instruction of a pickle is a
 # byte or more, and a tensor's description a hundred.
 _FREE_BYTES: Final = 64 << 20
 _BYTES_PER_BYTE: Final = 64

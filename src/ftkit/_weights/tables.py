@@ -248,7 +248,8 @@ def _slotless(state: Any) -> dict[Any, Any]:
     """The table in a state; of an object with slots, that of its attributes."""
     if isinstance(state, tuple) and state and isinstance(state[0], dict):
         state = state[0]
-    return state if isinstance(state, dict) else {}
+    table: dict[Any, Any] = state if isinstance(state, dict) else {}
+    return table
 
 
 def _attributes(state: Any) -> dict[Any, Any]:
