@@ -33,6 +33,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 _KEY: Final = "ftkit.checkpoint"
 
 _LISTED: Final = {"optimizer", "scheduler"}  # Lightning keeps several in a list, as a rule one
+_TABLES: Final = {"model", "optimizer", "ema", "extra"}
 _FACTS: Final = ("epoch", "step", "metrics")
 
 # What an entry of a torch checkpoint may be, since people use the same words for other things.
@@ -230,7 +231,10 @@ def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
         names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
         tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
         if name in wanted or name == "extra":
-            content.states[name] = unpack(tensors, file.metadata[name], name, budget=file.budget)
+            state = unpack(tensors, file.metadata[name], name, budget=file.budget)
+            if name in _TABLES and not isinstance(state, Mapping):
+                raise DamagedFileError(f"{file.path} is damaged: its {name} is a {type(state).__name__}, not a table.")
+            content.states[name] = state
     return content
 
 
@@ -244,6 +248,8 @@ def _facts(file: TensorFile) -> dict[str, Any]:
 def _record(path: str, run: Any) -> dict[str, Any]:
     if not isinstance(run, dict):
         raise DamagedFileError(f"{path} is damaged: what it says of its run is a {type(run).__name__}, not a table.")
+    if not (isinstance(run.get("epoch"), Number | None) and isinstance(run.get("metrics"), Mapping | None)):
+        raise DamagedFileError(f"{path} is damaged: its epoch is no number, or its metrics are no table.")
     return dict(run)
 
 

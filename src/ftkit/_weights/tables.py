@@ -248,15 +248,14 @@ def _slotless(state: Any) -> dict[Any, Any]:
     """The table in a state; of an object with slots, that of its attributes."""
     if isinstance(state, tuple) and state and isinstance(state[0], dict):
         state = state[0]
-    table: dict[Any, Any] = state if isinstance(state, dict) else {}
-    return table
+    return state if isinstance(state, dict) else {}
 
 
 def _attributes(state: Any) -> dict[Any, Any]:
     """What an object would have as attributes; for a module, what its state dict would hold."""
-    state = _slotless(state)
-    if not all(isinstance(state.get(name), dict) for name in _REGISTERED):
-        return state
-    kept = {key: value for name in _REGISTERED for key, value in state[name].items()}
-    passing = state.get(_PASSING)
+    table = _slotless(state)
+    if not all(isinstance(table.get(name), dict) for name in _REGISTERED):
+        return table
+    kept = {key: value for name in _REGISTERED for key, value in table[name].items()}
+    passing = table.get(_PASSING)
     return {key: value for key, value in kept.items() if not (isinstance(passing, set) and key in passing)}
