@@ -77,6 +77,15 @@ def zoo(session: nox.Session) -> None:
     with_torch(session, "test", "zoo").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
 
 
+@nox.session(venv_backend="none", default=False)
+def attacks(session: nox.Session) -> None:
+    """Try every hostile file, then search for new ones: `nox -s attacks -- 3600` for an hour, into .nox/attacks."""
+    env = with_torch(session, "test")
+    env.run("-m", "pytest", "-m", "slow or not slow", "tests/attacks")
+    seconds = session.posargs[0] if session.posargs else "600"
+    env.run("-m", "tests.attacks.fuzz", seconds, str(ROOT / ".nox/attacks"), PYTHONPATH=str(ROOT))
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style (ruff) and the one-way imports (import-linter)."""

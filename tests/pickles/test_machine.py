@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftkit._pickles.machine import Foreign, Global, read_pickle
+from ftkit._tensors.budget import Budget
 from ftkit.errors import DamagedFileError
 from tests.pickles.states import Custom
 
@@ -40,7 +41,7 @@ plain = st.recursive(
 @given(plain, st.integers(0, 5))
 def test_machine_agrees_with_pickle(value, protocol):
     """The machine reads plain data of any protocol as pickle itself does."""
-    assert read_pickle(io.BytesIO(pickle.dumps(value, protocol))).tree == value
+    assert read_pickle(io.BytesIO(pickle.dumps(value, protocol)), Budget(99)).tree == value
 
 
 @settings(deadline=None, max_examples=300)
@@ -48,7 +49,7 @@ def test_machine_agrees_with_pickle(value, protocol):
 def test_machine_survives_anything(data, after_protocol):
     """Whatever the bytes, the machine ends with data or with the one error."""
     with contextlib.suppress(DamagedFileError):
-        read_pickle(io.BytesIO(b"\x80\x02" * after_protocol + data + b"."))
+        read_pickle(io.BytesIO(b"\x80\x02" * after_protocol + data + b"."), Budget(99))
 
 
 def test_machine_records_instead_of_running():
@@ -60,7 +61,7 @@ def test_machine_records_instead_of_running():
         Custom,
         decimal.Decimal("1.5"),
     ]
-    read = read_pickle(io.BytesIO(pickle.dumps(value, 2)))
+    read = read_pickle(io.BytesIO(pickle.dumps(value, 2)), Budget(99))
     assert read.tree[:2] == [{"a": 1}, {1: [2]}]
     assert isinstance(read.tree[2], Foreign)
     assert isinstance(read.tree[3], Global)
@@ -72,4 +73,4 @@ def test_machine_does_not_hash_forever():
     """A key of tuples inside tuples, whose hash would take 2**60 steps, is refused at once."""
     bomb = b"\x80\x02}(" + b")" + b"2\x86" * 60 + b"Nu."
     with pytest.raises(DamagedFileError, match="nested"):
-        read_pickle(io.BytesIO(bomb))
+        read_pickle(io.BytesIO(bomb), Budget(99))

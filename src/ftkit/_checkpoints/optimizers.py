@@ -6,19 +6,25 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import ranks
 from ftkit._groups import catch_up
 from ftkit._models.undo import Undo
+from ftkit._torch import storage_id
 from ftkit._wording import some
-from ftkit.errors import CheckpointError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
 
 LOAD_ERRORS: Final = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
 """What people's ``load_state_dict`` raise when they are given something else than their own state."""
+
+# What moments may take beyond the memory that holds them, where several of them are one.
+_FREE_BYTES: Final = 64 << 20
+_MAX_RATIO: Final = 4
 
 _Groups: TypeAlias = list[Mapping[str, Any]]
 
@@ -55,6 +61,7 @@ def plan(
         CheckpointError: The state belongs to other parameters or another kind of optimizer.
     """
     groups = _saved_groups(state)
+    _refuse_bomb(state["state"])
     _check_kind(optimizer, groups, known.get("type"))
     names = known.get("names") or _names_in(groups)
     found = _in_order(optimizer, groups) if names is None else _by_name(optimizer, groups, names, parameters)
@@ -86,6 +93,16 @@ def _saved_groups(state: Mapping[str, Any]) -> _Groups:
     if not whole or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
         raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() gives.")
     return list(groups)
+
+
+def _refuse_bomb(saved: Mapping[Any, Any]) -> None:
+    """Refuse a state that torch's casts would make far larger than it is: a few bytes stand for many values in it."""
+    tables = [values for values in saved.values() if isinstance(values, Mapping)]
+    tensors = [value for values in tables for value in values.values() if isinstance(value, Tensor)]
+    dense = [value for value in tensors if value.layout is torch.strided]
+    held = {storage_id(value): value.untyped_storage().nbytes() for value in dense}
+    if sum(value.nbytes for value in dense) > _FREE_BYTES + _MAX_RATIO * sum(held.values()):
+        raise DamagedFileError("The checkpoint's optimizer repeats a few bytes to far more: a bomb, no moments.")
 
 
 def _check_kind(optimizer: Optimizer, groups: _Groups, kind: str | None) -> None:

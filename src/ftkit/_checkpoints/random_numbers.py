@@ -15,6 +15,8 @@ from ftkit.errors import CheckpointError
 
 _log: Final = logging.getLogger("ftkit")
 
+_MAX_WORDS: Final = 4096  # python's state has 625
+
 
 def state() -> dict[str, Any]:
     """Return the state of every global random generator, long ones as tensors of a type that all files have."""
@@ -40,6 +42,8 @@ def _as_tensor(words: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 def _as_words(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    if tensor.numel() > _MAX_WORDS:
+        raise ValueError(f"{tensor.numel():,} words are no state of a generator")
     return tensor.numpy().view(np.uint32)
 
 

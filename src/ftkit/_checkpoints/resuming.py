@@ -25,6 +25,7 @@ from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
 from ftkit._models.undo import Undo
+from ftkit._tensors.budget import Budget
 from ftkit._torch import loads_plainly
 from ftkit._weights.io import WeightsPlan, plan_weights
 from ftkit._weights.sources import in_memory
@@ -46,6 +47,18 @@ def resume(
     Raises:
         FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.
     """
+    try:
+        _resume(content, model, parts, objects, rng=rng)
+    except LOAD_ERRORS as error:  # any value may be of another kind than save_checkpoint writes
+        raise CheckpointError(
+            f"{content.path} does not hold what save_checkpoint keeps: {type(error).__name__}: {error}. Nothing was "
+            "changed."
+        ) from error
+
+
+def _resume(
+    content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], *, rng: bool
+) -> None:
     weights = {} if model is None else content.state("model")
     targets = [(name, part, content.state(name)) for name, part in parts.items()]
     targets += [(name, thing, content.value(name)) for name, thing in objects.items()]
@@ -79,7 +92,7 @@ def _plans(
             objects.append(_object_plan(name, thing, state))
         else:
             states.append((unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-    modules = [_Weights(module, state) for module, state in states]
+    modules = [_Weights(module, state, content.budget) for module, state in states]
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
@@ -144,14 +157,14 @@ class _Weights:
         CheckpointError: It does not fit.
     """
 
-    def __init__(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+    def __init__(self, module: nn.Module, state: Mapping[str, Any], budget: Budget) -> None:
         self.module, self.state = module, state
         self.own: dict[str, Any] = module.state_dict()
         names_fit = self.own.keys() == state.keys()
         self.foreign: WeightsPlan | None = None
         if not (names_fit and all(_fits(value, state[name]) for name, value in self.own.items())):
             with _spoken_of():  # another program's names, or another model
-                self.foreign = plan_weights(module, in_memory(state), ema=False)
+                self.foreign = plan_weights(module, in_memory(state, budget=budget), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
 
     def load(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral, Number
 from pathlib import Path
 from types import NoneType
@@ -16,11 +18,12 @@ from ftkit._checkpoints import ranks
 from ftkit._formats import TORCH_SUFFIXES, WeightsFile, open_file
 from ftkit._pickles.gate import load_parts, save_pickle
 from ftkit._pickles.torchfiles import PickleFile
+from ftkit._tensors.budget import Budget
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._wording import plural, shown, some
-from ftkit.errors import CheckpointError, UntrustedFileError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
 
@@ -30,6 +33,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 _KEY: Final = "ftkit.checkpoint"
 
 _LISTED: Final = {"optimizer", "scheduler"}  # Lightning keeps several in a list, as a rule one
+_TABLES: Final = {"model", "optimizer", "ema", "extra"}
 _FACTS: Final = ("epoch", "step", "metrics")
 
 # What an entry of a torch checkpoint may be, since people use the same words for other things.
@@ -67,11 +71,13 @@ class Content:
         run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
         states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
             values under names of the user's own.
+        budget: What working on its words may still cost, if it was read from a file.
     """
 
     path: Path
     run: dict[str, Any]
     states: dict[str, Any]
+    budget: Budget = field(default_factory=partial(Budget, math.inf))
 
     @property
     def extra(self) -> dict[str, Any]:
@@ -221,12 +227,15 @@ def _content(file: WeightsFile, wanted: Collection[str]) -> Content:
 
 
 def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
-    content = Content(Path(file.path), _facts(file), {})
+    content = Content(Path(file.path), _facts(file), {}, file.budget)
     for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
         names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
         tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
         if name in wanted or name == "extra":
-            content.states[name] = unpack(tensors, file.metadata[name], name)
+            state = unpack(tensors, file.metadata[name], name, budget=file.budget)
+            if name in _TABLES and not isinstance(state, Mapping):
+                raise DamagedFileError(f"{file.path} is damaged: its {name} is a {type(state).__name__}, not a table.")
+            content.states[name] = state
     return content
 
 
@@ -234,8 +243,15 @@ def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
         reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
         raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
-    run: dict[str, Any] = unpack({}, file.metadata[_KEY])
-    return run
+    return _record(file.path, unpack({}, file.metadata[_KEY], budget=file.budget))
+
+
+def _record(path: str, run: Any) -> dict[str, Any]:
+    if not isinstance(run, dict):
+        raise DamagedFileError(f"{path} is damaged: what it says of its run is a {type(run).__name__}, not a table.")
+    if not (isinstance(run.get("epoch"), Number | None) and isinstance(run.get("metrics"), Mapping | None)):
+        raise DamagedFileError(f"{path} is damaged: its epoch is no number, or its metrics are no table.")
+    return dict(run)
 
 
 # ---- a torch dict
@@ -246,13 +262,13 @@ def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     if not isinstance(whole, dict):
         raise CheckpointError(f"{file.path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
-    run = dict(rest.pop(_KEY, {}))
+    run = _record(file.path, rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):
         found, rest = {"model": rest}, {}  # a bare state dict
     _account_for(file.path, left_out, {*wanted} - found.keys())
-    return Content(Path(file.path), run, {**found, "extra": rest})
+    return Content(Path(file.path), run, {**found, "extra": rest}, file.budget)
 
 
 def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:

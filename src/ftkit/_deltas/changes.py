@@ -55,8 +55,9 @@ def differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
             raise CheckpointError(
                 f"The base, {opened.name}, is not one of this model: it holds nothing called {first!r}."
             )
-        before = {name: entry.empty() for name, entry in table.entries.items()}
-        opened.read_into((entry, before[name]) for name, entry in table.entries.items())
+        shared = {name: entry for name, entry in table.entries.items() if name in state}
+        before = {name: entry.empty() for name, entry in shared.items()}
+        opened.read_into((entry, before[name]) for name, entry in shared.items())
     return {name for name, tensor in state.items() if not same(tensor, before.get(name))}
 
 

@@ -103,7 +103,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     with open_file(path) as file:
         if not isinstance(file, TensorFile) or _KEY not in file.metadata:
             raise CheckpointError(f"{file.path} is no delta of save_delta{_instead(file)}.")
-        record = unpack({}, file.metadata[_KEY])
+        record = unpack({}, file.metadata[_KEY], budget=file.budget)
         tensors = file.read()
     with Undo() as undo:
         place(inner, record, tensors, undo)

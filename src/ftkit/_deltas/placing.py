@@ -15,7 +15,7 @@ from ftkit._heads.counters import counters
 from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
-from ftkit.errors import CheckpointError, HeadError, did_you_mean
+from ftkit.errors import CheckpointError, DamagedFileError, HeadError, did_you_mean
 
 
 @alone()
@@ -26,17 +26,29 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
 
     Raises:
         CheckpointError: It is another base, or a layer can't be built.
+        DamagedFileError: The record is none that ``split`` makes.
     """
-    layers = [_Layer(name, description, tensors) for name, description in record["layers"].items()]
+    described, base = _parts(record)
+    # Others have no place, which is said below; a file may name any number of them.
+    modules = dict(model.named_modules(remove_duplicate=False))
+    layers = [_Layer(name, description, tensors) for name, description in described.items() if name in modules]
     lacking = [layer for layer in layers if not layer.fits(model)]
-    _check_base(model, record["base"], {*tensors}, tuple(layer.prefix for layer in lacking))
+    _check_base(model, base, {*tensors}, tuple(layer.prefix for layer in lacking))
     with torch.random.fork_rng(devices=[]):  # new layers draw their first weights, which are replaced at once
         for layer in lacking:
             if not layer.resize(model, undo):
                 layer.rebuild(model, undo)
-        for name in sorted({_owner(name) for name in _misfits(model, tensors)}):
+        for name in sorted({_owner(name) for name in _misfits(model, tensors)} & modules.keys()):
             _Layer(name, [], tensors).resize(model, undo)
     _check_all_fit(model, tensors)
+
+
+def _parts(record: Any) -> tuple[dict[str, Description], dict[str, Any]]:
+    """The layers that a record describes, and what it says of the base."""
+    match record:
+        case {"layers": dict(layers), "base": {"tensors": int(), "shapes": str(), "contents": str()} as base}:
+            return layers, base
+    raise DamagedFileError("The delta is damaged, or made by another program: it does not say what its base was.")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -68,7 +80,9 @@ class _Layer:
     def resize(self, model: nn.Module, undo: Undo) -> bool:
         """Try to fit the model's layer by another count of classes, so that the model's own counters follow."""
         there = self.inside(tensors_of(model))
-        pairs = [(there[name], tensor) for name, tensor in self.tensors.items() if name in there]
+        if there.keys() != self.tensors.keys():  # what the file does not hold could take any memory
+            return False
+        pairs = [(there[name], tensor) for name, tensor in self.tensors.items()]
         counts = {count for old, new in pairs for count in _other_sizes(old, new)}
         if len(counts) != 1:
             return False
@@ -90,13 +104,25 @@ class _Layer:
             return
         form = next((tensor.dtype for tensor in self.tensors.values() if tensor.is_floating_point()), None)
         device = [*old.parameters(), *model.parameters(), torch.empty(0)][0].device
-        new = build(self.description).to(device, form).train(old.training)
+        new = self.built().to_empty(device=device).to(form).train(old.training)
         self.remember(model, undo)
         try:
             replace_head(model, new, at=self.name)
         except HeadError:  # the base has no layer there that could be a head: nothing counts its classes
             model.set_submodule(self.name, new)
         new.to(dtype=form)  # a head takes the type of the layer before it
+
+    def built(self) -> nn.Module:
+        """The layer as it is described, on the meta device: it gets memory when it is known to be that of the file."""
+        try:
+            with torch.device("meta"):
+                new = build(self.description)
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"The delta describes a layer {self.name!r} that can't be built: {error}.") from error
+        described = {f"{self.prefix}{name}": tuple(value.shape) for name, value in new.state_dict().items()}
+        if described != {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}:
+            raise CheckpointError(f"The delta describes a layer {self.name!r} that its own tensors don't fit.")
+        return new
 
     def remember(self, model: nn.Module, undo: Undo) -> None:
         """Note how a model is built, and what counts the layer's classes, in it and in its configuration."""

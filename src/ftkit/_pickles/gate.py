@@ -26,6 +26,7 @@ from ftkit._pickles.admission import HOOKS, Allowed, admitted, alarm, may_be_cal
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
 from ftkit._pickles.values import CALLED, NAMED, is_of_numpy, numpy_value
+from ftkit._tensors.budget import Budget
 from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, UntrustedFileError
 
@@ -63,7 +64,8 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
             f"{file.path} is a TorchScript archive: its code runs in torch.jit.load. "
             "load_weights(model, path) reads its weights without running any."
         )
-    if trusted and (file.wanted or file.rare or any(isinstance(one, Foreign | Global) for one in _parts(file.tree))):
+    unsafe = (one for one in _parts(file.tree, file.budget) if isinstance(one, Foreign | Global))
+    if trusted and (file.wanted or file.rare or any(unsafe)):
         with file.verified_whole() as whole:
             if isinstance(file, PlainPickle):
                 return pickle.load(whole)  # noqa: S301  (the caller trusts it)
@@ -96,10 +98,10 @@ def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     if file.rare and not file.wanted:
         with contextlib.suppress(UntrustedFileError):
             return load_pickle(file), {}
-    return _Maker(file.read_storages(), {}).make_parts(file.tree, file.wanted)
+    return _Maker(file.read_storages(), {}).make_parts(file)
 
 
-def _parts(node: Any) -> Iterator[Any]:
+def _parts(node: Any, budget: Budget) -> Iterator[Any]:
     """All that a part of a file is made of, itself included, each once."""
     seen: dict[int, Any] = {}
     rest = [node]
@@ -108,6 +110,7 @@ def _parts(node: Any) -> Iterator[Any]:
         if isinstance(one, str | bytes | int | float) or id(one) in seen:
             continue
         seen[id(one)] = one
+        budget.charge(steps=1 + (len(one) if isinstance(one, dict | list | tuple | set | frozenset) else 0))
         yield one
         if isinstance(one, Foreign):
             rest += [one.function, *one.args, one.state, *one.items, *one.keywords.values()]
@@ -118,17 +121,17 @@ def _parts(node: Any) -> Iterator[Any]:
             rest += one
 
 
-def _wanted_by(node: Any, wanted: Iterable[str]) -> list[str]:
-    """Which of these names a part of a file refers to. What was set on tensors can be left out."""
-    found = {one.name for one in _parts(node) if isinstance(one, Global)}
-    return [name for name in wanted if name in found]
+def _wanted_by(node: Any, file: PickleFile) -> list[str]:
+    """Which of the names that a file wants a part of it refers to. What was set on tensors can be left out."""
+    found = {one.name for one in _parts(node, file.budget) if isinstance(one, Global)}
+    return [name for name in file.wanted if name in found]
 
 
 def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
     """Make what a file holds, by calls of what was admitted and no others."""
     if refused := [name for name in file.wanted if name not in known]:
         raise UntrustedFileError(_refusal(file.path, refused))
-    calls = (one for one in _parts(file.tree) if isinstance(one, Foreign)) if known else ()
+    calls = (one for one in _parts(file.tree, file.budget) if isinstance(one, Foreign)) if known else ()
     if called := {one.name: None for one in calls if not _is_made(one, known)}:
         raise UntrustedFileError(
             f"{file.path} would call {some([*called], 6)}, and allow= admits no more than making objects of classes. "
@@ -262,14 +265,14 @@ class _Maker:
             self._made.setdefault(id(node), made)  # a tuple may have been made on the way to itself
         return self._made[id(node)]
 
-    def make_parts(self, tree: dict[Any, Any], wanted: Iterable[str]) -> tuple[dict[Any, Any], dict[str, list[str]]]:
+    def make_parts(self, file: PickleFile) -> tuple[dict[Any, Any], dict[str, list[str]]]:
         """Make the entries of a table that need no code; and tell what the others want."""
         whole: dict[Any, Any] = {}
-        self._made[id(tree)] = whole
+        self._made[id(file.tree)] = whole
         self._left_out = {}
-        for index, (key, node) in enumerate(tree.items()):
+        for index, (key, node) in enumerate(file.tree.items()):
             self._place = key if isinstance(key, str) else f"entry {index + 1}"
-            if code := _wanted_by((key, node), wanted):
+            if code := _wanted_by((key, node), file):
                 self._left_out[self._place] = code
                 continue
             with self._or_left_out():

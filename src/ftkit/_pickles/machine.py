@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, Final, TypeAlias
 import torch
 
 from ftkit._pickles.values import CONSTANTS, NAMED, PLAIN_NAMES
+from ftkit._tensors.budget import MAX_SIDES, Budget
 from ftkit.errors import DamagedFileError
 
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
@@ -39,6 +40,15 @@ _ZIP_ERRORS: Final = (
 )
 
 _LONG: Final = 1 << 20  # bytes that may be read without looking how many there are
+_STEPS_TO_BEGIN: Final = 4
+_BLOCK: Final = 4096  # instructions that are paid for at a time
+_MAX_SIZE: Final = 1 << 60  # of a side, a stride or a storage
+
+# Bytes of memory that things take, besides what their parts take.
+_INSTRUCTION: Final = 48
+_SET: Final = 168
+_RECORD: Final = 256
+_STORAGE: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +157,12 @@ class Pickled:
     inline: dict[str, memoryview]
 
 
-def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pickled:
+def read_pickle(file: BinaryIO, budget: Budget, objects: Mapping[str, Any] | None = None) -> Pickled:
     """Read one pickle from where the file stands, up to its end.
 
     Args:
         file: Open for reading, and buffered.
+        budget: What that may cost.
         objects: Things that the pickle may refer to by a number.
 
     Raises:
@@ -160,14 +171,16 @@ def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pic
     Example:
         >>> import io, os, pickle
         >>> from ftkit._pickles.machine import read_pickle
+        >>> from ftkit._tensors.budget import Budget
         >>> class Attack:
         ...     def __reduce__(self):
         ...         return os.system, ("echo never printed",)
-        >>> read = read_pickle(io.BytesIO(pickle.dumps({"epoch": 3, "x": Attack()})))
+        >>> read = read_pickle(io.BytesIO(pickle.dumps({"epoch": 3, "x": Attack()})), Budget(size=99))
         >>> read.tree["epoch"], read.tree["x"].args, [name.split(".")[1] for name in read.wanted]
         (3, ('echo never printed',), ['system'])
     """
-    machine = _Machine(objects or {})
+    budget.charge(steps=_STEPS_TO_BEGIN)
+    machine = _Machine(objects or {}, budget)
     try:
         tree = machine.run(file)
     except DamagedFileError:
@@ -180,8 +193,9 @@ def read_pickle(file: BinaryIO, objects: Mapping[str, Any] | None = None) -> Pic
 
 
 class _Machine:
-    def __init__(self, objects: Mapping[str, Any]) -> None:
+    def __init__(self, objects: Mapping[str, Any], budget: Budget) -> None:
         self.objects = objects
+        self.budget = budget
         self.storages: dict[str, StorageRef] = {}
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
@@ -192,17 +206,30 @@ class _Machine:
 
     def run(self, file: BinaryIO) -> Any:
         read, table, arguments = file.read, _TABLE, Bounded(file)
-        self.budget = _Budget(file)
         while True:
-            code = read(1)
-            if code == b".":
-                return self.stack.pop()
-            if code not in table:
-                raise DamagedFileError(
-                    f"Not a pickle: {code!r} is no instruction." if code else "The pickle ends before it is complete."
-                )
-            reader, step = table[code]
-            step(self, reader(arguments) if reader is not None else None)
+            for _ in range(_BLOCK):
+                code = read(1)
+                if code == b".":
+                    return self.stack.pop()
+                if code not in table:
+                    what = f"{code!r} is no instruction" if code else "it ends before it is complete"
+                    raise DamagedFileError(f"Not a pickle: {what}.")
+                reader, step = table[code]
+                step(self, reader(arguments) if reader is not None else None)
+            self.budget.charge(nbytes=_BLOCK * _INSTRUCTION)
+
+    def pay_for_copies(self, *parts: Any) -> None:
+        """Pay before something is copied: a call is a few bytes long, and may copy all that it is given."""
+        self.budget.charge(nbytes=sum(map(_cost, parts)))
+
+    def pay_for_keys(self, name: str, args: tuple[Any, ...]) -> None:
+        """Pay before a call makes a table or a set, and hashes what it is given."""
+        if name in _SETS:
+            self.budget.keys(list(args[0]) if args else ())
+        elif name in _TABLES:
+            at = name == "collections.defaultdict"  # what makes defaults comes first
+            for pairs in args[at : at + 1]:
+                self.budget.keys(() if isinstance(pairs, dict) else [key for key, _ in pairs])
 
     # What the instructions are made of; the table below says of which each is.
 
@@ -238,10 +265,14 @@ class _Machine:
         return items
 
     def extend(self, items: list[Any]) -> None:
-        _extend(self.stack[-1], items)
+        _extend(self.stack[-1], items, self.budget)
 
     def update(self, items: list[Any]) -> None:
-        _update(self.stack[-1], items)
+        _update(self.stack[-1], items, self.budget)
+
+    def empty_set(self, _: Any) -> None:
+        self.budget.charge(nbytes=_SET)
+        self.stack.append(set())
 
     def name(self, text: str) -> None:
         self.refer(*text.split(" ", 1))
@@ -253,7 +284,7 @@ class _Machine:
         self.refer(module, name)
 
     def refer(self, module: str, name: str) -> None:
-        self.budget.charge(module, name)
+        self.pay_for_copies(module, name)
         # What Python 2 called its modules, as pickle itself translates it.
         module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
         full = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
@@ -264,7 +295,9 @@ class _Machine:
             self.rare[_RARE[full]] = None
         elif full.startswith("__torch__."):
             pass  # a class of a TorchScript archive, which Python doesn't have
-        elif full != _INLINE and not any(full in known for known in (_BUILDERS, _STORAGES, PLAIN_NAMES)):
+        elif full not in (_INLINE, _OF_TYPE) and not any(
+            full in known for known in (_BUILDERS, _STORAGES, PLAIN_NAMES)
+        ):
             self.wanted[full] = None
         self.stack.append(Global(full))
 
@@ -299,21 +332,39 @@ class _Machine:
         if isinstance(function, Global):
             if function.name == _INLINE and (ref := self.inline_storage(*args)) is not None:
                 return ref
-            self.budget.charge(*args)
+            if function.name == _OF_TYPE:
+                return self.of_type(*args)
             build = _BUILDERS.get(function.name)
-            return Foreign(function.name, function, args, new) if build is None else build(*args)
+            if build is not None:
+                self.pay_for_copies(*args)
+                self.pay_for_keys(function.name, args)
+                return build(*args)
+            if function.name == _QUANTIZED:
+                _check_quantized(*args[:4])
+        self.budget.charge(nbytes=_RECORD)
+        if isinstance(function, Global):
+            return Foreign(function.name, function, args, new)
         if isinstance(function, Foreign):
             name = function.name if isinstance(function.function, Foreign) else f"what {function.name} makes"
             return Foreign(name, function, args, new)
         raise TypeError(f"a call of a {type(function).__name__}")
 
+    def of_type(self, build: Any, kind: Any, args: Any, state: Any = None) -> Any:
+        """A tensor of a class of its own, and what was set on it."""
+        made = self.call(build, args) if isinstance(build, Global) and build.name in _BUILDERS else None
+        if isinstance(made, StoredTensor) and isinstance(kind, Global):
+            return dataclasses.replace(made, kind="" if kind.name in PLAIN_NAMES else kind.name, state=state)
+        self.budget.charge(nbytes=_RECORD)
+        return Foreign(_OF_TYPE, build, (kind, args, state))
+
     def inline_storage(self, blob: Any) -> StorageRef | None:
         """Describe a storage that was pickled as a torch file of its own, of the old format and no other."""
         if not isinstance(blob, bytes) or not blob.startswith(LEGACY_MAGIC):
-            self.wanted.update(dict.fromkeys((_INLINE, *_names_in_zip(blob))))
+            self.wanted.update(dict.fromkeys((_INLINE, *_names_in_zip(blob, self.budget))))
             return None
+        self.budget.charge(nbytes=len(blob) + _STORAGE)
         file = io.BytesIO(blob)
-        parts = [read_pickle(file) for _ in range(5)]
+        parts = [read_pickle(file, self.budget) for _ in range(5)]
         ref, start = parts[3].tree, file.tell() + 8
         if not isinstance(ref, StorageRef) or not 0 <= ref.nbytes == len(blob) - start:
             raise ValueError("a storage that is not whole")
@@ -328,7 +379,7 @@ class _Machine:
         target = self.stack[-1]
         if isinstance(target, Foreign):
             if target.name.endswith("._reconstruct") and isinstance(state, tuple):
-                self.budget.charge(*state)  # an array of numpy, which is a copy of its bytes
+                self.pay_for_copies(*state)  # an array of numpy, which is a copy of its bytes
             target.state = state
         # A table's attributes (a state dict's _metadata) and a tensor's are of no use to anybody here.
         elif not isinstance(target, dict | StoredTensor | Global):
@@ -340,10 +391,12 @@ class _Machine:
     def storage(self, _: Any) -> None:
         pid = self.stack.pop()
         match pid:
-            case ("storage", Global(kind), key, location, int(numel), *rest) if kind in _STORAGES:
+            case ("storage", Global(kind), str() | int() as key, str(location), int(numel), *rest) if kind in _STORAGES:
                 if rest and rest[0] is not None:
                     raise TypeError("a view of a storage, which torch has not written since 2017")
-                ref = StorageRef(str(key), _STORAGES[kind], numel, str(location))
+                if not 0 <= numel < _MAX_SIZE:
+                    raise ValueError("a storage of an impossible size")
+                ref = StorageRef(str(key), _STORAGES[kind], numel, location)
                 if self.storages.setdefault(ref.key, ref) != ref:
                     raise ValueError(f"two descriptions of the storage {ref.key[:40]!r}")
                 self.stack.append(ref)
@@ -355,43 +408,19 @@ class _Machine:
                 raise TypeError("a reference to something that is no storage")
 
 
-def _names_in_zip(blob: Any) -> list[str]:
+def _names_in_zip(blob: Any, budget: Budget) -> list[str]:
     """What a torch file inside a pickle names, which torch would open without looking at it."""
     with contextlib.suppress(*_ZIP_ERRORS):
         archive = zipfile.ZipFile(io.BytesIO(blob))
         main = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
         if main.file_size <= len(blob):
-            return read_pickle(io.BytesIO(archive.read(main))).wanted
+            budget.charge(nbytes=main.file_size)
+            return read_pickle(io.BytesIO(archive.read(main)), budget).wanted
     return []
 
 
-class _Budget:
-    """What reading a pickle may cost: a call is a few bytes long, and may copy all that it is given.
-
-    Copies may not outgrow what was read without bounds. Whatever makes more than it reads is charged here.
-    """
-
-    _FREE_BYTES: Final = 64 << 20
-    _MAX_RATIO: Final = 32
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._tell = file.tell
-        self._start = file.tell()
-        self._copied = 0
-
-    def charge(self, *parts: Any) -> None:
-        """Count what is about to be copied.
-
-        Raises:
-            DamagedFileError: It is far more than the file can honestly mean.
-        """
-        self._copied += sum(map(_cost, parts))
-        if self._copied > max(self._FREE_BYTES, self._MAX_RATIO * (self._tell() - self._start)):
-            raise DamagedFileError("the pickle makes copies of copies, far more than it holds: a bomb, not weights.")
-
-
 def _cost(part: Any) -> int:
-    """What a copy of something is charged: 8 for each letter or byte, 64 for each item."""
+    """What a copy of something is charged: 8 for each letter or byte, 64 for each item, such as a part of a path."""
     if isinstance(part, str | bytes | bytearray):
         return 8 * len(part)
     return 64 * len(part) if isinstance(part, list | tuple | dict | set | frozenset) else 0
@@ -415,46 +444,31 @@ class Bounded:
         return self._file.read(size)
 
 
-def _extend(target: Any, items: list[Any]) -> None:
+def _extend(target: Any, items: list[Any], budget: Budget) -> None:
     if isinstance(target, list):
         target.extend(items)
     elif isinstance(target, set):
-        target.update(_keys(items))
+        target.update(budget.keys(items))
     elif isinstance(target, Foreign):
         target.items.extend(items)
     else:
         raise TypeError(f"items added to a {type(target).__name__}")
 
 
-def _update(target: Any, items: list[Any]) -> None:
+def _update(target: Any, items: list[Any], budget: Budget) -> None:
     if len(items) % 2:
         raise ValueError("a key without a value")
     if isinstance(target, dict):
-        target.update(zip(_keys(items[::2]), items[1::2], strict=True))
+        target.update(zip(budget.keys(items[::2]), items[1::2], strict=True))
     elif isinstance(target, Foreign):
         target.items.extend(zip(items[::2], items[1::2], strict=True))
     else:
         raise TypeError(f"entries added to a {type(target).__name__}")
 
 
-def _keys(keys: list[Any]) -> list[Any]:
-    """The keys, if hashing them takes no longer than reading them did (nested tuples can take forever)."""
-    for key in keys:
-        if isinstance(key, tuple | frozenset):
-            if len(key) > 64 or any(isinstance(part, tuple | frozenset) or _is_long(part) for part in key):
-                raise TypeError("a key that is long or nested")
-        elif _is_long(key):
-            raise TypeError("a key that is a long number")
-    return keys
-
-
-def _is_long(number: Any) -> bool:
-    return isinstance(number, int) and number.bit_length() > 1 << 12
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
+def _pairs(items: list[Any], budget: Budget) -> dict[Any, Any]:
     table: dict[Any, Any] = {}
-    _update(table, items)
+    _update(table, items, budget)
     return table
 
 
@@ -464,7 +478,7 @@ def _pairs(items: list[Any]) -> dict[Any, Any]:
 def _table_of(pairs: Any) -> dict[Any, Any]:
     if isinstance(pairs, dict):
         return pairs
-    return _pairs([part for key, value in pairs for part in (key, value)])
+    return {key: value for key, value in pairs}  # noqa: C416  (dict() would take a table's keys for pairs)
 
 
 def _default_dict(factory: Any = None, pairs: Any = ()) -> Any:
@@ -480,16 +494,18 @@ def _layout(name: str) -> Any:
     return CONSTANTS.get(name) if name in CONSTANTS else Foreign(builder, Global(builder), (name,))
 
 
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    if encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
-        raise ValueError(f"bytes in the encoding {encoding!r}")
+def _encode(text: str, encoding: Any = "latin1") -> bytes:
+    if not isinstance(encoding, str) or encoding not in ("latin1", "latin-1", "utf-8", "ascii"):
+        raise ValueError("bytes in an encoding that pickles don't use")
     return text.encode(encoding)
 
 
 def _bytes(value: Any = b"", encoding: str = "latin1") -> bytes:
     if isinstance(value, str):
         return _encode(value, encoding)
-    return bytes(value) if isinstance(value, bytes | list) else b""
+    if not isinstance(value, bytes | bytearray | list | tuple):
+        raise TypeError("bytes of something else")  # of a number they would be so many zeros
+    return bytes(value)
 
 
 def stored_tensor(
@@ -511,9 +527,11 @@ def stored_tensor(
     dtype = rest[0] if rest and isinstance(rest[0], torch.dtype) else storage.dtype
     marks = rest[-1] if rest and isinstance(rest[-1], dict) else {}
     conj, neg = bool(marks.get("conj")), bool(marks.get("neg"))
+    if len(shape) > MAX_SIDES or len(stride) > MAX_SIDES:
+        raise ValueError("a tensor of too many sides")
     tensor = StoredTensor(storage, dtype, offset, tuple(shape), tuple(stride), bool(requires_grad), conj, neg)
     numbers = (tensor.offset, *tensor.shape, *tensor.stride, tensor.storage.numel)
-    if any(type(number) is not int or not 0 <= number < 1 << 60 for number in numbers):
+    if any(type(number) is not int or not 0 <= number < _MAX_SIZE for number in numbers):
         raise ValueError("a tensor with an impossible size")
     if len(tensor.shape) != len(tensor.stride):
         raise ValueError("a tensor with more sides than strides")
@@ -522,6 +540,12 @@ def stored_tensor(
         if (last + 1) * tensor.dtype.itemsize > storage.nbytes:
             raise ValueError("a tensor that reaches beyond its storage")
     return tensor
+
+
+def _check_quantized(storage: StorageRef, *place: Any) -> None:
+    """Check that a quantized tensor lies in its storage: torch, which alone builds it, believes what is declared."""
+    quarters = dataclasses.replace(storage, dtype=torch.uint8, numel=4 * storage.nbytes)  # of a byte, the smallest type
+    stored_tensor(quarters, *place)
 
 
 def storage_dtype(name: str) -> torch.dtype | None:
@@ -539,15 +563,13 @@ def _buffer(data: Any, *_: Any) -> Any:
     return data
 
 
-def _of_type(build: Any, kind: Any, args: tuple[Any, ...], state: Any = None) -> Any:
-    made = _BUILDERS[build.name](*args) if isinstance(build, Global) and build.name in _BUILDERS else None
-    if isinstance(made, StoredTensor) and isinstance(kind, Global):
-        return dataclasses.replace(made, kind="" if kind.name in PLAIN_NAMES else kind.name, state=state)
-    return Foreign("torch._tensor._rebuild_from_type_v2", build, (kind, args, state))
-
-
-def _device(kind: str, index: int | None = None) -> torch.device:
-    return torch.device(kind if index is None else f"{kind}:{int(index)}")
+def _device(kind: Any, index: Any = None) -> torch.device:
+    if not (isinstance(kind, str) and isinstance(index, int | None)):
+        raise TypeError("a device whose name is no text")
+    try:
+        return torch.device(kind if index is None else f"{kind}:{int(index)}")
+    except RuntimeError as error:
+        raise ValueError(f"a device {kind[:40]!r}") from error
 
 
 def _path(name: str) -> Callable[..., Any]:
@@ -557,13 +579,16 @@ def _path(name: str) -> Callable[..., Any]:
     return kind
 
 
+_LAYOUTS: Final[dict[str, torch.layout]] = {
+    f"torch.{name}": kind for name, kind in vars(torch).items() if isinstance(kind, torch.layout)
+}
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
     "collections.defaultdict": _default_dict,
     "collections.Counter": lambda pairs=(): Counter(_table_of(pairs)),
     "builtins.dict": lambda pairs=(): dict(_table_of(pairs)),
-    "builtins.set": lambda items=(): set(_keys(list(items))),
-    "builtins.frozenset": lambda items=(): frozenset(_keys(list(items))),
+    "builtins.set": lambda items=(): set(items),
+    "builtins.frozenset": lambda items=(): frozenset(items),
     "builtins.list": lambda items=(): list(items),
     "builtins.tuple": lambda items=(): tuple(items),
     "builtins.bytes": _bytes,
@@ -586,8 +611,9 @@ _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch.nn.parameter.Parameter": _parameter,
     "torch.nn.parameter.Buffer": _buffer,
-    "torch._tensor._rebuild_from_type_v2": _of_type,
 }
+_TABLES: Final = {"collections.OrderedDict", "collections.defaultdict", "collections.Counter", "builtins.dict"}
+_SETS: Final = {"builtins.set", "builtins.frozenset"}
 # What builds rarer kinds of tensors, and what to call those.
 _RARE: Final = {
     f"torch._utils._rebuild_{builder}": kind
@@ -601,6 +627,8 @@ _RARE: Final = {
         "device_tensor_from_cpu_tensor": "foreign",
     }.items()
 }
+_QUANTIZED: Final = "torch._utils._rebuild_qtensor"
+_OF_TYPE: Final = "torch._tensor._rebuild_from_type_v2"
 _INLINE: Final = "torch.storage._load_from_bytes"
 _STORAGES: Final[dict[str, torch.dtype]] = {
     f"{module}.{kind}Storage": dtype
@@ -642,12 +670,12 @@ _STEPS: Final[dict[str, _Step]] = {
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     "EMPTY_LIST": lambda machine, _: machine.push([]),
     "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "EMPTY_SET": _Machine.empty_set,
     "EMPTY_TUPLE": lambda machine, _: machine.push(()),
     "LIST": lambda machine, _: machine.push(machine.since_mark()),
-    "DICT": lambda machine, _: machine.push(_pairs(machine.since_mark())),
+    "DICT": lambda machine, _: machine.push(_pairs(machine.since_mark(), machine.budget)),
     "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(_keys(machine.since_mark()))),
+    "FROZENSET": lambda machine, _: machine.push(frozenset(machine.budget.keys(machine.since_mark()))),
     "TUPLE1": lambda machine, _: machine.push(tuple(machine.last(1))),
     "TUPLE2": lambda machine, _: machine.push(tuple(machine.last(2))),
     "TUPLE3": lambda machine, _: machine.push(tuple(machine.last(3))),

@@ -204,7 +204,8 @@ class PickleFile(OpenFile, ABC):
     def _read(self, record: _Record, into: memoryview | None) -> None:
         """Read an entry into the memory given, or keep nothing, and compare its checksum."""
         scratch = memoryview(bytearray(min(record.nbytes, CHUNK))) if into is None else into
-        source = record.unpack() if record.unpack is not None else None
+        with self._unpacking():
+            source = record.unpack() if record.unpack is not None else None
         checksum = 0
         for position in range(0, record.nbytes, CHUNK):
             size = min(CHUNK, record.nbytes - position)
@@ -224,13 +225,18 @@ class PickleFile(OpenFile, ABC):
             )
 
     def _unpack(self, source: Any, piece: memoryview) -> None:
-        try:
+        with self._unpacking():
             while piece:
                 count = source.readinto(piece)
                 if not count:
                     raise EOFError
                 piece = piece[count:]
-        except (EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+
+    @contextlib.contextmanager
+    def _unpacking(self) -> Iterator[None]:
+        try:
+            yield
+        except (EOFError, OSError, RuntimeError, ValueError, struct.error, zipfile.BadZipFile, zlib.error) as error:
             raise DamagedFileError(f"{self.path} is damaged: a compressed entry can't be unpacked.") from error
 
     def _exactly(self, into: memoryview, position: int) -> None:
@@ -279,7 +285,7 @@ class ZipPickle(PickleFile):
         self._place(archive, entries, main[0].filename.removesuffix("data.pkl"))
         if "byteorder" in self._records:
             self._check_order(little_endian=self._content("byteorder") == b"little")
-        return read_pickle(io.BytesIO(self._content("data.pkl")))
+        return read_pickle(io.BytesIO(self._content("data.pkl")), self.budget)
 
     def _place(self, archive: zipfile.ZipFile, entries: list[zipfile.ZipInfo], folder: str) -> None:
         """Find where the entries' bytes lie, and that they lie apart and inside the file."""
@@ -309,7 +315,7 @@ class ZipPickle(PickleFile):
     def _content(self, name: str) -> bytes:
         record = self._records[name]
         if record.unpack is not None:
-            self._refuse_bomb(record.nbytes)
+            self.budget.charge(nbytes=record.nbytes)
         content = bytearray(record.nbytes)
         self._read(record, memoryview(content))
         return bytes(content)
@@ -330,11 +336,14 @@ class LegacyPickle(PickleFile):
 
     def _open(self) -> Pickled:
         with self._buffered(0) as file:
-            parts = [read_pickle(file) for _ in range(5)]  # two numbers, the system, the object, the storages' keys
+            parts = [
+                read_pickle(file, self.budget) for _ in range(5)
+            ]  # two numbers, the system, the object, the storages' keys
             position = file.tell()
         system, pickled, keys = parts[2].tree, parts[3], parts[4].tree
         self._check_order(little_endian=not isinstance(system, dict) or system.get("little_endian") is not False)
-        if not isinstance(keys, list) or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
+        plain = isinstance(keys, list) and all(isinstance(key, str | int) for key in keys)
+        if not plain or {*map(str, keys)} != pickled.storages.keys() - pickled.inline.keys():
             raise DamagedFileError("its list of storages is not the one it refers to.")
         for key in keys:
             position = self._place_raw(str(key), pickled.storages[str(key)].dtype, position)
@@ -355,44 +364,47 @@ class TarPickle(PickleFile):
                 file.seek(starts["storages"])
                 storages = self._storages(file)
                 file.seek(starts["tensors"])
-                tensors = _tar_tensors(file, storages)
+                tensors = self._tensors(file, storages)
                 file.seek(starts["pickle"])
-                pickled = read_pickle(file, {**storages, **tensors})
+                pickled = read_pickle(file, self.budget, {**storages, **tensors})
         except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
             raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
         return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
 
     def _storages(self, file: BinaryIO) -> dict[str, StorageRef]:
         refs: dict[str, StorageRef] = {}
-        for _ in range(int(_plain(file))):
-            key, location, kind = _plain(file)
+        for _ in range(int(self._plain(file))):
+            key, location, kind = self._plain(file)
             dtype = storage_dtype(kind.name) if isinstance(kind, Global) else None
             if dtype is None:
                 raise TypeError("a storage of no known type")
-            end = self._place_raw(str(key), dtype, file.tell())
-            refs[str(key)] = StorageRef(
-                str(key), dtype, self._records[str(key)].nbytes // dtype.itemsize, str(location)
-            )
+            key = _key(key)
+            end = self._place_raw(key, dtype, file.tell())
+            refs[key] = StorageRef(key, dtype, self._records[key].nbytes // dtype.itemsize, _key(location))
             file.seek(end)
-        if _plain(file):
+        if self._plain(file):
             raise TypeError("views of storages, which torch has not written since 2017")
         return refs
 
+    def _tensors(self, file: BinaryIO, storages: Mapping[str, StorageRef]) -> dict[str, StoredTensor]:
+        tensors: dict[str, StoredTensor] = {}
+        for _ in range(int(self._plain(file))):
+            key, storage, _kind = self._plain(file)
+            (sides,) = struct.unpack("<i4x", file.read(8))
+            numbers = struct.unpack(f"<{2 * sides + 1}q", file.read(8 * (2 * sides + 1)))
+            tensors[_key(key)] = stored_tensor(
+                storages[_key(storage)], numbers[-1], numbers[:sides], numbers[sides : 2 * sides]
+            )
+        return tensors
 
-def _plain(file: BinaryIO) -> Any:
-    return read_pickle(file).tree
+    def _plain(self, file: BinaryIO) -> Any:
+        return read_pickle(file, self.budget).tree
 
 
-def _tar_tensors(file: BinaryIO, storages: Mapping[str, StorageRef]) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    for _ in range(int(_plain(file))):
-        key, storage, _kind = _plain(file)
-        (sides,) = struct.unpack("<i4x", file.read(8))
-        numbers = struct.unpack(f"<{2 * sides + 1}q", file.read(8 * (2 * sides + 1)))
-        tensors[str(key)] = stored_tensor(
-            storages[str(storage)], numbers[-1], numbers[:sides], numbers[sides : 2 * sides]
-        )
-    return tensors
+def _key(key: Any) -> str:
+    if not isinstance(key, str | int):
+        raise TypeError("a key that is neither a number nor text")
+    return str(key)
 
 
 class PlainPickle(PickleFile):
@@ -402,4 +414,4 @@ class PlainPickle(PickleFile):
 
     def _open(self) -> Pickled:
         with self._buffered(0) as file:
-            return read_pickle(file)
+            return read_pickle(file, self.budget)

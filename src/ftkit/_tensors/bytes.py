@@ -16,6 +16,9 @@ T = TypeVar("T")
 CHUNK: Final = 1 << 20
 """Bytes to go through at a time: few enough to be hashed while they are still in the processor's cache."""
 
+DTYPES: Final = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
+"""Torch's types by name. What a file names is looked up here: ``getattr(torch, name)`` would import what it names."""
+
 _THREADS: Final = 2
 _SEEKING: Final = threading.Lock()  # for systems without positional reads
 

@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from ftkit._tensors.budget import Budget
 from ftkit._tensors.bytes import in_threads, mark_changed, memory_of
 from ftkit._wording import shown
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
@@ -49,6 +50,7 @@ class OpenFile:
         path: What it was opened as, in words for messages: nobody opens it again.
         format: What the format is called.
         verified: Whether any damage to a tensor will be noticed.
+        budget: What working on its words may still cost.
     """
 
     format: ClassVar[str]
@@ -58,6 +60,7 @@ class OpenFile:
         self.path: str = shown(file.name)
         self._file = file
         self._size = os.fstat(file.fileno()).st_size
+        self.budget = Budget(self._size)
 
     def __enter__(self) -> Self:
         return self

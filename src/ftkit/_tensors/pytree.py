@@ -20,16 +20,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftkit._tensors.budget import MAX_SIDES, Budget
+from ftkit._tensors.bytes import DTYPES
 from ftkit.errors import CheckpointError, DamagedFileError
 
 Json: TypeAlias = Any
 
 _INLINE: Final = 128  # bytes that are kept in the JSON; longer ones become a tensor of their own
 _MAX_BITS: Final = 10_000  # of a number in the JSON: Python refuses to read one of more than 4,300 digits
+_MAX_NAME: Final = 400  # letters: a name should not outweigh the tensor
+_MAX_DTYPE: Final = 32  # letters
 _COMPRESS: Final = 1 << 18  # bytes; what is larger is written faster than compressed
-# Many moments are zeros, which compress without bounds, and so would a bomb.
-_FREE_BYTES: Final = 1 << 30
-_MAX_RATIO: Final = 32
 _FACTORIES: Final[dict[str | None, Callable[[], Any] | None]] = {
     None: None,
     **{kind.__name__: kind for kind in (list, dict, set, int, float, str)},
@@ -76,20 +77,20 @@ def pack(tree: object, name: str = "", *, compact: bool = False) -> tuple[dict[s
         raise CheckpointError("The value contains itself, or is hundreds of levels deep: flatten it.") from error
 
 
-def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "") -> Any:
+def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "", *, budget: Budget | None = None) -> Any:
     """Put together again what :func:`pack` took apart.
 
     Args:
         tensors: At least those that ``pack`` gave.
         text: The JSON that it gave.
         name: The name that ``pack`` got.
+        budget: That of the file which it comes from, if it does.
 
     Raises:
         DamagedFileError: The JSON is not one that ``pack`` makes, or a tensor is missing.
     """
     try:
-        room = max(_FREE_BYTES, _MAX_RATIO * len(text))
-        return _Unpacker(tensors, room).decode(json.loads(text), (name,) if name else ())
+        return _Unpacker(tensors, budget or Budget(math.inf)).decode(json.loads(text), (name,) if name else ())
     except DamagedFileError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
@@ -180,9 +181,9 @@ class _Packer:
 
 
 class _Unpacker:
-    def __init__(self, tensors: Mapping[str, Tensor], room: int) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], budget: Budget) -> None:
         self.tensors = tensors
-        self.room = room  # bytes that compressed tensors may still take
+        self.budget = budget
 
     def decode(self, value: Json, path: tuple[str, ...]) -> Any:
         if isinstance(value, list):
@@ -190,7 +191,7 @@ class _Unpacker:
         if not isinstance(value, dict):
             return value
         if len(value) != 1 or not next(iter(value)).startswith("$"):
-            return {key: self.decode(item, (*path, key)) for key, item in value.items()}
+            return {key: self.decode(item, (*path, key[:_MAX_NAME])) for key, item in value.items()}
         tag, held = next(iter(value.items()))
         codec = _BY_TAG[tag[1:]]
         return codec.make(codec.unpack(self, held, path))
@@ -198,13 +199,21 @@ class _Unpacker:
     def items(self, values: list[Json], path: tuple[str, ...]) -> list[Any]:
         return [self.decode(item, (*path, str(index))) for index, item in enumerate(values)]
 
+    def keys(self, values: list[Json], path: tuple[str, ...]) -> list[Any]:
+        items = self.items(values, path)
+        self.budget.keys(items)
+        return items
+
     def pairs(self, pairs: list[Json], path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
         for index, (key, item) in enumerate(pairs):
             decoded = self.decode(key, (*path, f"key {index}"))
+            self.budget.keys((decoded,))
             yield decoded, self.decode(item, (*path, _step(decoded, index)))
 
     def array(self, held: list[Json], path: tuple[str, ...]) -> np.ndarray[Any, Any]:
         dtype, shape, data = held
+        if not isinstance(dtype, str) or len(dtype) > _MAX_DTYPE:  # of many fields, or a program of them
+            raise ValueError("an array of a type that pack never writes")
         raw = bytearray(self.raw(data, path))
         array: np.ndarray[Any, Any] = np.ndarray(shape, np.dtype(dtype), raw)
         if array.itemsize and array.nbytes != len(raw):  # an empty text stands as one letter
@@ -214,10 +223,10 @@ class _Unpacker:
     def small(self, held: list[Json], path: tuple[str, ...]) -> Tensor:
         form, shape, squeezed, raw = held
         dtype = _dtype(form)
+        if len(shape) > MAX_SIDES:
+            raise ValueError("a tensor of too many sides")
         size = math.prod(shape) * dtype.itemsize
-        self.room -= size
-        if self.room < 0:
-            raise DamagedFileError("It would unpack to far more than it holds: a bomb, not a checkpoint.")
+        self.budget.charge(nbytes=size)
         data = self.raw(raw, path)
         if squeezed:
             data = zlib.decompressobj().decompress(data, size + 1)
@@ -228,7 +237,9 @@ class _Unpacker:
 
     def raw(self, held: Json, path: tuple[str, ...]) -> bytes:
         if isinstance(held, list):
-            return self.find(held[0], path).numpy().tobytes()
+            found = self.find(held[0], path)
+            self.budget.charge(nbytes=2 * found.nbytes)
+            return found.numpy().tobytes()
         return base64.b64decode(held, validate=True)
 
     def find(self, name: str | None, path: tuple[str, ...]) -> Tensor:
@@ -270,8 +281,8 @@ def _step(key: object, index: int) -> str:
 
 
 def _name(path: tuple[str, ...]) -> str:
-    # A name must be Unicode that a file can hold, and should not outweigh the tensor.
-    return ".".join(path)[:400].encode(errors="replace").decode() or "value"
+    # A name must be Unicode that a file can hold.
+    return ".".join(path)[:_MAX_NAME].encode(errors="replace").decode() or "value"
 
 
 def _place(path: tuple[str, ...]) -> str:
@@ -283,10 +294,9 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if not isinstance(found, torch.dtype):
+    if name not in DTYPES:
         raise DamagedFileError(f"This torch knows no type {name[:80]!r}.")
-    return found
+    return DTYPES[name]
 
 
 class _Codec(NamedTuple):
@@ -328,8 +338,8 @@ _CODECS: Final[dict[type, _Codec]] = {
         lambda unpacker, held, path: [held[0], unpacker.pairs(held[1], path)],
     ),
     tuple: _Codec("tuple", tuple),
-    set: _Codec("set", set),
-    frozenset: _Codec("frozenset", frozenset),
+    set: _Codec("set", set, unpack=_Unpacker.keys),
+    frozenset: _Codec("frozenset", frozenset, unpack=_Unpacker.keys),
     torch.Size: _Codec("Size", torch.Size),
     deque: _Codec(
         "deque",

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ftkit._files import atomic_write, digest
+from ftkit._tensors.budget import MAX_SIDES
 from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, memory_of, rare_kind, read_at, takes_bytes
 from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, DamagedFileError
@@ -338,7 +339,7 @@ class SafetensorsFile(TensorFile):
                 pass
             case _:
                 raise DamagedFileError(f"{self.path} is damaged: its header describes {name!r} as {str(entry)[:100]}.")
-        if not all(type(side) is int and side >= 0 for side in shape):
+        if len(shape) > MAX_SIDES or not all(type(side) is int and side >= 0 for side in shape):
             raise DamagedFileError(f"{self.path} is damaged: {name!r} has the shape {str(shape)[:100]}.")
         dtype = _DTYPES.get(dtype_name)
         if dtype is None:

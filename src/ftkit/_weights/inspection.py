@@ -210,6 +210,8 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     """The two tables that have most names in common; the outermost of equals."""
 
     def common(pair: tuple[Table, Table]) -> int:
+        for budget in (first.budget, second.budget):
+            budget.charge(steps=1 + min(len(table.entries) for table in pair) // 16)
         return len(pair[0].entries.keys() & pair[1].entries.keys())
 
     pairs = ((left, right) for left in first.tables for right in second.tables)

@@ -222,7 +222,7 @@ def plan_weights(
     """
     _refuse_empty(opened)
     places = Places(model)
-    match = best_match(opened.tables, places, renamer(rename), ema=ema)
+    match = best_match(opened.tables, places, renamer(rename), opened.budget, ema=ema)
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)

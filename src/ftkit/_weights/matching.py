@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ftkit._arguments import call, came
+from ftkit._tensors.budget import Budget
 from ftkit._torch import loads_plainly
 from ftkit._weights.tables import Entry, Table
 from ftkit.errors import CheckpointError
@@ -42,6 +43,8 @@ _INNER_WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_check
 _EMA: Final = re.compile(r"(^|[_.])(ema|averaged|swa)([_.]|$)")
 _AVERAGED_COUNT: Final = "n_averaged"  # the counter beside the "module" of torch's AveragedModel
 _MAX_PEELED: Final = 4  # as in an averaged model, compiled, in a trainer's module, run in parallel
+_NAME: Final = 128  # bytes that a name takes in a match
+_STEPS: Final = 3  # of a microsecond, which it takes to compare one
 _MAX_CUT: Final = 5  # components of a name that a suggested renaming may replace
 _MAX_CHANGES: Final = 32  # ways to rename that are tried on all names
 
@@ -104,7 +107,10 @@ class Match:
         mismatched: Those that have a place of another shape.
     """
 
-    def __init__(self, table: Table, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places) -> None:
+    def __init__(
+        self, table: Table, renamed: Mapping[str, str], peeled: tuple[str, ...], places: Places, budget: Budget
+    ) -> None:
+        budget.charge(nbytes=_NAME * len(renamed), steps=_STEPS * len(renamed) + sum(map(len, renamed.values())) // 64)
         self.table = table
         self.peeled = peeled
         self._places = places
@@ -113,8 +119,12 @@ class Match:
             bare = _peeled(_bare(new), peeled)
             if "module" in peeled and bare == _AVERAGED_COUNT:
                 continue
-            while bare in self.entries:  # two names that became one: the second is left over, under its full name
-                bare = key if bare != key else f"{bare} (again)"
+            count = len(self.entries)
+            if bare in self.entries:  # two names that became one: the second is left over, under its full name
+                bare = key
+            while bare in self.entries:
+                count += 1
+                bare = f"{key} ({count})"
             self.entries[bare] = key, table.entries[key]
         shared = ((found, places.names[bare]) for bare, found in self.entries.items() if bare in places.names)
         pairs = [Pair(*found, name, places.tensors[name]) for found, name in shared]
@@ -169,14 +179,16 @@ def _counts_batches(name: str) -> bool:
     return name.endswith("num_batches_tracked")
 
 
-def best_match(tables: Iterable[Table], places: Places, rename: Callable[[str], str | None], *, ema: bool) -> Match:
-    """Of all tables and all ways to peel them, the one that meets most of the model."""
+def best_match(
+    tables: Iterable[Table], places: Places, rename: Callable[[str], str | None], budget: Budget, *, ema: bool
+) -> Match:
+    """Of all tables and all ways to peel them, the one that meets most of the model; what is tried is paid for."""
     found: list[Match] = []
     for table in tables:
         renamed = {key: new for key in table.entries if (new := rename(key)) is not None}
         level: list[tuple[str, ...]] = [()]
         while level:  # breadth first, so that of equals the least peeled comes first
-            matches = [Match(table, renamed, peeled, places) for peeled in level]
+            matches = [Match(table, renamed, peeled, places, budget) for peeled in level]
             found += matches
             level = [deeper for match in matches for deeper in match.peelings()]
     return max(found, key=lambda match: match.score(ema=ema))  # the first of equals

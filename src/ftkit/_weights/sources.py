@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -17,6 +19,7 @@ from ftkit._arguments import local_path
 from ftkit._formats import SUFFIXES, open_file
 from ftkit._pickles.machine import StoredTensor
 from ftkit._pickles.torchfiles import PickleFile
+from ftkit._tensors.budget import Budget
 from ftkit._tensors.file import TensorFile
 from ftkit._weights.tables import Entry, Reader, Table, parts_of, plain_values, tables_in
 from ftkit._wording import shown, some
@@ -47,6 +50,7 @@ class Source:
         verified: Whether any damage to the tensors will be noticed.
         wanted: The classes and functions it names, which were not looked up and did not run.
         rare: The kinds of tensors in it that are not dense, and left out: ``sparse``, ``quantized``, ...
+        budget: What working on its names may cost.
         files: What is closed with it.
     """
 
@@ -57,6 +61,7 @@ class Source:
     verified: bool = True
     wanted: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
+    budget: Budget = field(default_factory=partial(Budget, math.inf))
     files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
@@ -96,9 +101,10 @@ def open_source(source: WeightsSource) -> Source:
     return _on_disk(source)
 
 
-def in_memory(state: Mapping[str, Any], name: str = "a state dict") -> Source:
-    """The weights that a state dict holds, at any depth."""
-    return Source(name, "state dict", tables_in(state), plain_values(state))
+def in_memory(state: Mapping[str, Any], name: str = "a state dict", budget: Budget | None = None) -> Source:
+    """The weights that a state dict holds, at any depth; the budget is that of the file which it was read from."""
+    paying = budget or Budget(math.inf)
+    return Source(name, "state dict", tables_in(state, budget=paying), plain_values(state), budget=paying)
 
 
 def _on_disk(given: str | os.PathLike[str]) -> Source:
@@ -118,18 +124,19 @@ def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
             def read(pairs: list[tuple[Entry, Tensor]]) -> None:
                 file.read_into({entry.key: target for entry, target in pairs})
 
-            entries = {name: Entry(info, read, name) for name, info in file.tensors.items()}
+            entries = {name: Entry(info, read, name, file.budget) for name, info in file.tensors.items()}
             # A training checkpoint's parts are tables of their own.
             parts = parts_of(entries) if "ftkit.checkpoint" in file.metadata else []
-            return Source(file.path, file.format, [Table((), entries), *parts], dict(file.metadata), file.verified)
+            tables, metadata = [Table((), entries), *parts], dict(file.metadata)
+            return Source(file.path, file.format, tables, metadata, file.verified, budget=file.budget)
         case PickleFile():
 
             def read_stored(pairs: list[tuple[Entry, Tensor]]) -> None:
                 file.read_into([(entry.stored, out) for entry, out in pairs if isinstance(entry.stored, StoredTensor)])
 
-            tables, values = tables_in(file.tree, read_stored), plain_values(file.tree)
+            tables, values = tables_in(file.tree, read_stored, file.budget), plain_values(file.tree)
             kind = "torchscript" if file.script else file.format
-            return Source(file.path, kind, tables, values, file.verified, file.wanted, file.rare)
+            return Source(file.path, kind, tables, values, file.verified, file.wanted, file.rare, file.budget)
 
 
 def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
@@ -156,6 +163,7 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
         all(shard.verified for shard in shards.values()),
         list(dict.fromkeys(name for shard in shards.values() for name in shard.wanted)),
         list(dict.fromkeys(kind for shard in shards.values() for kind in shard.rare)),
+        Budget(sum(_shard(path, file).stat().st_size for file in shards)),
     )
 
 

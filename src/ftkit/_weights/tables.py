@@ -15,9 +15,13 @@ from torch.nn.parameter import is_lazy
 
 from ftkit._pickles.machine import Foreign, StoredTensor
 from ftkit._pickles.values import is_of_numpy, numpy_value
+from ftkit._tensors.budget import Budget
 from ftkit._tensors.file import TensorInfo
 from ftkit.errors import CheckpointError
 
+_MAX_BITS: Final = 10_000  # of a number: Python refuses to write one of more than 4,300 digits
+_PART: Final = 64  # bytes that it takes to note a part
+_NAME: Final = 512  # bytes that an entry takes, and its places in tables
 _MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
 _MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
 _FREE_BYTES: Final = 1 << 20  # a tensor may repeat its storage up to this size: scalars are often expanded
@@ -40,11 +44,13 @@ class Entry:
         stored: Its description in a file, or the tensor itself.
         read: What fills targets with it and others of the same file.
         key: What that file calls it.
+        budget: What pays for copies of it.
     """
 
     stored: TensorInfo | StoredTensor | Tensor
     read: Reader
     key: str
+    budget: Budget
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -66,12 +72,14 @@ class Entry:
 
         Raises:
             CheckpointError: It repeats a few bytes of the file, to which a few bytes can claim any size.
+            DamagedFileError: The file asks for it too often, under other names.
         """
         stored = self.stored
         if isinstance(stored, StoredTensor) and self.nbytes > max(stored.storage.nbytes, _FREE_BYTES):
             raise CheckpointError(
                 f"{self.key!r} repeats {stored.storage.nbytes:,} bytes to {self.nbytes:,}: there is no room for that."
             )
+        self.budget.charge(nbytes=self.nbytes)
         return torch.empty(self.shape, dtype=dtype or self.dtype)
 
     @property
@@ -112,12 +120,13 @@ def parts_of(entries: Mapping[str, Entry]) -> list[Table]:
     return [Table((part,), inside) for part, inside in parts.items()]
 
 
-def tables_in(tree: Any, read: Reader = copy_into) -> list[Table]:
+def tables_in(tree: Any, read: Reader = copy_into, budget: Budget | None = None) -> list[Table]:
     """Find every table that holds tensors, at any depth; the outermost first.
 
     Args:
         tree: A state dict, a checkpoint, a model, or what a pickle machine made of a file.
         read: What reads the tensors that are still in the file.
+        budget: That of the file which the tree comes from, if it does.
 
     Example:
         >>> import torch
@@ -126,17 +135,18 @@ def tables_in(tree: Any, read: Reader = copy_into) -> list[Table]:
         [((), ['model.w']), (('model',), ['w'])]
     """
     tables: list[Table] = []
-    inner = ((path, part) for path, part in _walk(tree) if not (path and _is_tensor(part)))
+    walker = _Walker(budget or Budget(math.inf))
+    inner = ((path, part) for path, part in walker.walk(tree) if not (path and _is_tensor(part)))
     for path, part in sorted(inner, key=lambda found: len(found[0])):
         if any(isinstance(key, int) for key in path):
             continue
         entries: dict[str, Entry] = {}
         numbered: dict[str, Entry] = {}
-        for keys, one in _walk(part):
+        for keys, one in walker.walk(part):
             if _is_tensor(one):
-                name = ".".join(map(str, keys))
+                name = walker.name(keys)
                 # What is in memory already, such as an array inside a pickle, needs no reading.
-                entry = Entry(one, read if isinstance(one, StoredTensor) else copy_into, name)
+                entry = Entry(one, read if isinstance(one, StoredTensor) else copy_into, name, walker.budget)
                 (numbered if any(isinstance(key, int) for key in keys) else entries)[name] = entry
         if entries or (numbered and not path):
             tables.append(Table(tuple(map(str, path)), entries or numbered, numbered))
@@ -150,26 +160,64 @@ def plain_values(tree: Any) -> dict[str, Any]:
     return {
         key: value
         for key, value in tree.items()
-        if isinstance(key, str) and isinstance(value, str | int | float | None)
+        if isinstance(key, str) and isinstance(value, str | int | float | None) and not _is_long(value)
     }
 
 
-def _walk(root: Any) -> Iterator[tuple[_Keys, Any]]:
-    """Every part below a root, itself included, with the keys that lead there; what is reached twice comes once.
+def _is_long(value: Any) -> bool:
+    """Whether a number has more digits than Python writes."""
+    return isinstance(value, int) and value.bit_length() > _MAX_BITS
 
-    Arrays come as the tensors that they are. One tensor comes under each of its names.
-    """
-    seen: set[int] = set()
-    stack: list[tuple[_Keys, Any]] = [((), root)]
-    while stack:
-        path, node = stack.pop()
-        if _is_tensor(part := _as_tensor(node)):
-            yield path, part
-        elif id(node) not in seen:
-            seen.add(id(node))
-            yield path, node
-            if len(path) < _MAX_DEPTH:
-                stack += reversed([((*path, key), child) for key, child in _children(node)])
+
+class _Walker:
+    """Goes through all parts of a tree, as often as it is asked; what that costs is paid by the budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.budget = budget
+        self._arrays: dict[int, Any] = {}
+
+    def walk(self, root: Any) -> Iterator[tuple[_Keys, Any]]:
+        """Every part below a root, itself included, with the keys that lead there; what is reached twice comes once.
+
+        Arrays come as the tensors that they are. One tensor comes under each of its names.
+        """
+        seen: set[int] = set()
+        stack: list[tuple[_Keys, Any]] = [((), root)]
+        while stack:
+            path, node = stack.pop()
+            if _is_tensor(part := self._as_tensor(node)):
+                yield path, part
+            elif id(node) not in seen:
+                seen.add(id(node))
+                yield path, node
+                if len(path) < _MAX_DEPTH:
+                    self.budget.charge(steps=1 + (count := _breadth(node)), nbytes=_PART * count)
+                    stack += reversed([((*path, key), child) for key, child in _children(node)])
+
+    def name(self, keys: _Keys) -> str:
+        """The dotted name of what lies under these keys."""
+        words = [*map(str, keys)]
+        self.budget.charge(nbytes=_NAME + 4 * sum(map(len, words)))
+        return ".".join(words)
+
+    def _as_tensor(self, node: Any) -> Any:
+        """The tensor that an array of numpy is, the same one each time; anything else as it is."""
+        if not isinstance(node, Foreign | np.ndarray):
+            return node
+        if id(node) not in self._arrays:
+            self._arrays[id(node)] = _as_tensor(node)
+        return self._arrays[id(node)]
+
+
+def _breadth(node: Any) -> int:
+    """How many parts of something are looked at."""
+    if isinstance(node, Mapping):
+        return len(node)
+    if isinstance(node, Foreign):
+        state = _slotless(node.state)
+        inside = sum(_breadth(part) for name in _REGISTERED if (part := state.get(name)) is not None)
+        return len(node.items) + len(state) + inside
+    return _MAX_ITEMS if isinstance(node, list | tuple) else 0
 
 
 def _is_tensor(node: Any) -> bool:
@@ -211,14 +259,18 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, str | int | float)
 
 
+def _slotless(state: Any) -> dict[Any, Any]:
+    """The table in a state; of an object with slots, that of its attributes."""
+    if isinstance(state, tuple) and state and isinstance(state[0], dict):
+        state = state[0]
+    return state if isinstance(state, dict) else {}
+
+
 def _attributes(state: Any) -> dict[Any, Any]:
     """What an object would have as attributes; for a module, what its state dict would hold."""
-    if isinstance(state, tuple) and state and isinstance(state[0], dict):  # an object with slots
-        state = state[0]
-    if not isinstance(state, dict):
-        return {}
-    if not all(isinstance(state.get(name), dict) for name in _REGISTERED):
-        return state
-    kept = {key: value for name in _REGISTERED for key, value in state[name].items()}
-    passing = state.get(_PASSING)
+    table = _slotless(state)
+    if not all(isinstance(table.get(name), dict) for name in _REGISTERED):
+        return table
+    kept = {key: value for name in _REGISTERED for key, value in table[name].items()}
+    passing = table.get(_PASSING)
     return {key: value for key, value in kept.items() if not (isinstance(passing, set) and key in passing)}
