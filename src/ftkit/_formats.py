@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Final, TypeAlias
 
+from ftkit._files import as_path
 from ftkit._pickles.machine import LEGACY_MAGIC
 from ftkit._pickles.torchfiles import LegacyPickle, PickleFile, PlainPickle, TarPickle, ZipPickle
 from ftkit._tensors.file import TensorFile
@@ -89,18 +90,19 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
         ...     file.format
         'zip'
     """
+    path = as_path(path, CheckpointError)
     with contextlib.ExitStack() as opened:
         try:
-            file = opened.enter_context(io.FileIO(os.fspath(path)))
+            file = opened.enter_context(io.FileIO(path))
             start = file.read(_LOOKED_AT)
         except FileNotFoundError as error:
-            raise CheckpointError(f"There is no file {os.fspath(path)}.") from error
+            raise CheckpointError(f"There is no file {path}.") from error
         except OSError as error:
-            raise CheckpointError(f"Can't open {os.fspath(path)}: {error.strerror}.") from error
+            raise CheckpointError(f"Can't open {path}: {error.strerror}.") from error
         reader = next((reader for begins, reader in FORMATS if begins(start)), None)
         if reader is None:
             looks = next((advice for begins, advice in _OTHERS if begins(start)), f"It starts with {start[:16]!r}.")
-            raise CheckpointError(f"{os.fspath(path)} is no weights file. {looks}")
+            raise CheckpointError(f"{path} is no weights file. {looks}")
         weights = reader(file)
         opened.pop_all()  # the reader closes it
     return weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import operator
@@ -90,7 +91,7 @@ def _words(monitor: str) -> Iterator[str]:
                 yield from (word, word.rstrip("0123456789"))
 
 
-def whole_number(what: str, value: object, *, least: int, otherwise: str = "") -> int:
+def whole_number(what: str, value: object, *, least: float = -math.inf, otherwise: str = "") -> int:
     """Return an argument as a plain whole number; one of NumPy or torch is one too.
 
     Raises:
@@ -102,20 +103,38 @@ def whole_number(what: str, value: object, *, least: int, otherwise: str = "") -
         >>> whole_number("patience", np.int64(3), least=1)
         3
     """
-    try:
-        number = -math.inf if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # may raise
-    except TypeError:
-        number = -math.inf
-    if number < least:
-        raise FtkitError(f"{what} must be a whole number of at least {least}{otherwise}, not {value!r}.")
-    return int(number)
+    number = None
+    if not isinstance(value, bool):
+        with contextlib.suppress(TypeError):
+            number = operator.index(value)  # type: ignore[arg-type]  # may raise
+    if number is None or number < least:
+        bound = f" of at least {least}" if math.isfinite(least) else ""
+        raise FtkitError(f"{what} must be a whole number{bound}{otherwise}, not {value!r}.")
+    return number
 
 
 def _number(what: str, value: object) -> float:
     try:
         return float(value)  # type: ignore[arg-type]  # may raise
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise FtkitError(f"{what} must be one number, not {value!r}.") from None
+
+
+def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+    """Return metrics as plain numbers.
+
+    Raises:
+        FtkitError: They are no dict of numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from ftkit._monitor import numbers_of
+        >>> numbers_of({"val_loss": np.float32(0.5)})
+        {'val_loss': 0.5}
+    """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise FtkitError(f'metrics must be a dict of numbers by name, such as {{"val_loss": 0.31}}, not {metrics!r}.')
+    return {name: _number(f"The metric {name!r}", value) for name, value in (metrics or {}).items()}
 
 
 def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: float = 0.0) -> bool:
@@ -232,15 +251,20 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on counting."""
-        return {"best": self.best, "stale": self.stale, "stopped": self.stopped}
+        return {"best": self.best, "stale": self.stale, "stopped": self.stopped, "mode": self.mode}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the count where ``state_dict`` left it.
 
         Raises:
-            FtkitError: ``state`` lacks one of its entries.
+            FtkitError: ``state`` lacks one of its entries, or counted the other way.
         """
         missing = [key for key in ("best", "stale", "stopped") if key not in state]
         if missing:
             raise FtkitError(f"This is no state of an EarlyStopping: it lacks {', '.join(missing)}.")
+        if (mode := state.get("mode", self.mode)) != self.mode:  # older states don't say
+            raise FtkitError(
+                f"This state was counted with mode={mode!r}, and this EarlyStopping has mode={self.mode!r}. "
+                "Build it as it was, or leave the state out to count anew."
+            )
         self.best, self.stale, self.stopped = state["best"], state["stale"], state["stopped"]

@@ -16,6 +16,7 @@ from ftkit._archives.members import Archive, Limits, Source
 from ftkit._archives.record import Origin, recall, write
 from ftkit._archives.staging import publish, staged
 from ftkit._archives.tree import Tree
+from ftkit._files import as_path
 from ftkit._wording import in_bytes, plural, shown
 from ftkit.errors import ArchiveError, FileWriteError, FtkitError, did_you_mean
 
@@ -195,12 +196,10 @@ def extract_archive(
 
 def _path(given: str | os.PathLike[str], error: type[FtkitError]) -> Path:
     """Return the path that is meant, home folder and all."""
-    name = os.fspath(given)
-    if _URL.match(name):
+    path = as_path(given, error)
+    if _URL.match(name := os.fsdecode(given)):
         raise error(f"{shown(name)} is a URL. Download the archive first, and give its path and that of a folder here.")
-    if "\0" in name:
-        raise error(f"'{shown(name)}' has a NUL in it, which no path may have.")
-    return Path(os.path.expanduser(name))  # noqa: PTH111  (which leaves a '~name' of nobody as it is)
+    return path
 
 
 def _refuse_no_file(source: Path) -> None:

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from ftkit._archives.paths import RECORD_NAME
-from ftkit._files import sync_folder, sync_tree
+from ftkit._files import lock, open_folder, sync_folder, sync_tree
 from ftkit._wording import shown
 from ftkit.errors import FileWriteError
-
-if sys.platform != "win32":
-    import fcntl
-
 
 _LITTER_SUFFIX: Final = ".ftkit-unpacking"
 _MARK: Final = "made-by-ftkit"
@@ -33,12 +29,12 @@ def staged(dest: Path) -> Iterator[Path]:
     killed writer left behind is deleted by the next call, and nothing else is.
     """
     missing = [folder for folder in dest.parents if not folder.exists()]
-    staging, lock = None, -1
+    staging, descriptor = None, -1
     try:
         try:
             _refuse_unfit(dest)
             staging = _new_folder(dest)
-            lock = _claimed(staging)
+            descriptor = _claimed(staging)
             _remove_litter(dest.parent)
             folder = staging / "files"
             folder.mkdir()
@@ -56,8 +52,8 @@ def staged(dest: Path) -> Iterator[Path]:
                 made.rmdir()
         raise
     finally:
-        if lock >= 0:
-            os.close(lock)
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def publish(folder: Path, dest: Path) -> None:
@@ -134,13 +130,12 @@ def _new_folder(dest: Path) -> Path:
 
 def _claimed(folder: Path) -> int:
     """Lock a folder for as long as its writer lives, and only then mark it as ftkit's own; return the lock."""
-    lock = -1
+    descriptor = -1
     if sys.platform != "win32":
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a call that looks for litter may hold it for a moment
+        descriptor = open_folder(folder)
+        lock(descriptor, wait=True)  # a call that looks for litter may hold it for a moment
     (folder / _MARK).touch()
-    return lock
+    return descriptor
 
 
 def _remove_litter(parent: Path) -> None:
@@ -148,13 +143,12 @@ def _remove_litter(parent: Path) -> None:
         return
     for folder in parent.glob(f".*{_LITTER_SUFFIX}"):
         with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            descriptor = open_folder(folder)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if (folder / _MARK).is_file():
+                if lock(descriptor) and (folder / _MARK).is_file():
                     _delete(folder)
             finally:
-                os.close(lock)
+                os.close(descriptor)
 
 
 def _delete(staging: Path) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, SupportsFloat
+from typing import Any, Final, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,7 +16,9 @@ from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_o
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
-from ftkit.errors import CheckpointError, FtkitError
+from ftkit._files import as_path
+from ftkit._monitor import numbers_of, whole_number
+from ftkit.errors import CheckpointError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
 # The states that differ from process to process; those of all but the first are kept as "ranks".
@@ -53,8 +55,8 @@ def save_checkpoint(
     scaler: Any = None,
     ema: Any = None,
     sampler: Any = None,
-    epoch: int | None = None,
-    step: int | None = None,
+    epoch: SupportsIndex | None = None,
+    step: SupportsIndex | None = None,
     metrics: Mapping[str, SupportsFloat] | None = None,
     rng: bool = True,
     delta: bool = False,
@@ -105,10 +107,10 @@ def save_checkpoint(
     refuse_slips("save_checkpoint", extra)
     sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
-        Path(path),
+        as_path(path, FileWriteError),
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
-        run={"epoch": epoch, "step": step, "metrics": numbers_of(metrics), "mid_epoch": is_mid_epoch(sampler)},
+        run=facts_of(epoch, step, metrics, mid_epoch=is_mid_epoch(sampler)),
         extra=extra,
         rng=rng,
         delta=delta,
@@ -123,9 +125,21 @@ def is_mid_epoch(sampler: Any) -> bool:
     return bool(getattr(sampler, "mid_epoch", False))
 
 
-def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
-    """Metrics as plain numbers."""
-    return {name: float(value) for name, value in (metrics or {}).items()}
+def facts_of(
+    epoch: SupportsIndex | None,
+    step: SupportsIndex | None,
+    metrics: Mapping[str, SupportsFloat] | None,
+    *,
+    mid_epoch: bool,
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, as plain numbers.
+
+    Raises:
+        FtkitError: An epoch or a step is no whole number, or a metric no number.
+    """
+    counts = {"epoch": epoch, "step": step}
+    whole = {name: None if count is None else whole_number(name, count) for name, count in counts.items()}
+    return {**whole, "metrics": numbers_of(metrics), "mid_epoch": mid_epoch}
 
 
 def collect(
@@ -252,7 +266,7 @@ def load_checkpoint(
     parts = {name: part for name, part in given.items() if part is not None}
     asked = [*(["model"] if model is not None else []), *parts]
     rng = optimizer is not None if rng is None else rng
-    content = runfile.read(Path(path), {*asked, "rng"} if rng else asked)
+    content = runfile.read(as_path(path, CheckpointError), {*asked, "rng"} if rng else asked)
     resume(content, None if model is None else unwrap(model), parts, objects, rng=rng)
     return Checkpoint(
         content.path,
