@@ -64,6 +64,7 @@ def _plans(
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
     states: list[tuple[nn.Module, Mapping[str, Any]]] = [] if model is None or is_delta else [(model, weights)]
+    afterwards: list[_Plan] = []
     globally: list[_Plan] = []
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
@@ -71,7 +72,9 @@ def _plans(
         if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             scheduler = next((other for other_name, other, _ in targets if other_name == "scheduler"), None)
-            objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler))
+            load, follow = optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler)
+            objects.append(load)
+            afterwards.append(follow)
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
@@ -84,7 +87,7 @@ def _plans(
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
         sure.append(partial(fill, model, only_tensors(weights)))
-    return [*objects, *doubtful, *globally, lambda _: [load() for load in sure]]
+    return [*objects, *afterwards, *doubtful, *globally, lambda _: [load() for load in sure]]
 
 
 # ---- anything with a state

@@ -230,7 +230,8 @@ def load_checkpoint(
     With an optimizer, training goes on exactly where it was: the optimizer gets the groups that it had, each
     parameter found by its name, whatever groups it was built with; what was trainable is trainable again and
     what was frozen is frozen; the random generators go on where they were. Parameters that this optimizer
-    holds and the saved one did not stay, without a history, and a warning is logged.
+    holds and the saved one did not stay in it, without a history, and train, also where they were frozen in the
+    checkpoint; a warning says so.
 
     Args:
         path: The file.
