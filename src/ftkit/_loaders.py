@@ -31,6 +31,8 @@ class ResumableLoader(IndexedLoader[T_co]):
     that they are the same after a resume, with any number of workers. Without, they come from the global
     generators, which the checkpoint keeps.
 
+    Iterate over the loader itself: ``Accelerator.prepare`` makes a plain one of it, which does not know its place.
+
     Args:
         *args: As for ``torch.utils.data.DataLoader``.
         **options: Likewise. The dataset must be one that is indexed.
@@ -57,6 +59,7 @@ class ResumableLoader(IndexedLoader[T_co]):
         self._seed: int | None = None  # of the epoch that is under way
         self._position = 0  # batches given out in it
         self._resuming = False
+        self._unused = True  # since it was made
         super().__init__(*args, **options)
         if isinstance(self.dataset, IterableDataset):
             raise FtkitError(
@@ -84,10 +87,12 @@ class ResumableLoader(IndexedLoader[T_co]):
             raise CheckpointError(f"This is no state of a ResumableLoader: it holds {', '.join(map(str, state))}.")
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
+        self._unused = False
         self._seed, self._position = state["seed"], state["position"]
         self._resuming = self._seed is not None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises a class of its own
+        self._unused = False
         if not self._resuming or self._seed is None:
             self._seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))
             self._position = 0
@@ -129,6 +134,11 @@ class ResumableLoader(IndexedLoader[T_co]):
             torch.set_rng_state(before[2])
             if own is not None and before[3] is not None:
                 own.set_state(before[3])
+
+
+def is_unused(loader: object) -> bool:
+    """Tell whether this is a ResumableLoader that nobody has iterated over or resumed."""
+    return isinstance(loader, ResumableLoader) and loader._unused
 
 
 class _Sealed:

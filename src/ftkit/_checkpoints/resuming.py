@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -63,8 +64,10 @@ def _plans(
     is_delta = model is not None and "delta" in content.run
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
-    states: list[tuple[nn.Module, Mapping[str, Any]]] = [] if model is None or is_delta else [(model, weights)]
-    afterwards: list[_Plan] = []
+    states: list[tuple[str, nn.Module, Mapping[str, Any]]] = []
+    if model is not None and not is_delta:
+        states.append(("model", model, weights))
+    with_it: dict[str, _Plan] = {}  # changes that belong to that of another object
     globally: list[_Plan] = []
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
@@ -74,20 +77,20 @@ def _plans(
             scheduler = next((other for other_name, other, _ in targets if other_name == "scheduler"), None)
             load, follow = optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler)
             objects.append(load)
-            afterwards.append(follow)
+            with_it["scheduler"] = follow
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
         elif not isinstance(thing, nn.Module):
-            objects.append(_object_plan(name, thing, state))
+            objects.append(_object_plan(name, thing, state, with_it.get(name)))
         else:
-            states.append((unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-    modules = [_Weights(module, state) for module, state in states]
+            states.append((name, unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+    modules = [_Weights(module, state, f"The {name} in {content.path}") for name, module, state in states]
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
         sure.append(partial(fill, model, only_tensors(weights)))
-    return [*objects, *afterwards, *doubtful, *globally, lambda _: [load() for load in sure]]
+    return [*objects, *doubtful, *globally, lambda _: [load() for load in sure]]
 
 
 # ---- anything with a state
@@ -106,7 +109,7 @@ def _methods(thing: Any) -> tuple[Any, Any]:
     return getattr(thing, "state_dict", None), getattr(thing, "load_state_dict", None)
 
 
-def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
+def _object_plan(name: str, thing: Any, state: Any, then: _Plan | None = None) -> _Plan:
     get, put = _methods(thing)
     if not callable(put):
         raise FtkitError(
@@ -130,6 +133,8 @@ def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
             raise CheckpointError(
                 f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
             ) from error
+        if then is not None:
+            then(undo)
 
     return load
 
@@ -147,14 +152,14 @@ class _Weights:
         CheckpointError: It does not fit.
     """
 
-    def __init__(self, module: nn.Module, state: Mapping[str, Any]) -> None:
+    def __init__(self, module: nn.Module, state: Mapping[str, Any], source: str) -> None:
         self.module, self.state = module, state
         self.own: dict[str, Any] = module.state_dict()
         names_fit = self.own.keys() == state.keys()
         self.foreign: WeightsPlan | None = None
         if not (names_fit and all(_fits(value, state[name]) for name, value in self.own.items())):
             with _spoken_of():  # another program's names, or another model
-                self.foreign = plan_weights(module, in_memory(state), ema=False)
+                self.foreign = plan_weights(module, in_memory(state, source), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
 
     def load(self) -> None:
@@ -220,6 +225,8 @@ def _spoken_of() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
+        if not re.search(r"\b(rename|strict|drop_mismatched)=", str(error)):
+            raise
         raise CheckpointError(
             f"{error}\n(These are arguments of load_weights, which reads the weights alone.)"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,12 @@ from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
 from ftkit._files import as_path
+from ftkit._loaders import is_unused
 from ftkit._monitor import numbers_of, whole_number
 from ftkit.errors import CheckpointError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
+
+_log: Final = logging.getLogger("ftkit")
 
 # The states that differ from process to process; those of all but the first are kept as "ranks".
 _OF_EACH_RANK: Final = {"rng", "sampler"}
@@ -171,7 +175,13 @@ def collect(
     inner = unwrap(model)
     optimizer, ema = parts["optimizer"], parts["ema"]
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
-    states |= {name: state_of(part) for name, part in parts.items() if part is not None}
+    states |= {name: _state_of(name, part) for name, part in parts.items() if part is not None}
+    if is_unused(parts["sampler"]):
+        _log.warning(
+            "%s does not know the place in the epoch: nobody has iterated over the ResumableLoader passed as sampler=. "
+            "Pass the one that gives the batches. Accelerator.prepare makes a plain one of it, so leave it out there.",
+            path,
+        )
     run = {**run, "frozen": frozen_parts.state(inner)}
     if isinstance(optimizer, Optimizer):
         run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
@@ -189,6 +199,16 @@ def collect(
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
     return Content(path, run, states)
+
+
+def _state_of(name: str, part: Any) -> Any:
+    try:
+        return state_of(part)
+    except AttributeError as error:
+        raise FtkitError(
+            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). Made by Accelerator.prepare of a "
+            "ResumableLoader, it does not know its place: leave that out there, iterate over it, and pass it itself."
+        ) from error
 
 
 def _base(
