@@ -206,8 +206,8 @@ def _state_of(name: str, part: Any) -> Any:
         return state_of(part)
     except AttributeError as error:
         raise FtkitError(
-            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). Made by Accelerator.prepare of a "
-            "ResumableLoader, it does not know its place: leave that out there, iterate over it, and pass it itself."
+            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). If Accelerator.prepare made it "
+            "of a ResumableLoader, leave that out there, iterate over it, and pass it itself."
         ) from error
 
 
