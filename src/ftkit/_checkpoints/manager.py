@@ -39,11 +39,18 @@ class CheckpointManager:
 
     Each checkpoint is a file of :func:`save_checkpoint` that stands by itself; the manager finds its own files
     again by what is in them, and never touches others. A file is deleted only when those that stay are known
-    to be whole. Where ``torch.distributed`` runs, all processes must call ``save`` and ``resume``: the first one alone
+    to be whole; after a restart this may take a few saves. What was kept for another metric is never deleted.
+
+    One process at a time saves to a folder, from its first save until it ends or forgets its managers; the save of
+    another one is an error. Managers of one folder within a process, and threads, wait for each other. Any process may
+    read meanwhile: what is deleted under a resume is looked for anew. A run whose epochs begin anew without a
+    ``resume`` counts as another one: what an earlier run left stays, and a warning is logged.
+
+    Where ``torch.distributed`` runs, all processes must call ``save`` and ``resume``: the first one alone
     writes, with the random numbers and samplers of all, and models that ``fully_shard`` spread over them made whole.
 
     Args:
-        directory: Where the files are. It is made, and cleared of what killed writers left.
+        directory: The folder of the files. It is made, and cleared of what killed writers left.
         monitor: The metric that tells which checkpoint is best.
         mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
             tells: ``val_loss``, ``val_acc``.
@@ -93,8 +100,8 @@ class CheckpointManager:
         self.keep_last: int | None = _count("keep_last", keep_last)
         if self.keep_last == 0 and (self.keep_best == 0 or monitor is None):
             raise FtkitError("Nothing would be kept: give keep_last, or monitor and keep_best.")
-        refuse_url(directory)
         self.directory: Path = as_path(directory, FileWriteError)
+        refuse_url(directory)
         self.monitor = monitor
         self.mode: Mode = mode_for("CheckpointManager", monitor, mode if mode or monitor else "min")
         self.filename = filename
@@ -124,17 +131,17 @@ class CheckpointManager:
 
     @property
     def best_path(self) -> Path | None:
-        """The run's best checkpoint by the monitored metric; ``None`` if there is none."""
+        """The best checkpoint of this run, or of the newest one, by the monitored metric; ``None`` if there is none."""
         return self._up_to_date(lambda entries: keeping.ranked(entries, self.mode))
 
     @property
     def last_path(self) -> Path | None:
-        """The run's newest checkpoint; ``None`` if there is none."""
+        """The newest checkpoint of this run, or of the newest one; ``None`` if there is none."""
         return self._up_to_date(lambda entries: entries[::-1])
 
     def save(
         self,
-        epoch: int,
+        epoch: SupportsIndex,
         *,
         model: nn.Module,
         optimizer: Optimizer | None = None,
@@ -142,7 +149,7 @@ class CheckpointManager:
         scaler: Any = None,
         ema: Any = None,
         sampler: Any = None,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         metrics: Mapping[str, SupportsFloat] | None = None,
         rng: bool = True,
         mid_epoch: bool | None = None,
@@ -170,8 +177,9 @@ class CheckpointManager:
             The path of the checkpoint.
 
         Raises:
-            FtkitError: A metric that ``monitor`` or ``filename`` names is missing.
-            FileWriteError: The file could not be written; older ones are intact.
+            FtkitError: A metric that ``monitor`` or ``filename`` names is missing, or a number is none.
+            FileWriteError: The file could not be written, or another process saves to the folder. Older ones are
+                intact.
         """
         refuse_slips("CheckpointManager.save", extra)
         parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
@@ -358,8 +366,8 @@ class CheckpointManager:
 
     def _plan(
         self,
-        epoch: int,
-        step: int | None,
+        epoch: SupportsIndex,
+        step: SupportsIndex | None,
         metrics: Mapping[str, SupportsFloat] | None,
         within: bool,
         turn: contextlib.ExitStack,
