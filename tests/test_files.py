@@ -17,6 +17,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit import _files
 from ftkit._files import as_path, atomic_write, digest, lock, open_folder, remove_litter
 from ftkit.errors import CheckpointError, FileWriteError
 
@@ -249,3 +250,28 @@ def test_files_of_others_are_never_litter(tmp_path: Path) -> None:
     for name in (".hidden", "model.pt.tmp", ".model.pt.swp"):
         (tmp_path / name).touch()
     assert remove_litter(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="acts as if it was Windows")
+def test_locks_where_folders_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a file in the folder is locked in its place, with the system's own function."""
+    held: set[tuple[int, int]] = set()
+
+    class Msvcrt:
+        LK_LOCK, LK_NBLCK = 1, 2
+
+        @staticmethod
+        def locking(descriptor: int, mode: int, count: int) -> None:
+            assert (mode, count) == (Msvcrt.LK_NBLCK, 1)
+            place = os.fstat(descriptor)
+            if (place.st_dev, place.st_ino) in held:
+                raise OSError(errno.EACCES, "Permission denied")
+            held.add((place.st_dev, place.st_ino))
+
+    monkeypatch.setattr(_files, "msvcrt", Msvcrt, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    first, second = open_folder(tmp_path), open_folder(tmp_path)
+    assert (lock(first), lock(second)) == (True, False)
+    assert os.listdir(tmp_path) == [".ftkit-lock"]
+    os.close(first)
+    os.close(second)

@@ -28,12 +28,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning"
 WRITER = """
     import sys, torch, ftkit
     model = torch.nn.Linear(20, 20)
-    manager = ftkit.CheckpointManager(sys.argv[1], background=sys.argv[2] == "background")
+    manager = ftkit.CheckpointManager(sys.argv[1], monitor="val_loss", background=sys.argv[2] == "background")
     for version in range(1_000_000):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(version)
-        manager.save(version, model=model, rng=False)
+        manager.save(version, model=model, metrics={"val_loss": version}, rng=False)
         if not version:
             print("begun", flush=True)
 """
@@ -78,8 +78,8 @@ def test_a_resume_beside_a_writer_is_right(tmp_path: Path, way: str, count: int)
         reached = 0
         for _ in range(count):
             model = nn.Linear(20, 20)
-            manager = CheckpointManager(tmp_path)
-            assert manager.best_path is None
+            manager = CheckpointManager(tmp_path, monitor="val_loss")
+            assert manager.best_path == tmp_path / "0-0.0000.safetensors"
             epoch = manager.resume(model=model)
             assert model.weight.unique().tolist() == model.bias.unique().tolist() == [epoch - 1]
             assert epoch >= reached

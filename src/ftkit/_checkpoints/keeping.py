@@ -41,6 +41,8 @@ def expendable(entries: list[Entry], last: int | None, best: int | None, mode: M
 def _beyond(
     entries: list[Entry], last: int | None, best: int | None, mode: Mode, counts: Callable[[Entry], bool]
 ) -> list[Entry]:
+    if last is None:
+        return []
     newest = _first((entry for entry in entries[::-1] if not entry.other), last, counts)
     kept = {id(entry) for entry in (*newest, *_first(ranked(entries, mode), best, counts))}
     return [entry for entry in entries if id(entry) not in kept and not entry.other]

@@ -204,6 +204,7 @@ class CheckpointManager:
             )
             self._run = entry.run
             if not self._writes:
+                self._turn = self._turns.count  # the first process tells what is there, before it is there
                 self._shelf.put(entry)
                 self._shelf.take(keeping.surplus(self._of_run(entry.run), *self._kept))
                 return entry.path

@@ -23,6 +23,8 @@ Watched: TypeAlias = tuple[str | None, str | None]
 """By which metric a manager ranks, and which way is better."""
 
 _ORDERS: Final = range(2**53)
+_SUFFIXES: Final = tuple(CHECKPOINT_SUFFIXES)
+_TRIES: Final = 200  # to see a folder stand still; a process that does nothing but save small files is met in a few
 _SETTLED: Final = 10**9  # nanoseconds: some file systems tell the time of a change no finer
 
 
@@ -91,29 +93,40 @@ class Shelf:
             self.look()
 
     def look(self) -> None:
-        """Look what is there now; what was read before is not read again."""
-        while True:
-            changed = _changed(self.folder)
-            known: dict[tuple[str, _Stamp], Entry | None] = {}
-            self.unreadable, vanished = 0, False
-            for path, stamp in self._files():
-                if stamp is None:
-                    vanished |= not os.path.lexists(path)
-                    continue
-                key = path.name, stamp
-                try:
-                    known[key] = self._known[key] if key in self._known else self._read(path, stamp)
-                except FileNotFoundError:
-                    vanished = True
-                    continue
-                self.unreadable += key in self._damaged
-            found = [entry for entry in known.values() if entry is not None]
-            # Amid a change of hands, a listing may hold neither the old file nor the new one.
-            if found or not (vanished or changed != _changed(self.folder)):
+        """Look what is there now; what was read before is not read again.
+
+        While a checkpoint takes the place of another, a listing may hold neither of them, or one that is deleted before
+        it is read. What is left then may be an old best one, so the folder is looked at until it stands still.
+        """
+        changed = _changed(self.folder)
+        names = self._names()
+        for _ in range(_TRIES):
+            vanished = self._look_at(names)
+            before, names = names, self._names()
+            if {*names} == {*before} and not vanished:
                 break
-        self._known = known
         self._changed = changed if changed is None or time.time_ns() - changed > _SETTLED else None
+
+    def _look_at(self, names: list[str]) -> bool:
+        """Read what was not read before, and tell whether some of it was gone by then."""
+        known: dict[tuple[str, _Stamp], Entry | None] = {}
+        self.unreadable, vanished = 0, False
+        for path in map(self.folder.joinpath, names):
+            stamp = stamp_of(path)
+            if stamp is None:
+                vanished |= not os.path.lexists(path)
+                continue
+            key = path.name, stamp
+            try:
+                known[key] = self._known[key] if key in self._known else self._read(path, stamp)
+            except FileNotFoundError:
+                vanished = True
+                continue
+            self.unreadable += key in self._damaged
+        self._known = known
+        found = [entry for entry in known.values() if entry is not None]
         self.entries = {entry.path.name: entry for entry in sorted(found, key=lambda entry: (entry.order, entry.path))}
+        return vanished
 
     def put(self, entry: Entry) -> None:
         """Add one that was written, in the place of what had its name."""
@@ -135,14 +148,13 @@ class Shelf:
             self._known[key] = None
             self._damaged.add(key)
 
-    def _files(self) -> list[tuple[Path, _Stamp | None]]:
+    def _names(self) -> list[str]:
         try:
-            names = [name for name in os.listdir(self.folder) if name.endswith(tuple(CHECKPOINT_SUFFIXES))]  # noqa: PTH208
+            return [name for name in os.listdir(self.folder) if name.endswith(_SUFFIXES)]  # noqa: PTH208  (10,000 of them)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise CheckpointError(f"Can't look into the folder {self.folder}: {error.strerror or error}.") from error
-        return [(path, stamp_of(path)) for path in map(self.folder.joinpath, names)]
 
     def _read(self, path: Path, stamp: _Stamp) -> Entry | None:
         try:
