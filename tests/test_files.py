@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit import _files
-from ftkit._files import atomic_write, digest, remove_litter
+from ftkit._files import atomic_write, digest, lock, open_folder, remove_litter
 from ftkit.errors import FileWriteError
 
 
@@ -73,10 +74,11 @@ def test_permissions_follow_the_umask_and_the_old_file(tmp_path: Path) -> None:
         with atomic_write(path):
             pass
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
-        path.chmod(0o600)
-        with atomic_write(path):
-            pass
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        for mode in (0o600, 0o664, 0o666):  # whatever the umask says
+            path.chmod(mode)
+            with atomic_write(path):
+                pass
+            assert stat.S_IMODE(path.stat().st_mode) == mode
     finally:
         os.umask(before)
 
@@ -102,11 +104,77 @@ def test_the_longest_name_is_no_problem(tmp_path: Path) -> None:
 def test_a_folder_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     """It says what is wrong and that nothing was left."""
     with (
-        pytest.raises(FileWriteError, match=r"Can't write .*: it is a folder. Nothing was left behind"),
+        pytest.raises(FileWriteError, match=r"it is a folder. Nothing was left behind. Name a file in it."),
         atomic_write(tmp_path),
     ):
         pass
     assert os.listdir(tmp_path) == []
+
+
+def test_the_advice_fits_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space is missing only where it is."""
+
+    def refuse(number: int) -> None:
+        def replace(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "replace", replace)
+
+    for number, advice in [
+        (errno.ENOSPC, "Free some space"),
+        (errno.EACCES, "Choose a folder you may write to"),
+        (errno.EIO, "Choose another folder"),
+    ]:
+        refuse(number)
+        with pytest.raises(FileWriteError, match=advice), atomic_write(tmp_path / "x"):
+            pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_path_is_what_people_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tilde is the home folder wherever a path is given; what is none is an error."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    with atomic_write("~/x/y.bin") as file:
+        file.write(b"x")
+    assert (tmp_path / "x/y.bin").read_bytes() == b"x"
+    for wrong in ("a\0b", 3, None, ["a"]):
+        with pytest.raises(FileWriteError), atomic_write(wrong):  # type: ignore[arg-type]
+            pass
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders can be opened on POSIX alone")
+def test_a_lock_is_one_of_files_and_of_folders(tmp_path: Path) -> None:
+    """Who holds it keeps others out, in this process too, until it is closed."""
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file"):
+        first, second = ([open_folder, lambda path: os.open(path, os.O_RDWR)][place.is_file()](place) for _ in range(2))
+        assert (lock(first), lock(second), lock(first)) == (True, False, True)
+        os.close(first)
+        assert lock(second, wait=True) is True
+        os.close(second)
+    assert lock(first) is None  # as of a file system that knows none
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX locks")
+def test_a_clean_up_never_meets_a_file_that_is_not_locked_yet(tmp_path: Path) -> None:
+    """However often one process writes and another one tidies up, no write fails."""
+    tidy = threading.Event()
+
+    def clean() -> None:
+        while not tidy.is_set():
+            remove_litter(tmp_path)
+
+    cleaner = threading.Thread(target=clean)
+    cleaner.start()
+    try:
+        for number in range(150):
+            with atomic_write(tmp_path / "model.pt") as file:
+                file.write(bytes([number]))
+    finally:
+        tidy.set()
+        cleaner.join()
+    assert os.listdir(tmp_path) == ["model.pt"]
 
 
 def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -220,3 +288,28 @@ def test_a_tree_is_forced_file_by_file_where_there_is_no_syncfs(
     (tmp_path / "l").symlink_to("gone")
     _files.sync_tree(tmp_path)
     assert forced == [str(tmp_path / "a/1"), str(tmp_path / "a"), f"full {tmp_path}"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="acts as if it was Windows")
+def test_locks_where_folders_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows a file in the folder is locked in its place, with the system's own function."""
+    held: set[tuple[int, int]] = set()
+
+    class Msvcrt:
+        LK_LOCK, LK_NBLCK = 1, 2
+
+        @staticmethod
+        def locking(descriptor: int, mode: int, count: int) -> None:
+            assert (mode, count) == (Msvcrt.LK_NBLCK, 1)
+            place = os.fstat(descriptor)
+            if (place.st_dev, place.st_ino) in held:
+                raise OSError(errno.EACCES, "Permission denied")
+            held.add((place.st_dev, place.st_ino))
+
+    monkeypatch.setattr(_files, "msvcrt", Msvcrt, raising=False)
+    monkeypatch.setattr(sys, "platform", "win32")
+    first, second = open_folder(tmp_path), open_folder(tmp_path)
+    assert (lock(first), lock(second)) == (True, False)
+    assert os.listdir(tmp_path) == [".ftkit-lock"]
+    os.close(first)
+    os.close(second)

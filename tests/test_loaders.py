@@ -181,3 +181,32 @@ def test_loaders_in_several_threads_keep_their_orders() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert together == [alone] * 5
+
+
+def test_a_loader_that_nobody_iterates_over_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What was made of it gives the batches, and knows no place: saving says so; a loader in use is no matter."""
+    model = nn.Linear(1, 1)
+    loader = ResumableLoader(list(range(4)), batch_size=2)
+    plain = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler)  # as Accelerator.prepare does
+    for _ in plain:
+        save_checkpoint(tmp_path / "a.safetensors", model=model, sampler=loader)
+    assert "nobody has iterated over" in caplog.text
+    caplog.clear()
+    for _ in loader:
+        save_checkpoint(tmp_path / "a.safetensors", model=model, sampler=loader)
+    again = ResumableLoader(list(range(4)), batch_size=2)
+    load_checkpoint(tmp_path / "a.safetensors", sampler=again)
+    save_checkpoint(tmp_path / "b.safetensors", model=model, sampler=again)
+    assert not caplog.text
+
+
+def test_a_loader_whose_state_fails_is_an_error(tmp_path: Path) -> None:
+    """Accelerate's loaders have a state_dict that raises; the message says what to pass."""
+
+    class Prepared:
+        def state_dict(self) -> Any:
+            return self.dl_state_dict  # type: ignore[attr-defined]
+
+    with pytest.raises(FtkitError, match=r"sampler= got a Prepared, whose state_dict\(\) fails.*ResumableLoader"):
+        save_checkpoint(tmp_path / "a.safetensors", model=nn.Linear(1, 1), sampler=Prepared())
+    assert not list(tmp_path.iterdir())

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit import CheckpointManager, EarlyStopping, FtkitError
-from ftkit._monitor import best_first, is_better, metric_value, mode_for
+from ftkit._monitor import best_first, is_better, metric_value, mode_for, numbers_of, whole_number
 
 numbers = st.floats(allow_nan=False, width=32)
 
@@ -227,3 +227,32 @@ def test_a_foreign_state_is_refused() -> None:
     """The message names what is missing."""
     with pytest.raises(FtkitError, match="lacks 'stale', 'stopped'"):
         EarlyStopping(patience=1, mode="min").load_state_dict({"best": 1.0})
+
+
+def test_a_count_goes_on_the_same_way_only() -> None:
+    """A state says which way is better; older ones don't, and are taken."""
+    state = EarlyStopping(patience=2, mode="max").state_dict()
+    with pytest.raises(FtkitError, match=r"counted with mode='max'.*mode='min'"):
+        EarlyStopping(patience=2, mode="min").load_state_dict(state)
+    del state["mode"]
+    EarlyStopping(patience=2, mode="min").load_state_dict(state)
+
+
+@pytest.mark.parametrize("metrics", [0.5, "low", [0.5], {"val_loss": "low"}, {"val_loss": None}, {"val_loss": 10**400}])
+def test_metrics_are_numbers_by_name(metrics: Any) -> None:
+    """Anything else is an error that says what came."""
+    with pytest.raises(FtkitError, match=r"must be a dict of numbers|must be one number"):
+        numbers_of(metrics)
+
+
+def test_numbers_of_other_libraries_are_numbers() -> None:
+    """NumPy's and torch's become plain ones."""
+    given = {"a": np.float32(0.5), "b": torch.tensor(2), "c": np.int64(3), "d": True}
+    assert numbers_of(given) == {"a": 0.5, "b": 2.0, "c": 3.0, "d": 1.0}
+    assert {type(value) for value in numbers_of(given).values()} == {float}
+    for count in (3, np.int64(3), torch.tensor(3)):
+        assert whole_number("epoch", count) == 3
+        assert type(whole_number("epoch", count)) is int
+    for wrong in ("3", 3.0, True, None, torch.tensor([1, 2])):
+        with pytest.raises(FtkitError, match="epoch must be a whole number, not"):
+            whole_number("epoch", wrong)

@@ -51,7 +51,7 @@ def _scalar(value: object) -> Any:
 
 
 def whole_number(
-    what: str, value: object, *, least: int, otherwise: str = "", error: type[FtkitError] = FtkitError
+    what: str, value: object, *, least: float = -math.inf, otherwise: str = "", error: type[FtkitError] = FtkitError
 ) -> int:
     """Return an argument as a plain whole number; one of NumPy or torch is one too.
 
@@ -73,12 +73,13 @@ def whole_number(
     """
     plain = _scalar(value)
     try:
-        whole = -math.inf if isinstance(plain, bool) else operator.index(plain)
+        whole = None if isinstance(plain, bool) else operator.index(plain)
     except TypeError:
-        whole = -math.inf
-    if whole < least:
-        raise error(f"{what} must be a whole number of at least {least}{otherwise}, not {came(value)}.")
-    return int(whole)
+        whole = None
+    if whole is None or whole < least:
+        bound = f" of at least {least}" if math.isfinite(least) else ""
+        raise error(f"{what} must be a whole number{bound}{otherwise}, not {came(value)}.")
+    return whole
 
 
 def real_number(what: str, value: object, rule: str = "", fits: Callable[[float], bool] = lambda _: True) -> float:

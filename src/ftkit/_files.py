@@ -1,25 +1,39 @@
-"""Atomic, durable writes and content digests: the only place that replaces a file."""
+"""Paths, locks, atomic and durable writes, and content digests: the only place that replaces a file."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import xxhash
 
 from ftkit._arguments import local_path
 from ftkit.errors import FileWriteError
 
-if sys.platform != "win32":
+if sys.platform == "win32":
+    import msvcrt
+else:
     import fcntl
 
 
-_LITTER_SUFFIX = ".ftkit-partial"
+_LITTER_SUFFIX: Final = ".ftkit-partial"
+_LOCK_NAME: Final = ".ftkit-lock"  # in a folder that is locked on Windows
+
+# What a lock says that somebody else holds; anything else is a file system that knows none.
+_HELD: Final = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES, errno.EDEADLK}
+
+# What to do where a file can't be written.
+_ADVICE: Final[dict[int | None, str]] = {
+    errno.EISDIR: "Name a file in it.",
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to."),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some space or choose another folder."),
+}
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
@@ -64,7 +78,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
-                raise IsADirectoryError(21, "it is a folder")
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
             temporary, file = _open_locked(target)
             with file:
                 yield file
@@ -87,28 +101,53 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:
     before = "The file that was there is intact." if target.is_file() else "Nothing was left behind."
-    reason = cause.strerror or cause
-    error = FileWriteError(f"Can't write {target}: {reason}. {before} Free some space or choose another folder.")
+    advice = _ADVICE.get(cause.errno, "Choose another folder.")
+    error = FileWriteError(f"Can't write {target}: {cause.strerror or cause}. {before} {advice}")
     error.errno = cause.errno
     error.filename = str(target)
     return error
 
 
+def lock(descriptor: int, *, wait: bool = False) -> bool | None:
+    """Lock an open file or, but on Windows, an open folder: until it is closed, or its process ends in any way.
+
+    Returns:
+        Whether it is locked now, or somebody else holds it; None where the file system knows no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in _HELD else None
+    return True
+
+
+def open_folder(folder: Path, file: str = _LOCK_NAME) -> int:
+    """Open a folder to lock it; on Windows, which locks files alone, a file in it."""
+    if sys.platform == "win32":
+        return os.open(folder / file, os.O_RDWR | os.O_CREAT)
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+
+
 def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
     """Create a temporary file beside ``target``, locked as long as its writer lives."""
-    mode = target.stat().st_mode & 0o777 if target.is_file() else 0o666
+    old = target.stat().st_mode & 0o777 if target.is_file() else None
     while True:
         # The name keeps clear of the limit of 255 bytes that most file systems set.
         stem = os.fsencode(target.name)[:180].decode(errors="ignore")
         temporary = target.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-        descriptor = os.open(temporary, flags, mode)
+        descriptor = os.open(temporary, flags, 0o666 if old is None else old)
         if sys.platform != "win32":
-            with contextlib.suppress(OSError):  # some network file systems know no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink == 0:  # a clean-up came between the two calls
+            lock(descriptor, wait=True)  # a clean-up may hold it for a moment, before it deletes it
+            if os.fstat(descriptor).st_nlink == 0:
                 os.close(descriptor)
                 continue
+            if old is not None:
+                with contextlib.suppress(OSError):  # some file systems know no modes
+                    os.fchmod(descriptor, old)  # whatever the umask says of new files
         return temporary, os.fdopen(descriptor, "w+b")  # buffered: a raw write may stop short in silence
 
 
@@ -178,7 +217,8 @@ def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:
             if sys.platform != "win32":
                 descriptor = os.open(path, os.O_RDWR)
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not lock(descriptor):
+                        continue
                     path.unlink()
                 finally:
                     os.close(descriptor)

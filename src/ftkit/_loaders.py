@@ -36,6 +36,8 @@ class ResumableLoader(IndexedLoader[T_co]):
     that they are the same after a resume, with any number of workers. Without, they come from the global
     generators, which the checkpoint keeps.
 
+    Iterate over the loader itself: ``Accelerator.prepare`` makes a plain one of it, which does not know its place.
+
     Args:
         *args: As for ``torch.utils.data.DataLoader``.
         **options: Likewise. The dataset must be one that is indexed.
@@ -62,6 +64,7 @@ class ResumableLoader(IndexedLoader[T_co]):
         self._seed: int | None = None  # of the epoch that is under way
         self._position = 0  # batches given out in it
         self._resuming = False
+        self._unused = True  # since it was made
         for name in _COUNTS & options.keys():
             if options[name] is not None:  # one of NumPy's is a number too
                 options[name] = whole_number(name, options[name], least=0)
@@ -105,10 +108,12 @@ class ResumableLoader(IndexedLoader[T_co]):
         state = entries_of("ResumableLoader", state, ("seed", "position", "generator"), CheckpointError)
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
+        self._unused = False
         self._seed, self._position = state["seed"], state["position"]
         self._resuming = self._seed is not None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch promises a class of its own
+        self._unused = False
         if not self._resuming or self._seed is None:
             self._seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator))
             self._position = 0
@@ -151,6 +156,11 @@ class ResumableLoader(IndexedLoader[T_co]):
                 torch.set_rng_state(before[2])
                 if own is not None and before[3] is not None:
                     own.set_state(before[3])
+
+
+def is_unused(loader: object) -> bool:
+    """Tell whether this is a ResumableLoader that nobody has iterated over or resumed."""
+    return isinstance(loader, ResumableLoader) and loader._unused
 
 
 class _Sealed:

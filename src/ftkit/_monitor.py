@@ -91,6 +91,23 @@ def _words(monitor: str) -> Iterator[str]:
                 yield from (word, word.rstrip("0123456789"))
 
 
+def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+    """Return metrics as plain numbers.
+
+    Raises:
+        FtkitError: They are no dict of numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from ftkit._monitor import numbers_of
+        >>> numbers_of({"val_loss": np.float32(0.5)})
+        {'val_loss': 0.5}
+    """
+    if metrics is not None and not isinstance(metrics, Mapping):
+        raise FtkitError(f'metrics must be a dict of numbers by name, such as {{"val_loss": 0.31}}, not {metrics!r}.')
+    return {name: real_number(f"The metric {name!r}", value) for name, value in (metrics or {}).items()}
+
+
 def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: float = 0.0) -> bool:
     """Tell whether ``value`` beats ``best`` by more than ``min_delta``.
 
@@ -209,13 +226,18 @@ class EarlyStopping:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on counting."""
-        return {"best": self.best, "stale": self.stale, "stopped": self.stopped}
+        return {"best": self.best, "stale": self.stale, "stopped": self.stopped, "mode": self.mode}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up the count where ``state_dict`` left it.
 
         Raises:
-            FtkitError: ``state`` lacks one of its entries.
+            FtkitError: ``state`` lacks one of its entries, or counted the other way.
         """
         state = entries_of("EarlyStopping", state, ("best", "stale", "stopped"))
+        if (mode := state.get("mode", self.mode)) != self.mode:  # older states don't say
+            raise FtkitError(
+                f"This state was counted with mode={mode!r}, and this EarlyStopping has mode={self.mode!r}. "
+                "Build it as it was, or leave the state out to count anew."
+            )
         self.best, self.stale, self.stopped = state["best"], state["stale"], state["stopped"]

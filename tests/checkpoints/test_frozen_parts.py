@@ -6,12 +6,22 @@ import random
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ftkit import freeze, freeze_except, load_checkpoint, save_checkpoint, unfreeze
+from ftkit import (
+    CheckpointManager,
+    FreezeSchedule,
+    freeze,
+    freeze_except,
+    load_checkpoint,
+    save_checkpoint,
+    trainable,
+    unfreeze,
+)
 from ftkit._freezing.holding import is_held
 from tests.checkpoints.runs import make
 
@@ -57,3 +67,23 @@ def test_what_is_frozen_comes_back_exactly(seed: int) -> None:
         save_checkpoint(path, model=model, optimizer=torch.optim.SGD(model.parameters(), 0.1))
         load_checkpoint(path, model=other, optimizer=torch.optim.SGD(other.parameters(), 0.1))
     assert freezing(other) == freezing(model)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_turns_go_on_though_the_schedule_was_not_passed(tmp_path: Path, stop: int) -> None:
+    """A script that begins with a schedule's first turn resumes amid any other, and each epoch trains what it says."""
+
+    def run(folder: Path, end: int) -> dict[int, set[str]]:
+        model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(3)))
+        schedule = FreezeSchedule({0: ["0", "2"], 1: ["1", "2"]}, period=2)
+        schedule.step(0, model=model)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        manager = CheckpointManager(folder)
+        seen = {}
+        for epoch in range(manager.resume(model=model, optimizer=optimizer), end):
+            schedule.step(epoch, model=model, optimizer=optimizer)
+            seen[epoch] = {name[0] for name in trainable(model)}
+            manager.save(epoch, model=model, optimizer=optimizer)
+        return seen
+
+    assert {**run(tmp_path, stop), **run(tmp_path, 5)} == {epoch: {str(epoch % 2), "2"} for epoch in range(5)}

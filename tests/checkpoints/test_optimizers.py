@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.optim import lr_scheduler
 
 from ftkit import freeze_except, load_checkpoint, save_checkpoint
 from tests.checkpoints.runs import flat, make, steps
@@ -37,6 +40,8 @@ def test_a_parameter_the_checkpoint_did_not_train_stays(tmp_path: Path, caplog: 
     other = torch.optim.AdamW([*again[1].parameters(), *again[4].parameters()], 0.5)
     load_checkpoint(tmp_path / "a.safetensors", model=again, optimizer=other)
     assert "without a history" in caplog.text
+    assert "2 parameters frozen in the checkpoint stay trainable" in caplog.text
+    assert "1.weight, 1.bias" in caplog.text
     assert [len(group["params"]) for group in other.param_groups] == [2, 2]
     assert [group["lr"] for group in other.param_groups] == [1e-3, 0.5]
     assert again[1].weight.requires_grad
@@ -55,3 +60,57 @@ def test_groups_in_another_order_are_matched_by_name(tmp_path: Path) -> None:
     load_checkpoint(tmp_path / "a.safetensors", model=again, optimizer=other)
     steps(again, other)
     assert torch.equal(flat(again), flat(model))
+
+
+SCHEDULERS: dict[str, Callable[[Any], Any]] = {
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch),
+    "one lambda each": lambda optimizer: lr_scheduler.LambdaLR(
+        optimizer, [lambda epoch: 0.9**epoch for _ in optimizer.param_groups]
+    ),
+    "MultiplicativeLR": lambda optimizer: lr_scheduler.MultiplicativeLR(optimizer, lambda _: 0.9),
+    "ChainedScheduler": lambda optimizer: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch), lr_scheduler.StepLR(optimizer, 100)]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+@pytest.mark.parametrize("parts", [(4, 1, 0), (1, 4)])
+def test_a_scheduler_moves_the_groups_that_the_checkpoint_lacked(tmp_path: Path, kind: str, parts: Any) -> None:
+    """Groups beyond those of the checkpoint go on at their own rates, and the others where they were."""
+    model = make()
+    optimizer = torch.optim.SGD(model[4].parameters(), 0.1)
+    scheduler = SCHEDULERS[kind](optimizer)
+    for _ in range(3):
+        steps(model, optimizer, 1)
+        scheduler.step()
+    save_checkpoint(tmp_path / "a.safetensors", model=model, optimizer=optimizer, scheduler=scheduler)
+    again = make()
+    other = torch.optim.SGD([{"params": again[part].parameters(), "lr": 0.01 * (part + 1)} for part in parts])
+    follower = SCHEDULERS[kind](other)
+    load_checkpoint(tmp_path / "a.safetensors", model=again, optimizer=other, scheduler=follower)
+    before = [group["lr"] for group in other.param_groups]
+    steps(again, other, 1)
+    follower.step()
+    assert before[0] == pytest.approx(0.1 * 0.9**3)
+    assert other.param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**4)
+    rates = [0.01 * (part + 1) for part in parts if part != 4]
+    moved = 0.9 if kind == "MultiplicativeLR" else 0.9**4  # what multiplies starts from where a group is
+    assert [group["lr"] for group in other.param_groups[1:]] == pytest.approx([rate * moved for rate in rates])
+
+
+def test_a_scheduler_of_more_groups_than_the_checkpoint_had(tmp_path: Path) -> None:
+    """A file whose optimizer had one group for all goes into one that was built with several."""
+    model = make()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    scheduler = SCHEDULERS["LambdaLR"](optimizer)
+    steps(model, optimizer, 1)
+    scheduler.step()
+    save_checkpoint(tmp_path / "a.safetensors", model=model, optimizer=optimizer, scheduler=scheduler)
+    again = make()
+    other = torch.optim.SGD([{"params": again[part].parameters()} for part in (0, 1, 4)])
+    follower = SCHEDULERS["LambdaLR"](other)
+    load_checkpoint(tmp_path / "a.safetensors", model=again, optimizer=other, scheduler=follower)
+    steps(again, other, 1)
+    follower.step()
+    assert [group["lr"] for group in other.param_groups] == pytest.approx([0.1 * 0.9**2])

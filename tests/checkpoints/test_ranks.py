@@ -128,3 +128,30 @@ def test_a_model_spread_over_processes(tmp_path: Path, suffix: str) -> None:
         tmp_path,
     )
     assert names(tmp_path / "runs") == ["2.safetensors"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
+def test_all_hear_of_what_keeps_the_first_from_saving(tmp_path: Path) -> None:
+    """No process waits for ever for one that has raised: each gets the error, and the next save works."""
+    run_ranks(
+        """
+        def run(rank, folder):
+            model, _ = build(False)
+            manager = CheckpointManager(folder + "/runs", monitor="val_loss")
+            for wrong in ({"metrics": {}}, {"metrics": {"val_loss": "low" if rank == 0 else 1.0}}):
+                try:
+                    manager.save(0, model=model, **wrong)
+                except ftkit.FtkitError as error:
+                    Path(folder, f"{rank}{len(wrong['metrics'])}").write_text(str(error))
+            path = manager.save(0, model=model, metrics={"val_loss": rank + 0.5})
+            assert path == manager.best_path == manager.last_path == Path(folder, "runs", "0-0.5000.safetensors"), path
+
+        import ftkit
+        start([2], run)
+        """,
+        tmp_path,
+    )
+    assert "val_loss" in (tmp_path / "00").read_text()
+    assert (tmp_path / "00").read_text() == (tmp_path / "10").read_text()
+    assert (tmp_path / "01").read_text() == (tmp_path / "11").read_text()

@@ -283,3 +283,13 @@ def test_the_layers_of_a_delta_are_taken_out_again(tmp_path: Path) -> None:
     load_checkpoint(tmp_path / "d.safetensors", model=model, guarded=Guarded(refuses=False))
     assert torch.equal(flat(model), flat(tuned))
     assert model.config.num_labels == 3
+
+
+def test_another_model_is_refused_by_the_name_of_the_file(tmp_path: Path) -> None:
+    """The message says which file does not fit, and speaks of load_weights only where it shows arguments of it."""
+    save_checkpoint(tmp_path / "run.pt", model=make(), ema=make())
+    with pytest.raises(CheckpointError, match=r"The model in .*run\.pt does not fit the Linear") as error:
+        load_checkpoint(tmp_path / "run.pt", model=nn.Linear(9, 9))
+    assert "load_weights" not in str(error.value)
+    with pytest.raises(CheckpointError, match=r"The ema in .*run\.pt does not fit the Sequential.*"):
+        load_checkpoint(tmp_path / "run.pt", ema=nn.Sequential(nn.Linear(4, 9)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from ftkit import (
     unfreeze,
 )
 from ftkit._formats import open_file
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, FtkitError
 from tests.checkpoints.runs import flat, make, steps
 
 
@@ -181,3 +182,46 @@ def test_a_delta_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="other weights"):
         load_checkpoint(tmp_path / "d.safetensors", model=other)
     assert torch.equal(flat(other), before)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epoch": "0"}, {"epoch": 1.5}, {"step": "7"}, {"metrics": 0.5}, {"metrics": {"val_loss": "low"}}]
+)
+def test_what_is_no_number_is_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    """An epoch, a step and metrics are numbers, from the first on; nothing is written."""
+    what = f"{next(iter(wrong))}|The metric"
+    with pytest.raises(FtkitError, match=what):
+        save_checkpoint(tmp_path / "a.safetensors", model=nn.Linear(1, 1), **wrong)
+    with pytest.raises(FtkitError, match=what):
+        CheckpointManager(tmp_path).save(**{"epoch": 0, "model": nn.Linear(1, 1), **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_numbers_of_other_libraries_come_back_plain(tmp_path: Path) -> None:
+    """NumPy's and torch's are saved as what they are."""
+    numbers = {"epoch": np.int64(3), "step": torch.tensor(4), "metrics": {"val_loss": np.float32(0.5)}}
+    save_checkpoint(tmp_path / "a.safetensors", model=nn.Linear(1, 1), **numbers)
+    path = CheckpointManager(tmp_path, monitor="val_loss").save(model=nn.Linear(1, 1), **numbers)
+    assert path.name == "3-0.5000.safetensors"
+    for checkpoint in (load_checkpoint(tmp_path / "a.safetensors"), load_checkpoint(path)):
+        assert (checkpoint.epoch, checkpoint.step, checkpoint.metrics) == (3, 4, {"val_loss": 0.5})
+        assert type(checkpoint.epoch) is type(checkpoint.step) is int
+    assert CheckpointManager(tmp_path).resume(model=nn.Linear(1, 1)) == 4
+
+
+def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tilde is the home folder; a URL and what is no path are errors, and make no folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    model = nn.Linear(1, 1)
+    save_checkpoint("~/a.safetensors", model=model, epoch=1)
+    assert load_checkpoint("~/a.safetensors", model=model).epoch == 1
+    assert CheckpointManager("~/runs").directory == tmp_path / "runs"
+    for wrong in ("s3://bucket/runs", "a\0b", None, 3):
+        with pytest.raises(FtkitError, match=r"a URL|a NUL|Expected a path"):
+            CheckpointManager(wrong)  # type: ignore[arg-type]
+        with pytest.raises(FtkitError, match=r"a URL|a NUL|Expected a path"):
+            save_checkpoint(wrong, model=model)  # type: ignore[arg-type]
+        with pytest.raises(FtkitError, match=r"no file|a NUL|Expected a path"):
+            load_checkpoint(wrong, model=model)  # type: ignore[arg-type]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "runs"}

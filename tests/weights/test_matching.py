@@ -204,3 +204,12 @@ def test_a_torch_that_does_not_tell(monkeypatch):
     assert loads_plainly(nn.Linear(2, 2))
     monkeypatch.delattr(nn.Module, "_load_from_state_dict")
     assert not loads_plainly(nn.Linear(2, 2))
+
+
+def test_suggests_no_renaming_by_chance() -> None:
+    """Another model has names that would fit somewhere; that is no advice."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+    other = {"1.weight": torch.ones(4), "2.weight": torch.ones(3, 3), "3.weight": torch.ones(3)}
+    with pytest.raises(CheckpointError) as error:
+        load_weights(model, other)
+    assert "did you mean" not in str(error.value)

@@ -12,13 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from ftkit._archives.paths import RECORD_NAME
-from ftkit._files import sync_folder, sync_tree
+from ftkit._files import lock, open_folder, sync_folder, sync_tree
 from ftkit._wording import shown
 from ftkit.errors import FileWriteError
-
-if sys.platform != "win32":
-    import fcntl
-
 
 _LITTER_SUFFIX: Final = ".ftkit-unpacking"
 _MARK: Final = "made-by-ftkit"
@@ -33,14 +29,14 @@ def staged(dest: Path) -> Iterator[Path]:
     killed writer left behind is deleted by the next call, and nothing else is.
     """
     missing = [folder for folder in dest.parents if not folder.exists()]
-    lock = -1
+    held = -1
     try:
         with contextlib.ExitStack() as at_last:
             try:
                 _refuse_unfit(dest)
                 staging = _new_folder(dest)
-                at_last.callback(lambda: _delete(staging, lock))
-                lock = _claimed(staging)
+                at_last.callback(lambda: _delete(staging, held))
+                held = _claimed(staging)
                 _remove_litter(dest.parent)
                 folder = staging / "files"
                 folder.mkdir()
@@ -130,49 +126,33 @@ def _new_folder(dest: Path) -> Path:
 
 def _claimed(folder: Path) -> int:
     """Lock a folder for as long as its writer lives, and only then mark it as ftkit's own; return the lock."""
-    if sys.platform == "win32":  # which locks files alone
-        lock = os.open(folder / _MARK, os.O_RDWR | os.O_CREAT)
-    else:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with contextlib.suppress(OSError):  # some network file systems know no locks
-        _lock(lock, wait=True)  # a call that looks for litter may hold it for a moment
+    held = open_folder(folder, _MARK)
+    lock(held, wait=True)  # a call that looks for litter may hold it for a moment
     (folder / _MARK).touch()
-    return lock
-
-
-def _lock(descriptor: int, *, wait: bool) -> None:
-    """Lock what is open until it is closed, as it is when a process dies."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return held
 
 
 def _remove_litter(parent: Path) -> None:
     for folder in parent.glob(f".*{_LITTER_SUFFIX}"):
         with contextlib.suppress(OSError):
-            if sys.platform == "win32":
-                lock = -1 if folder.is_symlink() else os.open(folder / _MARK, os.O_RDWR)
-            else:
-                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if folder.is_symlink() or not (folder / _MARK).is_file():
+                continue
+            held = open_folder(folder, _MARK)
             try:
-                _lock(lock, wait=False)
-                if (folder / _MARK).is_file():
-                    _delete(folder, lock)
-                    lock = -1
+                if lock(held) and (folder / _MARK).is_file():
+                    _delete(folder, held)
+                    held = -1
             finally:
-                _close(lock)
+                _close(held)
 
 
-def _delete(staging: Path, lock: int) -> None:
+def _delete(staging: Path, held: int) -> None:
     """Delete a folder of ours, and let go of its lock: Windows deletes nothing that is open."""
     shutil.rmtree(staging / "files", ignore_errors=True)  # the mark goes last, should this be killed
-    _close(lock)
+    _close(held)
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def _close(lock: int) -> None:
-    if lock >= 0:
-        os.close(lock)
+def _close(held: int) -> None:
+    if held >= 0:
+        os.close(held)

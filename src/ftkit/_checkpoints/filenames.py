@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import string
 from collections.abc import Mapping
 from typing import Any
 
+from ftkit._formats import CHECKPOINT_SUFFIXES
 from ftkit.errors import FtkitError, did_you_mean
 
 
@@ -44,6 +46,25 @@ def fill_in(template: str, values: Mapping[str, Any]) -> str:
         except ValueError as error:
             raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
     return safe("".join(pieces))
+
+
+def name_for(template: str | None, value: float | None, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Return a checkpoint's name and its suffix.
+
+    Args:
+        template: Filled in, if it is not None.
+        value: The metric to name it by else.
+        facts: ``epoch``, ``step`` and ``metrics``.
+    """
+    if template is not None:
+        name = fill_in(template, {"epoch": facts["epoch"], "step": facts["step"], **facts["metrics"]})
+    else:
+        detail = "" if value is None else f"-{value:.4f}"
+        if not detail and facts["step"] is not None:
+            detail = f"-step{facts['step']}"
+        name = safe(f"{facts['epoch']}{detail}")
+    stem, suffix = os.path.splitext(name)  # noqa: PTH122
+    return (stem, suffix) if suffix in CHECKPOINT_SUFFIXES else (name, ".safetensors")
 
 
 def safe(name: str) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ftkit._freezing import holding
 from ftkit._models.undo import Undo
-from ftkit.errors import CheckpointError
+from ftkit._wording import plural, some
 from ftkit.selection import Selection
 
 _log: Final = logging.getLogger("ftkit")
@@ -35,12 +35,7 @@ def plan(
 
     What the optimizer holds (``held``) beyond what the saved one did (``known``, by name) stays trainable: somebody
     thawed it on purpose.
-
-    Raises:
-        CheckpointError: This is no such state.
     """
-    if not all(isinstance(saved.get(key), list) for key in ("trainable", "held")):
-        raise CheckpointError("The checkpoint does not say what was frozen in a way that this version knows.")
     wanted = set(saved["trainable"])
     parameters = dict(model.named_parameters())
     ours = set(map(id, held))
@@ -61,7 +56,13 @@ def plan(
         _hold(model, saved["held"])
         if frozen:
             _log.warning(
-                "%d parameters are frozen again, as in the checkpoint: %s, ...", len(frozen), *list(frozen)[:1]
+                "%s frozen again, as in the checkpoint: %s.", plural(len(frozen), "parameter"), some(list(frozen), 3)
+            )
+        if kept := [name for name in parameters if name in trains and name not in wanted]:
+            _log.warning(
+                "%s frozen in the checkpoint stay trainable, as this optimizer holds them and its own did not: %s. "
+                "Freeze them before you build the optimizer if they are not to train.",
+                *(plural(len(kept), "parameter"), some(kept, 3)),
             )
 
     return load

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import math
 import os
-import sys
+import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, SupportsFloat, SupportsIndex
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from ftkit._arguments import whole_number
-from ftkit._checkpoints import filenames, ranks, runfile
+from ftkit._arguments import local_path, whole_number
+from ftkit._checkpoints import filenames, keeping, ranks, runfile
+from ftkit._checkpoints.background import Copies, give_way
+from ftkit._checkpoints.shelf import Entry, Shelf, Watched, stamp_of
 from ftkit._checkpoints.slips import refuse_slips
-from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
+from ftkit._checkpoints.training import Checkpoint, collect, facts_of, is_mid_epoch, load_checkpoint
+from ftkit._checkpoints.turns import turns_in
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
-from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
-from ftkit._monitor import Mode, best_first, metric_value, mode_for
+from ftkit._formats import TORCH_SUFFIXES
+from ftkit._monitor import Mode, metric_value, mode_for
 from ftkit._reports import to_text
 from ftkit._wording import plural
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
@@ -32,38 +33,8 @@ from ftkit.selection import unwrap
 
 _log: Final = logging.getLogger("ftkit")
 
-_NICENESS: Final = 10  # a third less of training is lost; at 19 a busy machine would write for many times as long
 
-
-@dataclass
-class _Entry:
-    """A checkpoint that a manager wrote; ``intact`` once this process has written or verified it."""
-
-    path: Path
-    order: int
-    value: float | None
-    intact: bool = False
-
-    def is_whole(self) -> bool:
-        """Whether every byte is as it was written; looked at once."""
-        if not self.intact:
-            try:
-                runfile.verify(self.path)
-            except (CheckpointError, OSError) as error:
-                _log.warning("%s It is left where it is.", error)
-                return False
-        self.intact = True
-        return True
-
-
-def _first(entries: Iterable[_Entry], count: int | None, checked: bool) -> Iterator[_Entry]:
-    """The first so many entries; if ``checked``, damaged ones stay too, but don't count."""
-    missing = math.inf if count is None else count
-    for entry in entries:
-        if missing <= 0:
-            return
-        missing -= not checked or entry.is_whole()
-        yield entry
+_OVERTAKEN: Final = 200  # times that another process may delete what is about to be read
 
 
 class CheckpointManager:
@@ -71,11 +42,18 @@ class CheckpointManager:
 
     Each checkpoint is a file of :func:`save_checkpoint` that stands by itself; the manager finds its own files
     again by what is in them, and never touches others. A file is deleted only when those that stay are known
-    to be whole. Where ``torch.distributed`` runs, all processes must call ``save`` and ``resume``: the first one alone
+    to be whole; after a restart this may take a few saves. What was kept for another metric is never deleted.
+
+    One process at a time saves to a folder, from its first save until it ends or forgets its managers; the save of
+    another one is an error. Managers of one folder within a process, and threads, wait for each other. Any process may
+    read meanwhile: what is deleted under a resume is looked for anew. A run whose epochs begin anew without a
+    ``resume`` counts as another one: what an earlier run left stays, and a warning is logged.
+
+    Where ``torch.distributed`` runs, all processes must call ``save`` and ``resume``: the first one alone
     writes, with the random numbers and samplers of all, and models that ``fully_shard`` spread over them made whole.
 
     Args:
-        directory: Where the files are. It is made, and cleared of what killed writers left.
+        directory: The folder of the files. It is made, and cleared of what killed writers left.
         monitor: The metric that tells which checkpoint is best.
         mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
             tells: ``val_loss``, ``val_acc``.
@@ -125,7 +103,7 @@ class CheckpointManager:
         self.keep_last: int | None = _count("keep_last", keep_last)
         if self.keep_last == 0 and (self.keep_best == 0 or monitor is None):
             raise FtkitError("Nothing would be kept: give keep_last, or monitor and keep_best.")
-        self.directory: Path = Path(directory)
+        self.directory: Path = local_path("directory", directory, error=FileWriteError)
         self.monitor = monitor
         self.mode: Mode = mode_for("CheckpointManager", monitor, mode if mode or monitor else "min")
         self.filename = filename
@@ -142,37 +120,39 @@ class CheckpointManager:
             raise FileWriteError(f"Can't make the folder {self.directory}: {error.strerror or error}.") from error
         if self._writes:
             remove_litter(self.directory)
-        self._unreadable = 0
-        self._entries = sorted(self._found(), key=lambda entry: entry.order)
+        self._watched: Watched = (monitor, self.mode if monitor is not None else None)
+        self._shelf = Shelf(self.directory, self._watched)
+        self._run: str | None = None  # which run this manager writes
+        self._turns = turns_in(self.directory)
+        self._turn: int = -1  # the last one of all turns that was this manager's
+        self._alone = threading.RLock()
         self._before: dict[str, str] | None = None
-        self._copies: dict[str, Tensor] = {}
+        self._copies = Copies()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
     def __repr__(self) -> str:
-        entries = list(self._entries)  # a write in the background may be about to change them; nobody waits for it here
+        entries = self._of_run(self._run)  # a write in the background may be about to change them; nobody waits here
         said = [plural(len(entries), "checkpoint")]
-        said += [f"best {best.path.name} ({self.monitor} {best.value:.5g})" for best in self._ranked(entries)[:1]]
+        for best in keeping.ranked(entries, self.mode)[:1]:
+            said.append(f"best {best.path.name} ({self.monitor} {best.value:.5g})")
         said += [f"newest {newest.path.name}" for newest in entries[-1:]]
         said += ["one is being written"] * (self._thread is not None and self._thread.is_alive())
         return to_text([f"<CheckpointManager of {self.directory}: {', '.join(said)}>"])
 
     @property
     def best_path(self) -> Path | None:
-        """The best checkpoint by the monitored metric; ``None`` if there is none."""
-        self.wait()
-        ranked = self._ranked(self._entries)
-        return ranked[0].path if ranked else None
+        """The best checkpoint of this run, or of the newest one, by the monitored metric; ``None`` if there is none."""
+        return self._up_to_date(lambda entries: keeping.ranked(entries, self.mode))
 
     @property
     def last_path(self) -> Path | None:
-        """The newest checkpoint; ``None`` if there is none."""
-        self.wait()
-        return self._entries[-1].path if self._entries else None
+        """The newest checkpoint of this run, or of the newest one; ``None`` if there is none."""
+        return self._up_to_date(lambda entries: entries[::-1])
 
     def save(
         self,
-        epoch: int,
+        epoch: SupportsIndex,
         *,
         model: nn.Module,
         optimizer: Optimizer | None = None,
@@ -180,7 +160,7 @@ class CheckpointManager:
         scaler: Any = None,
         ema: Any = None,
         sampler: Any = None,
-        step: int | None = None,
+        step: SupportsIndex | None = None,
         metrics: Mapping[str, SupportsFloat] | None = None,
         rng: bool = True,
         mid_epoch: bool | None = None,
@@ -208,39 +188,45 @@ class CheckpointManager:
             The path of the checkpoint.
 
         Raises:
-            FtkitError: A metric that ``monitor`` or ``filename`` names is missing.
-            FileWriteError: The file could not be written; older ones are intact.
+            FtkitError: A metric that ``monitor`` or ``filename`` names is missing, or a number is none.
+            FileWriteError: The file could not be written, or another process saves to the folder. Older ones are
+                intact.
         """
         refuse_slips("CheckpointManager.save", extra)
-        self.wait()
-        # Each process may have measured its own part of the data, and all must speak of the same file.
-        numbers = ranks.agreed(numbers_of(metrics))
-        within = is_mid_epoch(sampler) if mid_epoch is None else mid_epoch
-        unmeasured = within and not numbers
-        value = None if self.monitor is None or unmeasured else metric_value(numbers, self.monitor)
-        entry = _Entry(self.directory, self._entries[-1].order + 1 if self._entries else 0, value, intact=True)
-        entry.path = self._path_for(entry, {"epoch": epoch, "step": step, **numbers})
-        content = collect(
-            entry.path,
-            model=model,
-            parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
-            run={"epoch": epoch, "step": step, "metrics": numbers, "mid_epoch": within, "order": entry.order},
-            extra=extra,
-            rng=rng,
-            delta=self.delta,
-            before=self._before,
-            together=True,
-        )
-        if not self._writes:
-            self._entries = self._staying([*self._entries, entry], checked=False)
+        parts = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
+        with self._alone, contextlib.ExitStack() as turn:
+            within = is_mid_epoch(sampler) if mid_epoch is None else mid_epoch
+            # Each process may have measured its own part of the data, and all must speak of the same file.
+            plan = ranks.agreed(self._plan(epoch, step, metrics, within, turn) if self._writes else None)
+            if isinstance(plan, Exception):
+                raise plan
+            entry: Entry = plan[0]
+            facts: dict[str, Any] = plan[1]
+            content = collect(
+                entry.path,
+                model=model,
+                parts=parts,
+                run=facts,
+                extra=extra,
+                rng=rng,
+                delta=self.delta,
+                before=self._before,
+                together=True,
+            )
+            self._run = entry.run
+            if not self._writes:
+                self._turn = self._turns.count  # the first process tells what is there, before it is there
+                self._shelf.put(entry)
+                self._shelf.take(keeping.surplus(self._of_run(entry.run), *self._kept))
+                return entry.path
+            write = runfile.prepare(content, self._copies.of if self.background else None)
+            if not self.background:
+                self._finish(entry, write)
+                return entry.path
+            self._thread = threading.Thread(target=self._in_background, args=(entry, write), name="ftkit-checkpoint")
+            self._thread.start()  # no daemon: the interpreter waits for it before it ends
+            turn.pop_all()  # it ends in that thread
             return entry.path
-        write = runfile.prepare(content, self._copy if self.background else None)
-        if not self.background:
-            self._finish(entry, write)
-            return entry.path
-        self._thread = threading.Thread(target=self._in_background, args=(entry, write), name="ftkit-checkpoint")
-        self._thread.start()  # no daemon: the interpreter waits for it before it ends
-        return entry.path
 
     def resume(
         self,
@@ -275,37 +261,50 @@ class CheckpointManager:
             CheckpointError: The newest intact one does not fit.
         """
         refuse_slips("CheckpointManager.resume", objects)
-        self.wait()
-        if self.delta and self._before is None:
-            self._before = digests(tensors_of(unwrap(model)))
-        tried = len(self._entries) + self._unreadable
-        while self._entries:
-            entry = self._entries[-1]
-            try:
-                self.resumed = load_checkpoint(
-                    entry.path,
-                    model=model,
-                    optimizer=optimizer,
-                    scheduler=scheduler,
-                    scaler=scaler,
-                    ema=ema,
-                    sampler=sampler,
-                    rng=rng,
-                    **objects,
+        with self._alone:
+            self.wait()
+            self._look()
+            if self.delta and self._before is None:
+                self._before = digests(tensors_of(unwrap(model)))
+            overtaken = 0
+            while self._shelf.entries:
+                entry = self._newest
+                if entry.next_epoch is None:
+                    raise CheckpointError(
+                        f"{entry.path} does not say its epoch as a whole number, so that the next one can't be told. "
+                        "Read it with load_checkpoint, and save to another folder."
+                    )
+                try:
+                    self.resumed = load_checkpoint(
+                        entry.path,
+                        model=model,
+                        optimizer=optimizer,
+                        scheduler=scheduler,
+                        scaler=scaler,
+                        ema=ema,
+                        sampler=sampler,
+                        rng=rng,
+                        **objects,
+                    )
+                except (CheckpointError, OSError) as error:
+                    if entry.is_gone and overtaken < _OVERTAKEN:  # another process put a newer one in its place
+                        overtaken += 1
+                        self._shelf.look()
+                        continue
+                    if runfile.is_readable(entry.path):
+                        raise  # it is whole, and does not fit
+                    _log.warning("%s Going back to the checkpoint before it.", error)
+                    self._shelf.pass_over(entry)
+                    continue
+                entry.intact = True
+                self._run = entry.run
+                return int(self.resumed.epoch or 0) + (not self.resumed.mid_epoch)
+            if self._shelf.unreadable:
+                raise DamagedFileError(
+                    f"All checkpoints in {self.directory} ({self._shelf.unreadable}) are damaged. "
+                    "To start anew, choose another folder."
                 )
-            except (CheckpointError, OSError) as error:
-                if runfile.is_readable(entry.path):
-                    raise  # it is whole, and does not fit
-                _log.warning("%s Going back to the checkpoint before it.", error)
-                self._entries.pop()
-                continue
-            entry.intact = True
-            return (self.resumed.epoch or 0) + (not self.resumed.mid_epoch)
-        if tried:
-            raise DamagedFileError(
-                f"All checkpoints in {self.directory} ({tried}) are damaged. To start anew, choose another folder."
-            )
-        return 0
+            return 0
 
     def wait(self) -> None:
         """Wait for a write in the background.
@@ -313,105 +312,129 @@ class CheckpointManager:
         Raises:
             FtkitError: The write failed.
         """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        with self._alone:
+            if self._thread is not None:
+                self._thread.join()
+                self._thread = None
+            if self._error is not None:
+                error, self._error = self._error, None
+                raise error
 
     @property
     def _writes(self) -> bool:
         return ranks.rank() == 0
 
-    def _copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Copy tensors into memory that is kept from one save to the next."""
-        copies: dict[str, Tensor] = {}
-        made: dict[tuple[Any, ...], Tensor] = {}
-        for name, tensor in tensors.items():
-            if tensor.layout is not torch.strided or tensor.is_meta:
-                copies[name] = tensor  # the writer says why it can't be kept
-                continue
-            key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-            if key not in made or not tensor.numel():
-                old = self._copies.get(name)
-                if old is None or (old.shape, old.dtype) != (tensor.shape, tensor.dtype):
-                    old = torch.empty(tensor.shape, dtype=tensor.dtype)
-                made[key] = old.copy_(tensor)
-            copies[name] = made[key]
-        self._copies = copies
-        return copies
-
-    def _in_background(self, entry: _Entry, write: Callable[[], None]) -> None:
+    def _in_background(self, entry: Entry, write: Callable[[], None]) -> None:
         try:
-            _give_way()
+            give_way()
             self._finish(entry, write)
         except BaseException as error:  # noqa: BLE001  (raised again in the caller's thread)
             _log.error("The checkpoint could not be saved in the background: %s", error)
             self._error = error
+        finally:
+            self._turns.end()
 
-    def _finish(self, entry: _Entry, write: Callable[[], None]) -> None:
+    def _finish(self, entry: Entry, write: Callable[[], None]) -> None:
         write()
-        entries = [other for other in self._entries if other.path != entry.path] + [entry]
-        self._entries = self._staying(entries, checked=True)
-        for path in {other.path for other in entries} - {other.path for other in self._entries}:
-            path.unlink(missing_ok=True)
+        entry.stamp = stamp_of(entry.path)
+        self._shelf.put(entry)
+        gone = keeping.expendable(self._of_run(entry.run), *self._kept)
+        self._shelf.take(gone)
+        for other in gone:
+            other.path.unlink(missing_ok=True)
 
-    def _staying(self, entries: list[_Entry], *, checked: bool) -> list[_Entry]:
-        """The entries that stay, oldest first; if ``checked``, only those known to be whole count."""
-        last = _first(entries[::-1], self.keep_last, checked)
-        best = _first(self._ranked(entries), self.keep_best, checked)
-        kept = {id(entry) for entry in (*last, *best)}
-        return [entry for entry in entries if id(entry) in kept]
+    @property
+    def _kept(self) -> tuple[int | None, int | None, Mode]:
+        return self.keep_last, self.keep_best, self.mode
 
-    def _ranked(self, entries: list[_Entry]) -> list[_Entry]:
-        """The entries that have a number for the metric, best first, older first among equals."""
-        return best_first(entries, lambda entry: entry.value, self.mode)
+    def _of_run(self, run: str | None) -> list[Entry]:
+        """The entries of a run; None is the one that the newest is of."""
+        entries = list(self._shelf.entries.values())
+        run = entries[-1].run if run is None and entries else run
+        return [entry for entry in entries if entry.run == run]
 
-    def _found(self) -> Iterator[_Entry]:
-        """The checkpoints in the folder that a manager wrote."""
-        for path in sorted(self.directory.iterdir()):
-            if path.suffix not in CHECKPOINT_SUFFIXES or not path.is_file():
-                continue
-            try:
-                run = runfile.read_run(path)
-            except (CheckpointError, OSError) as error:
-                _log.warning("%s It is left where it is.", error)
-                self._unreadable += path.suffix != ".tar"
-                continue
-            if run is not None and "order" in run:
-                value = None if self.monitor is None else (run.get("metrics") or {}).get(self.monitor)
-                yield _Entry(path, run["order"], value)
+    # ---- what is there
 
-    def _path_for(self, entry: _Entry, values: Mapping[str, Any]) -> Path:
-        """The file's name by the template; never that of a file which should stay."""
-        if self.filename is not None:
-            name = filenames.fill_in(self.filename, values)
-        else:
-            detail = "" if entry.value is None else f"-{entry.value:.4f}"
-            if not detail and values["step"] is not None:
-                detail = f"-step{values['step']}"
-            name = filenames.safe(f"{values['epoch']}{detail}")
-        stem, suffix = os.path.splitext(name)  # noqa: PTH122
-        if suffix not in CHECKPOINT_SUFFIXES:
-            stem, suffix = name, ".safetensors"
+    @property
+    def _newest(self) -> Entry:
+        return next(reversed(self._shelf.entries.values()))
+
+    def _look(self) -> None:
+        """Look again into the folder if somebody else writes there."""
+        if self._turns.count != self._turn:
+            self._shelf.refresh()
+
+    def _up_to_date(self, choose: Callable[[list[Entry]], list[Entry]]) -> Path | None:
+        with self._alone:
+            self.wait()
+            self._look()
+            found = choose(self._of_run(self._run))
+            if found and found[0].is_gone:
+                self._shelf.look()
+                found = choose(self._of_run(self._run))
+            return found[0].path if found else None
+
+    # ---- what comes next
+
+    def _plan(
+        self,
+        epoch: SupportsIndex,
+        step: SupportsIndex | None,
+        metrics: Mapping[str, SupportsFloat] | None,
+        within: bool,
+        turn: contextlib.ExitStack,
+    ) -> tuple[Entry, dict[str, Any]] | Exception:
+        """Take a turn; return the next checkpoint and the facts about it, or what is wrong."""
+        try:
+            self.wait()
+            facts = facts_of(epoch, step, metrics, mid_epoch=within)
+            numbers = facts["metrics"]
+            value = None if self.monitor is None or (within and not numbers) else metric_value(numbers, self.monitor)
+            name = filenames.name_for(self.filename, value, facts)
+            self._turns = turns_in(self.directory)
+            self._turns.begin()
+            turn.callback(self._turns.end)
+            if self._turns.count != self._turn + 1:  # somebody else may have written
+                self._shelf.refresh()
+            self._turn = self._turns.count
+            order = self._newest.order + 1 if self._shelf.entries else 0
+            run = self._turns.run = self._run if self._run is not None else self._begun(facts["epoch"])
+            entry = Entry(self.directory, order, value, run, facts["epoch"] + (not within), intact=True)
+            entry.path = self._free_path(name, entry)
+        except Exception as error:  # noqa: BLE001  (the other processes must hear of it)
+            return error
+        return entry, {**facts, "order": order, "run": run, "watched": list(self._watched)}
+
+    def _begun(self, epoch: int) -> str:
+        """The run that begins, or goes on, where ``resume`` did not say."""
+        if not self._shelf.entries:
+            return secrets.token_hex(8)
+        newest = self._newest
+        beside = newest.other and newest.run == self._turns.run  # of a manager beside this one, by another metric
+        if newest.next_epoch is not None and epoch + beside >= newest.next_epoch:
+            return newest.run
+        _log.warning(
+            "%s holds checkpoints of an earlier run, the newest %s, which was not resumed before epoch %d: they stay, "
+            "and don't count for best_path and last_path. Call resume() first, or choose a folder for each run.",
+            *(self.directory, newest.path.name, epoch),
+        )
+        return secrets.token_hex(8)
+
+    def _free_path(self, name: tuple[str, str], entry: Entry) -> Path:
+        """A path of that name, or one like it, at which nothing stands that should stay."""
+        stem, suffix = name
         path = self.directory / f"{stem}{suffix}"
-        taken = {other.path for other in self._staying([*self._entries, entry], checked=False)}
-        mine = {other.path for other in self._entries}
-        count = 1
-        while path in taken or (self._writes and path not in mine and path.exists()):
-            count += 1
-            path = self.directory / f"{stem}-{count}{suffix}"
-        return path
+        if not os.path.lexists(path):
+            return path
+        of_run = [*self._of_run(entry.run), entry]
+        replaced = {other.path.name for other in keeping.surplus(of_run, *self._kept) if not other.path.is_symlink()}
+        names = (f"{stem}-{count}{suffix}" for count in itertools.count(2))
+        for other in itertools.chain([path.name], names):
+            path = self.directory / other
+            if other in replaced or not (other in self._shelf.entries or os.path.lexists(path)):
+                return path
+        raise AssertionError("numbers never end")
 
 
 def _count(name: str, count: SupportsIndex | None) -> int | None:
     return None if count is None else whole_number(name, count, least=0, otherwise=", or None to keep all")
-
-
-def _give_way() -> None:
-    """Let this thread step back behind those that train."""
-    if sys.platform == "linux":  # elsewhere that would take the whole process along
-        thread = threading.get_native_id()
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)

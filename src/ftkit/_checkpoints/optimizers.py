@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import ranks
-from ftkit._groups import catch_up
+from ftkit._groups import Lists, catch_up
 from ftkit._models.undo import Undo
 from ftkit._torch import storage_id
-from ftkit._wording import some
+from ftkit._wording import plural, some
 from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
@@ -27,6 +27,7 @@ _FREE_BYTES: Final = 64 << 20
 _MAX_RATIO: Final = 4
 
 _Groups: TypeAlias = list[Mapping[str, Any]]
+_Plan: TypeAlias = Callable[[Undo], None]
 
 
 def describe(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
@@ -49,12 +50,13 @@ def plan(
     known: Mapping[str, Any],
     parameters: Mapping[str, nn.Parameter],
     scheduler: Any = None,
-) -> Callable[[Undo], None]:
+) -> tuple[_Plan, _Plan]:
     """Plan to load a ``state_dict`` into an optimizer, whatever groups it was built with.
 
     With names, the groups become the saved ones, each parameter found in the model by its name.
     Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
-    A ``scheduler`` of it hears of the groups that joined after the start, before its own state is loaded.
+    A ``scheduler`` of it hears of the groups that joined after the start, before its own state is loaded, and of those
+    that the saved one did not have, after that: this is what the second plan is for.
     ``known`` is what :func:`describe` said of it, which other people's checkpoints lack.
 
     Raises:
@@ -68,6 +70,8 @@ def plan(
     rest = iter(found)
     targets = [[next(rest) for _ in group["params"]] for group in groups]
     others = _groups_of_others(optimizer, set(map(id, found)))
+    moved = getattr(scheduler, "optimizer", None) is optimizer
+    lists = Lists(scheduler if moved else None, optimizer)
     owners = dict(zip((index for group in groups for index in group["params"]), found, strict=True))
 
     def load(undo: Undo) -> None:
@@ -80,11 +84,11 @@ def plan(
             kind = type(optimizer).__name__
             raise CheckpointError(f"The checkpoint's optimizer does not fit this {kind}: {error!r}.") from error
         _keep_types(optimizer, state["state"], owners)
-        if getattr(scheduler, "optimizer", None) is optimizer:
+        if moved:
             catch_up(scheduler, optimizer, before, parameters.values(), undo)
-        optimizer.param_groups.extend(others)
+        optimizer.param_groups.extend(others.values())
 
-    return load
+    return load, lambda undo: lists.extend(len(groups), others, undo)
 
 
 def _saved_groups(state: Mapping[str, Any]) -> _Groups:
@@ -150,14 +154,15 @@ def _by_name(
     return [next(outside) if name is None else parameters[name] for name in names]
 
 
-def _groups_of_others(optimizer: Optimizer, taken: set[int]) -> list[dict[str, Any]]:
-    """The optimizer's groups without the parameters that a saved group takes."""
-    groups = [_without(group, taken) for group in optimizer.param_groups]
-    if count := sum(len(group["params"]) for group in groups):
+def _groups_of_others(optimizer: Optimizer, taken: set[int]) -> dict[int, dict[str, Any]]:
+    """The optimizer's groups without the parameters that a saved group takes, by their places."""
+    groups = {place: _without(group, taken) for place, group in enumerate(optimizer.param_groups)}
+    if count := sum(len(group["params"]) for group in groups.values()):
         _log.warning(
-            "The optimizer holds %d parameters that the checkpoint's did not: they start without a history.", count
+            "The optimizer holds %s that the checkpoint's did not, and that start without a history.",
+            plural(count, "parameter"),
         )
-    return [group for group in groups if group["params"]]
+    return {place: group for place, group in groups.items() if group["params"]}
 
 
 def _without(group: Mapping[str, Any], taken: set[int]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, TypeAlias
@@ -76,7 +77,10 @@ def _plans(
     is_delta = model is not None and "delta" in content.run
     base = _base(model, weights) if model is not None and is_delta else {}
     objects: list[_Plan] = []
-    states: list[tuple[nn.Module, Mapping[str, Any]]] = [] if model is None or is_delta else [(model, weights)]
+    states: list[tuple[str, nn.Module, Mapping[str, Any]]] = []
+    if model is not None and not is_delta:
+        states.append(("model", model, weights))
+    with_it: dict[str, _Plan] = {}  # changes that belong to that of another object
     globally: list[_Plan] = []
     if rng and "rng" in content.states:
         globally.append(random_numbers.plan(content.states["rng"]))
@@ -84,15 +88,19 @@ def _plans(
         if name == "optimizer" and isinstance(thing, Optimizer) and model is not None:
             known = content.run.get("optimizer") or {}
             scheduler = next((other for other_name, other, _ in targets if other_name == "scheduler"), None)
-            objects.append(optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler))
+            load, follow = optimizers.plan(thing, state, known, dict(model.named_parameters()), scheduler)
+            objects.append(load)
+            with_it["scheduler"] = follow
             if "frozen" in content.run:
                 trained = known.get("names", ()), optimizers.held(thing)
                 globally.append(frozen_parts.plan(model, content.run["frozen"], *trained))
         elif not isinstance(thing, nn.Module):
-            objects.append(_object_plan(name, thing, state))
+            objects.append(_object_plan(name, thing, state, with_it.get(name)))
         else:
-            states.append((unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
-    modules = [_Weights(module, state, content.budget) for module, state in states]
+            states.append((name, unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+    modules = [
+        _Weights(module, state, f"The {name} in {content.path}", content.budget) for name, module, state in states
+    ]
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
@@ -116,7 +124,7 @@ def _methods(thing: Any) -> tuple[Any, Any]:
     return getattr(thing, "state_dict", None), getattr(thing, "load_state_dict", None)
 
 
-def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
+def _object_plan(name: str, thing: Any, state: Any, then: _Plan | None = None) -> _Plan:
     get, put = _methods(thing)
     if not callable(put):
         raise FtkitError(
@@ -140,6 +148,8 @@ def _object_plan(name: str, thing: Any, state: Any) -> _Plan:
             raise CheckpointError(
                 f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
             ) from error
+        if then is not None:
+            then(undo)
 
     return load
 
@@ -157,14 +167,14 @@ class _Weights:
         CheckpointError: It does not fit.
     """
 
-    def __init__(self, module: nn.Module, state: Mapping[str, Any], budget: Budget) -> None:
+    def __init__(self, module: nn.Module, state: Mapping[str, Any], source: str, budget: Budget) -> None:
         self.module, self.state = module, state
         self.own: dict[str, Any] = module.state_dict()
         names_fit = self.own.keys() == state.keys()
         self.foreign: WeightsPlan | None = None
         if not (names_fit and all(_fits(value, state[name]) for name, value in self.own.items())):
             with _spoken_of():  # another program's names, or another model
-                self.foreign = plan_weights(module, in_memory(state, budget=budget), ema=False)
+                self.foreign = plan_weights(module, in_memory(state, source, budget=budget), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
 
     def load(self) -> None:
@@ -230,6 +240,8 @@ def _spoken_of() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
+        if not re.search(r"\b(rename|strict|drop_mismatched)=", str(error)):
+            raise
         raise CheckpointError(
             f"{error}\n(These are arguments of load_weights, which reads the weights alone.)"
         ) from error

@@ -58,6 +58,21 @@ _ENTRIES: Final[dict[str, tuple[tuple[type, ...], str]]] = {
 }
 
 
+def _are_names(value: object, *, some_without: bool = False) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) or (name is None and some_without) for name in value)
+
+
+# What the facts about a run must hold that others build upon.
+_FORMS: Final[dict[str, dict[str, Callable[[Any], bool]]]] = {
+    "frozen": {"trainable": _are_names, "held": _are_names},
+    "optimizer": {"names": partial(_are_names, some_without=True)},
+    "delta": {
+        "base": lambda base: isinstance(base, dict) and base.keys() >= {"shapes", "contents", "tensors"},
+        "layers": lambda layers: isinstance(layers, dict),
+    },
+}
+
+
 def _names(entry: str) -> list[str]:
     return _ENTRIES[entry][1].split()
 
@@ -243,15 +258,18 @@ def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
         reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
         raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
-    return _record(file.path, unpack({}, file.metadata[_KEY], budget=file.budget))
+    return _believed(file.path, unpack({}, file.metadata[_KEY], budget=file.budget))
 
 
-def _record(path: str, run: Any) -> dict[str, Any]:
-    if not isinstance(run, dict):
-        raise DamagedFileError(f"{path} is damaged: what it says of its run is a {type(run).__name__}, not a table.")
-    if not (isinstance(run.get("epoch"), Number | None) and isinstance(run.get("metrics"), Mapping | None)):
-        raise DamagedFileError(f"{path} is damaged: its epoch is no number, or its metrics are no table.")
-    return dict(run)
+def _believed(path: str, run: Any) -> dict[str, Any]:
+    """Return the facts about a run if they have the form in which they are written."""
+    if isinstance(run, dict) and all(_has_form(run[name], form) for name, form in _FORMS.items() if name in run):
+        return run
+    raise CheckpointError(f"{path} says of its run what no checkpoint does: another version or program wrote it.")
+
+
+def _has_form(fact: Any, form: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return isinstance(fact, dict) and all(fits(fact.get(key)) for key, fits in form.items())
 
 
 # ---- a torch dict
@@ -262,7 +280,7 @@ def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     if not isinstance(whole, dict):
         raise CheckpointError(f"{file.path} holds a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
-    run = _record(file.path, rest.pop(_KEY, {}))
+    run = _believed(file.path, rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}
     if "model" not in found and rest and all(isinstance(value, Tensor) for value in rest.values()):

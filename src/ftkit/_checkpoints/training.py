@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, SupportsFloat
+from typing import Any, Final, SupportsFloat, SupportsIndex
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftkit._arguments import local_path, whole_number
 from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, runfile
 from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_of
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
+from ftkit._loaders import is_unused
+from ftkit._monitor import numbers_of
 from ftkit._reports import Parts, Report
 from ftkit._wording import some
-from ftkit.errors import CheckpointError, FtkitError
+from ftkit.errors import CheckpointError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
+
+_log: Final = logging.getLogger("ftkit")
 
 # The states that differ from process to process; those of all but the first are kept as "ranks".
 _OF_EACH_RANK: Final = {"rng", "sampler"}
@@ -65,8 +71,8 @@ def save_checkpoint(
     scaler: Any = None,
     ema: Any = None,
     sampler: Any = None,
-    epoch: int | None = None,
-    step: int | None = None,
+    epoch: SupportsIndex | None = None,
+    step: SupportsIndex | None = None,
     metrics: Mapping[str, SupportsFloat] | None = None,
     rng: bool = True,
     delta: bool = False,
@@ -117,10 +123,10 @@ def save_checkpoint(
     refuse_slips("save_checkpoint", extra)
     sharded = ranks.holds_shards(unwrap(model).parameters())
     content = collect(
-        Path(path),
+        local_path("path", path, error=FileWriteError),
         model=model,
         parts={"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler},
-        run={"epoch": epoch, "step": step, "metrics": numbers_of(metrics), "mid_epoch": is_mid_epoch(sampler)},
+        run=facts_of(epoch, step, metrics, mid_epoch=is_mid_epoch(sampler)),
         extra=extra,
         rng=rng,
         delta=delta,
@@ -135,9 +141,21 @@ def is_mid_epoch(sampler: Any) -> bool:
     return bool(getattr(sampler, "mid_epoch", False))
 
 
-def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
-    """Metrics as plain numbers."""
-    return {name: float(value) for name, value in (metrics or {}).items()}
+def facts_of(
+    epoch: SupportsIndex | None,
+    step: SupportsIndex | None,
+    metrics: Mapping[str, SupportsFloat] | None,
+    *,
+    mid_epoch: bool,
+) -> dict[str, Any]:
+    """Return what a checkpoint says of itself, as plain numbers.
+
+    Raises:
+        FtkitError: An epoch or a step is no whole number, or a metric no number.
+    """
+    counts = {"epoch": epoch, "step": step}
+    whole = {name: None if count is None else whole_number(name, count) for name, count in counts.items()}
+    return {**whole, "metrics": numbers_of(metrics), "mid_epoch": mid_epoch}
 
 
 def collect(
@@ -169,7 +187,13 @@ def collect(
     inner = unwrap(model)
     optimizer, ema = parts["optimizer"], parts["ema"]
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
-    states |= {name: state_of(part) for name, part in parts.items() if part is not None}
+    states |= {name: _state_of(name, part) for name, part in parts.items() if part is not None}
+    if is_unused(parts["sampler"]):
+        _log.warning(
+            "%s does not know the place in the epoch: nobody has iterated over the ResumableLoader passed as sampler=. "
+            "Pass the one that gives the batches. Accelerator.prepare makes a plain one of it, so leave it out there.",
+            path,
+        )
     run = {**run, "frozen": frozen_parts.state(inner)}
     if isinstance(optimizer, Optimizer):
         run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
@@ -187,6 +211,16 @@ def collect(
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
     return Content(path, run, states)
+
+
+def _state_of(name: str, part: Any) -> Any:
+    try:
+        return state_of(part)
+    except AttributeError as error:
+        raise FtkitError(
+            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). If Accelerator.prepare made it "
+            "of a ResumableLoader, leave that out there, iterate over it, and pass it itself."
+        ) from error
 
 
 def _base(
@@ -228,7 +262,8 @@ def load_checkpoint(
     With an optimizer, training goes on exactly where it was: the optimizer gets the groups that it had, each
     parameter found by its name, whatever groups it was built with; what was trainable is trainable again and
     what was frozen is frozen; the random generators go on where they were. Parameters that this optimizer
-    holds and the saved one did not stay, without a history, and a warning is logged.
+    holds and the saved one did not stay in it, without a history, and train, also where they were frozen in the
+    checkpoint; a warning says so.
 
     Args:
         path: The file.
@@ -264,7 +299,7 @@ def load_checkpoint(
     parts = {name: part for name, part in given.items() if part is not None}
     asked = [*(["model"] if model is not None else []), *parts]
     rng = optimizer is not None if rng is None else rng
-    content = runfile.read(Path(path), {*asked, "rng"} if rng else asked)
+    content = runfile.read(local_path("path", path, error=CheckpointError), {*asked, "rng"} if rng else asked)
     resume(content, None if model is None else unwrap(model), parts, objects, rng=rng)
     return Checkpoint(
         content.path,

@@ -144,7 +144,7 @@ class FreezeSchedule:
         phase = self._phase_of(epoch)
         with Undo() as undo:
             report = self._restore(model, optimizer, scheduler, undo) if self._loaded else None
-            if phase is not None and phase != self._phase:
+            if phase is not None and (phase != self._phase or self._turns_were_changed(model)):
                 report = self._enter(phase, model, {"optimizer": optimizer, "scheduler": scheduler})
         self._phase, self._loaded = phase, False
         self._trainable = list(trainable(model))
@@ -193,6 +193,10 @@ class FreezeSchedule:
             return epoch
         within = epoch % self.period if self.period else epoch
         return max((start for start in self.phases if start <= within), default=None)
+
+    def _turns_were_changed(self, model: nn.Module) -> bool:
+        """Whether somebody, such as a resume, has brought the model to where it was in another turn."""
+        return bool(self.period) and list(trainable(model)) != self._trainable
 
     def _enter(self, phase: int, model: nn.Module, rates: dict[str, Any]) -> FreezeReport:
         if not isinstance(self.phases, Mapping):

@@ -52,9 +52,13 @@ def follow(scheduler: Any, count: int, like: int, factor: float, undo: Undo) -> 
     """Let a scheduler of ``count`` groups move one more as the group at ``like``, at ``factor`` times its rates."""
     undo.remember(scheduler)
     for name in LISTS_BY_GROUP:
-        values = getattr(scheduler, name, None)
-        if isinstance(values, list) and len(values) == count:
+        values: Any = getattr(scheduler, name, None)
+        if _is_by_group(name, values, count):
             setattr(scheduler, name, [*values, values[like] * factor if name in RATES_BY_GROUP else values[like]])
+
+
+def _is_by_group(name: str, values: Any, count: int) -> bool:
+    return name in LISTS_BY_GROUP and isinstance(values, list) and len(values) == count
 
 
 def catch_up(
@@ -70,3 +74,21 @@ def catch_up(
         like = max((place for place in range(joined) if theirs[place]), default=joined - 1)
         for one in schedulers_in(scheduler, optimizer):
             follow(one, joined, like, 1.0, undo)
+
+
+class Lists:
+    """What schedulers keep for each group of an optimizer, before they load a state of other groups."""
+
+    def __init__(self, scheduler: Any, optimizer: torch.optim.Optimizer) -> None:
+        count = len(optimizer.param_groups)
+        self._before = [
+            (one, {name: list(values) for name, values in vars(one).items() if _is_by_group(name, values, count)})
+            for one in schedulers_in(scheduler, optimizer)
+        ]
+
+    def extend(self, count: int, kept: Iterable[int], undo: Undo) -> None:
+        """Let them go on, after the ``count`` groups of the state, with groups that they moved before, at ``kept``."""
+        for one, before in self._before:
+            undo.remember(one)
+            for name, values in before.items():
+                setattr(one, name, [*getattr(one, name)[:count], *(values[place] for place in kept)])

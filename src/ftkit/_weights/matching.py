@@ -250,22 +250,24 @@ def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable
 
 
 def suggestions(match: Match, places: Places) -> Iterator[str]:
-    """The change of one prefix under which most names would meet, if there is one."""
+    """The change of one prefix under which most of what is open on either side would meet, if there is one."""
     met = {pair.name for pair in match.fitting}
     open_places = {bare: tuple(places.tensors[name].shape) for bare, name in places.names.items() if name not in met}
     met_keys = {pair.key for pair in match.fitting}
     free = {bare: entry.shape for bare, (key, entry) in match.entries.items() if key not in met_keys}
 
     def gained(change: tuple[str, str]) -> int:
-        """How many more tensors would match."""
+        """How many more tensors would match, less those that match now and would no longer."""
         old, new = change
         renamed = {new + bare.removeprefix(old): shape for bare, shape in free.items() if bare.startswith(old)}
-        return sum(open_places.get(bare) == shape for bare, shape in renamed.items())
+        lost = sum(bare.startswith(old) for bare in match.entries if bare not in free)
+        return sum(open_places.get(bare) == shape for bare, shape in renamed.items()) - lost
 
     start = os.path.commonprefix(list(free))  # noqa: RUF071  (of characters is what is meant)
     component = start[: start.rfind(".") + 1]
     best = max((*_prefix_changes(free, open_places), (component, ""), (start, "")), key=gained)  # the first of equals
-    if gain := gained(best):
+    gain = gained(best)
+    if 2 * gain > min(len(free), len(open_places)):  # less is chance: another model's names
         total = f"{len(match.fitting) + gain} of {len(places.names)}"
         yield f"did you mean rename={_as_rename(*best)}? Then {total} tensors would match."
 
