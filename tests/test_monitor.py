@@ -225,5 +225,5 @@ def test_arguments_out_of_range_are_refused(arguments: dict[str, object]) -> Non
 
 def test_a_foreign_state_is_refused() -> None:
     """The message names what is missing."""
-    with pytest.raises(FtkitError, match="stale, stopped"):
+    with pytest.raises(FtkitError, match="lacks 'stale', 'stopped'"):
         EarlyStopping(patience=1, mode="min").load_state_dict({"best": 1.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import re
 from collections.abc import Callable
@@ -223,12 +224,18 @@ def test_wrappers_are_looked_through(model: nn.Module) -> None:
     assert len(names(model, wrapped)) == 10
 
 
-@pytest.mark.parametrize("given", ["weights.pt", nn.Linear, {"weight": torch.zeros(1)}, None])
-def test_what_is_no_model(given: object) -> None:
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("weights.pt", "'weights.pt': load or build"),
+        (nn.Linear, "the class Linear: call it"),
+        (collections.OrderedDict(weight=torch.zeros(9)), "an OrderedDict: load_weights puts"),
+        (None, r"None\."),
+    ],
+)
+def test_what_is_no_model(given: object, words: str) -> None:
     """A path in the model's place, a class or a state dict is said to be one."""
-    with pytest.raises(
-        FtkitError, match=f"must be a torch.nn.Module.*{getattr(given, '__name__', type(given).__name__)}"
-    ):
+    with pytest.raises(FtkitError, match=f"must be a torch.nn.Module, but this is {words}"):
         unwrap(given)
 
 

@@ -11,13 +11,15 @@ import io
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, TypeAlias
 
+from ftkit._arguments import local_path
 from ftkit._pickles.machine import LEGACY_MAGIC
 from ftkit._pickles.torchfiles import LegacyPickle, PickleFile, PlainPickle, TarPickle, ZipPickle
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.safetensors import SafetensorsFile
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, did_you_mean
 
 SUFFIXES: Final = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 """Names under which people keep weights, the likeliest first."""
@@ -89,18 +91,26 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
         ...     file.format
         'zip'
     """
+    name = os.fspath(local_path("path", path, error=CheckpointError))
     with contextlib.ExitStack() as opened:
         try:
-            file = opened.enter_context(io.FileIO(os.fspath(path)))
+            file = opened.enter_context(io.FileIO(name))
             start = file.read(_LOOKED_AT)
         except FileNotFoundError as error:
-            raise CheckpointError(f"There is no file {os.fspath(path)}.") from error
+            raise CheckpointError(f"There is no file {name}.{_beside(Path(name))}") from error
         except OSError as error:
-            raise CheckpointError(f"Can't open {os.fspath(path)}: {error.strerror}.") from error
+            raise CheckpointError(f"Can't open {name}: {error.strerror}.") from error
         reader = next((reader for begins, reader in FORMATS if begins(start)), None)
         if reader is None:
             looks = next((advice for begins, advice in _OTHERS if begins(start)), f"It starts with {start[:16]!r}.")
-            raise CheckpointError(f"{os.fspath(path)} is no weights file. {looks}")
+            raise CheckpointError(f"{name} is no weights file. {looks}")
         weights = reader(file)
         opened.pop_all()  # the reader closes it
     return weights
+
+
+def _beside(path: Path) -> str:
+    """The closest names beside a file that is not there."""
+    with contextlib.suppress(OSError):
+        return did_you_mean(str(path), map(str, path.parent.iterdir()))
+    return ""

@@ -6,16 +6,19 @@ import contextlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ftkit._arguments import came, entries_of, whole_number
 from ftkit._torch import IndexedLoader
 from ftkit.errors import CheckpointError, FtkitError
 
 T_co = TypeVar("T_co", covariant=True)
+
+_COUNTS: Final = frozenset({"batch_size", "num_workers", "prefetch_factor"})
 
 
 class ResumableLoader(IndexedLoader[T_co]):
@@ -57,7 +60,19 @@ class ResumableLoader(IndexedLoader[T_co]):
         self._seed: int | None = None  # of the epoch that is under way
         self._position = 0  # batches given out in it
         self._resuming = False
-        super().__init__(*args, **options)
+        if len(args) == 2 and "batch_size" not in options:
+            options["batch_size"] = args[1]
+            args = args[:1]
+        for name in _COUNTS & options.keys():
+            if options[name] is not None:  # one of NumPy's is a number too
+                options[name] = whole_number(name, options[name], least=0)
+        try:
+            super().__init__(*args, **options)
+        except ValueError as error:
+            raise FtkitError(f"torch makes no DataLoader of these arguments: {error}.") from error
+        dataset: object = self.dataset
+        if isinstance(dataset, str) or not hasattr(dataset, "__getitem__"):
+            raise FtkitError(f"The dataset must be one that is indexed, such as a list, not {came(dataset)}.")
         if isinstance(self.dataset, IterableDataset):
             raise FtkitError(
                 "A ResumableLoader needs a dataset that is indexed; an IterableDataset alone knows its place. Give it "
@@ -80,8 +95,7 @@ class ResumableLoader(IndexedLoader[T_co]):
         Raises:
             CheckpointError: ``state`` is none of a ResumableLoader.
         """
-        if not {"seed", "position", "generator"} <= state.keys():
-            raise CheckpointError(f"This is no state of a ResumableLoader: it holds {', '.join(map(str, state))}.")
+        state = entries_of("ResumableLoader", state, ("seed", "position", "generator"), CheckpointError)
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
         self._seed, self._position = state["seed"], state["position"]

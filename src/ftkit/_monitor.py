@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
-import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, SupportsFloat, SupportsIndex, TypeVar
 
+from ftkit._arguments import entries_of, real_number, whole_number
 from ftkit.errors import FtkitError, did_you_mean
 
 _log: Final = logging.getLogger("ftkit")
@@ -90,34 +90,6 @@ def _words(monitor: str) -> Iterator[str]:
                 yield from (word, word.rstrip("0123456789"))
 
 
-def whole_number(what: str, value: object, *, least: int, otherwise: str = "") -> int:
-    """Return an argument as a plain whole number; one of NumPy or torch is one too.
-
-    Raises:
-        FtkitError: It is none, or less than ``least``.
-
-    Example:
-        >>> import numpy as np
-        >>> from ftkit._monitor import whole_number
-        >>> whole_number("patience", np.int64(3), least=1)
-        3
-    """
-    try:
-        number = -math.inf if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]  # may raise
-    except TypeError:
-        number = -math.inf
-    if number < least:
-        raise FtkitError(f"{what} must be a whole number of at least {least}{otherwise}, not {value!r}.")
-    return int(number)
-
-
-def _number(what: str, value: object) -> float:
-    try:
-        return float(value)  # type: ignore[arg-type]  # may raise
-    except (TypeError, ValueError, RuntimeError):
-        raise FtkitError(f"{what} must be one number, not {value!r}.") from None
-
-
 def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: float = 0.0) -> bool:
     """Tell whether ``value`` beats ``best`` by more than ``min_delta``.
 
@@ -156,7 +128,7 @@ def metric_value(metrics: Mapping[str, SupportsFloat], name: str) -> float:
     if name not in metrics:
         there = ", ".join(map(repr, metrics)) or "none"
         raise FtkitError(f"No metric {name!r} among the metrics given ({there}).{did_you_mean(name, metrics)}")
-    return _number(f"The metric {name!r}", metrics[name])
+    return real_number(f"The metric {name!r}", metrics[name])
 
 
 class EarlyStopping:
@@ -194,9 +166,7 @@ class EarlyStopping:
         min_delta: SupportsFloat = 0.0,
     ) -> None:
         self.patience: int = whole_number("patience", patience, least=1)
-        self.min_delta: float = _number("min_delta", min_delta)
-        if not 0 <= self.min_delta < math.inf:
-            raise FtkitError(f"min_delta must be a finite number of at least 0, not {min_delta!r}.")
+        self.min_delta: float = real_number("min_delta", min_delta, "of at least 0", lambda one: 0 <= one < math.inf)
         self.monitor = monitor
         self.mode: Mode = mode_for("EarlyStopping", monitor, mode)
         self.best: float | None = None
@@ -220,14 +190,14 @@ class EarlyStopping:
                 raise FtkitError(
                     "step got a dict of metrics but no metric to watch: write EarlyStopping(..., monitor='val_loss')."
                 )
-            number = metric_value(value, self.monitor)
+            newest = metric_value(value, self.monitor)
         else:
-            number = _number("The value of a metric", value)
-        if is_better(number, self.best, self.mode, self.min_delta):
-            self.best, self.stale = number, 0
+            newest = real_number("The value of a metric", value)
+        if is_better(newest, self.best, self.mode, self.min_delta):
+            self.best, self.stale = newest, 0
         else:
             self.stale += 1
-        self.stopped = self.stopped or math.isnan(number) or self.stale >= self.patience
+        self.stopped = self.stopped or math.isnan(newest) or self.stale >= self.patience
         return self.stopped
 
     def state_dict(self) -> dict[str, Any]:
@@ -240,7 +210,5 @@ class EarlyStopping:
         Raises:
             FtkitError: ``state`` lacks one of its entries.
         """
-        missing = [key for key in ("best", "stale", "stopped") if key not in state]
-        if missing:
-            raise FtkitError(f"This is no state of an EarlyStopping: it lacks {', '.join(missing)}.")
+        state = entries_of("EarlyStopping", state, ("best", "stale", "stopped"))
         self.best, self.stale, self.stopped = state["best"], state["stale"], state["stopped"]

@@ -79,9 +79,9 @@ def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:
         ''
     """
     originals: dict[str, str] = {}
-    for candidate in candidates:
+    for candidate in map(str, candidates):
         originals.setdefault(candidate.casefold(), candidate)
-    close = difflib.get_close_matches(name.casefold(), originals, n=most, cutoff=0.6)
+    close = difflib.get_close_matches(str(name).casefold(), originals, n=most, cutoff=0.6)
     if not close:
         return ""
     return f" Did you mean {' or '.join(repr(originals[match]) for match in close)}?"

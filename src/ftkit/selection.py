@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import nn
 
+from ftkit._arguments import call, came
 from ftkit._torch import compiled_from
 from ftkit._wording import some
 from ftkit.errors import FtkitError, SelectionError, did_you_mean
@@ -135,12 +136,20 @@ def unwrap(model: object) -> nn.Module:
         True
     """
     if not isinstance(model, nn.Module):
-        came = f"the class {model.__name__}: call it" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise FtkitError(f"The model must be a torch.nn.Module, but this is {came}.")
+        advice = next((advice for kind, advice in _NO_MODELS if isinstance(model, kind)), "")
+        raise FtkitError(f"The model must be a torch.nn.Module, but this is {came(model)}{advice}.")
     inner: nn.Module | None = model
     while inner is not None:
         model, inner = inner, _wrapped_by(inner)
     return model
+
+
+# What people pass for a model, and what they do instead.
+_NO_MODELS: Final[tuple[tuple[type, str], ...]] = (
+    (type, ": call it"),
+    (Mapping, ": load_weights puts a state dict into a model, and save_weights saves one"),
+    (str, ": load or build the model first"),
+)
 
 
 def _wrapped_by(module: nn.Module) -> nn.Module | None:
@@ -163,6 +172,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         >>> [bool(compile_pattern("**.norm?").fullmatch(name)) for name in ("norm1", "a.b.norm2", "a.norm10")]
         [True, True, False]
     """
+    if not isinstance(pattern, str):
+        raise SelectionError(f"A pattern is text such as 'layer4.*', not {came(pattern)}.")
     return re.compile(_TOKEN.sub(_translated, re.sub(r"\*{3,}", "**", pattern)), re.DOTALL)
 
 
@@ -248,6 +259,13 @@ def _find_module(parts: _Inventory, module: nn.Module) -> list[_Thing]:
     return _where(parts.modules, lambda _, one: id(one) in wanted)
 
 
+def _find_by_predicate(parts: _Inventory, predicate: Callable[[str, nn.Module], bool]) -> list[_Thing]:
+    def is_meant(name: str, module: nn.Module) -> object:
+        return call("A selector", predicate, name, module, takes="name, module", error=SelectionError)
+
+    return _where(parts.modules, is_meant)
+
+
 def _find_each(parts: _Inventory, selectors: Iterable[Selector]) -> list[_Thing]:
     return list(itertools.chain.from_iterable(map(parts.find, selectors)))
 
@@ -293,7 +311,7 @@ def _empty(_: _Inventory, several: object) -> str:
 
 def _no_selector(_: _Inventory, thing: object) -> str:
     return (
-        f"{thing!r} is no selector: expected a name or pattern, re.compile(...), a module type, "
+        f"{came(thing)} is no selector: expected a name or pattern, re.compile(...), a module type, "
         "a module or parameter of the model, a Head, or a function of (name, module)."
     )
 
@@ -311,7 +329,8 @@ _KINDS: Final = (
     _Kind(nn.Parameter, lambda parts, it: _where(parts.parameters, lambda _, one: one is it), _foreign_parameter),
     _Kind(nn.Module, _find_module, _foreign_module),
     _Kind(type, lambda parts, kind: _where(parts.modules, lambda _, one: isinstance(one, kind)), _no_such_type),
-    _Kind(Callable, lambda parts, predicate: _where(parts.modules, predicate), _never_true),
+    _Kind((bytes, Mapping, torch.Tensor), lambda *_: [], _no_selector),
+    _Kind(Callable, _find_by_predicate, _never_true),
     _Kind(HasModules, lambda parts, bundle: _find_each(parts, bundle.modules), _empty),
     _Kind(Iterable, _find_each, _empty),
     _Kind(object, lambda *_: [], _no_selector),

@@ -58,10 +58,10 @@ def test_rates_by_selector_outrank_the_rest() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"lr": -1.0}, "lr to be 0 or more, got -1.0"),
-        ({"lr": 1.0, "layer_decay": 1.5}, "layer_decay to be more than 0 and at most 1"),
-        ({"lr": 1.0, "weight_decay": float("nan")}, "weight_decay to be 0 or more, got nan"),
-        ({"lr": 1.0, "rates": {"weight": -2.0}}, "the rate of 'weight' to be 0 or more"),
+        ({"lr": -1.0}, "lr must be a number of at least 0, not -1.0"),
+        ({"lr": 1.0, "layer_decay": 1.5}, "layer_decay must be a number of more than 0 and at most 1"),
+        ({"lr": 1.0, "weight_decay": float("nan")}, "weight_decay must be a number of at least 0, not nan"),
+        ({"lr": 1.0, "rates": {"weight": -2.0}}, "the rate of 'weight' must be a number of at least 0"),
     ],
 )
 def test_numbers_out_of_range_are_errors(arguments: dict[str, object], message: str) -> None:

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ftkit._arguments import whole_number
 from ftkit._checkpoints import filenames, ranks, runfile
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._checkpoints.training import Checkpoint, collect, is_mid_epoch, load_checkpoint, numbers_of
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
 from ftkit._formats import CHECKPOINT_SUFFIXES, TORCH_SUFFIXES
-from ftkit._monitor import Mode, best_first, metric_value, mode_for, whole_number
+from ftkit._monitor import Mode, best_first, metric_value, mode_for
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 

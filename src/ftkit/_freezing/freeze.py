@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
+from ftkit._arguments import flag
 from ftkit._freezing.holding import (
     hold,
     identities,
@@ -324,6 +325,7 @@ def _change(
     scheduler: Any = None,
 ) -> FreezeReport:
     """Do the work of all verbs, all of it or nothing."""
+    norm_stats, keep_dropout = flag("norm_stats", norm_stats), flag("keep_dropout", keep_dropout)
     wrappers, model = parallel_wrappers(model), unwrap(model)
     off = switched_off(model)
     froze, thaw, left = _learning(freezing), *_thawing(thawing, off)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit._arguments import call, came, entries_of, flag, whole_number
 from ftkit._freezing.freeze import (
     FreezeReport,
     freeze,
@@ -21,7 +22,6 @@ from ftkit._freezing.freeze import (
 )
 from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
-from ftkit._monitor import whole_number
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
@@ -85,11 +85,18 @@ class FreezeSchedule:
     ) -> None:
         if isinstance(phases, Mapping):
             phases = {whole_number("The epoch of a phase", start, least=0): parts for start, parts in phases.items()}
+            period = None if period is None else whole_number("period", period, least=1)
             _check(phases, period)
+        elif not _is_function(phases):
+            raise FtkitError(
+                "phases must be a dict such as {0: 'head', 5: 'layer4'}, or a function of the epoch, not "
+                f"{came(phases)}."
+            )
         elif period is not None:
             raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
         self.phases = phases
         self.period = period
+        norm_stats, keep_dropout = flag("norm_stats", norm_stats), flag("keep_dropout", keep_dropout)
         self._freeze = partial(freeze, norm_stats=norm_stats, keep_dropout=keep_dropout)
         self._train = partial(freeze_except, norm_stats=norm_stats, keep_dropout=keep_dropout)
         self._phase: int | None = None
@@ -118,6 +125,7 @@ class FreezeSchedule:
             SelectionError: A selector of any phase matches nothing; the model is untouched.
             FtkitError: A phase of a dict will add to an optimizer that has a scheduler, and ``scheduler`` was left out.
         """
+        epoch = whole_number("epoch", epoch, least=0)
         if isinstance(self.phases, Mapping):
             parts = select(model, *self.phases.values()).parameters.values()
             if optimizer is not None and not set(parts) <= set(held(optimizer)):
@@ -163,10 +171,7 @@ class FreezeSchedule:
             >>> len(trainable(model))
             4
         """
-        if lacking := {"phase", "trainable", "groups"} - set(state):
-            raise FtkitError(
-                f"Expected what FreezeSchedule.state_dict() gives, got {list(state)} without {sorted(lacking)}."
-            )
+        state = entries_of("FreezeSchedule", state, ("phase", "trainable", "groups"))
         self._phase = state["phase"]
         self._trainable = list(state["trainable"])
         self._groups = [list(names) for names in state["groups"]]
@@ -180,7 +185,7 @@ class FreezeSchedule:
 
     def _enter(self, phase: int, model: nn.Module, rates: dict[str, Any]) -> FreezeReport:
         if not isinstance(self.phases, Mapping):
-            return self._train(model, self.phases(phase), **rates)
+            return self._train(model, call("phases", self.phases, phase, takes="epoch"), **rates)
         if self.period:
             return self._train(model, self.phases[phase], **rates)
         so_far = [selector for start, selector in self.phases.items() if start <= phase]
@@ -207,6 +212,10 @@ class FreezeSchedule:
         if not self._trainable:
             return self._freeze(model)
         return self._train(model, *(parameters[name] for name in self._trainable))
+
+
+def _is_function(thing: object) -> bool:
+    return callable(thing) and not isinstance(thing, type)
 
 
 def _check(phases: Mapping[int, Selector], period: int | None) -> None:

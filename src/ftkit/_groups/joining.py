@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit._arguments import came
 from ftkit._groups.recipe import Recipe, arrange
 from ftkit._groups.schedulers import check_told, follow, schedulers_in
 from ftkit._models.undo import Undo
@@ -50,8 +51,8 @@ def join(
         >>> len(optimizer.param_groups)
         1
     """
-    schedulers = schedulers_in(scheduler, optimizer)
     missing = _without(parameters, held(optimizer))
+    schedulers = schedulers_in(scheduler, optimizer)
     if not missing:
         return ()
     check_told(optimizer, scheduler)
@@ -200,4 +201,7 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 def held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
     """Return all parameters of an optimizer."""
-    return set(itertools.chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    groups = getattr(optimizer, "param_groups", None)
+    if not isinstance(groups, list):
+        raise FtkitError(f"optimizer must be a torch.optim.Optimizer, not {came(optimizer)}.")
+    return set(itertools.chain.from_iterable(group["params"] for group in groups))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypedDict
 
 from torch import nn
 
+from ftkit._arguments import came, real_number
 from ftkit._groups.layers import is_kernel, layers_of
 from ftkit._models.outline import outermost
 from ftkit._torch import is_norm
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selector, select, unwrap
+
+_NOT_NEGATIVE: Final[tuple[str, Callable[[float], bool]]] = "of at least 0", lambda one: 0 <= one < math.inf
 
 
 class Recipe(TypedDict):
@@ -81,12 +84,13 @@ def param_groups(
         [0.001, 0.1]
     """
     model = unwrap(model)
-    _check_fraction("layer_decay", 1 if layer_decay is None else layer_decay)
+    if layer_decay is not None:
+        layer_decay = real_number("layer_decay", layer_decay, "of more than 0 and at most 1", lambda one: 0 < one <= 1)
     recipe = Recipe(
-        lr=_not_negative("lr", lr),
-        weight_decay=_not_negative("weight_decay", weight_decay),
+        lr=real_number("lr", lr, *_NOT_NEGATIVE),
+        weight_decay=real_number("weight_decay", weight_decay, *_NOT_NEGATIVE),
         layer_decay=layer_decay,
-        rates=[_named(model, *pair) for pair in (rates.items() if isinstance(rates, Mapping) else rates or ())],
+        rates=[_named(model, *pair) for pair in _pairs(rates)],
     )
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
@@ -143,21 +147,20 @@ def _undecayed(model: nn.Module) -> set[nn.Parameter]:
     return spared
 
 
-def _named(model: nn.Module, selector: Selector, rate: float) -> tuple[list[str], float]:
+def _pairs(rates: Any) -> list[tuple[Selector, object]]:
+    """Selectors with their rates, however they were given."""
+    try:
+        return [(selector, rate) for selector, rate in (rates.items() if isinstance(rates, Mapping) else rates or ())]
+    except (TypeError, ValueError) as error:
+        raise FtkitError(
+            f"rates must be a dict of learning rates by selector, such as {{'layer4': 1e-4}}, not {came(rates)}."
+        ) from error
+
+
+def _named(model: nn.Module, selector: Selector, rate: object) -> tuple[list[str], float]:
     """Name what a selector means in such a way that the names select it again."""
-    _not_negative(f"the rate of {selector!r}", rate)
+    plain = real_number(f"the rate of {came(selector)}", rate, *_NOT_NEGATIVE)
     names = [name or "**" for name in outermost(model, select(model, selector).parameters)]
     if not names:
         raise SelectionError(f"What {selector!r} selects has no parameters, so no learning rate either.")
-    return names, float(rate)
-
-
-def _not_negative(what: str, value: float) -> float:
-    if not 0 <= value < math.inf:
-        raise FtkitError(f"Expected {what} to be 0 or more, got {value!r}.")
-    return float(value)
-
-
-def _check_fraction(what: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise FtkitError(f"Expected {what} to be more than 0 and at most 1, got {value!r}.")
+    return names, plain

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from ftkit._arguments import call, came, strings, whole_number
 from ftkit._heads.counters import counters
 from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.layers import Layer, Layers, distinct, layers
@@ -117,17 +118,18 @@ def replace_head(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise HeadError("The model is already wrapped in DistributedDataParallel, which would not see the new head.")
     model = unwrap(model)
-    _check_head(head)
+    head = _checked_head(head)
     if keep is not None and not isinstance(head, int):
         raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
     if not isinstance(keep, Mapping | None):
-        raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {keep!r}.")
+        raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {came(keep)}.")
+    at = None if at is None else _names(at)
     found = find_layers(model) if at is None else _found_at(model, at)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
     if not isinstance(head, int):
         return _put(model, found, head, _places(model, found, at))
-    _check_keep(keep or {}, found.classes, head)
+    keep = None if keep is None else _checked_keep(keep, found.classes, head)
     return _as_head(model, resize(model, found, head, keep), head)
 
 
@@ -159,12 +161,14 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
         GELU(approximate='none')
     """
     model = unwrap(model)
+    if not callable(factory):
+        raise HeadError(f"factory must be a function of a name and a module, not {came(factory)}.")
     chosen = _chosen(model, selector)
     news: list[tuple[str, nn.Module, nn.Module]] = []
     for name, old in chosen.items():
-        new = factory(name, old)
+        new = call("factory", factory, name, old, takes="name, module", error=HeadError)
         if not isinstance(new, nn.Module):
-            raise HeadError(f"The factory gave {type(new).__name__} for {name!r}, and not a module.")
+            raise HeadError(f"The factory gave {came(new)} for {name!r}, and not a module.")
         if new is not old:
             news.append((name, old, new))
     with Undo() as undo:
@@ -192,7 +196,7 @@ def append_head(model: nn.Module, head: NewHead) -> nn.Sequential:
         >>> model(torch.zeros(5, 8)).shape
         torch.Size([5, 3])
     """
-    _check_head(head)
+    head = _checked_head(head)
     if isinstance(head, nn.Module):
         new = head
     elif isinstance(head, int):
@@ -235,7 +239,7 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
         torch.Size([1, 8, 7, 7])
     """
     model = unwrap(model)
-    _check_count(channels, "channels")
+    channels = whole_number("channels", channels, least=1, error=HeadError)
     found = [entry for entry in entries(model) if is_convolution(entry.module)]
     if not found:
         raise HeadError(f"Images enter the {type(model).__name__} by no convolution, so its channels can't be changed.")
@@ -252,10 +256,10 @@ def adapt_input(model: nn.Module, channels: int) -> list[str]:
 # ------------------------------------------------------------------ a module as the head
 
 
-def _places(model: nn.Module, found: Found, at: str | Iterable[str] | None) -> Layers:
+def _places(model: nn.Module, found: Found, at: list[str] | None) -> Layers:
     """What the user's modules are to replace: the layers of the head, or the whole of what the user named."""
     if at is not None:
-        named = [(name, _at(model, name), _layers_in(model, name)[0]) for name in _names(at)]
+        named = [(name, _at(model, name), _layers_in(model, name)[0]) for name in at]
         return Layers(dataclasses.replace(first, names=(name,), modules=(module,)) for name, module, first in named)
     if any(isinstance(layer.module, nn.Embedding) for layer in found.layers):
         raise HeadError(
@@ -287,22 +291,18 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
     return _as_head(model, places, [found.classes, *counts][-1])
 
 
-def _check_head(head: object) -> None:
-    if isinstance(head, int):
-        _check_count(head, "classes")
-    elif not callable(head):
-        raise HeadError(f"Expected a number of classes, a module or a function of in_features, got {head!r}.")
-
-
-def _check_count(count: object, what: str) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise HeadError(f"Expected a number of {what} of at least 1, got {count!r}.")
+def _checked_head(head: NewHead) -> NewHead:
+    """Return what was given as a head, a count as a plain number."""
+    if callable(head):
+        return head
+    otherwise = " (the number of classes), a module or a function of in_features"
+    return whole_number("head", head, least=1, otherwise=otherwise, error=HeadError)
 
 
 def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
-    made = factory(width)
+    made = call("head", factory, width, takes="in_features", error=HeadError)
     if not isinstance(made, nn.Module):
-        raise HeadError(f"The factory of the head gave {type(made).__name__} for {width} features, and not a module.")
+        raise HeadError(f"The factory of the head gave {came(made)} for {width} features, and not a module.")
     return made
 
 
@@ -335,7 +335,7 @@ def _as_head(model: nn.Module, found: Layers, classes: int) -> Head:
 
 
 def _names(at: str | Iterable[str]) -> list[str]:
-    names = [at] if isinstance(at, str) else list(at)
+    names = [at] if isinstance(at, str) else strings("at", at, "dotted names")
     if not names:
         raise HeadError("at= is empty: leave it out to let the head be found, or name a layer.")
     return names
@@ -344,7 +344,8 @@ def _names(at: str | Iterable[str]) -> list[str]:
 def _at(model: nn.Module, name: str) -> nn.Module:
     by_name: dict[str, nn.Module] = dict(model.named_modules(remove_duplicate=False))
     if name not in by_name or not name:
-        raise HeadError(f"The {type(model).__name__} has no module {name!r}.{did_you_mean(name, by_name)}")
+        hint = did_you_mean(name, filter(None, by_name))
+        raise HeadError(f"The {type(model).__name__} has no module {name!r}.{hint}")
     return by_name[name]
 
 
@@ -356,19 +357,27 @@ def _layers_in(model: nn.Module, name: str) -> Layers:
     return found
 
 
-def _found_at(model: nn.Module, at: str | Iterable[str]) -> Found:
+def _found_at(model: nn.Module, at: list[str]) -> Found:
     """The last layer in each module that the user named, as a head."""
-    last = [_layers_in(model, name)[-1] for name in _names(at)]
+    last = [_layers_in(model, name)[-1] for name in at]
     named = Layers(in_classes(model, layer) for layer in {layer.names: layer for layer in last}.values())
     return Found(named, named[-1].classes)
 
 
-def _check_keep(keep: Mapping[int, int], classes: int, count: int) -> None:
-    for new, old in keep.items():
+def _checked_keep(keep: Mapping[int, int], classes: int, count: int) -> dict[int, int]:
+    """Return what is kept, in plain numbers."""
+    kept = {
+        whole_number("A new class in keep", new, least=0, error=HeadError): whole_number(
+            "An old class in keep", old, least=0, error=HeadError
+        )
+        for new, old in keep.items()
+    }
+    for new, old in kept.items():
         if not 0 <= new < count:
             raise HeadError(f"keep= names the new class {new}, but the new head has classes 0 to {count - 1}.")
         if not 0 <= old < classes:
             raise HeadError(f"keep= takes over the old class {old}, but the head has classes 0 to {classes - 1}.")
+    return kept
 
 
 def _chosen(model: nn.Module, selector: Selector) -> dict[str, nn.Module]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
 
+from ftkit._arguments import strings
 from ftkit._images.verdict import Note, Severity
 from ftkit.errors import FtkitError, did_you_mean
 
@@ -183,7 +184,7 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     """
     if kinds is None:
         return lambda finding: finding.severity != "odd" and finding.kind != "other_file"
-    names = {kinds} if isinstance(kinds, str) else set(kinds)
+    names = {kinds} if isinstance(kinds, str) else set(strings("kinds", kinds, "kinds of findings"))
     families = sorted({kind.family for kind in KINDS.values()} - {""})
     known = [*KINDS, *families, *SEVERITIES]
     for name in names.difference(known):

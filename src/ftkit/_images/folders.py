@@ -11,9 +11,10 @@ from pathlib import Path
 from posixpath import join
 from typing import Any, TypeAlias
 
+from ftkit._arguments import path_or_url
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, did_you_mean
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 _LITTER_STARTS = ("._", "~$")
@@ -176,12 +177,15 @@ class _RemoteFolder(Folder):
 
 def open_folder(root: str | os.PathLike[str]) -> Folder:
     """Return the folder that a path or URL stands for."""
-    name = os.fspath(root)
+    name = path_or_url("root", root)
     return _RemoteFolder(name) if "://" in name else Folder(name)
 
 
 def _no_folder(name: str) -> FtkitError:
-    return FtkitError(f"{name!r} is no folder. Give the folder that the class or split folders lie in.")
+    close = ""
+    with suppress(OSError):
+        close = did_you_mean(name, map(str, filter(Path.is_dir, Path(name).parent.iterdir())))
+    return FtkitError(f"{name!r} is no folder.{close} Give the folder that the class or split folders lie in.")
 
 
 def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], None]) -> None:

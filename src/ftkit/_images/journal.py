@@ -8,15 +8,15 @@ import tempfile
 from array import array
 from bisect import bisect_left
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any, Self
 
 from ftkit import __version__
-from ftkit._files import digest, refuse_url
+from ftkit._arguments import local_path
+from ftkit._files import digest
 from ftkit._images.findings import KINDS
 from ftkit._images.folders import Folder
 from ftkit._images.verdict import Verdict, read_line
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 
 
 class Journal:
@@ -36,11 +36,11 @@ class Journal:
         if path is None:
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         else:
-            refuse_url(path)
+            path = local_path("resume", path, error=FileWriteError)
             if folder.holds(path):
                 raise FtkitError(f"The journal {path} would lie among the images. Choose a path outside {folder.name}.")
             try:
-                self._file = Path(path).open("a+b")  # noqa: SIM115
+                self._file = path.open("a+b")
             except OSError as error:
                 raise FtkitError(f"Can't keep a journal at {path}: {error.strerror}. Choose another path.") from error
             try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ftkit._arguments import strings
 from ftkit.errors import FtkitError, did_you_mean
 
 _SPLITS = {
@@ -41,7 +42,8 @@ class Layout:
         """
         if splits is None:
             return cls({name: _SPLITS[name.lower()] for name in sorted(tops) if name.lower() in _SPLITS})
-        named = splits if isinstance(splits, Mapping) else {name: name for name in splits}
+        named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
+        strings("splits", [*named, *named.values()], "folders")
         layout = cls({name.replace(os.sep, "/").strip("/"): split for name, split in named.items()})
         for name in layout.splits:
             if name.partition("/")[0] not in tops:

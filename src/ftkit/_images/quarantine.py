@@ -13,12 +13,13 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TypeAlias
 
-from ftkit._files import atomic_write, digest, refuse_url, remove_litter, sync_folder
+from ftkit._arguments import local_path
+from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
 from ftkit._images.folders import Folder, Stamp
 from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
 from ftkit._wording import plural, some
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 
 _CHANGED = "it has changed since the scan"
 _MOST_HOPS = 40  # from link to link, as systems have it
@@ -79,7 +80,7 @@ def move_away(
     """
     if "://" in root:
         raise FtkitError(f"{root} can't be moved about in. Pass over its files with image_folder_filter().")
-    refuse_url(dest)
+    dest = local_path("dest", dest, error=FileWriteError)
     data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
     if target.is_relative_to(home):
         raise FtkitError(
@@ -294,7 +295,7 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
         >>> restore(gone.manifest) == [str(Path("pets/cat/tom.jpg").resolve())]
         True
     """
-    facts = Manifest.read(_find_manifest(Path(manifest)))
+    facts = Manifest.read(_find_manifest(local_path("manifest", manifest)))
     home, folder = _home(facts, root), facts.folder
     files = [entry for entry in facts.entries if not entry.is_folder]
     folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
@@ -345,7 +346,7 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
 
 def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
     """Return the folder that files may come back to: the caller's, or the manifest's if that is above suspicion."""
-    home = Path(os.path.realpath(manifest.root if root is None else root))
+    home = Path(os.path.realpath(manifest.root if root is None else local_path("root", root)))
     hint = f"restore({str(manifest.path)!r}, root=...)"
     if not os.path.isdir(home):  # noqa: PTH112  (Path raises for what can't be)
         raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, name it: {hint}.")

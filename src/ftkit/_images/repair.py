@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ftkit._files import refuse_url
+from ftkit._arguments import local_path
 from ftkit._images.findings import KINDS, Finding, chooser
 from ftkit._images.workers import Job, close_workers, run_jobs
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 
 _SECONDS = 60.0  # for one file
 
@@ -42,10 +42,9 @@ def repair(
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
     if "://" in root:
         raise FtkitError(f"{root} is no folder of this machine; copy it here to repair its files.")
-    if dest is not None:
-        refuse_url(dest)
     home = Path(root).resolve()
-    folder = (Path(dest) if dest is not None else home.with_name(f"{home.name}-repaired")).resolve()
+    repaired = home.with_name(f"{home.name}-repaired")
+    folder = (repaired if dest is None else local_path("dest", dest, error=FileWriteError)).resolve()
     if folder.is_relative_to(home):
         raise FtkitError(f"{folder} lies inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from itertools import islice
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from ftkit._arguments import came, flag, real_number, whole_number
 from ftkit._images.folders import Folder, open_folder
 from ftkit._images.layout import Layout
 from ftkit._images.workers import close_workers, start_worker
@@ -44,8 +46,8 @@ def scan_images(
     """Look at every file below ``root`` and report what would harm a training; change nothing.
 
     Each file is read once and decoded in a worker process of its own kind, so that a decoder that
-    crashes, hangs or takes all memory costs that file alone. Nothing is decoded in the caller's
-    process, whatever the executor.
+    crashes or hangs costs that file alone, and on Linux one that takes too much memory, too. Nothing is
+    decoded in the caller's process, whatever the executor.
 
     Args:
         root: The folder, as for torchvision's ``ImageFolder``, or one folder above with ``train``,
@@ -81,10 +83,13 @@ def scan_images(
     """
     if executor is not None and workers is not None:
         raise FtkitError("Give executor or workers, not both: the executor knows how many it has.")
-    if workers is not None and workers < 1:
-        raise FtkitError(f"workers={workers}: a scan needs one worker process or more. Leave it out for one a core.")
-    if not 0 < timeout < float("inf"):
-        raise FtkitError(f"timeout={timeout}: give the seconds after which a file is given up, more than 0.")
+    if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
+        raise FtkitError(f"executor must be a concurrent.futures.Executor, not {came(executor)}.")
+    if workers is not None:
+        workers = whole_number("workers", workers, least=1, otherwise=", or left out for one a core")
+    timeout = real_number("timeout", timeout, "of seconds, more than 0", lambda one: 0 < one < math.inf)
+    near_duplicates = flag("near_duplicates", near_duplicates)
+    progress = None if progress is None else flag("progress", progress)
     start = time.perf_counter()
     folder = open_folder(root)
     layout = Layout.find(folder.tops(), folder.name, splits)

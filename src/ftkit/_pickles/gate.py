@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftkit._arguments import came
 from ftkit._files import atomic_write
 from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
@@ -235,6 +236,8 @@ def _alarm(name: str) -> str:
 def _named(thing: Allowed) -> tuple[str, Any]:
     """The full dotted name of something to admit, and the thing."""
     if not isinstance(thing, str):
+        if not hasattr(thing, "__qualname__"):
+            raise CheckpointError(f"allow takes classes, functions and their full dotted names, not {came(thing)}.")
         return f"{thing.__module__}.{thing.__qualname__}", thing
     try:
         return thing, pkgutil.resolve_name(thing)

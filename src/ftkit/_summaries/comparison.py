@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 
+from ftkit._arguments import came
 from ftkit._summaries.rows import SummaryRow
 from ftkit._summaries.summary import ModelSummary
 from ftkit._wording import in_bytes, in_counts, in_units
@@ -100,8 +101,7 @@ def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
     both: Iterable[object] = (a, b)
     for given in both:
         if not isinstance(given, ModelSummary):
-            came = type(given).__name__
             raise FtkitError(
-                f"compare takes two summaries, but this is a {came}: summary(model, input_size) makes one."
+                f"compare takes two summaries, but this is {came(given)}: summary(model, input_size) makes one."
             )
     return Comparison(a, b)

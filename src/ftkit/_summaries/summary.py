@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ftkit._arguments import byte_count, came, flag, one_of, whole_number
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
 from ftkit._summaries.rows import SummaryData, elements, rows_of
 from ftkit._summaries.views import to_html, to_picture, to_text
-from ftkit.errors import FtkitError, did_you_mean
+from ftkit.errors import FtkitError
 from ftkit.selection import tied, unwrap
 
 if TYPE_CHECKING:
@@ -78,7 +80,8 @@ class ModelSummary(SummaryData):
             fold: Show equal blocks that follow one another as one line with their sums.
             width: Columns; by default those of the terminal.
         """
-        return to_text(self, self._depth if depth is None else depth, fold, width)
+        depth, width = _optional("depth", depth, 0), _optional("width", width, 1)
+        return to_text(self, self._depth if depth is None else depth, flag("fold", fold), width)
 
     def __str__(self) -> str:
         return self.text()
@@ -159,11 +162,8 @@ def summary(
         >>> found.total_params, found.trainable_params, found.forward_flops, found.backward_flops
         (46, 10, 1280, 256)
     """
-    if not isinstance(model, nn.Module):
-        raise FtkitError(f"Expected a torch.nn.Module, got {type(model).__name__}: pass the model itself.")
-    if mode not in (None, "train", "eval"):
-        raise FtkitError(f"Expected mode 'train' or 'eval', got {mode!r}.{did_you_mean(str(mode), ['train', 'eval'])}")
     inner = unwrap(model)
+    mode, depth = _mode(mode), _optional("depth", depth, 0)
     inputs = _inputs(inner, input_size, input_data, dtypes)
     cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
     found = ModelSummary(**_counted(inner, cost))
@@ -203,15 +203,13 @@ def _blanks(
     model: nn.Module, input_size: Any, dtypes: torch.dtype | Sequence[torch.dtype] | None
 ) -> tuple[torch.Tensor, ...]:
     """Return tensors on the meta device in the shape, or the shapes, of ``input_size``."""
-    sizes = list(input_size) if isinstance(input_size, Sequence) else [input_size]
-    shapes = [sizes] if all(isinstance(size, int) for size in sizes) else sizes
-    if not all(map(_is_shape, shapes)):
-        raise FtkitError(
-            f"Expected input_size to be a shape such as (32, 3, 224, 224), or several, got {input_size!r}."
-        )
+    shapes = _shapes(input_size)
     if dtypes is None or isinstance(dtypes, torch.dtype):
         floats = (tensor.dtype for tensor in model.parameters() if tensor.dtype.is_floating_point)
         dtypes = [dtypes or next(floats, torch.get_default_dtype())] * len(shapes)
+    several: object = dtypes
+    if not isinstance(several, Sequence) or not all(isinstance(dtype, torch.dtype) for dtype in several):
+        raise FtkitError(f"dtypes must be a torch.dtype such as torch.float16, or one a shape, not {came(dtypes)}.")
     if len(dtypes) != len(shapes):
         raise FtkitError(f"Expected as many dtypes as shapes, got {len(dtypes)} for {len(shapes)}.")
     return tuple(
@@ -219,8 +217,32 @@ def _blanks(
     )
 
 
-def _is_shape(shape: Any) -> bool:
-    return isinstance(shape, Sequence) and all(isinstance(size, int) and size >= 0 for size in shape)
+def _shapes(input_size: Any) -> list[tuple[int, ...]]:
+    """Return the shape, or the shapes, that were given."""
+
+    def shape(sizes: Any) -> tuple[int, ...]:
+        return tuple(whole_number("a size", size, least=0) for size in sizes)
+
+    sizes = [input_size]
+    with contextlib.suppress(TypeError):  # one number, or none
+        sizes = list(input_size)
+    with contextlib.suppress(FtkitError):
+        return [shape(sizes)]
+    try:
+        return list(map(shape, sizes))
+    except (FtkitError, TypeError):
+        advice = ": pass it as input_data" if isinstance(input_size, torch.Tensor) else ""
+        raise FtkitError(
+            f"input_size must be a shape such as (32, 3, 224, 224), or several, not {came(input_size)}{advice}."
+        ) from None
+
+
+def _mode(mode: str | None) -> str | None:
+    return None if mode is None else one_of("mode", mode, ("train", "eval"))
+
+
+def _optional(what: str, value: int | None, least: int) -> int | None:
+    return None if value is None else whole_number(what, value, least=least)
 
 
 def _counted(model: nn.Module, cost: StepCost | None) -> dict[str, Any]:
@@ -247,7 +269,7 @@ def largest_batch(
     model: nn.Module,
     input_size: Sequence[int] | Sequence[Sequence[int]],
     *,
-    memory: float,
+    memory: float | str,
     optimizer: OptimizerLike,
     dtypes: torch.dtype | Sequence[torch.dtype] | None = None,
     mode: str | None = None,
@@ -259,7 +281,7 @@ def largest_batch(
         model: Any module.
         input_size: Shape or shapes as for :func:`~ftkit.summary`; their first dimension is the batch,
             whatever it is now.
-        memory: Bytes.
+        memory: Bytes, or a size such as ``"80GB"`` (of 1000**3) or ``"24GiB"`` (of 1024**3).
         optimizer: As for :meth:`ModelSummary.peak_training_bytes`.
         dtypes: As for :func:`~ftkit.summary`.
         mode: As for :func:`~ftkit.summary`.
@@ -277,8 +299,11 @@ def largest_batch(
         >>> model = torch.nn.Sequential(torch.nn.Linear(100, 100), torch.nn.ReLU())
         >>> largest_batch(model, (1, 100), memory=1_000_000, optimizer=torch.optim.SGD)
         479
+        >>> largest_batch(model, (1, 100), memory="1 MB", optimizer=torch.optim.SGD)
+        479
     """
     inner = unwrap(model)
+    room, mode = byte_count("memory", memory), _mode(mode)
     examples = _blanks(inner, input_size, dtypes)
     if not all(one.dim() for one in examples):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
@@ -289,16 +314,16 @@ def largest_batch(
         return batch, cost.peak_training_bytes(optimizer)
 
     fits, too_many = predicted(2), predicted(4)  # not 1: batch normalization refuses it
-    if fits[1] > memory:
-        return _one_if_it_fits(predicted, memory)
-    while too_many[1] <= memory:  # a line through the last two points; it bends a little where layers take turns
+    if fits[1] > room:
+        return _one_if_it_fits(predicted, room)
+    while too_many[1] <= room:  # a line through the last two points; it bends a little where layers take turns
         if too_many[1] <= fits[1]:
             raise FtkitError("The memory of a step does not grow with the batch: is the first dimension the batch?")
-        fits, too_many = too_many, predicted(int(_on_line(fits, too_many, memory)) + 1)
+        fits, too_many = too_many, predicted(int(_on_line(fits, too_many, room)) + 1)
     while too_many[0] - fits[0] > 1:
-        guess = int(_on_line(fits, too_many, memory))
+        guess = int(_on_line(fits, too_many, room))
         here = predicted(min(max(guess, fits[0] + 1), too_many[0] - 1))
-        fits, too_many = (here, too_many) if here[1] <= memory else (fits, here)
+        fits, too_many = (here, too_many) if here[1] <= room else (fits, here)
     return fits[0]
 
 

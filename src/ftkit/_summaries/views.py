@@ -7,10 +7,12 @@ import shutil
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from ftkit._arguments import local_path
+from ftkit._files import atomic_write
 from ftkit._summaries.rows import SummaryData
 from ftkit._summaries.tree import Node, tree
 from ftkit._wording import in_bytes, in_counts, in_units
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 
 if TYPE_CHECKING:
     import os
@@ -249,6 +251,7 @@ def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
     """Draw the bytes and FLOPs of every layer as bars."""
     if not found.measured:
         raise FtkitError("There is nothing to draw without an input: give summary() an input_size or input_data.")
+    target = local_path("path", path, error=FileWriteError)
     try:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
@@ -283,4 +286,9 @@ def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
     patches = [Patch(color=_COLOURS[status], label=named[status]) for status in _COLOURS if status in named]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     figure.suptitle(found.model)
-    figure.savefig(path, dpi=150)
+    kind = target.suffix.removeprefix(".")
+    kinds = figure.canvas.get_supported_filetypes()
+    if kind not in kinds:
+        raise FtkitError(f"{target} has no suffix of a picture: {', '.join(f'.{known}' for known in kinds)}.")
+    with atomic_write(target) as file:
+        figure.savefig(file, dpi=150, format=kind)

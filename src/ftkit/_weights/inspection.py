@@ -6,12 +6,12 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ftkit._arguments import local_path
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._weights.tables import Entry, Table
 from ftkit._wording import in_bytes, some
@@ -91,7 +91,7 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
           weight  float32   [2, 4]
           bias    float32   [2]
     """
-    with open_source(Path(path)) as source:
+    with open_source(local_path("path", path, error=CheckpointError)) as source:
         entries = source.tables[0].entries if source.tables else {}
         return CheckpointInfo(
             path=source.name,

@@ -6,12 +6,12 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ftkit._arguments import came, flag, listed, local_path
 from ftkit._formats import TORCH_SUFFIXES, open_file
 from ftkit._models.slots import slots
 from ftkit._pickles.gate import Allowed, load_pickle, save_pickle
@@ -21,12 +21,13 @@ from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import some
-from ftkit.errors import CheckpointError, DamagedFileError
+from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError
 from ftkit.selection import unwrap
 
 _log = logging.getLogger("ftkit")
 
 _LISTED: Final = 24
+_STEPS: Final = (torch.int8, torch.uint8)  # in which weights are quantized; wider integers stand for themselves
 
 
 class Mismatch(NamedTuple):
@@ -113,8 +114,12 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         >>> load_weights(model, "linear.safetensors")
         Loaded 2 of 2 tensors from linear.safetensors (verified)
     """
+    path = local_path("path", path, error=FileWriteError)
     tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
-    if Path(path).suffix in TORCH_SUFFIXES:
+    names: list[object] = list(tensors)
+    if nameless := [name for name in names if not isinstance(name, str)]:
+        raise CheckpointError(f"The names in a state dict are text, and {came(nameless[0])} is none.")
+    if path.suffix in TORCH_SUFFIXES:
         if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
             raise CheckpointError(
                 f"{empty[0]!r} is on the meta device: it has a shape but no values. Load the model first."
@@ -175,6 +180,8 @@ def load_weights(
           peeled: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
+    strict, ema = flag("strict", strict), flag("ema", ema)
+    drop_mismatched = flag("drop_mismatched", drop_mismatched)
     with open_source(source) as opened:
         plan = plan_weights(
             unwrap(model), opened, strict=strict, rename=rename, drop_mismatched=drop_mismatched, ema=ema
@@ -247,6 +254,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
         >>> load_model("model.pt", allow=[torch.nn.Linear])
         Linear(in_features=2, out_features=1, bias=True)
     """
+    unwrap(model)  # refuses what is none
     save_pickle(model, path)
 
 
@@ -280,6 +288,7 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
         If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
 Weights alone need no trust: load_weights(model, path).
     """
+    trusted, allow = flag("trusted", trusted), listed("allow", allow, "classes, functions or their dotted names")
     with open_file(path) as file:
         if isinstance(file, TensorFile):
             raise CheckpointError(
@@ -347,6 +356,11 @@ def _refuse_kinds(match: Match) -> None:
             raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
         if isinstance(stored, Tensor) and (kind := rare_kind(stored)):
             raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
+        if pair.converts and stored.dtype in _STEPS and (wanted.is_floating_point or wanted.is_complex):
+            raise CheckpointError(
+                f"{key!r} is {stored.dtype} in the source and {wanted} in the model: quantized values mean nothing "
+                "without their scale. Dequantize them, and give load_weights the state dict."
+            )
         if pair.converts:
             try:
                 torch.empty(1, dtype=stored.dtype).to(wanted)

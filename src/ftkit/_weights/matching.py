@@ -6,11 +6,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ftkit._arguments import call, came
 from ftkit._torch import loads_plainly
 from ftkit._weights.tables import Entry, Table
 from ftkit.errors import CheckpointError
@@ -186,12 +187,21 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
     if rename is None:
         return lambda name: name
     if callable(rename):
-        return rename
+        return lambda name: _new_name(call("rename", rename, name, takes="name", error=CheckpointError))
     return _by_prefix(rename) if isinstance(rename, Mapping) else _by_pattern(rename)
+
+
+def _new_name(name: object) -> str | None:
+    if not isinstance(name, str | None):
+        raise CheckpointError(f"rename gave {came(name)}, and not a name or None.")
+    return name
 
 
 def _by_prefix(rename: Mapping[str, str]) -> Callable[[str], str]:
     """Rename whole names, or the longest of their first components that is given."""
+    for name in (*rename, *rename.values()):
+        if not isinstance(name, str):
+            raise CheckpointError(f"rename={came(rename)} takes names and prefixes as text, and {came(name)} is none.")
     prefixes = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
 
     def renamed(name: str) -> str:
@@ -207,11 +217,16 @@ def _by_prefix(rename: Mapping[str, str]) -> Callable[[str], str]:
 def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable[[str], str]:
     """Replace what regular expressions match, one after the other."""
     try:
-        pairs = [(re.compile(pattern), replacement) for pattern, replacement in rename]
-    except (TypeError, ValueError, re.error) as error:
+        given: list[Any] = list(rename)
+        if any(isinstance(pair, str) for pair in given):  # one of two letters would pass for a pair
+            raise TypeError("text is no pair")
+        pairs: list[tuple[re.Pattern[str], str]] = [(re.compile(old), new) for old, new in given]
+        for pattern, replacement in pairs:
+            pattern.sub(replacement, "")
+    except (TypeError, ValueError, IndexError, re.error) as error:
         raise CheckpointError(
-            f"rename={rename!r} is no dict of prefixes, no function of a name, and no pairs of a regular expression "
-            f"and its replacement: {error}."
+            f"rename={came(rename)} is no dict of prefixes, no function of a name, and no pairs of a regular "
+            f"expression and its replacement: {error}."
         ) from error
 
     def renamed(name: str) -> str:

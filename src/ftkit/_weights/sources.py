@@ -12,6 +12,7 @@ from typing import Any, Final, Self, TypeAlias
 
 from torch import Tensor, nn
 
+from ftkit._arguments import local_path
 from ftkit._formats import SUFFIXES, open_file
 from ftkit._pickles.machine import StoredTensor
 from ftkit._pickles.torchfiles import PickleFile
@@ -97,10 +98,11 @@ def in_memory(state: Mapping[str, Any], name: str = "a state dict") -> Source:
 
 
 def _on_disk(given: str | os.PathLike[str]) -> Source:
-    path = _file_in(Path(given))
+    otherwise = ", a state dict or a model"
+    path = _file_in(local_path("the weights", given, error=CheckpointError, otherwise=otherwise))
     with contextlib.ExitStack() as files:  # closes them all if one can't be opened
         source = _of_shards(path, files) if path.name.endswith(".json") else _of_file(path, files)
-        return replace(source, name=os.fspath(given), files=files.pop_all())
+        return replace(source, name=os.fsdecode(given), files=files.pop_all())
 
 
 def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
