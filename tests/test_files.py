@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -15,6 +17,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftkit import _files
 from ftkit._files import atomic_write, digest, remove_litter
 from ftkit.errors import FileWriteError
 
@@ -176,3 +179,44 @@ def test_files_of_others_are_never_litter(tmp_path: Path) -> None:
     for name in (".hidden", "model.pt.tmp", ".model.pt.swp"):
         (tmp_path / name).touch()
     assert remove_litter(tmp_path) == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_macos_is_asked_to_empty_the_cache_of_the_disk(
+    tmp_path: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the file and for its folder; where the file system knows no such thing, what every system has must do."""
+    asked: list[object] = []
+    plain: list[int] = []
+    fsync = os.fsync
+
+    def control(descriptor: int, command: int) -> None:
+        asked.append((os.fstat(descriptor).st_mode & 0o170000, command))
+        if not known:
+            raise OSError(errno.ENOTSUP, "not supported")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", control)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (plain.append(descriptor), fsync(descriptor)))
+    with atomic_write(tmp_path / "a.bin") as file:
+        file.write(b"new")
+    assert asked == [(stat.S_IFREG, 51), (stat.S_IFDIR, 51)]
+    assert len(plain) == (0 if known else 2)
+
+
+def test_a_tree_is_forced_file_by_file_where_there_is_no_syncfs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file and folder, and at the end once for the cache of the disk."""
+    forced: list[str] = []
+    monkeypatch.setattr(_files.ctypes, "CDLL", lambda *_, **__: object())
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(
+        fcntl, "fcntl", lambda descriptor, _: forced.append("full " + os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    monkeypatch.setattr(os, "fsync", lambda descriptor: forced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1").touch()
+    (tmp_path / "l").symlink_to("gone")
+    _files.sync_tree(tmp_path)
+    assert forced == [str(tmp_path / "a/1"), str(tmp_path / "a"), f"full {tmp_path}"]

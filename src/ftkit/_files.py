@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO
 
 import xxhash
 
+from ftkit._arguments import local_path
 from ftkit.errors import FileWriteError
 
 if sys.platform != "win32":
@@ -42,8 +42,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are forced to the disk, and then take the
     name in one step, so that at any moment, through a crash or a power cut, ``path`` is either the
-    whole old file or the whole new one. A missing folder is made. A symbolic link stays one: the
-    file behind it is replaced.
+    whole old file or the whole new one. Which of them a power cut leaves is sure, except on Windows, where
+    nothing forces a name to the disk. ``~`` is the home folder. A missing folder is made. A symbolic link stays
+    one: the file behind it is replaced.
 
     Raises:
         FileWriteError: The file could not be written (no space, no permission, a URL, ...). The
@@ -57,8 +58,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         >>> Path("notes.txt").read_bytes()
         b'all or nothing'
     """
-    refuse_url(path)
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(local_path("path", path, error=FileWriteError)))
     temporary: Path | None = None
     try:
         try:
@@ -69,7 +69,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())
+                _force(file.fileno())
                 if sys.platform != "win32":
                     temporary.replace(target)
             if sys.platform == "win32":  # an open file can't be renamed there
@@ -83,21 +83,6 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
         raise
-
-
-def refuse_url(path: str | os.PathLike[str]) -> None:
-    """Raise for a URL, which would make a folder of the name ``s3:`` if it was taken for a path.
-
-    Example:
-        >>> from ftkit._files import refuse_url
-        >>> refuse_url("C:/runs/best.pt")
-        >>> refuse_url("s3://runs/best.pt")
-        Traceback (most recent call last):
-        ftkit.errors.FileWriteError: Can't write s3://runs/best.pt: ...
-    """
-    name = os.fsdecode(path)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", name):
-        raise FileWriteError(f"Can't write {name}: it is a URL. Give a path of this machine, and copy the file there.")
 
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:
@@ -129,11 +114,26 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
 
 def sync_folder(folder: Path) -> None:
     """Force a folder's entries to the disk, so that a rename in it outlives a power cut."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    if sys.platform != "win32":
+        with _opened(folder, os.O_RDONLY) as descriptor:
+            _force(descriptor)
+
+
+def _force(descriptor: int) -> None:
+    """Force what is open to the disk. macOS leaves it in the disk's own cache unless it is asked for more."""
+    full = None if sys.platform == "win32" else getattr(fcntl, "F_FULLFSYNC", None)
+    if full is not None:
+        with contextlib.suppress(OSError):  # some file systems know no such thing
+            fcntl.fcntl(descriptor, full)
+            return
+    os.fsync(descriptor)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        yield descriptor
     finally:
         os.close(descriptor)
 
@@ -146,20 +146,19 @@ def sync_tree(folder: Path) -> None:
     """
     sync = None if sys.platform == "win32" else getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
     if sync is not None:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
+        with _opened(folder, os.O_RDONLY) as descriptor:
             if sync(descriptor):
                 number = ctypes.get_errno()
                 raise OSError(number, os.strerror(number), str(folder))
-        finally:
-            os.close(descriptor)
         return
     for place, _, names in os.walk(folder, topdown=False):
         for path in (Path(place, name) for name in names):
             if not path.is_symlink():
-                with path.open("r+b") as file:
-                    os.fsync(file.fileno())
-        sync_folder(Path(place))
+                with _opened(path, os.O_RDWR) as descriptor:
+                    os.fsync(descriptor)
+        if sys.platform != "win32":
+            with _opened(Path(place), os.O_RDONLY) as descriptor:
+                (_force if Path(place) == folder else os.fsync)(descriptor)  # the last one, for the disk's own cache
 
 
 def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ftkit import extract_archive
 from ftkit._archives import staging
-from ftkit.errors import FileWriteError
+from ftkit.errors import FileWriteError, FtkitError
 from tests.archives.packers import GOOD, contents, make_tar, make_zip
 
 
@@ -178,3 +180,50 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     make_zip(tmp_path / "a.zip", GOOD.items())
     assert extract_archive("~/a.zip", "~/pets").dest == tmp_path / "pets"
     assert contents(tmp_path / "pets") == GOOD
+
+
+@pytest.fixture
+def as_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branches of Windows, with a lock of this system behind its calls."""
+
+    def locking(descriptor: int, mode: int, _: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (fcntl.LOCK_NB if mode == 2 else 0))
+
+    monkeypatch.setattr(staging, "sys", SimpleNamespace(platform="win32"))
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_LOCK=1, LK_NBLCK=2, locking=locking))
+
+
+def test_litter_on_windows(tmp_path: Path, as_windows: None) -> None:
+    """What a killed writer left is deleted, what a live one has open is not, nor what is not ours."""
+    archive = make_zip(tmp_path / "a.zip", GOOD.items())
+    dead, others = (tmp_path / f".{name}.0123456789ab.ftkit-unpacking" for name in ("dead", "others"))
+    (dead / "files").mkdir(parents=True)
+    (dead / "made-by-ftkit").touch()
+    others.mkdir()
+    with staging.staged(tmp_path / "slow") as folder:
+        (folder / "1.jpg").write_bytes(b"1")
+        assert extract_archive(archive, tmp_path / "out").files == len(GOOD)
+        assert not dead.exists()
+        assert (folder / "1.jpg").is_file()
+        staging.publish(folder, tmp_path / "slow")
+    assert contents(tmp_path / "slow") == {"1.jpg": b"1"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [others.name, "a.zip", "out", "slow"]
+
+
+def test_an_error_on_windows_leaves_nothing(tmp_path: Path, as_windows: None) -> None:
+    """Its folder goes, lock and all."""
+    broken = make_zip(tmp_path / "a.zip", GOOD.items()).read_bytes()[:-30]
+    (tmp_path / "a.zip").write_bytes(broken)
+    (tmp_path / "empty").mkdir()
+    for dest in ("empty", "new"):
+        with pytest.raises(FtkitError):
+            extract_archive(tmp_path / "a.zip", tmp_path / dest)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "empty"]
+
+
+def test_an_empty_folder_on_windows(tmp_path: Path, as_windows: None) -> None:
+    """It makes way, as no rename takes its place there."""
+    archive = make_zip(tmp_path / "a.zip", GOOD.items())
+    (tmp_path / "out").mkdir()
+    extract_archive(archive, tmp_path / "out")
+    assert contents(tmp_path / "out") == GOOD

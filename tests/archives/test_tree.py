@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import shutil
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from ftkit import extract_archive
 from ftkit._archives.members import Limits, Member
 from ftkit._archives.tree import Tree
-from ftkit.errors import ArchiveError
+from ftkit.errors import ArchiveError, FileWriteError
 from tests.archives.packers import GOOD, PICTURE, contents, link, make_tar, make_zip, tar_info, zip_info
 
 
@@ -297,3 +298,54 @@ def test_strip_must_not_open_a_way_out(tmp_path: Path, nothing_left: Callable[..
     archive = make_tar(tmp_path / "a.tar", [("pets/1.jpg", PICTURE), link("pets/l", "../pets/1.jpg")])
     extract_archive(archive, tmp_path / "out")
     nothing_left(archive, "'pets/l'", strip=True)
+
+
+def no_links(number: int, windows: int | None) -> Callable[..., None]:
+    """Return what makes links on a system that has none, or not for this account."""
+
+    def symlink_to(self: Path, target: object, target_is_directory: bool = False) -> None:
+        error = OSError(number, os.strerror(number), str(self))
+        if windows:
+            error.winerror = windows  # type: ignore[attr-defined, unused-ignore]  # Windows alone has it
+        raise error
+
+    return symlink_to
+
+
+@pytest.mark.parametrize(
+    ("number", "windows"),
+    [(errno.EINVAL, 1314), (errno.EPERM, None), (errno.ENOSYS, None)],
+    ids=["Windows", "FAT", "none"],
+)
+def test_a_system_without_links(
+    tmp_path: Path, number: int, windows: int | None, nothing_left: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to a file, through others too, becomes that file; one to a folder or to nothing is an error."""
+    monkeypatch.setattr(Path, "symlink_to", no_links(number, windows))
+    chain = [*GOOD.items(), link("l/1.jpg", "../" + next(iter(GOOD))), link("2.jpg", "l/1.jpg")]
+    report = extract_archive(make_tar(tmp_path / "a.tar", chain), tmp_path / "out")
+    first = next(iter(GOOD.values()))
+    assert contents(tmp_path / "out") == {**GOOD, "l/1.jpg": first, "2.jpg": first}
+    assert report.files == len(GOOD) + 2
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    for target, what in {"pets": "a folder", "gone.jpg": "nothing in the archive"}.items():
+        archive = make_tar(tmp_path / target, [("pets/1.jpg", PICTURE), link("me", target)])
+        nothing_left(archive, "'me'", f"is a link to {what}, '{target}'", "makes no symbolic links", "Developer Mode")
+
+
+def test_copies_in_place_of_links_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand links to one large file are no way round the limit."""
+    monkeypatch.setattr(Path, "symlink_to", no_links(errno.EPERM, None))
+    monkeypatch.setattr(os, "link", no_links(errno.EPERM, None))
+    archive = make_tar(tmp_path / "a.tar", [("1", b"x" * 1000), *(link(f"l{number}", "1") for number in range(20))])
+    with pytest.raises(ArchiveError, match="max_bytes"):
+        extract_archive(archive, tmp_path / "out", max_bytes=15_000)
+
+
+def test_another_error_is_no_lack_of_links(
+    tmp_path: Path, nothing_left: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is told as such."""
+    monkeypatch.setattr(Path, "symlink_to", no_links(errno.ENOSPC, None))
+    archive = make_tar(tmp_path / "a.tar", [("1", b""), link("l", "1")])
+    nothing_left(archive, "No space left", error=FileWriteError)

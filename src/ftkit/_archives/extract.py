@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -16,10 +15,9 @@ from ftkit._archives.members import Archive, Limits, Source
 from ftkit._archives.record import Origin, recall, write
 from ftkit._archives.staging import publish, staged
 from ftkit._archives.tree import Tree
+from ftkit._arguments import came, flag, local_path, real_number
 from ftkit._wording import in_bytes, plural, shown
-from ftkit.errors import ArchiveError, FileWriteError, FtkitError, did_you_mean
-
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +133,16 @@ def extract_archive(
         >>> extract_archive("pets.zip", "pets").already_unpacked
         True
     """
-    source, dest = _path(source, ArchiveError), _path(dest, FileWriteError)
+    source, dest = local_path("source", source, error=ArchiveError), local_path("dest", dest, error=FileWriteError)
+    asked = {"max_bytes": max_bytes, "max_ratio": max_ratio, "max_files": max_files}
+    most = {what: real_number(what, limit, "of at least 0", lambda one: one >= 0) for what, limit in asked.items()}
+    strip = flag("strip", strip)
+    if not isinstance(password, str | bytes | None):
+        raise ArchiveError(f"password must be text or bytes, not {came(password)}.")
     target = Path(os.path.realpath(dest))
     try:
         "".encode(encoding or "ascii")
-    except (LookupError, ValueError):
+    except (LookupError, TypeError, ValueError):
         raise ArchiveError(f"Python knows no encoding {encoding!r}; 'cp949', 'shift_jis', 'gbk' are some.") from None
     secret = password.encode() if isinstance(password, str) else password
     options = {"encoding": encoding, "strip": strip}
@@ -152,7 +155,7 @@ def extract_archive(
             if before := _recalled(source, dest, file, options):
                 return before
             origin = Origin.of(file, source.name, options)
-            limits = Limits(max_bytes, max_ratio, max_files, packed=origin.size)
+            limits = Limits(**most, packed=origin.size)
             with (
                 staged(target) as folder,
                 tqdm(
@@ -191,16 +194,6 @@ def extract_archive(
     except OSError as error:
         raise _unreadable(source, error) from error
     return report
-
-
-def _path(given: str | os.PathLike[str], error: type[FtkitError]) -> Path:
-    """Return the path that is meant, home folder and all."""
-    name = os.fspath(given)
-    if _URL.match(name):
-        raise error(f"{shown(name)} is a URL. Download the archive first, and give its path and that of a folder here.")
-    if "\0" in name:
-        raise error(f"'{shown(name)}' has a NUL in it, which no path may have.")
-    return Path(os.path.expanduser(name))  # noqa: PTH111  (which leaves a '~name' of nobody as it is)
 
 
 def _refuse_no_file(source: Path) -> None:

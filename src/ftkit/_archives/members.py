@@ -119,7 +119,9 @@ class Limits:
     def check_bytes(self, unpacked: int, packed: int | None = None) -> None:
         """Raise if ``unpacked`` bytes are too many in all, or for the ``packed`` bytes that they came from."""
         if unpacked > self.max_bytes:
-            raise ArchiveError(f"it unpacks to more than {self.max_bytes:,} bytes; if you trust it, raise max_bytes.")
+            raise ArchiveError(
+                f"it unpacks to more than {self.max_bytes:,.0f} bytes; if you trust it, raise max_bytes."
+            )
         self.check_ratio(unpacked, packed)
 
     def check_ratio(self, unpacked: int, packed: int | None = None) -> None:
@@ -135,7 +137,7 @@ class Limits:
         """Raise if ``count`` files, folders and links are too many."""
         if count > self.max_files:
             raise ArchiveError(
-                f"it has more than {self.max_files:,} files, folders and links; if you trust it, raise max_files."
+                f"it has more than {self.max_files:,.0f} files, folders and links; if you trust it, raise max_files."
             )
 
 

@@ -33,31 +33,27 @@ def staged(dest: Path) -> Iterator[Path]:
     killed writer left behind is deleted by the next call, and nothing else is.
     """
     missing = [folder for folder in dest.parents if not folder.exists()]
-    staging, lock = None, -1
+    lock = -1
     try:
-        try:
-            _refuse_unfit(dest)
-            staging = _new_folder(dest)
-            lock = _claimed(staging)
-            _remove_litter(dest.parent)
-            folder = staging / "files"
-            folder.mkdir()
-        except FileWriteError:
-            raise
-        except OSError as error:
-            raise unwritable(dest, error) from error
-        yield folder
-        _delete(staging)
+        with contextlib.ExitStack() as cleanup:
+            try:
+                _refuse_unfit(dest)
+                staging = _new_folder(dest)
+                cleanup.callback(lambda: _delete(staging, lock))
+                lock = _claimed(staging)
+                _remove_litter(dest.parent)
+                folder = staging / "files"
+                folder.mkdir()
+            except FileWriteError:
+                raise
+            except OSError as error:
+                raise unwritable(dest, error) from error
+            yield folder
     except BaseException:
-        if staging is not None:
-            _delete(staging)
         for made in missing:
             with contextlib.suppress(OSError):
                 made.rmdir()
         raise
-    finally:
-        if lock >= 0:
-            os.close(lock)
 
 
 def publish(folder: Path, dest: Path) -> None:
@@ -134,29 +130,51 @@ def _new_folder(dest: Path) -> Path:
 
 def _claimed(folder: Path) -> int:
     """Lock a folder for as long as its writer lives, and only then mark it as ftkit's own; return the lock."""
-    lock = -1
-    if sys.platform != "win32":
+    if sys.platform == "win32":  # which locks files alone
+        lock = os.open(folder / _MARK, os.O_RDWR | os.O_CREAT)
+    else:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        with contextlib.suppress(OSError):  # some network file systems know no locks
-            fcntl.flock(lock, fcntl.LOCK_EX)  # a call that looks for litter may hold it for a moment
+    with contextlib.suppress(OSError):  # some network file systems know no locks
+        _lock(lock, wait=True)  # a call that looks for litter may hold it for a moment
     (folder / _MARK).touch()
     return lock
 
 
+def _lock(descriptor: int, *, wait: bool) -> None:
+    """Lock what is open until it is closed, as it is when a process dies."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(descriptor, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def _remove_litter(parent: Path) -> None:
-    if sys.platform == "win32":  # without a lock nobody knows whether its writer lives
-        return
     for folder in parent.glob(f".*{_LITTER_SUFFIX}"):
         with contextlib.suppress(OSError):
-            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            if sys.platform == "win32":
+                if folder.is_symlink():
+                    continue
+                lock = os.open(folder / _MARK, os.O_RDWR)
+            else:
+                lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock, wait=False)
                 if (folder / _MARK).is_file():
-                    _delete(folder)
+                    _delete(folder, lock)
+                    lock = -1
             finally:
-                os.close(lock)
+                _close(lock)
 
 
-def _delete(staging: Path) -> None:
+def _delete(staging: Path, lock: int) -> None:
+    """Delete a folder of ours, and let go of its lock: Windows deletes nothing that is open."""
     shutil.rmtree(staging / "files", ignore_errors=True)  # the mark goes last, should this be killed
+    _close(lock)
     shutil.rmtree(staging, ignore_errors=True)
+
+
+def _close(lock: int) -> None:
+    if lock >= 0:
+        os.close(lock)

@@ -152,12 +152,15 @@ class Tree:
                 member.name, f"is a hard link to '{shown(member.target)}', which is no file that came before it"
             )
         with _writing(member.name):
-            try:
-                os.link(source, path)
-            except OSError:  # a file system without links, or with too many of them
-                self.spend(source.stat().st_size)
-                shutil.copy2(source, path)
+            self._second_name(source, path)
         self.files += 1
+
+    def _second_name(self, source: Path, path: Path) -> None:
+        try:
+            os.link(source, path)
+        except OSError:  # a file system without links, or with too many of them
+            self.spend(source.stat().st_size)
+            shutil.copy2(source, path)
 
     def make_links(self, top: list[str]) -> None:
         """Make the symbolic links, now that all names are known; raise if one leads out of the folder ``top``."""
@@ -171,10 +174,27 @@ class Tree:
                 inside.setdefault(self._place(here), set()).add(self._place(there))
         self._refuse_circles(inside)
         for link in self._links.values():
-            path = self.path(link.parts, link.name)
+            path, there = self.path(link.parts, link.name), self._follow(link, top)
             with _writing(link.name):
-                path.symlink_to(link.target)
+                try:
+                    path.symlink_to(link.target.replace("/", os.sep), self._is_folder(there))
+                except OSError as error:
+                    if not _lacks_links(error):
+                        raise
+                    self._copy_instead(path, there, link)
             self.files += 1
+
+    def _copy_instead(self, path: Path, there: list[str], link: _Link) -> None:
+        """Give a link's name to the file that it leads to, where the system makes no symbolic links."""
+        source = self.root.joinpath(*there)
+        if not source.is_file():
+            what = "a folder" if source.is_dir() else "nothing in the archive"
+            raise refused(
+                link.name,
+                f"is a link to {what}, '{shown(link.target)}', and this system or account makes no symbolic links "
+                "(on Windows, its Developer Mode allows them)",
+            )
+        self._second_name(source, path)
 
     def _refuse_circles(self, inside: dict[str, set[str]]) -> None:
         """Raise if a folder lies in itself by way of links: whoever follows links walks round it without end."""
@@ -296,6 +316,13 @@ def _checked_target(member: Member) -> str:
 def _steps(target: str) -> list[str]:
     """The steps to where a link leads, the first one last."""
     return [step for step in reversed(target.split("/")) if step not in ("", ".")]
+
+
+def _lacks_links(error: OSError) -> bool:
+    """Whether symbolic links are what can't be had: of Windows for most accounts, and on FAT."""
+    no_privilege = 1314  # ERROR_PRIVILEGE_NOT_HELD, which Python calls EINVAL
+    unknown = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+    return getattr(error, "winerror", None) == no_privilege or error.errno in unknown
 
 
 @contextlib.contextmanager
