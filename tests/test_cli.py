@@ -119,7 +119,7 @@ def test_summary_of_own_models(run: Run, tmp_path: Path) -> None:
         assert json.loads(out)["total_params"] == 10
     assert "RuntimeError: no data for it" in run("summary", "my_own_models:broken")[2]
     assert "Did you mean 'make'" in run("summary", "my_own_models:maker")[2]
-    assert "got int" in run("summary", "my_own_models:other")[2]
+    assert "this is 3" in run("summary", "my_own_models:other")[2]
 
 
 def test_inspect_and_diff(run: Run, tmp_path: Path) -> None:

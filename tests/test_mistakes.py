@@ -296,6 +296,7 @@ INTS = [np.int64(2), np.array(2), torch.tensor(2)]
         "param_groups(model, lr=two, weight_decay=two, layer_decay=two / 4)[0]['recipe']['layer_decay'] == 0.5",
         "type(param_groups(model, 1, rates={'classifier': two})[-1]['lr']) is float",
         "ResumableLoader([1, 2, 3], batch_size=two).batch_size == 2",
+        "ResumableLoader([1, 2, 3], two).batch_size == 2",
         "scan_images('img', workers=two, timeout=two * 10).files == 3",
     ],
 )

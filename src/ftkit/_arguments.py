@@ -1,4 +1,8 @@
-"""What callers pass: numbers, sizes, paths, lists and the like, read, or an error that says what came."""
+"""What callers pass: numbers, sizes, paths, lists and the like, read, or an error that says what came.
+
+To each reader ``what`` is the argument's name, ``value`` what came, ``otherwise`` what else it may be, in words for the
+message, and ``error`` what to raise.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +59,6 @@ def whole_number(
 ) -> int:
     """Return an argument as a plain whole number; one of NumPy or torch is one too.
 
-    Args:
-        what: What it is called.
-        value: What came.
-        least: The least that it may be.
-        otherwise: What else it may be, for the message.
-        error: What to raise.
-
     Raises:
         FtkitError: It is none, or less than ``least``.
 
@@ -85,14 +82,8 @@ def whole_number(
 def real_number(what: str, value: object, rule: str = "", fits: Callable[[float], bool] = lambda _: True) -> float:
     """Return an argument as a plain number; one of NumPy or torch is one too, text and truth values are none.
 
-    Args:
-        what: What it is called.
-        value: What came.
-        rule: Which numbers will do, in words: ``"of at least 0"``.
-        fits: The same as a test.
-
     Raises:
-        FtkitError: It is no number, or none that fits.
+        FtkitError: It is no number, or none that ``fits``, which ``rule`` puts in words.
 
     Example:
         >>> import numpy as np
@@ -166,12 +157,6 @@ def one_of(what: str, value: object, known: Collection[str]) -> str:
 def path_or_url(what: str, value: object, *, error: type[FtkitError] = FtkitError, otherwise: str = "") -> str:
     """Return the name of a file or folder, or a URL, as it was written; ``~`` is the home folder.
 
-    Args:
-        what: What the argument is called.
-        value: What came: text, bytes or a path.
-        error: What to raise.
-        otherwise: What else it may be, for the message.
-
     Raises:
         FtkitError: It is no path.
 
@@ -194,12 +179,6 @@ def path_or_url(what: str, value: object, *, error: type[FtkitError] = FtkitErro
 
 def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError, otherwise: str = "") -> Path:
     """Return a path of this machine; ``~`` is the home folder.
-
-    Args:
-        what: As for :func:`path_or_url`, like the others.
-        value: See there.
-        error: See there.
-        otherwise: See there.
 
     Raises:
         FtkitError: It is no path, or a URL: a folder called ``s3:`` is never what was meant.
@@ -224,13 +203,8 @@ def listed(what: str, value: object, of: str) -> list[Any]:
 
     Text can be looped over too, letter by letter, which nobody means.
 
-    Args:
-        what: What it is called.
-        value: What came.
-        of: What should be in it.
-
     Raises:
-        FtkitError: It is no list.
+        FtkitError: It is no list ``of`` anything.
 
     Example:
         >>> from ftkit._arguments import listed
@@ -253,11 +227,6 @@ def listed(what: str, value: object, of: str) -> list[Any]:
 def strings(what: str, value: object, of: str) -> list[str]:
     """Return an argument that is a list of text.
 
-    Args:
-        what: As for :func:`listed`, like the others.
-        value: See there.
-        of: See there.
-
     Raises:
         FtkitError: It is no list, or something in it is no text.
 
@@ -274,16 +243,10 @@ def strings(what: str, value: object, of: str) -> list[str]:
 
 
 def entries_of(of: str, value: object, keys: Iterable[str], error: type[FtkitError] = FtkitError) -> Mapping[str, Any]:
-    """Return what a ``state_dict()`` gave, if it has all its entries.
-
-    Args:
-        of: The class whose state it should be.
-        value: What came.
-        keys: What must be in it.
-        error: What to raise.
+    """Return what the ``state_dict()`` of a class gave.
 
     Raises:
-        FtkitError: It is no such state.
+        FtkitError: It lacks one of the ``keys``.
 
     Example:
         >>> from ftkit._arguments import entries_of
@@ -300,14 +263,9 @@ def entries_of(of: str, value: object, keys: Iterable[str], error: type[FtkitErr
 def call(
     what: str, function: Callable[..., Any], *values: object, takes: str, error: type[FtkitError] = FtkitError
 ) -> Any:
-    """Call a function that was passed as an argument. What goes wrong inside of it is its author's to see.
+    """Call a function that was passed as an argument, with values of the names that it ``takes``.
 
-    Args:
-        what: What the argument is called.
-        function: What came.
-        *values: What it is called with.
-        takes: The names of these.
-        error: What to raise.
+    What goes wrong inside of it is its author's to see.
 
     Raises:
         FtkitError: It can't be called so.

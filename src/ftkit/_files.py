@@ -56,9 +56,9 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are forced to the disk, and then take the
     name in one step, so that at any moment, through a crash or a power cut, ``path`` is either the
-    whole old file or the whole new one. Which of them a power cut leaves is sure but on Windows, where nothing
-    forces a name to the disk. ``~`` is the home folder. A missing folder is made. A symbolic link stays one: the
-    file behind it is replaced.
+    whole old file or the whole new one. Which of them a power cut leaves is sure, except on Windows, where
+    nothing forces a name to the disk. ``~`` is the home folder. A missing folder is made. A symbolic link stays
+    one: the file behind it is replaced.
 
     Raises:
         FileWriteError: The file could not be written (no space, no permission, a URL, ...). The

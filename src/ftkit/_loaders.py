@@ -65,6 +65,9 @@ class ResumableLoader(IndexedLoader[T_co]):
         self._position = 0  # batches given out in it
         self._resuming = False
         self._unused = True  # since it was made
+        if len(args) == 2 and "batch_size" not in options:
+            options["batch_size"] = args[1]
+            args = args[:1]
         for name in _COUNTS & options.keys():
             if options[name] is not None:  # one of NumPy's is a number too
                 options[name] = whole_number(name, options[name], least=0)

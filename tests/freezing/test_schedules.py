@@ -188,7 +188,7 @@ def test_phases_may_be_counted_by_numpy() -> None:
 def test_a_foreign_state_is_an_error() -> None:
     """A state of something else, or of another model, is told apart, and nothing changes."""
     schedule = FreezeSchedule({0: "3"})
-    with pytest.raises(FtkitError, match="without"):
+    with pytest.raises(FtkitError, match="lacks 'phase'"):
         schedule.load_state_dict({"step": 3})
     schedule.load_state_dict({"phase": 0, "trainable": ["3.wieght"], "groups": []})
     model = small()

@@ -31,11 +31,11 @@ def staged(dest: Path) -> Iterator[Path]:
     missing = [folder for folder in dest.parents if not folder.exists()]
     held = -1
     try:
-        with contextlib.ExitStack() as at_last:
+        with contextlib.ExitStack() as cleanup:
             try:
                 _refuse_unfit(dest)
                 staging = _new_folder(dest)
-                at_last.callback(lambda: _delete(staging, held))
+                cleanup.callback(lambda: _delete(staging, held))
                 held = _claimed(staging)
                 _remove_litter(dest.parent)
                 folder = staging / "files"

@@ -321,7 +321,8 @@ def _steps(target: str) -> list[str]:
 def _lacks_links(error: OSError) -> bool:
     """Whether symbolic links are what can't be had: of Windows for most accounts, and on FAT."""
     no_privilege = 1314  # ERROR_PRIVILEGE_NOT_HELD, which Python calls EINVAL
-    return getattr(error, "winerror", None) == no_privilege or error.errno in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP)
+    unknown = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
+    return getattr(error, "winerror", None) == no_privilege or error.errno in unknown
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from ftkit.selection import unwrap
 _log = logging.getLogger("ftkit")
 
 _LISTED: Final = 24
+_STEPS: Final = (torch.int8, torch.uint8)  # in which weights are quantized; wider integers stand for themselves
 
 
 class Mismatch(NamedTuple):
@@ -373,7 +374,7 @@ def _refuse_kinds(match: Match) -> None:
             raise CheckpointError(f"{key!r} is on the meta device: it has a shape but no values to load.")
         if isinstance(stored, Tensor) and (kind := rare_kind(stored)):
             raise CheckpointError(f"{key!r} is {kind}, and load_weights takes dense tensors. Make it dense first.")
-        if pair.converts and _is_quantized(stored.dtype) and (wanted.is_floating_point or wanted.is_complex):
+        if pair.converts and stored.dtype in _STEPS and (wanted.is_floating_point or wanted.is_complex):
             raise CheckpointError(
                 f"{key!r} is {stored.dtype} in the source and {wanted} in the model: quantized values mean nothing "
                 "without their scale. Dequantize them, and give load_weights the state dict."
@@ -385,12 +386,6 @@ def _refuse_kinds(match: Match) -> None:
                 raise CheckpointError(
                     f"{key!r} is {stored.dtype} in the source and {wanted} in the model, and torch can't convert it."
                 ) from error
-
-
-def _is_quantized(dtype: torch.dtype) -> bool:
-    """Whether weights of this type are numbers of steps: no wider integer, which stands for itself."""
-    whole = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
-    return whole and dtype.itemsize == 1
 
 
 def _fill(model: nn.Module, match: Match, places: Places) -> None:
