@@ -39,7 +39,8 @@ def plan(
     Raises:
         CheckpointError: This is no such state.
     """
-    if not all(isinstance(saved.get(key), list) for key in ("trainable", "held")):
+    lists = [saved.get(key) for key in ("trainable", "held")]
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
         raise CheckpointError("The checkpoint does not say what was frozen in a way that this version knows.")
     wanted = set(saved["trainable"])
     parameters = dict(model.named_parameters())

@@ -36,6 +36,9 @@ _ALARMING: Final = frozenset(
 )
 _HARMLESS: Final = frozenset(f"builtins.{name}" for name in ("range", "slice", "object", "Ellipsis"))
 
+# What values of another kind than expected raise.
+_ODD: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
 # The hooks of frozen modules: they only switch train mode off, so a frozen model needs no more trust than another.
 _HOOKS: Final = frozenset(f"ftkit._freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
 
@@ -135,7 +138,7 @@ def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
             warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
             try:
                 return torch.load(whole, map_location="cpu", weights_only=True)
-            except (pickle.UnpicklingError, RuntimeError) as error:
+            except (pickle.UnpicklingError, AssertionError, EOFError, MemoryError, RuntimeError, *_ODD) as error:
                 raise UntrustedFileError(
                     f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
                     "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
@@ -147,7 +150,7 @@ def _load(file: PickleFile, admitted: Mapping[str, Any]) -> Any:
 def _make(tree: Any, file: PickleFile, admitted: Mapping[str, Any]) -> Any:
     try:
         return _Maker(file.read_storages(), admitted).make(tree)
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (RecursionError, *_ODD) as error:
         raise CheckpointError(
             f"{file.path} can't be made into objects: {type(error).__name__}: {error}. It is damaged, or was "
             "written with other versions of its classes. load_weights(model, path) reads its weights alone."
