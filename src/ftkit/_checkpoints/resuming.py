@@ -48,26 +48,27 @@ def resume(
     Raises:
         FtkitError: The checkpoint lacks something, or something does not fit. Nothing has changed then.
     """
-    try:
-        _resume(content, model, parts, objects, rng=rng)
-    except LOAD_ERRORS as error:  # any value may be of another kind than save_checkpoint writes
-        raise CheckpointError(
-            f"{content.path} does not hold what save_checkpoint keeps: {type(error).__name__}: {error}. Nothing was "
-            "changed."
-        ) from error
-
-
-def _resume(
-    content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], *, rng: bool
-) -> None:
     weights = {} if model is None else content.state("model")
     targets = [(name, part, content.state(name)) for name, part in parts.items()]
     targets += [(name, thing, content.value(name)) for name, thing in objects.items()]
     with Undo() as undo:
-        if model is not None and "delta" in content.run:  # all else is planned for a model that has its layers
-            place(model, content.run["delta"], only_tensors(weights), undo)
-        for change in _plans(content, model, weights, targets, rng):
+        with _reading(content):
+            if model is not None and "delta" in content.run:  # all else is planned for a model that has its layers
+                place(model, content.run["delta"], only_tensors(weights), undo)
+            plans = _plans(content, model, weights, targets, rng)
+        for change in plans:
             change(undo)
+
+
+@contextlib.contextmanager
+def _reading(content: Content) -> Iterator[None]:
+    """Take for damage what goes wrong with values of a file, any of which may be of another kind than was written."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        raise CheckpointError(
+            f"{content.path} does not hold what save_checkpoint keeps: {type(error).__name__}: {error}."
+        ) from error
 
 
 def _plans(

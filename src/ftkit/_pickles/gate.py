@@ -141,7 +141,7 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
         return _load_by_torch(file, known)
     try:
         return _Maker(file.read_storages(), known).make(file.tree)
-    except _ERRORS as error:
+    except (RecursionError, *_ERRORS) as error:
         raise CheckpointError(
             f"{file.path} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
             "written with other versions of its classes. load_weights(model, path) reads its weights alone."
@@ -163,7 +163,7 @@ def _load_by_torch(file: PickleFile, known: Mapping[str, Any]) -> Any:
         warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
         try:
             return torch.load(whole, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError) as error:
+        except (pickle.UnpicklingError, AssertionError, EOFError, MemoryError, *_ERRORS) as error:
             raise UntrustedFileError(
                 f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
                 "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
