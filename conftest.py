@@ -31,6 +31,12 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
+def _terminal(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print examples as in a usual terminal, and reports about temporary folders, whose names are long, in one line."""
+    monkeypatch.setenv("COLUMNS", "80" if type(request.node).__name__ == "DoctestItem" else "400")
+
+
+@pytest.fixture(autouse=True)
 def _doctest_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Run a docstring's example in an empty folder, so that it may write files by plain names."""
     if type(request.node).__name__ != "DoctestItem":

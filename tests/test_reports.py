@@ -157,7 +157,7 @@ class Long(Report):
 
 
 def test_a_long_table_loses_its_middle() -> None:
-    """Its beginning and its end stay."""
+    """Its beginning and its end stay; nobody looks at the rest."""
     lines = to_text(Long()._parts(), 40).split("\n")
     assert lines[1] == "  name 0"
     assert [line for line in lines if "more" in line] == ["  ... 70 more ..."]

@@ -20,7 +20,7 @@ from ftkit._files import atomic_write
 from ftkit._wording import shown
 
 _TOP, _BOTTOM = 20, 10  # rows of a long table that are shown
-_LONGEST = 2000  # characters of one line or cell, whatever somebody called their files
+_LONGEST = 2000  # characters of one line, whatever somebody called their files
 _NARROWEST = 12  # columns of text
 
 _PLAIN: Final = str.maketrans({"─": "-", "│": "|", "├": "+", "└": "+", "…": "~"})
@@ -43,10 +43,10 @@ class Grid(NamedTuple):
 
     def lines(self, show: Callable[[object], str]) -> list[list[str]]:
         """Return the titles, where there are any, and the rows; a long table loses its middle."""
-        rows = [[show(cell) for cell in row] for row in self.rows]
+        rows = list(self.rows)
         if (hidden := len(rows) - _TOP - _BOTTOM) > 0:
             rows[_TOP:-_BOTTOM] = [[f"... {hidden:,} more ...", *[""] * (len(rows[0]) - 1)]]
-        return [list(self.titles)] * bool(self.titles) + rows
+        return [[show(shown(cell)) for cell in row] for row in [*[self.titles] * bool(self.titles), *rows]]
 
 
 Parts: TypeAlias = Iterable["str | Grid"]
@@ -204,7 +204,7 @@ def wrapped(text: str, width: int, hang: str = "") -> list[str]:
         ['one two', '  three']
     """
     lines, line = [], ""
-    for word in re.findall(r" *[^ ]+", text):
+    for word in re.findall(r" *[^ ]+(?:(?<=\d) (?=[A-Z])[^ ]+)*", text):  # a number stays with its unit
         if line.strip() and width_of(line + word) > width:
             lines.append(line)
             line = hang + word.lstrip(" ")

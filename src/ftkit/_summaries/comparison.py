@@ -74,18 +74,18 @@ def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
         >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2))
         >>> before = summary(model, (16, 8))
         >>> _ = model[0].requires_grad_(False)
-        >>> print(compare(before, summary(model, (16, 8))))
-                                                 first                       second
-        ───────────────────────────────────────────────────────────────────────────────────
-        parameters                                  46                           46
-        trainable                                   46                           10  -78.3%
-        parameter bytes                          184 B                        184 B
-        forward FLOPs                           1.28 K                       1.28 K
-        backward FLOPs                          1.54 K                          256  -83.3%
-        kept for backward                        516 B                        516 B
-        ───────────────────────────────────────────────────────────────────────────────────
-        0                      trains, 1.02 K backward                       frozen
-        1                  trains, 512 backward, 256 B  trains, 256 backward, 256 B
+        >>> compare(before, summary(model, (16, 8)))
+                                                first                     second
+          ──────────────────────────────────────────────────────────────────────────────
+          parameters                               46                         46
+          trainable                                46                         10  -78.3%
+          parameter bytes                       184 B                      184 B
+          forward FLOPs                        1.28 K                     1.28 K
+          backward FLOPs                       1.54 K                        256  -83.3%
+          kept for backward                     516 B                      516 B
+          0                   trains, 1.02 K backward                     frozen
+          1                     trains, 512 backward,      trains, 256 backward,
+                                                256 B                      256 B
     """
     both: Iterable[object] = (a, b)
     for given in both:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any
 
 from ftkit._arguments import local_path
@@ -38,10 +37,8 @@ def to_text(found: SummaryData, depth: int | None, fold: bool, width: int | None
         for name, *line in zip(names, *columns.values(), strict=True)
     ]
     rule = "─" * (first + _taken(columns))
-    closing = [
-        line for title, text in _closing(found) for line in wrapped(title.ljust(12) + _glued(text), width, " " * 12)
-    ]
-    return encodable("\n".join([table[0], rule, *table[1:], rule, *closing]).replace(_GLUE, " "))
+    closing = [line for title, text in _closing(found) for line in wrapped(title.ljust(12) + text, width, " " * 12)]
+    return encodable("\n".join([table[0], rule, *table[1:], rule, *closing]))
 
 
 def _titles(found: SummaryData) -> list[str]:
@@ -77,14 +74,6 @@ def _narrowed(columns: dict[str, list[str]], longest: int, width: int) -> int:
 
 def _taken(columns: dict[str, list[str]]) -> int:
     return sum(2 + max(map(len, cells)) for cells in columns.values())
-
-
-_GLUE = "\u00a0"  # a no-break space; by its name, it would take a table of all names
-
-
-def _glued(text: str) -> str:
-    """Keep numbers and their units on one line."""
-    return re.sub(r"(?<=\d) (?=[A-Z])", _GLUE, text)
 
 
 # ---------------------------------------------------------------- what is said under the table
