@@ -36,9 +36,6 @@ def plan(
     What the optimizer holds (``held``) beyond what the saved one did (``known``, by name) stays trainable: somebody
     thawed it on purpose.
     """
-    lists = [saved.get(key) for key in ("trainable", "held")]
-    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists):
-        raise CheckpointError("The checkpoint does not say what was frozen in a way that this version knows.")
     wanted = set(saved["trainable"])
     parameters = dict(model.named_parameters())
     ours = set(map(id, held))
