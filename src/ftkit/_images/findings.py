@@ -138,15 +138,17 @@ class DuplicateGroup:
     Attributes:
         paths: The files, sorted.
         kind: ``"exact"`` for the same bytes, ``"near"`` for nearly the same picture (another size,
-            format or quality, a slight crop, a mirror image).
+            format or quality, a slight crop, turned, a mirror image).
         classes: The class folders that the files lie in.
         splits: The splits that the files lie in.
+        pairs: Two files each, and how similar they are, from 0 to 1: those pairs that make it one group.
     """
 
     paths: tuple[str, ...]
     kind: Literal["exact", "near"]
     classes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def crosses_classes(self) -> bool:

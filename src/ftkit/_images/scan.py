@@ -95,12 +95,13 @@ def scan_images(
         # The rest is imported while it starts.
         from concurrent.futures import ThreadPoolExecutor
 
+        from ftkit._images.copies import Copies
         from ftkit._images.journal import Journal
         from ftkit._images.report import ScanReport
         from ftkit._images.tally import Tally
 
-        with Journal(resume, folder) as journal, _bar(progress) as bar:
-            tally = Tally(folder, layout, journal, near_duplicates)
+        with Journal(resume, folder) as journal, Copies(journal, near_duplicates) as copies, _bar(progress) as bar:
+            tally = Tally(folder, layout, journal, copies)
             whole = _Pass(folder, timeout, journal, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:

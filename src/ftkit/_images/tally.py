@@ -42,14 +42,14 @@ class Tally:
         judged: Of files with findings, by path: the stamp and the digest.
     """
 
-    def __init__(self, folder: Folder, layout: Layout, journal: Journal, near_duplicates: bool) -> None:
+    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies) -> None:
         self.findings: list[Finding] = []
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
-        self._copies = Copies(journal, near_duplicates)
+        self._copies = copies
         self._grey = array("Q")  # places in the journal
 
     def note(self, path: str, note: Note) -> None:
@@ -96,9 +96,9 @@ class Tally:
                 self._remember(path, verdict)
         self._judge_classes()
         groups = []
-        for verdicts, kind in self._copies.groups():
+        for kind, verdicts, pairs in self._copies.groups():
             files = {path: self._folder.identity(path) for path in verdicts}
-            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files)
+            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files, pairs)
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:
