@@ -1,6 +1,6 @@
 """Scanning folders of images, in units of what Pillow takes to load the same photos.
 
-    python benchmarks/images.py [pass scan index executors detect] [--photos DIR] [--rounds 5]
+    python benchmarks/images.py [pass scan index executors detect quality] [--photos DIR] [--rounds 5]
 
 DIR is a folder of JPEG photos, the more the better; they should be of the size that one trains on. Without it, 600
 pictures with the spectrum of photos are made. Contenders take turns within a round, each is divided by the unit of the
@@ -12,6 +12,8 @@ scan       ``scan_images`` with two workers, their start included, in wall time.
            processes of a pool
 index      near pairs among random 64-bit hashes. The unit is faiss's flat index, where it is installed
 executors  a scan through threads, spawned processes and dask, the latter where it is installed. The unit is the default
+quality    the same for some hundred kinds of damage, in many formats, and of sound pictures that look odd (the rounds are
+           the seed)
 detect     shares of cut and garbled photos that are found by ftkit and by ``Image.load``; alarms on sound ones
 """
 
@@ -184,8 +186,8 @@ def executors(root: Path, rounds: int) -> None:
         )
 
 
-def is_unusable(data: bytes) -> bool:
-    return any(make_finding("x.jpg", note).severity == "unusable" for note in check_bytes("x.jpg", data).notes)
+def is_unusable(data: bytes, name: str = "x.jpg") -> bool:
+    return any(make_finding(name, note).severity == "unusable" for note in check_bytes(name, data).notes)
 
 
 def pillow_refuses(data: bytes) -> bool:
@@ -236,6 +238,47 @@ def detect(root: Path, _: int) -> None:
     for kind, count in total.items():
         print(f"  {kind:8} of {count:5,}: ftkit {ours[kind] / count:.3f}, Image.load {theirs[kind] / count:.3f}")
     print(f"  alarms on {sound:,} sound photos: {alarms}")
+
+
+@section
+def quality(root: Path, rounds: int) -> None:
+    """Of each kind of damage that loses pixels, how much is found; of each kind of sound picture, how many alarms."""
+    import specimens
+
+    rng = random.Random(rounds)
+    photos = [Image.open(path).convert("RGB") for path in rng.sample(photos_of(root), 12)]
+    photos = [photo.resize((480, 360)) for photo in photos]
+    found, total = Counter[str](), Counter[str]()
+    for name, make in specimens.damage().items():
+        form, suffix = name.partition(", ")[2] or name, "x." + name.rpartition(".")[2]
+        for photo in rng.sample(photos, 3):
+            bad = make(photo, rng)
+            code = specimens._CODINGS.get(form)
+            whole = code(photo) if code else specimens.encode(photo)
+            if bad != whole and specimens.is_lost(whole, bad):
+                total[name] += 1
+                found[name] += is_unusable(bad, suffix)
+    forms = sorted({name.partition(", ")[2] or "one of a kind" for name in total})
+    for form in forms:
+        names = [name for name in total if (name.partition(", ")[2] or "one of a kind") == form]
+        missed = ", ".join(name.partition(",")[0] for name in names if found[name] < total[name])
+        count = sum(total[name] for name in names)
+        print(
+            f"  {form:18}{sum(found[name] for name in names) / count:6.3f} of {count:4}  missed some of: {missed or '-'}"
+        )
+    alarms: list[str] = []
+    sound = 0
+    for name, make in specimens.good().items():
+        for photo in photos:
+            sound += 1
+            if is_unusable(make(photo, rng), "x." + name.rpartition(".")[2]):
+                alarms.append(name)
+    print(
+        f"  of {len(total)} kinds that lose pixels, {sum(found.values()) / sum(total.values()):.3f} of {sum(total.values()):,}"
+    )
+    print(
+        f"  alarms on {sound:,} sound ones of {len(specimens.good())} kinds: {len(alarms)} {dict(Counter(alarms)) or ''}"
+    )
 
 
 def main() -> None:

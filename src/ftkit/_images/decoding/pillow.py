@@ -159,12 +159,10 @@ def _to_grey(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("L").reduce(factor))
 
 
-def lowest_is_grey(data: bytes, share: float) -> bool:
-    """Whether the lowest ``share`` of a picture is middle grey without any colour."""
+def colours(data: bytes) -> Pixels:
+    """Return a picture in RGB."""
     with Image.open(io.BytesIO(data)) as image:
-        colours = np.asarray(image.convert("RGB"))
-    rows = colours[-max(1, int(len(colours) * share * 0.9)) :].astype(np.int16)
-    return bool((abs(rows - 128) <= 2).all())
+        return np.asarray(image.convert("RGB"))
 
 
 def shrunk_jpeg(data: bytes) -> Pixels:
