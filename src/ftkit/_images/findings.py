@@ -66,6 +66,8 @@ KINDS: dict[str, Kind] = {
     # The suffix: decoding/checks.py.
     "wrong_suffix": _odd("loaders that go by the suffix fail", "repair() renames a copy"),
     "unlisted_suffix": _odd("ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
+    # What Pillow can't open by itself: decoding/pillow.py.
+    "needs_package": _odd("loaders raise, unless a package for it is there", "install that, or convert it"),
     # Small flaws of the bytes, and what the header says: decoding/jpeg.py, png.py, pillow.py and picture.py.
     "decoder_warning": _odd("the decoder complains, the pixels are sound", "nothing, or save it again"),
     "trailing_data": _odd("bytes follow the picture; harmless", "repair() cuts them off"),

@@ -42,14 +42,14 @@ def is_cut_off(colours: Pixels, share: float) -> bool:
     lowest = colours[-max(1, int(len(colours) * share * 0.9)) :].astype(np.int16)
     if (abs(lowest - _FILL) > _SPREAD).any():  # it has a colour
         return False
-    light = colours @ np.array([0.299, 0.587, 0.114], np.float32)
+    light: npt.NDArray[np.float32] = np.dot(colours, np.array([0.299, 0.587, 0.114], np.float32))
     return any(_ends_within_a_row(light, *unit) for unit in _UNITS)
 
 
 def _ends_within_a_row(light: npt.NDArray[np.float32], height: int, width: int) -> bool:
-    filled = _all_of_each(abs(light - _FILL) <= _SPREAD, height, width)
+    filled = _all_of_each(np.abs(light - _FILL) <= _SPREAD, height, width)
     rows, columns = filled.shape
-    top = rows - int(filled.all(1)[::-1].argmin())  # the first row that is filled
+    top = rows - int(np.logical_and.reduce(filled, axis=1)[::-1].argmin())  # the first row that is filled
     if not 2 <= top < rows:
         return False
     cut = columns - int(filled[top - 1, ::-1].argmin())  # in the row above that, the first that is
@@ -66,7 +66,8 @@ def _all_of_each(flags: _Flags, height: int, width: int) -> _Flags:
     rows, columns = -(-flags.shape[0] // height), -(-flags.shape[1] // width)
     whole = np.ones((rows * height, columns * width), bool)
     whole[: flags.shape[0], : flags.shape[1]] = flags
-    return whole.reshape(rows, height, columns, width).all((1, 3))
+    units: _Flags = np.logical_and.reduce(whole.reshape(rows, height, columns, width), axis=(1, 3))
+    return units
 
 
 def _is_laid_of_tiles(light: npt.NDArray[np.float32], height: int, width: int) -> bool:
