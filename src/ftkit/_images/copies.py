@@ -129,7 +129,8 @@ def judge_group(
     classes = sorted({place.label for place in places.values()} - {""})
     splits = sorted({place.split for place in places.values()} - {""})
     rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
-    keeper = max(paths, key=rank.__getitem__)
+    order = list(layout.splits.values())
+    keeper = max(paths, key=lambda path: (rank[path], order.index(places[path].split) if places[path].split else -1))
     near = "near_" if kind == "near" else ""
     notes = []
     for path in paths:
@@ -138,7 +139,7 @@ def judge_group(
         if len(classes) > 1:
             others = ", ".join(label for label in classes if label != places[path].label)
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
-        if len(splits) > 1 and rank[path] < rank[keeper]:
+        if len(splits) > 1 and places[path].split != places[keeper].split:
             is_same = files[path] == files[keeper]
             notes.append((path, Note("same_file" if is_same else near + "leak", copy)))
         elif len(classes) <= 1 and files[path] != files[keeper]:

@@ -105,6 +105,12 @@ KINDS: dict[str, Kind] = {
     "no_images": _odd("a class without a usable image; ImageFolder raises", "add some, or drop the class"),
     "imbalance": _odd("a class has ten times fewer images than another", "weight the classes"),
     "classes_differ": _odd("ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
+    # What ImageFolder would make of the folders: layout.py.
+    "classes_deeper": _odd("ImageFolder finds a single class: the folder that holds the classes", "give that folder"),
+    "flat": _odd("images without class folders; ImageFolder raises", "sort them into folders, or write a Dataset"),
+    "beside_classes": _odd("ImageFolder passes over images that lie in no class folder", "move them into their class"),
+    "class_twins": _odd("two classes for ImageFolder, one for systems that ignore case", "merge or rename them"),
+    "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; an extra class, or an error", "set it aside"),
     "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),

@@ -40,6 +40,7 @@ def scan_images(
     splits: Sequence[str] | Mapping[str, str] | None = None,
     progress: bool | None = None,
     resume: str | os.PathLike[str] | None = None,
+    allow_empty: bool = False,
 ) -> ScanReport:
     """Look at every file below ``root`` and report what would harm a training; change nothing.
 
@@ -57,16 +58,19 @@ def scan_images(
         near_duplicates: Also look for copies in another size, format or quality.
         timeout: Seconds after which a file that is not decoded is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
-            to the split's name. By default the top folders named train, val, valid, test and such.
+            to the split's name. By default the folders named train, val, valid, test and such, also
+            train2017 or test_set, at the top or in ``images``.
         progress: Show a bar; by default only in a terminal.
         resume: A journal to write. When it is there already, files that have not changed
             since are not read again: a scan that was stopped goes on.
+        allow_empty: A folder without a file is no error.
 
     Returns:
         The report: see `ScanReport`.
 
     Raises:
-        FtkitError: ``root`` is no folder, a split does not exist, a number makes no sense, or workers can't start.
+        FtkitError: ``root`` is no folder or holds no file, a split does not exist, a number makes no sense, or workers
+            can't start.
 
     Example:
         >>> from PIL import Image
@@ -87,7 +91,7 @@ def scan_images(
         raise FtkitError(f"timeout={timeout}: give the seconds after which a file is given up, more than 0.")
     start = time.perf_counter()
     folder = open_folder(root)
-    layout = Layout.find(folder.tops(), folder.name, splits)
+    layout = Layout.find(folder.tops(), folder.name, splits, folder.tops)
     try:
         number = workers or _cores()
         if executor is None:
@@ -108,6 +112,8 @@ def scan_images(
                     whole.run(pool, _LEAST_TASK, _THREAD_TASK)
             else:
                 whole.run(executor, _TASK, _TASK)
+            if not (tally.files or allow_empty):
+                raise FtkitError(f"There is no file in {folder.name!r}. Give another folder, or allow_empty=True.")
             groups = tally.finish()
     finally:
         close_workers()

@@ -11,7 +11,7 @@ from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
 from ftkit._images.folders import LITTER_FOLDERS, Folder, Stamp
 from ftkit._images.journal import Journal
-from ftkit._images.layout import Layout
+from ftkit._images.layout import Arrangement, Layout
 from ftkit._images.suffixes import IMAGE_SUFFIXES
 from ftkit._images.verdict import Form, Note, Notes, Verdict, read_line
 
@@ -51,7 +51,7 @@ class Tally:
         self.classes: Counter[tuple[str, str]] = Counter()
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
-        self._copies = copies
+        self._copies, self._arrangement = copies, Arrangement(layout)
         self._grey, self._half_grey = array("Q"), array("Q")  # places in the journal
 
     def note(self, path: str, note: Note) -> None:
@@ -85,6 +85,7 @@ class Tally:
     def _count(self, path: str, form: Form, verdict: Verdict, at: int) -> None:
         """Take in a usable image."""
         self.images += 1
+        self._arrangement.add(path)
         place = self._layout.place(path)
         if place.label:
             self.classes[place.folder, place.label] += 1
@@ -115,6 +116,8 @@ class Tally:
                 self.note(path, Note("greyscale", "one channel, in a set that has colour"))
                 self._remember(path, verdict)
         self._judge_classes()
+        for path, note in self._arrangement.notes(self._prefix):
+            self.note(path, note)
         groups = []
         for kind, verdicts, pairs in self._copies.groups():
             files = {path: self._folder.identity(path) for path in verdicts}
@@ -130,7 +133,7 @@ class Tally:
         by_split: dict[str, dict[str, int]] = {}
         for (split, name), count in self.classes.items():
             in_split = split or not self._layout.splits
-            if in_split and name.lower() not in LITTER_FOLDERS:
+            if in_split and name.lower() not in LITTER_FOLDERS and not name.startswith("."):
                 by_split.setdefault(split, {})[name] = count
         for split, classes in by_split.items():
             self._judge_balance(split, classes)
