@@ -12,9 +12,9 @@ scan       ``scan_images`` with two workers, their start included, in wall time.
            processes of a pool
 index      near pairs among random 64-bit hashes. The unit is faiss's flat index, where it is installed
 executors  a scan through threads, spawned processes and dask, the latter where it is installed. The unit is the default
-quality    the same for some hundred kinds of damage, in many formats, and of sound pictures that look odd (the rounds are
-           the seed)
 detect     shares of cut and garbled photos that are found by ftkit and by ``Image.load``; alarms on sound ones
+quality    what is found of 200 kinds of damage, in many formats, where a hundredth of the pixels and more are lost, and the
+           alarms on 100 kinds of sound pictures that look odd; the rounds are the seed
 """
 
 from __future__ import annotations
@@ -246,39 +246,28 @@ def quality(root: Path, rounds: int) -> None:
     import specimens
 
     rng = random.Random(rounds)
-    photos = [Image.open(path).convert("RGB") for path in rng.sample(photos_of(root), 12)]
-    photos = [photo.resize((480, 360)) for photo in photos]
-    found, total = Counter[str](), Counter[str]()
+    photos = [Image.open(path).convert("RGB").resize((320, 240)) for path in rng.sample(photos_of(root), 14)]
+    found, total = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
     for name, make in specimens.damage().items():
-        form, suffix = name.partition(", ")[2] or name, "x." + name.rpartition(".")[2]
-        for photo in rng.sample(photos, 3):
-            bad = make(photo, rng)
-            code = specimens._CODINGS.get(form)
-            whole = code(photo) if code else specimens.encode(photo)
+        harm, _, form = name.partition(", ")
+        for photo in rng.sample(photos, 2):
+            bad, whole = make(photo, rng), specimens.CODINGS.get(form, specimens.encode)(photo)
             if bad != whole and specimens.is_lost(whole, bad):
-                total[name] += 1
-                found[name] += is_unusable(bad, suffix)
-    forms = sorted({name.partition(", ")[2] or "one of a kind" for name in total})
-    for form in forms:
-        names = [name for name in total if (name.partition(", ")[2] or "one of a kind") == form]
-        missed = ", ".join(name.partition(",")[0] for name in names if found[name] < total[name])
-        count = sum(total[name] for name in names)
-        print(
-            f"  {form:18}{sum(found[name] for name in names) / count:6.3f} of {count:4}  missed some of: {missed or '-'}"
-        )
-    alarms: list[str] = []
-    sound = 0
-    for name, make in specimens.good().items():
-        for photo in photos:
-            sound += 1
-            if is_unusable(make(photo, rng), "x." + name.rpartition(".")[2]):
-                alarms.append(name)
-    print(
-        f"  of {len(total)} kinds that lose pixels, {sum(found.values()) / sum(total.values()):.3f} of {sum(total.values()):,}"
-    )
-    print(
-        f"  alarms on {sound:,} sound ones of {len(specimens.good())} kinds: {len(alarms)} {dict(Counter(alarms)) or ''}"
-    )
+                total[form or "others", harm] += 1
+                found[form or "others", harm] += is_unusable(bad, "x." + name.rpartition(".")[2])
+    for form in dict.fromkeys(form for form, _ in total):
+        here = {harm: count for (kind, harm), count in total.items() if kind == form}
+        missed = ", ".join(harm for harm, count in here.items() if found[form, harm] < count) or "none"
+        share = sum(found[form, harm] for harm in here) / sum(here.values())
+        print(f"  {form:18}{share:6.3f} of {sum(here.values()):4}; some missed of: {missed}", flush=True)
+    share = sum(found.values()) / sum(total.values())
+    print(f"  of {len(total)} kinds that lose pixels: {share:.3f} of {sum(total.values()):,}", flush=True)
+    sound = specimens.good()
+    alarms = Counter[str]()
+    for name, make in sound.items():
+        alarms[name] = sum(is_unusable(make(photo, rng), "x." + name.rpartition(".")[2]) for photo in photos)
+    alarms = +alarms
+    print(f"  alarms on {len(sound) * len(photos):,} sound ones of {len(sound)} kinds: {alarms.total()} {dict(alarms)}")
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Kinds of damage, and of pictures that look damaged and are not, made of photos: what `images.py quality` looks at.
 
-Each function takes a photo and a source of chance, and returns the bytes of a file; the name of its kind ends in its suffix.
+Each function takes a photo and a source of chance, and returns the bytes of a file; its name ends in the suffix.
 """
 
 from __future__ import annotations
@@ -60,11 +60,9 @@ def steps(image: Image.Image, rng: random.Random, step: int, photo: bool) -> Ima
     columns, rows = 480 // step, 320 // step
     sheet = Image.new("RGB", (columns * step, rows * step), (128, 128, 128))
     for at in range(int(columns * (rows * 0.7) + rng.randrange(1, columns))):
-        tile = (
-            image.crop((x := rng.randrange(image.width - step), y := rng.randrange(image.height - step), x + step, y + step))
-            if photo
-            else Image.new("RGB", (step, step), tuple(rng.randrange(256) for _ in range(3)))
-        )  # fmt: skip
+        x, y = rng.randrange(image.width - step), rng.randrange(image.height - step)
+        colour = tuple(rng.randrange(256) for _ in range(3))
+        tile = image.crop((x, y, x + step, y + step)) if photo else Image.new("RGB", (step, step), colour)
         sheet.paste(tile, (at % columns * step, at // columns * step))
     return sheet
 
@@ -102,7 +100,7 @@ def toned(image: Image.Image, _: random.Random, gain: float, offset: float, blur
     return seen.filter(ImageFilter.GaussianBlur(blur)) if blur else seen
 
 
-def horizon(image: Image.Image, rng: random.Random, bottom: object) -> Image.Image:
+def horizon(image: Image.Image, _: random.Random, bottom: object) -> Image.Image:
     """A photo whose ground is of one colour, from a line between blocks on."""
     seen = image.copy()
     seen.paste(bottom, (0, image.height // 32 * 16, image.width, image.height))
@@ -139,7 +137,7 @@ def _looks() -> dict[str, Callable[[Image.Image, random.Random], Image.Image]]:
     return looks
 
 
-_CODINGS: dict[str, Callable[[Image.Image], bytes]] = {
+CODINGS: dict[str, Callable[[Image.Image], bytes]] = {
     **{f"quality {q}.jpg": partial(encode, quality=q) for q in (1, 5, 10, 20, 50, 75, 95, 100)},
     **{f"{s}.jpg": partial(encode, subsampling=s) for s in ("4:4:4", "4:2:2")},
     "progressive.jpg": partial(encode, progressive=True),
@@ -163,7 +161,8 @@ _CODINGS: dict[str, Callable[[Image.Image], bytes]] = {
     ".webp": partial(encode, form="WEBP"),
     "lossless.webp": partial(encode, form="WEBP", lossless=True),
     ".bmp": partial(encode, form="BMP"),
-    **{f"{c or 'raw'}.tif": partial(encode, form="TIFF", compression=c) for c in (None, "tiff_lzw", "tiff_deflate", "packbits")},
+    "raw.tif": partial(encode, form="TIFF"),
+    **{f"{c}.tif": partial(encode, form="TIFF", compression=c) for c in ("tiff_lzw", "tiff_deflate", "packbits")},
     ".ppm": partial(encode, form="PPM"),
     ".jp2": partial(encode, form="JPEG2000"),
     ".avif": lambda image: encode(image, "AVIF", speed=10),
@@ -182,7 +181,7 @@ def good() -> dict[str, Make]:
         f"{name}.jpg": lambda image, rng, look=look: encode(look(image, rng), quality=rng.choice((5, 12, 20, 60, 90)))
         for name, look in _looks().items()
     }
-    return looks | {name: lambda image, _, code=code: code(image) for name, code in _CODINGS.items()}
+    return looks | {name: lambda image, _, code=code: code(image) for name, code in CODINGS.items()}
 
 
 # Damage.
@@ -323,7 +322,7 @@ def swapped_tables(image: Image.Image, _: random.Random) -> bytes:
 def damage() -> dict[str, Make]:
     """Return the kinds of damage: each harm to each of some codings, and those that have one coding only."""
     kinds: dict[str, Make] = {
-        f"{harm}, {coding}": lambda image, rng, harm=harm, coding=coding: _HARM[harm](_CODINGS[coding](image), rng)
+        f"{harm}, {coding}": lambda image, rng, harm=harm, coding=coding: _HARM[harm](CODINGS[coding](image), rng)
         for harm in _HARM
         for coding in _HARMED
     }

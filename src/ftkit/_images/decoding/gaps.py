@@ -17,8 +17,8 @@ _Flags: TypeAlias = "npt.NDArray[np.bool_]"
 _FILL, _SHIFT, _SPREAD = 128, 1, 2
 _UNITS = (16, 16), (8, 16), (8, 8), (16, 8)  # height and width in pixels of what a JPEG codes in one go
 _STRAY = 0.05  # of the units elsewhere, that may be as grey
-_MOST_GREY = 0.5  # of the pixels left of the cut
 _JUMP = 2.5  # times as much as next to it may a picture step on the lines between units
+_AROUND = 16  # rows above a line, that tell how much is usual
 
 
 def filled_share(grey: Pixels) -> float:
@@ -56,8 +56,10 @@ def _ends_within_a_row(light: npt.NDArray[np.float32], height: int, width: int) 
     cut = columns - int(filled[top - 1, ::-1].argmin())  # in the row above that, the first that is
     if not 0 < cut < columns:
         return False
-    line = light[(top - 1) * height : top * height, : cut * width]
-    if (np.abs(line - _FILL) <= 4 * _SPREAD).mean() > _MOST_GREY:  # a line of text
+    start, left = (top - 1) * height, cut * width
+    jump = np.abs(light[start, :left] - light[start - 1, :left]).mean()
+    steps = np.abs(np.diff(light[:start], axis=0))
+    if jump > _JUMP * max(steps.mean(), steps[-_AROUND:, :left].mean()) + 1:  # a line of text under the picture
         return False
     picture = (filled[: top - 1], filled[top - 1, :cut], filled[top - 2, cut:])
     return all(part.mean() <= _STRAY for part in picture) and not _is_laid_of_tiles(

@@ -20,6 +20,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in
 _SOS, _DRI, _APP1, _APP2 = 0xDA, 0xDD, 0xE1, 0xE2  # start of a scan, restart interval, where EXIF and MPF stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
+_EXIF = b"Exif\0\0"
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
 
 
@@ -123,7 +124,7 @@ def _read_frame(header: JpegHeader, body: bytes) -> None:
 
 
 def _read_exif(header: JpegHeader, body: bytes) -> None:
-    if body.startswith(b"Exif\0\0"):
+    if body.startswith(_EXIF):
         header.orientation = _read_orientation(body[6:])
 
 
@@ -265,6 +266,14 @@ def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
             missing -= {(name, order) for name in names for order in range(first, last + 1)}
         at = data.find(b"\xff\xda", at + 2)
     return not missing
+
+
+def without_exif(data: bytes) -> bytes:
+    """Take the EXIF out, and touch nothing else."""
+    for marker, at, body in reversed(list(_segments(data, []))):
+        if marker == _APP1 and body.startswith(_EXIF) and at < data.find(b"\xff\xda"):
+            data = data[:at] + data[at + 4 + len(body) :]
+    return data
 
 
 def with_end(data: bytes) -> bytes:

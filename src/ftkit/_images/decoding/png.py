@@ -88,9 +88,9 @@ def _inflates(packed: Iterable[bytes]) -> bool:
     return inflate.eof
 
 
-def mend(data: bytes) -> bytes:
-    """Put the right checksums and an end to a file whose chunks are sound; cut off what follows."""
-    named = [(chunk.name, chunk.body) for chunk in _chunks(data)]
+def mend(data: bytes, without: bytes = b"") -> bytes:
+    """Put the right checksums and an end to a file of sound chunks; cut off what follows, and drop a kind of chunk."""
+    named = [(chunk.name, chunk.body) for chunk in _chunks(data) if chunk.name != without]
     if not named or named[-1][0] != b"IEND":
         named.append((b"IEND", b""))
     return MAGIC + b"".join(
