@@ -1,6 +1,6 @@
 """Scanning folders of images, in units of what Pillow takes to load the same photos.
 
-    python benchmarks/images.py [pass scan index executors detect] [--photos DIR] [--rounds 5]
+    python benchmarks/images.py [pass scan index executors detect quality] [--photos DIR] [--rounds 5]
 
 DIR is a folder of JPEG photos, the more the better; they should be of the size that one trains on. Without it, 600
 pictures with the spectrum of photos are made. Contenders take turns within a round, each is divided by the unit of the
@@ -13,6 +13,8 @@ scan       ``scan_images`` with two workers, their start included, in wall time.
 index      near pairs among random 64-bit hashes. The unit is faiss's flat index, where it is installed
 executors  a scan through threads, spawned processes and dask, the latter where it is installed. The unit is the default
 detect     shares of cut and garbled photos that are found by ftkit and by ``Image.load``; alarms on sound ones
+quality    what is found of 200 kinds of damage, in many formats, where a hundredth of the pixels and more are lost, and the
+           alarms on 100 kinds of sound pictures that look odd; the rounds are the seed
 """
 
 from __future__ import annotations
@@ -184,8 +186,8 @@ def executors(root: Path, rounds: int) -> None:
         )
 
 
-def is_unusable(data: bytes) -> bool:
-    return any(make_finding("x.jpg", note).severity == "unusable" for note in check_bytes("x.jpg", data).notes)
+def is_unusable(data: bytes, name: str = "x.jpg") -> bool:
+    return any(make_finding(name, note).severity == "unusable" for note in check_bytes(name, data).notes)
 
 
 def pillow_refuses(data: bytes) -> bool:
@@ -236,6 +238,36 @@ def detect(root: Path, _: int) -> None:
     for kind, count in total.items():
         print(f"  {kind:8} of {count:5,}: ftkit {ours[kind] / count:.3f}, Image.load {theirs[kind] / count:.3f}")
     print(f"  alarms on {sound:,} sound photos: {alarms}")
+
+
+@section
+def quality(root: Path, rounds: int) -> None:
+    """Of each kind of damage that loses pixels, how much is found; of each kind of sound picture, how many alarms."""
+    import specimens
+
+    rng = random.Random(rounds)
+    photos = [Image.open(path).convert("RGB").resize((320, 240)) for path in rng.sample(photos_of(root), 14)]
+    found, total = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for name, make in specimens.damage().items():
+        harm, _, form = name.partition(", ")
+        for photo in rng.sample(photos, 2):
+            bad, whole = make(photo, rng), specimens.CODINGS.get(form, specimens.encode)(photo)
+            if bad != whole and specimens.is_lost(whole, bad):
+                total[form or "others", harm] += 1
+                found[form or "others", harm] += is_unusable(bad, "x." + name.rpartition(".")[2])
+    for form in dict.fromkeys(form for form, _ in total):
+        here = {harm: count for (kind, harm), count in total.items() if kind == form}
+        missed = ", ".join(harm for harm, count in here.items() if found[form, harm] < count) or "none"
+        share = sum(found[form, harm] for harm in here) / sum(here.values())
+        print(f"  {form:18}{share:6.3f} of {sum(here.values()):4}; some missed of: {missed}", flush=True)
+    share = sum(found.values()) / sum(total.values())
+    print(f"  of {len(total)} kinds that lose pixels: {share:.3f} of {sum(total.values()):,}", flush=True)
+    sound = specimens.good()
+    alarms = Counter[str]()
+    for name, make in sound.items():
+        alarms[name] = sum(is_unusable(make(photo, rng), "x." + name.rpartition(".")[2]) for photo in photos)
+    alarms = +alarms
+    print(f"  alarms on {len(sound) * len(photos):,} sound ones of {len(sound)} kinds: {alarms.total()} {dict(alarms)}")
 
 
 def main() -> None:

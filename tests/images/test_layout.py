@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit import scan_images
-from ftkit._images.layout import Layout, Place
+from ftkit import FtkitError, scan_images
+from ftkit._images.layout import Arrangement, Layout, Place
 
 
 def test_splits_by_other_names(pets: Path) -> None:
@@ -38,3 +39,61 @@ def test_splits_may_lie_deeper() -> None:
     layout = Layout.find(["data"], "pets", {"data/train/": "train"})
     assert layout.place("data/train/cat/1.jpg") == Place("data/train", "train", "cat", "1.jpg")
     assert Layout.find(["Train", "misc", "valid"], "pets", None).splits == {"Train": "train", "valid": "val"}
+
+
+@pytest.mark.parametrize(
+    ("tops", "inside", "splits"),
+    [
+        (["train2017", "val2017", "annotations"], {}, {"train2017": "train", "val2017": "val"}),
+        (["training_set", "test_set"], {}, {"training_set": "train", "test_set": "test"}),
+        (["test-images", "trains", "contest"], {}, {"test-images": "test"}),
+        (["images", "labels"], {"images": ["train", "val"], "labels": ["train"]},
+         {"images/train": "train", "images/val": "val", "labels/train": "train"}),
+        (["JPEGImages", "Annotations", "ImageSets"], {}, {}),
+        (["cat", "dog"], {"cat": ["train", "test"]}, {}),
+    ],
+)  # fmt: skip
+def test_names_that_data_sets_use(tops: list[str], inside: dict[str, list[str]], splits: dict[str, str]) -> None:
+    """Splits go by more names than three, and what tells of images is no class."""
+    layout = Layout.find(tops, "pets", None, lambda top: inside.get(top, []))
+    assert layout.splits == splits
+    assert layout.place("train/images/1.jpg") == Place("", "", "train", "images/1.jpg")
+    assert layout.place("JPEGImages/1.jpg").label == ""
+
+
+def test_a_copy_in_two_folds_is_a_leak(pets: Path) -> None:
+    """By whatever names; the first fold's copy is the one to take away."""
+    for old, new in (("train", "fold0"), ("val", "fold1")):
+        (pets / old).rename(pets / new)
+    (pets / "fold0/dog/copy.jpg").write_bytes((pets / "fold1/dog/0.jpg").read_bytes())
+    report = scan_images(pets, workers=1, splits=["fold0", "fold1"])
+    assert [(f.path, f.kind) for f in report.findings] == [(f"{pets}/fold0/dog/copy.jpg", "leak")]
+
+
+def arranged(*paths: str) -> dict[str, str]:
+    """Return what is noted about images at these paths."""
+    arrangement = Arrangement(Layout.find(sorted({path.partition("/")[0] for path in paths if "/" in path}), "x", None))
+    for path in paths:
+        arrangement.add(path)
+    return {path: note.kind for path, note in arrangement.notes("x/")}
+
+
+def test_what_image_folder_stumbles_over() -> None:
+    """One class that holds the classes, no classes, images beside them, twins and hidden ones."""
+    assert arranged("cat/1.jpg", "dog/2.jpg") == arranged("cat/a/1.jpg", "dog/b/2.jpg") == {}
+    assert arranged("PetImages/Cat/1.jpg", "PetImages/Dog/2.jpg") == {"PetImages": "classes_deeper"}
+    assert arranged("cat/a/1.jpg") == {}
+    assert arranged("1.jpg", "2.jpg") == {"": "flat"}
+    assert arranged("train/1.jpg", "train/cat/2.jpg", "val/cat/3.jpg") == {"train/": "beside_classes"}
+    assert arranged("Cat/1.jpg", "cat/2.jpg", "dog/3.jpg") == dict.fromkeys(["Cat", "cat"], "class_twins")
+    assert arranged("cat/1.jpg", ".cache/2.jpg") == {".cache": "hidden_class"}
+
+
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    """It is a wrong path more often than an empty data set."""
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(FtkitError, match="allow_empty"):
+        scan_images(tmp_path, workers=1)
+    assert scan_images(tmp_path, workers=1, allow_empty=True).files == 0
+    with pytest.raises(FtkitError, match="no folder"):
+        scan_images("", workers=1)

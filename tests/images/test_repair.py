@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from ftkit import FtkitError, scan_images
 
@@ -19,13 +19,15 @@ def odd(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[...,
     exif = Image.Exif()
     exif[274] = 6
     png = encode(photo(9), "PNG")
+    glass = photo(10)
+    glass.putalpha(128)
     files = {
         "turned.jpg": encode(image, exif=exif, quality=95),
         "inks.jpg": encode(photo(6).convert("CMYK")),
         "named.jpg": encode(photo(7), "PNG"),
         "noext": encode(photo(8)),
         "crc.png": png[:-20] + png[-20:-16] + b"\0\0\0\0" + png[-12:],
-        "glass.png": encode(photo(10).convert("RGBA"), "PNG"),
+        "glass.png": encode(glass, "PNG"),
         "deep.png": encode(Image.fromarray(np.asarray(photo(11).convert("L")).astype(np.uint16) * 257), "PNG"),
         "tail.jpg": encode(photo(12)) + b"<html>",
         "endless.jpg": encode(photo(13))[:-2],
@@ -75,6 +77,37 @@ def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
             assert data[40:-40] in Path(new).read_bytes()
             mended.load()
     assert len(made.made) == 4
+
+
+def test_profile_and_exif_stay(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:
+    """Turned and drawn anew, a picture keeps both; a profile for inks is none for RGB."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "Camera"
+    (tmp_path / "set/a").mkdir(parents=True)
+    inks = profile[:16] + b"CMYK" + profile[20:]
+    for name, form in (("turned.jpg", "JPEG"), ("turned.png", "PNG"), ("web.webp", "WEBP")):
+        (tmp_path / "set/a" / name).write_bytes(encode(photo(1), form, exif=exif, icc_profile=profile))
+    (tmp_path / "set/a/inks.jpg").write_bytes(encode(photo(2).convert("CMYK"), exif=exif, icc_profile=inks))
+    made = scan_images(tmp_path / "set", workers=1).repair().made
+    assert len(made) == 4
+    for new in made.values():
+        with Image.open(new) as image:
+            assert image.getexif().get(274, 1) == 1
+            assert image.getexif()[271] == "Camera"
+            assert image.info.get("icc_profile") == (None if "inks" in new else profile)
+            assert image.size == (260, 320)
+
+
+def test_garbled_exif_goes_without_a_touch_to_the_pixels(
+    tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    """Only its segment is missing in the copy."""
+    (tmp_path / "set/a").mkdir(parents=True)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + bytes(range(40))
+    (tmp_path / "set/a/x.jpg").write_bytes(encode(photo(3), exif=exif))
+    (new,) = scan_images(tmp_path / "set", workers=1).repair().made.values()
+    assert Path(new).read_bytes() == encode(photo(3))
 
 
 def test_a_copy_never_replaces_a_file(odd: Path) -> None:

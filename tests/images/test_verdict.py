@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit._images.verdict import Broken, Form, Note, Prints, Verdict, read_line, write_line
+from ftkit._images.decoding.search import ROW
+from ftkit._images.verdict import SIDE, Broken, Form, Note, Prints, Verdict, read_line, write_line
 
 WORDS = st.integers(0, (1 << 64) - 1)
-FINE = st.integers(0, (1 << 128) - 1)
-PRINTS = st.builds(Prints, WORDS, WORDS, FINE, FINE)
+SMALL = st.binary(min_size=8, max_size=8).map(lambda some: b64encode(some * (SIDE * SIDE // 8)).decode())
+PRINTS = st.builds(Prints, st.tuples(*[WORDS] * 6), SMALL)
 TEXT = st.text(max_size=20)
 NOTES = st.builds(Note, TEXT, TEXT, st.sampled_from([None, "unusable", "odd", "junk"]))
 FORMS = st.builds(Form, TEXT, TEXT, st.integers(1), st.integers(1))
@@ -27,17 +31,11 @@ def test_a_line_of_the_journal_is_read_back(path: str, verdict: Verdict) -> None
 
 
 @given(PRINTS)
-def test_prints_and_words(prints: Prints) -> None:
-    """Six numbers of 64 bits hold all of it."""
-    words = prints.words()
-    assert len(words) == 6
-    assert all(0 <= word < 1 << 64 for word in words)
-    assert Prints.from_words(words) == prints
-
-
-def test_words_of_fine_prints_begin_with_the_low_half() -> None:
-    """The order of the table's columns."""
-    assert Prints(1, 2, 3 + (4 << 64), 5 + (6 << 64)).words() == (1, 2, 3, 4, 5, 6)
+def test_a_row_of_the_table_holds_all_of_the_prints(prints: Prints) -> None:
+    """Six numbers and a small picture."""
+    (row,) = np.frombuffer(prints.row(), ROW)
+    assert tuple(row["words"].tolist()) == prints.words
+    assert row["small"].tobytes() == b64decode(prints.small)
 
 
 def test_broken_carries_its_note() -> None:

@@ -6,7 +6,9 @@ from array import array
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Literal
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple, Self
 
 from ftkit._images.findings import DuplicateGroup
 from ftkit._images.journal import Journal
@@ -20,30 +22,48 @@ _SEARCH_SECONDS = 6 * 3600.0
 _RANK = {"train": 1, "val": 2, "test": 3}
 
 
+class Copied(NamedTuple):
+    """Files with the same picture: the verdicts by path, and the similarity of each pair that was found."""
+
+    kind: Literal["exact", "near"]
+    verdicts: dict[str, Verdict]
+    pairs: dict[tuple[str, str], float]
+
+
 class Copies:
-    """What it takes to find copies: 72 bytes for each usable image; the rest is in the journal."""
+    """What it takes to find copies: 24 bytes for each usable image; the rest is in the journal and a temporary file."""
 
     def __init__(self, journal: Journal, near_duplicates: bool) -> None:
         self._journal, self._near = journal, near_duplicates
         # Of every image: half its digest and its place in the journal.
         self._digests, self._places = array("Q"), array("Q")
-        # Of those with fingerprints: these, and the place.
-        self._prints, self._printed = array("Q"), array("Q")
+        # Of those with fingerprints: the place in the journal; these themselves are rows of a file.
+        self._printed = array("Q")
+        self._folder = TemporaryDirectory(prefix="ftkit-")
+        self._table = Path(self._folder.name, "prints")
+        self._rows = self._table.open("wb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._rows.close()
+        self._folder.cleanup()
 
     def add(self, verdict: Verdict, at: int) -> None:
         """Take in an image, whose line stands at byte ``at`` of the journal."""
         self._digests.append(int(verdict.digest[:16], 16))
         self._places.append(at)
         if verdict.prints and self._near:
-            self._prints.extend(verdict.prints.words())
+            self._rows.write(verdict.prints.row())
             self._printed.append(at)
 
-    def groups(self) -> Iterator[tuple[dict[str, Verdict], Literal["exact", "near"]]]:
-        """Yield each group of files with the same picture, verdicts by path, and what kind of copies they are."""
-        yield from ((group, "exact") for group in self._exact())
-        yield from ((group, "near") for group in self._nearly())
+    def groups(self) -> Iterator[Copied]:
+        """Yield each group of files with the same picture."""
+        yield from self._exact()
+        yield from self._nearly()
 
-    def _exact(self) -> Iterator[dict[str, Verdict]]:
+    def _exact(self) -> Iterator[Copied]:
         """Yield each group of files with the same bytes."""
         half = self._digests.__getitem__
         for _, same in groupby(sorted(range(len(self._digests)), key=half), key=half):
@@ -51,22 +71,31 @@ class Copies:
             by_digest: defaultdict[str, dict[str, Verdict]] = defaultdict(dict)
             for path, verdict in self._read(places if len(places) > 1 else []).items():
                 by_digest[verdict.digest][path] = verdict
-            yield from (group for group in by_digest.values() if len(group) > 1)
+            for group in by_digest.values():
+                if len(group) > 1:
+                    first, *others = sorted(group)
+                    yield Copied("exact", group, {(first, other): 1.0 for other in others})
 
-    def _nearly(self) -> Iterator[dict[str, Verdict]]:
+    def _nearly(self) -> Iterator[Copied]:
         """Yield each group of files with nearly the same picture, when their bytes differ."""
+        self._rows.flush()
         if len(self._printed) < 2:
             return
-        (answer,) = run_jobs([Job("groups", payload=self._prints.tobytes())], _SEARCH_SECONDS)
+        (answer,) = run_jobs([Job("groups", (str(self._table),))], _SEARCH_SECONDS)
         if answer.lost:
             raise FtkitError(
                 f"The search for near duplicates among {len(self._printed):,} images failed ({answer.lost.detail}). "
                 f"Scan again with near_duplicates=False."
             )
-        for members in answer.value:
-            group = self._read([self._printed[member] for member in members])
+        for pairs in answer.value:
+            found = {row: self._journal.read(self._printed[row]) for pair in pairs for row in pair[:2]}
+            group = dict(found.values())
             if len({verdict.digest for verdict in group.values()}) > 1:
-                yield group
+                by_path: dict[tuple[str, str], float] = {}
+                for one, other, similarity in pairs:
+                    first, second = sorted((found[one][0], found[other][0]))
+                    by_path[first, second] = similarity
+                yield Copied("near", group, by_path)
 
     def _read(self, places: Sequence[int]) -> dict[str, Verdict]:
         """Return the verdicts, by path, of the images whose lines stand at these places."""
@@ -79,6 +108,7 @@ def judge_group(
     layout: Layout,
     prefix: str,
     files: Mapping[str, Hashable] | None = None,
+    pairs: Mapping[tuple[str, str], float] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
@@ -90,23 +120,29 @@ def judge_group(
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as it stands.
         files: Which file each path stands for; by default each for one of its own.
+        pairs: The similarity of each pair that was found, by its paths in order.
     """
+    pairs = pairs or {}
     files = files or {path: path for path in paths}
     paths = sorted(paths)
     places = {path: layout.place(path) for path in paths}
     classes = sorted({place.label for place in places.values()} - {""})
     splits = sorted({place.split for place in places.values()} - {""})
     rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
-    keeper = max(paths, key=rank.__getitem__)
+    order = list(layout.splits.values())
+    keeper = max(paths, key=lambda path: (rank[path], order.index(places[path].split) if places[path].split else -1))
     near = "near_" if kind == "near" else ""
     notes = []
     for path in paths:
+        like = pairs.get((min(path, keeper), max(path, keeper)), 1.0)
+        copy = f"also at {prefix}{keeper}" + (f", similarity {like:.3f}" if like < 1 else "")
         if len(classes) > 1:
             others = ", ".join(label for label in classes if label != places[path].label)
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
-        if len(splits) > 1 and rank[path] < rank[keeper]:
+        if len(splits) > 1 and places[path].split != places[keeper].split:
             is_same = files[path] == files[keeper]
-            notes.append((path, Note("same_file" if is_same else near + "leak", f"also at {prefix}{keeper}")))
+            notes.append((path, Note("same_file" if is_same else near + "leak", copy)))
         elif len(classes) <= 1 and files[path] != files[keeper]:
-            notes.append((path, Note(near + "duplicate", f"also at {prefix}{keeper}")))
-    return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits)), notes
+            notes.append((path, Note(near + "duplicate", copy)))
+    named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
+    return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes

@@ -69,6 +69,8 @@ KINDS: dict[str, Kind] = {
     # The suffix: decoding/checks.py.
     "wrong_suffix": _odd("loaders that go by the suffix fail", "repair() renames a copy"),
     "unlisted_suffix": _odd("ImageFolder passes over it, for its suffix", "repair() makes a copy it takes"),
+    # What Pillow can't open by itself: decoding/pillow.py.
+    "needs_package": _odd("loaders raise, unless a package for it is there", "install that, or convert it"),
     # Small flaws of the bytes, and what the header says: decoding/jpeg.py, png.py, pillow.py and picture.py.
     "decoder_warning": _odd("the decoder complains, the pixels are sound", "nothing, or save it again"),
     "trailing_data": _odd("bytes follow the picture; harmless", "repair() cuts them off"),
@@ -106,6 +108,12 @@ KINDS: dict[str, Kind] = {
     "no_images": _odd("a class without a usable image; ImageFolder raises", "add some, or drop the class"),
     "imbalance": _odd("a class has ten times fewer images than another", "weight the classes"),
     "classes_differ": _odd("ImageFolder numbers classes by name: labels differ between splits", "mend folders"),
+    # What ImageFolder would make of the folders: layout.py.
+    "classes_deeper": _odd("ImageFolder finds a single class: the folder that holds the classes", "give that folder"),
+    "flat": _odd("images without class folders; ImageFolder raises", "sort them into folders, or write a Dataset"),
+    "beside_classes": _odd("ImageFolder passes over images that lie in no class folder", "move them into their class"),
+    "class_twins": _odd("two classes for ImageFolder, one for systems that ignore case", "merge or rename them"),
+    "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; an extra class, or an error", "set it aside"),
     "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),
@@ -144,15 +152,17 @@ class DuplicateGroup(Report):
     Attributes:
         paths: The files, sorted.
         kind: ``"exact"`` for the same bytes, ``"near"`` for nearly the same picture (another size,
-            format or quality, a slight crop, a mirror image).
+            format or quality, a slight crop, turned, a mirror image).
         classes: The class folders that the files lie in.
         splits: The splits that the files lie in.
+        pairs: Two files each, and how similar they are, from 0 to 1: those pairs that make it one group.
     """
 
     paths: tuple[str, ...]
     kind: Literal["exact", "near"]
     classes: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str, float], ...] = ()
 
     @property
     def crosses_classes(self) -> bool:

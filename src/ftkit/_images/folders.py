@@ -52,10 +52,10 @@ class Folder:
         self.prefix: str = os.path.join(name, "")  # noqa: PTH118  (Path knows no such thing)
         self.place: str = str(Path(name).absolute())
 
-    def tops(self) -> list[str]:
-        """Return the names of the folders right below."""
+    def tops(self, inside: str = "") -> list[str]:
+        """Return the names of the folders right below, or below one of them."""
         try:
-            with os.scandir(self.place) as listing:
+            with os.scandir(Path(self.place, inside)) as listing:
                 return [entry.name for entry in listing if _is_folder(entry)]
         except OSError as error:
             raise FtkitError(f"{self.name!r} can't be looked into: {error.strerror}. Mend its permissions.") from error
@@ -135,10 +135,10 @@ class _RemoteFolder(Folder):
         if not self._files.isdir(self._root):
             raise _no_folder(url)
 
-    def tops(self) -> list[str]:
+    def tops(self, inside: str = "") -> list[str]:
         return [
             entry["name"].rstrip("/").rpartition("/")[2]
-            for entry in self._files.ls(self._root, detail=True)
+            for entry in self._files.ls(f"{self._root}/{inside}".rstrip("/"), detail=True)
             if entry["type"] == "directory"
         ]
 

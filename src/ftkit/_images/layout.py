@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ftkit._arguments import strings
+from ftkit._images.verdict import Note
+from ftkit._wording import plural
 from ftkit.errors import FtkitError, did_you_mean
 
 _SPLITS = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
+# A split's name may go on: train2017, training_set, test-images.
+_SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})([_ -]?(set|data|images|imgs))?[_ -]?[0-9]{{0,4}}")
+_IMAGE_FOLDERS = frozenset(("images", "imgs", "jpegimages"))
+# Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. No classes.
+_LABEL_FOLDERS = frozenset(("labels", "annotations", "masks", "imagesets", "segmentationclass", "segmentationobject"))
+_NO_CLASSES = _IMAGE_FOLDERS | _LABEL_FOLDERS
+_NAMED = 5  # folders in a detail
 
 
 class Place(NamedTuple):
@@ -32,16 +43,25 @@ class Layout:
     splits: Mapping[str, str]
 
     @classmethod
-    def find(cls, tops: Sequence[str], root: str, splits: Sequence[str] | Mapping[str, str] | None) -> Layout:
+    def find(
+        cls,
+        tops: Sequence[str],
+        root: str,
+        splits: Sequence[str] | Mapping[str, str] | None,
+        below: Callable[[str], Sequence[str]] = lambda _: (),
+    ) -> Layout:
         """Return the layout that `scan_images` is given by ``splits``, or else that the folders' names suggest.
 
         Args:
             tops: The names of the folders right below ``root``.
             root: What the error calls it.
             splits: As for `scan_images`.
+            below: Returns the names of the folders in one of them.
         """
         if splits is None:
-            return cls({name: _SPLITS[name.lower()] for name in sorted(tops) if name.lower() in _SPLITS})
+            found = {name: split for name in sorted(tops) if (split := _split(name))}
+            inside = (f"{top}/{name}" for top in sorted(tops) if top.lower() in _NO_CLASSES for name in below(top))
+            return cls(found or {path: split for path in inside if (split := _split(path.rpartition("/")[2]))})
         named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
         strings("splits", [*named, *named.values()], "folders")
         layout = cls({name.replace(os.sep, "/").strip("/"): split for name, split in named.items()})
@@ -62,4 +82,54 @@ class Layout:
         """
         folder = next((folder for folder in self.splits if path.startswith(folder + "/")), "")
         label, slash, rest = path.removeprefix(folder + "/" if folder else "").partition("/")
+        if label.lower() in _NO_CLASSES:
+            label, rest = "", f"{label}/{rest}" if slash else label
+            slash = "/"
         return Place(folder, self.splits.get(folder, ""), *((label, rest) if slash else ("", label)))
+
+
+def _split(name: str) -> str:
+    found = _SPLIT_NAME.fullmatch(name.lower())
+    return _SPLITS[found[1]] if found else ""
+
+
+class Arrangement:
+    """Where the images of a data set lie, to tell what ImageFolder would make of it."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        #: Images by the split's folder, and the two folders below that.
+        self._images: Counter[tuple[str, str, str]] = Counter()
+
+    def add(self, path: str) -> None:
+        """Take in an image."""
+        folder = self._layout.place(path).folder
+        first, second, *_ = [*path.removeprefix(folder).strip("/").split("/")[:-1], "", ""]
+        self._images[folder, first, second] += 1
+
+    def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
+        """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
+        for split in self._layout.splits or ("",):
+            inside = {key[1:]: count for key, count in self._images.items() if key[0] == split}
+            yield from self._in_split(f"{split}/" if split else "", inside, prefix)
+
+    @staticmethod
+    def _in_split(split: str, inside: Mapping[tuple[str, str], int], prefix: str) -> Iterator[tuple[str, Note]]:
+        loose, names = inside.get(("", ""), 0), sorted({first for first, _ in inside} - {""})
+        if loose and names:
+            detail = f"{plural(loose, 'image')} beside {plural(len(names), 'class folder')}"
+            yield split, Note("beside_classes", detail)
+        elif loose:
+            yield split, Note("flat", f"{plural(loose, 'image')}, and no class folders")
+        for name in names:
+            if name.startswith("."):
+                yield split + name, Note("hidden_class", "a hidden folder with images in it")
+        twins = Counter(name.casefold() for name in names)
+        for name in names:
+            if twins[name.casefold()] > 1:
+                others = [other for other in names if other.casefold() == name.casefold() and other != name]
+                yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} in case only")
+        deeper = sorted(second for _, second in inside)
+        if len(names) == 1 and not loose and len(deeper) > 1 and "" not in deeper:
+            folders = ", ".join(map(repr, deeper[:_NAMED]))
+            yield split + names[0], Note("classes_deeper", f"holds {folders}; did you mean {prefix}{split}{names[0]}?")

@@ -42,6 +42,7 @@ def scan_images(
     splits: Sequence[str] | Mapping[str, str] | None = None,
     progress: bool | None = None,
     journal: str | os.PathLike[str] | None = None,
+    allow_empty: bool = False,
 ) -> ScanReport:
     """Look at every file below ``root`` and report what would harm a training; change nothing.
 
@@ -59,16 +60,19 @@ def scan_images(
         near_duplicates: Also look for copies in another size, format or quality.
         timeout: Seconds after which a file that is not decoded is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
-            to the split's name. By default the top folders named train, val, valid, test and such.
+            to the split's name. By default the folders named train, val, valid, test and such, also
+            train2017 or test_set, at the top or in ``images``.
         progress: Show a bar; by default only in a terminal.
         journal: A file to write the verdict on each file to. When it is there already, files that have not
             changed since are not read again: a scan that was stopped goes on.
+        allow_empty: A folder without a file is no error.
 
     Returns:
         The report: see `ScanReport`.
 
     Raises:
-        FtkitError: ``root`` is no folder, a split does not exist, a number makes no sense, or workers can't start.
+        FtkitError: ``root`` is no folder or holds no file, a split does not exist, a number makes no sense, or workers
+            can't start.
 
     Example:
         >>> from PIL import Image
@@ -92,7 +96,7 @@ def scan_images(
     progress = None if progress is None else flag("progress", progress)
     start = time.perf_counter()
     folder = open_folder(root)
-    layout = Layout.find(folder.tops(), folder.name, splits)
+    layout = Layout.find(folder.tops(), folder.name, splits, folder.tops)
     try:
         number = workers or _cores()
         if executor is None:
@@ -100,18 +104,21 @@ def scan_images(
         # The rest is imported while it starts.
         from concurrent.futures import ThreadPoolExecutor
 
+        from ftkit._images.copies import Copies
         from ftkit._images.journal import Journal
         from ftkit._images.report import ScanReport
         from ftkit._images.tally import Tally
 
-        with Journal(journal, folder) as verdicts, _bar(progress) as bar:
-            tally = Tally(folder, layout, verdicts, near_duplicates)
+        with Journal(journal, folder) as verdicts, Copies(verdicts, near_duplicates) as copies, _bar(progress) as bar:
+            tally = Tally(folder, layout, verdicts, copies)
             whole = _Pass(folder, timeout, verdicts, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
                     whole.run(pool, _LEAST_TASK, _THREAD_TASK)
             else:
                 whole.run(executor, _TASK, _TASK)
+            if not (tally.files or allow_empty):
+                raise FtkitError(f"There is no file in {folder.name!r}. Give another folder, or allow_empty=True.")
             groups = tally.finish()
     finally:
         close_workers()

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
+from dataclasses import replace
 
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
 from ftkit._images.folders import LITTER_FOLDERS, Folder, Stamp
 from ftkit._images.journal import Journal
-from ftkit._images.layout import Layout
+from ftkit._images.layout import Arrangement, Layout
 from ftkit._images.suffixes import IMAGE_SUFFIXES
-from ftkit._images.verdict import Note, Notes, Verdict, read_line
+from ftkit._images.verdict import Form, Note, Notes, Verdict, read_line
 
 _IMBALANCE = 10  # times more images than in another class
 _GREYSCALE = 10  # times more images than grey ones, so that these stand out
+_HALF_GREY = 0.2, 3  # of the images, and how many at least, from which on it is how they were made
 _GREY_MODES = frozenset(("L", "1", "LA"))
 _NAMED = 5  # classes in a detail
 
@@ -42,15 +44,15 @@ class Tally:
         judged: Of files with findings, by path: the stamp and the digest.
     """
 
-    def __init__(self, folder: Folder, layout: Layout, journal: Journal, near_duplicates: bool) -> None:
+    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies) -> None:
         self.findings: list[Finding] = []
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
-        self._copies = Copies(journal, near_duplicates)
-        self._grey = array("Q")  # places in the journal
+        self._copies, self._arrangement = copies, Arrangement(layout)
+        self._grey, self._half_grey = array("Q"), array("Q")  # places in the journal
 
     def note(self, path: str, note: Note) -> None:
         """Take in what was found about a path relative to the root."""
@@ -70,35 +72,56 @@ class Tally:
         before = len(self.findings)
         for note in _as_claimed(path, verdict.notes):
             self.note(path, note)
-        is_usable = all(finding.severity == "odd" for finding in self.findings[before:])
+        grave = {finding.kind for finding in self.findings[before:] if finding.severity != "odd"}
         if not path.isascii() and path.encode(errors="replace") != os.fsencode(path):
             self.note(path, Note("name_not_utf8", ascii(path.rpartition("/")[2])))
-        if verdict.form and is_usable:
-            self.images += 1
-            place = self._layout.place(path)
-            if place.label:
-                self.classes[place.folder, place.label] += 1
-            self._copies.add(verdict, at)
-            if verdict.form.mode in _GREY_MODES:
-                self._grey.append(at)
+        if verdict.form and not grave:
+            self._count(path, verdict.form, verdict, at)
+        elif grave == {"half_grey"}:
+            self._half_grey.append(at)
         if len(self.findings) > before:
             self._remember(path, verdict)
+
+    def _count(self, path: str, form: Form, verdict: Verdict, at: int) -> None:
+        """Take in a usable image."""
+        self.images += 1
+        self._arrangement.add(path)
+        place = self._layout.place(path)
+        if place.label:
+            self.classes[place.folder, place.label] += 1
+        self._copies.add(verdict, at)
+        if form.mode in _GREY_MODES:
+            self._grey.append(at)
+
+    def _forgive_half_grey(self) -> None:
+        """Have it be odd only where many images end in grey: whoever made them meant it."""
+        share, least = _HALF_GREY
+        if len(self._half_grey) < max(least, share * (self.images + len(self._half_grey))):
+            return
+        self.findings = [replace(f, severity="odd") if f.kind == "half_grey" else f for f in self.findings]
+        for at in self._half_grey:
+            path, verdict = self._journal.read(at)
+            if verdict.form:
+                self._count(path, verdict.form, verdict, at)
 
     def _remember(self, path: str, verdict: Verdict) -> None:
         self.judged[self._prefix + path] = tuple(verdict.stamp), verdict.digest
 
     def finish(self) -> list[DuplicateGroup]:
         """Draw the conclusions that need all the files; return the groups of copies."""
+        self._forgive_half_grey()
         if len(self._grey) * _GREYSCALE <= self.images:
             for at in self._grey:
                 path, verdict = self._journal.read(at)
                 self.note(path, Note("greyscale", "one channel, in a set that has colour"))
                 self._remember(path, verdict)
         self._judge_classes()
+        for path, note in self._arrangement.notes(self._prefix):
+            self.note(path, note)
         groups = []
-        for verdicts, kind in self._copies.groups():
+        for kind, verdicts, pairs in self._copies.groups():
             files = {path: self._folder.identity(path) for path in verdicts}
-            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files)
+            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files, pairs)
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:
@@ -110,7 +133,7 @@ class Tally:
         by_split: dict[str, dict[str, int]] = {}
         for (split, name), count in self.classes.items():
             in_split = split or not self._layout.splits
-            if in_split and name.lower() not in LITTER_FOLDERS:
+            if in_split and name.lower() not in LITTER_FOLDERS and not name.startswith("."):
                 by_split.setdefault(split, {})[name] = count
         for split, classes in by_split.items():
             self._judge_balance(split, classes)

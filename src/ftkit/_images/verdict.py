@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -35,31 +37,26 @@ class Form(NamedTuple):
     height: int
 
 
+#: Pixels of a picture made small, each way.
+SIDE = 32
+
+
 class Prints(NamedTuple):
     """The fingerprints of a picture.
 
     Attributes:
-        whole: 64 bits for the coarse structure of the picture.
-        inner: The same without a sixteenth at each side, to meet the ``whole`` of a cropped copy.
-        whole_fine: 128 bits for the finer structure, to confirm what the coarse bits suggest.
-        inner_fine: The same without a sixteenth at each side.
+        words: 64 bits for the structure of the picture, and the same of it without a sixteenth at each side, without a
+            tenth at the left, the right, the top and the bottom, each to meet the first of a cropped copy.
+        small: The picture in `SIDE` x `SIDE` levels of grey, from 0 to 255, in Base64: to see whether what looks alike
+            by its words is the same.
     """
 
-    whole: int
-    inner: int
-    whole_fine: int
-    inner_fine: int
+    words: tuple[int, ...]
+    small: str
 
-    def words(self) -> tuple[int, ...]:
-        """Return them as six numbers of 64 bits; of fine ones, the low half first."""
-        whole, inner, *fine = self
-        return whole, inner, *(word for bits in fine for word in (bits & (1 << 64) - 1, bits >> 64))
-
-    @classmethod
-    def from_words(cls, words: Sequence[int]) -> Prints:
-        """Undo `words`."""
-        whole, inner, a, b, c, d = words
-        return cls(whole, inner, a | b << 64, c | d << 64)
+    def row(self) -> bytes:
+        """Return them as a row of the table that near copies are searched in."""
+        return struct.pack("<6Q", *self.words) + b64decode(self.small)
 
 
 class Verdict(NamedTuple):
@@ -108,5 +105,9 @@ def read_line(line: bytes) -> tuple[str, Verdict]:
     """
     path, (notes, stamp, digest, form, prints) = json.loads(line)
     return path, Verdict(
-        [Note(*note) for note in notes], tuple(stamp), digest, form and Form(*form), prints and Prints(*prints)
+        [Note(*note) for note in notes],
+        tuple(stamp),
+        digest,
+        form and Form(*form),
+        prints and Prints(tuple(prints[0]), prints[1]),
     )

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
-from ftkit._images.decoding.serving import FAULT, READY, TICK_SECONDS
+from ftkit._images.decoding.serving import FAULT, MORE, READY, TICK_SECONDS
 from ftkit._images.verdict import Broken, Note, Verdict, write_line
 from ftkit.errors import FtkitError
 
@@ -138,6 +138,8 @@ class _Worker:
     def _wait(self, left: int, timeout: float) -> tuple[int, Literal["", "crash", "timeout"]]:
         """Return how many answers are there to read, or may be when the process has ended, and how it has ended."""
         tick = self._next(timeout + TICK_SECONDS)
+        while tick and tick.startswith(MORE):
+            tick = self._next(timeout + TICK_SECONDS + int(tick[len(MORE) :]))
         if tick is None:
             return left if self._end() else 0, "timeout"
         return (int(tick), "") if tick else (left, "crash")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
+from ftkit._images.decoding.jpeg import JpegHeader, _has_all_scans
 
 Encode = Callable[..., bytes]
 Found = Callable[..., list[str]]
@@ -108,3 +109,35 @@ def test_no_clean_jpeg_is_called_unusable(
     picture = photo(seed, (4 * width, 3 * height))
     data = encode(picture, quality=quality, progressive=progressive, subsampling=subsampling)
     assert not is_unusable(data)
+
+
+def test_a_progressive_file_that_ends_behind_a_scan(found: Found, image: Image.Image, encode: Encode) -> None:
+    """It decodes without a complaint, blurred; only the last scan's end lacks nothing but the marker."""
+    data = encode(image, progressive=True)
+    scans = [at for at in range(len(data)) if data.startswith(b"\xff\xda", at)]
+    for at in scans[1:]:
+        assert found(data[:at]) == found(data[:at] + b"\xff") == ["truncated"]
+    assert found(data[:-2]) == ["missing_eoi"]
+
+
+def test_a_header_that_tells_another_sampling(is_unusable: Judge, jpegs: list[bytes]) -> None:
+    """What is left over then are pixels, no foreign bytes."""
+    for data in jpegs:
+        garbled = bytearray(data)
+        at = data.index(b"\xff\xc0") + 11
+        for sampling in {0x11, 0x21, 0x22} - {data[at]}:
+            garbled[at] = sampling
+            assert is_unusable(bytes(garbled))
+
+
+def test_arithmetic_coding_makes_up_what_is_missing() -> None:
+    """So that no end can be believed that is not there."""
+    assert not _has_all_scans(b"", JpegHeader(process=9, names=b"\x01"))
+    assert _has_all_scans(b"", JpegHeader(process=0, names=b"\x01"))
+
+
+def test_lossless_files_go_to_pillow(found: Found, image: Image.Image, encode: Encode) -> None:
+    """The fast decoder crashes over them."""
+    data = bytearray(encode(image.convert("L")))
+    data[data.index(b"\xff\xc0") + 1] = 0xC3
+    assert "crash" not in found(bytes(data))

@@ -53,3 +53,56 @@ def test_no_bytes_of_other_formats_raise(image: Image.Image, form: str, data: st
     for _ in range(data.draw(st.integers(1, 20))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
     check_bytes("x.png", bytes(changed[: data.draw(st.integers(1, len(changed)))]))
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("AVIF", {}),
+        ("JPEG2000", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("TIFF", {"compression": "jpeg"}),
+    ],
+)
+def test_zeros_in_the_midst_of_coded_pixels(
+    is_unusable: Judge, form: str, options: dict[str, object], image: Image.Image, encode: Encode
+) -> None:
+    """A sector that was not written is seen, whether or not the decoder minds."""
+    data = encode(image, form, **options)
+    assert not is_unusable(data, f"a.{form.lower()}")
+    for share in (0.4, 0.6):
+        at = int(len(data) * share)
+        assert is_unusable(data[:at] + bytes(512) + data[at + 512 :], f"a.{form.lower()}")
+
+
+def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:
+    """Loaders read the first one, which is sound."""
+    data = encode(
+        image, "TIFF", save_all=True, append_images=[image.rotate(90), image.rotate(180)], compression="tiff_lzw"
+    )
+    # Of the last page, the pixels are garbled.
+    with Image.open(io.BytesIO(data)) as pages:
+        pages.seek(2)
+        at = pages.tag_v2[273][0]
+    garbled = data[:at] + b"\xff" * 3000 + data[at + 3000 :]
+    notes = check_bytes("a.tif", garbled).notes
+    assert [note.severity for note in notes if note.kind in ("damaged", "truncated")] == ["odd"]
+    assert any("the first page loads, page 3 does not" in note.detail for note in notes)
+    assert not is_unusable(garbled, "a.tif")
+
+
+def test_what_needs_a_package_names_it() -> None:
+    """Pillow has plug-ins for it."""
+    (note,) = check_bytes("a.heic", b"\0\0\0\x18ftypheic" + bytes(200)).notes
+    assert note.kind == "needs_package"
+    assert "pillow-heif" in note.detail
+
+
+def test_an_opaque_channel_is_no_transparency(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Only what shows something else in RGB."""
+    assert found(encode(image.convert("RGBA"), "PNG"), "a.png") == []
+    image = image.convert("RGBA")
+    image.putpixel((3, 3), (0, 0, 0, 254))
+    assert found(encode(image, "PNG"), "a.png") == ["transparency"]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 from PIL import Image
 
+from ftkit._images.decoding import png
+
 Encode = Callable[..., bytes]
 Found = Callable[..., list[str]]
 Judge = Callable[..., bool]
@@ -48,8 +50,35 @@ def test_png_checksums(found: Found, is_unusable: Judge, image: Image.Image, enc
     assert is_unusable(joined(short), "a.png")
 
 
+def test_a_kind_of_chunk_can_be_left_out(image: Image.Image, encode: Encode) -> None:
+    """The others stay byte for byte."""
+    exif = Image.Exif()
+    exif[271] = "Camera"
+    assert png.mend(encode(image, "PNG", exif=exif), b"eXIf") == encode(image, "PNG")
+
+
 def test_bombs(found: Found, encode: Encode) -> None:
     """More pixels than Pillow takes are refused by the header alone."""
     parts = chunks(encode(Image.new("RGB", (8, 8)), "PNG"))
     parts[0] = (b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
     assert found(joined(parts), "a.png") == ["bomb"]
+
+
+def test_fewer_pixels_than_the_header_promises(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Pillow leaves the rest black; a picture that ends in black is sound."""
+    for mode in ("RGB", "L", "P", "1"):
+        (name, header), *rest = chunks(encode(image.convert(mode), "PNG"))
+        width, height = struct.unpack_from(">II", header)
+        taller = struct.pack(">II", width, height + 60) + header[8:]
+        assert found(joined([(name, taller), *rest]), "a.png") == ["truncated"]
+    black = image.copy()
+    black.paste("black", (0, 200, *image.size))
+    assert found(encode(black, "PNG"), "a.png") == []
+
+
+def test_a_palette_that_lost_colours(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Pixels of colours that are not there come out black."""
+    parts = chunks(encode(image.quantize(200), "PNG"))
+    cut = [(name, body[:90] if name == b"PLTE" else body) for name, body in parts]
+    assert found(joined(parts), "a.png") == []
+    assert found(joined(cut), "a.png") == ["damaged"]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from ftkit._images.decoding import search
-from ftkit._images.decoding.fingerprint import MIRROR, MIRROR_FINE
+from ftkit._images.decoding.fingerprint import fingerprints
 from ftkit._images.decoding.search import Unions, near_groups, near_pairs
-from ftkit._images.verdict import Prints
 
 
 def brute(left: np.ndarray, right: np.ndarray, distance: int) -> set[tuple[int, int]]:
@@ -55,7 +58,7 @@ def test_the_search_is_exact(count: int, others: int, seed: int, distance: int) 
 def test_big_sets_and_small_memory_make_no_difference(monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]) -> None:
     """Several pieces of all pairs, the wider bands of big sets, and candidates taken in pieces find the same pairs."""
     hashes = clustered(400, 3)
-    expected = {(i, j) for i, j in brute(hashes, hashes, 8) if i < j}
+    expected = {(i, j) for i, j in brute(hashes, hashes, search._NEAR) if i < j}
     for name, value in limits.items():
         monkeypatch.setattr(search, name, value)
     assert {(min(pair), max(pair)) for pair in found(near_pairs(hashes))} == expected
@@ -63,22 +66,56 @@ def test_big_sets_and_small_memory_make_no_difference(monkeypatch: pytest.Monkey
 
 
 def test_many_equal_hashes_stay_cheap() -> None:
-    """Groups join pair by pair without a question for those that are joined already."""
-    asked = []
-    unions = Unions(400, lambda one, other: not asked.append((one, other)))
+    """Groups join pair by pair without a look at those that are joined already."""
+    looks = 0
+    unions = Unions(400)
     for ones, others in near_pairs(np.zeros(400, np.uint64)):
-        unions.join(ones, others)
-    assert [len(group) for group in unions.several()] == [400]
-    assert len(asked) == 399
+        for one, other in unions.apart(ones, others):
+            unions.join(one, other, 1.0)
+            looks += 1
+    assert [len(pairs) for pairs in unions.groups()] == [399]
+    assert looks == 399
 
 
-def test_groups_of_near_copies_among_rows_of_words() -> None:
-    """The whole of one picture may meet the inner part or the mirror image of another."""
-    prints = Prints(0x0F0F_1234_5678_9ABC, 0xFFFF_0000_FFFF_0000, 3 << 90, 5 << 70)
-    others = (
-        Prints(prints.inner, 0x5555_AAAA_5555_AAAA, prints.inner_fine, 7 << 100),
-        Prints(prints.whole ^ MIRROR, 0x3333_CCCC_3333_CCCC, prints.whole_fine ^ MIRROR_FINE, 9 << 60),
-        Prints(0x1111_2222_4444_8888, 0x7777_0123_4567_89AB, (1 << 128) - 1, 0),
-    )
-    table = np.array([row.words() for row in (prints, *others)], np.uint64)
-    assert near_groups(table) == [[0, 1, 2]]
+def table(pictures: list[np.ndarray]) -> np.ndarray:
+    """Return the table of pictures that are given as rows of grey."""
+    return np.frombuffer(b"".join(fingerprints(picture).row() for picture in pictures), search.ROW)
+
+
+def cropped(image: Image.Image, left: float, top: float, right: float, bottom: float) -> Image.Image:
+    """Return a picture without these shares of it."""
+    width, height = image.size
+    return image.crop((int(width * left), int(height * top), int(width * (1 - right)), int(height * (1 - bottom))))
+
+
+TURNS = [*Image.Transpose]
+CROPS = [(0.1, 0, 0, 0), (0, 0.1, 0, 0), (0, 0, 0.1, 0), (0, 0, 0, 0.1), (0.05,) * 4, (0.02,) * 4]
+
+
+@pytest.mark.parametrize("change", [*TURNS, *CROPS], ids=str)
+def test_turned_and_cropped_copies_meet(photo: Callable[..., Image.Image], change: Any) -> None:
+    """Of 22 pictures, 20 and more find their copy, and none another."""
+    photos = [photo(seed, (400, 300)).convert("L") for seed in range(22)]
+    copies = [cropped(image, *change) if isinstance(change, tuple) else image.transpose(change) for image in photos]
+    grey = [np.asarray(image.resize((image.width // 8, image.height // 8), 4)) for image in photos + copies]
+    pairs = [pair for group in near_groups(table(grey)) for pair in group]
+    assert len(pairs) >= 20
+    assert all(other == one + 22 and 0.9 <= similarity <= 1 for one, other, similarity in pairs)
+
+
+def test_pages_and_digits_are_no_copies_of_each_other() -> None:
+    """Pages have the layout in common, digits all but a few strokes; the same again is found among them, too."""
+    rng = np.random.default_rng(0)
+    pages = []
+    for _ in range(60):
+        page = np.full((100, 75), 255, np.uint8)
+        for line in range(8, 92, 3):
+            end = 68 if rng.random() > 0.1 else rng.integers(20, 68)
+            page[line, 7:end] = rng.integers(90, 200, end - 7)
+        pages.append(page)
+    assert near_groups(table(pages)) == []
+    shapes = rng.random((6, 8, 8))
+    digits = [np.kron((shapes[at % 6] + 0.45 * rng.random((8, 8))) * 170, np.ones((4, 4))) for at in range(120)]
+    assert near_groups(table([digit.astype(np.uint8) for digit in digits])) == []
+    again = near_groups(table([*pages, pages[7] // 2 + 90]))
+    assert [(one, other) for group in again for one, other, _ in group] == [(7, 60)]

@@ -7,20 +7,19 @@ import os
 import stat
 from collections.abc import Callable
 
-import numpy as np
 import xxhash
 
 from ftkit._images.decoding import jpeg
 from ftkit._images.decoding.fingerprint import fingerprints
+from ftkit._images.decoding.gaps import filled_share, is_cut_off
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
-from ftkit._images.verdict import Broken, Form, Note, Notes, Prints, Verdict
+from ftkit._images.verdict import SIDE, Broken, Form, Note, Notes, Prints, Verdict
 
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
 _TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
-# Levels: what decoders fill gaps with, and how far saving it again as a JPEG of high quality moves it.
-_FILL, _FILL_SPREAD, _FILL_SHIFT = 128, 2, 1
-_LEAST_FILL = 0.05  # of the rows: less is not worth an alarm
+_TOO_SMALL = SIDE  # pixels a side below which pictures of different things look alike
+_LEAST_FILL = 0.05  # of the rows, that are the grey of a gap: less is not worth an alarm
 
 
 def check_file(path: str) -> Verdict:
@@ -73,7 +72,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     else:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
-        prints = _judge_pixels(data, grey, notes)
+        prints = _judge_pixels(data, form, grey, notes)
     return Verdict(notes, (), xxhash.xxh3_128_hexdigest(data), form, prints)
 
 
@@ -107,25 +106,16 @@ _BY_FORM: tuple[tuple[str, Callable[[Form], bool], str], ...] = (
 )
 
 
-def _judge_pixels(data: bytes, grey: Pixels, notes: Notes) -> Prints | None:
+def _judge_pixels(data: bytes, form: Form, grey: Pixels, notes: Notes) -> Prints | None:
     """Note what is odd about the pixels; return their fingerprints unless they are too plain."""
     low, high = int(grey.min()), int(grey.max())
     if high - low <= _PLAIN:
         notes.append(Note("constant", f"brightness {low} to {high} of 255 everywhere"))
         return None
-    share = _filled_share(grey)
+    share = filled_share(grey)
     if share >= _LEAST_FILL:
-        from ftkit._images.decoding.pillow import lowest_is_grey
+        from ftkit._images.decoding.pillow import colours
 
-        if lowest_is_grey(data, share):
+        if is_cut_off(colours(data), share):
             notes.append(Note("half_grey", f"the lowest {share:.0%} is the grey that decoders fill gaps with"))
-    return fingerprints(grey) if high - low >= _TOO_PLAIN else None
-
-
-def _filled_share(grey: Pixels) -> float:
-    """Return which share of the rows, from the lowest up, looks like what decoders fill gaps with."""
-    last = grey[-1].tobytes()
-    if max(last) - min(last) > _FILL_SPREAD or abs(last[0] - _FILL) > _FILL_SHIFT:  # as for nearly all pictures
-        return 0.0
-    filled = (np.ptp(grey, axis=1) <= _FILL_SPREAD) & (abs(grey[:, 0].astype(np.int16) - _FILL) <= _FILL_SHIFT)
-    return int(filled[::-1].argmin()) / len(filled)
+    return fingerprints(grey) if high - low >= _TOO_PLAIN and min(form.width, form.height) >= _TOO_SMALL else None

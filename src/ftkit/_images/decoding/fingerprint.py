@@ -1,14 +1,15 @@
-"""Fingerprints that survive resizing, re-encoding, mirroring and a slight crop."""
+"""Fingerprints that survive resizing, re-encoding, turning, mirroring and a slight crop."""
 
 from __future__ import annotations
 
+from base64 import b64encode
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ftkit._images.decoding.picture import Pixels
-from ftkit._images.verdict import Prints
+from ftkit._images.verdict import SIDE, Prints
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -16,49 +17,59 @@ if TYPE_CHECKING:
 
 _Matrix: TypeAlias = "npt.NDArray[np.float32]"
 
-_COARSE, _FINE = 64, 128
-_REACH = 18  # frequencies 0 to 17 hold the lowest 192
-# The lowest spatial frequencies but the mean, in the order of their distance from it.
+_REACH = 9  # frequencies 0 to 8 hold the lowest 64
+# The lowest spatial frequencies but the mean, by their distance from it. With (u, v), (v, u) is among them.
 _ORDER = sorted(
     ((u, v) for u in range(_REACH) for v in range(_REACH) if u + v), key=lambda c: (c[0] ** 2 + c[1] ** 2, c)
-)[: _COARSE + _FINE]
-# Where they stand in the spectra of the whole (the upper left of a matrix of 36 x 36) and of the inner part.
-_WHOLE = np.array([u * 2 * _REACH + v for u, v in _ORDER])
-_PLACES = np.stack((_WHOLE, _WHOLE + 2 * _REACH * _REACH + _REACH))
-_MIRRORED = sum(1 << bit for bit, (_, v) in enumerate(_ORDER) if v % 2)
+)[:64]
+# What a copy may lack: at the near and the far end of an axis, in shares of its length.
+_CUTS = (0, 0), (1 / 16, 1 / 16), (0.1, 0), (0, 0.1)
+# The parts of a picture that have a fingerprint, each by its cuts of the height and the width.
+_PARTS = (0, 0), (1, 1), (0, 2), (0, 3), (2, 0), (3, 0)
+_WAVES = _REACH * len(_CUTS)
+_PLACES = np.array(
+    [[(y * _REACH + u) * (_WAVES + SIDE) + x * _REACH + v for u, v in _ORDER] for y, x in _PARTS]
+)  # fmt: skip
 
-#: XOR with these turns a fingerprint, coarse or fine, into that of the mirror image.
-MIRROR = _MIRRORED & (1 << _COARSE) - 1
-MIRROR_FINE = _MIRRORED >> _COARSE
+#: Of each part, scale and shift from a place in it to the same place in the whole picture, by height and by width.
+STARTS = tuple(
+    tuple(value for cut in (_CUTS[y], _CUTS[x]) for value in (1 - sum(cut), cut[0])) for y, x in _PARTS
+)  # fmt: skip
+#: XOR with these turns a fingerprint into that of the mirror image, by left and right, and by up and down.
+MIRROR = sum(1 << bit for bit, (_, v) in enumerate(_ORDER) if v % 2)
+FLIP = sum(1 << bit for bit, (u, _) in enumerate(_ORDER) if u % 2)
+#: Which bit of a picture's fingerprint each bit of the transposed picture's is.
+TRANSPOSED = [_ORDER.index((v, u)) for u, v in _ORDER]
 
 
 def fingerprints(pixels: Pixels) -> Prints:
     """Return the fingerprints of a grey image, given as its rows.
 
-    A bit is the sign of one of the 192 lowest frequencies of the picture's cosine transform (as in the
+    A bit is the sign of one of the 64 lowest frequencies of the picture's cosine transform (as in the
     pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with
     zero for the median). Mirroring changes the sign of the odd horizontal frequencies and nothing else.
     """
     height, width = pixels.shape
-    spectra = _waves(height) @ pixels.astype(np.float32) @ _waves(width).T
-    packed = np.packbits(spectra.take(_PLACES) > 0, bitorder="little").tobytes()
-    first, second = packed[:24], packed[24:]
-    cut = _COARSE // 8
-    return Prints(*(int.from_bytes(bits, "little") for bits in (first[:cut], second[:cut], first[cut:], second[cut:])))
+    spectra = _projections(height) @ pixels.astype(np.float32) @ _projections(width).T
+    words = np.packbits(spectra.take(_PLACES) > 0, bitorder="little").view("<u8")
+    small = spectra[_WAVES:, _WAVES:]
+    low, high = float(small.min()), float(small.max())
+    stretched = ((small - low) * (255 / (high - low or 1)) + 0.5).astype(np.uint8)
+    return Prints(tuple(words.tolist()), b64encode(stretched.tobytes()).decode())
 
 
 @lru_cache(64)  # a data set has few sizes
-def _waves(length: int) -> _Matrix:
-    """Return the cosines over a row of pixels: first over all of it, then without a sixteenth at each side.
+def _projections(length: int) -> _Matrix:
+    """Return what to take the sums of a row of pixels by: the cosines over each part of it, and `SIDE` equal pieces.
 
     Each value is the integral over a pixel, so that pictures of different sizes compare.
     """
-    edges = np.arange(length + 1)
+    edges = np.arange(length + 1) / length
     orders = np.arange(_REACH)[:, None]
     rows = []
-    for margin in (0, length / 16):
+    for near, far in _CUTS:
         # The integral of cos(pi k x) over x in [0, 1] is sin(pi k x) / (pi k), and x itself for k = 0.
-        x = np.clip((edges - margin) / (length - 2 * margin), 0, 1)
-        integral = np.where(orders, np.sin(np.pi * orders * x) / np.maximum(np.pi * orders, 1), x)
-        rows.append(np.diff(integral, axis=1))
+        x = np.clip((edges - near) / (1 - near - far), 0, 1)
+        rows.append(np.diff(np.where(orders, np.sin(np.pi * orders * x) / np.maximum(np.pi * orders, 1), x), axis=1))
+    rows.append(np.diff(np.clip(edges * SIDE - np.arange(SIDE)[:, None], 0, 1), axis=1))
     return np.concatenate(rows).astype(np.float32)

@@ -18,6 +18,9 @@ MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
 _SOS, _DRI, _APP1, _APP2 = 0xDA, 0xDD, 0xE1, 0xE2  # start of a scan, restart interval, where EXIF and MPF stand
+_FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
+_ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
+_EXIF = b"Exif\0\0"
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
 
 
@@ -29,7 +32,8 @@ class JpegHeader:
         frame: Where the frame's segment begins.
         scan: Where the coded pixels begin.
         process: 0 for baseline, 1 for extended, 2 for progressive coding, ...
-        sampling: The sampling factors of each component, horizontal and vertical.
+        names: The number that each component goes by.
+        sampling: Its sampling factors, horizontal and vertical.
         orientation: EXIF's, 1 to 8; None when EXIF can't be read.
         multiple: Whether the file holds several pictures (MPO).
         restarts: Whether the coded pixels are cut into restart intervals.
@@ -42,6 +46,7 @@ class JpegHeader:
     precision: int = 8
     width: int = 0
     height: int = 0
+    names: bytes = b""
     sampling: tuple[tuple[int, int], ...] = ()
     interleaved: bool = True
     orientation: int | None = 1
@@ -114,11 +119,12 @@ def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[tuple[int
 
 def _read_frame(header: JpegHeader, body: bytes) -> None:
     header.precision, header.height, header.width, components = struct.unpack_from(">BHHB", body)
+    header.names = body[6 : 6 + 3 * components : 3]
     header.sampling = tuple(divmod(factor, 16) for factor in struct.unpack_from(f"{3 * components}B", body, 6)[1::3])
 
 
 def _read_exif(header: JpegHeader, body: bytes) -> None:
-    if body.startswith(b"Exif\0\0"):
+    if body.startswith(_EXIF):
         header.orientation = _read_orientation(body[6:])
 
 
@@ -154,7 +160,7 @@ def _read_orientation(tiff: bytes) -> int | None:
 def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     """Decode all of it, strictly, at an eighth of the size: every bit is read, which finds what a full decode finds."""
     header = read_header(data)
-    if header is None or header.precision != 8 or not header.mode:
+    if header is None or header.precision != 8 or not header.mode or header.process not in _FAST:
         from ftkit._images.decoding import pillow  # slow to import, and most files do without
 
         return pillow.check(data, notes)
@@ -226,7 +232,7 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
     refusal = pillow.complaint(data)
     if "Premature end of JPEG file" in complaint:
         rest = _complaint_of(with_end(data), header)
-        if rest and not _HARMLESS.search(rest):
+        if (rest and not _HARMLESS.search(rest)) or not _has_all_scans(data, header):
             raise Broken("truncated", "the data end before the picture does")
         note = Note("missing_eoi", "every pixel is there, the end marker is not")
         notes.append(note if refusal else note._replace(severity="odd"))
@@ -236,6 +242,38 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         notes.append(Note("decoder_warning", complaint))
     elif not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
         raise Broken("damaged", complaint)
+
+
+def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
+    """Whether the scans of a file that lacks its end code all bits of all coefficients.
+
+    A progressive file that ends behind a scan decodes without a complaint, and is blurred. One in arithmetic coding
+    does so wherever it ends: its decoder makes up what is missing.
+    """
+    if header.process >= _ARITHMETIC:
+        return False
+    if header.in_one_scan:
+        return True
+    missing = {(component, order) for component in header.names for order in range(64)}
+    at = data.find(b"\xff\xda", header.frame)
+    while at >= 0:
+        count = data[at + 4]
+        names, (first, last, bits) = (
+            data[at + 5 : at + 5 + 2 * count : 2],
+            data[at + 5 + 2 * count : at + 8 + 2 * count],
+        )
+        if bits & 15 == 0:
+            missing -= {(name, order) for name in names for order in range(first, last + 1)}
+        at = data.find(b"\xff\xda", at + 2)
+    return not missing
+
+
+def without_exif(data: bytes) -> bytes:
+    """Take the EXIF out, and touch nothing else."""
+    for marker, at, body in reversed(list(_segments(data, []))):
+        if marker == _APP1 and body.startswith(_EXIF) and at < data.find(b"\xff\xda"):
+            data = data[:at] + data[at + 4 + len(body) :]
+    return data
 
 
 def with_end(data: bytes) -> bytes:
@@ -252,9 +290,29 @@ def _is_about_foreign_bytes(data: bytes, header: JpegHeader, complaint: str) -> 
         for start, stop in reversed(header.foreign):
             del kept[start:stop]
         return not _complaint_of(bytes(kept), header)
-    return complaint.endswith("0xd9") and not (header.in_one_scan and _end_is_pixels(data, header))
+    left = _LEFT_OVER.search(complaint)
+    if left is None:
+        return False
+    stop = data.rfind(EOI)
+    if header.process < _ARITHMETIC and len(set(data[stop - int(left[1]) : stop])) == 1:  # somebody's padding
+        return True
+    if int(left[1]) > _MOST_FOREIGN or not header.in_one_scan or _end_is_pixels(data, header):
+        return False
+    return not _fits_another_sampling(data, header)
 
 
+def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:
+    """Whether the coded pixels come out even when the header tells another size of the first component's blocks."""
+    changed, at = bytearray(data), header.frame + 11
+    for sampling in (0x11, 0x12, 0x21, 0x22):
+        changed[at] = sampling
+        if sampling != data[at] and not _complaint_of(bytes(changed), header):
+            return True
+    return False
+
+
+_LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
+_MOST_FOREIGN = 4096
 _TAIL = 6000  # bytes: far more than codes need to fall into step, and little to decode a dozen times
 _MOST_ROWS = 65_000  # of a picture; the format's limit is 65,535
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from PIL import Image, ImageOps
 
 from ftkit._files import atomic_write
 from ftkit._images.decoding import jpeg, png
+from ftkit._images.decoding.picture import ORIENTATION
 from ftkit._images.decoding.pillow import has_alpha, is_deep
 from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES
 
-_PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data"))
+_PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data", "bad_exif"))
 # Kinds whose remedy changes pixels, or how they are stored.
-_REDRAWN = frozenset(("exif_rotated", "bad_exif", "cmyk", "sixteen_bit", "transparency"))
+_REDRAWN = frozenset(("exif_rotated", "cmyk", "sixteen_bit", "transparency"))
+_SPACES = {"RGB": b"RGB ", "L": b"GRAY"}  # what the header of an ICC profile says it is for (ICC.1, 7.2.8)
 
 
 def mend(path: str, kinds: list[str], target: str) -> str:
@@ -28,7 +31,8 @@ def mend(path: str, kinds: list[str], target: str) -> str:
     with Image.open(io.BytesIO(data)) as image:
         form = image.format or "PNG"
         is_unlisted = "unlisted_suffix" in kinds and _suffixes(form)[0] not in LISTED_SUFFIXES
-        if is_unlisted or not _REDRAWN.isdisjoint(kinds):
+        has_bad_exif = "bad_exif" in kinds and form not in ("JPEG", "MPO", "PNG")
+        if is_unlisted or has_bad_exif or not _REDRAWN.isdisjoint(kinds):
             data, form = _redraw(image, form)
     place = Path(target)
     if place.suffix.lower() not in _suffixes(form) or "unlisted_suffix" in kinds:
@@ -47,7 +51,9 @@ def _suffixes(form: str) -> tuple[str, ...]:
 def _mend_bytes(data: bytes, kinds: set[str]) -> bytes:
     """Mend what stands around the coded pixels."""
     if data.startswith(png.MAGIC) and kinds & _PNG_KINDS:
-        return png.mend(data)
+        return png.mend(data, b"eXIf" if "bad_exif" in kinds else b"")
+    if data.startswith(jpeg.MAGIC) and "bad_exif" in kinds:
+        data = jpeg.without_exif(data)
     if data.startswith(jpeg.MAGIC) and "trailing_data" in kinds:
         data = data[: data.rfind(jpeg.EOI) + 2]
     if data.startswith(jpeg.MAGIC) and "missing_eoi" in kinds:
@@ -56,7 +62,10 @@ def _mend_bytes(data: bytes, kinds: set[str]) -> bytes:
 
 
 def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
-    """Turn it upright, put it on white, in RGB or grey of 8 bits; return the file and its format."""
+    """Turn it upright, put it on white, in RGB or grey of 8 bits; return the file and its format.
+
+    EXIF stays, but for the orientation, and so does the colour profile where it is one for what was drawn.
+    """
     drawn = image if image.info.get("exif") is None else _upright(image)
     if is_deep(drawn):
         values = np.asarray(drawn, np.float64)
@@ -68,12 +77,27 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
         drawn.alpha_composite(layer)
     if drawn.mode != "L":
         drawn = drawn.convert("RGB")
-    buffer = io.BytesIO()
+    buffer, kept = io.BytesIO(), _kept(image, drawn.mode)
     if form in ("JPEG", "MPO"):
-        drawn.save(buffer, "JPEG", quality=95, subsampling="4:4:4")
+        drawn.save(buffer, "JPEG", quality=95, subsampling="4:4:4", **kept)
         return buffer.getvalue(), "JPEG"
-    drawn.save(buffer, "PNG")
+    drawn.info.clear()  # what Pillow would write of it by itself
+    drawn.save(buffer, "PNG", **kept)
     return buffer.getvalue(), "PNG"
+
+
+def _kept(image: Image.Image, mode: str) -> dict[str, bytes]:
+    """Return what is to be saved with what was drawn of an image."""
+    kept = {}
+    profile = image.info.get("icc_profile") or b""
+    if profile[16:20] == _SPACES[mode]:
+        kept["icc_profile"] = profile
+    with contextlib.suppress(Exception):  # garbled EXIF is left behind
+        exif = image.getexif()
+        exif.pop(ORIENTATION, None)
+        if len(exif):
+            kept["exif"] = exif.tobytes()
+    return kept
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
 from ftkit._images.verdict import Broken, Note, Notes
@@ -32,12 +33,18 @@ _TURNS = {
 }
 
 
+_PIXELS_A_SECOND = 5_000_000  # that any decoder should manage
+#: Called with the seconds that decoding may take beyond what is allowed for a file; a worker process tells its caller.
+ask_for_time: Callable[[float], None] = lambda _: None  # noqa: E731
+
+
 def judge_pixel_count(width: int, height: int, notes: Notes) -> None:
     """Raise for a bomb or an empty picture, note a huge one."""
     if not width or not height:
         raise Broken("damaged", f"its header says {width} x {height} pixels")
     if width * height > MOST_PIXELS:
         raise Broken("bomb", f"{width:,} x {height:,} pixels; Pillow refuses more than {MOST_PIXELS:,}")
+    ask_for_time(width * height / _PIXELS_A_SECOND)
     if width * height > _WARN_PIXELS:
         notes.append(Note("huge", f"{width:,} x {height:,} pixels; Pillow warns above {_WARN_PIXELS:,}"))
 

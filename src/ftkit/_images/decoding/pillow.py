@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import png
+from ftkit._images.decoding.holes import has_hole
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 
@@ -37,6 +38,13 @@ _DAMAGED = (
     ((b"\xff\xd8\xff",), "begins as a JPEG file, but no picture follows"),
     ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "begins as an image, but Pillow can't read its header"),
 )
+# By the brand of the file, or its first bytes: what opens it.
+_HEIF, _JXL = ("HEIF", "pillow-heif"), ("JXL", "pillow-jxl-plugin")
+_PLUGINS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIF),
+    b"avif": ("AVIF", "pillow-avif-plugin"), b"avis": ("AVIF", "pillow-avif-plugin"), b"\xff\x0a": _JXL,
+}  # fmt: skip
+_COMPLAINTS = (OSError, SyntaxError, EOFError, struct.error, zlib.error)
 # Pillow would start Ghostscript, or ask Windows to draw.
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
 
@@ -74,19 +82,17 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
                 raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw by itself")
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
-            frames = _load_frames(image)
-            image.seek(0)
             image.load()
-            _judge_form(image, frames, notes)
+            _judge_loaded(image, data)
+            _judge_form(image, notes)
             grey = _to_grey(image)
+            _judge_frames(image, notes)
     except UnidentifiedImageError:
         raise _describe(data) from None
     except Image.DecompressionBombError as error:
         raise Broken("bomb", str(error)) from None
-    except EOFError as error:
-        raise Broken("truncated", str(error) or "EOFError") from None
-    except (OSError, SyntaxError, struct.error, zlib.error) as error:
-        raise broken(str(error) or type(error).__name__) from None
+    except _COMPLAINTS as error:
+        raise _broken_by(error) from None
     if note:
         notes.append(note)
     return form, grey
@@ -97,7 +103,10 @@ def _by_start(data: bytes, table: tuple[tuple[tuple[bytes, ...], str], ...]) -> 
 
 
 def _describe(data: bytes) -> Broken:
-    """Tell a damaged image from what never was one."""
+    """Tell a damaged image from what never was one, and from what needs a plug-in."""
+    form, package = _PLUGINS.get(data[8:12] if data[4:8] == b"ftyp" else data[:2], ("", ""))
+    if form and form not in Image.OPEN:
+        return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
     if detail := _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
@@ -108,14 +117,42 @@ def _describe(data: bytes) -> Broken:
     return Broken("not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {len(data):,} bytes")
 
 
-def _load_frames(image: Image.Image) -> int:
-    """Decode every frame of an animation, within reason; return how many there are."""
-    frames: int = getattr(image, "n_frames", 1)
-    width, height = image.size
-    for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
-        image.seek(frame)
-        image.load()
-    return frames
+def _broken_by(error: Exception) -> Broken:
+    if isinstance(error, EOFError):
+        return Broken("truncated", str(error) or "EOFError")
+    return broken(str(error) or type(error).__name__)
+
+
+def _judge_loaded(image: Image.Image, data: bytes) -> None:
+    """Raise for lost pixels that Pillow does not mind."""
+    if has_hole(image, data):
+        raise Broken("damaged", "zeros stand in the midst of the coded pixels")
+    if image.format != "PNG":
+        return
+    last = image.crop((0, image.height - 1, image.width, image.height))
+    if not last.tobytes().strip(b"\0") and png.is_short(data):
+        raise Broken("truncated", "there are fewer pixels than the header promises")
+    if image.mode == "P" and image.palette:
+        colours = len(image.palette.palette) // len(image.palette.mode)
+        most = int(np.asarray(image.getextrema()).max())
+        if most >= colours:
+            raise Broken("damaged", f"a palette of {colours} colours, of which pixels name number {most}")
+
+
+def _judge_frames(image: Image.Image, notes: Notes) -> None:
+    """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
+    frames, frame = 0, 1
+    try:
+        frames = getattr(image, "n_frames", 1)
+        width, height = image.size
+        for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
+            image.seek(frame)
+            image.load()
+    except _COMPLAINTS as error:
+        kind, detail, _ = _broken_by(error).note
+        notes.append(Note(kind, f"the first page loads, page {frame + 1} does not: {detail}", "odd"))
+    if frames > 1:
+        notes.append(Note("animated", f"{frames} frames"))
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -128,12 +165,15 @@ def has_alpha(image: Image.Image) -> bool:
     return "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa")
 
 
-def _judge_form(image: Image.Image, frames: int, notes: Notes) -> None:
-    if frames > 1:
-        notes.append(Note("animated", f"{frames} frames"))
+def _is_opaque(image: Image.Image) -> bool:
+    alpha = image.getchannel("A") if image.mode in ("RGBA", "LA") else image.convert("RGBA").getchannel("A")
+    return alpha.getextrema()[0] == 255
+
+
+def _judge_form(image: Image.Image, notes: Notes) -> None:
     if is_deep(image):
         notes.append(Note("sixteen_bit", f"mode {image.mode}"))
-    elif has_alpha(image):
+    elif has_alpha(image) and not _is_opaque(image):
         palette = " with a transparent palette" if image.mode == "P" else ""
         notes.append(Note("transparency", f"mode {image.mode}{palette}"))
     try:
@@ -159,12 +199,10 @@ def _to_grey(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("L").reduce(factor))
 
 
-def lowest_is_grey(data: bytes, share: float) -> bool:
-    """Whether the lowest ``share`` of a picture is middle grey without any colour."""
+def colours(data: bytes) -> Pixels:
+    """Return a picture in RGB."""
     with Image.open(io.BytesIO(data)) as image:
-        colours = np.asarray(image.convert("RGB"))
-    rows = colours[-max(1, int(len(colours) * share * 0.9)) :].astype(np.int16)
-    return bool((abs(rows - 128) <= 2).all())
+        return np.asarray(image.convert("RGB"))
 
 
 def shrunk_jpeg(data: bytes) -> Pixels:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 from ftkit._images.verdict import Broken, Note
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour
+# The first column and row of each pass of an interlaced file, and the steps from there.
+_ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
 _PIXEL_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS"))  # what a wrong one does to the pixels can't be told
 
 
@@ -48,6 +51,25 @@ def judge(data: bytes) -> Note | None:
     return None
 
 
+def is_short(data: bytes) -> bool:
+    """Whether there are fewer compressed pixels than the header promises: decoders leave the rest black."""
+    chunks = list(_chunks(data))
+    if not chunks or chunks[0].name != b"IHDR":
+        return False
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", chunks[0].body)
+    bits = depth * _SAMPLES.get(colour, 1)
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
+    wanted = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+    inflate, got = zlib.decompressobj(), 0
+    for part in (chunk.body for chunk in chunks if chunk.name == b"IDAT"):
+        rest = part
+        while rest and not inflate.eof and got < wanted:
+            got += len(inflate.decompress(rest, 1 << 22))
+            rest = inflate.unconsumed_tail
+    return bool(got < wanted)
+
+
 def _say(names: set[bytes]) -> str:
     return ", ".join(sorted(name.decode("latin-1") for name in names))
 
@@ -66,9 +88,9 @@ def _inflates(packed: Iterable[bytes]) -> bool:
     return inflate.eof
 
 
-def mend(data: bytes) -> bytes:
-    """Put the right checksums and an end to a file whose chunks are sound; cut off what follows."""
-    named = [(chunk.name, chunk.body) for chunk in _chunks(data)]
+def mend(data: bytes, without: bytes = b"") -> bytes:
+    """Put the right checksums and an end to a file of sound chunks; cut off what follows, and drop a kind of chunk."""
+    named = [(chunk.name, chunk.body) for chunk in _chunks(data) if chunk.name != without]
     if not named or named[-1][0] != b"IEND":
         named.append((b"IEND", b""))
     return MAGIC + b"".join(

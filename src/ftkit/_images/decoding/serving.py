@@ -19,6 +19,7 @@ from typing import IO, Any
 # the answer does.
 READY = b"ready\n"
 FAULT = b"!"  # begins no JSON
+MORE = b"+"  # begins a number of seconds that the file at hand may take beyond the others
 TICK_SECONDS = 0.05  # after so long, the caller is told at the next answer
 _UNREAD = 2048  # bytes that fit into any system's pipe
 
@@ -35,7 +36,10 @@ def serve() -> None:
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)  # libraries print
     gc.disable()  # while so much is made that stays, collections find nothing
+    from ftkit._images.decoding import picture
     from ftkit._images.decoding.verbs import VERBS
+
+    picture.ask_for_time = lambda seconds: _write_all(ticks, MORE + b"%d\n" % seconds) if seconds > 1 else None
 
     gc.freeze()
     gc.enable()

@@ -21,13 +21,13 @@ def _thumbnail(path: str, side: int, data: bytes | None = None) -> str:
     return thumbnail(path, side, data)
 
 
-def _groups(table: bytes) -> list[list[int]]:
-    """Find the groups of near copies in a table of fingerprints."""
+def _groups(table: str) -> list[list[tuple[int, int, float]]]:
+    """Find the groups of near copies in a table of fingerprints, which is a file."""
     import numpy as np
 
-    from ftkit._images.decoding.search import near_groups
+    from ftkit._images.decoding.search import ROW, near_groups
 
-    return near_groups(np.frombuffer(table, np.uint64).reshape(-1, 6))
+    return near_groups(np.memmap(table, ROW, "r"))
 
 
 def _repair(path: str, kinds: list[str], target: str) -> str:

@@ -1,0 +1,83 @@
+"""Whether two pictures that look alike are the same: one is laid over the other, and what is fine in them compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from ftkit._images.decoding.picture import Pixels
+from ftkit._images.verdict import SIDE
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+
+_Matrix: TypeAlias = "npt.NDArray[np.float64]"
+
+_ROUNDS = 8
+_LONGEST, _SHORTEST = 0.05, 0.0005  # step of a round, in shares of the picture
+_LEAST = 20  # of the rows, and of the columns, that overlap
+_EYE = np.eye(SIDE)
+_BLUR = np.where(_EYE, 2, np.eye(SIDE, k=1) + np.eye(SIDE, k=-1))
+_BLUR[0, 0] = _BLUR[-1, -1] = 3  # the edge goes on outside
+_BLUR = _BLUR / 4
+_CENTRES = (np.arange(SIDE) + 0.5) / SIDE
+
+
+def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> float:
+    """Return the similarity of two small pictures, of which the first may be a part of the second.
+
+    It is the correlation of what is fine in them: 1 for copies, around 0 for strangers of one layout.
+
+    The map between them, a scale and a shift each way, is found by least squares on the brightness (B. Lucas and T.
+    Kanade, "An Iterative Image Registration Technique", 1981), a change of brightness and contrast along with it.
+
+    Args:
+        one: `SIDE` x `SIDE` levels of grey.
+        other: The same of the other picture.
+        start: Where the map is thought to be: scale and shift by height, and by width.
+    """
+    mine, theirs = (_BLUR @ small.astype(np.float64) @ _BLUR.T for small in (one, other))
+    down, right = (SIDE * slope for slope in np.gradient(theirs))
+    place = np.array(start, np.float64)
+    step, turn = np.ones(4), 0
+    while True:
+        (rows, take_rows), (columns, take_columns) = _overlap(*place[:2]), _overlap(*place[2:])
+        if min(rows.sum(), columns.sum()) < _LEAST:
+            return 0.0
+        seen, here = take_rows @ theirs @ take_columns.T, mine[rows][:, columns]
+        if turn == _ROUNDS or abs(step).max() < _SHORTEST:
+            return _correlation(_fine(here), _fine(seen))
+        by_row, by_column = (take_rows @ slope @ take_columns.T for slope in (down, right))
+        y, x = _CENTRES[rows][:, None], _CENTRES[columns]
+        columns_of = (by_row * y, by_row, by_column * x, by_column, here, np.ones_like(here))
+        system = np.stack(columns_of, -1).reshape(-1, len(columns_of))
+        normal = system.T @ system + 1e-3 * np.eye(len(columns_of))  # a plain picture has no slope
+        step = np.linalg.solve(normal, system.T @ seen.ravel())[:4].clip(-_LONGEST, _LONGEST)
+        place -= step
+        turn += 1
+
+
+def _overlap(scale: float, shift: float) -> tuple[npt.NDArray[np.bool_], _Matrix]:
+    """Return which rows of the one picture lie in the other, and how to make these of its rows: cubic interpolation."""
+    at = (scale * _CENTRES + shift) * SIDE - 0.5
+    inside = (at >= 0) & (at <= SIDE - 1)
+    x = abs(at[inside][:, None] - np.arange(SIDE))
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return inside, np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _fine(pixels: _Matrix) -> _Matrix:
+    """Return a picture without what is coarse in it."""
+    coarse = pixels
+    for _ in range(6):
+        wide = np.pad(coarse, 1, mode="edge")
+        wide = wide[:-2] + 2 * wide[1:-1] + wide[2:]
+        coarse = (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]) / 16
+    return pixels - coarse
+
+
+def _correlation(one: _Matrix, other: _Matrix) -> float:
+    energy = float((one**2).sum() * (other**2).sum())
+    return float((one * other).sum()) / energy**0.5 if energy > 1e-6 else 0.0
