@@ -19,7 +19,7 @@ _CLASSES = re.compile(
     r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
 )
 _OUTPUTS = re.compile(
-    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(features|channels|dim|dims|size|classes)"
+    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(num_)?(features|channels|dim|dims|size|classes)"
     r"|nf|n_?out)|vocab_size"
 )
 _COUNTING = {

@@ -11,6 +11,7 @@ from torch import nn
 
 from ftkit._heads.counters import counters, counts_classes, told
 from ftkit._heads.graph import CLEAN, NORMED, SQUASHED, End, Ends
+from ftkit._heads.inputs import Inputs
 from ftkit._heads.layers import (
     Layer,
     Layers,
@@ -37,17 +38,32 @@ class Found:
     trace: Trace | None = None  # what told, where names and counters were not enough
 
 
-class DoubtError(HeadError):
+class UnsureError(HeadError):
+    """No layer is the head for sure.
+
+    Attributes:
+        could_be: The names of layers that the user could say are it, each choice in a list.
+        advice: What comes before the call that names one of them.
+    """
+
+    could_be: list[list[str]]
+    advice: str
+
+
+class DoubtError(UnsureError):
     """Several layers could be the head. They are its ``layers``."""
 
     layers: list[Layer]
 
 
-def find_layers(model: nn.Module) -> Found:
+def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = False) -> Found:
     """Find the layers that make the class outputs, and how many classes they have.
 
     Args:
         model: The model, not wrapped.
+        given: Inputs that the user knows it to take.
+        run: Whether to run it, on those or made-up ones, even where names settle it; if they and the run disagree, the
+            run is right.
 
     Raises:
         HeadError: There is none, or several that can't be told apart.
@@ -55,11 +71,12 @@ def find_layers(model: nn.Module) -> Found:
     every = layers(model)
     if not every or read(model, "num_classes") == 0:
         raise _headless(model, every)
+    seen = trace(model, every, given) if run or given is not None else None
     for at_once in (_declared, _obvious):
         settled = at_once(model, every)
-        if settled:
-            return Found(settled, settled[0].outputs)
-    evidence = _Evidence(model, every, trace(model, every))
+        if settled and (seen is None or _gives_outputs(settled, seen)):
+            return Found(settled, settled[0].outputs, seen)
+    evidence = _Evidence(model, every, seen or trace(model, every))
     found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
     if found is None:
         raise _nothing(evidence)
@@ -70,16 +87,23 @@ def find_layers(model: nn.Module) -> Found:
     return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
 
 
-def in_classes(model: nn.Module, layer: Layer) -> Layer:
+def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
     """Tell how the outputs of a layer that the user named count classes."""
     counts = told(model, layer.names)
     if not layer.sure:
-        layer = (trace(model, layers(model)).ends.of(layer).layers or [layer])[0]
+        seen = seen or trace(model, layers(model))
+        layer = (seen.ends.of(layer).layers or [layer])[0]
         layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
     return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
 
 
 # ---- rules that need no run
+
+
+def _gives_outputs(settled: Layers, seen: Trace) -> bool:
+    """Whether a run, if there was one, shows nothing against the layers that names settled."""
+    ends = seen.ends.where(lambda end: not end.body).layers.names
+    return not seen.run.complete or all(layer.name in ends for layer in settled)
 
 
 def _declared(model: nn.Module, every: Layers) -> Layers:
@@ -306,19 +330,19 @@ def _check_scorers(evidence: _Evidence, found: Layers) -> None:
         shapes = evidence.trace.shapes_of(layer, SQUASHED)
         if not complete or not all(1 in shape[1:] for shape in shapes):
             seen = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""
-            raise HeadError(
-                f"{describe([layer])} gives one number, which does not leave the {kind} as the score of a class{seen}. "
-                f"To make classes of it all the same: replace_head(model, n, at={layer.name!r})."
+            error = UnsureError(
+                f"{describe([layer])} gives one number, which does not leave the {kind} as the score of a class{seen}."
             )
+            error.could_be, error.advice = [[layer.name]], "To make classes of it all the same"
+            raise error
 
 
 def _doubt(model: nn.Module, group: Ends) -> DoubtError:
     names = [layer.name for layer in group.layers]
     error = DoubtError(
-        f"The {type(model).__name__} has several layers that could be its head: {describe(group.layers)}. "
-        f"Say which: replace_head(model, n, at={names[0]!r}), or at={names} for all of them."
+        f"The {type(model).__name__} has several layers that could be its head: {describe(group.layers)}."
     )
-    error.layers = group.layers
+    error.layers, error.could_be, error.advice = group.layers, [*([name] for name in names), names], "Say which"
     return error
 
 
@@ -347,11 +371,12 @@ def _nothing(evidence: _Evidence) -> HeadError:
         )
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
     likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or evidence.every[-2:]
-    return HeadError(
+    error = UnsureError(
         f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why}{sealed} "
-        f"If one is, say so: replace_head(model, n, at={likely[-1].name!r}); last in it: {describe(likely)}. "
-        "To add a layer to the outputs use append_head."
+        f"Last in it: {describe(likely)}. To add a layer to the outputs use append_head."
     )
+    error.could_be, error.advice = [[likely[-1].name]], "If one is, say so"
+    return error
 
 
 def _sealed(model: nn.Module) -> str:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.layers import Layer, holders, layers, read
+from ftkit._heads.layers import Layer, holders, layers, like, read
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
@@ -64,7 +64,7 @@ def with_channels(entry: Layer, channels: int) -> nn.Module:
     """Return a convolution like the old one for another number of channels, with its filters."""
     _check_free(entry, "its channels are fixed")
     old, axis = entry.module, 1 - entry.axis
-    new = _twin(old, entry.inputs, channels, axis)
+    new = _twin(old, entry.inputs, channels, axis, vectors=False)
     vars(new)["in_channels"] = channels
     with torch.no_grad():
         source: torch.Tensor = getattr(old, "weight").detach()  # noqa: B009 -- it may be parametrized
@@ -84,18 +84,22 @@ def _check_free(layer: Layer, what: str) -> None:
         raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: {what}.")
 
 
-def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
-    """Copy a layer with all that hangs on it; tensors that count ``before`` along ``axis`` count ``after``."""
+def _twin(old: nn.Module, before: int, after: int, axis: int, *, vectors: bool = True) -> nn.Module:
+    """Copy a layer with all that hangs on it; tensors that count ``before`` along ``axis`` count ``after``.
+
+    So do ``vectors``, such as a bias, where the axis is that of the outputs.
+    """
     new: nn.Module = old.__class__.__new__(old.__class__)
     for key, value in vars(old).items():
         new.__dict__[key] = _own(key, value, old, new)
         if isinstance(value, torch.Tensor):  # the weight that old-style weight norm computes before each forward
-            new.__dict__[key] = _sized(key, value, before, after, axis)
+            new.__dict__[key] = _sized(key, value, before if vectors or value.dim() > 1 else 0, after, axis)
     for slot in own_slots(new):  # its tables are new, and hold what the old one's do
         if isinstance(slot.content, nn.Module):
-            slot.table[slot.name] = _twin(slot.content, before, after, axis)
+            slot.table[slot.name] = _twin(slot.content, before, after, axis, vectors=vectors)
         else:
-            slot.table[slot.name] = _sized(slot.name, slot.content, before, after, axis)
+            counting = before if vectors or slot.content.dim() > 1 else 0
+            slot.table[slot.name] = _sized(slot.name, slot.content, counting, after, axis)
     return new
 
 
@@ -114,11 +118,6 @@ def _sized(name: str, tensor: torch.Tensor, before: int, after: int, axis: int) 
         # A vector that a spectral norm iterates on must not be zero; whatever else is set later.
         copied = copied.new_full((*tensor.shape[:along], after, *tensor.shape[along + 1 :]), after**-0.5)
     return like(tensor, copied)
-
-
-def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Wrap new values as the old ones are: as a parameter, or not."""
-    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
 
 
 def _along(tensor: torch.Tensor, axis: int) -> int:
