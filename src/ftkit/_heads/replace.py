@@ -9,10 +9,11 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ftkit._heads.decide import Found, UnsureError, find_layers, in_classes
+from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.inputs import Inputs
 from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
 from ftkit._heads.proof import Proof
+from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import trace
 from ftkit._models.dryrun import as_call, untouched
