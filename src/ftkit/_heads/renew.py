@@ -10,7 +10,7 @@ import logging
 import re
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int
     padding = vars(new).get("padding_idx")
     if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
-    with torch.no_grad():
+    with torch.no_grad(), _resting(old):
         _start(model, layer, new)
         if rows:
             _carry(layer, new, rows)
@@ -66,13 +66,26 @@ def with_channels(entry: Layer, channels: int) -> nn.Module:
     old, axis = entry.module, 1 - entry.axis
     new = _twin(old, entry.inputs, channels, axis, vectors=False)
     vars(new)["in_channels"] = channels
-    with torch.no_grad():
+    with torch.no_grad(), _resting(old):
         source: torch.Tensor = getattr(old, "weight").detach()  # noqa: B009 -- it may be parametrized
         turn = torch.arange(channels, device=source.device) % entry.inputs
         taken = source.index_select(axis, turn) * (entry.inputs / channels)
         _assign(new, "weight", source.sum(axis, keepdim=True) if channels == 1 else taken)
     _need_gradients_like(old, new, thaw=False)
     return new
+
+
+@contextlib.contextmanager
+def _resting(layer: nn.Module) -> Iterator[None]:
+    """Keep a layer in eval mode, in which nothing moves where a weight is computed to be read."""
+    training = [module for module in layer.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _check_free(layer: Layer, what: str) -> None:
