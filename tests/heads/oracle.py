@@ -70,7 +70,7 @@ def numbers_of(model: nn.Module) -> dict[str, object]:
         f"{name}.{key}": value
         for name, module in model.named_modules()
         for key, value in vars(module).items()
-        if type(value) is int
+        if type(value) is int and key != "np"  # how many parameters there are, which ultralytics notes
     }
     config = getattr(model, "config", None)
     found["config.num_labels"] = getattr(config, "num_labels", None)

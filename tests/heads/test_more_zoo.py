@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable
 
 import pytest
+import torch
 from torch import nn
 
 from tests.heads import oracle

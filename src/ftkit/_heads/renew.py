@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.layers import Layer, holders, layers, like, read
+from ftkit._heads.layers import Layer, holders, layers, like, on_meta, read
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
@@ -175,7 +175,10 @@ def _start(model: nn.Module, layer: Layer, new: nn.Module) -> None:
     _reset(bare, old)
     own = _own_init(model, layer.name)
     if own is not None:
-        _initialize(own, bare, layer.name)
+        _initialize(own, bare, bare, layer.name)
+        shell = _shell(model, layer.name, bare)
+        if shell is not None:  # some code starts a layer when it is shown what holds it
+            _initialize(own, shell, bare, layer.name)
     else:
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
@@ -199,11 +202,26 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
             nn.init.zeros_(value) if value.dim() < 2 else nn.init.kaiming_uniform_(value, a=5**0.5)
 
 
-def _initialize(own: Callable[[nn.Module], object], bare: nn.Module, name: str) -> None:
+def _shell(model: nn.Module, name: str, bare: nn.Module) -> nn.Module | None:
+    """Copy what holds a layer without values, with a new layer in the old one's place."""
+    stem, _, child = name.rpartition(".")
+    holder = model.get_submodule(stem)
+    if type(holder).__module__.startswith("torch.nn."):
+        return None
+    try:
+        shell = on_meta(holder)
+    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+        _log.debug("%s can't be copied: %s", type(holder).__name__, error)
+        return None
+    shell.add_module(child, bare)
+    return shell
+
+
+def _initialize(own: Callable[[nn.Module], object], shown: nn.Module, bare: nn.Module, name: str) -> None:
     """Initialize a layer by the model's own code. Where that was written for other layers, nothing changes."""
     before = [value.detach().clone() for value in bare.parameters()]
     try:
-        own(bare)
+        own(shown)
     except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
         _log.debug("the model's own %r does not initialize %r: %s", own, name, error)
         for value, previous in zip(bare.parameters(), before, strict=True):
