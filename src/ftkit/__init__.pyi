@@ -15,9 +15,9 @@ from ._freezing.freeze import trainable as trainable
 from ._freezing.freeze import unfreeze as unfreeze
 from ._freezing.schedules import FreezeSchedule as FreezeSchedule
 from ._groups import param_groups as param_groups
+from ._heads.extend import adapt_input as adapt_input
+from ._heads.extend import append_head as append_head
 from ._heads.replace import Head as Head
-from ._heads.replace import adapt_input as adapt_input
-from ._heads.replace import append_head as append_head
 from ._heads.replace import find_head as find_head
 from ._heads.replace import replace_head as replace_head
 from ._heads.replace import replace_modules as replace_modules

@@ -59,6 +59,7 @@ __all__ = [
     "gives_views",
     "holds_value",
     "hooks_of",
+    "inabilities_of_fakes",
     "is_convolution",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
@@ -416,6 +417,12 @@ def fake_tensors() -> FakeTensorMode:
     """Return a mode in which new tensors are fakes: they have shapes and a graph, and no memory."""
     mode: FakeTensorMode = __getattr__("FakeTensorMode")(allow_non_fake_inputs=True)
     return mode
+
+
+def inabilities_of_fakes() -> tuple[type[Exception], ...]:
+    """The errors that say that an operator can't be followed with fakes, whatever their shapes."""
+    names = "DataDependentOutputException", "DynamicOutputShapeException", "UnsupportedOperatorException"
+    return (*map(__getattr__, names), NotImplementedError)
 
 
 def answers_for_fakes(answer: Callable[[str, Callable[..., Any], Sequence[Any]], Any]) -> AbstractContextManager[Any]:

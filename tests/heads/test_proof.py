@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit import replace_head
+from ftkit import find_head, replace_head
 from ftkit.errors import HeadError
 from tests.heads.nets import Wired, features, wired
 
@@ -51,3 +51,71 @@ def test_a_loss_of_its_own_that_counts_the_classes_is_an_error() -> None:
     with pytest.raises(HeadError, match="batch_size"):
         replace_head(model, 3)
     assert model.out.out_features == 2
+
+
+class Blind(nn.Module):
+    """A model that nobody can make an input for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = features(), nn.Linear(8, 10)
+
+    def forward(self, batch: object) -> torch.Tensor:
+        """Take the image out of a box."""
+        return self.fc(self.body(batch["image"]))
+
+
+def test_a_model_that_no_made_up_input_fits_is_not_refused() -> None:
+    """The head says that nothing proves it, and why; with the user's own inputs it is proven."""
+    head = replace_head(Blind(), 3)
+    assert not head.proven
+    assert "could not be run" in str(head)
+    head = replace_head(Blind(), 3, example_inputs=({"image": torch.zeros(2, 3, 16, 16)},))
+    assert head.proven
+    assert str(head) == "fc: 8 -> 3"
+    with pytest.raises(HeadError, match="example_inputs"):
+        replace_head(Blind(), 3, example_inputs=({"image": torch.zeros(2, 4, 16, 16)},))
+
+
+def test_a_named_layer_is_proven_too_and_verify_says_no() -> None:
+    """A class prior added to the scores counts the old classes."""
+    model = wired(lambda self, x: self.fc(self.body(x)) + self.prior, body=features(), fc=nn.Linear(8, 10))
+    model.register_buffer("prior", torch.zeros(1, 10))
+    with pytest.raises(HeadError, match="does not run any more"):
+        replace_head(model, 3, at="fc")
+    with pytest.raises(HeadError, match="does not run any more"):
+        replace_head(model, lambda width: nn.Linear(width, 3), at="fc")
+    assert model.fc.out_features == 10
+    assert not replace_head(model, 3, at="fc", verify=False).proven
+
+
+def test_a_hint_is_tried_before_it_is_printed() -> None:
+    """Of two layers that could be the head, the error shows the one with which the model works."""
+    model = wired(
+        lambda self, x: {"a": self.one(self.body(x)).view(-1, 2, 5), "b": self.two(self.body(x))},
+        body=features(),
+        one=nn.Linear(8, 10),
+        two=nn.Linear(8, 12),
+    )
+    with pytest.raises(HeadError, match="at='two'") as caught:
+        replace_head(model, 3)
+    assert "at='one'" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_models_of_other_types_are_proven(dtype: torch.dtype) -> None:
+    """What stands in for them has their type."""
+    model = wired(lambda self, x: self.readout(self.body(x)), body=features(), readout=nn.Linear(8, 10)).to(dtype)
+    head = replace_head(model, 3)
+    assert (head.names, head.proven, model.readout.weight.dtype) == (("readout",), True, dtype)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_looking_moves_no_spectral_norm(norm: object) -> None:
+    """Neither does an attempt that fails."""
+    model = nn.Sequential(norm(nn.Linear(8, 16)), nn.ReLU(), norm(nn.Linear(16, 10))).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    find_head(model)
+    with pytest.raises(HeadError):
+        replace_head(model, 3, at="0")
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())

@@ -224,7 +224,7 @@ def test_strangers_functions_are_not_called(kind: type[nn.Module]) -> None:
     """Whatever they are called and whoever calls them: only what initializes layers does."""
     model = kind()
     CALLED.clear()
-    replace_head(model, 3)
+    replace_head(model, 3, verify=False)  # a run would copy the model, and ask for its __deepcopy__
     assert CALLED == []
     assert model.fc.weight.std() > 0
 
@@ -264,3 +264,23 @@ def test_ssd_and_senet_start_by_the_functions_of_their_files() -> None:
         assert convolution.weight.std().item() == pytest.approx(0.03, rel=0.2)
         assert not convolution.bias.any()
     assert [one.__name__ for one in _initializers(timm.create_model("legacy_seresnet18"))] == ["_weight_init"]
+
+
+class Showing(Plain):
+    """Its code starts the head when it is shown the whole model, as ModernBERT's does."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Showing):
+            nn.init.constant_(module.fc.weight, 0.125)
+            for parameter in module.body.parameters():
+                nn.init.zeros_(parameter)  # which must not reach the pretrained body
+
+
+def test_code_that_starts_a_head_when_it_sees_its_holder() -> None:
+    """And nothing else of the model moves."""
+    model = Showing()
+    nn.init.normal_(model.fc.weight)
+    before = [value.clone() for value in model.body.parameters()]
+    replace_head(model, 3)
+    assert (model.fc.weight == 0.125).all()
+    assert all(map(torch.equal, before, model.body.parameters()))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
-from ftkit._heads.decide import DoubtError
+from ftkit._heads.refusals import DoubtError
 from ftkit._heads.replace import find_head
 from ftkit._torch import is_norm
 from ftkit.errors import HeadError

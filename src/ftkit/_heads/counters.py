@@ -19,14 +19,15 @@ _CLASSES = re.compile(
     r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
 )
 _OUTPUTS = re.compile(
-    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(features|channels|dim|dims|size|classes)"
+    r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(num_)?(features|channels|dim|dims|size|classes)"
     r"|nf|n_?out)|vocab_size"
 )
 _COUNTING = {
     "classes": re.compile(f"({_CLASSES.pattern})|({_OUTPUTS.pattern})"),
     "channels": re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)"),
 }
-_CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "_hub_mixin_config", "model_config")
+_CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "yaml", "_hub_mixin_config", "model_config")
+_SHORT = {"nc": ("no", "nl", "backbone")}  # counts classes in a detector: beside one of these
 _NO_CONFIGS = (nn.Module, torch.Tensor, str, int, float, type(None))
 
 
@@ -65,7 +66,17 @@ def counters(
         itertools.chain.from_iterable(map(_in_named_tuples, places)),
         itertools.chain.from_iterable(map(_in_attributes, distinct(_owners(places)))),
     )
-    return [one for one in found if _COUNTING[of].fullmatch(one.name.lower())]
+    return [one for one in found if _COUNTING[of].fullmatch(one.name.lower()) or (of == "classes" and _is_short(one))]
+
+
+def _is_short(counter: Counter) -> bool:
+    return any(name in _values(counter.owner) for name in _SHORT.get(counter.name, ()))
+
+
+def shifted(counter: Counter) -> Iterator[Counter]:
+    """The counters beside one of the classes that count more outputs than these: a detector's, with its boxes."""
+    if counter.name in _SHORT:
+        yield from (one for one in _in_attributes(counter.owner) if one.name == "no" and one.value > counter.value)
 
 
 def counts_classes(name: str) -> bool:
@@ -76,7 +87,7 @@ def counts_classes(name: str) -> bool:
 def told(model: nn.Module, names: Collection[str]) -> list[int]:
     """Return the counts of classes that the counters tell, the most telling first."""
     found = [counter for counter in counters(model, names) if counter.value > 0]
-    classes = [counter.value for counter in found if counts_classes(counter.name)]
+    classes = [counter.value for counter in found if counts_classes(counter.name) or counter.name in _SHORT]
     return list(dict.fromkeys(classes + [counter.value for counter in found if counter.name == "vocab_size"]))
 
 

@@ -10,22 +10,22 @@ import torch
 from torch import nn
 
 from ftkit._heads.counters import counters, counts_classes, told
-from ftkit._heads.graph import CLEAN, NORMED, SQUASHED, End, Ends
+from ftkit._heads.graph import CLEAN, End, Ends
+from ftkit._heads.inputs import Inputs
 from ftkit._heads.layers import (
     Layer,
     Layers,
-    describe,
     has_parameters,
-    has_shapes,
     holders,
     layers,
     own_tensors,
     read,
     self_description,
 )
+from ftkit._heads.refusals import check_losses, check_scorers, doubt, headless, nothing
 from ftkit._heads.trace import Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
-from ftkit.errors import HeadError
+from ftkit._models.dryrun import tensors_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,49 +37,55 @@ class Found:
     trace: Trace | None = None  # what told, where names and counters were not enough
 
 
-class DoubtError(HeadError):
-    """Several layers could be the head. They are its ``layers``."""
-
-    layers: list[Layer]
-
-
-def find_layers(model: nn.Module) -> Found:
+def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = False) -> Found:
     """Find the layers that make the class outputs, and how many classes they have.
 
     Args:
         model: The model, not wrapped.
+        given: Inputs that the user knows it to take.
+        run: Whether to run it, on those or made-up ones, even where names settle it; if they and the run disagree, the
+            run is right.
 
     Raises:
         HeadError: There is none, or several that can't be told apart.
     """
     every = layers(model)
     if not every or read(model, "num_classes") == 0:
-        raise _headless(model, every)
+        raise headless(model, every)
+    seen = trace(model, every, given) if run or given is not None else None
     for at_once in (_declared, _obvious):
         settled = at_once(model, every)
-        if settled:
-            return Found(settled, settled[0].outputs)
-    evidence = _Evidence(model, every, trace(model, every))
+        if settled and (seen is None or _gives_outputs(settled, seen)):
+            return Found(settled, settled[0].outputs, seen)
+    evidence = _Evidence(model, every, seen or trace(model, every))
     found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
     if found is None:
-        raise _nothing(evidence)
-    _check_scorers(evidence, found)
+        raise nothing(model, every, evidence.trace)
+    check_scorers(model, evidence.trace, found)
+    check_losses(model, evidence.unseen, evidence.told, found)
     classes = found[0].classes
     order = [layer.names for layer in every]
     whole = sorted([*found, *_boxes(evidence, found)], key=lambda layer: order.index(layer.names))
     return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
 
 
-def in_classes(model: nn.Module, layer: Layer) -> Layer:
+def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
     """Tell how the outputs of a layer that the user named count classes."""
     counts = told(model, layer.names)
     if not layer.sure:
-        layer = (trace(model, layers(model)).ends.of(layer).layers or [layer])[0]
+        seen = seen or trace(model, layers(model))
+        layer = (seen.ends.of(layer).layers or [layer])[0]
         layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
     return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
 
 
 # ---- rules that need no run
+
+
+def _gives_outputs(settled: Layers, seen: Trace) -> bool:
+    """Whether a run, if there was one, shows nothing against the layers that names settled."""
+    ends = seen.ends.where(lambda end: not end.body).layers.names
+    return not seen.run.complete or all(layer.name in ends for layer in settled)
 
 
 def _declared(model: nn.Module, every: Layers) -> Layers:
@@ -164,7 +170,7 @@ class _Evidence:
 
     def __init__(self, model: nn.Module, every: Layers, seen: Trace) -> None:
         self.model, self.every, self.trace = model, every, seen
-        self.unseen = [layer for layer in every if seen.run.unseen.issuperset(layer.names)]
+        self.unseen = Layers(layer for layer in every if seen.run.unseen.issuperset(layer.names))
         self.ends = self.named = seen.ends.where(lambda end: not (end.body or end.layer.names_another()))
         self.told = told(model, self.ends.layers.names)
         if self.unseen and not seen.run.complete:  # what came out before the run failed need be no output of the model
@@ -193,8 +199,24 @@ def _named_for_classes(evidence: _Evidence) -> Layers:
 def _left_as_they_are(evidence: _Evidence) -> Layers:
     """The outputs that leave the model as the layer gave them: a user's own model, in which no name says anything."""
     group = evidence.ends.where(End.is_clean)
-    cut_short = not evidence.trace.run.complete
-    return Layers() if cut_short or all(end.training_only for end in group) else _of_one_size(evidence, group)
+    run = evidence.trace.run
+    if not run.complete or all(end.training_only or end.layer.outputs == 1 for end in group):
+        return Layers()
+    given = [tensor.shape for tensor in tensors_in(run.inputs) if tensor.is_floating_point()]
+    if any(_gives_back(end, shape) for end in group for shape in given):
+        return Layers()
+    return _of_one_size(evidence, group)
+
+
+_FEWEST_RESTORED = 32  # numbers of an example: a classifier may have as many classes as features, if these are few
+
+
+def _gives_back(end: End, given: torch.Size) -> bool:
+    """Whether a model gives what goes in, as an autoencoder does, or more of the same series, as a forecaster does."""
+    linear = isinstance(end.layer.module, nn.Linear)
+    made = [end.shapes[port] for port in end.ports_within(CLEAN)]
+    continues = any(linear and len(given) == len(one) == 3 and given[::2] == one[::2] for one in made)
+    return continues or (given in made and given[1:].numel() >= _FEWEST_RESTORED)
 
 
 _RULES: tuple[Callable[[_Evidence], Layers], ...] = (
@@ -243,18 +265,22 @@ def _of_one_size(evidence: _Evidence, group: Ends) -> Layers:
     Raises:
         DoubtError: They have different numbers of outputs, or are several heads of the same one.
     """
-    main = group.where(lambda end: not end.is_auxiliary()) or group[:1]
+    main = group.where(lambda end: not end.is_auxiliary()) or Ends(group[:1])
+    if all(end.layer.outputs == 1 for end in main):  # true or false, say, beside the classes: an AC-GAN
+        main = group.where(lambda end: end.layer.outputs > 1) or main
+        group = main
     sizes = {end.layer.outputs for end in main}
     if len(sizes) > 1:
-        raise _doubt(evidence.model, group)
+        raise doubt(evidence.model, group)
     classes = sizes.pop()
     helping = evidence.ends.where(End.scores).where(End.helps_training)
     same = evidence.ends.of_size(classes).where(lambda end: end in group or end in helping)
     same += _scoring_on_the_way(evidence, classes)
+    siblings = _siblings_unseen(evidence, same.layers)
     leaving = {frozenset(end.ports.items()) for end in same if not end.helps_training()}
     if len(leaving) > 1 and not _boxes(evidence, same.layers):  # apart, and not summed
-        raise _doubt(evidence.model, same)
-    return same.layers
+        raise doubt(evidence.model, same)
+    return Layers([*same.layers, *siblings])
 
 
 # ---- layers that belong to a head beside those that a rule found
@@ -266,15 +292,23 @@ def _scoring_on_the_way(evidence: _Evidence, classes: int) -> Ends:
 
 
 def _siblings_unseen(evidence: _Evidence, found: Layers) -> list[Layer]:
-    """Layers of the same lists that did not run, like those found: heads of a decoder's other layers."""
-    listed = [layer for layer in found if isinstance(evidence.model.get_submodule(layer.holder), nn.ModuleList)]
-    like = {(layer.holder, layer.inputs, layer.outputs): layer for layer in listed}
+    """Layers that did not run, like those found: of a decoder's other layers, of another mode, kept for later."""
     siblings = []
     for layer in evidence.unseen:
-        one = like.get((layer.holder, layer.inputs, layer.outputs))
+        one = next((one for one in found if _is_sibling(evidence, layer, one)), None)
         if one is not None and not found.inside(layer.name):
-            siblings.append(replace(one, names=layer.names, modules=layer.modules))
+            siblings.append(replace(one, names=layer.names, modules=layer.modules, inputs=layer.inputs))
     return siblings
+
+
+def _is_sibling(evidence: _Evidence, unseen: Layer, one: Layer) -> bool:
+    """Whether a layer that did not run is in one list with another, or like it and named for classes or helping."""
+    if unseen.outputs != one.outputs or type(unseen.module) is not type(one.module) or unseen.names_another():
+        return False
+    if unseen.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
+        return True
+    helps = says(unseen.name, AUXILIARY) or (unseen.names_classes() and one.names_classes())
+    return evidence.trace.run.complete and unseen.inputs == one.inputs and helps
 
 
 _COORDINATES = 4  # of a box
@@ -294,80 +328,3 @@ def _label_tables(model: nn.Module, classes: int) -> Iterator[Layer]:
             table = Layer((name,), (module,), module.embedding_dim, module.num_embeddings, axis=0)
             if table.outputs - classes in (0, 1):
                 yield replace(table, extra=table.outputs - classes)
-
-
-# ---- why there is no head
-
-
-def _check_scorers(evidence: _Evidence, found: Layers) -> None:
-    """Refuse a layer that gives one number, which the model uses as such: a score or a depth is no class output."""
-    complete, kind = evidence.trace.run.complete, type(evidence.model).__name__
-    for layer in found.of_size(1):
-        shapes = evidence.trace.shapes_of(layer, SQUASHED)
-        if not complete or not all(1 in shape[1:] for shape in shapes):
-            seen = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""
-            raise HeadError(
-                f"{describe([layer])} gives one number, which does not leave the {kind} as the score of a class{seen}. "
-                f"To make classes of it all the same: replace_head(model, n, at={layer.name!r})."
-            )
-
-
-def _doubt(model: nn.Module, group: Ends) -> DoubtError:
-    names = [layer.name for layer in group.layers]
-    error = DoubtError(
-        f"The {type(model).__name__} has several layers that could be its head: {describe(group.layers)}. "
-        f"Say which: replace_head(model, n, at={names[0]!r}), or at={names} for all of them."
-    )
-    error.layers = group.layers
-    return error
-
-
-def _headless(model: nn.Module, every: Layers) -> HeadError:
-    kind = type(model).__name__
-    if every:
-        return HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
-    return HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.{_sealed(model)}")
-
-
-def _nothing(evidence: _Evidence) -> HeadError:
-    """Say what the outputs come from instead, or else what stands at the end of the model."""
-    seen, run, kind = evidence.trace, evidence.trace.run, type(evidence.model).__name__
-    sealed = _sealed(evidence.model)
-    normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
-    if normed:
-        return HeadError(
-            f"The outputs of {describe(normed[:1])} pass a layer with weights of their own before they leave the "
-            f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
-        )
-    ends = seen.ends.where(lambda end: not end.body)
-    if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
-        return HeadError(
-            f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
-            "holds. What can be replaced is a module: let an nn.Linear hold the parameter."
-        )
-    why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
-    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or evidence.every[-2:]
-    return HeadError(
-        f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why}{sealed} "
-        f"If one is, say so: replace_head(model, n, at={likely[-1].name!r}); last in it: {describe(likely)}. "
-        "To add a layer to the outputs use append_head."
-    )
-
-
-def _sealed(model: nn.Module) -> str:
-    """Tell of the first module that can't be seen into, or be made anew, as a sentence for an error message."""
-    for name, module in model.named_modules():
-        for is_sealed, how in _SEALS:
-            if is_sealed(module):
-                return f" Its {type(module).__name__}{f' {name!r}' if name else ''} {how}."
-    return ""
-
-
-_SEALS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
-    (
-        lambda module: isinstance(module, torch.jit.ScriptModule),
-        "is scripted: replace the head before torch.jit does that",
-    ),
-    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before that"),
-    (lambda module: not has_shapes(module), "has no shape yet: run the model on one batch first"),
-)

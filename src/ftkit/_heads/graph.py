@@ -31,6 +31,7 @@ class End:
     softmax: bool = False  # whether one lies on the way to an output
     body: bool = False  # whether it feeds another one
     beside: bool = False  # whether it feeds another one, and gives an output of its own too
+    cut: set[str] = field(default_factory=set)  # those outputs that take a slice of what the layer gives
     training_only: bool = False  # whether only a run in training mode, or the loss, uses it
 
     def is_clean(self) -> bool:
@@ -53,8 +54,10 @@ class End:
         """The outputs that are no further than ``level`` from what the layer gives."""
         return [port for port, its_level in self.ports.items() if its_level <= level]
 
-    def reached(self, port: str, shape: torch.Size, level: int, softmax: bool) -> None:
-        """Note that an output comes from the layer, on one more way."""
+    def reached(self, port: str, shape: torch.Size, level: int, softmax: bool, cuts: frozenset[int]) -> None:
+        """Note that an output comes from the layer, on one more way, with slices of axes of some sizes on it."""
+        if self.layer.outputs in cuts:
+            self.cut.add(port)
         self.level = min(self.level, level)
         self.ports[port] = min(self.ports.get(port, level), level)
         self.shapes[port] = shape
@@ -103,13 +106,13 @@ def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Wa
     nodes: dict[Layer, list[Any]] = {}
     bare: set[str] = set()
     for port, root in graph.roots.items():
-        for node, weight, level, softmax in graph.ways_back(root):
+        for node, weight, level, softmax, cuts in graph.ways_back(root):
             layer = owners.get(id(weight))
             if layer is None:
                 bare.add(getattr(weight, "dotted", "?"))
             else:
                 nodes.setdefault(layer, []).append(node)
-                ends.setdefault(layer, End(layer, level)).reached(port, outputs[port].shape, level, softmax)
+                ends.setdefault(layer, End(layer, level)).reached(port, outputs[port].shape, level, softmax, cuts)
     _mark_body(graph, ends, nodes)
     return Walk(Ends(ends.values()), {owners[leaf] for leaf in owners.keys() & graph.leaves.keys()}, bare)
 
@@ -150,7 +153,17 @@ _DATA = (
     (re.compile(r"^Addmm"), slice(1, None)),
     (re.compile(r"^(Mm|Bmm|Mv)Backward"), slice(None)),
 )
+_SLICE = re.compile(r"(Slice|Select|IndexSelect|Split\w*|Unbind|Unsafe\w*)Backward")
 _OTHER = frozenset((0,))  # in the place of a parameter's identity: something that is none
+
+
+def _cut_at(node: Any) -> frozenset[int]:
+    """The size of the axis of which a node takes a slice."""
+    if not _SLICE.match(node.name()):
+        return frozenset()
+    sizes, axis = getattr(node, "_saved_self_sym_sizes", ()), getattr(node, "_saved_dim", 0)
+    axis -= 1 << 64 if axis >= 1 << 63 else 0  # a negative one, which autograd shows as if it had no sign
+    return frozenset(map(int, sizes[axis : axis + 1 or None]))
 
 
 class _Graph:
@@ -212,25 +225,27 @@ class _Graph:
                 stack += self.data(node)
         return found
 
-    def ways_back(self, root: Any) -> Iterator[tuple[Any, torch.Tensor, int, bool]]:
+    def ways_back(self, root: Any) -> Iterator[tuple[Any, torch.Tensor, int, bool, frozenset[int]]]:
         """Yield the first nodes behind an output where data meet weights: each of these, the level, if under a softmax.
 
-        A node is met again where another way leads to it at a lower level.
+        Last come the sizes of the axes of which only a slice went on. A node is met again where another way leads to
+        it at a lower level.
         """
         levels: dict[Any, int] = {}
-        queue = deque([(root, CLEAN, False)])
+        queue = deque([(root, CLEAN, False, frozenset[int]())])
         while queue:
-            node, level, softmax = queue.popleft()
+            node, level, softmax, cuts = queue.popleft()
             if levels.get(node, MIXED + 1) <= level:
                 continue
             levels[node] = level
             weights = self._multiplied(node)
-            yield from ((node, weight, level, softmax) for weight in weights)
+            yield from ((node, weight, level, softmax, cuts) for weight in weights)
             if (
                 not weights and "Embedding" not in node.name()
             ):  # a table of inputs, which an output layer may be tied to
                 level, softmax = max(level, self.level(node)), softmax or "Softmax" in node.name()
-                queue.extend((target, level, softmax) for target in self.data(node))
+                cuts = cuts | _cut_at(node)
+                queue.extend((target, level, softmax, cuts) for target in self.data(node))
 
     def _multiplied(self, node: Any) -> list[torch.Tensor]:
         """The weights that data are multiplied by at ``node``: a layer's, and not a bias or a scale."""

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from ftkit._heads.layers import as_layer, read, self_description
+from ftkit._models.dryrun import tensors_in
 
-Inputs: TypeAlias = tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 _COMBINATIONS, _LABELINGS = 64, 16  # at most so many, as each costs a run
 
@@ -36,7 +37,8 @@ def labeled(model: nn.Module, inputs: Inputs, outputs: list[torch.Size]) -> Iter
     free = list(inspect.signature(model.forward).parameters)[len(args) :]
     wanted = [name for name in free if name not in kwargs and _IS_LABELS.search(name)]
     shapes = list(map(_without_classes, outputs))
-    shapes += [(v.shape[0], *v.shape[-2:]) for v in (*args, *kwargs.values()) if v.dim() == 4]  # masks of images
+    images = (tensor for tensor in tensors_in(inputs) if tensor.dim() == 4)
+    shapes += [(tensor.shape[0], *tensor.shape[-2:]) for tensor in images]  # of their masks
     kinds = [(shape, torch.long) for shape in [*dict.fromkeys(shapes)][:3]]
     kinds += [(tuple(shape), torch.float) for shape in outputs[:1]]
     for chosen in itertools.islice(itertools.product(kinds, repeat=len(wanted)), _LABELINGS) if wanted else ():
@@ -118,12 +120,13 @@ def _series(model: nn.Module) -> _Shapes:
 
 
 _NAMED: dict[str, Callable[[nn.Module], Iterable[torch.Tensor]]] = {
-    "input_ids": lambda _: _indices((2, 8)),
+    "input_ids": lambda _: _indices((2, 8), (1, 8)),
     "decoder_input_ids": lambda _: _indices((2, 8)),
     "attention_mask": lambda _: [torch.ones(2, 8, dtype=torch.long)],
     "pixel_values": lambda model: _numbers(_pixels(model)),
     "input_values": lambda model: _numbers(_waves(model)),
     "input_features": lambda model: _numbers(_spectra(model)),
+    "task_inputs": lambda model: _indices((2, _told(model, "task_seq_len", 77))),
     "past_values": lambda model: _numbers(_series(model)),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -161,6 +162,22 @@ def own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     return itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
 
 
+def tensors_of(model: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers in a model, and tensors that are plain attributes of a module."""
+    everything = ((*own_tensors(module), *vars(module).values()) for module in model.modules())
+    return distinct(one for one in itertools.chain.from_iterable(everything) if isinstance(one, torch.Tensor))
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """Copy a module, without the values of its tensors."""
+    return copy.deepcopy(model, {id(tensor): like(tensor, tensor.detach().to("meta")) for tensor in tensors_of(model)})
+
+
+def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Wrap new values as the old ones are: as a parameter, or not."""
+    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
+
+
 _PARAMETRIZATIONS = "parametrizations"  # the child in which torch.nn.utils.parametrize keeps what it computes from
 
 
@@ -211,6 +228,13 @@ def _as_told(module: nn.Module, name: str, matrix: torch.Tensor) -> Layer:
 _OUTPUTS = ("out_features", "nf", "out_channels")
 
 
+def _computed(steps: nn.Module) -> torch.Tensor:
+    """What parametrizations make, without values: to compute it with them may move a spectral norm's estimate."""
+    with torch.no_grad(), torch.device("meta"):
+        made: torch.Tensor = on_meta(steps).eval()()
+    return made
+
+
 def _weight(module: nn.Module) -> torch.Tensor | None:
     """The one weight that a module itself multiplies by; None where there are several, or layers inside."""
     children = children_of(module)
@@ -219,7 +243,6 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
         return None
     found: list[torch.Tensor] = [v for n, v in parameters_of(module).items() if v is not None and not n.endswith("_g")]
     if computed is not None:
-        with torch.no_grad():
-            found += [getattr(module, name) for name in children_of(computed)]
+        found += [_computed(steps) for steps in children_of(computed).values() if steps is not None]
     matrices = [value for value in found if value.dim() >= 2]
     return matrices[0] if len(matrices) == 1 else None

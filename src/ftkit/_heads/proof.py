@@ -8,51 +8,116 @@ import torch
 from torch import nn
 
 from ftkit._heads.decide import Found
-from ftkit._heads.graph import SQUASHED
-from ftkit._heads.layers import Layers
-from ftkit._heads.trace import Trace, shapes
+from ftkit._heads.graph import SQUASHED, End
+from ftkit._heads.trace import Run, run_on, run_with_labels
 from ftkit.errors import HeadError
 
 
-def prove(model: nn.Module, found: Found, count: int) -> None:
-    """Run a model with its new head on what it ran on before, its own loss too; without such a run there is no proof.
+class Proof:
+    """What a model gave before its head changed, and how that compares with what it gives afterwards.
 
-    Args:
-        model: The model with its new head.
-        found: The old head.
-        count: The new number of classes.
-
-    Raises:
-        HeadError: The model fails, or an output of the head does not follow.
+    Attributes:
+        missing: Why there can be no proof; empty where there is one.
     """
-    if found.trace is None:
-        return
-    runs = [shapes(model, inputs) for inputs in found.trace.taken]
-    failures = [f": {after}" for after in runs if isinstance(after, str)]
-    if runs and isinstance(runs[0], dict):  # without labels, as the run that told of the head
-        failures += _astray(found.layers, found.trace, runs[0], count)
-    if failures:
-        raise HeadError(
-            f"With {count} classes in place of {found.classes} at {', '.join(map(repr, found.layers.names))} the "
-            f"{type(model).__name__} does not run any more{failures[0]}. Something else in it counts the classes too."
+
+    def __init__(self, model: nn.Module, found: Found) -> None:
+        """Run the model with its old head."""
+        self._found = found
+        self.missing = "it was not asked for"
+        if found.trace is not None:
+            self._ends, self._run = found.trace.ends, found.trace.run
+            self._with_labels = run_with_labels(model, self._run) if self._run.complete else Run()
+            unused = [layer.name for layer in found.layers if not self._ends.of(layer)]
+            self.missing = f"{unused[0]!r} has no part in what the model gives" if unused else ""
+            if not self._run.complete:
+                self.missing = f"the model could not be run on made-up inputs ({self._run.failure})"
+
+    def check(self, model: nn.Module, count: int) -> None:
+        """Run the model with its new head on what it ran on before, its own loss too.
+
+        Args:
+            model: The model with its new head.
+            count: The new number of classes.
+
+        Raises:
+            HeadError: The model fails, or an output of the head does not follow.
+        """
+        after = self._runs_still(model, f"{count} classes in place of {self._found.classes}")
+        if after is not None:
+            failures = [*self._astray(after, count), *self._fails_with_labels(model)]
+            if failures:
+                raise self._error(model, f"{count} classes in place of {self._found.classes}", failures[0])
+
+    def check_module(self, model: nn.Module) -> None:
+        """Run the model with a module of the user's as its head, of which nobody knows what it gives.
+
+        Raises:
+            HeadError: The model fails.
+        """
+        self._runs_still(model, "the new module")
+
+    def _runs_still(self, model: nn.Module, what: str) -> Run | None:
+        if self._found.trace is None or not self._run.complete:
+            return None
+        after = run_on(model, self._run.inputs)
+        if after.unable:
+            self.missing = f"the model could not be run with the new head on tensors without values ({after.failure})"
+            return None
+        if not after.complete:
+            raise self._error(model, what, f": {after.failure}")
+        return after
+
+    def _fails_with_labels(self, model: nn.Module) -> Iterator[str]:
+        if self._with_labels.complete:
+            after = run_on(model, self._with_labels.inputs)
+            if not (after.complete or after.unable):
+                yield f": {after.failure}"
+
+    def _error(self, model: nn.Module, what: str, failure: str) -> HeadError:
+        names = ", ".join(map(repr, self._found.layers.names))
+        return HeadError(
+            f"With {what} at {names} the {type(model).__name__} does not run any more{failure}. "
+            "Something else in it counts the classes too."
+        )
+
+    def _astray(self, after: Run, count: int) -> Iterator[str]:
+        """Tell of each output that did not follow the head, or did as no number of classes can make it."""
+        grown = count - self._found.classes
+        before = {port: tensor.shape for port, tensor in self._run.outputs.items()}
+        shapes = {port: tensor.shape for port, tensor in after.outputs.items()}
+        loose = self._run.guessed or after.guessed  # how many detections there are, say, hangs on the scores
+        for port, shape in before.items():
+            new = shapes.get(port)
+            if not (loose or (new is not None and self._follows(shape, new, count))):
+                yield f" as before: what was {tuple(shape)} is {tuple(new or ())}"
+        for layer in self._found.layers:
+            for end in self._ends.of(layer).where(lambda end: not end.training_only):
+                ports = end.ports_within(SQUASHED)
+                if grown and not loose and ports and all(shapes.get(port) == before[port] for port in ports):
+                    yield from (_stuck(end, port, before[port]) for port in ports if _counts(end, port))
+
+    def _follows(self, before: torch.Size, after: torch.Size, count: int) -> bool:
+        """Whether an output is as it was, or grew along an axis by as much for each class; never along the batch's."""
+        classes, grown = self._found.classes, count - self._found.classes
+        if len(before) != len(after):  # one number for each example, which had no axis of its own
+            return classes == 1 and any(after[:axis] + after[axis + 1 :] == before for axis in _axes_of(after, count))
+        steps = {axis: new - old for axis, (old, new) in enumerate(zip(before, after, strict=True)) if new != old}
+        tables = {layer.outputs for layer in self._found.layers if isinstance(layer.module, nn.Embedding)}
+        no_batch = len(before) == 1 or before[0] in tables
+        return all(
+            grown and step % grown == 0 and step // grown > 0 and (axis or no_batch) for axis, step in steps.items()
         )
 
 
-def _astray(head: Layers, trace: Trace, after: dict[str, torch.Size], count: int) -> Iterator[str]:
-    """Tell of each output of the head that did not follow."""
-    for layer in head:
-        for end in trace.ends.of(layer).where(lambda end: not end.training_only):
-            for port in end.ports_within(SQUASHED):
-                before, shape = end.shapes[port], after.get(port)
-                if shape is None or not _follows(before, shape, layer.outputs, layer.outputs_for(count)):
-                    yield f" as before: what was {tuple(before)} is {tuple(shape or ())}"
+def _axes_of(shape: torch.Size, size: int) -> list[int]:
+    return [axis for axis, its_size in enumerate(shape) if its_size == size and axis]
 
 
-def _follows(before: torch.Size, after: torch.Size, old: int, new: int) -> bool:
-    """Whether an output grew with the outputs of its layer along one axis, if at all, and that not the batch's."""
-    if before.numel() * new != after.numel() * old:
-        return True  # the axis of the classes is gone, or how many detections there are depends on the scores
-    if len(before) != len(after):
-        return False
-    changed = [axis for axis, (b, a) in enumerate(zip(before, after, strict=True)) if b != a]
-    return len(changed) < 2 and all(axis and (old > 1 or before[axis] == 1) for axis in changed)
+def _counts(end: End, port: str) -> bool:
+    """Whether an output has an axis for what a layer gives, or takes a part of it; else that axis is summed up."""
+    return port in end.cut or (end.layer.outputs > 1 and end.layer.outputs in end.shapes[port][1:])
+
+
+def _stuck(end: End, port: str, shape: torch.Size) -> str:
+    part = "a fixed part" if port in end.cut else "as many numbers as before"
+    return f" as it should: of what {end.layer.name!r} gives, {part} is used, {tuple(shape)}"

@@ -9,14 +9,14 @@ import inspect
 import logging
 import re
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.layers import Layer, holders, layers, read
+from ftkit._heads.layers import Layer, holders, layers, like, on_meta, read
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
@@ -52,7 +52,7 @@ def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int
     padding = vars(new).get("padding_idx")
     if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
-    with torch.no_grad():
+    with torch.no_grad(), _resting(old):
         _start(model, layer, new)
         if rows:
             _carry(layer, new, rows)
@@ -64,15 +64,28 @@ def with_channels(entry: Layer, channels: int) -> nn.Module:
     """Return a convolution like the old one for another number of channels, with its filters."""
     _check_free(entry, "its channels are fixed")
     old, axis = entry.module, 1 - entry.axis
-    new = _twin(old, entry.inputs, channels, axis)
+    new = _twin(old, entry.inputs, channels, axis, vectors=False)
     vars(new)["in_channels"] = channels
-    with torch.no_grad():
+    with torch.no_grad(), _resting(old):
         source: torch.Tensor = getattr(old, "weight").detach()  # noqa: B009 -- it may be parametrized
         turn = torch.arange(channels, device=source.device) % entry.inputs
         taken = source.index_select(axis, turn) * (entry.inputs / channels)
         _assign(new, "weight", source.sum(axis, keepdim=True) if channels == 1 else taken)
     _need_gradients_like(old, new, thaw=False)
     return new
+
+
+@contextlib.contextmanager
+def _resting(layer: nn.Module) -> Iterator[None]:
+    """Keep a layer in eval mode, in which nothing moves where a weight is computed to be read."""
+    training = [module for module in layer.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _check_free(layer: Layer, what: str) -> None:
@@ -84,18 +97,22 @@ def _check_free(layer: Layer, what: str) -> None:
         raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: {what}.")
 
 
-def _twin(old: nn.Module, before: int, after: int, axis: int) -> nn.Module:
-    """Copy a layer with all that hangs on it; tensors that count ``before`` along ``axis`` count ``after``."""
+def _twin(old: nn.Module, before: int, after: int, axis: int, *, vectors: bool = True) -> nn.Module:
+    """Copy a layer with all that hangs on it; tensors that count ``before`` along ``axis`` count ``after``.
+
+    So do ``vectors``, such as a bias, where the axis is that of the outputs.
+    """
     new: nn.Module = old.__class__.__new__(old.__class__)
     for key, value in vars(old).items():
         new.__dict__[key] = _own(key, value, old, new)
         if isinstance(value, torch.Tensor):  # the weight that old-style weight norm computes before each forward
-            new.__dict__[key] = _sized(key, value, before, after, axis)
+            new.__dict__[key] = _sized(key, value, before if vectors or value.dim() > 1 else 0, after, axis)
     for slot in own_slots(new):  # its tables are new, and hold what the old one's do
         if isinstance(slot.content, nn.Module):
-            slot.table[slot.name] = _twin(slot.content, before, after, axis)
+            slot.table[slot.name] = _twin(slot.content, before, after, axis, vectors=vectors)
         else:
-            slot.table[slot.name] = _sized(slot.name, slot.content, before, after, axis)
+            counting = before if vectors or slot.content.dim() > 1 else 0
+            slot.table[slot.name] = _sized(slot.name, slot.content, counting, after, axis)
     return new
 
 
@@ -114,11 +131,6 @@ def _sized(name: str, tensor: torch.Tensor, before: int, after: int, axis: int) 
         # A vector that a spectral norm iterates on must not be zero; whatever else is set later.
         copied = copied.new_full((*tensor.shape[:along], after, *tensor.shape[along + 1 :]), after**-0.5)
     return like(tensor, copied)
-
-
-def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Wrap new values as the old ones are: as a parameter, or not."""
-    return nn.Parameter(values, requires_grad=old.requires_grad) if isinstance(old, nn.Parameter) else values
 
 
 def _along(tensor: torch.Tensor, axis: int) -> int:
@@ -163,7 +175,10 @@ def _start(model: nn.Module, layer: Layer, new: nn.Module) -> None:
     _reset(bare, old)
     own = _own_init(model, layer.name)
     if own is not None:
-        _initialize(own, bare, layer.name)
+        _initialize(own, bare, bare, layer.name)
+        shell = _shell(model, layer.name, bare)
+        if shell is not None:  # some code starts a layer when it is shown what holds it
+            _initialize(own, shell, bare, layer.name)
     else:
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
@@ -187,11 +202,26 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
             nn.init.zeros_(value) if value.dim() < 2 else nn.init.kaiming_uniform_(value, a=5**0.5)
 
 
-def _initialize(own: Callable[[nn.Module], object], bare: nn.Module, name: str) -> None:
+def _shell(model: nn.Module, name: str, bare: nn.Module) -> nn.Module | None:
+    """Copy what holds a layer without values, with a new layer in the old one's place."""
+    stem, _, child = name.rpartition(".")
+    holder = model.get_submodule(stem)
+    if type(holder).__module__.startswith("torch.nn."):
+        return None
+    try:
+        shell = on_meta(holder)
+    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+        _log.debug("%s can't be copied: %s", type(holder).__name__, error)
+        return None
+    shell.add_module(child, bare)
+    return shell
+
+
+def _initialize(own: Callable[[nn.Module], object], shown: nn.Module, bare: nn.Module, name: str) -> None:
     """Initialize a layer by the model's own code. Where that was written for other layers, nothing changes."""
     before = [value.detach().clone() for value in bare.parameters()]
     try:
-        own(bare)
+        own(shown)
     except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
         _log.debug("the model's own %r does not initialize %r: %s", own, name, error)
         for value, previous in zip(bare.parameters(), before, strict=True):

@@ -1,21 +1,23 @@
-"""Find a model's head, replace it, extend it, and adapt the other end to another number of channels."""
+"""Find a model's head and replace it, or any other module."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from torch import nn
 
-from ftkit._arguments import call, came, strings, whole_number
-from ftkit._heads.counters import counters
+from ftkit._arguments import call, came, flag, strings, whole_number
 from ftkit._heads.decide import Found, find_layers, in_classes
-from ftkit._heads.layers import Layer, Layers, distinct, layers
-from ftkit._heads.renew import with_channels
+from ftkit._heads.inputs import Inputs
+from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
+from ftkit._heads.proof import Proof
+from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
-from ftkit._heads.trace import entries
-from ftkit._models.dryrun import alone
+from ftkit._heads.trace import trace
+from ftkit._models.dryrun import alone, as_call, untouched
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
@@ -23,6 +25,8 @@ from ftkit._torch import is_convolution
 from ftkit._wording import some
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
+
+_log = logging.getLogger("ftkit")
 
 NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
@@ -37,15 +41,21 @@ class Head(Report):
         in_features: How many features or channels the first of them takes.
         out_features: How many classes there are. A layer may have more outputs than that: a detector's has one for
             each class and anchor.
+        proven: Whether a run on tensors without values showed that the model works with a new head. A head that was
+            only found is not.
+        unproven: Why no such run was possible.
     """
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     in_features: int
     out_features: int
+    proven: bool = False
+    unproven: str = ""
 
     def _parts(self) -> Parts:
-        yield f"{some(self.names, 8)}: {self.in_features} -> {self.out_features}"
+        doubt = f" (not proven: {self.unproven})" if self.unproven else ""
+        yield f"{some(self.names, 8)}: {self.in_features} -> {self.out_features}{doubt}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, of the modules their classes."""
@@ -54,7 +64,7 @@ class Head(Report):
 
 
 @alone()
-def find_head(model: nn.Module) -> Head:
+def find_head(model: nn.Module, *, example_inputs: Any = None) -> Head:
     """Find the layers that make a model's class outputs.
 
     What the model says of itself settles the plain cases: names, ``num_classes``, ``num_labels``, its configuration.
@@ -63,6 +73,9 @@ def find_head(model: nn.Module) -> Head:
 
     Args:
         model: Any model: a classifier, a segmenter, a detector, a transformer with a task head.
+        example_inputs: What the model takes, where that can't be made up from its layers: a tensor, a tuple of
+            positional arguments, a dict of keyword arguments, or a pair of such a tuple and such a dict. Only shapes
+            and types matter.
 
     Returns:
         The head. Auxiliary heads, the second head of a distilled model and a detector's box layer belong to it.
@@ -78,7 +91,7 @@ def find_head(model: nn.Module) -> Head:
         2: 16 -> 10
     """
     model = unwrap(model)
-    found = find_layers(model)
+    found = _found(model, as_inputs(example_inputs))
     return _as_head(model, found.layers, found.classes)
 
 
@@ -89,6 +102,8 @@ def replace_head(
     *,
     at: str | Iterable[str] | None = None,
     keep: Mapping[int, int] | None = None,
+    example_inputs: Any = None,
+    verify: bool = True,
 ) -> Head:
     """In place, give a model a new head; return it.
 
@@ -101,6 +116,9 @@ def replace_head(
     A head whose weight is tied to an embedding gets a weight of its own, and the embedding stays as it is. With
     ``keep`` the two stay one table, and are cut or grown together.
 
+    The new head is proven: a copy of the model without memory runs before and after, and what it gives must have
+    followed the head, its own loss included. Where no such run is possible the head says so: ``unproven``.
+
     Args:
         model: The model.
         head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
@@ -108,13 +126,15 @@ def replace_head(
         at: The dotted name, or names, of the head, where :func:`find_head` can't tell. A count replaces the last
             layer in what is named, a module replaces the whole of it.
         keep: For classes that stay: each one's new index to its old index. Their rows are carried over.
+        example_inputs: What the model takes, as for :func:`find_head`.
+        verify: Whether to prove the new head, which takes about two forwards in time.
 
     Returns:
         The new head.
 
     Raises:
-        HeadError: There is no head, or several layers could be it, or the new one does not fit. The model is as it
-            was.
+        HeadError: There is no head, or several layers could be it, or the new one does not fit, or the model does
+            not work with it. The model is as it was.
 
     Example:
         >>> import torch
@@ -128,19 +148,22 @@ def replace_head(
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise HeadError("The model is already wrapped in DistributedDataParallel, which would not see the new head.")
     model = unwrap(model)
-    head = _checked_head(head)
+    head = checked_head(head)
     if keep is not None and not isinstance(head, int):
         raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
     if not isinstance(keep, Mapping | None):
         raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {came(keep)}.")
     at = None if at is None else _names(at)
-    found = find_layers(model) if at is None else _found_at(model, at)
+    verify = flag("verify", verify)
+    given = as_inputs(example_inputs)
+    found = _found(model, given, run=verify) if at is None else _found_at(model, at, given, run=verify)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
     if not isinstance(head, int):
         return _put(model, found, head, _places(model, found, at))
     keep = None if keep is None else _checked_keep(keep, found.classes, head)
-    return _as_head(model, resize(model, found, head, keep), head)
+    made, proof = resize(model, found, head, keep)
+    return _as_head(model, made, head, proof if verify else None)
 
 
 @alone()
@@ -188,84 +211,6 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
     return [name for name, _, _ in news]
 
 
-@alone()
-def append_head(model: nn.Module, head: NewHead) -> nn.Sequential:
-    """Return a model with one more layer on the outputs of ``model``, which stays whole.
-
-    The classic way to keep the 1000 ImageNet outputs and learn a layer on top of them.
-
-    Args:
-        model: A model with class outputs (its head tells how many), or features with ``num_features``.
-        head: The number of outputs of a linear layer; or a module; or a function of the number of incoming features.
-
-    Returns:
-        ``nn.Sequential`` of two: ``body``, which is ``model`` itself, and ``head``.
-
-    Example:
-        >>> import torch
-        >>> from ftkit import append_head
-        >>> model = append_head(torch.nn.Sequential(torch.nn.Linear(8, 10)), 3)
-        >>> model(torch.zeros(5, 8)).shape
-        torch.Size([5, 3])
-    """
-    head = _checked_head(head)
-    if isinstance(head, nn.Module):
-        new = head
-    elif isinstance(head, int):
-        new = nn.Linear(_width(unwrap(model)), head)
-        like = next(model.parameters(), None)
-        if like is not None:
-            new.to(like.device, like.dtype)
-    else:
-        new = _made(head, _width(unwrap(model)))
-    joined = nn.Sequential()
-    joined.add_module("body", model)
-    joined.add_module("head", new)
-    return joined.train(model.training)
-
-
-@alone()
-def adapt_input(model: nn.Module, channels: int) -> list[str]:
-    """In place, make a model take images of another number of channels, with its pretrained filters.
-
-    One channel gets the sum of the filters, so that a grey image gives what its three equal channels gave. More
-    channels take the filters in turn, scaled so that the response keeps its size. Counters such as ``in_chans`` and
-    ``config.num_channels`` follow.
-
-    Args:
-        model: A model that images enter by convolutions.
-        channels: The number of channels that images will have.
-
-    Returns:
-        The names of the layers that changed.
-
-    Raises:
-        HeadError: The model has no convolution that images enter by. It is as it was.
-
-    Example:
-        >>> import torch
-        >>> from ftkit import adapt_input
-        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
-        >>> adapt_input(model, 1)
-        ['0']
-        >>> model(torch.zeros(1, 1, 9, 9)).shape
-        torch.Size([1, 8, 7, 7])
-    """
-    model = unwrap(model)
-    channels = whole_number("channels", channels, least=1, error=HeadError)
-    found = [entry for entry in entries(model) if is_convolution(entry.module)]
-    if not found:
-        raise HeadError(f"Images enter the {type(model).__name__} by no convolution, so its channels can't be changed.")
-    news = [(entry, with_channels(entry, channels)) for entry in found]
-    with Undo() as undo:
-        for entry, new in news:
-            replace(model, entry.modules, new, undo)
-            for counter in counters(model, entry.names, of="channels"):
-                if counter.value == entry.inputs:
-                    counter.set(channels, undo)
-    return [entry.name for entry in found]
-
-
 # ------------------------------------------------------------------ a module as the head
 
 
@@ -290,9 +235,10 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
             f"module can't stand for all. Give a function of in_features that makes one for each, or say "
             f"at={firsts[0]!r}."
         )
-    news = [(place, head if isinstance(head, nn.Module) else _made(head, place.inputs)) for place in places]
+    news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
     last = [_checked(new, place)[-1:] for place, new in news]
     counts = [layer.outputs for several in last for layer in several]
+    proof = Proof(model, found)
     with Undo() as undo:
         for place, new in news:
             _settle(new, place.module)
@@ -301,10 +247,11 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
             untie(model, layer, undo)
         if len(set(counts)) == 1:
             recount(model, found, counts[0], {}, undo)
-    return _as_head(model, places, [found.classes, *counts][-1])
+        proof.check_module(model)
+    return _as_head(model, places, [found.classes, *counts][-1], proof if found.trace else None)
 
 
-def _checked_head(head: NewHead) -> NewHead:
+def checked_head(head: NewHead) -> NewHead:
     """Return what was given as a head, a count as a plain number."""
     if callable(head):
         return head
@@ -312,7 +259,8 @@ def _checked_head(head: NewHead) -> NewHead:
     return whole_number("head", head, least=1, otherwise=otherwise, error=HeadError)
 
 
-def _made(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
+def made_from(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
+    """Call the function that makes a head."""
     made = call("head", factory, width, takes="in_features", error=HeadError)
     if not isinstance(made, nn.Module):
         raise HeadError(f"The factory of the head gave {came(made)} for {width} features, and not a module.")
@@ -342,9 +290,10 @@ def _settle(new: nn.Module, old: nn.Module) -> None:
 # ------------------------------------------------------------------ names
 
 
-def _as_head(model: nn.Module, found: Layers, classes: int) -> Head:
+def _as_head(model: nn.Module, found: Layers, classes: int, proof: Proof | None = None) -> Head:
     names = tuple(found.names)
-    return Head(names, tuple(map(model.get_submodule, names)), found[0].inputs, classes)
+    proven, why_not = (False, "") if proof is None else (not proof.missing, proof.missing)
+    return Head(names, tuple(map(model.get_submodule, names)), found[0].inputs, classes, proven, why_not)
 
 
 def _names(at: str | Iterable[str]) -> list[str]:
@@ -370,11 +319,46 @@ def _layers_in(model: nn.Module, name: str) -> Layers:
     return found
 
 
-def _found_at(model: nn.Module, at: list[str]) -> Found:
+def _found_at(model: nn.Module, at: list[str], given: Inputs | None, *, run: bool) -> Found:
     """The last layer in each module that the user named, as a head."""
     last = [_layers_in(model, name)[-1] for name in at]
-    named = Layers(in_classes(model, layer) for layer in {layer.names: layer for layer in last}.values())
-    return Found(named, named[-1].classes)
+    seen = trace(model, layers(model), given) if run else None
+    named = Layers(in_classes(model, layer, seen) for layer in {layer.names: layer for layer in last}.values())
+    return Found(named, named[-1].classes, seen)
+
+
+def as_inputs(example_inputs: Any) -> Inputs | None:
+    """Read the user's example inputs."""
+    return None if example_inputs is None else as_call(example_inputs, "example_inputs")
+
+
+def _found(model: nn.Module, given: Inputs | None, *, run: bool = False) -> Found:
+    """Find the head; where it can't be told, the error shows the calls that say it, as far as they work.
+
+    Raises:
+        HeadError: There is none, or several layers could be it.
+    """
+    try:
+        return find_layers(model, given, run=run)
+    except UnsureError as error:
+        calls = [at for at in error.could_be if _works(model, at, given)]
+        several = [f"replace_head(model, n, at={(at[0] if len(at) == 1 else at)!r})" for at in calls[:1] + calls[-1:]]
+        shown = " or ".join(dict.fromkeys(several))
+        error.args = (f"{error}{f' {error.advice}: {shown}.' if shown else ''}",)
+        raise
+
+
+def _works(model: nn.Module, at: list[str], given: Inputs | None) -> bool:
+    """Try on a copy whether a head of other sizes fits where the names say."""
+    with untouched():
+        try:
+            twin = on_meta(model)
+            replace_head(twin, _found_at(twin, at, None, run=False).classes + 1, at=at, example_inputs=given)
+        except HeadError:
+            return False
+        except Exception as error:  # noqa: BLE001 -- a copy that can't be made or run tells nothing
+            _log.debug("at=%r can't be tried: %s", at, error)
+    return True
 
 
 def _checked_keep(keep: Mapping[int, int], classes: int, count: int) -> dict[int, int]:
@@ -406,14 +390,3 @@ def _chosen(model: nn.Module, selector: Selector) -> dict[str, nn.Module]:
     if not chosen:
         raise SelectionError(f"{selector!r} selects parameters of the {type(model).__name__}, but no module.")
     return chosen
-
-
-def _width(model: nn.Module) -> int:
-    """How many outputs, or features, a model gives."""
-    try:
-        return find_head(model).out_features
-    except HeadError:
-        features = getattr(model, "num_features", None)
-        if type(features) is int:
-            return features
-        raise

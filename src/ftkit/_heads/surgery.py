@@ -11,21 +11,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit._heads.counters import counters, counts_classes, losses
+from ftkit._heads.counters import counters, counts_classes, losses, shifted
 from ftkit._heads.decide import Found
-from ftkit._heads.layers import Layer, Layers, distinct, holders, read
-from ftkit._heads.proof import prove
-from ftkit._heads.renew import like, renewed
+from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
+from ftkit._heads.proof import Proof
+from ftkit._heads.renew import renewed
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
 from ftkit._torch import parameters_of
+from ftkit.errors import HeadError
 
 _log = logging.getLogger("ftkit")
 
 _USUAL_STD = 0.02  # of an embedding's start in the transformers family, for a table that has no values to tell its own
 
 
-def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> Layers:
+def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> tuple[Layers, Proof]:
     """Make the layers of a head anew for ``count`` classes, and let all follow that counts them.
 
     Args:
@@ -35,11 +36,13 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
         keep: The new index of each class that stays, to its old index.
 
     Returns:
-        The new layers.
+        The new layers, and what proves them.
 
     Raises:
         HeadError: The model would not run with them. It is as it was.
     """
+    _check_own_weights(model, found)
+    proof = Proof(model, found)
     thaw = not any(parameter.requires_grad for parameter in model.parameters())
     changes: list[tuple[Layer, nn.Module, dict[int, int]]] = []
     for one in found.layers:  # all are made before the first is put in
@@ -59,8 +62,22 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
         if count != found.classes:
             _resize_relations(model, found.classes, count, keep or {}, undo)
         recount(model, found, count, keep or {}, undo)
-        prove(model, found, count)
-    return Layers(dataclasses.replace(one, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes)
+        proof.check(model, count)
+    made = (dataclasses.replace(one, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes)
+    return Layers(made), proof
+
+
+def _check_own_weights(model: nn.Module, found: Found) -> None:
+    """Refuse a layer whose weight another layer has too, which would keep the old one."""
+    weights = ((one, parameters_of(one.module).get("weight")) for one in found.layers)
+    mine = {id(weight): one for one, weight in weights if weight is not None}
+    for other in layers(model):
+        one = mine.get(id(parameters_of(other.module).get("weight")))
+        if one is not None and other.name not in found.layers.names:
+            raise HeadError(
+                f"{one.name!r} and {other.name!r} share one weight, and a new head would part them. "
+                "Give each a weight of its own, or replace both with replace_modules."
+            )
 
 
 def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
@@ -192,6 +209,8 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     for counter in counters(model, found.layers.names):
         if counter.value == found.classes:
             labels = getattr(counter.owner, "id2label", None)
+            for more in shifted(counter):
+                more.set(more.value + count - found.classes, undo)
             counter.set(count, undo)
             if counter.name == "num_labels":
                 _relabel(counter.owner, labels, count, keep)

@@ -15,9 +15,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ftkit._heads.graph import Ends, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
-from ftkit._heads.layers import Layer, Layers, as_layer, distinct, layers, own_parameters, own_tensors
-from ftkit._models.dryrun import named_tensors, quiet, untouched
-from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, pre_hooks_of
+from ftkit._heads.layers import Layer, Layers, as_layer, layers, own_parameters, tensors_of
+from ftkit._models.dryrun import named_tensors, quiet, tensors_in, untouched
+from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, inabilities_of_fakes, pre_hooks_of
+from ftkit.errors import HeadError
 
 
 @dataclass
@@ -29,6 +30,9 @@ class Run:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # after a failure, what the last layers gave
     complete: bool = False  # whether the model came to its end
     failure: str = ""  # why it did not
+    unable: bool = False  # whether what failed is something that fakes can't do
+    guessed: bool = False  # whether sizes on the way hung on values, which were made up
+    calls: int = 0  # of torch, from Python
     first: dict[str, None] = field(default_factory=dict)  # the layers that the input went into before any other
     made: dict[str, torch.Tensor] = field(default_factory=dict)  # what all layers gave, in the order of their runs
     widths: dict[str, int] = field(default_factory=dict)  # how many features each layer gave last
@@ -42,29 +46,39 @@ class Trace:
     run: Run  # the first one
     ends: Ends = field(default_factory=Ends)  # the layers that outputs come from, in order of registration
     bare: set[str] = field(default_factory=set)  # parameters that outputs come from, and that belong to no layer
-    taken: list[Inputs] = field(default_factory=list)  # what the model ran on, without labels and with some
 
     def shapes_of(self, layer: Layer, level: int) -> list[torch.Size]:
         """The shapes of the outputs that are no further than ``level`` from what a layer gives."""
         return [end.shapes[port] for end in self.ends.of(layer) for port in end.ports_within(level)]
 
 
-def trace(model: nn.Module, every: Layers) -> Trace:
+def trace(model: nn.Module, every: Layers, given: Inputs | None = None) -> Trace:
     """Run the model on fake tensors and walk the graph back from its outputs.
 
     The run is that of a copy whose parameters are fakes: it has their shapes, and no memory, no values and no way
     back to the model. A second run in training mode finds what only training uses.
+
+    Args:
+        model: The model.
+        every: Its layers.
+        given: Inputs that the user knows it to take.
+
+    Raises:
+        HeadError: It does not run on those.
     """
+    inputs = [] if given is None else [given]
     try:
         shadow = _Shadow(model, every)
     except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
         return Trace(Run(failure=f"it can't be copied ({type(error).__name__}: {error})"))
-    run = shadow.run()
-    told = Trace(run, taken=_taken(model, shadow, run))
+    run = shadow.run(inputs)
+    if inputs and not (run.complete or run.unable):
+        raise HeadError(f"The {type(model).__name__} does not run on the example_inputs: {run.failure}.")
+    told = Trace(run)
     seen = _add_ends(told, shadow, run, set(), training_only=False)
     if run.complete and len(seen) < len(every):
         shadow = _Shadow(model, every)
-        in_training = shadow.run(training=True)
+        in_training = shadow.run(inputs, training=True)
         if in_training.complete:
             _add_ends(told, shadow, in_training, seen, training_only=True)
             run.widths |= in_training.widths
@@ -90,24 +104,19 @@ def _add_ends(told: Trace, shadow: _Shadow, run: Run, seen: set[Layer], *, train
     return seen
 
 
-def _taken(model: nn.Module, shadow: _Shadow, run: Run) -> list[Inputs]:
-    """The inputs of a run, and such with labels on which the model computes its own loss."""
-    with_labels = list(labeled(model, run.inputs, [tensor.shape for tensor in run.outputs.values()]))
-    losses = [shadow.run(with_labels)] if with_labels and run.complete else []
-    return [done.inputs for done in (run, *losses) if done.complete]
+def run_with_labels(model: nn.Module, run: Run) -> Run:
+    """Run a model on what it ran on before and such labels that it computes its own loss; it may take none."""
+    inputs = list(labeled(model, run.inputs, [tensor.shape for tensor in run.outputs.values()]))
+    return _Shadow(model, layers(model)).run(inputs, calls=_TRIES_OF_LABELS * run.calls) if inputs else Run()
 
 
-def shapes(model: nn.Module, inputs: Inputs) -> dict[str, torch.Size] | str:
-    """Run a model on fake tensors like ``inputs``; return the shapes of its outputs, or why it failed."""
-    run = _Shadow(model, layers(model)).run([inputs])
-    return {key: tensor.shape for key, tensor in run.outputs.items()} if run.complete else run.failure
-
-
-def entries(model: nn.Module) -> Layers:
-    """Find the layers that the input of a model goes into before any other."""
-    every = layers(model)
-    by_name = {name: layer for layer in every for name in layer.names}
-    return Layers(by_name[name] for name in _Shadow(model, every).run(follow=False).first)
+def run_on(model: nn.Module, *inputs: Inputs, follow: bool = True) -> Run:
+    """Run a model on fake tensors like one of the ``inputs``, or on made up ones; see :meth:`_Shadow.run`."""
+    try:
+        shadow = _Shadow(model, layers(model))
+    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+        return Run(failure=f"it can't be copied ({type(error).__name__}: {error})", unable=True)
+    return shadow.run(inputs, follow=follow)
 
 
 # ---- a copy of the model around fakes
@@ -123,8 +132,10 @@ class _Shadow:
 
     def __init__(self, model: nn.Module, every: Layers) -> None:
         self._mode = fake_tensors()
+        kinds = {tensor.dtype for tensor in model.parameters() if tensor.is_floating_point()}
+        self._dtype = kinds.pop() if len(kinds) == 1 else torch.float32  # of several, each would be cast to the other
         with self._mode:
-            fakes: dict[int, Any] = {id(tensor): _fake(tensor) for tensor in distinct(_tensors_of(model))}
+            fakes: dict[int, Any] = {id(tensor): _fake(tensor, self._dtype) for tensor in tensors_of(model)}
         with quiet():
             self.model = copy.deepcopy(model, dict(fakes))
         for module in self.model.modules():
@@ -140,26 +151,24 @@ class _Shadow:
         for name, parameter in model.named_parameters():
             fakes[id(parameter)].dotted = name
 
-    def run(self, inputs: Sequence[Inputs] = (), *, training: bool = False, follow: bool = True) -> Run:
+    def run(self, inputs: Sequence[Inputs] = (), *, training: bool = False, follow: bool = True, calls: int = 0) -> Run:
         """Run the copy on inputs like the given ones, or on those that it could take, until one is taken.
 
         To ``follow`` the inputs means that they take part in the autograd graph, which tells what is computed from
-        them.
+        them. All attempts together take no more ``calls`` of torch than that.
         """
         self.model.train(training)
-        with untouched(), self._mode, answers_for_fakes(_answer), torch.device("cpu"):
-            return _Attempts(self.model, follow=follow).run(inputs)
+        for module in () if follow else self.model.modules():
+            if not isinstance(module, nn.Embedding):  # so that an image still is one behind a norm
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(id(parameter) in self.owners and parameter.requires_grad)
+        attempts = _Attempts(self.model, self._dtype, follow=follow, calls=calls)
+        with untouched(), self._mode, answers_for_fakes(attempts.answer), torch.device("cpu"):
+            return attempts.run(inputs)
 
 
-def _tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """The parameters and buffers in a model, and tensors that are plain attributes of a module."""
-    for module in model.modules():
-        yield from own_tensors(module)
-        yield from (value for value in vars(module).values() if isinstance(value, torch.Tensor))
-
-
-def _fake(tensor: torch.Tensor) -> torch.Tensor:
-    made = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+def _fake(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    made = torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="cpu")
     if not isinstance(tensor, nn.Parameter):
         return made
     return nn.Parameter(made, requires_grad=tensor.is_floating_point() or tensor.is_complex())
@@ -181,17 +190,18 @@ def _leave_own(hooks: dict[Any, Any], module: nn.Module) -> None:
 # ---- attempts, until an input is taken
 
 _FEWEST_CALLS, _CALLS_PER_MODULE = 40_000, 40  # of torch from Python: several times what the models of timm need
+_TRIES_OF_LABELS = 5  # as many runs, or more that fail before their end
 _TOP_SIDE = {3: 1 << 17, 4: 1 << 10}  # of one search: a second or two of sound, an image
 
 
 class _Attempts:
     """Runs of a model on one input after another, which hooks on its layers watch."""
 
-    def __init__(self, model: nn.Module, *, follow: bool) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, dtype: torch.dtype, *, follow: bool, calls: int) -> None:
+        self._model, self._dtype = model, dtype
         self._names = [name for name, module in model.named_modules() if as_layer(module) is not None]
         self._give = _with_history if follow else torch.clone
-        self._calls = _Calls(max(_FEWEST_CALLS, _CALLS_PER_MODULE * len(list(model.modules()))))
+        self._calls = _Calls(calls or max(_FEWEST_CALLS, _CALLS_PER_MODULE * len(list(model.modules()))))
         self._now = self._furthest = Run(unseen=set(self._names))
         self._over = False
 
@@ -237,18 +247,30 @@ class _Attempts:
     def _attempt(self, inputs: Inputs) -> bool:
         """Run the model on one input; return whether it came to its end."""
         run = self._now = Run(inputs, set(self._names))
-        args, kwargs = inputs
+        left = self._calls.left
         try:
-            given = {name: self._give(value) for name, value in kwargs.items()}
+            args, kwargs = _with_tensors(inputs, self._given)
             with self._calls:
-                run.outputs = dict(_flat(self._model(*map(self._give, args), **given), ""))
+                run.outputs = dict(_flat(self._model(*args, **kwargs), ""))
         except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
             run.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")
+            run.unable = isinstance(error, (*inabilities_of_fakes(), _TooLongError))
             self._over = isinstance(error, _TooLongError)
             if len(run.made) > len(self._furthest.made) or not self._furthest.failure:
                 self._furthest = run
         run.complete = any(tensor.grad_fn is not None for tensor in run.outputs.values())
+        run.calls = left - self._calls.left
         return run.complete
+
+    def _given(self, value: torch.Tensor) -> torch.Tensor:
+        """Give an input of the floating type of the model, a copy."""
+        return self._give(value.to(self._dtype) if value.is_floating_point() else value)
+
+    def answer(self, name: str, func: Callable[..., Any], args: Sequence[Any]) -> Any:
+        """Answer an operator that asks for values: every test is true, every number one, and all values are alike."""
+        answer = _ANSWERS.get(name)
+        self._now.guessed = self._now.guessed or name not in _NO_SIZES
+        return None if answer is None else answer(func, args)
 
     def _watch(self, name: str) -> Iterator[RemovableHandle]:
         """Put hooks on a layer that note what it takes and gives."""
@@ -272,12 +294,13 @@ class _Attempts:
 
 
 def _again(inputs: Inputs) -> Inputs:
-    """Make inputs like those of another run."""
-    args, kwargs = inputs
-    return (
-        tuple(torch.zeros(value.shape, dtype=value.dtype) for value in args),
-        {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in kwargs.items()},
-    )
+    """Make inputs like those of another run, or of the user."""
+    return _with_tensors(inputs, lambda value: torch.zeros(value.shape, dtype=value.dtype))
+
+
+def _with_tensors(inputs: Inputs, make: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    """Copy inputs, with what is made of each tensor in its place."""
+    return copy.deepcopy(inputs, {id(value): make(value) for value in tensors_in(inputs)})
 
 
 def _with_history(value: torch.Tensor) -> torch.Tensor:
@@ -305,13 +328,13 @@ class _Calls(TorchFunctionMode):
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self._left = most
+        self.left = most
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        self._left -= 1
-        if self._left < 0:
+        self.left -= 1
+        if self.left < 0:
             raise _TooLongError
         instead = _INSTEAD.get(getattr(func, "__name__", ""))
         return func(*args, **(kwargs or {})) if instead is None else instead(func, args)
@@ -331,10 +354,7 @@ _INSTEAD: dict[str, Callable[[Callable[..., Any], Sequence[Any]], Any]] = {  # p
 }
 
 
-def _answer(name: str, func: Callable[..., Any], args: Sequence[Any]) -> Any:
-    """Answer an operator that asks for values: every test is true, every number one, and all values are alike."""
-    answer = _ANSWERS.get(name)
-    return None if answer is None else answer(func, args)
+_NO_SIZES = ("_local_scalar_dense", "is_nonzero", "equal")  # on whose answers no shape hangs by itself
 
 
 def _number(_: object, args: Sequence[Any]) -> Any:

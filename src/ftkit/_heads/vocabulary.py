@@ -22,7 +22,7 @@ _MEANINGS: tuple[tuple[frozenset[str], Role], ...] = (  # in the order in which 
     (frozenset(_CLASSES.split()), "class"),
     (frozenset(_EMBEDDINGS.split()), "other"),
 )
-_PROPOSALS = frozenset(("rpn", "proposal", "proposals"))
+_APART = frozenset(("rpn", "proposal", "proposals", "router", "routers"))  # score something, but never classes
 LABELS = frozenset(("class", "classes", "label", "labels", "category", "categories"))
 LOSSES = frozenset(("loss", "criterion"))
 AUXILIARY = frozenset(  # of heads for deep supervision, or for distillation
@@ -47,14 +47,15 @@ def words(name: str) -> set[str]:
 def role(name: str) -> Role | None:
     """Tell what a dotted name says of a layer: ``"class"``, ``"other"`` or nothing.
 
-    The component nearest to the layer that says anything decides, but nothing in a proposal network is of the head.
+    The component nearest to the layer that says anything decides, but nothing in a proposal network or a router
+    of experts is of the head.
 
     Example:
         >>> from ftkit._heads.vocabulary import role
         >>> role("head.box_fc"), role("bbox_head.fc_cls"), role("body.3"), role("rpn.head.cls_logits")
         ('other', 'class', None, 'other')
     """
-    if says(name, _PROPOSALS):
+    if says(name, _APART):
         return "other"
     for component in reversed(name.split(".")):
         said = words(component)

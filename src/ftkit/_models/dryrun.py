@@ -17,6 +17,7 @@ from torch import nn
 
 from ftkit._models.undo import Undo
 from ftkit._torch import FAKE_TENSOR_LOG, tree_leaves
+from ftkit.errors import FtkitError
 
 _LOCK = threading.RLock()
 
@@ -73,6 +74,29 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
         with quiet(), torch.inference_mode(False), torch.enable_grad():
             yield
+
+
+def as_call(given: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and keyword inputs that an argument called ``name`` stands for, however they were given.
+
+    Example:
+        >>> from ftkit._models.dryrun import as_call
+        >>> as_call((1, 2), "input_data"), as_call({"a": 1}, "input_data"), as_call(((1,), {"a": 2}), "input_data")
+        (((1, 2), {}), ((), {'a': 1}), ((1,), {'a': 2}))
+    """
+    match given:
+        case torch.Tensor():
+            return (given,), {}
+        case (tuple(), dict()) if isinstance(given, tuple):
+            return given
+        case tuple():
+            return given, {}
+        case Mapping():
+            return (), dict(given)
+    raise FtkitError(
+        f"Expected {name} to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
+        f"of both, got {type(given).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
+    )
 
 
 def named_tensors(tree: Any, path: tuple[object, ...] = ()) -> Iterator[tuple[tuple[object, ...], torch.Tensor]]:

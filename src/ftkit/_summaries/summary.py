@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
@@ -14,7 +14,7 @@ from torch import nn
 
 from ftkit._arguments import byte_count, came, flag, one_of, whole_number
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
-from ftkit._models.dryrun import alone
+from ftkit._models.dryrun import alone, as_call
 from ftkit._reports import Report, delivered
 from ftkit._summaries.rows import SummaryData, elements, rows_of
 from ftkit._summaries.views import to_html, to_picture, to_text
@@ -181,21 +181,9 @@ def _inputs(
         raise FtkitError("Expected input_size or input_data, got both: leave one out.")
     if dtypes is not None and input_size is None:
         raise FtkitError("dtypes belong to input_size; input_data has its own.")
-    match input_data:
-        case None:
-            return None if input_size is None else (_blanks(model, input_size, dtypes), {})
-        case torch.Tensor():
-            return (input_data,), {}
-        case (tuple(), dict()) if isinstance(input_data, tuple):
-            return input_data
-        case tuple():
-            return input_data, {}
-        case Mapping():
-            return (), dict(input_data)
-    raise FtkitError(
-        "Expected input_data to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
-        f"of both, got {type(input_data).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
-    )
+    if input_data is not None:
+        return as_call(input_data, "input_data")
+    return None if input_size is None else (_blanks(model, input_size, dtypes), {})
 
 
 def _blanks(

@@ -1,0 +1,268 @@
+"""Put a layer on a model's outputs, and let its input have another number of channels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit._arguments import whole_number
+from ftkit._heads.counters import counters
+from ftkit._heads.inputs import Inputs, possible_inputs
+from ftkit._heads.layers import Layers, has_shapes, holders, layers, like
+from ftkit._heads.renew import with_channels
+from ftkit._heads.replace import NewHead, as_inputs, checked_head, find_head, made_from
+from ftkit._heads.trace import Run, run_on
+from ftkit._models.dryrun import alone, tensors_in
+from ftkit._models.slots import own_slots, replace
+from ftkit._models.undo import Undo
+from ftkit._torch import is_convolution
+from ftkit.errors import HeadError
+from ftkit.selection import unwrap
+
+_log = logging.getLogger("ftkit")
+
+# ---- a layer on the outputs
+
+
+class _Extended(nn.Sequential):
+    """A model and a layer on the scores that it gives."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model as it is called by itself."""
+        body, head = self
+        return head(_scores(body(*args, **kwargs)))
+
+
+def _scores(output: Any) -> Any:
+    """The scores in what a model gives: the tensor itself, or what is called logits or out, or comes first."""
+    if isinstance(output, Mapping):
+        found = [output[name] for name in ("logits", "out") if name in output]
+        return (found or [output])[0]
+    logits = getattr(output, "logits", None)
+    if logits is not None:
+        return logits
+    return output[0] if isinstance(output, list | tuple) and output else output
+
+
+@alone()
+def append_head(model: nn.Module, head: NewHead, *, example_inputs: Any = None) -> nn.Sequential:
+    """Return a model with one more layer on the outputs of ``model``, which stays whole.
+
+    The classic way to keep the 1000 ImageNet outputs and learn a layer on top of them. It is called as ``model`` is.
+    Of several outputs the layer takes ``logits`` or ``out``, or else the first. On images of scores it is a
+    convolution of one pixel.
+
+    Args:
+        model: A model with class outputs (its head tells how many), or features with ``num_features``.
+        head: The number of outputs of the new layer; or a module; or a function of the number of incoming features.
+        example_inputs: What the model takes, as for :func:`find_head`.
+
+    Returns:
+        ``nn.Sequential`` of two: ``body``, which is ``model`` itself, and ``head``.
+
+    Raises:
+        HeadError: The model gives no scores, or does not run with the new layer.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import append_head
+        >>> model = append_head(torch.nn.Sequential(torch.nn.Linear(8, 10)), 3)
+        >>> model(torch.zeros(5, 8)).shape
+        torch.Size([5, 3])
+    """
+    head = checked_head(head)
+    inner, given = unwrap(model), as_inputs(example_inputs)
+    if isinstance(head, nn.Module):
+        new = head
+    else:
+        width = _width(inner, given)
+        new = made_from(head, width) if callable(head) else _layer_on(inner, width, head, given)
+        like_it = next(model.parameters(), None)
+        if isinstance(head, int) and like_it is not None:
+            new.to(like_it.device, like_it.dtype)
+    joined = _Extended()
+    joined.add_module("body", inner)
+    joined.add_module("head", new)
+    _prove(joined, inner, given)
+    joined.body = model
+    return joined.train(model.training)
+
+
+def _width(model: nn.Module, given: Inputs | None) -> int:
+    """How many outputs, or features, a model gives."""
+    try:
+        return find_head(model, example_inputs=given).out_features
+    except HeadError:
+        features = getattr(model, "num_features", None)
+        if type(features) is int:
+            return features
+        raise
+
+
+def _run(model: nn.Module, given: Inputs | None) -> Run:
+    return run_on(model, *([] if given is None else [given]))
+
+
+def _layer_on(model: nn.Module, width: int, outputs: int, given: Inputs | None) -> nn.Module:
+    """Make the layer that the scores of a model fit into: a linear one, or on maps of scores a convolution."""
+    probe = _Extended()
+    probe.add_module("body", model)
+    probe.add_module("head", nn.Identity())
+    run = _run(probe, given)
+    shape = run.outputs[""].shape if run.complete and "" in run.outputs else torch.Size()
+    kinds = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
+    if len(shape) in kinds and shape[1] == width and (shape[-1] != width or len(shape) > 3):
+        return kinds[len(shape)](width, outputs, 1)
+    return nn.Linear(width, outputs)
+
+
+def _prove(joined: nn.Module, model: nn.Module, given: Inputs | None) -> None:
+    """Run a model with its new layer, if it runs without.
+
+    Raises:
+        HeadError: It does not with it.
+    """
+    before = _run(model, given)
+    after = run_on(joined, before.inputs) if before.complete else before
+    if not before.complete:
+        _log.info("The appended layer is not proven: the model could not be run on made-up inputs.")
+    elif not (after.complete or after.unable):
+        shapes = ", ".join(f"{key.strip('.') or 'a tensor'} {tuple(one.shape)}" for key, one in before.outputs.items())
+        raise HeadError(
+            f"The {type(model).__name__} does not run with the new layer on what it gives, {shapes}: {after.failure}."
+        )
+
+
+# ---- channels at the input
+
+
+@alone()
+def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) -> list[str]:
+    """In place, make a model take images of another number of channels, with its pretrained filters.
+
+    One channel gets the sum of the filters, so that a grey image gives what its three equal channels gave. More
+    channels take the filters in turn, scaled so that the response keeps its size. Counters such as ``in_chans`` and
+    ``config.num_channels`` follow, and so do a norm before the first convolution and buffers with a mean for each
+    channel. A copy without memory must run on such images.
+
+    Args:
+        model: A model that images enter by convolutions.
+        channels: The number of channels that images will have.
+        example_inputs: What the model takes now, as for :func:`find_head`.
+
+    Returns:
+        The names of the layers that changed.
+
+    Raises:
+        HeadError: The model has no convolution that images enter by, or does not run afterwards. It is as it was.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import adapt_input
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3))
+        >>> adapt_input(model, 1)
+        ['0']
+        >>> model(torch.zeros(1, 1, 9, 9)).shape
+        torch.Size([1, 8, 7, 7])
+    """
+    model = unwrap(model)
+    channels = whole_number("channels", channels, least=1, error=HeadError)
+    kind = type(model).__name__
+    lazy = next((name for name, module in model.named_modules() if not has_shapes(module)), None)
+    if lazy is not None:
+        raise HeadError(f"{lazy!r} in the {kind} has no shape yet: run the model on one batch first.")
+    run, found = _entries(model, as_inputs(example_inputs))
+    if not found:
+        why = "" if run.complete else f" It could not be run on made-up inputs ({run.failure}): give example_inputs=."
+        raise HeadError(f"Images enter the {kind} by no convolution, so its channels can't be changed.{why}")
+    before = {entry.inputs for entry in found}
+    if len(before) > 1:
+        raise HeadError(
+            f"What goes into the {kind} has several numbers of channels: {', '.join(map(str, found))}. "
+            "Only a model with one kind of images can be adapted."
+        )
+    _adapt(model, found, before.pop(), channels, run)
+    return [entry.name for entry in found]
+
+
+def _entries(model: nn.Module, given: Inputs | None) -> tuple[Run, Layers]:
+    """Find the convolutions that images go into before any other layer, and the run that told."""
+    with torch.device("meta"):
+        made_up = [inputs for inputs in possible_inputs(model) if any(t.dim() > 2 for t in tensors_in(inputs))]
+    by_name = {name: layer for layer in layers(model) for name in layer.names}
+    run = Run()
+    for inputs in [[given]] if given is not None else [[], made_up]:
+        run = run_on(model, *inputs, follow=False)
+        found = Layers(dict.fromkeys(by_name[name] for name in run.first if is_convolution(by_name[name].module)))
+        if found:
+            return run, found
+    return run, Layers()
+
+
+def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run) -> None:
+    """Put convolutions for other channels in, and what else counts them if it must be; the model runs, or is as it was.
+
+    Raises:
+        HeadError: It does not run.
+    """
+    with Undo() as undo:
+        for entry in found:
+            replace(model, entry.modules, with_channels(entry, channels), undo)
+            for counter in counters(model, entry.names, of="channels"):
+                if counter.value == before:
+                    counter.set(channels, undo)
+        tries = list(_with_channels(run.inputs, before, channels)) if run.complete else []
+        after = run_on(model, *tries, follow=False) if tries else Run(complete=True)
+        if not (after.complete or after.unable):
+            _resize_vectors(model, found, before, channels, undo)
+            after = run_on(model, *tries, follow=False)
+        if not (after.complete or after.unable):
+            raise HeadError(
+                f"With {channels} channels in place of {before} at {', '.join(map(repr, found.names))} the "
+                f"{type(model).__name__} does not run any more: {after.failure}. Something else in it counts them too."
+            )
+
+
+def _with_channels(inputs: Inputs, before: int, channels: int) -> Iterator[Inputs]:
+    """Inputs like those of a run, with another number of channels along each axis that could count them."""
+    args, kwargs = inputs
+    for axis in (1, 2, -1):
+
+        def changed(value: Any, axis: int = axis) -> Any:
+            if not isinstance(value, torch.Tensor) or value.dim() < 3 or value.shape[axis] != before:
+                return value
+            shape = list(value.shape)
+            shape[axis] = channels
+            return torch.empty(shape, dtype=value.dtype, device="meta")
+
+        made = tuple(map(changed, args)), {name: changed(value) for name, value in kwargs.items()}
+        if any(
+            new is not old for new, old in zip([*made[0], *made[1].values()], [*args, *kwargs.values()], strict=True)
+        ):
+            yield made
+
+
+_CHANNELS_OF_NORMS = ("num_features", "num_channels")
+
+
+def _resize_vectors(model: nn.Module, found: Layers, before: int, channels: int, undo: Undo) -> None:
+    """Let what has a number for each channel, a norm or the mean of the images, have one for each of the new ones."""
+    around = holders(model, *found.names)
+    norms = [child for holder in around for child in holder.children() if not layers(child)]
+    for slot in own_slots(*around, *norms):
+        old = slot.content
+        if isinstance(old, nn.Module) or old.numel() != before or before not in old.shape or before == 1:
+            continue
+        axis = list(old.shape).index(before)
+        values = old.detach()
+        if channels == 1:
+            new = values.to(torch.get_default_dtype()).mean(axis, keepdim=True).to(values.dtype)
+        else:
+            new = values.index_select(axis, torch.arange(channels, device=values.device) % before)
+        replace(model, old, like(old, new), undo)
+        undo.remember(slot.module)
+        vars(slot.module).update({key: channels for key in _CHANNELS_OF_NORMS if vars(slot.module).get(key) == before})

@@ -1,0 +1,119 @@
+"""Why a model has no head, or none for sure, and what the user can do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+import torch
+from torch import nn
+
+from ftkit._heads.graph import NORMED, SQUASHED, End, Ends
+from ftkit._heads.layers import Layer, Layers, describe, has_shapes
+from ftkit._heads.trace import Trace
+from ftkit._heads.vocabulary import LOSSES, says
+from ftkit.errors import HeadError
+
+
+class UnsureError(HeadError):
+    """No layer is the head for sure.
+
+    Attributes:
+        could_be: The names of layers that the user could say are it, each choice in a list.
+        advice: What comes before the call that names one of them.
+    """
+
+    could_be: list[list[str]]
+    advice: str
+
+
+class DoubtError(UnsureError):
+    """Several layers could be the head. They are its ``layers``."""
+
+    layers: list[Layer]
+
+
+def check_scorers(model: nn.Module, seen: Trace, found: Layers) -> None:
+    """Refuse a layer that gives one number, which the model uses as such: a score or a depth is no class output."""
+    complete, kind = seen.run.complete, type(model).__name__
+    for layer in found.of_size(1):
+        shapes = seen.shapes_of(layer, SQUASHED)
+        if not complete or not all(1 in shape[1:] for shape in shapes):
+            came_out = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""
+            error = UnsureError(
+                f"{describe([layer])} gives one number, which does not leave the {kind} as a class score{came_out}."
+            )
+            error.could_be, error.advice = [[layer.name]], "To make classes of it all the same"
+            raise error
+
+
+def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found: Layers) -> None:
+    """Refuse features as classes where a loss inside the model has the directions of the classes: ArcFace."""
+    for layer in unseen:
+        classes = {layer.outputs, layer.inputs} & set(told)
+        if classes and says(layer.name, LOSSES) and found[0].classes not in classes:
+            error = UnsureError(
+                f"The {type(model).__name__} has its classes in its loss, {layer}; what {found[0]} gives are features."
+            )
+            error.could_be, error.advice = [[layer.name]], "To give the loss other classes"
+            raise error
+
+
+def doubt(model: nn.Module, group: Ends) -> DoubtError:
+    names = [layer.name for layer in group.layers]
+    error = DoubtError(
+        f"The {type(model).__name__} has several layers that could be its head: {describe(group.layers)}."
+    )
+    error.layers, error.could_be, error.advice = group.layers, [*([name] for name in names), names], "Say which"
+    return error
+
+
+def headless(model: nn.Module, every: Layers) -> HeadError:
+    kind = type(model).__name__
+    if every:
+        return HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
+    return HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.{_sealed(model)}")
+
+
+def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
+    """Say what the outputs come from instead, or else what stands at the end of the model."""
+    run, kind = seen.run, type(model).__name__
+    sealed = _sealed(model)
+    normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
+    if normed:
+        return HeadError(
+            f"The outputs of {describe(normed[:1])} pass a layer with weights of their own before they leave the "
+            f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
+        )
+    ends = seen.ends.where(lambda end: not end.body)
+    if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
+        return HeadError(
+            f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
+            "holds. What can be replaced is a module: let an nn.Linear hold the parameter."
+        )
+    why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
+    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or every[-2:]
+    error = UnsureError(
+        f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why}{sealed} "
+        f"Last in it: {describe(likely)}. To add a layer to the outputs use append_head."
+    )
+    error.could_be, error.advice = [[likely[-1].name]], "If one is, say so"
+    return error
+
+
+def _sealed(model: nn.Module) -> str:
+    """Tell of the first module that can't be seen into, or be made anew, as a sentence for an error message."""
+    for name, module in model.named_modules():
+        for is_sealed, how in _SEALS:
+            if is_sealed(module):
+                return f" Its {type(module).__name__}{f' {name!r}' if name else ''} {how}."
+    return ""
+
+
+_SEALS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
+    (
+        lambda module: isinstance(module, torch.jit.ScriptModule),
+        "is scripted: replace the head before torch.jit does that",
+    ),
+    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before that"),
+    (lambda module: not has_shapes(module), "has no shape yet: run the model on one batch first"),
+)

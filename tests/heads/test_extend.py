@@ -1,0 +1,92 @@
+"""A layer on a model's outputs, and other channels at its input: both are proven by a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ftkit import adapt_input, append_head
+from ftkit.errors import HeadError
+from tests.heads.nets import Wired, features, wired
+
+
+def test_a_layer_on_logits_beside_other_outputs() -> None:
+    """A model of the transformers kind is called with its own keywords."""
+
+    def forward(self: Wired, pixel_values: torch.Tensor, scale: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        x = self.body(pixel_values)
+        return {"features": x, "logits": self.classifier(x) if scale is None else self.classifier(x) * scale}
+
+    model = append_head(wired(forward, body=features(), classifier=nn.Linear(8, 10), num_labels=10), 3)
+    images = torch.zeros(2, 3, 16, 16)
+    assert model(pixel_values=images, scale=torch.ones(())).shape == model(images).shape == (2, 3)
+    assert isinstance(model, nn.Sequential)
+
+
+def test_maps_of_scores_get_a_convolution_of_one_pixel() -> None:
+    """As many pixels in a row as classes don't make it a linear layer."""
+    model = append_head(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 5, 1)), 2)
+    assert isinstance(model.head, nn.Conv2d)
+    assert model(torch.zeros(2, 3, 16, 5)).shape == (2, 2, 16, 5)
+
+
+def test_a_layer_that_does_not_fit_is_refused() -> None:
+    """The user's own."""
+    with pytest.raises(HeadError, match="does not run with the new layer"):
+        append_head(nn.Sequential(nn.Linear(8, 10)), nn.Linear(9, 3))
+
+
+def test_a_convolution_with_as_many_outputs_as_channels_keeps_its_bias() -> None:
+    """Only its inputs change."""
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 4, 3))
+    bias = model[0].bias.detach().clone()
+    assert adapt_input(model, 1) == ["0"]
+    assert torch.equal(model[0].bias, bias)
+    assert model(torch.zeros(1, 1, 9, 9)).shape == (1, 4, 5, 5)
+
+
+def test_a_norm_before_and_the_mean_of_images_follow() -> None:
+    """They have a number for each channel."""
+    model = wired(
+        lambda self, x: self.body(self.norm(x - self.mean)), norm=nn.BatchNorm2d(3), body=nn.Conv2d(3, 4, 3)
+    ).eval()
+    model.register_buffer("mean", torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1))
+    assert adapt_input(model, 1) == ["body"]
+    assert model.mean.tolist() == [[[[pytest.approx(0.2)]]]]
+    assert model.norm.num_features == 1
+    assert model(torch.zeros(1, 1, 9, 9)).shape == (1, 4, 7, 7)
+
+
+def test_images_beside_a_text_are_found() -> None:
+    """The text alone would do for a run."""
+
+    def forward(self: Wired, input_ids: torch.Tensor, pixel_values: torch.Tensor | None = None) -> torch.Tensor:
+        x = self.table(input_ids).mean(1)
+        return self.head(x if pixel_values is None else x + self.patches(pixel_values).flatten(2).mean(2))
+
+    model = wired(forward, table=nn.Embedding(9, 6), patches=nn.Conv2d(3, 6, 4, 4), head=nn.Linear(6, 5))
+    assert adapt_input(model, 4) == ["patches"]
+
+
+def test_what_mixes_the_channels_otherwise_is_refused() -> None:
+    """A point network turns its points by a matrix of its own."""
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        turn = self.turn(self.first(x).mean(2)).view(-1, 3, 3)
+        return self.second((x.mT @ turn).mT).mean(2)
+
+    model = wired(forward, first=nn.Conv1d(3, 8, 1), turn=nn.Linear(8, 9), second=nn.Conv1d(3, 5, 1))
+    old = model.first
+    with pytest.raises(HeadError, match="does not run any more"):
+        adapt_input(model, 6)
+    assert model.first is old
+
+
+def test_lazy_layers_and_half_precision() -> None:
+    """The one is told to run first, the other is no matter."""
+    with pytest.raises(HeadError, match="run the model on one batch first"):
+        adapt_input(nn.Sequential(nn.LazyConv2d(8, 3)), 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3)).to(torch.bfloat16)
+    assert adapt_input(model, 1) == ["0"]
+    assert model[0].weight.dtype is torch.bfloat16

@@ -1,0 +1,139 @@
+"""What looks like a head and is none, and heads that are easily missed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ftkit import find_head, replace_head
+from ftkit.errors import HeadError
+from tests.heads.nets import features, wired
+
+
+def test_the_classes_of_a_discriminator_that_calls_them_auxiliary() -> None:
+    """An AC-GAN tells true from false, and beside it the class."""
+    model = wired(
+        lambda self, x: (self.adv_layer(self.body(x)).sigmoid(), self.aux_layer(self.body(x)).softmax(1)),
+        body=features(),
+        adv_layer=nn.Linear(8, 1),
+        aux_layer=nn.Linear(8, 10),
+    )
+    assert find_head(model).names == ("aux_layer",)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [lambda y: y[:, :5], lambda y: y[:, 1], lambda y: y.chunk(2, 1)[0], lambda y: y.index_select(1, torch.arange(5))],
+    ids=["sliced", "picked", "chunked", "indexed"],
+)
+@pytest.mark.parametrize("at", [None, "fc"])
+def test_a_layer_of_which_only_a_part_leaves_is_refused(cut: object, at: str | None) -> None:
+    """The new count would not be seen in what the model gives."""
+    model = wired(lambda self, x: cut(self.fc(self.body(x))), body=features(), fc=nn.Linear(8, 10))
+    old = model.fc
+    with pytest.raises(HeadError):
+        replace_head(model, 8, at=at)
+    assert model.fc is old
+
+
+def test_pieces_of_which_the_largest_counts_are_refused() -> None:
+    """A maxout head: the view swallows the new count."""
+    model = wired(
+        lambda self, x: self.fc(self.body(x)).view(len(x), -1, 2).amax(2), body=features(), fc=nn.Linear(8, 20)
+    )
+    with pytest.raises(HeadError, match="does not run any more as before"):
+        replace_head(model, 8, at="fc")
+    assert model.fc.out_features == 20
+
+
+def test_two_heads_with_one_weight_are_refused() -> None:
+    """To replace one would part them."""
+    model = wired(
+        lambda self, x: self.head(self.body(x)), body=features(), twin=nn.Linear(8, 10), head=nn.Linear(8, 10)
+    )
+    model.twin.weight = model.head.weight
+    with pytest.raises(HeadError, match="share one weight"):
+        replace_head(model, 3)
+
+
+def test_routers_of_experts_are_no_heads() -> None:
+    """Though they are called classifiers, and there are as many experts as labels."""
+    model = wired(
+        lambda self, ids: {
+            "logits": self.lm_head(self.table(ids)),
+            "routers": self.router.classifier(self.table(ids)),
+        },
+        table=nn.Embedding(9, 6),
+        router=nn.ModuleDict({"classifier": nn.Linear(6, 2)}),
+        lm_head=nn.Linear(6, 9),
+    )
+    model.config = {"num_labels": 2, "vocab_size": 9}
+    assert find_head(model).names == ("lm_head",)
+
+
+@pytest.mark.parametrize("kept", ["original_module", "head_dist"])
+def test_a_head_that_this_mode_does_not_run_follows(kept: str) -> None:
+    """A wrapper's original, the distilled head of a transformer that gives it in another mode."""
+    model = wired(
+        lambda self, x: self.classifier["default"](self.body(x)),
+        body=features(),
+        classifier=nn.ModuleDict({kept: nn.Linear(8, 5), "default": nn.Linear(8, 5)}),
+        num_classes=5,
+    )
+    assert set(replace_head(model, 3).names) == {f"classifier.{kept}", "classifier.default"}
+
+
+def test_a_loss_that_holds_the_classes_is_told() -> None:
+    """With ArcFace the model gives features."""
+
+    class ArcFace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_classes, self.W = 10, nn.Parameter(torch.randn(6, 10))
+
+    model = wired(lambda self, x: self.fc(self.body(x)), body=features(), fc=nn.Linear(8, 6), loss=ArcFace())
+    with pytest.raises(HeadError, match="classes in its loss"):
+        replace_head(model, 3)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 64)),
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)),
+        nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1)),
+    ],
+    ids=["autoencoder", "denoiser", "one number"],
+)
+def test_nothing_says_that_these_classify(model: nn.Module) -> None:
+    """They are refused; at= makes classes of them all the same."""
+    with pytest.raises(HeadError, match=r"looks like a classifier.*at='2'"):
+        find_head(model)
+    assert replace_head(model, 5, at="2").out_features == 5
+
+
+def test_a_detector_of_the_yolo_family() -> None:
+    """It counts its classes as nc, and with the coordinates as no."""
+
+    class Detect(nn.Module):
+        def __init__(self, nc: int) -> None:
+            super().__init__()
+            self.nc, self.no, self.nl = nc, nc + 16, 2
+            self.cv2 = nn.ModuleList(nn.Conv2d(8, 16, 1) for _ in range(2))
+            self.cv3 = nn.ModuleList(nn.Conv2d(8, nc, 1) for _ in range(2))
+
+        def forward(self, maps: list[torch.Tensor]) -> torch.Tensor:
+            levels = zip(maps, self.cv2, self.cv3, strict=True)
+            both = [torch.cat((boxes(x), scores(x)), 1).view(len(x), self.no, -1) for x, boxes, scores in levels]
+            boxes, scores = torch.cat(both, 2).split((16, self.nc), 1)
+            return torch.cat((boxes, scores.sigmoid()), 1)
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.detect([x, x[..., ::2, ::2]])
+
+    model = wired(forward, stem=nn.Conv2d(3, 8, 3, 2), detect=Detect(11))
+    assert replace_head(model, 7).names == ("detect.cv3.0", "detect.cv3.1")
+    assert (model.detect.nc, model.detect.no) == (7, 23)
+    assert model(torch.zeros(1, 3, 16, 16)).shape[1] == 23
