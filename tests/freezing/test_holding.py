@@ -150,7 +150,7 @@ def test_compile_makes_one_graph_for_each_mode() -> None:
         compiled(x)
     assert len(graphs) == 2
     assert same(before, model.backbone)
-    unfreeze(compiled, "backbone")
+    unfreeze(compiled, "backbone", norm_stats=True)
     compiled.train()
     compiled(x)
     assert not same(before, model.backbone)
