@@ -148,9 +148,13 @@ def unfreeze(
     Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
     is listed in the report. Where ``freeze`` did nothing to what the selectors mean, all of it becomes trainable.
 
+    The running statistics of norms stay as they are while their weights train, unless ``norm_stats`` is true: a norm
+    that thaws whole takes over the statistics of small batches at once, which costs accuracy on little data.
+
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        norm_stats: Whether the running statistics of the norms thaw too, and follow the new data.
         optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
             :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
             otherwise lends its newest group's rate and its largest weight decay.

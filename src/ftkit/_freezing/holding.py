@@ -191,7 +191,7 @@ def _look_after(module: nn.Module) -> None:
         _tell_of_weights_that_train(module)
 
 
-def _restore_wiped(module: nn.Module, kept: dict[str, torch.Tensor]) -> None:
+def _restore_wiped(module: Any, kept: dict[str, torch.Tensor]) -> None:
     """Give a norm its statistics back where averaging of weights has replaced them to count them anew.
 
     That takes the momentum away too, by which it is known: Lightning's ``StochasticWeightAveraging`` does so.

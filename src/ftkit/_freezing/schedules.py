@@ -143,7 +143,7 @@ class FreezeSchedule:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase, and at the last step: what trained, each group of the optimizer, norms with kept statistics."""
+        """Return the phase, and by names what trained at the last step, the optimizer's groups, and the held norms."""
         return {
             "phase": self._phase,
             "trainable": list(self._trainable),

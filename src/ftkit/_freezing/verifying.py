@@ -56,13 +56,15 @@ def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
     wanted = set(map(id, (*chosen.parameters.values(), *chosen.buffers.values())))
     before = {name: _digest(tensor) for name, tensor in _frozen(inner) if id(tensor) in wanted}
     if not before:
-        raise FtkitError(f"Nothing that is meant in the {type(inner).__name__} is frozen: call freeze(model, ...) first.")
+        raise FtkitError(
+            f"Nothing that is meant in the {type(inner).__name__} is frozen: call freeze(model, ...) first."
+        )
     yield
     now = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
     moved = [name for name, digest in before.items() if name not in now or _digest(now[name]) != digest]
     if moved:
         raise FtkitError(
-            f"{len(moved)} of {plural(len(before), "frozen tensor")} moved: {some(moved, 8)}. Parameters without a "
+            f"{len(moved)} of {plural(len(before), 'frozen tensor')} moved: {some(moved, 8)}. Parameters without a "
             "gradient are moved by their layer (Embedding with max_norm), by an average that is written into them, or "
             "by an optimizer that was given a gradient; buffers by the forward that owns them: statistics of norms "
             "that freeze() doesn't hold, queues, the observers of quantization."

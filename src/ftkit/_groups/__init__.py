@@ -5,4 +5,14 @@ from ftkit._groups.joining import held, join, layout, restore_layout
 from ftkit._groups.recipe import param_groups
 from ftkit._groups.schedulers import catch_up, check_told, schedulers_in
 
-__all__ = ["catch_up", "check_told", "held", "join", "last_blocks", "layout", "param_groups", "restore_layout", "schedulers_in"]
+__all__ = [
+    "catch_up",
+    "check_told",
+    "held",
+    "join",
+    "last_blocks",
+    "layout",
+    "param_groups",
+    "restore_layout",
+    "schedulers_in",
+]

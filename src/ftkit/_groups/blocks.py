@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch import nn
 
-from ftkit._groups.layers import is_list, kernels_of, layers_of
+from ftkit._groups.layers import head_of, is_list, kernels_of, layers_of
 from ftkit._models.outline import outermost
 from ftkit._monitor import whole_number
 from ftkit._torch import is_norm
@@ -46,42 +46,50 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
     """
     model = unwrap(model)
     count = whole_number("The number of blocks", count, least=1)
-    layers = layers_of(model)
+    layers, head = layers_of(model), set(head_of(model))
     places = {parameter: place for place, layer in enumerate(layers) for parameter in layer}
-    blocks = [{places[parameter] for parameter in block.parameters()} for block in _blocks(model, kernels_of(model))]
-    blocks = [block for block in blocks if len(layers) - 1 not in block] or [{place} for place in range(len(layers) - 1)]
-    starts = sorted(min(block) for block in blocks)
+    blocks = [set(block.parameters()) for block in _blocks(model, kernels_of(model))]
+    blocks = [block for block in blocks if not block & head] or [set(layer) for layer in layers if not head & {*layer}]
+    spans = [(min(found), max(found)) for found in ({places[one] for one in block} for block in blocks)]
+    starts = sorted({start for start, _ in spans})
     if count > len(starts):
         raise SelectionError(
             f"Expected a {type(model).__name__} with {plural(count, 'block')} or more, and found {len(starts)}. "
             "Name the parts to train instead."
         )
-    start = starts[-count]
-    if starts.count(start) > 1 or any(min(block) < start <= max(block) for block in blocks):
+    first = starts[-count]
+    if any(start < first <= end for start, end in spans):
         raise SelectionError(
-            f"The last {plural(count, 'block')} of this {type(model).__name__} can't be told from the others, which "
-            "run beside them. Name the parts to train instead."
+            f"The last {plural(count, 'block')} of this {type(model).__name__} can't be told from others, which run "
+            "beside them. Name the parts to train instead."
         )
-    chosen = {id(parameter) for layer in layers[start:] for parameter in layer}
+    chosen = {id(parameter) for layer in layers[first:] for parameter in layer}
     return outermost(model, {name: p for name, p in model.named_parameters() if id(p) in chosen})
 
 
-def _blocks(module: nn.Module, total: int) -> list[nn.Module]:
-    """The blocks in a module of a model that has ``total`` kernels: the members of its lists, unless they are stages."""
+def _blocks(module: nn.Module, total: int, *, in_stage: bool = False) -> list[nn.Module]:
+    """The members of the lists in a module, unless they are stages, or most of the ``total`` kernels of the model."""
     found: list[nn.Module] = []
-    members = [child for child in module.children() if kernels_of(child) > 1]
-    kinds = Counter(map(type, members))
-    for child in members:
-        inside = _blocks(child, total)
-        if is_list(module) and not is_list(child) and 2 * kernels_of(child) < total:
-            stage = kinds[type(child)] > 1 and _are_one_list(child, inside)
-            found += inside if stage else [child]
+    for child in (child for child in module.children() if kernels_of(child) > 1):
+        if not is_list(module) or 2 * kernels_of(child) >= total:
+            found += _blocks(child, total, in_stage=in_stage) or ([child] if is_list(module) else [])
+        elif is_list(child):
+            found += _blocks(child, total, in_stage=in_stage) if _has_two_of_a_kind(child) else [child]
         else:
-            found += inside or ([child] if is_list(module) else [])
+            stage = None if in_stage else _list_that_fills(child)
+            found += _blocks(stage, total, in_stage=True) if stage else [child]
     return found
 
 
-def _are_one_list(stage: nn.Module, blocks: list[nn.Module]) -> bool:
-    """Tell whether blocks with norms, as those of Swin and unlike experts, fill one list inside a module."""
-    lists = [table for table in stage.modules() if is_list(table) and not set(blocks).isdisjoint(table.children())]
-    return len(lists) == 1 and len(blocks) > 1 and all(any(map(is_norm, block.modules())) for block in blocks)
+def _list_that_fills(stage: nn.Module) -> nn.Module | None:
+    """The list of blocks that makes up most of a module, as in a stage of Swin; experts have no norms."""
+    for table in filter(is_list, stage.children()):
+        normed = [block for block in table.children() if not is_list(block) and any(map(is_norm, block.modules()))]
+        if _has_two_of_a_kind(table) and normed and 2 * kernels_of(table) >= kernels_of(stage):
+            return table
+    return None
+
+
+def _has_two_of_a_kind(table: nn.Module) -> bool:
+    kinds = Counter(type(child) for child in table.children() if kernels_of(child) > 1)
+    return max(kinds.values(), default=0) > 1

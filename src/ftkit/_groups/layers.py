@@ -46,7 +46,7 @@ def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
 
 def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
     """Yield all parameters of a model, and with each few of them whether a layer begins there; the head comes last."""
-    head = _head(model)
+    head = head_of(model)
     inside = set(head)
     for parameters, is_layer in _taken_apart(_Part(model, kernels_of(model), inside_list=False)):
         rest = [parameter for parameter in parameters if parameter not in inside]
@@ -54,7 +54,7 @@ def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
     yield head, bool(head)
 
 
-def _head(model: nn.Module) -> list[nn.Parameter]:
+def head_of(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
     try:
         modules = find_head(model).modules
