@@ -309,11 +309,9 @@ def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Modul
         own = list(module.parameters())
         if _trains(own) or froze.isdisjoint(identities(own)):
             continue
-        bare = [child for child in module.children() if not tensors(child)]
         learned = [child for child in module.children() if next(child.parameters(), None) is not None]
-        if all(
-            child in held or is_held(child) for child in learned
-        ):  # a norm without parameters is held if it is chosen
+        bare = [child for child in module.children() if child not in learned]
+        if all(child in held or is_held(child) for child in learned):
             held |= dict.fromkeys(itertools.chain([module], *(child.modules() for child in bare)))
     return held
 
@@ -329,6 +327,7 @@ def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
     thawed = identities((*chosen.parameters.values(), *chosen.buffers.values()))
     freed = {*chosen.modules.values(), *(module for module in model.modules() if tensors(module) & thawed)}
     loose = {child for module in filter(is_held, freed) for child in module.children()}
+    freed |= {child for child in loose if keeps_statistics(child) and next(child.parameters(), None) is None}
     held = {module for module in model.modules() if is_held(module) and module not in freed}
     kept = {child for module in held for child in module.children()}  # whatever thaws beside them
     for module, beside in _stateless(model):
