@@ -138,8 +138,9 @@ def wipe(model: nn.Module) -> dict[nn.BatchNorm2d, float | None]:
     return momenta
 
 
+@pytest.mark.parametrize("mode", [False, True])
 @pytest.mark.parametrize("thaw", [False, True])
-def test_statistics_that_averaging_has_replaced_come_back(thaw: bool) -> None:
+def test_statistics_that_averaging_has_replaced_come_back(thaw: bool, mode: bool) -> None:
     """The newest ones: those loaded after freezing count, and those of a part whose weights thawed."""
     model = Net()
     freeze(model, "backbone")
@@ -154,7 +155,9 @@ def test_statistics_that_averaging_has_replaced_come_back(thaw: bool) -> None:
     before = state(model.backbone)
     model = copy.deepcopy(model)
     momenta = wipe(model)
-    model.train()(images().double())
+    if mode:
+        model.train()  # Lightning leaves the modes as they are
+    model(images().double())
     for norm, momentum in momenta.items():
         norm.momentum = momentum
     model.train()(images().double())

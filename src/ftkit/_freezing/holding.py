@@ -178,16 +178,17 @@ def stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
     if torch.jit.is_scripting():  # type: ignore[attr-defined]
         module.training = False
     else:
-        if not torch.compiler.is_compiling() and module.training:
+        if not torch.compiler.is_compiling():
             _look_after(module)
         module.training = False
 
 
 def _look_after(module: nn.Module) -> None:
-    """In the first forward in train mode: see to what others have done to a held module."""
-    if _STATISTICS in module.__dict__:
-        _restore_wiped(module, module.__dict__[_STATISTICS])
-    if not _TOLD.is_set():
+    """See to what others have done to a held module."""
+    kept = module.__dict__.get(_STATISTICS)
+    if kept is not None and (module.training or module.momentum is None):
+        _restore_wiped(module, kept)
+    if module.training and not _TOLD.is_set():
         _tell_of_weights_that_train(module)
 
 
