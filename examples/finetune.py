@@ -3,6 +3,8 @@
 python examples/finetune.py                                    # handwritten digits; needs no network
 python examples/finetune.py --zip pets.zip --model resnet50    # any zip of images, any torchvision or timm model
 python examples/finetune.py --data photos                      # photos/CLASS/*.jpg, or train/ and val/ of that
+
+The same call with the same --run goes on where that run was.
 """
 
 import argparse
@@ -45,12 +47,10 @@ def network(name: str) -> nn.Module:
 def clean(args: argparse.Namespace) -> tuple[ftkit.ScanReport, int]:
     """Unpack the zip, scan the images, set the bad ones aside; return the report and how many files were moved."""
     digits = not (args.data or args.zip)
+    if digits and not (args.run / "digits.zip").exists():
+        make_zip(args.run / "digits.zip")
     if not args.data:
-        print(
-            ftkit.extract_archive(
-                make_zip(args.run / "digits.zip") if digits else args.zip, args.run / "images", strip=True
-            )
-        )
+        print(ftkit.extract_archive(args.zip or args.run / "digits.zip", args.run / "images", strip=True))
     report = ftkit.scan_images(args.data or args.run / "images", near_duplicates=not digits)  # all digits look alike
     print(report)
     report.to_html(args.run / "gallery.html")
@@ -91,13 +91,12 @@ def evaluate(model: nn.Module, batches: DataLoader) -> tuple[float, float]:
 
 
 def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module, Path]:
-    """Train the head, later the last stage too, from the newest checkpoint on; return the model and the best file."""
+    """Train the head, later the last blocks too, from the newest checkpoint on; return the model and its best file."""
     torch.manual_seed(0)
     batches, validation, classes = loaders(report, args.size)
     model = network(args.model)
     head = ftkit.replace_head(model, len(classes))
-    backbone = ftkit.freeze_except(model, head).frozen
-    last_stage = backbone[-len(backbone) // 6 :]
+    ftkit.freeze_except(model, head)
     optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=args.lr, weight_decay=0.01, layer_decay=0.7))
     checkpoints = ftkit.CheckpointManager(args.run / "checkpoints", monitor="val_loss", keep_last=2)
     stopping = ftkit.EarlyStopping(monitor="val_loss", patience=3)
@@ -105,8 +104,10 @@ def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module
     if start == 0:
         print(ftkit.summary(model, (32, 3, args.size, args.size), depth=1))
     for epoch in range(start, args.epochs):
+        if stopping.stopped:
+            break
         if epoch == args.epochs // 3:
-            print(ftkit.unfreeze(model, last_stage, optimizer=optimizer))
+            print(ftkit.unfreeze(model, ftkit.last_blocks(model, 2), optimizer=optimizer))
         model.train()
         total = 0.0
         for images, labels in tqdm(batches, f"epoch {epoch}", disable=None, leave=False):
@@ -119,11 +120,9 @@ def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module
         print(f"epoch {epoch}: loss {total:.4f}, validation loss {val_loss:.4f}, accuracy {accuracy:.4f}", flush=True)
         with (args.run / "history.csv").open("a", newline="") as file:
             csv.writer(file).writerow([epoch, total, val_loss, accuracy])
-        stop = stopping.step(val_loss)
+        stopping.step(val_loss)
         metrics = {"val_loss": val_loss, "accuracy": accuracy}
         checkpoints.save(epoch, model=model, optimizer=optimizer, metrics=metrics, stopping=stopping)
-        if stop:
-            break
     return model, checkpoints.best_path
 
 
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs", time.strftime("%Y-%m-%d-%H%M%S")))
     args = parser.parse_args()
     args.size = args.size or (224 if args.data or args.zip else 96)
-    args.run.mkdir(parents=True)
+    args.run.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     report, moved = clean(args)
 

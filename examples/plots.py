@@ -29,7 +29,7 @@ def plot_curves(history: Path, picture: Path, unfrozen: int) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
-        axes.axvline(unfrozen - 0.5, color=ORANGE, linestyle=":", label="last stage unfrozen")
+        axes.axvline(unfrozen - 0.5, color=ORANGE, linestyle=":", label="two blocks thaw")
     left.legend(frameon=False)
     figure.savefig(picture, dpi=130)
     plt.close(figure)

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import io
 import re
 import tomllib
+import zipfile
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cross_entropy
+from torchvision.datasets import ImageFolder
+from torchvision.transforms.functional import pil_to_tensor
 
 import ftkit
 
@@ -88,3 +96,62 @@ def test_the_doors_of_the_journeys_are_there() -> None:
         return False
 
     assert sorted(door for door in doors if not opens(door)) == []
+
+
+# What the story takes for granted is not to be had in a test: weights from a hub, and hours.
+SUBSTITUTED = {'"resnet50", pretrained=True': '"resnet18"', "(32, 3, 224, 224)": "(2, 3, 32, 32)"}
+
+
+def zip_of_pets(path: Path) -> None:
+    """Write a zip of small images in 37 folders, one of them broken."""
+    noise = np.random.default_rng(0)
+    with zipfile.ZipFile(path, "w") as archive:
+        for kind in range(37):
+            buffer = io.BytesIO()
+            Image.fromarray(noise.integers(0, 255, (32, 32, 3), np.uint8)).save(buffer, "PNG")
+            archive.writestr(f"kind-{kind:02}/good.png", buffer.getvalue())
+        archive.writestr("kind-00/half.png", buffer.getvalue()[:1000])
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+def test_the_story_of_the_readme_runs_and_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed after the thaw, it goes on; stopped by its patience, it trains no more; it shares the best epoch."""
+    (story,) = re.findall(r"<!-- story -->\s+```python\n(.*?)```", text(ROOT / "README.md"), flags=re.DOTALL)
+    for words, instead in SUBSTITUTED.items():
+        assert words in story
+        story = story.replace(words, instead)
+    monkeypatch.chdir(tmp_path)
+    zip_of_pets(tmp_path / "pets.zip")
+    losses = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, *[0.35] * 5]  # the seventh epoch is the best one
+    weights: list[torch.Tensor] = []
+
+    def train_and_validate(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        if len(weights) == killed_in:
+            raise Killed
+        data = ImageFolder("data/pets")
+        images = torch.stack([pil_to_tensor(image) / 255 for image, _ in data])
+        model.train()
+        cross_entropy(model(images), torch.tensor(data.targets)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weights.append(model.get_parameter("layer4.0.downsample.0.weight").detach().clone())
+        return losses[len(weights) - 1]
+
+    killed_in = 6
+    with pytest.raises(Killed):
+        exec(story, {"train_and_validate": train_and_validate})
+    killed_in = -1
+    for _ in range(2):  # to the end, and once more
+        scope = {"train_and_validate": train_and_validate}
+        exec(story, scope)
+        assert len(weights) == len(losses)
+        assert sum(1 for path in Path("data/pets").rglob("*.png")) == 37
+        assert sum(1 for path in Path("data/pets-quarantine").rglob("*.png")) >= 1
+        shared = scope["model"].get_parameter("layer4.0.downsample.0.weight")
+        assert torch.equal(shared, weights[6])
+        assert not torch.equal(weights[4], weights[5])
+        assert not torch.equal(weights[6], weights[-1])
+        assert "pets.safetensors" in {path.name for path in Path().iterdir()}

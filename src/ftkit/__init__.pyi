@@ -14,6 +14,8 @@ from ._freezing.freeze import is_frozen as is_frozen
 from ._freezing.freeze import trainable as trainable
 from ._freezing.freeze import unfreeze as unfreeze
 from ._freezing.schedules import FreezeSchedule as FreezeSchedule
+from ._freezing.verifying import verify_frozen as verify_frozen
+from ._groups import last_blocks as last_blocks
 from ._groups import param_groups as param_groups
 from ._heads.extend import adapt_input as adapt_input
 from ._heads.extend import append_head as append_head

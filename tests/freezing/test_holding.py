@@ -150,7 +150,7 @@ def test_compile_makes_one_graph_for_each_mode() -> None:
         compiled(x)
     assert len(graphs) == 2
     assert same(before, model.backbone)
-    unfreeze(compiled, "backbone")
+    unfreeze(compiled, "backbone", norm_stats=True)
     compiled.train()
     compiled(x)
     assert not same(before, model.backbone)
@@ -301,5 +301,6 @@ def test_a_norm_without_parameters_does_not_keep_the_noise_beside_it_on() -> Non
     freeze(model, "0.0.bias")
     assert is_frozen(model, "0")
     assert torch.equal(model.train()[0](x), model[0](x))
-    unfreeze(model, "0.0")
+    assert model[0][1].num_batches_tracked == 0
+    unfreeze(model, "0.0", norm_stats=True)
     assert modes(model) == before

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, in_threads, mark_changed, rare_kind, read_at, takes_bytes
+from ftkit._models.contents import bytes_of
+from ftkit._tensors.bytes import CHUNK, chunks, in_threads, mark_changed, rare_kind, read_at, takes_bytes
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3), (1, 4)])

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from ftkit._deltas.layers import descriptions
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
-from ftkit._tensors.bytes import bytes_of, in_threads
+from ftkit._models.contents import bytes_of
+from ftkit._tensors.bytes import in_threads
 from ftkit._torch import buffers_of, version_of
 from ftkit._weights.sources import WeightsSource, open_source
 from ftkit.errors import CheckpointError

@@ -19,6 +19,7 @@ from ftkit._freezing.holding import (
     identities,
     is_held,
     keeps_statistics,
+    learns_with_kept_statistics,
     release,
     remember,
     snapshot,
@@ -49,6 +50,8 @@ class FreezeReport(Report):
         tied: The changed parameters that have other names too: first name to the others.
         eval_modules: How many modules stay in eval mode now.
         norms: How many of those keep running statistics.
+        trained_norms: How many of those norms train their weights all the same, since they thawed without
+            ``norm_stats``.
         added: Names of the parameters that this call added to the optimizer.
         trainable_parameters: How many numbers are trainable now.
         total_parameters: How many numbers the model's parameters hold.
@@ -71,6 +74,7 @@ class FreezeReport(Report):
     tied: dict[str, tuple[str, ...]]
     eval_modules: int
     norms: int
+    trained_norms: int
     added: tuple[str, ...]
     trainable_parameters: int
     total_parameters: int
@@ -91,7 +95,8 @@ class FreezeReport(Report):
         yield f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})"
         if self.eval_modules:
             norms = f", {self.norms} of them a norm with its statistics" if self.norms else ""
-            yield f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}"
+            trained = f" ({self.trained_norms} with weights that train)" if self.trained_norms else ""
+            yield f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}{trained}"
         for first, others in list(self.tied.items())[:_TIED]:
             yield f"tied: {first} is also {some(others, 8)}"
 
@@ -131,22 +136,30 @@ def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep
         >>> model["stem"].running_mean
         tensor([0., 0., 0., 0.])
     """
-    chosen = _selection(model, selectors)
+    chosen = selection(model, selectors)
     return _change(model, freezing=chosen, thawing=None, norm_stats=norm_stats, keep_dropout=keep_dropout)
 
 
 @alone()
 def unfreeze(
-    model: nn.Module, *selectors: Selector, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
+    model: nn.Module,
+    *selectors: Selector,
+    norm_stats: bool = False,
+    optimizer: torch.optim.Optimizer | None = None,
+    scheduler: Any = None,
 ) -> FreezeReport:
     """Make parts of a model trainable again, in place; the whole model if no selector is given.
 
     Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
     is listed in the report. Where ``freeze`` did nothing to what the selectors mean, all of it becomes trainable.
 
+    The running statistics of norms stay as they are while their weights train, unless ``norm_stats`` is true: a norm
+    that thaws whole takes over the statistics of small batches at once, which costs accuracy on little data.
+
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
+        norm_stats: Whether the running statistics of the norms thaw too, and follow the new data.
         optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
             :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
             otherwise lends its newest group's rate and its largest weight decay.
@@ -172,8 +185,10 @@ def unfreeze(
         >>> [group["lr"] for group in optimizer.param_groups]
         [0.1, 0.05]
     """
-    chosen = _selection(model, selectors)
-    return _change(model, freezing=None, thawing=chosen, optimizer=optimizer, scheduler=scheduler)
+    chosen = selection(model, selectors)
+    return _change(
+        model, freezing=None, thawing=chosen, thaw_norm_stats=norm_stats, optimizer=optimizer, scheduler=scheduler
+    )
 
 
 @alone()
@@ -182,6 +197,7 @@ def freeze_except(
     *selectors: Selector,
     norm_stats: bool = True,
     keep_dropout: bool = False,
+    thaw_norm_stats: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
 ) -> FreezeReport:
@@ -192,6 +208,7 @@ def freeze_except(
         *selectors: What stays trainable, at least one selector.
         norm_stats: As in :func:`freeze`.
         keep_dropout: As in :func:`freeze`.
+        thaw_norm_stats: As ``norm_stats`` in :func:`unfreeze`.
         optimizer: Gets those of the selected parameters that it lacks, as in :func:`unfreeze`.
         scheduler: As in :func:`unfreeze`.
 
@@ -229,6 +246,7 @@ def freeze_except(
         thawing=kept,
         norm_stats=norm_stats,
         keep_dropout=keep_dropout,
+        thaw_norm_stats=thaw_norm_stats,
         optimizer=optimizer,
         scheduler=scheduler,
     )
@@ -293,7 +311,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
         >>> is_frozen(model, "0"), is_frozen(model, "*.bias"), is_frozen(model)
         (True, False, False)
     """
-    chosen = _selection(model, selectors)
+    chosen = selection(model, selectors)
     if chosen.parameters:
         return not any(parameter.requires_grad for parameter in chosen.parameters.values())
     return bool(chosen.modules) and all(map(is_held, chosen.modules.values()))
@@ -314,7 +332,8 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in unwrap(model).named_parameters() if parameter.requires_grad}
 
 
-def _selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:
+def selection(model: nn.Module, selectors: tuple[Selector, ...]) -> Selection:
+    """What selectors mean; the whole model if there are none."""
     if selectors:
         return select(model, *selectors)
     model = unwrap(model)
@@ -328,6 +347,7 @@ def _change(
     thawing: Selection | None,
     norm_stats: bool = True,
     keep_dropout: bool = False,
+    thaw_norm_stats: bool = False,
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
 ) -> FreezeReport:
@@ -350,9 +370,9 @@ def _change(
             parameter.grad = None
         for parameter in thaw.values():
             parameter.requires_grad = True
-        remember(model, (off | identities(froze.values())) - identities(thaw.values()))
+        remember(model, (off | identities(froze.values())) - identities(thawing.parameters.values() if thawing else ()))
         if thawing:
-            release(model, thawing)
+            release(model, thawing, norm_stats=thaw_norm_stats)
         if freezing:
             hold(model, freezing, identities(froze.values()), norm_stats=norm_stats, keep_dropout=keep_dropout)
         for wrapper in wrappers if froze or thaw else ():
@@ -430,6 +450,7 @@ def _report(
         tied={first: others for first, others in tied(model).items() if first in changed},
         eval_modules=len(held),
         norms=sum(map(keeps_statistics, held)),
+        trained_norms=sum(map(learns_with_kept_statistics, held)),
         added=added,
         trainable_parameters=_count(trainable(model).values()),
         total_parameters=_count(model.parameters()),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import threading
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftkit._torch import parameters_of, pre_hooks_of
+from ftkit._torch import FakeTensor, buffers_of, is_norm, parameters_of, pre_hooks_of
 from ftkit.selection import Selection
 
 # The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
@@ -18,6 +20,12 @@ _KEY = "ftkit.frozen"
 # The attribute of a module that names what freeze() switched off there: own parameters that it found trainable, and the
 # mode, where the whole model was frozen and no module around it can tell what the mode should be.
 _MEMORY = "_ftkit_frozen"
+
+# The attribute of a held norm with its statistics, as they were in the last forward in train mode.
+_STATISTICS = "_ftkit_statistics"
+_RESET = "reset_running_stats"
+# Whether it was told that weights train in what is held.
+_TOLD = threading.Event()
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)  # no union: the compiler of torch 2.6 can't look into one
 
@@ -44,12 +52,30 @@ def hold(
     if not keep_dropout:
         _set_modes(model, _between(model, held), ())
     _set_depths(model)
+    _TOLD.clear()
 
 
-def release(model: nn.Module, chosen: Selection) -> None:
-    """Give the modules that thawing ``chosen`` sets free the mode of the module around them."""
-    _set_modes(model, (), _released(model, chosen))
+def release(model: nn.Module, chosen: Selection, *, norm_stats: bool = True) -> None:
+    """Give the modules that thawing ``chosen`` sets free the mode of the module around them.
+
+    Without ``norm_stats``, norms with running statistics stay held.
+    """
+    freed = _released(model, chosen)
+    _set_modes(model, (), freed if norm_stats else {one for one in freed if not keeps_statistics(one)})
     _set_depths(model)
+
+
+def kept_norms(model: nn.Module) -> list[str]:
+    """Return the names of the norms whose statistics are held."""
+    return [name for name, module in model.named_modules() if is_held(module) and keeps_statistics(module)]
+
+
+def keep_norms(model: nn.Module, names: Collection[str]) -> None:
+    """Hold the statistics of exactly these norms."""
+    norms = {name: module for name, module in model.named_modules() if keeps_statistics(module)}
+    hold(model, Selection({name: norms[name] for name in norms.keys() & names}, {}, {}), set())
+    if others := {name: module for name, module in norms.items() if is_held(module) and name not in names}:
+        release(model, Selection(others, {}, {}))
 
 
 def switched_off(model: nn.Module) -> set[int]:
@@ -99,6 +125,16 @@ def is_held(module: nn.Module | None) -> bool:
     return module is not None and _hook_of(module) is not None
 
 
+def learns_with_kept_statistics(module: nn.Module) -> bool:
+    """Tell whether a module is a norm whose weights train while its statistics are held."""
+    return is_held(module) and keeps_statistics(module) and _trains(module.parameters(recurse=False))
+
+
+def lets_statistics_move(module: nn.Module) -> bool:
+    """Tell whether a norm was frozen by its weights alone."""
+    return keeps_statistics(module) and not is_held(module) and bool(_memory(module))
+
+
 def keeps_statistics(module: nn.Module) -> bool:
     """Tell whether a module is a norm with running statistics, of torch or anyone, by the names of its buffers."""
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
@@ -131,13 +167,66 @@ def stay_in_eval(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
                 part.training = False
     elif module.training:
         for part in module.modules():
+            if is_held(part):
+                _look_after(part)
             if is_held(part) or _is_fixed(part):
                 part.training = False
 
 
 def stay_in_eval_alone(module: nn.Module, _args: tuple[torch.Tensor]) -> None:
     """Put a frozen module back into eval mode, just before it runs, and leave its parts alone."""
-    module.training = False
+    if torch.jit.is_scripting():  # type: ignore[attr-defined]
+        module.training = False
+    else:
+        if not torch.compiler.is_compiling():
+            _look_after(module)
+        module.training = False
+
+
+def _look_after(module: nn.Module) -> None:
+    """See to what others have done to a held module."""
+    kept = module.__dict__.get(_STATISTICS)
+    if kept is not None and (module.training or module.momentum is None):
+        _restore_wiped(module, kept)
+    if module.training and not _TOLD.is_set():
+        _tell_of_weights_that_train(module)
+
+
+def _restore_wiped(module: Any, kept: dict[str, torch.Tensor]) -> None:
+    """Give a norm its statistics back where averaging of weights has replaced them to count them anew.
+
+    That takes the momentum away too, by which it is known: Lightning's ``StochasticWeightAveraging`` does so.
+    """
+    own: Any = buffers_of(module)
+    if module.momentum is not None:
+        kept.update(_statistics(module))
+    elif not own["running_mean"].any() and own["running_var"].eq(1).all():
+        for name, tensor in kept.items():
+            own[name] = tensor.to(own[name])
+
+
+def _statistics(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The statistics of a norm; what is counted in place is copied."""
+    own = {name: tensor for name, tensor in buffers_of(module).items() if tensor is not None}
+    return {name: tensor if tensor.ndim else tensor.clone() for name, tensor in own.items()}
+
+
+def _keep_what_is_there() -> None:
+    """What ``torch.optim.swa_utils.update_bn`` finds as ``reset_running_stats`` of a held norm."""
+
+
+def _tell_of_weights_that_train(module: nn.Module) -> None:
+    """Warn once after each freeze."""
+    again = [p for name, p in parameters_of(module).items() if p is not None and name in _memory(module)]
+    if _trains(again) and not any(isinstance(parameter, FakeTensor) for parameter in again):
+        _TOLD.set()
+        warnings.warn(
+            f"Weights train in a {type(module).__name__} that was frozen, since something other than ftkit.unfreeze() "
+            "made them trainable: requires_grad_(True), or a framework's unfreeze(). It stays in eval mode with all "
+            "that froze beside it: norms keep their statistics, and Dropout is off. To thaw it, call "
+            "ftkit.unfreeze(model, ...); with norm_stats=True statistics move again too.",
+            stacklevel=2,
+        )
 
 
 def _called_by(module: nn.Module) -> Iterator[nn.Module]:
@@ -155,6 +244,10 @@ def _is_fixed(module: nn.Module) -> bool:
     return len(own) > 0 and not _trains(own)
 
 
+def _rests(module: nn.Module | None) -> bool:
+    return is_held(module) and module is not None and not _trains(module.parameters(recurse=False))
+
+
 def _trains(parameters: Iterable[nn.Parameter]) -> bool:
     return any(parameter.requires_grad for parameter in parameters)
 
@@ -166,7 +259,12 @@ def _hook_of(module: nn.Module) -> Callable[..., Any] | None:
 def _set_hook(module: nn.Module, hook: Callable[..., Any] | None) -> None:
     hooks: Any = pre_hooks_of(module)
     hooks.pop(_KEY, None)
+    for name in (_STATISTICS, _RESET) if hook is None else ():
+        module.__dict__.pop(name, None)
     if hook is not None:
+        if is_norm(module) and keeps_statistics(module) and module.momentum is not None:
+            module.__dict__.setdefault(_STATISTICS, _statistics(module))
+            module.__dict__[_RESET] = _keep_what_is_there
         hooks[_KEY] = hook
         hooks.move_to_end(_KEY, last=False)  # before spectral_norm's and others that look at the mode
 
@@ -212,11 +310,9 @@ def _held(model: nn.Module, chosen: Selection, froze: set[int]) -> dict[nn.Modul
         own = list(module.parameters())
         if _trains(own) or froze.isdisjoint(identities(own)):
             continue
-        bare = [child for child in module.children() if not tensors(child)]
         learned = [child for child in module.children() if next(child.parameters(), None) is not None]
-        if all(
-            child in held or is_held(child) for child in learned
-        ):  # a norm without parameters is held if it is chosen
+        bare = [child for child in module.children() if child not in learned]
+        if all(child in held or is_held(child) for child in learned):
             held |= dict.fromkeys(itertools.chain([module], *(child.modules() for child in bare)))
     return held
 
@@ -232,6 +328,7 @@ def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
     thawed = identities((*chosen.parameters.values(), *chosen.buffers.values()))
     freed = {*chosen.modules.values(), *(module for module in model.modules() if tensors(module) & thawed)}
     loose = {child for module in filter(is_held, freed) for child in module.children()}
+    freed |= {child for child in loose if keeps_statistics(child) and next(child.parameters(), None) is None}
     held = {module for module in model.modules() if is_held(module) and module not in freed}
     kept = {child for module in held for child in module.children()}  # whatever thaws beside them
     for module, beside in _stateless(model):
@@ -242,7 +339,7 @@ def _released(model: nn.Module, chosen: Selection) -> set[nn.Module]:
 
 def _between(model: nn.Module, held: Mapping[nn.Module, None]) -> set[nn.Module]:
     """The modules without tensors, such as Dropout, that stand between two frozen ones."""
-    found = [module for module, beside in _stateless(model) if beside & held.keys() and all(map(is_held, beside))]
+    found = [module for module, beside in _stateless(model) if beside & held.keys() and all(map(_rests, beside))]
     return set(itertools.chain.from_iterable(module.modules() for module in found))
 
 

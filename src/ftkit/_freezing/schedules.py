@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from ftkit._freezing.freeze import (
     trainable,
     unfreeze,
 )
+from ftkit._freezing.holding import keep_norms, kept_norms
 from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
 from ftkit._reports import to_text
@@ -45,6 +47,7 @@ class FreezeSchedule:
         period: After how many epochs the phases start anew.
         norm_stats: As in :func:`ftkit.freeze`.
         keep_dropout: As in :func:`ftkit.freeze`.
+        thaw_norm_stats: As ``norm_stats`` in :func:`ftkit.unfreeze`.
 
     Raises:
         FtkitError: No phases, a phase before 0, or phases that don't fit the period.
@@ -84,6 +87,7 @@ class FreezeSchedule:
         period: int | None = None,
         norm_stats: bool = True,
         keep_dropout: bool = False,
+        thaw_norm_stats: bool = False,
     ) -> None:
         if isinstance(phases, Mapping):
             phases = {whole_number("The epoch of a phase", start, least=0): parts for start, parts in phases.items()}
@@ -100,10 +104,14 @@ class FreezeSchedule:
         self.period = period
         norm_stats, keep_dropout = flag("norm_stats", norm_stats), flag("keep_dropout", keep_dropout)
         self._freeze = partial(freeze, norm_stats=norm_stats, keep_dropout=keep_dropout)
-        self._train = partial(freeze_except, norm_stats=norm_stats, keep_dropout=keep_dropout)
+        self._train = partial(
+            freeze_except, norm_stats=norm_stats, keep_dropout=keep_dropout, thaw_norm_stats=thaw_norm_stats
+        )
+        self._thaw = partial(unfreeze, norm_stats=thaw_norm_stats)
         self._phase: int | None = None
         self._trainable: list[str] = []
         self._groups: list[list[str]] = []
+        self._norms: list[str] | None = None
         self._loaded = False
 
     def __repr__(self) -> str:
@@ -148,13 +156,19 @@ class FreezeSchedule:
                 report = self._enter(phase, model, {"optimizer": optimizer, "scheduler": scheduler})
         self._phase, self._loaded = phase, False
         self._trainable = list(trainable(model))
+        self._norms = kept_norms(unwrap(model))
         if optimizer is not None:
             self._groups = layout(model, optimizer)
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase, the names of what trained at the last step, and those in each group of the optimizer."""
-        return {"phase": self._phase, "trainable": list(self._trainable), "groups": [list(g) for g in self._groups]}
+        """Return the phase, and by names what trained at the last step, the optimizer's groups, and the held norms."""
+        return {
+            "phase": self._phase,
+            "trainable": list(self._trainable),
+            "groups": [list(names) for names in self._groups],
+            "norms": self._norms and list(self._norms),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict()``: the next :meth:`step` brings the model and the optimizer's groups to it first.
@@ -186,6 +200,7 @@ class FreezeSchedule:
         self._phase = state["phase"]
         self._trainable = list(state["trainable"])
         self._groups = [list(names) for names in state["groups"]]
+        self._norms = state.get("norms")  # None before version 0.2
         self._loaded = True
 
     def _phase_of(self, epoch: int) -> int | None:
@@ -204,9 +219,13 @@ class FreezeSchedule:
         if self.period:
             return self._train(model, self.phases[phase], **rates)
         so_far = [selector for start, selector in self.phases.items() if start <= phase]
-        if 0 in self.phases:
+        if 0 not in self.phases:
+            return self._thaw(model, *so_far, **rates)
+        if self._phase is not None or not phase:
             return self._train(model, *so_far, **rates)
-        return unfreeze(model, *so_far, **rates)
+        first = self._train(model, self.phases[0])  # a late start freezes and thaws, so that norms are kept as usual
+        rest = self._train(model, *so_far, **rates)
+        return replace(rest, frozen=first.frozen, frozen_parts=first.frozen_parts)
 
     def _restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, scheduler: Any, undo: Undo
@@ -224,6 +243,8 @@ class FreezeSchedule:
         note(inner, undo)
         if optimizer is not None:
             restore_layout(model, self._groups, optimizer, undo, scheduler)
+        if self._norms is not None:
+            keep_norms(inner, self._norms)
         if not self._trainable:
             return self._freeze(model)
         return self._train(model, *(parameters[name] for name in self._trainable))

@@ -46,15 +46,15 @@ def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
 
 def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
     """Yield all parameters of a model, and with each few of them whether a layer begins there; the head comes last."""
-    head = _head(model)
+    head = head_of(model)
     inside = set(head)
-    for parameters, is_layer in _taken_apart(_Part(model, _kernels(model), inside_list=False)):
+    for parameters, is_layer in _taken_apart(_Part(model, kernels_of(model), inside_list=False)):
         rest = [parameter for parameter in parameters if parameter not in inside]
         yield rest, is_layer and any(map(is_kernel, rest))
     yield head, bool(head)
 
 
-def _head(model: nn.Module) -> list[nn.Parameter]:
+def head_of(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
     try:
         modules = find_head(model).modules
@@ -77,7 +77,7 @@ def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
     """Yield the parameters of a part, or of those inside it, each time with whether they are a layer."""
     opens = not any(rule(part) for rule in _ONE_LAYER) and any(rule(part) for rule in _SEVERAL_LAYERS)
     yield list(part.module.parameters(recurse=not opens)), not opens
-    inside_list = part.inside_list or _is_list(part.module)
+    inside_list = part.inside_list or is_list(part.module)
     for child in _children(part.module) if opens else ():
         yield from _taken_apart(_Part(child, part.total, inside_list))
 
@@ -94,17 +94,17 @@ def _is_parametrized(part: _Part) -> bool:
 
 def _has_one_kernel(part: _Part) -> bool:
     """A convolution with its norm."""
-    return _kernels(part.module) < 2
+    return kernels_of(part.module) < 2
 
 
 def _is_most_of_the_model(part: _Part) -> bool:
     """The model itself, and the backbone in it."""
-    return 2 * _kernels(part.module) >= part.total
+    return 2 * kernels_of(part.module) >= part.total
 
 
 def _is_list_of_parts(part: _Part) -> bool:
     """ResNet's ``layer1``, the ``blocks`` of a ViT."""
-    return _is_list(part.module)
+    return is_list(part.module)
 
 
 def _is_stage(part: _Part) -> bool:
@@ -125,19 +125,21 @@ def _children(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.children() if next(child.parameters(), None) is not None]
 
 
-def _kernels(module: nn.Module) -> int:
+def kernels_of(module: nn.Module) -> int:
+    """How many weights a module has, biases and scales left out."""
     return sum(map(is_kernel, module.parameters()))
 
 
-def _is_list(module: nn.Module) -> bool:
+def is_list(module: nn.Module) -> bool:
+    """Tell a module of torch's that only holds others."""
     return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
 
 
 def _lists_blocks(module: nn.Module) -> bool:
     """Tell whether a module is a list with two blocks of a kind."""
-    kinds = Counter(map(type, filter(_is_block, module.children()))) if _is_list(module) else Counter()
+    kinds = Counter(map(type, filter(_is_block, module.children()))) if is_list(module) else Counter()
     return max(kinds.values(), default=0) >= 2
 
 
 def _is_block(module: nn.Module) -> bool:
-    return not _is_list(module) and _kernels(module) >= 2 and any(map(is_norm, module.modules()))
+    return not is_list(module) and kernels_of(module) >= 2 and any(map(is_norm, module.modules()))

@@ -20,6 +20,7 @@ from typing import IO, Any, BinaryIO, Final
 import torch
 from torch import Tensor
 
+from ftkit._models.contents import bytes_of
 from ftkit._pickles.machine import (
     Bounded,
     Global,
@@ -30,7 +31,7 @@ from ftkit._pickles.machine import (
     storage_dtype,
     stored_tensor,
 )
-from ftkit._tensors.bytes import CHUNK, bytes_of, in_threads, mark_changed, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, in_threads, mark_changed, read_at, takes_bytes
 from ftkit._tensors.file import OpenFile
 from ftkit._torch import negated
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError

@@ -1,4 +1,4 @@
-"""The bytes of tensors: views of their memory, reads at a position, and several threads that do both."""
+"""The memory of tensors: what it can take, reads at a position, and several threads that do both."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,16 +21,6 @@ DTYPES: Final = {name: dtype for name, dtype in vars(torch).items() if isinstanc
 
 _THREADS: Final = 2
 _SEEKING: Final = threading.Lock()  # for systems without positional reads
-
-
-def bytes_of(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor: its own memory if that is contiguous on the CPU, else a copy."""
-    if not tensor.numel():
-        return memoryview(b"")
-    plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    flat = plain.as_strided((plain.numel(),), (1,))  # a side of one element may have any stride
-    array: Any = flat.view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before Python 3.12
-    return memoryview(array)
 
 
 def memory_of(tensor: Tensor) -> tuple[object, ...] | None:

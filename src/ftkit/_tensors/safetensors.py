@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from ftkit._files import atomic_write, digest
+from ftkit._models.contents import bytes_of
 from ftkit._tensors.budget import MAX_SIDES
-from ftkit._tensors.bytes import CHUNK, bytes_of, chunks, memory_of, rare_kind, read_at, takes_bytes
+from ftkit._tensors.bytes import CHUNK, chunks, memory_of, rare_kind, read_at, takes_bytes
 from ftkit._tensors.file import TensorFile, TensorInfo
 from ftkit.errors import CheckpointError, DamagedFileError
 
