@@ -13,7 +13,7 @@ scan       ``scan_images`` with two workers, their start included, in wall time.
 index      near pairs among random 64-bit hashes. The unit is faiss's flat index, where it is installed
 executors  a scan through threads, spawned processes and dask, the latter where it is installed. The unit is the default
 detect     shares of cut and garbled photos that are found by ftkit and by ``Image.load``; alarms on sound ones
-quality    what is found of 200 kinds of damage, in many formats, where a hundredth of the pixels and more are lost, and the
+quality    what is found of 200 kinds of damage, in many formats, that cost a hundredth of the pixels and more, and the
            alarms on 100 kinds of sound pictures that look odd; the rounds are the seed
 """
 

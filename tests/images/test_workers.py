@@ -206,3 +206,30 @@ def test_a_forked_process_has_workers_of_its_own(pets: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script, str(next(pets.rglob("*.jpg")))], timeout=60, check=False)
     assert done.returncode == 0
+
+
+SLOW = """
+from PIL import Image, ImageFile
+
+class Slow(ImageFile.ImageFile):
+    format = "SLOW"
+    def _open(self):
+        self.fp.read(4)
+        self._size, self._mode, self.tile = (4000, 3000), "L", []
+    def load(self):
+        import time
+        time.sleep(2)
+        return super().load()
+
+Image.register_open("SLOW", Slow, lambda prefix: prefix[:4] == b"SLOW")
+"""
+
+
+def test_a_large_image_has_more_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the pixels that its header promises; how many there may be is limited."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(SLOW)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    (tmp_path / "x.jpg").write_bytes(b"SLOW" + bytes(100))
+    (answer,) = run_jobs([Job("check", (str(tmp_path / "x.jpg"),))], 0.5)
+    assert answer.lost is None

@@ -17,8 +17,9 @@ _Flags: TypeAlias = "npt.NDArray[np.bool_]"
 _FILL, _SHIFT, _SPREAD = 128, 1, 2
 _UNITS = (16, 16), (8, 16), (8, 8), (16, 8)  # height and width in pixels of what a JPEG codes in one go
 _STRAY = 0.05  # of the units elsewhere, that may be as grey
-_JUMP = 2.5  # times as much as next to it may a picture step on the lines between units
-_AROUND = 16  # rows above a line, that tell how much is usual
+# How many times as much as elsewhere may a picture step on the line above its last row of units, and on those between.
+_JUMP, _JUMP_TO_GREY, _TILES = 3, 1.2, 2
+_MOSTLY = 0.4
 
 
 def filled_share(grey: Pixels) -> float:
@@ -58,8 +59,9 @@ def _ends_within_a_row(light: npt.NDArray[np.float32], height: int, width: int) 
         return False
     start, left = (top - 1) * height, cut * width
     jump = np.abs(light[start, :left] - light[start - 1, :left]).mean()
-    steps = np.abs(np.diff(light[:start], axis=0))
-    if jump > _JUMP * max(steps.mean(), steps[-_AROUND:, :left].mean()) + 1:  # a line of text under the picture
+    is_mostly_grey = (np.abs(light[start : start + height, :left] - _FILL) <= 4 * _SPREAD).mean() > _MOSTLY
+    most = _JUMP_TO_GREY if is_mostly_grey else _JUMP
+    if jump > most * np.abs(np.diff(light[:start], axis=0)).mean() + 1:  # a line of text under the picture
         return False
     picture = (filled[: top - 1], filled[top - 1, :cut], filled[top - 2, cut:])
     return all(part.mean() <= _STRAY for part in picture) and not _is_laid_of_tiles(
@@ -80,7 +82,7 @@ def _is_laid_of_tiles(light: npt.NDArray[np.float32], height: int, width: int) -
     """Whether a picture steps on the lines between units, as a sheet of sprites does."""
     for values, unit in ((light, width), (light.T, height)):
         steps = abs(np.diff(values, axis=1)).mean(0)
-        on = steps[unit - 1 :: unit]
-        if len(on) and on.mean() > _JUMP * steps.mean() + 1:
+        is_line = np.arange(1, len(steps) + 1) % unit == 0
+        if is_line.any() and steps[is_line].mean() > _TILES * steps[~is_line].mean() + 1:
             return True
     return False
