@@ -6,6 +6,8 @@ import collections
 import os
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,7 @@ def things(place: Path, report: ftkit.ScanReport, monkeypatch: pytest.MonkeyPatc
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
     things = {"model": model, "optimizer": optimizer, "report": report, "state": model.state_dict()}
+    things |= {"StringIO": StringIO, "ThreadPoolExecutor": ThreadPoolExecutor}
     things |= {
         "schedule": ftkit.FreezeSchedule({0: "classifier"}),
         "summed": ftkit.summary(model, SIZE),
@@ -232,7 +235,7 @@ scan_images(["img/train", "img/val"])                      Expected a path as ro
 scan_images("imgs")                                        Did you mean 'img'
 scan_images("img", workers="2")                            workers must be a whole number of at least 1
 scan_images("img", workers=1.5)                            not 1.5
-scan_images("img", timeout="10")                           timeout must be a number of seconds, more than 0, not '10'
+scan_images("img", timeout="10")                           timeout must be a number of seconds, more than 0 and finite
 scan_images("img", splits="train,val")                     write splits=['train', 'val']
 scan_images("img", splits=3)                               splits must be a list of folders, not 3
 scan_images("img", splits={"train": ["a"]})                as text, and ['a'] is none

@@ -183,7 +183,7 @@ def test_a_quarantine_that_can_not_be_begun_leaves_nothing(dirty: Path) -> None:
             report.quarantine(dest)
     (dirty.parent / "file").unlink()
     for act in (report.quarantine, lambda dest: report.repair(dest=dest)):
-        with pytest.raises(FtkitError, match="it is a URL"):
+        with pytest.raises(FtkitError, match="is a URL"):
             act("memory://aside")
     assert snapshot(dirty.parent) == before
     assert not Path("memory:").exists()

@@ -105,6 +105,6 @@ def test_a_report_is_written_to_this_machine(
     """A URL is an error, and no folder of its name."""
     monkeypatch.chdir(tmp_path)
     for target in ("memory://there/report", Path("s3://bucket/report")):
-        with pytest.raises(FileWriteError, match="it is a URL"):
+        with pytest.raises(FileWriteError, match="is a URL"):
             getattr(report, method)(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]

@@ -91,7 +91,7 @@ def scan_images(
         raise FtkitError(f"executor must be a concurrent.futures.Executor, not {came(executor)}.")
     if workers is not None:
         workers = whole_number("workers", workers, least=1, otherwise=", or left out for one a core")
-    timeout = real_number("timeout", timeout, "of seconds, more than 0", lambda one: 0 < one < math.inf)
+    timeout = real_number("timeout", timeout, "of seconds, more than 0 and finite", lambda one: 0 < one < math.inf)
     near_duplicates = flag("near_duplicates", near_duplicates)
     progress = None if progress is None else flag("progress", progress)
     start = time.perf_counter()
