@@ -262,14 +262,14 @@ class _Maker:
             self._made.setdefault(id(node), made)  # a tuple may have been made on the way to itself
         return self._made[id(node)]
 
-    def make_parts(self, tree: dict[Any, Any], wanted: Iterable[str]) -> tuple[dict[Any, Any], dict[str, list[str]]]:
+    def make_parts(self, tree: dict[Any, Any], wanted: list[str]) -> tuple[dict[Any, Any], dict[str, list[str]]]:
         """Make the entries of a table that need no code; and tell what the others want."""
         whole: dict[Any, Any] = {}
         self._made[id(tree)] = whole
         self._left_out = {}
         for index, (key, node) in enumerate(tree.items()):
             self._place = key if isinstance(key, str) else f"entry {index + 1}"
-            if code := _wanted_by((key, node), wanted):
+            if wanted and (code := _wanted_by((key, node), wanted)):
                 self._left_out[self._place] = code
                 continue
             with self._or_left_out():
