@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit import load_model, load_weights
+from ftkit import CheckpointManager, FreezeSchedule, freeze_except, load_model, load_weights
 from ftkit._pickles import admission
 from ftkit.errors import CheckpointError, UntrustedFileError
 from tests.attacks.payloads import Call, body, touch
@@ -180,6 +180,17 @@ def test_a_file_in_a_file_is_listed_and_never_admitted(tmp_path, monkeypatch):
     assert "torch.storage._load_from_bytes  <- this is how attacks look" in str(caught.value)
     assert load_weights(nn.ParameterDict({"w": torch.zeros(4096)}), tmp_path / "x.pt").loaded_keys == ["w"]
     assert not (tmp_path / "MARK").exists()
+
+
+def test_objects_of_ours_are_made_without_their_constructors(tmp_path):
+    """A schedule that somebody kept whole comes back where it is admitted; a manager is not made, with its folder."""
+    torch.save({"schedule": FreezeSchedule({0: ["1"]})}, tmp_path / "x.pt")
+    allow = [FreezeSchedule, "functools.partial", freeze_except, "ftkit._freezing.freeze.freeze"]
+    assert isinstance(load_model(tmp_path / "x.pt", allow=allow)["schedule"], FreezeSchedule)
+    torch.save(Call(CheckpointManager, str(tmp_path / "made")), tmp_path / "x.pt")
+    with pytest.raises(UntrustedFileError, match="would call"):
+        load_model(tmp_path / "x.pt", allow=[CheckpointManager])
+    assert not (tmp_path / "made").exists()
 
 
 ran: list[str] = []

@@ -12,6 +12,7 @@ from torch import nn
 
 from ftkit import freeze_except, load_model, save_model, trainable, unfreeze
 from ftkit._formats import open_file
+from ftkit._pickles.gate import load_parts, save_pickle
 from ftkit.errors import CheckpointError, UntrustedFileError
 from tests.pickles.states import Custom, alike, load
 
@@ -137,3 +138,30 @@ def test_settings_of_plain_classes_need_no_trust(tmp_path):
     """A range, a slice or an ellipsis in a configuration is made as it was."""
     torch.save(settings := {"epochs": range(3), "crop": slice(2), "rest": ...}, tmp_path / "x.pt")
     assert load(tmp_path / "x.pt") == settings
+
+
+def test_a_number_that_torch_cannot_read_is_refused(tmp_path):
+    """Plain files are those that torch opens by itself; an instruction that it lacks is an error like a class is."""
+    with pytest.raises(CheckpointError, match="a very large number or text"):
+        save_pickle({"seed": 1 << 3000}, tmp_path / "x.pt", plain=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tensor_of_a_class_of_its_own(tmp_path):
+    """It comes back as one where the class is admitted; a checkpoint gets its values, and says what was left out."""
+    weight = torch.ones(2).as_subclass(Marked)
+    weight.note = "mine"
+    torch.save({"w": weight}, tmp_path / "x.pt")
+    with pytest.raises(UntrustedFileError, match="Marked"):
+        load(tmp_path / "x.pt")
+    for trust in ({"allow": [Marked]}, {"trusted": True}):
+        back = load(tmp_path / "x.pt", **trust)["w"]
+        assert (type(back), back.note, back.tolist()) == (Marked, "mine", [1, 1])
+    with open_file(tmp_path / "x.pt") as file:
+        whole, left_out = load_parts(file)
+    assert (type(whole["w"]), whole["w"].note) == (torch.Tensor, "mine")
+    assert left_out == {"w: the class of a tensor": [f"{Marked.__module__}.Marked"]}
+
+
+class Marked(torch.Tensor):
+    """A tensor of the user's own class."""

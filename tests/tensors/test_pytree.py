@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,7 +63,8 @@ leaves = st.one_of(
     st.binary(max_size=300),
     tensors(),
     arrays,
-    st.sampled_from([np.float32(1.5), np.int8(-3), np.bool_(True), np.float64("nan")]),
+    st.sampled_from([np.float32(1.5), np.int8(-3), np.bool_(True), np.float64("nan"), np.str_(""), np.str_("a")]),
+    st.sampled_from([PurePosixPath("/a"), PureWindowsPath("C:/a/b")]),
     st.sampled_from([torch.float16, torch.device("cpu"), torch.device("cuda:1"), torch.Size([2, 3]), Path("a/b")]),
 )
 nests = st.recursive(

@@ -31,13 +31,14 @@ HOOKS: Final = frozenset(f"ftkit._freezing.holding.{name}" for name in ("stay_in
 _EVERYBODYS: Final = sys.stdlib_module_names | {"torch", "numpy", "ftkit", "pip", "pkg_resources", "setuptools"}
 # Of these, classes that hold what they are given, and ...
 _HOLDERS: Final = PLAIN_NAMES | {"functools.partial"}
-# ... parts of torch whose classes compute, and do nothing else; they are made bare, without their constructors.
+# ... parts of torch whose classes compute, and do nothing else. These and ours are made bare, without a constructor.
 _PARTS: Final = (
+    "ftkit.",
     *("torch.nn.", "torch.optim.", "torch.distributions.", "torch.amp.", "torch.cuda.amp."),
     *("torch.ao.nn.", "torch.ao.quantization.fake_quantize.", "torch.ao.quantization.observer."),
     *("torch.ao.quantization.qconfig.", "torch.ao.quantization.stubs.", "torch.utils.data.sampler."),
 )
-_FUNCTIONS: Final = ("torch.nn.functional.", "torch._C._nn.")  # of tensors
+_FUNCTIONS: Final = ("torch.nn.functional.", "torch._C._nn.", "ftkit._freezing.")  # of tensors and models
 
 
 def admitted(allow: Iterable[Allowed]) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def may_be_called(thing: object, *, bare: bool) -> bool:
     """Whether something admitted may be called by a file, or made bare, without its constructor."""
     if not isinstance(thing, type):
         return False
-    return bare or not (issubclass(thing, nn.Module) or thing.__module__.partition(".")[0] == "torch")
+    return bare or not (issubclass(thing, nn.Module) or thing.__module__.partition(".")[0] in {"torch", "ftkit"})
 
 
 def alarm(name: str) -> str:

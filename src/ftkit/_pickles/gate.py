@@ -272,7 +272,7 @@ class _Maker:
         self._left_out = {}
         for index, (key, node) in enumerate(file.tree.items()):
             self._place = key if isinstance(key, str) else f"entry {index + 1}"
-            if code := _wanted_by((key, node), file):
+            if file.wanted and (code := _wanted_by((key, node), file)):
                 self._left_out[self._place] = code
                 continue
             with self._or_left_out():
