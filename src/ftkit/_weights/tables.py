@@ -231,7 +231,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, nn.Module):
         node = node.state_dict()
     if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, str))
+        yield from ((key, value) for key, value in node.items() if isinstance(key, str) and not _is_plain(value))
     elif isinstance(node, list | tuple):
         yield from ((str(at), part) for at, part in enumerate(node[:_MAX_ITEMS]) if not _is_plain(part))
     elif isinstance(node, Foreign):
@@ -241,7 +241,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    return isinstance(value, str | bytes | int | float | None)
 
 
 def _slotless(state: Any) -> dict[Any, Any]:
