@@ -14,8 +14,8 @@ MAX_SIDES: Final = 64
 # byte or more, and a tensor's description a hundred.
 _FREE_BYTES: Final = 64 << 20
 _BYTES_PER_BYTE: Final = 64
-_FREE_STEPS: Final = 1 << 20
-_STEPS_PER_BYTE: Final = 2
+_FREE_STEPS: Final = 1 << 18
+_STEPS_PER_BYTE: Final = 1
 
 _MAX_KEY: Final = 64  # parts of a key that is a tuple
 _MAX_KEY_BITS: Final = 1 << 12
@@ -47,7 +47,7 @@ class Budget:
         self._odd_keys: dict[int, set[Any]] = {}
 
     def charge(self, *, nbytes: int = 0, steps: int = 0) -> None:
-        """Pay for memory, and for steps of a microsecond.
+        """Pay for memory, and for steps of a microsecond or two.
 
         Raises:
             DamagedFileError: It is far more than the file can honestly mean.

@@ -241,7 +241,7 @@ def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
     if isinstance(node, nn.Module):
         node = node.state_dict()
     if isinstance(node, Mapping):
-        yield from ((key, value) for key, value in node.items() if isinstance(key, str) or _is_number(key, value))
+        yield from ((key, part) for key, part in node.items() if _is_name(key) and not _is_plain(part))
     elif isinstance(node, list | tuple):
         yield from ((str(at), part) for at, part in enumerate(node[:_MAX_ITEMS]) if not _is_plain(part))
     elif isinstance(node, Foreign):
@@ -250,13 +250,13 @@ def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
         yield from ((key, value) for key, value in pairs if isinstance(key, str))
 
 
-def _is_number(key: Any, value: Any) -> bool:
-    """Whether a key is the number of something that may hold tensors."""
-    return type(key) is int and 0 <= key < 1 << 32 and not _is_plain(value)
+def _is_name(key: Any) -> bool:
+    """Whether a key is a name, or the number of something that may hold tensors."""
+    return isinstance(key, str) or (type(key) is int and 0 <= key < 1 << 32)
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float)
+    return isinstance(value, str | bytes | int | float | None)
 
 
 def _slotless(state: Any) -> dict[Any, Any]:
