@@ -111,7 +111,7 @@ def test_wrong_arguments_are_errors_with_a_hint(pets: Path) -> None:
         scan_images(pets, splits=["trian"])
     with ThreadPoolExecutor(1) as executor, pytest.raises(FtkitError, match="not both"):
         scan_images(pets, executor=executor, workers=2)
-    with pytest.raises(FtkitError, match="workers must be a whole number of at least 1.*not 0"):
+    with pytest.raises(FtkitError, match=r"workers must be a whole number of at least 1.*not 0"):
         scan_images(pets, workers=0)
     for timeout in (0, -1, float("nan"), float("inf")):
         with pytest.raises(FtkitError, match="timeout must be a number of seconds"):
