@@ -189,7 +189,7 @@ def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError
         'best.pt'
         >>> local_path("path", "s3://runs/best.pt")
         Traceback (most recent call last):
-        ftkit.errors.FtkitError: s3://runs/best.pt is a URL, ...
+        ftkit.errors.FtkitError: s3://runs/best.pt is a URL. ...
     """
     name = path_or_url(what, value, error=error, otherwise=otherwise)
     if _URL.match(name):
