@@ -145,6 +145,8 @@ def replace_head(
         raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {keep!r}.")
     given = as_inputs(example_inputs)
     found = _found(model, given, run=verify) if at is None else _found_at(model, at, given, run=verify)
+    if not verify:
+        found = dataclasses.replace(found, trace=None)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
     if not isinstance(head, int):
