@@ -74,7 +74,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(venv_backend="none", default=False)
 def zoo(session: nox.Session) -> None:
     """Run the slow sweeps over whole model collections too."""
-    with_torch(session, "test", "zoo").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
+    with_torch(session, "test", "zoo", "zoo-more").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
 
 
 @nox.session(venv_backend="none", default=False)

@@ -102,7 +102,7 @@ CASES: dict[str, Callable[[], Callable[[int], nn.Module]]] = {
 # ---- other packages: where a class lives, and how it is called for a number of classes
 
 YOLO = ("yolov3", "yolov5n", "yolov6n", "yolov8n", "yolov9t", "yolov10n", "yolo11n", "yolo12n")
-GRAPHS = ("GCN", "GraphSAGE", "GAT", "GIN", "EdgeCNN", "PNA")
+GRAPHS = ("GCN", "GraphSAGE", "GAT", "EdgeCNN")  # a GIN's last hidden layer is as wide as its outputs
 CLASSIFIERS_OF_DOCTR = ("vgg16_bn_r", "resnet18", "resnet31", "resnet50", "mobilenet_v3_small", "vit_s", "vip_tiny")
 
 PACKAGES: dict[str, tuple[str, str, Callable[..., nn.Module]]] = {
@@ -147,7 +147,7 @@ PACKAGES: dict[str, tuple[str, str, Callable[..., nn.Module]]] = {
             name,
             lambda kind, n: kind(in_channels=8, hidden_channels=16, num_layers=2, out_channels=n),
         )
-        for name in GRAPHS[:-1]
+        for name in GRAPHS
     },
     "torch_geometric-PointNet-like-MLP": ("torch_geometric.nn", "MLP", lambda kind, n: kind([8, 16, n])),
     "x_transformers-vit": (

@@ -185,7 +185,7 @@ def _counted_by_the_model(evidence: _Evidence) -> Layers:
     for classes in evidence.told:
         chosen = _fitting(evidence, classes) or _fitting_with_no_object(evidence, classes)
         if not all(end.training_only for end in chosen):
-            siblings = _siblings_unseen(evidence, chosen.layers)
+            siblings = _siblings(evidence, chosen.layers)
             return Layers([*chosen.layers, *siblings, *_scoring_on_the_way(evidence, classes).layers])
     return Layers()
 
@@ -276,7 +276,7 @@ def _of_one_size(evidence: _Evidence, group: Ends) -> Layers:
     helping = evidence.ends.where(End.scores).where(End.helps_training)
     same = evidence.ends.of_size(classes).where(lambda end: end in group or end in helping)
     same += _scoring_on_the_way(evidence, classes)
-    siblings = _siblings_unseen(evidence, same.layers)
+    siblings = _siblings(evidence, same.layers)
     leaving = {frozenset(end.ports.items()) for end in same if not end.helps_training()}
     if len(leaving) > 1 and not _boxes(evidence, same.layers):  # apart, and not summed
         raise doubt(evidence.model, same)
@@ -291,24 +291,25 @@ def _scoring_on_the_way(evidence: _Evidence, classes: int) -> Ends:
     return evidence.trace.ends.of_size(classes).where(lambda end: end.beside and not end.layer.names_another())
 
 
-def _siblings_unseen(evidence: _Evidence, found: Layers) -> list[Layer]:
-    """Layers that did not run, like those found: of a decoder's other layers, of another mode, kept for later."""
+def _siblings(evidence: _Evidence, found: Layers) -> list[Layer]:
+    """Layers like those found: of a decoder's other layers, of another mode, kept for later."""
     siblings = []
-    for layer in evidence.unseen:
+    for layer in evidence.every:
         one = next((one for one in found if _is_sibling(evidence, layer, one)), None)
         if one is not None and not found.inside(layer.name):
             siblings.append(replace(one, names=layer.names, modules=layer.modules, inputs=layer.inputs))
     return siblings
 
 
-def _is_sibling(evidence: _Evidence, unseen: Layer, one: Layer) -> bool:
-    """Whether a layer that did not run is in one list with another, or like it and named for classes or helping."""
-    if unseen.outputs != one.outputs or type(unseen.module) is not type(one.module) or unseen.names_another():
+def _is_sibling(evidence: _Evidence, layer: Layer, one: Layer) -> bool:
+    """Whether a layer is in one list with another, or did not run, is like it, and is named for classes or helping."""
+    if layer.outputs != one.outputs or type(layer.module) is not type(one.module) or layer.names_another():
         return False
-    if unseen.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
-        return True
-    helps = says(unseen.name, AUXILIARY) or (unseen.names_classes() and one.names_classes())
-    return evidence.trace.run.complete and unseen.inputs == one.inputs and helps
+    unseen, alike = layer in evidence.unseen, layer.inputs == one.inputs
+    if layer.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
+        return unseen or (alike and layer.names_classes())
+    helps = says(layer.name, AUXILIARY) or (layer.names_classes() and one.names_classes())
+    return unseen and evidence.trace.run.complete and alike and helps
 
 
 _COORDINATES = 4  # of a box

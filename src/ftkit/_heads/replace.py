@@ -157,6 +157,8 @@ def replace_head(
     verify = flag("verify", verify)
     given = as_inputs(example_inputs)
     found = _found(model, given, run=verify) if at is None else _found_at(model, at, given, run=verify)
+    if not verify:
+        found = dataclasses.replace(found, trace=None)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
     if not isinstance(head, int):
