@@ -64,6 +64,7 @@ def test_no_bytes_of_other_formats_raise(image: Image.Image, form: str, data: st
         ("JPEG2000", {}),
         ("TIFF", {"compression": "tiff_lzw"}),
         ("TIFF", {"compression": "jpeg"}),
+        ("TIFF", {"compression": "tiff_deflate"}),
     ],
 )
 def test_zeros_in_the_midst_of_coded_pixels(

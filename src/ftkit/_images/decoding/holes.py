@@ -1,22 +1,35 @@
-"""Runs of zeros within coded pixels, as a copy that went wrong leaves them: not every decoder minds."""
+"""Coded pixels that can't be right, as a copy that went wrong leaves them: not every decoder minds."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
 from PIL import Image
 
 _HOLE = bytes(512)  # a sector of a disk
-_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma"))  # raw ones may be black; deflate has a checksum
+_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma"))  # raw ones may be black
 
 
 def has_hole(image: Image.Image, data: bytes) -> bool:
-    """Whether a sector's worth of zeros stands where only coded pixels can be, which never look so."""
+    """Whether a sector's worth of zeros stands where only coded pixels can be, or a checksum within a TIFF is wrong."""
+    if str(image.info.get("compression")).endswith("deflate"):
+        return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
     if _HOLE not in data:  # as in nearly all files
         return False
     find = {"WEBP": _in_riff, "JPEG2000": _in_jpeg_2000, "AVIF": _in_avif}.get(image.format or "")
-    parts = _in_tiff(image) if image.format == "TIFF" else find(data) if find else ()
+    parts = find(data) if find else ()
+    if image.info.get("compression") in _CODED_TIFF:
+        parts = _in_tiff(image)
     return any(_HOLE in data[start:stop] for start, stop in parts)
+
+
+def _inflates(packed: bytes) -> bool:
+    try:
+        zlib.decompress(packed)
+    except zlib.error:
+        return False
+    return True
 
 
 def _in_riff(data: bytes) -> Iterator[tuple[int, int]]:
@@ -41,8 +54,6 @@ def _in_avif(data: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _in_tiff(image: Image.Image) -> Iterator[tuple[int, int]]:
-    if image.info.get("compression") not in _CODED_TIFF:
-        return
     tags = getattr(image, "tag_v2", {})
     for starts, sizes in ((273, 279), (324, 325)):  # StripOffsets and StripByteCounts, TileOffsets and TileByteCounts
         for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False):

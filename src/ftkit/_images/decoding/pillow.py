@@ -126,7 +126,7 @@ def _broken_by(error: Exception) -> Broken:
 def _judge_loaded(image: Image.Image, data: bytes) -> None:
     """Raise for lost pixels that Pillow does not mind."""
     if has_hole(image, data):
-        raise Broken("damaged", "zeros stand in the midst of the coded pixels")
+        raise Broken("damaged", "some of the coded pixels are zeros, or have a wrong checksum")
     if image.format != "PNG":
         return
     last = image.crop((0, image.height - 1, image.width, image.height))
