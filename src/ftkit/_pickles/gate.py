@@ -98,7 +98,7 @@ def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
     if file.rare and not file.wanted:
         with contextlib.suppress(UntrustedFileError):
             return load_pickle(file), {}
-    return _Maker(file.read_storages(), {}).make_parts(file)
+    return _Maker(file, {}).make_parts(file)
 
 
 def _parts(node: Any, budget: Budget) -> Iterator[Any]:
@@ -140,7 +140,7 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
     if file.rare:
         return _load_by_torch(file, known)
     try:
-        return _Maker(file.read_storages(), known).make(file.tree)
+        return _Maker(file, known).make(file.tree)
     except (RecursionError, *_ERRORS) as error:
         raise CheckpointError(
             f"{file.path} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
@@ -252,8 +252,9 @@ def _refusal(path: str, wanted: list[str]) -> str:
 class _Maker:
     """Makes the objects and tensors of a tree, each part once, calling nothing but what was admitted."""
 
-    def __init__(self, memory: Mapping[StorageRef, Tensor], known: Mapping[str, Any]) -> None:
-        self._memory = memory
+    def __init__(self, file: PickleFile, known: Mapping[str, Any]) -> None:
+        self._memory = file.read_storages()
+        self._budget = file.budget
         self._known = known
         self._made: dict[int, Any] = {}
         self._left_out: dict[str, list[str]] | None = None
@@ -276,7 +277,7 @@ class _Maker:
                 self._left_out[self._place] = code
                 continue
             with self._or_left_out():
-                whole[self.make(key)] = self.make(node)
+                whole[self._key(key)] = self.make(node)
         return whole, self._left_out
 
     @contextlib.contextmanager
@@ -303,7 +304,7 @@ class _Maker:
                 table = self._made[id(node)] = node.copy()
                 table.clear()
                 for key, value in node.items():
-                    table[self.make(key)] = self.make(value)
+                    table[self._key(key)] = self.make(value)
                 return table
             case list():
                 items: list[Any] = []
@@ -312,8 +313,10 @@ class _Maker:
                 return items
             case torch.Size():
                 return node
-            case tuple() | set() | frozenset():
-                return type(node)(map(self.make, node))
+            case tuple():
+                return tuple(map(self.make, node))
+            case set() | frozenset():
+                return type(node)(map(self._key, node))
             case Global(name):
                 if name in self._known or name in NAMED:
                     return self._known.get(name, NAMED.get(name))
@@ -321,6 +324,11 @@ class _Maker:
             case Foreign():
                 return numpy_value(node, self.make) if is_of_numpy(node.name) else self._call(node)
         return node
+
+    def _key(self, node: Any) -> Any:
+        """Make a key of a table or a member of a set, if hashing it takes no longer than reading it did."""
+        (key,) = self._budget.keys([self.make(node)])
+        return key
 
     def _tensor(self, node: StoredTensor) -> Tensor:
         made = self._made[id(node)] = tensor_in(self._memory[node.storage], node)

@@ -334,9 +334,9 @@ class _Machine:
                 return ref
             if function.name == _OF_TYPE:
                 return self.of_type(*args)
+            self.pay_for_copies(*args)  # plain values that are made later copy them, too
             build = _BUILDERS.get(function.name)
             if build is not None:
-                self.pay_for_copies(*args)
                 self.pay_for_keys(function.name, args)
                 return build(*args)
             if function.name == _QUANTIZED:
