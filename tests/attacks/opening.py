@@ -6,13 +6,14 @@ import contextlib
 import io
 import json
 import os
-import resource
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
 import ftkit
@@ -20,6 +21,10 @@ from ftkit import _cli
 from ftkit.errors import FtkitError
 from tests.attacks.bombs import Headed
 from tests.attacks.payloads import Net
+
+if sys.platform != "linux":
+    pytest.skip("forks are measured on Linux alone", allow_module_level=True)
+resource = pytest.importorskip("resource")
 
 torch.optim.AdamW(Net().parameters())  # the first one imports half of torch
 
