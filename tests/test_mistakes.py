@@ -242,13 +242,17 @@ scan_images("img", splits={"train": ["a"]})                as text, and ['a'] is
 scan_images("img", executor=4)                             executor must be a concurrent.futures.Executor, not 4
 scan_images("img", executor=ThreadPoolExecutor)            not the class ThreadPoolExecutor
 scan_images("img", progress="no")                          progress must be True or False, not 'no'
-scan_images("img", resume=True)                            Expected a path as resume, got True
+scan_images("img", journal=True)                           Expected a path as journal, got True
+last_blocks(model, 0)                                      must be a whole number of at least 1, not 0
+last_blocks(model, 99)                                     Expected a Net with 99 blocks or more
+last_blocks(Net, 1)                                        is the class Net: call it
+verify_frozen(Net).__enter__()                             is the class Net: call it
 report.quarantine(None)                                    Expected a path as dest, got None
 report.quarantine("new", 3)                                kinds must be a list of kinds of findings, not 3
 report.quarantine("new", "unusabel")                       Did you mean 'unusable'
 report.quarantine("new", [3])                              as text, and 3 is none
-report.repair(dest=3)                                      Expected a path as dest, got 3
-report.to_json(None)                                       Expected a path as path, got None
+report.repair(3)                                           Expected a folder for the copies, got 3
+report.to_json(3)                                          Expected a path as path, got 3
 restore(None)                                              Expected a path as manifest, got None
 restore(report)                                            got a ScanReport
 restore("https://x.org/manifest.json")                     is a URL
@@ -344,7 +348,7 @@ WRITERS: dict[str, Callable[[dict[str, Any], str], object]] = {
     "to_csv": lambda things, path: things["report"].to_csv(path),
     "to_html": lambda things, path: things["report"].to_html(path),
     "extract_archive": lambda _, path: ftkit.extract_archive("pets.zip", path),
-    "journal": lambda _, path: ftkit.scan_images("img", workers=1, resume=path),
+    "journal": lambda _, path: ftkit.scan_images("img", workers=1, journal=path),
     "repair": lambda things, path: things["report"].repair(dest=path),
 }
 

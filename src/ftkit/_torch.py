@@ -61,6 +61,7 @@ __all__ = [
     "hooks_of",
     "inabilities_of_fakes",
     "is_convolution",
+    "is_function_of_nn",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
     "loads_plainly",
@@ -398,6 +399,11 @@ def is_convolution(module: object) -> TypeGuard[nn.modules.conv._ConvNd]:
     """Whether a module is a convolution of torch's, or of a class made from one; transposed ones too."""
     usual = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     return isinstance(module, getattr(nn.modules.conv, "_ConvNd", usual))
+
+
+def is_function_of_nn(thing: object, name: str) -> bool:
+    """Whether something is the compiled function of that name behind ``torch.nn.functional``."""
+    return vars(torch._C._nn).get(name) is thing
 
 
 def hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:

@@ -85,3 +85,10 @@ def test_experts_are_no_blocks() -> None:
 
     model = nn.Sequential(nn.Linear(4, 4), *(Block() for _ in range(4)), nn.Linear(4, 3))
     assert last_blocks(model, 2) == ["3", "4", "5"]
+
+
+def test_all_layers_of_a_small_net_can_be_selected() -> None:
+    """Where the last blocks are all there is, their names select it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    assert last_blocks(model, 1) == ["0", "2"]
+    assert not freeze_except(model, last_blocks(model, 1)).frozen

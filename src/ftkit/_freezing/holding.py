@@ -211,7 +211,7 @@ def _statistics(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor if tensor.ndim else tensor.clone() for name, tensor in own.items()}
 
 
-def _keep_what_is_there() -> None:
+def keep_running_stats() -> None:
     """What ``torch.optim.swa_utils.update_bn`` finds as ``reset_running_stats`` of a held norm."""
 
 
@@ -264,7 +264,7 @@ def _set_hook(module: nn.Module, hook: Callable[..., Any] | None) -> None:
     if hook is not None:
         if is_norm(module) and keeps_statistics(module) and module.momentum is not None:
             module.__dict__.setdefault(_STATISTICS, _statistics(module))
-            module.__dict__[_RESET] = _keep_what_is_there
+            module.__dict__[_RESET] = keep_running_stats
         hooks[_KEY] = hook
         hooks.move_to_end(_KEY, last=False)  # before spectral_norm's and others that look at the mode
 

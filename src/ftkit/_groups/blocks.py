@@ -64,7 +64,11 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
             "beside them. Name the parts to train instead."
         )
     chosen = {id(parameter) for layer in layers[first:] for parameter in layer}
-    return outermost(model, {name: p for name, p in model.named_parameters() if id(p) in chosen})
+    names = outermost(model, {name: p for name, p in model.named_parameters() if id(p) in chosen})
+    if names != [""]:
+        return names
+    own = (name for name, _ in model.named_parameters(recurse=False))
+    return [*own, *(name for name, child in model.named_children() if any(True for _ in child.parameters()))]
 
 
 def _blocks(module: nn.Module, total: int, *, in_stage: bool = False) -> list[nn.Module]:

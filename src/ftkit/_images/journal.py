@@ -36,7 +36,7 @@ class Journal:
         if path is None:
             self._file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         else:
-            path = local_path("resume", path, error=FileWriteError)
+            path = local_path("journal", path, error=FileWriteError)
             if folder.holds(path):
                 raise FtkitError(f"The journal {path} would lie among the images. Choose a path outside {folder.name}.")
             try:

@@ -13,19 +13,21 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeAlias
 
-import torch
 from torch import nn
 
 from ftkit._arguments import came
 from ftkit._pickles.values import PLAIN_NAMES
+from ftkit._torch import is_function_of_nn
 from ftkit._wording import shown
 from ftkit.errors import CheckpointError
 
 Allowed: TypeAlias = str | type[Any] | Callable[..., Any]
 """A class or function to admit: itself, or its full dotted name."""
 
-HOOKS: Final = frozenset(f"ftkit._freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone"))
-"""The hooks of frozen modules: they only switch train mode off, so a frozen model needs no more trust than another."""
+HOOKS: Final = frozenset(
+    f"ftkit._freezing.holding.{name}" for name in ("stay_in_eval", "stay_in_eval_alone", "keep_running_stats")
+)
+"""What holds frozen modules: it only switches train mode off and keeps statistics, so it needs no more trust."""
 
 # Whose code anybody has, and can therefore name in a file.
 _EVERYBODYS: Final = sys.stdlib_module_names | {"torch", "numpy", "ftkit", "pip", "pkg_resources", "setuptools"}
@@ -63,7 +65,7 @@ def may_be(name: str, thing: object) -> bool:
     return (
         isinstance(thing, types.BuiltinFunctionType)
         and names[0].startswith(_FUNCTIONS)
-        and vars(torch._C._nn).get(name.rpartition(".")[2]) is thing
+        and is_function_of_nn(thing, name.rpartition(".")[2])
     )
 
 
