@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--model", default="efficientnet_lite0", help="any name of torchvision or timm")
     parser.add_argument("--size", type=int, help="side of the square images, in pixels")
     parser.add_argument("--epochs", type=int, default=9)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--run", type=Path, default=Path("runs", time.strftime("%Y-%m-%d-%H%M%S")))
     args = parser.parse_args()
     args.size = args.size or (224 if args.data or args.zip else 96)

@@ -22,9 +22,10 @@ def plot_curves(history: Path, picture: Path, unfrozen: int) -> None:
     left.set(title="Loss", xlabel="epoch", ylim=(0, None))
     right.plot(epochs, 100 * accuracy, "o-", color=BLUE)
     right.set(title="Validation accuracy, %", xlabel="epoch")
+    right.margins(y=0.12)
     best = accuracy.argmax()
     place = (epochs[best], 100 * accuracy[best])
-    right.annotate(f"{place[1]:.1f}", place, (0, -14), textcoords="offset points", ha="center", color=BLUE)
+    right.annotate(f"{place[1]:.1f}", place, (0, 7), textcoords="offset points", ha="center", color=BLUE)
     for axes in (left, right):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
