@@ -272,7 +272,7 @@ def test_peak_takes_an_optimizer_as_it_is():
 
 
 def test_an_optimizer_that_can_not_step_says_so():
-    """One that needs a closure can't be foreseen."""
+    """One that needs a closure can't be simulated."""
     cost = measure(nn.Linear(4, 4), (torch.randn(2, 4),), {})
-    with pytest.raises(FtkitError, match="A step of LBFGS can't be foreseen"):
+    with pytest.raises(FtkitError, match="A step of LBFGS can't be simulated"):
         cost.peak_training_bytes(torch.optim.LBFGS)

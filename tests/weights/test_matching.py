@@ -51,7 +51,7 @@ def test_peels(tmp_path, case, as_file):
     report = load_weights(model := Net(), source)
     assert holds(model, 7)
     assert bool(report.steps) == (case not in {"half", "hierarchical"})
-    assert "peeled" in str(report) or not report.steps
+    assert "unwrapped" in str(report) or not report.steps
 
 
 def test_does_not_peel_what_the_model_has():
