@@ -184,12 +184,14 @@ def test_a_failure_names_the_module():
     [
         (lambda output: output / (0 * output.shape[0] // 0), "The loss of Linear failed: ZeroDivisionError"),
         (lambda output: output, "The backward pass of Linear failed: RuntimeError: grad can be implicitly created"),
-        (lambda output: "much", "The loss of Linear failed: TypeError: it gave a str"),
+        (lambda output: "much", "The loss of Linear failed: TypeError: it returned a str"),
     ],
 )
 def test_a_bad_loss_is_not_blamed_on_the_model(loss, said):
     """The message says what failed, and what a loss is."""
-    with pytest.raises(FtkitError, match=said + r".*Expected a loss that takes the model's output and gives a scalar"):
+    with pytest.raises(
+        FtkitError, match=said + r".*Expected a loss that takes the model's output and returns a scalar"
+    ):
         measure(nn.Linear(8, 8), (torch.randn(4, 8),), {}, loss=loss)
 
 

@@ -155,7 +155,7 @@ def test_rename(rename):
 @pytest.mark.parametrize("rename", ["backbone.", 3, [("(", "")]])
 def test_what_is_no_renaming(rename):
     """It is an error that says what would be one."""
-    with pytest.raises(CheckpointError, match="no dict of prefixes"):
+    with pytest.raises(CheckpointError, match="not a dict of prefixes"):
         load_weights(Net(), Net().state_dict(), rename=rename)
 
 

@@ -74,7 +74,7 @@ def test_a_wrong_total_size_is_said(tmp_path, caplog, declared, wrong):
     """An index that declares another size than its shards have is not passed over."""
     shards(tmp_path, {"1.safetensors": {"a": torch.ones(2)}, "2.safetensors": {"b": torch.zeros(1)}}, declared)
     assert load_weights(nn.ParameterDict({"a": torch.ones(2), "b": torch.ones(1)}), tmp_path).loaded_keys == ["a", "b"]
-    assert ("and its shards hold 12" in caplog.text) == wrong
+    assert ("but its shards contain 12" in caplog.text) == wrong
 
 
 def test_folders(tmp_path):
@@ -166,7 +166,7 @@ def test_folders_of_trainers(tmp_path):
     load_weights(model := Net(), tmp_path)
     assert holds(model, 7)
     (tmp_path / "runs" / "checkpoint-2").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="it holds checkpoint-2/"):
+    with pytest.raises(CheckpointError, match="it contains checkpoint-2/"):
         load_weights(model, tmp_path / "runs")
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(CheckpointError, match="it has no 'weight_map'"):

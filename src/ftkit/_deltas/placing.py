@@ -164,9 +164,9 @@ def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         state, name = tensors_of(model), misfits[0]
         there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
         raise CheckpointError(
-            f"The delta contains {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
-            "there, and the part can't be built from the file. Build the model as it was in training, including its "
-            f"head (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+            f"The delta contains {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has "
+            f"{there} there, and the part can't be built from the file. Build the model as it was in training, "
+            f"including its head (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
         )
 
 

@@ -160,7 +160,7 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
         raise CheckpointError(f"{name!r} is sharded over several ranks: gather it with full_tensor() before saving.")
     if tensor.dtype not in _DTYPE_NAMES:
         raise CheckpointError(
-            f"{name!r} is {tensor.dtype}, which the safetensors format does not support. Convert it, as torch.view_as_real does."
+            f"{name!r} is {tensor.dtype}, which safetensors can't store. Convert it, as torch.view_as_real does."
         )
     return tensor.detach()
 
