@@ -166,7 +166,7 @@ def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(
             f"The delta contains {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has "
             f"{there} there, and the part can't be built from the file. Build the model as it was in training, "
-            f"including its head (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+            f"head included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
         )
 
 
