@@ -162,11 +162,11 @@ summary(model, SIZE, mode="eavl")                          mode must be 'train' 
 summary(model, SIZE, depth="2")                            depth must be a whole number of at least 0, not '2'
 summed.text(width=-5)                                      width must be a whole number of at least 1, not -5
 summed.text(fold="no")                                     fold must be True or False
-summed.plot("p.xyz")                                       p.xyz has no suffix of a picture: .
+summed.plot("p.xyz")                                       p.xyz has no image file extension: .
 summed.plot("s3://bucket/p.png")                           is a URL
 summed.plot("file/p.png")                                  Can't write
 summed.peak_training_bytes("adam")                         Expected an optimizer, its class or a function
-compare(model, model)                                      compare takes two summaries, but this is a Net
+compare(model, model)                                      compare takes two summaries, not a Net
 largest_batch(model, SIZE, memory="lots", optimizer=None)  memory must be a number of bytes, or a size such as '8GB'
 largest_batch(model, SIZE, memory="8G", optimizer=None)    not '8G'
 largest_batch(model, SIZE, memory=None, optimizer=None)    not None
@@ -176,7 +176,7 @@ save_weights(model, "")                                    got '', which is empt
 save_weights(model, "a\0b")                                which has a NUL in it
 save_weights(model, "https://x.org/new.pt")                is a URL. Download or upload it yourself
 save_weights(model, StringIO())                            got a StringIO
-save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict are text, and 1 is none
+save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict must be text, not 1
 save_weights(optimizer, "new.safetensors")                 must be a torch.nn.Module, but this is an AdamW
 save_model(state, "new.pt")                                save_weights saves one
 save_model(Net, "new.pt")                                  the class Net: call it
@@ -188,12 +188,12 @@ load_weights(model, "w.safetensor")                        Did you mean 'w.safet
 load_weights(model, "https://x.org/w.safetensors")         is a URL
 load_weights(model, "int8.safetensors")                    quantized values mean nothing without their scale
 load_weights(model, "w.safetensors", strict="no")          strict must be True or False, not 'no'
-load_weights(model, "w.safetensors", rename="module.")     rename='module.' is no dict of prefixes
-load_weights(model, "w.safetensors", rename=("ab", "cd"))  text is no pair
-load_weights(model, "w.safetensors", rename={"a": None})   takes names and prefixes as text, and None is none
-load_weights(model, "w.safetensors", rename=[("^f", 3)])   no pairs of a regular expression and its replacement
+load_weights(model, "w.safetensors", rename="module.")     rename='module.' is not a dict of prefixes
+load_weights(model, "w.safetensors", rename=("ab", "cd"))  text is not a pair
+load_weights(model, "w.safetensors", rename={"a": None})   takes names and prefixes as text, not None
+load_weights(model, "w.safetensors", rename=[("^f", 3)])   pairs of a regular expression and its replacement
 load_weights(model, "w.safetensors", rename=[("^f", r"\9")])  invalid group reference 9
-load_weights(model, "w.safetensors", rename=lambda name: 3)  rename gave 3, and not a name or None
+load_weights(model, "w.safetensors", rename=lambda name: 3)  rename returned 3, not a name or None
 load_weights(model, "w.safetensors", rename=lambda: 3)     lambda name: ...
 load_model(model)                                          Expected a path as path, got a Net
 load_model("m.p")                                          Did you mean 'm.pt'

@@ -58,13 +58,13 @@ FORMATS: Final[tuple[tuple[_Test, type[WeightsFile]], ...]] = (
 )
 """How a file of each format begins, and its reader, in the order in which they are tried."""
 
-# What people take for weights, and what to do with it instead.
+# What people mistake for weights, and what to do with it instead.
 _OTHERS: Final[tuple[tuple[_Test, str], ...]] = (
     (lambda start: not start, "It is empty."),
-    (lambda start: not start.strip(b"\0"), "It begins with zeros, as when a download or a copy was broken off."),
+    (lambda start: not start.strip(b"\0"), "It begins with zeros, as after an interrupted download or copy."),
     (_text(b"version https://git-lfs"), "It is a Git LFS pointer: fetch the file itself with 'git lfs pull'."),
     (_text(b"<!doctype", b"<html", b"<?xml", b"<error"), "It is a web page: the download went wrong."),
-    (_text(b"{"), "It is JSON: the description of a model, or what a server answered instead of the file."),
+    (_text(b"{"), "It is JSON: a model's configuration, or a server's answer instead of the file."),
     (_magic(b"\x93NUMPY"), "It is a numpy array: load it with numpy.load."),
     (_magic(b"\x89HDF"), "It is an HDF5 file, as Keras writes."),
     (_magic(b"GGUF", b"TFL3"), "It is a model for inference in another program."),
@@ -78,11 +78,11 @@ _OTHERS: Final[tuple[tuple[_Test, str], ...]] = (
 
 
 def open_file(path: str | os.PathLike[str]) -> WeightsFile:
-    """Open a weights file of any format, by its content alone. Nobody else opens it again.
+    """Open a weights file of any format, by its content alone. Nothing else opens it again.
 
     Raises:
-        CheckpointError: It is none that ftkit reads; the message says what it looks like.
-        DamagedFileError: It is not whole, or contradicts itself.
+        CheckpointError: ftkit does not read this format; the message says what it looks like.
+        DamagedFileError: It is incomplete, or contradicts itself.
 
     Example:
         >>> import torch
@@ -104,14 +104,14 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
         reader = next((reader for begins, reader in FORMATS if begins(start)), None)
         if reader is None:
             looks = next((advice for begins, advice in _OTHERS if begins(start)), f"It starts with {start[:16]!r}.")
-            raise CheckpointError(f"{shown(name)} is no weights file. {looks}")
+            raise CheckpointError(f"{shown(name)} is not a weights file. {looks}")
         weights = reader(file)
         opened.pop_all()  # the reader closes it
     return weights
 
 
 def _beside(path: Path) -> str:
-    """The closest names beside a file that is not there."""
+    """The closest names next to a file that does not exist."""
     with contextlib.suppress(OSError):
         return did_you_mean(str(path), map(str, path.parent.iterdir()))
     return ""

@@ -153,7 +153,7 @@ def pre_hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
 
 
 def storage_id(tensor: torch.Tensor) -> int:
-    """What tells the memory under a tensor from all other memory that is alive."""
+    """What identifies the memory under a tensor among all memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
 
 
@@ -197,7 +197,7 @@ def can_settle_anew(wrapper: DistributedDataParallel) -> bool:
 
 
 def settle_anew(wrapper: DistributedDataParallel) -> None:
-    """Let a data-parallel wrapper find out again which gradients it averages. Unpickling does that; its hooks stay."""
+    """Let a data-parallel wrapper determine again which gradients it averages. Unpickling does that; its hooks stay."""
     hooks = needed(wrapper, "_comm_hooks", "keep hooks on the communication")
     vars(wrapper)["_comm_hooks"] = []
     wrapper.__setstate__(wrapper.__getstate__())  # type: ignore[no-untyped-call]
@@ -245,7 +245,7 @@ class IndexedLoader(DataLoader[T_co]):
     """A ``DataLoader`` that lets a subclass stand between the sampler and what takes the indices of each batch."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        needed(DataLoader, "_index_sampler", "go on within an epoch")
+        needed(DataLoader, "_index_sampler", "resume within an epoch")
         super().__init__(*args, **options)
 
     def _indices(self, sampler: Iterable[Any]) -> Iterator[Any]:

@@ -184,12 +184,14 @@ def test_a_failure_names_the_module():
     [
         (lambda output: output / (0 * output.shape[0] // 0), "The loss of Linear failed: ZeroDivisionError"),
         (lambda output: output, "The backward pass of Linear failed: RuntimeError: grad can be implicitly created"),
-        (lambda output: "much", "The loss of Linear failed: TypeError: it gave a str"),
+        (lambda output: "much", "The loss of Linear failed: TypeError: it returned a str"),
     ],
 )
 def test_a_bad_loss_is_not_blamed_on_the_model(loss, said):
     """The message says what failed, and what a loss is."""
-    with pytest.raises(FtkitError, match=said + r".*Expected a loss that takes the model's output and gives a scalar"):
+    with pytest.raises(
+        FtkitError, match=said + r".*Expected a loss that takes the model's output and returns a scalar"
+    ):
         measure(nn.Linear(8, 8), (torch.randn(4, 8),), {}, loss=loss)
 
 
@@ -272,7 +274,7 @@ def test_peak_takes_an_optimizer_as_it_is():
 
 
 def test_an_optimizer_that_can_not_step_says_so():
-    """One that needs a closure can't be foreseen."""
+    """One that needs a closure can't be simulated."""
     cost = measure(nn.Linear(4, 4), (torch.randn(2, 4),), {})
-    with pytest.raises(FtkitError, match="A step of LBFGS can't be foreseen"):
+    with pytest.raises(FtkitError, match="A step of LBFGS can't be simulated"):
         cost.peak_training_bytes(torch.optim.LBFGS)

@@ -73,7 +73,7 @@ def test_a_base_is_compared_to_the_bit() -> None:
         model[1].bias.add_(1)
     del base["0.0.bias"]
     assert differing(tensors_of(model), base) == {"1.bias", "0.0.bias"}
-    with pytest.raises(CheckpointError, match="not one of this model"):
+    with pytest.raises(CheckpointError, match="not a base of this model"):
         differing(tensors_of(model), {"other": torch.ones(1)})
 
 

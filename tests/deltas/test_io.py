@@ -117,11 +117,11 @@ def test_other_files_are_named(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "c.pt", model=model)
     (tmp_path / "x.txt").write_text("hello")
     for name, says in (
-        ("w.safetensors", r"is no delta of save_delta\. Read it with load_weights\(model, path\)"),
-        ("w.pt", r"is no delta .* holds a pickled object \(zip\)\. Read it with load_weights"),
-        ("c.safetensors", "is no delta .* Read it with load_checkpoint"),
-        ("c.pt", "is no delta .* Read it with load_checkpoint"),
-        ("x.txt", "is no weights file. It starts with b'hello'"),
+        ("w.safetensors", r"is not a delta that save_delta wrote\. Read it with load_weights\(model, path\)"),
+        ("w.pt", r"is not a delta .* but a pickled object \(zip\)\. Read it with load_weights"),
+        ("c.safetensors", "is not a delta .* Read it with load_checkpoint"),
+        ("c.pt", "is not a delta .* Read it with load_checkpoint"),
+        ("x.txt", "is not a weights file. It starts with b'hello'"),
         ("x.pt", "There is no file"),
     ):
         with pytest.raises(CheckpointError, match=says):
@@ -233,12 +233,12 @@ def test_a_base_of_any_kind(tmp_path: Path, kind: str) -> None:
     fresh = pretrained()
     load_delta(fresh, tmp_path / "d.safetensors")
     assert same_outputs(fresh, model)
-    with pytest.raises(CheckpointError, match="not one of this model"):
+    with pytest.raises(CheckpointError, match="not a base of this model"):
         save_delta(model, tmp_path / "d.safetensors", base=nn.Linear(1, 1))
 
 
 def test_nothing_trainable_asks_for_the_base(tmp_path: Path) -> None:
     """A wholly frozen model has no delta that anybody could know."""
     model = nn.Linear(2, 2).requires_grad_(False).eval()
-    with pytest.raises(CheckpointError, match="give base="):
+    with pytest.raises(CheckpointError, match="pass base="):
         save_delta(model, tmp_path / "d.safetensors")

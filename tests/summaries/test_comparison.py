@@ -20,5 +20,5 @@ def test_compare_shows_what_differs():
     assert "spare" not in both.differing()
     other = summary(nn.Linear(4, 4), (2, 4))
     assert str(compare(before, other)).split("\n")[0].split() == ["Network", "Linear"]
-    with pytest.raises(FtkitError, match=r"this is Linear\("):
+    with pytest.raises(FtkitError, match=r"not Linear\("):
         compare(before, nn.Linear(4, 4))

@@ -23,7 +23,7 @@ def test_figures_of_a_tied_model():
     assert found.param_bytes == 4 * found.total_params
     assert found.tied == ("head.weight",)
     assert {row.name: row.params for row in found.rows}["head"] == 64_000
-    with pytest.raises(FtkitError, match="give summary"):
+    with pytest.raises(FtkitError, match="pass input_size or input_data"):
         found.peak_training_bytes(torch.optim.SGD)
 
 

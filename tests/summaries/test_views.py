@@ -61,8 +61,8 @@ def test_tree_of_a_network_that_is_partly_frozen():
                     counted once.
         One step    4.62 MFLOP forward, 4.62 MFLOP backward; 142 KiB kept for the backward pass
                     (125 KiB by the loss).
-        Freezing    99.8% of the parameters are frozen. Against training all, that saves 50% of the
-                    backward FLOPs and 14.5% of the bytes kept.
+        Freezing    99.8% of the parameters are frozen. Compared with training everything, that saves
+                    50% of the backward FLOPs and 14.5% of the bytes kept.
     """)
 
 

@@ -56,7 +56,7 @@ def test_checks_all_targets_before_the_first_is_touched():
     """A name that is not there, another shape, and a target without memory are errors that change nothing."""
     file, good = Kept(VALUES), torch.zeros(3, dtype=torch.int64)
     for targets, says in (
-        ({"a": good, "c": good}, "no tensor 'c'; it holds 3"),
+        ({"a": good, "c": good}, "no tensor 'c'; it has 3"),
         ({"a": good, "b": torch.zeros(4)}, r"shape \[2, 2\] in memory and \[4\]"),
         ({"a": good, "b": torch.zeros(2, 2, device="meta")}, "on the meta device"),
     ):
@@ -79,5 +79,5 @@ def test_verifies_every_tensor_once():
     assert sorted(file.filled) == ["a", "b"]
     with pytest.raises(DamagedFileError, match="memory is damaged"):
         Kept(VALUES | {"bad": torch.ones(1)}).verify()
-    with pytest.raises(DamagedFileError, match="holds no digests"):
+    with pytest.raises(DamagedFileError, match="contains no digests"):
         Kept(VALUES, verified=False).verify()

@@ -137,7 +137,7 @@ def test_any_cut_is_noticed(small):
         with io.FileIO(small) as file, pytest.raises(DamagedFileError):
             SafetensorsFile(file)
     small.write_bytes(data + b"\0")
-    with pytest.raises(DamagedFileError, match="something was added"):
+    with pytest.raises(DamagedFileError, match="data was appended"):
         read(small)
 
 

@@ -69,7 +69,7 @@ def test_inspect_is_short(tmp_path):
 
 @pytest.mark.parametrize("names", [("a.safetensors", "b.safetensors"), ("a.pt", "b.safetensors"), ("a.pt", "b.pt")])
 def test_diff(tmp_path, names):
-    """A diff tells what changed and by how much, what is identical, and what came and went."""
+    """A diff tells what changed and by how much, what is identical, and what was added and removed."""
     model = filled(Net(), 7)
     save_weights(model, tmp_path / names[0])
     with torch.no_grad():

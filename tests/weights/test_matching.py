@@ -51,7 +51,7 @@ def test_peels(tmp_path, case, as_file):
     report = load_weights(model := Net(), source)
     assert holds(model, 7)
     assert bool(report.steps) == (case not in {"half", "hierarchical"})
-    assert "peeled" in str(report) or not report.steps
+    assert "unwrapped" in str(report) or not report.steps
 
 
 def test_does_not_peel_what_the_model_has():
@@ -155,7 +155,7 @@ def test_rename(rename):
 @pytest.mark.parametrize("rename", ["backbone.", 3, [("(", "")]])
 def test_what_is_no_renaming(rename):
     """It is an error that says what would be one."""
-    with pytest.raises(CheckpointError, match="no dict of prefixes"):
+    with pytest.raises(CheckpointError, match="not a dict of prefixes"):
         load_weights(Net(), Net().state_dict(), rename=rename)
 
 

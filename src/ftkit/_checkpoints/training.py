@@ -108,7 +108,7 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: A state holds something that can't be kept without pickling code.
-        FileWriteError: The file could not be written. What stood there is intact.
+        FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
         >>> import torch

@@ -64,7 +64,7 @@ _VALUES_DECIDE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shap
 
 
 def _decided_by_values(func: Any) -> bool:
-    """Whether more than shapes may decide what an operator gives back; of one that is not torch's, nobody knows."""
+    """Whether more than shapes may decide what an operator gives back; of one that is not torch's, it is unknown."""
     return func.namespace not in ("aten", "prims") or not _VALUES_DECIDE.isdisjoint(func.tags)
 
 

@@ -13,7 +13,7 @@ from ftkit._torch import operator_name
 
 
 def flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> int:
-    """Count the FLOPs of an operator: as torch does, and by formulas of our own where it is silent."""
+    """Count the FLOPs of an operator: as torch does, and by our own formulas where it has none."""
     name = operator_name(func)
     if name in _FORMULAS:
         return int(_FORMULAS[name](args, output))
@@ -59,7 +59,7 @@ def _rnn_flops(source: torch.Tensor, weights: Iterable[torch.Tensor | None]) -> 
 
 
 def _packed_rnn_flops(args: tuple[Any, ...], gates: int) -> int:
-    """Likewise, of packed weights, which tell no sizes.
+    """The same for packed weights, which do not show their sizes.
 
     The arguments are: input, (batch sizes,) state, weights, biased, layers, dropout, train, two ways.
     """

@@ -28,7 +28,7 @@ from ftkit._torch import (
 from ftkit.errors import FtkitError
 
 OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
-"""An optimizer, or what makes one of a list of parameters: a class, or a function."""
+"""An optimizer, or what makes one from a list of parameters: a class, or a function."""
 
 
 @dataclass
@@ -39,12 +39,12 @@ class StepCost:
         modules: One for each module, in the order of ``model.modules()``.
         forward_flops: Of the model and the loss.
         backward_flops: Of the model and the loss.
-        saved_bytes: Kept from the forward for the backward pass, by the loss too; parameters, buffers and
-            inputs aside.
+        saved_bytes: Kept from the forward pass for the backward pass, by the loss too; parameters, buffers
+            and inputs aside.
         held_bytes: Parameters, buffers and inputs: there before the step, and after it.
-        peak_bytes: The most that the forward and the backward pass hold on top, gradients included.
+        peak_bytes: The most that the forward and backward passes hold on top, gradients included.
         grad_bytes: The gradients left when the backward pass is done.
-        lazy: The shapes that uninitialized parameters got, by their identities.
+        lazy: The shapes that uninitialized parameters got, by identity.
         real: Why the step was computed with real tensors, or None.
     """
 
@@ -89,11 +89,11 @@ def measure(
         model: Any module, on any device.
         args: Positional inputs. Tensors on the meta device stand for inputs on the model's device.
         kwargs: Keyword inputs.
-        loss: From the model's output to the scalar that is differentiated. By default the output's
+        loss: Maps the model's output to the scalar that is differentiated. By default the output's
             own ``loss`` if it has one. Otherwise the cross-entropy of its ``logits``, or of its only
-            tensor if that has several classes (the last dimension of three, the second of two or
-            of more), and the sum of whatever else is differentiable in it.
-        mode: ``"train"`` or ``"eval"``; by default every module as it stands.
+            tensor if that has several classes (the last dimension of a 3-D tensor, else the second),
+            plus the sum of everything else in it that is differentiable.
+        mode: ``"train"`` or ``"eval"``; by default each module's current mode.
         train_all: Measure as if every floating-point parameter were trainable.
 
     Raises:
@@ -146,7 +146,7 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
     def why_real(self) -> str:
         """Say what can't be followed on tensors without data."""
         if self._lacks_fake():
-            return f"{self.operator} has no fake kernel; {self._registering()} would spare it"
+            return f"{self.operator} has no fake kernel; {self._registering()} would avoid this"
         if isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
             return f"{self.operator} depends on values"
         return f"without data, {_first_line(self.cause)}"
@@ -159,12 +159,12 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
         if "Expected tensor for argument #1 'indices'" in text:
             return text + "Tokens are integers: pass dtypes=torch.long, or input_data."
         if "more than 1 value per channel when training" in text:
-            return text + "Give a batch of several, or pass mode='eval'."
+            return text + "Use a batch of several examples, or pass mode='eval'."
         if on_meta and isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
             return text + "A model on the meta device has no values that could decide a shape or a branch."
         if self.stage:
-            return text + "Expected a loss that takes the model's output and gives a scalar to differentiate."
-        return text + "Expected the inputs that its forward() takes: input_data passes any of them."
+            return text + "Expected a loss that takes the model's output and returns a scalar to differentiate."
+        return text + "Expected the inputs that its forward() takes: pass them as input_data."
 
     def _lacks_fake(self) -> bool:
         return isinstance(self.cause, UnsupportedOperatorException) or "no fake impl registered" in str(self.cause)
@@ -215,7 +215,7 @@ def _measured(plan: _Plan) -> StepCost:
                     stage = "loss"
                     scalar = (plan.loss or _default_loss)(output)
                     if plan.loss and not isinstance(scalar, torch.Tensor):
-                        raise TypeError(f"it gave a {type(scalar).__name__}")
+                        raise TypeError(f"it returned a {type(scalar).__name__}")
                 if not plan.hooks:
                     meter.memory.keep_all_but([*tensors_in(output), scalar])
                 if isinstance(scalar, torch.Tensor) and scalar.requires_grad:
@@ -316,8 +316,8 @@ def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[TensorSpec, int | 
         except Exception as error:
             name = getattr(make, "__name__", type(make).__name__)
             raise FtkitError(
-                f"A step of {name} can't be foreseen: {_first_line(error)}. Expected an optimizer, its class "
-                "or a function that makes it of a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)."
+                f"A step of {name} can't be simulated: {_first_line(error)}. Expected an optimizer, its class "
+                "or a function that makes one from a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)."
             ) from error
     return sum(state.values()), meter.memory.peak - before
 

@@ -58,7 +58,7 @@ class Memory:
         self.peak = max(self.peak, self._current + scratch)
 
     def restart(self) -> int:
-        """Start the peak anew; return what is alive now."""
+        """Reset the peak; return what is alive now."""
         self.peak = self._current
         return self._current
 

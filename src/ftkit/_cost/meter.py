@@ -110,7 +110,7 @@ _INTO_ZEROS = {
 class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """Counts FLOPs and follows live storages under every operator, forward and backward.
 
-    It answers by itself what an operator gives back for arguments like those it has met before:
+    It answers on its own what an operator returns for arguments like those it has met before:
     FakeTensorMode, which it asks the first time, takes several times as long.
     """
 
@@ -217,7 +217,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     ) -> Any:
         """Answer an operator, and note what it took. In this order.
 
-        1. A tensor that wraps others takes its operators apart by itself; they come next, one by one.
+        1. A tensor that wraps others takes its operators apart on its own; they come next, one by one.
         2. Some questions can be answered at once, and cost nothing.
         3. In the backward pass, an operator may stand for one in place.
         4. What was asked before is known.

@@ -44,17 +44,17 @@ def split(
 
 
 def differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
-    """Return the names of the tensors that a base lacks or has otherwise.
+    """Return the names of the tensors that a base lacks or that differ from it.
 
     Raises:
-        CheckpointError: None of the base's tables has a name in common with ``state``.
+        CheckpointError: The base has no name in common with ``state``.
     """
     with open_source(base) as opened:
         table = max(opened.tables, key=lambda table: len(table.entries.keys() & state.keys()), default=None)
         if table is None or not table.entries.keys() & state.keys():
             first = next(iter(state), "nothing")
             raise CheckpointError(
-                f"The base, {opened.name}, is not one of this model: it holds nothing called {first!r}."
+                f"The base, {opened.name}, is not a base of this model: it has nothing called {first!r}."
             )
         shared = {name: entry for name, entry in table.entries.items() if name in state}
         before = {name: entry.empty() for name, entry in shared.items()}
@@ -96,7 +96,7 @@ def _counted_batches(module: nn.Module) -> bool:
 
 
 def same(a: Tensor, b: Tensor | None) -> bool:
-    """Tell whether two tensors are the same to the bit, NaN included."""
+    """Tell whether two tensors are bit-for-bit identical, NaN included."""
     if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return torch.equal(*(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for plain in (a, b)))

@@ -22,23 +22,23 @@ _KEY: Final = "ftkit.delta"
 
 
 def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsSource | None = None) -> None:
-    """Write what fine-tuning changed in a model: kilobytes to share instead of the whole.
+    """Save only what fine-tuning changed in a model: kilobytes to share instead of the whole model.
 
-    The file holds tensors under their own names, the layers of a new head, and a digest of all the rest,
-    the base, by which :func:`load_delta` knows the base again.
+    The file contains the changed tensors under their own names, the layers of a new head, and a digest of
+    everything else, the base, by which :func:`load_delta` recognizes it.
 
     Args:
         model: The fine-tuned model.
-        path: A safetensors file.
-        base: The model before fine-tuning: a module, its ``state_dict`` or a file of it. Then exactly what
-            differs is written. Without it, that is every trainable parameter, and the buffers of every
-            module that may have moved them: one with a trainable parameter in it, one in training mode that
-            ``freeze`` does not hold, and a norm that counted batches. Give the base if something was trained
-            first and frozen later.
+        path: The safetensors file to write.
+        base: The model before fine-tuning: a module, its ``state_dict`` or a weights file. Then exactly what
+            differs is saved. Without it: every trainable parameter, and the buffers of every module that may
+            have updated them, that is, of modules with a trainable parameter, modules in training mode that
+            ``freeze`` does not keep in eval mode, and norms that have counted batches. Pass the base if
+            something was trained first and frozen later.
 
     Raises:
-        CheckpointError: Nothing is trainable, or the base is not one of this model.
-        FileWriteError: The file could not be written. What stood there is intact.
+        CheckpointError: Nothing is trainable, or the base is not a base of this model.
+        FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
         >>> import torch
@@ -63,8 +63,8 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
         raise CheckpointError(
             "This model does not differ from its base, so there is no delta to save."
             if base is not None
-            else "Nothing in this model is trainable, so nobody can tell what fine-tuning changed: give base=, the "
-            "model before fine-tuning, or save it whole with save_weights."
+            else "Nothing in this model is trainable, so what fine-tuning changed is unknown: pass base=, the model "
+            "before fine-tuning, or save the whole model with save_weights."
         )
     write_tensors(path, tensors, {_KEY: pack(record)[1]})
 
@@ -76,10 +76,10 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: The base that the delta was made from, with its own head or with the new one.
-        path: A file of :func:`save_delta`.
+        path: A file that :func:`save_delta` wrote.
 
     Raises:
-        CheckpointError: The file is no delta, belongs to another base, or has a head that can't be built from
+        CheckpointError: The file is not a delta, belongs to another base, or has a head that can't be built from
             plain layers.
         DamagedFileError: The file's bytes are not the ones that were written.
 
@@ -102,7 +102,7 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     inner = unwrap(model)
     with open_file(path) as file:
         if not isinstance(file, TensorFile) or _KEY not in file.metadata:
-            raise CheckpointError(f"{file.path} is no delta of save_delta{_instead(file)}.")
+            raise CheckpointError(f"{file.path} is not a delta that save_delta wrote{_instead(file)}.")
         record = unpack({}, file.metadata[_KEY], budget=file.budget)
         tensors = file.read()
     with Undo() as undo:
@@ -111,9 +111,9 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
 
 
 def _instead(file: WeightsFile) -> str:
-    """What a file is that is no delta, and what reads it."""
+    """What a file that is not a delta is, and what reads it."""
     says: Any = file.metadata if isinstance(file, TensorFile) else file.tree
-    kind = "" if isinstance(file, TensorFile) else f", but holds a pickled object ({file.format})"
+    kind = "" if isinstance(file, TensorFile) else f", but a pickled object ({file.format})"
     is_checkpoint = isinstance(says, dict) and "ftkit.checkpoint" in says
     reader = "load_checkpoint(path, model=model)" if is_checkpoint else "load_weights(model, path)"
     return f"{kind}. Read it with {reader}"

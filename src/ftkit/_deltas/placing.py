@@ -48,7 +48,7 @@ def _parts(record: Any) -> tuple[dict[str, Description], dict[str, Any]]:
     match record:
         case {"layers": dict(layers), "base": {"tensors": int(), "shapes": str(), "contents": str()} as base}:
             return layers, base
-    raise DamagedFileError("The delta is damaged, or made by another program: it does not say what its base was.")
+    raise DamagedFileError("The delta is damaged, or written by another program: it does not say what its base was.")
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
@@ -164,9 +164,9 @@ def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         state, name = tensors_of(model), misfits[0]
         there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
         raise CheckpointError(
-            f"The delta holds {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has {there} "
-            "there, and the part can't be built from the file. Build the model as it was in training, its head "
-            f"included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+            f"The delta contains {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has "
+            f"{there} there, and the part can't be built from the file. Build the model as it was in training, "
+            f"head included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
         )
 
 
@@ -186,6 +186,6 @@ def _check_base(model: nn.Module, wanted: Mapping[str, Any], changed: set[str], 
         )
     if found["contents"] != wanted["contents"]:
         raise CheckpointError(
-            "This delta belongs to a base of the same architecture with other weights. Load the pretrained weights "
-            "that fine-tuning started from first."
+            "This delta belongs to a base of the same architecture with other weights. First load the pretrained "
+            "weights that fine-tuning started from."
         )

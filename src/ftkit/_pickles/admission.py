@@ -1,8 +1,8 @@
 """What may be admitted from a pickle, judged by what a name is: classes that models are made of, and no other code.
 
 Whoever makes a file chooses the arguments of every call in it. So no function is ever called, whoever wrote it;
-functions are admitted as values alone, as a layer keeps its activation. Of what Python, torch and numpy bring, nothing
-is admitted but what is known to be harmless. All else is the user's own, and the user's decision.
+functions are admitted as values alone, as a layer keeps its activation. Of Python, torch and numpy, only
+what is known to be harmless is admitted. Everything else is the user's own code, and the user's decision.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOOKS: Final = frozenset(
 )
 """What holds frozen modules: it only switches train mode off and keeps statistics, so it needs no more trust."""
 
-# Whose code anybody has, and can therefore name in a file.
+# Whose code everyone has, so that any file can name it.
 _EVERYBODYS: Final = sys.stdlib_module_names | {"torch", "numpy", "ftkit", "pip", "pkg_resources", "setuptools"}
 # Of these, classes that hold what they are given, and ...
 _HOLDERS: Final = PLAIN_NAMES | {"functools.partial"}
@@ -90,7 +90,7 @@ def _named(thing: Allowed) -> tuple[str, Any]:
             return thing, pkgutil.resolve_name(thing) if _may_be_by_name(thing) else None
         except (AttributeError, ImportError, ValueError) as error:
             raise CheckpointError(
-                f"allow names {shown(thing)!r}, which can't be imported. Give its full dotted name, or the class."
+                f"allow names {shown(thing)!r}, which can't be imported. Pass its full dotted name, or the class."
             ) from error
     name = getattr(thing, "__qualname__", None)
     if name is None:
@@ -107,7 +107,7 @@ def _may_be_by_name(name: str) -> bool:
 
 
 def _loaded(name: str) -> Any:
-    """What a name means in the modules that are there; nothing is imported, and nobody's code runs."""
+    """What a name means in the modules that are there; nothing is imported, and no code runs."""
     parts = name.split(".")
     for end in range(len(parts) - 1, 0, -1):
         thing: Any = sys.modules.get(".".join(parts[:end]))

@@ -1,8 +1,8 @@
-"""The trust gate: files that torch or pickle wrote, opened without running what they bring along.
+"""The trust gate: files that torch or pickle wrote, opened without running the code in them.
 
 This is the only place that calls ``torch.load``, and it does so only where the user said the file
 is trusted, or where a kind of tensor needs it. Everything else is read by a machine that can
-run nothing (:mod:`ftkit._pickles.machine`), and tensors straight from where their bytes lie.
+run nothing (:mod:`ftkit._pickles.machine`), and tensors straight from where their bytes are.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def load_pickle(file: PickleFile, *, allow: Iterable[Allowed] = (), trusted: boo
     """Return what a file of ``torch.save`` or ``pickle`` holds, with its tensors on the CPU.
 
     Plain data and tensors are read without running anything. A file that needs more is refused,
-    and the error lists what it wants.
+    and the error lists what it asks for.
 
     Args:
         file: The file.
         allow: Classes and functions to admit: themselves, or their full dotted names. Functions are admitted as values
             alone, and never called; what is never admitted is listed in :mod:`ftkit._pickles.admission`.
-        trusted: Admit everything. Code that the file brings along then runs with your rights.
+        trusted: Admit everything. Code in the file then runs with your permissions.
 
     Raises:
-        UntrustedFileError: The file wants more than was admitted.
-        DamagedFileError: It is not whole, or some bytes are not the ones that were written.
+        UntrustedFileError: The file asks for more than was admitted.
+        DamagedFileError: It is incomplete, or some bytes are not the ones that were written.
 
     Example:
         >>> import torch
@@ -81,8 +81,8 @@ def load_parts(file: PickleFile) -> tuple[Any, dict[str, list[str]]]:
         tensors, what was set on them is left out in the same way.
 
     Raises:
-        UntrustedFileError: It is no table, and wants code.
-        DamagedFileError: It is not whole, or some bytes are not the ones that were written.
+        UntrustedFileError: It is not a dict, and asks for code.
+        DamagedFileError: It is incomplete, or some bytes are not the ones that were written.
 
     Example:
         >>> import torch
@@ -134,7 +134,7 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
     calls = (one for one in _parts(file.tree, file.budget) if isinstance(one, Foreign)) if known else ()
     if called := {one.name: None for one in calls if not _is_made(one, known)}:
         raise UntrustedFileError(
-            f"{file.path} would call {some([*called], 6)}, and allow= admits no more than making objects of classes. "
+            f"{file.path} would call {some([*called], 6)}, and allow= admits only making instances of classes. "
             "If you made the file, load_model(path, trusted=True) opens it."
         )
     if file.rare:
@@ -143,8 +143,8 @@ def _load(file: PickleFile, known: Mapping[str, Any]) -> Any:
         return _Maker(file, known).make(file.tree)
     except (RecursionError, *_ERRORS) as error:
         raise CheckpointError(
-            f"{file.path} can't be made into objects: {type(error).__name__}: {shown(error)}. It is damaged, or was "
-            "written with other versions of its classes. load_weights(model, path) reads its weights alone."
+            f"The objects in {file.path} can't be rebuilt: {type(error).__name__}: {shown(error)}. It is damaged, or "
+            "was written with other versions of its classes. load_weights(model, path) reads only its weights."
         ) from error
 
 
@@ -160,12 +160,12 @@ def _load_by_torch(file: PickleFile, known: Mapping[str, Any]) -> Any:
     """Have torch make what holds rarer kinds of tensors. It would call functions, so it gets to know classes alone."""
     safe: list[Any] = [(known[name], name) for name in file.wanted if isinstance(known[name], type)]
     with file.verified_whole() as whole, torch.serialization.safe_globals(safe), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch tells that it checks sparse tensors
+        warnings.simplefilter("ignore")  # torch says that it checks sparse tensors
         try:
             return torch.load(whole, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, AssertionError, EOFError, MemoryError, *_ERRORS) as error:
             raise UntrustedFileError(
-                f"{file.path} holds {' and '.join(file.rare)} tensors, which torch alone can build, and something "
+                f"{file.path} contains {' and '.join(file.rare)} tensors, which only torch can build, and something "
                 "else that torch.load(weights_only=True) refuses. If you know where the file comes from, "
                 "load_model(path, trusted=True) opens it. Dense weights need no trust: load_weights(model, path)."
             ) from error
@@ -180,7 +180,7 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
         plain: Refuse what ``torch.load(path, weights_only=True)`` would refuse to open.
 
     Raises:
-        FileWriteError: The file could not be written. What stood there is intact.
+        FileWriteError: The file could not be written. Any existing file is left intact.
         CheckpointError: Something in it can't be pickled, or needs more trust than ``plain`` allows.
 
     Example:
@@ -198,7 +198,7 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             kind = type(thing).__name__
             raise CheckpointError(
-                f"A {kind} can't be pickled: {error}. save_weights keeps its tensors alone."
+                f"A {kind} can't be pickled: {error}. save_weights saves only its tensors."
             ) from error
         except RuntimeError as error:
             raise sink.error or error from error
@@ -210,13 +210,13 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
                 unsafe = ["a very large number or text"]
             if unsafe:
                 raise CheckpointError(
-                    f"{shown(path)} would hold {some(unsafe, 8)}, which torch.load(weights_only=True) "
+                    f"{shown(path)} would contain {some(unsafe, 8)}, which torch.load(weights_only=True) "
                     "refuses to open. Use a name that ends in .safetensors, or plain values."
                 )
 
 
 class _Sink:
-    """A file for torch to write to, which remembers why a write failed: torch tells only that it did."""
+    """A file for torch to write to, which remembers why a write failed: torch only says that it did."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -240,13 +240,13 @@ def _refusal(path: str, wanted: list[str]) -> str:
     listed = "".join(f"\n    {shown(name)}{alarm(name)}" for name in wanted[:40])
     more = f"\n    ... and {len(wanted) - 40} more" if len(wanted) > 40 else ""
     if any(map(alarm, wanted)):
-        advice = "A model has no use for some of these: don't open the file, and tell where it came from."
+        advice = "No model needs some of these: don't open the file, and report it where you got it."
     else:
         advice = (
             "If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. "
             "Weights alone need no trust: load_weights(model, path)."
         )
-    return f"Opening {path} would run code. Beyond plain data and tensors it wants:{listed}{more}\n{advice}"
+    return f"Opening {path} would run code. Besides plain data and tensors it asks for:{listed}{more}\n{advice}"
 
 
 class _Maker:
@@ -367,7 +367,7 @@ class _Maker:
 
 
 def _set_state(made: object, state: Any) -> None:
-    """Give an object its attributes, as pickle does, but run none of its class's properties."""
+    """Set an object's attributes, as pickle does, but run none of its class's properties."""
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     if attributes:
         vars(made).update(attributes)

@@ -187,7 +187,7 @@ def read_pickle(file: BinaryIO, budget: Budget, objects: Mapping[str, Any] | Non
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise DamagedFileError(
-            f"The pickle is damaged or no pickle at all: {type(error).__name__}: {error}."
+            f"The pickle is damaged, or not a pickle at all: {type(error).__name__}: {error}."
         ) from error
     return Pickled(tree, list(machine.wanted), machine.storages, list(machine.rare), machine.inline)
 
@@ -212,7 +212,7 @@ class _Machine:
                 if code == b".":
                     return self.stack.pop()
                 if code not in table:
-                    what = f"{code!r} is no instruction" if code else "it ends before it is complete"
+                    what = f"{code!r} is not an instruction" if code else "it ends before it is complete"
                     raise DamagedFileError(f"Not a pickle: {what}.")
                 reader, step = table[code]
                 step(self, reader(arguments) if reader is not None else None)
@@ -381,7 +381,7 @@ class _Machine:
             if target.name.endswith("._reconstruct") and isinstance(state, tuple):
                 self.pay_for_copies(*state)  # an array of numpy, which is a copy of its bytes
             target.state = state
-        # A table's attributes (a state dict's _metadata) and a tensor's are of no use to anybody here.
+        # A table's attributes (a state dict's _metadata) and a tensor's are of no use here.
         elif not isinstance(target, dict | StoredTensor | Global):
             raise TypeError(f"a state set on a {type(target).__name__}")
 

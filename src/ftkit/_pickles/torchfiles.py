@@ -1,4 +1,4 @@
-"""Files that torch or pickle wrote, in every format of torch's history: what they hold, and where its bytes lie."""
+"""Files that torch or pickle wrote, in every format of torch's history: what they hold, and where its bytes are."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class PickleFile(OpenFile, ABC):
         rare: The kinds of tensors in it that only torch can build: ``sparse``, ``quantized``, ...
 
     Raises:
-        DamagedFileError: It is not whole, or contradicts itself.
+        DamagedFileError: It is incomplete, or contradicts itself.
 
     Example:
         >>> import torch
@@ -154,7 +154,7 @@ class PickleFile(OpenFile, ABC):
             yield file
 
     def _check_storages(self) -> None:
-        """Check that what the pickle says of its storages is true, before anybody allocates memory for it."""
+        """Check that what the pickle says of its storages is true, before any memory is allocated for it."""
         for key, data in self._pickled.inline.items():
             self._records[self._folder + key] = _Record(key, len(data), 0, None, inline=data)
         for ref in self._pickled.storages.values():
@@ -184,7 +184,7 @@ class PickleFile(OpenFile, ABC):
         self._exactly(memoryview(length), position)
         nbytes = int.from_bytes(length, "little") * dtype.itemsize
         if position + 8 + nbytes > self._size:
-            raise DamagedFileError(f"it was cut short: the storage {key[:40]!r} is not whole.")
+            raise DamagedFileError(f"it was cut short: the storage {key[:40]!r} is incomplete.")
         self._records[key] = _Record(key, nbytes, position + 8, None)
         return position + 8 + nbytes
 
@@ -277,7 +277,7 @@ class ZipPickle(PickleFile):
             archive = zipfile.ZipFile(self._file)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, struct.error) as error:
             raise DamagedFileError(
-                f"the list of its entries can't be read ({error}), as when a copy was cut."
+                f"the list of its entries can't be read ({error}), as when a copy was cut short."
             ) from error
         entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/")]
         main = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
@@ -297,7 +297,7 @@ class ZipPickle(PickleFile):
             if entry.flag_bits & 1:
                 raise CheckpointError(f"{self.path} is encrypted: unpack it with its password first.")
             if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
-                raise CheckpointError(f"{self.path} is compressed in a way that torch never writes. Save it anew.")
+                raise CheckpointError(f"{self.path} is compressed in a way that torch never uses. Save it again.")
             stored = entry.compress_type == zipfile.ZIP_STORED
             local = bytearray(30)
             self._exactly(memoryview(local), entry.header_offset)
@@ -324,10 +324,10 @@ class ZipPickle(PickleFile):
 
 def _other_zip(names: list[str]) -> str:
     if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names):
-        return "is a program that torch.export wrote: torch.export.load(path).state_dict holds its weights."
+        return "is a program that torch.export wrote: torch.export.load(path).state_dict contains its weights."
     if names and all(name.endswith(".npy") for name in names):
-        return "holds arrays of numpy: load_weights(model, dict(numpy.load(path))) takes them."
-    return "is a zip archive, but none that torch wrote: it has no data.pkl."
+        return "contains NumPy arrays: load_weights(model, dict(numpy.load(path))) loads them."
+    return "is a zip archive, but not one that torch wrote: it has no data.pkl."
 
 
 class LegacyPickle(PickleFile):
@@ -369,7 +369,7 @@ class TarPickle(PickleFile):
                 file.seek(starts["pickle"])
                 pickled = read_pickle(file, self.budget, {**storages, **tensors})
         except (tarfile.TarError, KeyError, TypeError, ValueError, struct.error) as error:
-            raise DamagedFileError(f"it is a tar archive, but no intact one that torch wrote ({error}).") from error
+            raise DamagedFileError(f"it is a tar archive, but not an intact one that torch wrote ({error}).") from error
         return dataclasses.replace(pickled, storages={ref.key: ref for ref in storages.values()})
 
     def _storages(self, file: BinaryIO) -> dict[str, StorageRef]:

@@ -16,7 +16,7 @@ from ftkit.errors import FtkitError
 
 @dataclass(repr=False)
 class Comparison(Report):
-    """Two summaries side by side, as :func:`~ftkit.compare` makes it."""
+    """Two summaries side by side, as :func:`~ftkit.compare` returns them."""
 
     a: ModelSummary
     b: ModelSummary
@@ -28,7 +28,7 @@ class Comparison(Report):
         yield Grid([*starmap(self._total, _TOTALS), *rows], ("", *names, ""), right=(1, 2, 3))
 
     def differing(self) -> dict[str, tuple[SummaryRow | None, SummaryRow | None]]:
-        """The rows that differ, by name; None where a model has no such module."""
+        """Return the rows that differ, by name; None where a model has no such module."""
         left, right = ({row.name: row for row in found.rows} for found in (self.a, self.b))
         names = [*left, *(name for name in right if name not in left)]
         return {name: (left.get(name), right.get(name)) for name in names if name and left.get(name) != right.get(name)}
@@ -66,7 +66,7 @@ def _brief(row: SummaryRow | None) -> str:
 
 
 def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
-    """Set two summaries side by side: one model frozen in two ways, or two models.
+    """Compare two summaries side by side: one model frozen in two ways, or two models.
 
     Example:
         >>> import torch
@@ -90,7 +90,5 @@ def compare(a: ModelSummary, b: ModelSummary) -> Comparison:
     both: Iterable[object] = (a, b)
     for given in both:
         if not isinstance(given, ModelSummary):
-            raise FtkitError(
-                f"compare takes two summaries, but this is {came(given)}: summary(model, input_size) makes one."
-            )
+            raise FtkitError(f"compare takes two summaries, not {came(given)}: summary(model, input_size) makes one.")
     return Comparison(a, b)

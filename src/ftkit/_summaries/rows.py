@@ -1,4 +1,4 @@
-"""What a summary holds: a row for each module of a model, and totals."""
+"""What a summary contains: a row for each module of a model, and totals."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class SummaryRow:
     """One module of a model in a :class:`~ftkit.ModelSummary`, its children included.
 
     Attributes:
-        name: Dotted, empty for the model itself. A shared module has its first name.
+        name: Its dotted name, empty for the model itself. A shared module has its first name.
         type: The name of its class.
-        input_shape: Of its first call; a tuple of shapes for several tensors, None if it was not called.
-        output_shape: Likewise.
-        params: Parameters, tied ones counted once.
-        trainable: Those of them that train.
-        forward_flops: Over all of its calls; a multiply-add is 2.
-        backward_flops: For the gradients of its inputs and of its parameters.
-        saved_bytes: What it keeps from the forward for the backward pass.
-        mode: ``"train"`` or ``"eval"``, as it ran.
+        input_shape: Input shape of its first call; a tuple of shapes for several tensors, None if it was not called.
+        output_shape: Output shape of its first call, in the same form.
+        params: Number of parameters, tied ones counted once.
+        trainable: Number of trainable parameters.
+        forward_flops: FLOPs of the forward pass, over all of its calls; a multiply-add counts as 2.
+        backward_flops: FLOPs of the gradients of its inputs and parameters.
+        saved_bytes: Bytes that it keeps from the forward pass for the backward pass.
+        mode: The mode it ran in, ``"train"`` or ``"eval"``.
         calls: How often the forward pass calls it.
-        status: ``"trains"``, ``"partial"``, ``"frozen"``, ``"frozen, passes gradients"``, or nothing
+        status: ``"trains"``, ``"partial"``, ``"frozen"``, ``"frozen, passes gradients"``, or empty
             if it has no parameters.
     """
 

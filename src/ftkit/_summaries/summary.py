@@ -27,40 +27,40 @@ if TYPE_CHECKING:
 
 @dataclass(repr=False)
 class ModelSummary(SummaryData, Report):
-    """What :func:`~ftkit.summary` found: a tree of its modules; a notebook shows it as one to unfold.
+    """What :func:`~ftkit.summary` found: a tree of the modules, expandable in a notebook.
 
     Attributes:
         model: The name of the model's class.
-        total_params: Parameters, tied ones counted once.
-        trainable_params: Those that train.
-        frozen_params: Those that don't.
-        buffers: Elements of buffers.
-        param_bytes: Bytes of the parameters.
-        rows: One for each module; the first is the model itself.
-        forward_flops: Of one forward pass; a multiply-add is 2. 0 without an input.
-        backward_flops: Of one backward pass with what is trainable now.
-        saved_bytes: Kept from the forward for the backward pass, by the loss too; parameters, buffers and
-            inputs aside.
-        unfrozen_backward_flops: ``backward_flops`` if all were trainable.
-        unfrozen_saved_bytes: ``saved_bytes`` if all were trainable.
-        tied: The further names of parameters that have several.
-        real: Why the step had to be computed with real tensors, or None if it was not.
+        total_params: Number of parameters, tied ones counted once.
+        trainable_params: Number of trainable parameters.
+        frozen_params: Number of frozen parameters.
+        buffers: Number of elements in buffers.
+        param_bytes: Size of the parameters in bytes.
+        rows: One row for each module; the first is the model itself.
+        forward_flops: FLOPs of one forward pass; a multiply-add counts as 2. 0 without an input.
+        backward_flops: FLOPs of one backward pass with what is trainable now.
+        saved_bytes: Bytes kept from the forward pass for the backward pass, by the loss too; parameters,
+            buffers and inputs aside.
+        unfrozen_backward_flops: ``backward_flops`` if everything were trainable.
+        unfrozen_saved_bytes: ``saved_bytes`` if everything were trainable.
+        tied: The additional names of tied parameters.
+        real: Why the step had to be computed with real tensors, or None if it did not.
     """
 
     _depth: int | None = field(default=None, init=False, repr=False)
     _cost: StepCost | None = field(default=None, init=False, repr=False)
 
     def peak_training_bytes(self, optimizer: OptimizerLike) -> int:
-        """Predict the most bytes that a training step holds at any moment.
+        """Predict the peak memory of a training step, in bytes.
 
-        Counted are parameters, buffers, inputs, gradients, what is kept for the backward pass, the
-        optimizer's state and its scratch memory; not what the process holds besides.
+        This counts parameters, buffers, inputs, gradients, what is kept for the backward pass, the
+        optimizer's state and its scratch memory, but not what else the process holds.
 
         Args:
-            optimizer: An optimizer, its class, or a function that makes one of a list of parameters.
+            optimizer: An optimizer, its class, or a function that makes one from a list of parameters.
 
         Raises:
-            FtkitError: There was no input, or the optimizer can't step on parameters alone.
+            FtkitError: The summary was made without an input, or the optimizer can't step on parameters alone.
 
         Example:
             >>> import torch
@@ -70,7 +70,7 @@ class ModelSummary(SummaryData, Report):
             True
         """
         if self._cost is None:
-            raise FtkitError("What a step needs depends on its input: give summary() an input_size or input_data.")
+            raise FtkitError("The memory of a step depends on its input: pass input_size or input_data to summary().")
         return self._cost.peak_training_bytes(optimizer)
 
     def text(self, *, depth: int | None = None, fold: bool = True, width: int | None = None) -> str:
@@ -78,8 +78,8 @@ class ModelSummary(SummaryData, Report):
 
         Args:
             depth: Levels to show; by default as many as fit on a screen or two.
-            fold: Show equal blocks that follow one another as one line with their sums.
-            width: Columns; by default those of the terminal.
+            fold: Show consecutive identical blocks as one line with their totals.
+            width: Number of columns; by default that of the terminal.
         """
         depth, width = _optional("depth", depth, 0), _optional("width", width, 1)
         return to_text(self, self._depth if depth is None else depth, flag("fold", fold), width)
@@ -88,12 +88,12 @@ class ModelSummary(SummaryData, Report):
         return self.text()
 
     def plot(self, path: str | os.PathLike[str]) -> None:
-        """Draw where FLOPs and saved bytes sit, layer by layer, into a picture file.
+        """Draw FLOPs and saved bytes, layer by layer, as a chart.
 
-        The suffix says the format: ``.png``, ``.svg``, ``.pdf``. Needs matplotlib.
+        The file extension sets the format: ``.png``, ``.svg``, ``.pdf``. Needs matplotlib.
 
         Raises:
-            FtkitError: matplotlib is missing, or there was no input.
+            FtkitError: matplotlib is missing, or the summary was made without an input.
         """
         to_picture(self, path)
 
@@ -107,7 +107,7 @@ class ModelSummary(SummaryData, Report):
     def to_csv(self, path: str | os.PathLike[str]) -> None: ...
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the rows as comma-separated values, under a line of names, or write them into the file ``path``."""
+        """Return the rows as CSV, with a header line, or write them to the file ``path``."""
         out = io.StringIO(newline="")
         writer = csv.DictWriter(out, list(vars(self.rows[0])))
         writer.writeheader()
@@ -126,31 +126,31 @@ def summary(
     mode: str | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
 ) -> ModelSummary:
-    """Say what every layer of a model is, what trains, and what a training step costs.
+    """Show every layer of a model, what trains, and what a training step costs.
 
-    Nothing is computed, and nothing of the model or around it changes: the model runs on tensors
-    that have shapes and no data. Where these can't be followed, one real step is computed on copies,
-    and the summary says so. Frozen parts count as what they are: see :class:`ModelSummary`.
+    Nothing is computed, and nothing in or around the model changes: the model runs on tensors that
+    have shapes but no data. If it can't, one real step is computed on copies, and the summary says
+    so. Frozen parts are counted as frozen: see :class:`ModelSummary`.
 
-    What is in force around the call holds for the step, too: for mixed precision, call it under
+    Context managers around the call apply to the step, too: for mixed precision, call it under
     ``torch.autocast``.
 
     Args:
-        model: Any module. A wrapped one (``torch.compile``, data parallel) is looked at from inside.
+        model: Any module. Wrappers (``torch.compile``, data parallel) are looked through.
         input_size: The shape of the input, batch included, or several inputs' shapes. Without it, and
             without ``input_data``, only parameters are counted.
         input_data: The input itself: a tensor, a tuple of positional arguments, a dict of keyword
             arguments, or a pair of such a tuple and such a dict.
         depth: Levels that ``print`` shows; by default as many as fit on a screen or two.
-        dtypes: Of the inputs of ``input_size``; by default that of the model's first parameter.
-        mode: ``"train"`` or ``"eval"``; by default every module as it stands.
-        loss: From the model's output to the scalar that is differentiated. By default the output's own
+        dtypes: Dtypes for ``input_size``; by default that of the model's first floating-point parameter.
+        mode: ``"train"`` or ``"eval"``; by default each module's current mode.
+        loss: Maps the model's output to the scalar that is differentiated. By default the output's own
             ``loss`` if it has one. Otherwise the cross-entropy of its ``logits``, or of its only tensor
-            if that has several classes (the last dimension of three, the second of two or of more),
-            and the sum of whatever else is differentiable in it.
+            if that has several classes (the last dimension of a 3-D tensor, else the second), plus the
+            sum of everything else in it that is differentiable.
 
     Raises:
-        FtkitError: The arguments are not what they should be, or the model fails on them.
+        FtkitError: An argument is invalid, or the model fails on the inputs.
 
     Example:
         >>> import torch
@@ -196,7 +196,7 @@ def _blanks(
         dtypes = [dtypes or next(floats, torch.get_default_dtype())] * len(shapes)
     several: object = dtypes
     if not isinstance(several, Sequence) or not all(isinstance(dtype, torch.dtype) for dtype in several):
-        raise FtkitError(f"dtypes must be a torch.dtype such as torch.float16, or one a shape, not {came(dtypes)}.")
+        raise FtkitError(f"dtypes must be a torch.dtype such as torch.float16, or one per shape, not {came(dtypes)}.")
     if len(dtypes) != len(shapes):
         raise FtkitError(f"Expected as many dtypes as shapes, got {len(dtypes)} for {len(shapes)}.")
     return tuple(
@@ -263,23 +263,24 @@ def largest_batch(
     mode: str | None = None,
     loss: Callable[[Any], torch.Tensor] | None = None,
 ) -> int:
-    """Find the largest batch whose training step fits into ``memory``, by prediction.
+    """Predict the largest batch whose training step fits into ``memory``.
 
     Args:
         model: Any module.
-        input_size: Shape or shapes as for :func:`~ftkit.summary`; their first dimension is the batch,
-            whatever it is now.
+        input_size: The shape of the input, or several inputs' shapes. Their first dimension is the batch;
+            its size is ignored.
         memory: Bytes, or a size such as ``"80GB"`` (of 1000**3) or ``"24GiB"`` (of 1024**3).
-        optimizer: As for :meth:`ModelSummary.peak_training_bytes`.
-        dtypes: As for :func:`~ftkit.summary`.
-        mode: As for :func:`~ftkit.summary`.
-        loss: As for :func:`~ftkit.summary`.
+        optimizer: An optimizer, its class, or a function that makes one from a list of parameters.
+        dtypes: Dtypes of the inputs; by default that of the model's first floating-point parameter.
+        mode: ``"train"`` or ``"eval"``; by default each module's current mode.
+        loss: Maps the model's output to the scalar that is differentiated; by default that of
+            :func:`~ftkit.summary`.
 
     Returns:
-        The size, or 0 if not even one example fits.
+        The batch size, or 0 if not even one example fits.
 
     Raises:
-        FtkitError: The arguments are not what they should be, or memory does not grow with the batch.
+        FtkitError: An argument is invalid, or memory does not grow with the batch.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The tree of a summary's modules, with equal ones that follow one another as one line."""
+"""The tree of a summary's modules, with consecutive identical ones as one line."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ftkit._summaries.rows import SummaryRow
 from ftkit._wording import in_bytes, in_counts, in_units
 
 _SUMMED = ("params", "trainable", "forward_flops", "backward_flops", "saved_bytes", "calls")
-_MOST_LINES = 40  # of a tree whose depth nobody set: a screen or two
+_MOST_LINES = 40  # of a tree whose depth was not set: a screen or two
 
 
 @dataclass
 class Node:
-    """A row in its place; or several equal rows in a line, with their sums."""
+    """A row in its place; or several equal rows as one line, with their totals."""
 
     row: SummaryRow
     label: str

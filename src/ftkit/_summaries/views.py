@@ -126,13 +126,13 @@ def _parameters(found: SummaryData) -> str:
 
 def _savings(found: SummaryData) -> str:
     if not found.backward_flops and not found.saved_bytes:
-        return "It leaves nothing to train on this input: there is no backward pass."
+        return "Nothing that this input reaches is trainable: there is no backward pass."
     flops = _share(found.unfrozen_backward_flops - found.backward_flops, found.unfrozen_backward_flops)
     saved = _share(found.unfrozen_saved_bytes - found.saved_bytes, found.unfrozen_saved_bytes)
     frozen = _share(found.frozen_params, found.total_params)
     return (
-        f"{frozen[0].upper()}{frozen[1:]} of the parameters are frozen. Against training all, that "
-        f"saves {flops} of the backward FLOPs and {saved} of the bytes kept."
+        f"{frozen[0].upper()}{frozen[1:]} of the parameters are frozen. Compared with training "
+        f"everything, that saves {flops} of the backward FLOPs and {saved} of the bytes kept."
     )
 
 
@@ -147,7 +147,7 @@ def _false_economy(found: SummaryData) -> str:
         return ""
     lowest = next((row.name for row in found.rows if row.status == "trains" and row.calls), "")
     return (
-        f"A false economy: {lowest or 'a low layer'} trains, so what lies above it keeps its activations all the same. "
+        f"A false economy: {lowest or 'a low layer'} trains, so everything after it still keeps its activations. "
         "Freeze from the input upwards."
     )
 
@@ -227,7 +227,7 @@ def to_html(found: SummaryData) -> str:
 
 # ---------------------------------------------------------------- pictures
 
-_COLOURS = {
+_COLORS = {
     "trains": "#2e9e5b",
     "partial": "#8bc34a",
     "frozen, passes gradients": "#e0a030",
@@ -239,7 +239,7 @@ _COLOURS = {
 def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
     """Draw the bytes and FLOPs of every layer as bars."""
     if not found.measured:
-        raise FtkitError("There is nothing to draw without an input: give summary() an input_size or input_data.")
+        raise FtkitError("There is nothing to draw without an input: pass input_size or input_data to summary().")
     target = local_path("path", path, error=FileWriteError)
     try:
         from matplotlib.figure import Figure
@@ -255,16 +255,16 @@ def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
     rows, places = list(shown.values()), range(len(shown))
     figure = Figure(figsize=(10, 1.2 + 0.26 * len(rows)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    colours = [_COLOURS[row.status] for row in rows]
-    left.barh(places, [row.saved_bytes / 2**20 for row in rows], color=colours)
+    colors = [_COLORS[row.status] for row in rows]
+    left.barh(places, [row.saved_bytes / 2**20 for row in rows], color=colors)
     left.set(title=f"kept for backward: {in_bytes(found.saved_bytes)}", xlabel="MiB")
     left.set_yticks(list(places), list(shown), fontsize=8)
     left.invert_yaxis()
     forward = [row.forward_flops / 1e9 for row in rows]
     right.barh(places, forward, color="#c8c8c8")
-    right.barh(places, [row.backward_flops / 1e9 for row in rows], left=forward, color=colours)
+    right.barh(places, [row.backward_flops / 1e9 for row in rows], left=forward, color=colors)
     right.set(
-        title=f"forward {in_units(found.forward_flops)}FLOP (grey), backward {in_units(found.backward_flops)}FLOP",
+        title=f"forward {in_units(found.forward_flops)}FLOP (gray), backward {in_units(found.backward_flops)}FLOP",
         xlabel="GFLOP",
     )
     for axis in (left, right):
@@ -272,12 +272,12 @@ def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
         axis.grid(axis="x", alpha=0.3)
         axis.set_axisbelow(True)
     named = {row.status: row.status or "no parameters" for row in rows}
-    patches = [Patch(color=_COLOURS[status], label=named[status]) for status in _COLOURS if status in named]
+    patches = [Patch(color=_COLORS[status], label=named[status]) for status in _COLORS if status in named]
     figure.legend(handles=patches, loc="outside lower center", ncols=len(patches), frameon=False)
     figure.suptitle(found.model)
     kind = target.suffix.removeprefix(".")
     kinds = figure.canvas.get_supported_filetypes()
     if kind not in kinds:
-        raise FtkitError(f"{target} has no suffix of a picture: {', '.join(f'.{known}' for known in kinds)}.")
+        raise FtkitError(f"{target} has no image file extension: {', '.join(f'.{known}' for known in kinds)}.")
     with atomic_write(target) as file:
         figure.savefig(file, dpi=150, format=kind)

@@ -62,7 +62,7 @@ class Budget:
         """Return the keys of a table or a set, if hashing and comparing them takes no longer than reading them did.
 
         Raises:
-            TypeError: A key is long or nested: to hash nested tuples can take for ever.
+            TypeError: A key is long or nested: hashing nested tuples can take forever.
             DamagedFileError: Too many of them are different and have one hash.
         """
         for key in keys:

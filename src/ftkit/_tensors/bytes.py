@@ -43,7 +43,7 @@ def takes_bytes(target: Tensor, dtype: torch.dtype) -> bool:
 
 
 def mark_changed(target: Tensor) -> None:
-    """Tell autograd of a change behind its back, lest a backward pass use the new values for an old forward."""
+    """Tell autograd of a change behind its back, lest a backward pass use new values for an old forward pass."""
     if not target.is_inference():
         torch.autograd.graph.increment_version(target)
 

@@ -47,7 +47,7 @@ class OpenFile:
     """A file of weights that is open; whoever opened it keeps it until the reader stands, which then closes it.
 
     Attributes:
-        path: What it was opened as, in words for messages: nobody opens it again.
+        path: What it was opened as, in words for messages: nothing opens it again.
         format: What the format is called.
         verified: Whether any damage to a tensor will be noticed.
         budget: What working on its words may still cost.
@@ -79,7 +79,7 @@ class TensorFile(OpenFile, ABC):
     A reader of a format sets the attributes when it gets the file, and says how to :meth:`fill` one tensor.
 
     Attributes:
-        metadata: The text that it keeps beside its tensors.
+        metadata: The text that it contains besides its tensors.
         tensors: What it holds, by name, the other names of tied tensors included.
     """
 
@@ -157,12 +157,12 @@ class TensorFile(OpenFile, ABC):
             DamagedFileError: Some bytes are not the ones that were written, or the file has no digests.
         """
         if not self.verified:
-            raise DamagedFileError(f"{self.path} holds no digests, so nobody can tell whether it is intact.")
+            raise DamagedFileError(f"{self.path} contains no digests, so damage can't be detected.")
         jobs = sorted({info.name: info for info in self.tensors.values()}.values(), key=lambda info: info.offset)
         in_threads(self.check, jobs, sum(info.nbytes for info in jobs))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
             hint = did_you_mean(name, self.tensors)
-            raise CheckpointError(f"{self.path} has no tensor {name!r}; it holds {len(self.tensors)}.{hint}")
+            raise CheckpointError(f"{self.path} has no tensor {name!r}; it has {len(self.tensors)}.{hint}")
         return self.tensors[name]

@@ -94,7 +94,7 @@ def unpack(tensors: Mapping[str, Tensor], text: str, name: str = "", *, budget: 
     except DamagedFileError:
         raise
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RuntimeError) as error:
-        raise DamagedFileError(f"This is no description of a pytree that ftkit wrote: {error}.") from error
+        raise DamagedFileError(f"This is not a description of a pytree that ftkit wrote: {error}.") from error
 
 
 class _Packer:
@@ -116,8 +116,8 @@ class _Packer:
                 return {f"${_CODECS[family].tag}": _CODECS[family].pack(self, value, path)}
         kind = type(value)
         raise CheckpointError(
-            f"{_place(path)} is a {kind.__module__}.{kind.__qualname__}, which can't be kept without pickling code. "
-            "Give plain values instead: its state_dict(), vars(...), dict(...), tuple(...) or a string."
+            f"{_place(path)} is a {kind.__module__}.{kind.__qualname__}, which can't be saved without pickling code. "
+            "Pass plain values instead: its state_dict(), vars(...), dict(...), tuple(...) or a string."
         )
 
     def items(self, values: Iterable[Any], path: tuple[str, ...]) -> list[Json]:
@@ -137,8 +137,8 @@ class _Packer:
         known = [name for name, kind in _FACTORIES.items() if kind is table.default_factory]
         if not known:
             raise CheckpointError(
-                f"{_place(path)} is a defaultdict of {table.default_factory!r}, which can't be kept without pickling "
-                f"code; one of {', '.join(filter(None, _FACTORIES))} can. Give dict(...) of it."
+                f"{_place(path)} is a defaultdict of {table.default_factory!r}, which can't be saved without pickling "
+                f"code; one of {', '.join(filter(None, _FACTORIES))} can. Pass dict(...) of it."
             )
         return [known[0], self.pairs(table, path)]
 
@@ -158,7 +158,7 @@ class _Packer:
     def array(self, value: np.ndarray[Any, Any] | np.generic, path: tuple[str, ...]) -> Json:
         if value.dtype.kind in "OV" or not (isinstance(value, np.generic) or type(value) is np.ndarray):
             raise CheckpointError(
-                f"{_place(path)} is a numpy {type(value).__name__} of {value.dtype}, which can't be kept without "
+                f"{_place(path)} is a numpy {type(value).__name__} of {value.dtype}, which can't be saved without "
                 "pickling code. Make it a plain array of numbers, or a list."
             )
         return [value.dtype.str, list(value.shape), self.raw(value.tobytes(), path)]

@@ -75,10 +75,10 @@ def write_tensors(
     *,
     digests: bool = True,
 ) -> None:
-    """Write a safetensors file that appears under its name whole, or not at all.
+    """Write a safetensors file that appears under its name only once it is complete.
 
     Tensors are written straight from their memory; one that is on another device or not contiguous
-    is copied by itself. Tensors that are the same memory (tied weights) are stored once.
+    is copied on its own. Tensors that share memory (tied weights) are stored once.
 
     Args:
         path: The file.
@@ -87,8 +87,8 @@ def write_tensors(
         digests: Keep a digest of each tensor in the header, so that a reader notices damage.
 
     Raises:
-        CheckpointError: A tensor can't be stored: it is on meta, sparse, or of a type the format lacks.
-        FileWriteError: The disk is full, the folder read-only, ... What stood there is intact.
+        CheckpointError: A tensor can't be stored: it is on meta, sparse, or of a dtype the format lacks.
+        FileWriteError: The disk is full, the folder read-only, ... Any existing file is left intact.
 
     Example:
         >>> import torch
@@ -133,9 +133,7 @@ def _tied_apart(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     first: dict[object, str] = {}
     for name, tensor in tensors.items():
         if name == "__metadata__":
-            raise CheckpointError(
-                "A tensor can't be named '__metadata__': a safetensors file keeps that name for itself."
-            )
+            raise CheckpointError("A tensor can't be named '__metadata__': safetensors files reserve that name.")
         plain = _storable(name, tensor)
         kept = first.setdefault(memory_of(plain) or name, name)
         if kept == name:
@@ -155,12 +153,14 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
             f"{name!r} is on the meta device: it has a shape but no values. Load or initialize the model first."
         )
     if kind := rare_kind(tensor):
-        raise CheckpointError(f"{name!r} is {kind}; a safetensors file holds dense tensors. Save its dense parts.")
+        raise CheckpointError(
+            f"{name!r} is {kind}; a safetensors file contains only dense tensors. Save its dense parts."
+        )
     if type(tensor).__name__ == "DTensor":
-        raise CheckpointError(f"{name!r} is spread over several ranks: gather it with full_tensor() before saving.")
+        raise CheckpointError(f"{name!r} is sharded over several ranks: gather it with full_tensor() before saving.")
     if tensor.dtype not in _DTYPE_NAMES:
         raise CheckpointError(
-            f"{name!r} is {tensor.dtype}, which the safetensors format lacks. Convert it, as torch.view_as_real does."
+            f"{name!r} is {tensor.dtype}, which safetensors can't store. Convert it, as torch.view_as_real does."
         )
     return tensor.detach()
 
@@ -174,7 +174,7 @@ def _header(
 ) -> bytes:
     """The first bytes of the file, up to the tensors; as long for any digests."""
     if reserved := metadata.keys() & {_TENSORS_KEY, _HEADER_KEY}:
-        raise CheckpointError(f"The metadata key {min(reserved)!r} belongs to ftkit. Choose another name.")
+        raise CheckpointError(f"The metadata key {min(reserved)!r} is reserved for ftkit. Choose another name.")
     pairs: Iterable[tuple[object, object]] = metadata.items()
     if wrong := [key for key, value in pairs if not (isinstance(key, str) and isinstance(value, str))]:
         raise CheckpointError(f"Metadata must be text: {wrong[0]!r} is not. Use json.dumps for anything else.")
@@ -192,12 +192,12 @@ def _header(
         raw = _compact(header).encode()
     except UnicodeEncodeError as error:
         raise CheckpointError(
-            "A tensor's name or the metadata holds broken Unicode, which no file can keep."
+            "A tensor's name or the metadata contains invalid Unicode, which can't be saved."
         ) from error
     raw += b" " * (-(8 + len(raw)) % _ALIGNMENT)
     if len(raw) > _MAX_HEADER:
         raise CheckpointError(
-            f"Names and metadata take {len(raw):,} bytes; a safetensors file has room for {_MAX_HEADER:,}."
+            f"Names and metadata take {len(raw):,} bytes; a safetensors file has room for {_MAX_HEADER:,} at most."
         )
     at = raw.index(_HEADER_MARK) + len(_HEADER_MARK)
     raw = raw[:at] + digest(raw).encode() + raw[at + 32 :]
@@ -215,7 +215,7 @@ class SafetensorsFile(TensorFile):
     read; one of other origin has no digests to verify.
 
     Raises:
-        DamagedFileError: This is no whole safetensors file.
+        DamagedFileError: This is not a complete safetensors file.
         CheckpointError: A tensor is of a type that this torch lacks.
 
     Example:
@@ -271,7 +271,7 @@ class SafetensorsFile(TensorFile):
         try:
             read_at(self._file, into, position)
         except EOFError as error:
-            raise DamagedFileError(f"{self.path} was cut short while it was read: {name!r} is not whole.") from error
+            raise DamagedFileError(f"{self.path} was cut short while it was read: {name!r} is incomplete.") from error
         except OSError as error:
             raise DamagedFileError(
                 f"{self.path} can't be read at {name!r}: {error.strerror}. Take another copy of the file."
@@ -283,8 +283,8 @@ class SafetensorsFile(TensorFile):
             length = int.from_bytes(start, "little")
             if length > min(self._size - 8, _MAX_HEADER):
                 raise DamagedFileError(
-                    f"{self.path} is no whole safetensors file: it declares a header of {length:,} bytes, "
-                    f"and has {self._size:,} bytes in all."
+                    f"{self.path} is not a complete safetensors file: it declares a header of {length:,} "
+                    f"bytes, and has {self._size:,} bytes in all."
                 )
             read_at(self._file, memoryview(raw := bytearray(length)), 8)
         except EOFError as error:
@@ -296,13 +296,15 @@ class SafetensorsFile(TensorFile):
         try:
             header = json.loads(raw.decode(), object_pairs_hook=_unique)
             if not isinstance(header, dict):
-                raise ValueError("it is no table")
+                raise ValueError("it is not a table")
             metadata = header.pop("__metadata__", {})
             digests, others = self._own(raw, metadata) if _is_text_table(metadata) else ({}, {})
         except (ValueError, RecursionError) as error:  # a decoding error is a ValueError too
-            raise DamagedFileError(f"{self.path} is no safetensors file, or its header is damaged: {error}.") from error
+            raise DamagedFileError(
+                f"{self.path} is not a safetensors file, or its header is damaged: {error}."
+            ) from error
         if not _is_text_table(metadata):
-            raise DamagedFileError(f"{self.path} is damaged: its metadata is no table of text.")
+            raise DamagedFileError(f"{self.path} is damaged: its metadata is not a table of text.")
         stored: dict[str, TensorInfo] = {}
         for name, entry in header.items():
             stored[name] = self._entry(name, entry, digests.get(name))
@@ -345,7 +347,7 @@ class SafetensorsFile(TensorFile):
         dtype = _DTYPES.get(dtype_name)
         if dtype is None:
             raise CheckpointError(
-                f"{name!r} in {self.path} is of type {dtype_name[:40]!r}, which is none of {', '.join(_DTYPES)}."
+                f"{name!r} in {self.path} has the dtype {dtype_name[:40]!r}, which is not one of {', '.join(_DTYPES)}."
             )
         nbytes = math.prod(shape) * dtype.itemsize
         # An empty tensor may still declare sides whose product no tensor can have.
@@ -361,13 +363,13 @@ class SafetensorsFile(TensorFile):
         position = self._start
         for info in sorted(infos, key=lambda info: (info.offset, info.nbytes)):
             if info.offset != position:
-                what = "overlaps another tensor" if info.offset < position else "lies behind a gap"
+                what = "overlaps another tensor" if info.offset < position else "comes after a gap"
                 raise DamagedFileError(f"{self.path} is damaged: {info.name!r} {what}.")
             position += info.nbytes
         if position != self._size:
             raise DamagedFileError(
                 f"{self.path} has {self._size:,} bytes where its header declares {position:,}: "
-                f"{'it was cut short' if self._size < position else 'something was added'}."
+                f"{'it was cut short' if self._size < position else 'data was appended'}."
             )
 
 
@@ -378,7 +380,7 @@ def _is_text_table(value: object) -> bool:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise ValueError("a name stands twice in it")
+        raise ValueError("a name occurs twice in it")
     return table
 
 

@@ -1,4 +1,4 @@
-"""Looking into checkpoints without loading them: what a file holds, and what changed between two."""
+"""Inspect checkpoints without loading them: what a file contains, and what changed between two."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _ENTRIES: Final = 12  # of the metadata that are shown
 
 @dataclass(frozen=True, repr=False)
 class CheckpointInfo(Report):
-    """What a file of weights holds. Prints well.
+    """What a weights file contains. Prints well.
 
     Attributes:
         path: The file.
-        format: How it is kept: ``safetensors``, ``zip``, ``legacy``, ``tar``, ``pickle``, ``torchscript``, or shards.
-        tensors: Shape and type of every tensor, by its dotted name.
-        nbytes: The bytes that their values take.
-        metadata: What the file says beyond tensors.
-        wanted: Classes and functions that opening it as a whole would run or look up; empty for safe files.
-        verified: Whether it has digests or checksums, so that any damage to the tensors is noticed on loading.
-        rare: The kinds of tensors in it that are not dense, and not listed: ``sparse``, ``quantized``, ...
+        format: The file format: ``safetensors``, ``zip``, ``legacy``, ``tar``, ``pickle``, ``torchscript``, or shards.
+        tensors: Shape and dtype of every tensor, by dotted name.
+        nbytes: Size of the tensors' values in bytes.
+        metadata: What the file contains besides tensors.
+        wanted: Classes and functions that unpickling the whole file would run or look up; empty for safe files.
+        verified: Whether the file has digests or checksums, so that loading detects any damage to the tensors.
+        rare: Kinds of tensors in the file that are not dense, and therefore not listed: ``sparse``, ``quantized``, ...
     """
 
     path: str
@@ -45,7 +45,7 @@ class CheckpointInfo(Report):
     rare: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them: tensors as dicts of ``shape`` and ``dtype``, None for NaN."""
+        """Return the fields as JSON-compatible values: tensors as dicts of ``shape`` and ``dtype``, NaN as None."""
         tensors = {
             name: {"shape": list(shape), "dtype": _short(dtype)} for name, (shape, dtype) in self.tensors.items()
         }
@@ -57,20 +57,20 @@ class CheckpointInfo(Report):
         for key, value in list(self.metadata.items())[:_ENTRIES]:
             yield f"  {shown(key, 60)} = {shown(value, 60)}"
         if self.wanted:
-            yield f"  opening it whole would run code: {some(self.wanted, 8)}"
+            yield f"  unpickling the whole file would run code: {some(self.wanted, 8)}"
         if self.rare:
-            yield f"  besides, {' and '.join(self.rare)} tensors, which load_model(path) opens"
+            yield f"  also contains {' and '.join(self.rare)} tensors, which load_model(path) opens"
         yield Grid([(name, _short(dtype), list(shape)) for name, (shape, dtype) in self.tensors.items()])
 
 
 def inspect_checkpoint(path: str | os.PathLike[str]) -> CheckpointInfo:
-    """Tell what a file of weights holds, running nothing in it and reading no tensor.
+    """Show what a weights file contains, without running its code or reading its tensors.
 
     Args:
         path: A file of any format, an index of shards, or a folder with either.
 
     Raises:
-        CheckpointError: It is no weights file, or a damaged one.
+        CheckpointError: It is not a weights file, or it is damaged.
 
     Example:
         >>> import torch
@@ -102,7 +102,7 @@ class TensorChange(NamedTuple):
     Attributes:
         name: Its name.
         largest: The largest change of any value.
-        relative: The norm of the change, relative to the norm before; infinite where all was zero.
+        relative: The norm of the change, relative to the norm before; infinite if every value was zero.
 
     Example:
         >>> from ftkit import TensorChange
@@ -124,15 +124,15 @@ class TensorChange(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class CheckpointDiff(Report):
-    """What differs between two checkpoints. Prints well; false when nothing does.
+    """The differences between two checkpoints. Prints well; false if there are none.
 
     Attributes:
         changed: The tensors whose values differ, the most changed first.
-        same: The names of those that are identical, bit for bit.
-        reshaped: Names in both with another shape or type, with what they were and are.
-        only_in_a: Names that went.
-        only_in_b: Names that came.
-        unverified: Those of the two that hold no digests or checksums: damage in them would pass for a change.
+        same: Names of the tensors that are bit-for-bit identical.
+        reshaped: Tensors in both whose shape or dtype differs: name, before, after.
+        only_in_a: Names that only the first has.
+        only_in_b: Names that only the second has.
+        unverified: Which of the two have no digests or checksums, so that damage would look like a change.
     """
 
     a: str
@@ -148,7 +148,7 @@ class CheckpointDiff(Report):
         return bool(self.changed or self.reshaped or self.only_in_a or self.only_in_b)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON can hold them; the ``relative`` size of a change from zero is None."""
+        """Return the fields as JSON-compatible values; the ``relative`` size of a change from zero is None."""
         reshaped = [dict(zip(("name", "was", "is"), row, strict=True)) for row in self.reshaped]
         return super().to_dict() | {"reshaped": reshaped}
 
@@ -160,21 +160,21 @@ class CheckpointDiff(Report):
         if from_zero := [change for change in self.changed if not math.isfinite(change.relative)]:
             yield f"  were zero: {some([change.name for change in from_zero], 3)}, by up to {_largest(from_zero):.3g}"
         yield Grid([(name, f"was {was}, is {now}") for name, was, now in self.reshaped])
-        yield Grid([(name, "went") for name in self.only_in_a] + [(name, "came") for name in self.only_in_b])
+        yield Grid([(name, "removed") for name in self.only_in_a] + [(name, "added") for name in self.only_in_b])
 
 
 def diff_checkpoints(a: WeightsSource, b: WeightsSource) -> CheckpointDiff:
-    """Tell which tensors changed between two checkpoints, by how much, and which came and went.
+    """Show which tensors changed between two checkpoints and by how much, and which were added or removed.
 
-    This is the proof that freezing worked: what was frozen is identical, bit for bit. All that is compared is read, and
-    verified where the files have digests or checksums; where one has none, the first line says so.
+    This proves that freezing worked: frozen tensors are bit-for-bit identical. Everything that is compared is read, and
+    verified if the files have digests or checksums; if one has none, the first line says so.
 
     Args:
         a: The earlier one: a file of any format, a folder, a state dict, or a model.
         b: The later one.
 
     Raises:
-        CheckpointError: One of them is no weights file, or they have not a single name in common.
+        CheckpointError: One of them is not a weights file, or they have no name in common.
         DamagedFileError: Some bytes are not the ones that were written.
 
     Example:
@@ -217,14 +217,12 @@ def _counterparts(first: Source, second: Source) -> tuple[dict[str, Entry], dict
     pairs = ((left, right) for left in first.tables for right in second.tables)
     best = max(pairs, key=common, default=None)
     if best is None or not common(best):
-        raise CheckpointError(
-            f"{shown(first.name)} and {shown(second.name)} have not a single tensor's name in common."
-        )
+        raise CheckpointError(f"{shown(first.name)} and {shown(second.name)} have no tensor name in common.")
     return best[0].entries, best[1].entries
 
 
 def _change(name: str, old: Entry, new: Entry) -> TensorChange | None:
-    """How much a tensor changed, or ``None`` if it is the same, bit for bit. Digests alone prove nothing of bytes."""
+    """How much a tensor changed, or ``None`` if it is bit-for-bit identical. Digests prove nothing about bytes."""
     before, after = _read(old), _read(new)
     if torch.equal(_bits(before), _bits(after)):
         return None

@@ -1,4 +1,4 @@
-"""Weights files: saving a model's weights, and loading anybody's into it."""
+"""Weights files: save a model's weights, and load weights from any source."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _STEPS: Final = (torch.int8, torch.uint8)  # in which weights are quantized; wid
 
 
 class Mismatch(NamedTuple):
-    """A tensor whose shape in the file is not the model's.
+    """A tensor whose shape in the file differs from the model's.
 
     Example:
         >>> from ftkit import Mismatch
@@ -57,15 +57,15 @@ class LoadReport(Report):
 
     Attributes:
         source: Where the weights came from.
-        loaded_keys: Names in the model that got new values.
-        missing_keys: Names in the model that the source has nothing for.
-        unexpected_keys: Names in the source that the model has no place for.
-        mismatched_keys: Names that both have, in different shapes. The model's values were kept.
-        converted_keys: Names whose values changed their type on the way.
-        steps: What was peeled and picked to make the names meet, in order.
-        verified: Whether the bytes were compared with digests or checksums of the file.
-        not_run: Classes and functions that the file names beyond plain data. They were neither looked up nor run.
-        rare: The kinds of tensors in the file that are not dense, and were left out: ``sparse``, ``quantized``, ...
+        loaded_keys: Names in the model whose values were loaded.
+        missing_keys: Names in the model that the source lacks.
+        unexpected_keys: Names in the source that the model lacks.
+        mismatched_keys: Names in both whose shapes differ. The model's values were kept.
+        converted_keys: Names whose values were converted to the model's dtype.
+        steps: What was selected and stripped to make the names match, in order.
+        verified: Whether the bytes were verified against digests or checksums in the file.
+        not_run: Classes and functions that the file refers to, plain data aside. They were neither looked up nor run.
+        rare: Kinds of tensors in the file that are not dense and were skipped: ``sparse``, ``quantized``, ...
     """
 
     source: str
@@ -84,29 +84,29 @@ class LoadReport(Report):
         checked = "verified" if self.verified else "not verified: the file has no digests"
         yield f"Loaded {len(self.loaded_keys)} of {total} tensors from {shown(self.source)} ({checked})"
         if self.steps:
-            yield f"  peeled: {'; '.join(self.steps)}"
+            yield f"  unwrapped: {'; '.join(self.steps)}"
         misfits = _listing(self.missing_keys, self.unexpected_keys, self.mismatched_keys, self.rare)
         yield from (f"  {line}" for line in misfits)
         if self.converted_keys:
-            yield f"  type changed to the model's: {some(self.converted_keys, 3)}"
+            yield f"  converted to the model's dtype: {some(self.converted_keys, 3)}"
         if self.not_run:
             yield f"  named in the file, but not run: {some(self.not_run, 6)}"
 
 
 def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Save a model's weights: parameters and buffers, whole or not at all.
+    """Save a model's weights: parameters and buffers, all or nothing.
 
-    The file is safetensors, with a digest of every tensor; under a name that ends in ``.pt``, ``.pth``,
-    ``.ckpt`` or ``.tar`` it is the state dict as ``torch.save`` writes it. Wrappers (``torch.compile``,
+    The file is safetensors, with a digest of every tensor; a name that ends in ``.pt``, ``.pth``,
+    ``.ckpt`` or ``.tar`` gets the state dict as ``torch.save`` writes it. Wrappers (``torch.compile``,
     ``DistributedDataParallel``) leave no trace in the names.
 
     Args:
         model: The model, or its state dict.
-        path: The file. Its folder is made if need be.
+        path: The file to write. Its folder is created if needed.
 
     Raises:
-        CheckpointError: A tensor has no values (meta), or is of a kind that safetensors lacks.
-        FileWriteError: The disk is full, the folder read-only, ... What stood there is intact.
+        CheckpointError: A tensor has no values (meta), or is of a kind that safetensors can't store.
+        FileWriteError: The disk is full, the folder read-only, ... Any existing file is left intact.
 
     Example:
         >>> import torch
@@ -120,7 +120,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
     names: list[object] = list(tensors)
     if nameless := [name for name in names if not isinstance(name, str)]:
-        raise CheckpointError(f"The names in a state dict are text, and {came(nameless[0])} is none.")
+        raise CheckpointError(f"The names in a state dict must be text, not {came(nameless[0])}.")
     if path.suffix in TORCH_SUFFIXES:
         if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
             raise CheckpointError(
@@ -130,7 +130,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
         return
     if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(
-            f"{odd[0]!r} is a {type(tensors[odd[0]]).__name__}, and a safetensors file holds tensors only. "
+            f"{odd[0]!r} is a {type(tensors[odd[0]]).__name__}, and a safetensors file contains only tensors. "
             "Save under a name that ends in .pt, or use save_checkpoint."
         )
     write_tensors(path, tensors)
@@ -146,32 +146,32 @@ def load_weights(
     drop_mismatched: bool = False,
     ema: bool = True,
 ) -> LoadReport:
-    """Load weights into a model, in place, from anything people keep weights in.
+    """Load weights into a model, in place, from a file of any format, a state dict or another model.
 
-    Reads safetensors, torch's files of every age, TorchScript archives and pickled models, by their
-    content and without running any code of theirs. Finds the table that fits the model
-    (``state_dict``, ``model``, ...), strips what wrappers added to the names (``module.``,
+    Reads safetensors, torch files of any age, TorchScript archives and pickled models. The format is
+    detected by content, and no code in the file runs. Finds the state dict that fits the model
+    (``state_dict``, ``model``, ...), strips prefixes that wrappers added to the names (``module.``,
     ``_orig_mod.``, ``model.``, ...) and says so in the report. Names and shapes are compared before
-    the first value changes; the values go straight into the model's memory, verified on the way.
-    A part that is on the meta device is given memory.
+    the first value changes; the values are read straight into the model's memory and verified.
+    Parameters and buffers on the meta device are allocated.
 
     Args:
-        model: Any module. A wrapped one is looked at through its wrapper.
+        model: Any module. Wrappers are looked through.
         source: A file, an index of shards, a folder with either, a state dict, or another model.
-        strict: Refuse a source that lacks names or has names left over. If false, load what fits.
+        strict: Refuse a source with missing or unexpected names. If false, load what fits.
         rename: How names in the source become names in the model: ``{"encoder.": ""}`` for prefixes and whole
             names, pairs of regular expressions and replacements, or a function.
         drop_mismatched: Keep the model's own values where shapes differ, such as those of a new head.
-        ema: Where the source has both, take the averaged weights rather than the last ones.
+        ema: If the source has both, load the averaged weights rather than the last ones.
 
     Returns:
         What was loaded and what was not.
 
     Raises:
-        CheckpointError: The source does not fit. The message lists what is missing, left over and of another
-            shape, and the likeliest renaming. The model is unchanged.
-        DamagedFileError: Some bytes are not the ones that were written. The model holds a part of the file by then,
-            unless the message says nothing of it.
+        CheckpointError: The source does not fit. The message lists missing and unexpected names, mismatched
+            shapes, and the likeliest renaming. The model is unchanged.
+        DamagedFileError: Some bytes are not the ones that were written. If the model is partly loaded by then, the
+            message says so.
 
     Example:
         >>> import torch
@@ -180,7 +180,7 @@ def load_weights(
         >>> torch.save({"epoch": 3, "state_dict": {"module.weight": torch.ones(2, 4)}}, "last.ckpt")
         >>> load_weights(model, "last.ckpt", strict=False)
         Loaded 1 of 2 tensors from last.ckpt (verified)
-          peeled: took 'state_dict'; stripped 'module.'
+          unwrapped: took 'state_dict'; stripped 'module.'
           missing in the source: bias
     """
     strict, ema = flag("strict", strict), flag("ema", ema)
@@ -191,7 +191,7 @@ def load_weights(
         )
         report = plan.load()
     if report.not_run:
-        _log.warning("%s names code, which was not run: %s", shown(report.source), some(report.not_run, 6))
+        _log.warning("%s refers to code, which was not run: %s", shown(report.source), some(report.not_run, 6))
     return report
 
 
@@ -229,8 +229,8 @@ def plan_weights(
     _refuse_kinds(match)
     if strict and not perfect and (reader := _reads_delta(opened.metadata)):
         raise CheckpointError(
-            f"{shown(opened.name)} holds only what fine-tuning changed. Give {reader} the pretrained model, which it "
-            "compares with the one that the file was made from."
+            f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
+            "which it compares with the base of the file."
         )
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
@@ -244,13 +244,13 @@ def plan_weights(
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Save a whole model, its class by name included, as ``torch.save(model, path)`` does, but all or nothing.
+    """Save a whole model, its classes by name, as ``torch.save(model, path)`` does, but all or nothing.
 
     To open the file, Python must find the same classes, and whoever opens it must trust it. To
     share a model, prefer :func:`save_weights`.
 
     Raises:
-        FileWriteError: The file could not be written. What stood there is intact.
+        FileWriteError: The file could not be written. Any existing file is left intact.
         CheckpointError: Something in the model can't be pickled.
 
     Example:
@@ -267,23 +267,23 @@ def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
 def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: Iterable[Allowed] = ()) -> Any:
     """Load a whole model, as ``save_model`` or ``torch.save(model, path)`` wrote it, onto the CPU.
 
-    Such a file names the classes to build and can make Python run anything. By default nothing
-    runs: the file is refused, and the error lists what it wants.
+    Such a file names the classes to build and can make Python run any code. By default nothing
+    runs: the file is refused, and the error lists what it asks for.
 
     Args:
         path: The file, of any format that torch has written.
-        trusted: Open it whatever it wants. Its code then runs with your rights.
-        allow: Classes and functions to admit: themselves, or their full dotted names. Objects are made of classes by
-            ``__new__``, ``__setstate__`` and, unless they are modules, their constructor, with data from the file; no
-            instance is called and no property set. Functions are admitted as values, and never called. Nothing of
-            Python, torch or numpy that could run, open or import something is admitted.
+        trusted: Open the file whatever it asks for. Its code then runs with your permissions.
+        allow: Classes and functions to admit, as objects or full dotted names. Instances are created with ``__new__``,
+            ``__setstate__`` and, except for modules, the constructor, from data in the file; no instance is called and
+            no property is set. Functions are admitted as values and never called. Nothing in Python, torch or NumPy
+            that could run, open or import something is admitted.
 
     Returns:
-        What the file holds. A file of plain tensors, which needs no trust, comes back as the table it is.
+        The content of the file. A file of plain tensors, which needs no trust, is returned as the dict it is.
 
     Raises:
-        UntrustedFileError: The file wants more than was admitted.
-        DamagedFileError: It is not whole, or some bytes are not the ones that were written.
+        UntrustedFileError: The file asks for more than was admitted.
+        DamagedFileError: It is incomplete, or some bytes are not the ones that were written.
 
     Example:
         >>> import torch
@@ -292,7 +292,7 @@ def load_model(path: str | os.PathLike[str], *, trusted: bool = False, allow: It
         >>> load_model("model.pt")
         Traceback (most recent call last):
             ...
-        ftkit.errors.UntrustedFileError: Opening model.pt would run code. Beyond plain data and tensors it wants:
+        ftkit.errors.UntrustedFileError: Opening model.pt would run code. Besides plain data and tensors it asks for:
             torch.nn.modules.linear.Linear
         If you know where it comes from, load_model(path, allow=[...]) admits these, and trusted=True everything. \
 Weights alone need no trust: load_weights(model, path).
@@ -301,13 +301,15 @@ Weights alone need no trust: load_weights(model, path).
     with open_file(path) as file:
         if isinstance(file, TensorFile):
             raise CheckpointError(
-                f"{file.path} is a {file.format} file: it holds weights, not objects. "
+                f"{file.path} is a {file.format} file: it contains weights, not objects. "
                 "Build the model, then load_weights(model, path)."
             )
         loaded = load_pickle(file, allow=allow, trusted=trusted)
     if not isinstance(loaded, nn.Module):
         kind = type(loaded).__name__
-        _log.warning("%s holds a %s, not a model: build the model, then load_weights(model, path).", shown(path), kind)
+        _log.warning(
+            "%s contains a %s, not a model: build the model, then load_weights(model, path).", shown(path), kind
+        )
     return loaded
 
 
@@ -331,10 +333,10 @@ def _refuse_empty(source: Source) -> None:
         return
     reason = ""
     if source.wanted:
-        reason = f" that can be read without running code: it wants {some(source.wanted, 6)}"
+        reason = f" that can be read without running code: it asks for {some(source.wanted, 6)}"
     elif source.rare:
         reason = f" but {' and '.join(source.rare)} ones, which load_model(path) opens"
-    raise CheckpointError(f"{shown(source.name)} holds no tensors{reason}.")
+    raise CheckpointError(f"{shown(source.name)} contains no tensors{reason}.")
 
 
 def _reads_delta(metadata: Mapping[str, Any]) -> str:
@@ -355,7 +357,7 @@ def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: 
     count = f"{len(report.loaded_keys)} of {len(places.tensors)}"
     lines = [f"{shown(report.source)} does not fit the {places.kind}: {count} tensors match."]
     if report.steps:
-        lines.append(f"peeled: {'; '.join(report.steps)}")
+        lines.append(f"unwrapped: {'; '.join(report.steps)}")
     lines += _listing(report.missing_keys, report.unexpected_keys, report.mismatched_keys, report.rare)
     lines += suggestions(match, places)
     remedies = {
@@ -377,7 +379,7 @@ def _refuse_kinds(match: Match) -> None:
         if pair.converts and stored.dtype in _STEPS and (wanted.is_floating_point or wanted.is_complex):
             raise CheckpointError(
                 f"{key!r} is {stored.dtype} in the source and {wanted} in the model: quantized values mean nothing "
-                "without their scale. Dequantize them, and give load_weights the state dict."
+                "without their scale. Dequantize them, and pass the state dict to load_weights."
             )
         if pair.converts:
             try:
@@ -399,8 +401,8 @@ def _fill(model: nn.Module, match: Match, places: Places) -> None:
         if len(fresh) == len(entries):
             raise
         raise DamagedFileError(
-            f"{error} The {places.kind} holds a part of it by now: load an intact file, or build the model again, "
-            "before you use it."
+            f"{error} The {places.kind} is partly loaded by now: load an intact file, or rebuild the model, before you "
+            "use it."
         ) from error
     if fresh:
         _give_memory(model, fresh)
@@ -456,6 +458,6 @@ def _listing(
     if unexpected:
         yield f"unexpected in the source: {some(unexpected, _LISTED)}"
     if mismatched:
-        yield f"of another shape: {some(mismatched, 8, '; ')}"
+        yield f"mismatched shapes: {some(mismatched, 8, '; ')}"
     if rare:
-        yield f"left out: {' and '.join(rare)} tensors, which load_model(path) opens"
+        yield f"skipped: {' and '.join(rare)} tensors, which load_model(path) opens"

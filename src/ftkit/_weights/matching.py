@@ -21,7 +21,7 @@ Rename: TypeAlias = Mapping[str, str] | Iterable[tuple[str | re.Pattern[str], st
 """How names in a file become names in the model.
 
 - ``{"encoder.": "backbone.", "fc": "head"}``: whole names, or their first components. ``""`` stands for no prefix.
-- ``[(r"^block(\\d)", r"blocks.\\1")]``: regular expressions and what replaces their matches, one after the other.
+- ``[(r"^block(\\d)", r"blocks.\\1")]``: regular expressions and their replacements, applied in order.
 - ``lambda name: ...``: the new name, or ``None`` to leave the tensor out.
 """
 
@@ -205,7 +205,7 @@ def renamer(rename: Rename | None) -> Callable[[str], str | None]:
 
 def _new_name(name: object) -> str | None:
     if not isinstance(name, str | None):
-        raise CheckpointError(f"rename gave {came(name)}, and not a name or None.")
+        raise CheckpointError(f"rename returned {came(name)}, not a name or None.")
     return name
 
 
@@ -213,7 +213,7 @@ def _by_prefix(rename: Mapping[str, str]) -> Callable[[str], str]:
     """Rename whole names, or the longest of their first components that is given."""
     for name in (*rename, *rename.values()):
         if not isinstance(name, str):
-            raise CheckpointError(f"rename={came(rename)} takes names and prefixes as text, and {came(name)} is none.")
+            raise CheckpointError(f"rename={came(rename)} takes names and prefixes as text, not {came(name)}.")
     prefixes = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
 
     def renamed(name: str) -> str:
@@ -231,14 +231,14 @@ def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable
     try:
         given: list[Any] = list(rename)
         if any(isinstance(pair, str) for pair in given):  # one of two letters would pass for a pair
-            raise TypeError("text is no pair")
+            raise TypeError("text is not a pair")
         pairs: list[tuple[re.Pattern[str], str]] = [(re.compile(old), new) for old, new in given]
         for pattern, replacement in pairs:
             pattern.sub(replacement, "")
     except (TypeError, ValueError, IndexError, re.error) as error:
         raise CheckpointError(
-            f"rename={came(rename)} is no dict of prefixes, no function of a name, and no pairs of a regular "
-            f"expression and its replacement: {error}."
+            f"rename={came(rename)} is not a dict of prefixes, a function of a name, or pairs of a regular expression "
+            f"and its replacement: {error}."
         ) from error
 
     def renamed(name: str) -> str:

@@ -49,7 +49,7 @@ class Source:
         metadata: What it says beyond tensors: a file's metadata, or the plain values of its outermost table.
         verified: Whether any damage to the tensors will be noticed.
         wanted: The classes and functions it names, which were not looked up and did not run.
-        rare: The kinds of tensors in it that are not dense, and left out: ``sparse``, ``quantized``, ...
+        rare: The kinds of tensors in it that are not dense and are skipped: ``sparse``, ``quantized``, ...
         budget: What working on its names may cost.
         files: What is closed with it.
     """
@@ -81,10 +81,10 @@ class Source:
 
 
 def open_source(source: WeightsSource) -> Source:
-    """Open whatever holds weights.
+    """Open any source of weights.
 
     Raises:
-        CheckpointError: It is no weights file, or a damaged one.
+        CheckpointError: It is not a weights file, or it is damaged.
 
     Example:
         >>> import torch
@@ -145,13 +145,13 @@ def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:
     entries = {file: shard.tables[0].entries if shard.tables else {} for file, shard in shards.items()}
     if lost := [name for name, file in homes.items() if name not in entries[file]]:
         raise CheckpointError(
-            f"{shown(homes[lost[0]])} does not hold {lost[0]!r}, which {shown(path.name)} says is there."
+            f"{shown(homes[lost[0]])} does not contain {lost[0]!r}, although {shown(path.name)} says so."
         )
     for file, inside in entries.items():
         if doubled := next((name for name in inside if homes.get(name, file) != file), None):
             raise CheckpointError(
-                f"{shown(file)} and {shown(homes[doubled])} both hold {doubled!r}, which {shown(path.name)} says is in "
-                "the latter: the shards are of two models, or of two ways to cut one. Take them all from one place."
+                f"{shown(file)} and {shown(homes[doubled])} both contain {doubled!r}, which {shown(path.name)} says is "
+                "in the latter: the shards come from two models, or from two ways to split one. Use one set of shards."
             )
     table = {name: entries[file][name] for name, file in homes.items()}
     _check_size(path, metadata.get("total_size"), table.values())
@@ -173,14 +173,14 @@ def _check_size(path: Path, declared: object, entries: Iterable[Entry]) -> None:
     least, most = sum(dict(sizes).values()), sum(nbytes for _, nbytes in sizes)
     if isinstance(declared, int | float) and not least <= declared <= most:
         _log.warning(
-            "%s declares %s bytes, and its shards hold %s: it was written for other files, or some were replaced.",
+            "%s declares %s bytes, but its shards contain %s: it was written for other files, or some were replaced.",
             *(shown(path), shown(declared), f"{most:,}"),
         )
 
 
 def _shard(index: Path, file: str) -> Path:
     if Path(file).name != file or file in {"", ".", ".."} or file.endswith(".json"):
-        raise CheckpointError(f"{shown(index)} names a shard {file!r}; a shard is a weights file beside its index.")
+        raise CheckpointError(f"{shown(index)} names a shard {file!r}; a shard is a weights file next to its index.")
     if not (index.parent / file).is_file():
         raise CheckpointError(
             f"The shard {shown(file)} that {shown(index.name)} names is missing from {shown(index.parent)}."
@@ -192,13 +192,15 @@ def _index(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Read an index of shards: the file that holds each tensor, and the metadata."""
     try:
         if path.stat().st_size > _MAX_INDEX:
-            raise ValueError("it is too long")
+            raise ValueError("it is too large")
         index = json.loads(path.read_text(encoding="utf-8"))
         if not (isinstance(index, dict) and "weight_map" in index):
             raise ValueError("it has no 'weight_map'")
         files = {str(name): str(file) for name, file in index["weight_map"].items()}
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{shown(path)} is no index of shards, as save_pretrained writes: {error}.") from error
+        raise CheckpointError(
+            f"{shown(path)} is not an index of shards such as save_pretrained writes: {error}."
+        ) from error
     metadata = index.get("metadata")
     return files, metadata if isinstance(metadata, dict) else {}
 
@@ -218,7 +220,7 @@ def _file_in(path: Path) -> Path:
     if _TRAINERS_WEIGHTS in found:
         found = [_TRAINERS_WEIGHTS]
     if not found:
-        raise CheckpointError(f"{shown(path)} holds no weights file; it holds {some(names, 6) or 'nothing'}.")
+        raise CheckpointError(f"{shown(path)} contains no weights file; it contains {some(names, 6) or 'nothing'}.")
     if len(found) > 1:
-        raise CheckpointError(f"{shown(path)} holds several weights files: {some(found, 6)}. Name one of them.")
+        raise CheckpointError(f"{shown(path)} contains several weights files: {some(found, 6)}. Pass one of them.")
     return path / found[0]
