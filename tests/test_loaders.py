@@ -152,7 +152,7 @@ def test_what_it_cannot_resume_it_refuses() -> None:
 
     with pytest.raises(FtkitError, match="state_dict"):
         ResumableLoader(Stream())
-    with pytest.raises(CheckpointError, match="not a state_dict\(\) of a ResumableLoader"):
+    with pytest.raises(CheckpointError, match=r"not a state_dict\(\) of a ResumableLoader"):
         ResumableLoader([1]).load_state_dict({"epoch": 1})
 
 

@@ -73,7 +73,7 @@ def test_objects_of_others_are_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     checkpoint = load_checkpoint(tmp_path / "theirs.pth.tar", model=again, optimizer=other)
     assert (checkpoint.epoch, checkpoint.extra) == (4, {"arch": "mlp"})
     assert torch.equal(flat(again), flat(model))
-    assert "'args' is left out, as it would run code (tests.checkpoints.test_runfile.Settings" in caplog.text
+    assert "'args' is ignored, because it would run code (tests.checkpoints.test_runfile.Settings" in caplog.text
     assert "'kind' is left out" in caplog.text
     before = flat(again)
     torch.save(theirs | {"state_dict": model}, tmp_path / "theirs.pth.tar")
