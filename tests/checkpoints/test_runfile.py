@@ -109,7 +109,7 @@ def test_a_state_that_is_none(tmp_path: Path) -> None:
     """Without weights under a usual name the error says who finds them; nonsense for an optimizer is one of ours."""
     model = make()
     torch.save({"model": None, "ema": Settings(), "epoch": 1}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="finds weights wherever they lie"):
+    with pytest.raises(CheckpointError, match="finds weights wherever they are"):
         load_checkpoint(tmp_path / "a.pt", model=model)
     optimizer = torch.optim.AdamW(model.parameters())
     steps(model, optimizer)
