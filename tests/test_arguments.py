@@ -66,7 +66,7 @@ def test_numbers(of: Any, value: float) -> None:
 @pytest.mark.parametrize("value", [True, np.True_, torch.tensor(True), "1", None, [1.0], torch.ones(2), np.ones(2), 1j])
 def test_no_numbers(value: Any) -> None:
     """Not what text would be, nor the first of several."""
-    with pytest.raises(FtkitError, match="x must be one number, not"):
+    with pytest.raises(FtkitError, match="x must be a single number, not"):
         real_number("x", value)
 
 

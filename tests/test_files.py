@@ -122,7 +122,7 @@ def test_the_advice_fits_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     for number, advice in [
         (errno.ENOSPC, "Free some space"),
-        (errno.EACCES, "Choose a folder you may write to"),
+        (errno.EACCES, "Choose a folder you can write to"),
         (errno.EIO, "Choose another folder"),
     ]:
         refuse(number)

@@ -94,11 +94,11 @@ freeze(Net)                                                the class Net: call i
 freeze(state)                                              an OrderedDict: load_weights puts a state dict into
 freeze("resnet18")                                         'resnet18': load or build the model first
 freeze(model, "classifer")                                 Did you mean 'classifier'
-freeze(model, None)                                        None is no selector: expected a name
-freeze(model, b"classifier")                               b'classifier' is no selector
-freeze(model, state)                                       an OrderedDict is no selector
-freeze(model, {"features": 1})                             {'features': 1} is no selector
-freeze(model, model.classifier.weight.data)                no selector: expected
+freeze(model, None)                                        None is not a selector: expected a name
+freeze(model, b"classifier")                               b'classifier' is not a selector
+freeze(model, state)                                       an OrderedDict is not a selector
+freeze(model, {"features": 1})                             {'features': 1} is not a selector
+freeze(model, model.classifier.weight.data)                not a selector: expected
 freeze(model, lambda name: True)                           Write a function: lambda name, module: ...
 freeze(model, "features", norm_stats="no")                 norm_stats must be True or False, not 'no'
 freeze(model, "features", keep_dropout=None)               keep_dropout must be True or False, not None
@@ -108,8 +108,8 @@ freeze_except(model, "classifier", optimizer="sgd")        optimizer must be a t
 unfreeze(model, optimizer=torch.optim.AdamW)               not the class AdamW
 unfreeze(model, optimizer=scheduler, scheduler=optimizer)  must be a torch.optim.Optimizer, not a StepLR
 unfreeze(model, optimizer=optimizer.state_dict())          must be a torch.optim.Optimizer, not a dict
-unfreeze(model, optimizer)                                 is no selector
-is_frozen(model, 3)                                        3 is no selector
+unfreeze(model, optimizer)                                 is not a selector
+is_frozen(model, 3)                                        3 is not a selector
 trainable(state)                                           must be a torch.nn.Module, but this is an OrderedDict
 FreezeSchedule([("classifier", 0)])                        phases must be a dict such as {0: 'head', 5: 'layer4'}
 FreezeSchedule("classifier")                               or a function of the epoch, not 'classifier'
@@ -120,7 +120,7 @@ FreezeSchedule(lambda: "fc").step(0, model=model)          lambda epoch: ...
 schedule.step("0", model=model)                            epoch must be a whole number of at least 0, not '0'
 schedule.step(1.5, model=model)                            not 1.5
 schedule.step(0, model=model, optimizer="adam")            not 'adam'
-schedule.load_state_dict(None)                             None is no state of a FreezeSchedule
+schedule.load_state_dict(None)                             None is not a state_dict() of a FreezeSchedule
 schedule.load_state_dict({"phase": 1})                     it lacks 'trainable', 'groups'
 param_groups(model, lr="1e-3")                             lr must be a number of at least 0, not '1e-3'
 param_groups(model, lr=None)                               not None
@@ -173,7 +173,7 @@ largest_batch(model, SIZE, memory=None, optimizer=None)    not None
 largest_batch(model, SIZE, memory=9e9, mode="evla", optimizer=None)  Did you mean 'eval'
 save_weights("new.pt", model)                              Expected a path as path, got a Net
 save_weights(model, "")                                    got '', which is empty
-save_weights(model, "a\0b")                                which has a NUL in it
+save_weights(model, "a\0b")                                which contains a NUL
 save_weights(model, "https://x.org/new.pt")                is a URL. Download or upload it yourself
 save_weights(model, StringIO())                            got a StringIO
 save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict must be text, not 1
@@ -213,14 +213,14 @@ load_checkpoint("x.safetensors")                           There is no file x.sa
 CheckpointManager("folder", keep_last="3")                 keep_last must be a whole number of at least 0
 EarlyStopping("3", mode="min")                             patience must be a whole number of at least 1, not '3'
 EarlyStopping(3, mode="min", min_delta="0.1")              min_delta must be a number of at least 0, not '0.1'
-stopping.step("0.5")                                       The value of a metric must be one number, not '0.5'
+stopping.step("0.5")                                       The value of a metric must be a single number, not '0.5'
 stopping.step(torch.tensor([1.0, 2.0]))                    not tensor([1., 2.])
-stopping.load_state_dict(None)                             None is no state of an EarlyStopping
-ResumableLoader(None)                                      must be one that is indexed, such as a list, not None
+stopping.load_state_dict(None)                             None is not a state_dict() of an EarlyStopping
+ResumableLoader(None)                                      must be map-style (indexable), such as a list, not None
 ResumableLoader("img")                                     not 'img'
 ResumableLoader([1, 2], batch_size="2")                    batch_size must be a whole number of at least 0, not '2'
-ResumableLoader([1, 2], batch_size=0)                      torch makes no DataLoader of these arguments
-loader.load_state_dict([])                                 [] is no state of a ResumableLoader
+ResumableLoader([1, 2], batch_size=0)                      torch can't build a DataLoader from these arguments
+loader.load_state_dict([])                                 [] is not a state_dict() of a ResumableLoader
 extract_archive(None, "new")                               Expected a path as source, got None
 extract_archive("pets.zip", 3)                             Expected a path as dest, got 3
 extract_archive("pet.zip", "new")                          Did you mean 'pets.zip'
@@ -238,7 +238,7 @@ scan_images("img", workers=1.5)                            not 1.5
 scan_images("img", timeout="10")                           timeout must be a number of seconds, more than 0 and finite
 scan_images("img", splits="train,val")                     write splits=['train', 'val']
 scan_images("img", splits=3)                               splits must be a list of folders, not 3
-scan_images("img", splits={"train": ["a"]})                as text, and ['a'] is none
+scan_images("img", splits={"train": ["a"]})                as strings, but ['a'] is not a string
 scan_images("img", executor=4)                             executor must be a concurrent.futures.Executor, not 4
 scan_images("img", executor=ThreadPoolExecutor)            not the class ThreadPoolExecutor
 scan_images("img", progress="no")                          progress must be True or False, not 'no'
@@ -250,7 +250,7 @@ verify_frozen(Net).__enter__()                             is the class Net: cal
 report.quarantine(None)                                    Expected a path as dest, got None
 report.quarantine("new", 3)                                kinds must be a list of kinds of findings, not 3
 report.quarantine("new", "unusabel")                       Did you mean 'unusable'
-report.quarantine("new", [3])                              as text, and 3 is none
+report.quarantine("new", [3])                              as strings, but 3 is not a string
 report.repair(3)                                           Expected a folder for the copies, got 3
 report.to_json(3)                                          Expected a path as path, got 3
 restore(None)                                              Expected a path as manifest, got None

@@ -165,9 +165,9 @@ def test_numbers_of_numpy_and_torch_are_numbers(whole: Any, number: Any, tmp_pat
 def test_a_metric_that_is_no_number_is_an_error() -> None:
     """A whole batch of losses, or none."""
     for wrong in (torch.ones(2), None, "low", [1.0]):
-        with pytest.raises(FtkitError, match="one number"):
+        with pytest.raises(FtkitError, match="single number"):
             EarlyStopping(1, monitor="val_loss").step({"val_loss": wrong})  # type: ignore[dict-item]  # on purpose
-        with pytest.raises(FtkitError, match="one number"):
+        with pytest.raises(FtkitError, match="single number"):
             EarlyStopping(1, monitor="val_loss").step(wrong)  # type: ignore[arg-type]  # on purpose
 
 
@@ -232,7 +232,7 @@ def test_a_foreign_state_is_refused() -> None:
 def test_a_count_goes_on_the_same_way_only() -> None:
     """A state says which way is better; older ones don't, and are taken."""
     state = EarlyStopping(patience=2, mode="max").state_dict()
-    with pytest.raises(FtkitError, match=r"counted with mode='max'.*mode='min'"):
+    with pytest.raises(FtkitError, match=r"saved with mode='max'.*mode='min'"):
         EarlyStopping(patience=2, mode="min").load_state_dict(state)
     del state["mode"]
     EarlyStopping(patience=2, mode="min").load_state_dict(state)
@@ -241,7 +241,7 @@ def test_a_count_goes_on_the_same_way_only() -> None:
 @pytest.mark.parametrize("metrics", [0.5, "low", [0.5], {"val_loss": "low"}, {"val_loss": None}, {"val_loss": 10**400}])
 def test_metrics_are_numbers_by_name(metrics: Any) -> None:
     """Anything else is an error that says what came."""
-    with pytest.raises(FtkitError, match=r"must be a dict of numbers|must be one number"):
+    with pytest.raises(FtkitError, match=r"must be a dict of numbers|must be a single number"):
         numbers_of(metrics)
 
 

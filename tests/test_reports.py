@@ -129,7 +129,7 @@ def test_states_are_told(reports: dict[str, Any]) -> None:
     """What goes on from step to step says where it stands."""
     said = {name: " ".join(repr(reports[name]).split()) for name in ("manager", "stopping", "schedule", "loader")}
     assert "2 checkpoints, best 1-0.0000.safetensors (val_loss 0), newest 2-1.0000.safetensors>" in said["manager"]
-    assert said["stopping"].endswith("patience 2: best 0.5, then 1 no better>")
+    assert said["stopping"].endswith("patience 2: best 0.5, then 1 without improvement>")
     assert said["schedule"] == (
         "<FreezeSchedule {0: '6', 3: ['1', Sequential, LayerNorm]}: phase 0, with 2 trainable parameters>"
     )

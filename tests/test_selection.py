@@ -256,14 +256,14 @@ def test_a_model_that_is_one_layer() -> None:
         ("xyz.[01]", r"use re.compile"),
         ("qqqqq", r"Its children are 'stem', 'layer1', 'layer10', 'head'"),
         ("", r"'' matches no module"),
-        (re.compile("zzz"), r"finds no parameter or buffer.*look like 'stem.0.weight'"),
+        (re.compile("zzz"), r"matches no parameter or buffer.*look like 'stem.0.weight'"),
         (nn.BatchNorm1d, r"no module of type BatchNorm1d. Did you mean 'BatchNorm2d'"),
-        (nn.Linear(1, 1), r"no part of the ModuleDict"),
-        (nn.Parameter(torch.zeros(2, 3)), r"shape \(2, 3\) is no part"),
+        (nn.Linear(1, 1), r"not part of the ModuleDict"),
+        (nn.Parameter(torch.zeros(2, 3)), r"shape \(2, 3\) is not part"),
         (lambda name, module: False, r"true for no module"),
         ([], r"An empty list selects nothing"),
         (["stem", "hed"], r"Did you mean 'head'"),
-        (7, r"7 is no selector"),
+        (7, r"7 is not a selector"),
     ],
 )
 def test_what_matches_nothing_is_an_error_that_helps(model: nn.Module, selector: object, message: str) -> None:

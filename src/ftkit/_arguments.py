@@ -1,7 +1,7 @@
-"""What callers pass: numbers, sizes, paths, lists and the like, read, or an error that says what came.
+"""Validate what callers pass: numbers, sizes, paths, lists and the like; errors say what came instead.
 
-To each reader ``what`` is the argument's name, ``value`` what came, ``otherwise`` what else it may be, in words for the
-message, and ``error`` what to raise.
+In each function, ``what`` is the argument's name, ``value`` what was passed, ``otherwise`` what else it may be, in
+words for the message, and ``error`` what to raise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LONGEST: Final = 60
 
 
 def came(value: object) -> str:
-    """Say what came: a short value as it is written, anything else by its kind.
+    """Describe what was passed: a short value by its repr, anything else by its type.
 
     Example:
         >>> from ftkit._arguments import came
@@ -57,10 +57,10 @@ def _scalar(value: object) -> Any:
 def whole_number(
     what: str, value: object, *, least: float = -math.inf, otherwise: str = "", error: type[FtkitError] = FtkitError
 ) -> int:
-    """Return an argument as a plain whole number; one of NumPy or torch is one too.
+    """Return an argument as a plain int; integers of NumPy and torch are accepted.
 
     Raises:
-        FtkitError: It is none, or less than ``least``.
+        FtkitError: It is not a whole number, or less than ``least``.
 
     Example:
         >>> import numpy as np
@@ -80,10 +80,10 @@ def whole_number(
 
 
 def real_number(what: str, value: object, rule: str = "", fits: Callable[[float], bool] = lambda _: True) -> float:
-    """Return an argument as a plain number; one of NumPy or torch is one too, text and truth values are none.
+    """Return an argument as a plain float; numbers of NumPy and torch are accepted, strings and bools are not.
 
     Raises:
-        FtkitError: It is no number, or none that ``fits``, which ``rule`` puts in words.
+        FtkitError: It is not a number, or not one that ``fits``, which ``rule`` puts in words.
 
     Example:
         >>> import numpy as np
@@ -98,14 +98,14 @@ def real_number(what: str, value: object, rule: str = "", fits: Callable[[float]
     with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):  # several numbers in one tensor, say
         if isinstance(plain, SupportsFloat) and not isinstance(plain, bool) and fits(float(plain)):
             return float(plain)
-    raise FtkitError(f"{what} must be {f'a number {rule}' if rule else 'one number'}, not {came(value)}.")
+    raise FtkitError(f"{what} must be {f'a number {rule}' if rule else 'a single number'}, not {came(value)}.")
 
 
 def byte_count(what: str, value: object) -> float:
-    """Return a number of bytes, also from words: ``"8 GB"`` is 8 times 1000**3, ``"8 GiB"`` 8 times 1024**3.
+    """Return a number of bytes, also from text: ``"8 GB"`` is 8 times 1000**3, ``"8 GiB"`` 8 times 1024**3.
 
     Raises:
-        FtkitError: It is none.
+        FtkitError: It is not a number of bytes.
 
     Example:
         >>> from ftkit._arguments import byte_count
@@ -119,7 +119,7 @@ def byte_count(what: str, value: object) -> float:
 
 
 def flag(what: str, value: object) -> bool:
-    """Return an argument as a truth value. Words are none: ``"no"`` would count as yes.
+    """Return an argument as a bool. Text is refused: ``"no"`` would count as true.
 
     Raises:
         FtkitError: It is neither true nor false.
@@ -140,7 +140,7 @@ def one_of(what: str, value: object, known: Collection[str]) -> str:
     """Return an argument that is one of a few words.
 
     Raises:
-        FtkitError: It is none; the message names the closest.
+        FtkitError: It is not one of them; the message names the closest.
 
     Example:
         >>> from ftkit._arguments import one_of
@@ -158,7 +158,7 @@ def path_or_url(what: str, value: object, *, error: type[FtkitError] = FtkitErro
     """Return the name of a file or folder, or a URL, as it was written; ``~`` is the home folder.
 
     Raises:
-        FtkitError: It is no path.
+        FtkitError: It is not a path.
 
     Example:
         >>> from ftkit._arguments import path_or_url
@@ -173,15 +173,15 @@ def path_or_url(what: str, value: object, *, error: type[FtkitError] = FtkitErro
     except TypeError:
         raise error(f"Expected a path{otherwise} as {what}, got {came(value)}.") from None
     if not name or "\0" in name:
-        raise error(f"Expected a path as {what}, got {came(name)}, which {'has a NUL in it' if name else 'is empty'}.")
-    return os.path.expanduser(name)  # noqa: PTH111  (which leaves a '~name' of nobody as it is)
+        raise error(f"Expected a path as {what}, got {came(name)}, which {'contains a NUL' if name else 'is empty'}.")
+    return os.path.expanduser(name)  # noqa: PTH111  (which leaves a '~name' of no user as is)
 
 
 def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError, otherwise: str = "") -> Path:
-    """Return a path of this machine; ``~`` is the home folder.
+    """Return a local path; ``~`` is the home folder.
 
     Raises:
-        FtkitError: It is no path, or a URL: a folder called ``s3:`` is never what was meant.
+        FtkitError: It is not a path, or it is a URL: a folder called ``s3:`` is never what was meant.
 
     Example:
         >>> from ftkit._arguments import local_path
@@ -193,18 +193,18 @@ def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError
     """
     name = path_or_url(what, value, error=error, otherwise=otherwise)
     if _URL.match(name):
-        raise error(f"{shown(name)} is a URL. Download or upload it yourself: a path of this machine is needed.")
+        raise error(f"{shown(name)} is a URL. Download or upload it yourself: a local path is needed.")
     found = Path(name)
     return found.absolute() if str(found).startswith("~") else found  # "./~": not to be expanded by the next reader
 
 
 def listed(what: str, value: object, of: str) -> list[Any]:
-    """Return an argument that is a list, or anything else to loop over, as a list.
+    """Return an argument that is a list, or any other iterable, as a list.
 
-    Text can be looped over too, letter by letter, which nobody means.
+    Strings are iterable too, letter by letter, but no one means that.
 
     Raises:
-        FtkitError: It is no list ``of`` anything.
+        FtkitError: It is not iterable, or is a string, bytes or a mapping.
 
     Example:
         >>> from ftkit._arguments import listed
@@ -225,10 +225,10 @@ def listed(what: str, value: object, of: str) -> list[Any]:
 
 
 def strings(what: str, value: object, of: str) -> list[str]:
-    """Return an argument that is a list of text.
+    """Return an argument that is a list of strings.
 
     Raises:
-        FtkitError: It is no list, or something in it is no text.
+        FtkitError: It is not a list, or something in it is not a string.
 
     Example:
         >>> from ftkit._arguments import strings
@@ -238,12 +238,12 @@ def strings(what: str, value: object, of: str) -> list[str]:
     texts = listed(what, value, of)
     for text in texts:
         if not isinstance(text, str):
-            raise FtkitError(f"{what} must be a list of {of} as text, and {came(text)} is none.")
+            raise FtkitError(f"{what} must be a list of {of} as strings, but {came(text)} is not a string.")
     return texts
 
 
 def entries_of(of: str, value: object, keys: Iterable[str], error: type[FtkitError] = FtkitError) -> Mapping[str, Any]:
-    """Return what the ``state_dict()`` of a class gave.
+    """Return what the ``state_dict()`` of a class returned.
 
     Raises:
         FtkitError: It lacks one of the ``keys``.
@@ -252,23 +252,23 @@ def entries_of(of: str, value: object, keys: Iterable[str], error: type[FtkitErr
         >>> from ftkit._arguments import entries_of
         >>> entries_of("EarlyStopping", {"best": 1.0}, ["best", "stale"])
         Traceback (most recent call last):
-        ftkit.errors.FtkitError: {'best': 1.0} is no state of an EarlyStopping, ... it lacks 'stale'.
+        ftkit.errors.FtkitError: {'best': 1.0} is not a state_dict() of an EarlyStopping: it lacks 'stale'.
     """
     given: Mapping[str, Any] = value if isinstance(value, Mapping) else {}
     if lacks := [repr(key) for key in keys if key not in given]:
-        raise error(f"{came(value)} is no state of {_a(of)}, as its state_dict() gives: it lacks {', '.join(lacks)}.")
+        raise error(f"{came(value)} is not a state_dict() of {_a(of)}: it lacks {', '.join(lacks)}.")
     return given
 
 
 def call(
     what: str, function: Callable[..., Any], *values: object, takes: str, error: type[FtkitError] = FtkitError
 ) -> Any:
-    """Call a function that was passed as an argument, with values of the names that it ``takes``.
+    """Call a function that was passed as an argument; ``takes`` names the values it is called with.
 
-    What goes wrong inside of it is its author's to see.
+    Errors raised inside it pass through, for its author to see.
 
     Raises:
-        FtkitError: It can't be called so.
+        FtkitError: It can't be called with these values.
 
     Example:
         >>> from ftkit._arguments import call

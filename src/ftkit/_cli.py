@@ -1,4 +1,4 @@
-"""``ftkit summary|inspect|diff|scan|extract``: the library's calls, from a shell."""
+"""``ftkit summary|inspect|diff|scan|extract``: the library from the command line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FOUND, _FAILED = 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status of the process.
 
-    0 is success; 1 says that ``diff`` found differences or ``scan`` unusable files; 2 is an error, told in one
+    0 is success; 1 means that ``diff`` found differences or ``scan`` unusable files; 2 is an error, reported in one
     line on stderr.
 
     Example:
@@ -76,12 +76,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ftkit", description="The chores of fine-tuning a PyTorch model.")
+    parser = _Parser(prog="ftkit", description="Tools for fine-tuning PyTorch models.")
     parser.add_argument("-V", "--version", action="version", version=f"ftkit {ftkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     summary = commands.add_parser("summary", help="show a model's layers and what a training step costs")
-    summary.add_argument("model", metavar="MODEL", help="a model of timm or torchvision, or your own as module:factory")
+    summary.add_argument("model", metavar="MODEL", help="a timm or torchvision model, or your own as module:factory")
     summary.add_argument("size", metavar="SHAPE", nargs="*", type=_size, help="input shape(s), such as 32,3,224,224")
     summary.add_argument("--depth", metavar="N", type=int, help="levels of modules to show (default: what fits)")
     summary.add_argument("--mode", choices=["train", "eval"], help="mode to measure in (default: as built)")
@@ -97,21 +97,21 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(run=_diff)
 
     scan = commands.add_parser("scan", help="find broken images, duplicates and leaks; changes nothing")
-    scan.add_argument("root", metavar="FOLDER", help="the data set, with class folders or splits in it")
+    scan.add_argument("root", metavar="FOLDER", help="the dataset, with class folders or splits in it")
     scan.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one per core)")
     scan.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="limit per file (default: 10)")
-    scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders that are splits, such as train,val")
+    scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders to treat as splits, such as train,val")
     scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
-    scan.add_argument("--journal", metavar="FILE", help="keep a journal in FILE, and continue from it")
-    scan.add_argument("--html", metavar="FILE", help="also write a page with thumbnails")
-    scan.add_argument("--csv", metavar="FILE", help="also write the findings as a table")
+    scan.add_argument("--journal", metavar="FILE", help="keep a journal in FILE and resume from it")
+    scan.add_argument("--html", metavar="FILE", help="also write an HTML page with thumbnails")
+    scan.add_argument("--csv", metavar="FILE", help="also write the findings as CSV")
     scan.set_defaults(run=_scan)
 
     extract = commands.add_parser("extract", help="unpack an archive into a new folder: all of it, checked, or nothing")
     extract.add_argument("archive", metavar="ARCHIVE", help="zip, tar (also compressed) or 7z")
     extract.add_argument("dest", metavar="FOLDER", help="the folder to create")
     extract.add_argument("--encoding", metavar="NAME", help="encoding of file names that don't state it, such as cp949")
-    extract.add_argument("--password", metavar="WORD", nargs="?", const="", help="without WORD, you are asked for it")
+    extract.add_argument("--password", metavar="WORD", nargs="?", const="", help="password; prompts if WORD is omitted")
     extract.add_argument("--strip", action="store_true", help="drop the single folder that contains everything")
     for name, meaning in (
         ("bytes", "unpacked size"),
@@ -144,7 +144,7 @@ def _print(report: Report, *, as_json: bool) -> None:
     sys.stdout.write(f"{report.to_json() if as_json else report}\n")
 
 
-# ---- the commands: each returns its report, and whether it found what scripts look for
+# ---- the commands: each returns its report, and whether the exit status is 1
 
 
 def _summary(options: argparse.Namespace) -> tuple[Report, bool]:
@@ -165,12 +165,12 @@ def _model(name: str) -> nn.Module:
         factory = getattr(module, factory_name, None)
         if factory is None:
             close = did_you_mean(factory_name, dir(module))
-            raise FtkitError(f"{module_name} has nothing by the name {factory_name!r}.{close}")
+            raise FtkitError(f"{module_name} has no attribute {factory_name!r}.{close}")
         model: nn.Module = factory if isinstance(factory, nn.Module) else factory()
     except FtkitError:
         raise
-    except Exception as error:  # somebody's own code may fail in any way
-        raise FtkitError(f"{name} makes no model: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the user's own code may fail in any way
+        raise FtkitError(f"{name} could not be built: {type(error).__name__}: {error}") from error
     return model
 
 
@@ -189,8 +189,8 @@ def _listed_model(name: str) -> nn.Module:
         if name in known:
             return cast("nn.Module", models.get_model(name))
     raise FtkitError(
-        f"No model of timm or torchvision (where installed) is called {name!r}.{did_you_mean(name, known)} "
-        "Your own is named as module:factory."
+        f"No timm or torchvision model (if installed) is called {name!r}.{did_you_mean(name, known)} "
+        "Name your own model as module:factory."
     )
 
 

@@ -1,4 +1,4 @@
-"""A DataLoader that can stop after any batch and go on with the next one, in another process, to the bit."""
+"""A DataLoader that can stop after any batch and resume with the next, in another process, bit for bit."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _COUNTS: Final = frozenset({"batch_size", "num_workers", "prefetch_factor"})
 
 
 class ResumableLoader(IndexedLoader[T_co]):
-    """A ``DataLoader`` whose place within an epoch is part of a checkpoint.
+    """A ``DataLoader`` whose position within an epoch can be saved in a checkpoint.
 
-    It takes the same arguments and gives the same batches, in an order that depends on one number drawn at
-    the start of each epoch, whatever the sampler. Passed as ``sampler=`` to :func:`ftkit.save_checkpoint`
-    after a step, and to :func:`ftkit.load_checkpoint`, it goes on with the batch after that step; batches
-    that were done are skipped without being loaded. Saved in the loop's body after the last batch, the epoch is
-    still under way: taken up again it gives no batch, and what your loop does after an epoch is done.
+    It takes the same arguments and yields the same batches; their order depends only on a seed drawn at
+    the start of each epoch, whatever the sampler. Pass it as ``sampler=`` to :func:`ftkit.save_checkpoint`
+    after a step, and to :func:`ftkit.load_checkpoint`: it resumes with the batch after that step, and skips
+    completed batches without loading them. If it was saved in the loop's body after the last batch, the epoch is
+    still in progress: on resume it yields no more batches, and whatever your loop does after an epoch is run.
 
-    With worker processes, the random numbers that a dataset draws depend on the epoch and the batch alone, so
-    that they are the same after a resume, with any number of workers. Without, they come from the global
-    generators, which the checkpoint keeps.
+    With worker processes, the random numbers that a dataset draws depend only on the epoch and the batch, so
+    they are the same after a resume, with any number of workers. Without workers, they come from the global
+    generators, which the checkpoint saves.
 
-    Iterate over the loader itself: ``Accelerator.prepare`` makes a plain one of it, which does not know its place.
+    Iterate over the loader itself: ``Accelerator.prepare`` replaces it with a plain one that loses its position.
 
     Args:
         *args: As for ``torch.utils.data.DataLoader``.
-        **options: Likewise. The dataset must be one that is indexed.
+        **options: As for ``torch.utils.data.DataLoader``. The dataset must be map-style (indexable).
 
     Raises:
-        FtkitError: The dataset is an ``IterableDataset``, whose place nobody but itself can know.
+        FtkitError: The dataset is an ``IterableDataset``, whose position only it can know.
 
     Example:
         >>> from ftkit import ResumableLoader
@@ -61,8 +61,8 @@ class ResumableLoader(IndexedLoader[T_co]):
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._seed: int | None = None  # of the epoch that is under way
-        self._position = 0  # batches given out in it
+        self._seed: int | None = None  # of the epoch in progress
+        self._position = 0  # batches yielded in it
         self._resuming = False
         self._unused = True  # since it was made
         if len(args) == 2 and "batch_size" not in options:
@@ -74,14 +74,14 @@ class ResumableLoader(IndexedLoader[T_co]):
         try:
             super().__init__(*args, **options)
         except ValueError as error:
-            raise FtkitError(f"torch makes no DataLoader of these arguments: {error}.") from error
+            raise FtkitError(f"torch can't build a DataLoader from these arguments: {error}.") from error
         dataset: object = self.dataset
         if isinstance(dataset, str) or not hasattr(dataset, "__getitem__"):
-            raise FtkitError(f"The dataset must be one that is indexed, such as a list, not {came(dataset)}.")
+            raise FtkitError(f"The dataset must be map-style (indexable), such as a list, not {came(dataset)}.")
         if isinstance(self.dataset, IterableDataset):
             raise FtkitError(
-                "A ResumableLoader needs a dataset that is indexed; an IterableDataset alone knows its place. Give it "
-                "state_dict() and load_state_dict(), and pass it as sampler= to save_checkpoint itself."
+                "A ResumableLoader needs a map-style dataset; only an IterableDataset itself knows its position. Give "
+                "it state_dict() and load_state_dict(), and pass the dataset as sampler= to save_checkpoint."
             )
 
     def __repr__(self) -> str:
@@ -94,19 +94,19 @@ class ResumableLoader(IndexedLoader[T_co]):
 
     @property
     def mid_epoch(self) -> bool:
-        """Whether an epoch is under way."""
+        """Whether an epoch is in progress."""
         return self._seed is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place within the epoch."""
+        """Return the position within the epoch."""
         generator = None if self.generator is None else self.generator.get_state()
         return {"seed": self._seed, "position": self._position, "generator": generator}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a place that ``state_dict`` gave, at the next iteration.
+        """Resume at the next iteration from a position that ``state_dict`` returned.
 
         Raises:
-            CheckpointError: ``state`` is none of a ResumableLoader.
+            CheckpointError: ``state`` is not that of a ResumableLoader.
         """
         state = entries_of("ResumableLoader", state, ("seed", "position", "generator"), CheckpointError)
         if self.generator is not None and state["generator"] is not None:
@@ -162,7 +162,7 @@ class ResumableLoader(IndexedLoader[T_co]):
 
 
 def is_unused(loader: object) -> bool:
-    """Tell whether this is a ResumableLoader that nobody has iterated over or resumed."""
+    """Tell whether this is a ResumableLoader that was never iterated over or resumed."""
     return isinstance(loader, ResumableLoader) and loader._unused
 
 

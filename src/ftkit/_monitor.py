@@ -1,4 +1,4 @@
-"""One rule for "better", and early stopping by it."""
+"""The one rule for which metric value is better, and early stopping by that rule."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _PIECES: Final = re.compile(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|\d+")  # of "va
 
 
 def mode_for(maker: str, monitor: str | None, mode: Mode | None = None) -> Mode:
-    """Return ``mode``, or where it is left out the one that the metric's name tells.
+    """Return ``mode`` or, if that is None, the mode that the metric's name implies.
 
-    A ``mode`` that contradicts the name counts, and a warning is logged.
+    A ``mode`` that contradicts the name wins, and a warning is logged.
 
     Args:
-        maker: Who asks, for the calls that an error shows.
+        maker: The caller's name, for the calls that an error shows.
         monitor: The metric's name.
         mode: What was asked for.
 
     Raises:
-        FtkitError: ``mode`` is neither ``"min"`` nor ``"max"``, or it is left out and the name does not tell.
+        FtkitError: ``mode`` is neither ``"min"`` nor ``"max"``, or it is None and the name does not imply one.
 
     Example:
         >>> from ftkit._monitor import mode_for
@@ -58,7 +58,7 @@ def mode_for(maker: str, monitor: str | None, mode: Mode | None = None) -> Mode:
     told = None if monitor is None else _told(monitor)
     if mode and told and mode != told:
         _log.warning(
-            '%s watches %r with mode="%s", and by its name that is better the other way: mode="%s".',
+            '%s monitors %r with mode="%s", but its name implies mode="%s". The given mode is used.',
             *(maker, monitor, mode, told),
         )
     if chosen := mode or told:
@@ -66,11 +66,11 @@ def mode_for(maker: str, monitor: str | None, mode: Mode | None = None) -> Mode:
     named = "" if monitor is None else f", monitor={monitor!r}"
     doubt = "" if monitor is None else f"The name {monitor!r} does not say which way is better. "
     low, high = (f'{maker}(...{named}, mode="{one}")' for one in ("min", "max"))
-    raise FtkitError(f"{doubt}Write {low} if lower is better, as of a loss, or {high} if higher is, as of an accuracy.")
+    raise FtkitError(f"{doubt}Write {low} if lower is better (a loss), or {high} if higher is better (an accuracy).")
 
 
 def _told(monitor: str) -> Mode | None:
-    """Which way is better by a metric's name; None if it does not say, or says both, or is turned about."""
+    """The mode that a metric's name implies; None if it implies none or both, or is negated."""
     if re.match(r"\s*1?\s*[-\u2212]", monitor):  # "1-acc", "-loss"
         return None
     meanings = {_MEANING[word] for word in _words(monitor) if word in _MEANING}
@@ -79,9 +79,9 @@ def _told(monitor: str) -> Mode | None:
 
 
 def _words(monitor: str) -> Iterator[str]:
-    """Yield the words of a name, in small letters and with and without the digits at their end.
+    """Yield the words of a name, in lower case, with and without the digits at their end.
 
-    Adjacent pieces are words too: ``MeanIoU`` holds ``iou``, ``mAP`` is ``map``.
+    Adjacent pieces are words too: ``MeanIoU`` contains ``iou``, ``mAP`` is ``map``.
     """
     for token in re.findall(r"[^\W_]+", monitor):
         pieces = _PIECES.findall(token) if token.isascii() else [token]
@@ -95,7 +95,7 @@ def numbers_of(metrics: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
     """Return metrics as plain numbers.
 
     Raises:
-        FtkitError: They are no dict of numbers.
+        FtkitError: They are not a dict of numbers.
 
     Example:
         >>> import numpy as np
@@ -126,7 +126,7 @@ def is_better(value: float, best: float | None, mode: Mode = "min", min_delta: f
 
 
 def best_first(items: Iterable[T], value_of: Callable[[T], float | None], mode: Mode = "min") -> list[T]:
-    """Sort those that have a number, the best first; of equals, the earlier one stays the earlier one.
+    """Sort the items that have a number, best first; equal items keep their order.
 
     Example:
         >>> from ftkit._monitor import best_first
@@ -141,24 +141,24 @@ def metric_value(metrics: Mapping[str, SupportsFloat], name: str) -> float:
     """Return the metric called ``name`` as a number.
 
     Raises:
-        FtkitError: There is none of that name; the message lists the ones there are.
+        FtkitError: There is no such metric; the message lists the available ones.
     """
     if name not in metrics:
         there = ", ".join(map(repr, metrics)) or "none"
-        raise FtkitError(f"No metric {name!r} among the metrics given ({there}).{did_you_mean(name, metrics)}")
+        raise FtkitError(f"No metric {name!r} among those passed ({there}).{did_you_mean(name, metrics)}")
     return real_number(f"The metric {name!r}", metrics[name])
 
 
 class EarlyStopping:
-    """Stop a training loop when its validation metric no longer gets better.
+    """Stop a training loop when its validation metric stops improving.
 
     Args:
-        patience: How many values in a row may fail to beat the best one before training should
-            stop. With 1, the first value that is not better stops it.
+        patience: How many values in a row may fail to improve on the best one before training should
+            stop. With 1, the first value that is no better stops it.
         monitor: The metric's name; ``step`` then also takes a dict of metrics.
-        mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
-            tells: ``val_loss``, ``val_acc``.
-        min_delta: How much better a value must be to count, in the metric's own unit.
+        mode: ``"min"`` if lower is better, ``"max"`` if higher is. Can be omitted if the metric's name implies
+            it, as ``val_loss`` and ``val_acc`` do.
+        min_delta: The smallest improvement that counts, in the metric's own unit.
 
     Attributes:
         best: The best value so far, ``None`` before the first.
@@ -192,27 +192,27 @@ class EarlyStopping:
         self.stopped: bool = False
 
     def __repr__(self) -> str:
-        best = "no value yet" if self.best is None else f"best {self.best:.6g}, then {self.stale} no better"
+        best = "no value yet" if self.best is None else f"best {self.best:.6g}, then {self.stale} without improvement"
         stopped = ", stopped" if self.stopped else ""
         what = f"{self.mode} {self.monitor or 'value'}, patience {self.patience}"
         return to_text([f"<EarlyStopping on {what}: {best}{stopped}>"])
 
     def step(self, value: SupportsFloat | Mapping[str, SupportsFloat]) -> bool:
-        """Take the newest value of the metric; return whether training should stop.
+        """Take the newest value of the metric, and return whether training should stop.
 
-        A NaN stops at once: a loss that is no number does not recover by waiting.
+        A NaN stops at once: a loss that has become NaN does not recover.
 
         Args:
-            value: A number or a one-element tensor, or a dict of metrics that holds ``monitor``.
+            value: A number or a one-element tensor, or a dict of metrics that contains ``monitor``.
 
         Raises:
-            FtkitError: ``value`` is a dict that lacks the monitored metric, or no ``monitor`` was
-                named to look up in it.
+            FtkitError: ``value`` is a dict without the monitored metric, or no ``monitor`` was set
+                to look up in it.
         """
         if isinstance(value, Mapping):
             if self.monitor is None:
                 raise FtkitError(
-                    "step got a dict of metrics but no metric to watch: write EarlyStopping(..., monitor='val_loss')."
+                    "step got a dict of metrics but no metric to monitor: write EarlyStopping(..., monitor='val_loss')."
                 )
             newest = metric_value(value, self.monitor)
         else:
@@ -225,19 +225,19 @@ class EarlyStopping:
         return self.stopped
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to go on counting."""
+        """Return what a resumed run needs to continue counting."""
         return {"best": self.best, "stale": self.stale, "stopped": self.stopped, "mode": self.mode}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up the count where ``state_dict`` left it.
+        """Continue counting from a state that ``state_dict`` returned.
 
         Raises:
-            FtkitError: ``state`` lacks one of its entries, or counted the other way.
+            FtkitError: ``state`` lacks one of its entries, or has the other mode.
         """
         state = entries_of("EarlyStopping", state, ("best", "stale", "stopped"))
         if (mode := state.get("mode", self.mode)) != self.mode:  # older states don't say
             raise FtkitError(
-                f"This state was counted with mode={mode!r}, and this EarlyStopping has mode={self.mode!r}. "
-                "Build it as it was, or leave the state out to count anew."
+                f"This state was saved with mode={mode!r}, but this EarlyStopping has mode={self.mode!r}. "
+                "Build it with the same mode, or don't load the state, to start counting again."
             )
         self.best, self.stale, self.stopped = state["best"], state["stale"], state["stopped"]

@@ -1,4 +1,4 @@
-"""How reports look: one content, as text for a terminal, as HTML for a notebook, as JSON for a program."""
+"""How reports look: the same content as text for a terminal, HTML for a notebook, JSON for a program."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ftkit._files import atomic_write
 from ftkit._wording import shown
 
 _TOP, _BOTTOM = 20, 10  # rows of a long table that are shown
-_LONGEST = 2000  # characters of one line, whatever somebody called their files
+_LONGEST = 2000  # characters of one line, however long someone's file names are
 _NARROWEST = 12  # columns of text
 
 _PLAIN: Final = str.maketrans({"─": "-", "│": "|", "├": "+", "└": "+", "…": "~"})
 
 
 class Grid(NamedTuple):
-    """Rows of cells in columns. Where they don't fit, names lose their middle, and other cells go on in the next line.
+    """Rows of cells in columns. Where they don't fit, names lose their middle, and other cells wrap.
 
     Attributes:
         rows: The cells.
-        titles: What stands above them.
-        names: The columns of names, which are never broken.
-        right: The columns of numbers, which stand on the right.
+        titles: The column titles.
+        names: The columns of names, which are never wrapped.
+        right: The columns of numbers, which are right-aligned.
     """
 
     rows: Sequence[Sequence[object]]
@@ -53,7 +53,7 @@ Parts: TypeAlias = Iterable["str | Grid"]
 
 
 class Report:
-    """What a call found out. Its ``repr`` is the report, in words; a notebook shows it as HTML."""
+    """The result of a call. Its ``repr`` is the report as text; a notebook shows it as HTML."""
 
     __slots__ = ()
 
@@ -68,7 +68,7 @@ class Report:
         return _to_html(self._parts())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, ready for JSON; None for numbers that JSON lacks."""
+        """Return the fields as plain values, ready for JSON; NaN and infinity become None."""
         return _fields(self)
 
     @overload
@@ -78,12 +78,12 @@ class Report:
     def to_json(self, path: str | os.PathLike[str]) -> None: ...
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return ``to_dict()`` as JSON, or write it into the file ``path``."""
+        """Return ``to_dict()`` as JSON, or write it to the file ``path``."""
         return delivered(json.dumps(self.to_dict(), indent=1), path)
 
 
 def delivered(text: str, path: str | os.PathLike[str] | None) -> str | None:
-    """Return a text where there is no path, and write it into that file where there is."""
+    """Return the text if ``path`` is None, else write it to that file."""
     if path is None:
         return text
     with atomic_write(path) as file:
@@ -92,7 +92,7 @@ def delivered(text: str, path: str | os.PathLike[str] | None) -> str | None:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as JSON can hold it: dicts, lists, strings, numbers, and None for NaN and infinity.
+    """Convert a value to what JSON supports: dicts, lists, strings, numbers, and None for NaN and infinity.
 
     Example:
         >>> from pathlib import Path
@@ -133,12 +133,12 @@ def _names(kind: type) -> list[str]:
 
 
 def columns(otherwise: int = 80) -> int:
-    """Return how wide the terminal is; where there is none, that."""
+    """Return the width of the terminal, or ``otherwise`` if there is none."""
     return shutil.get_terminal_size((otherwise, 24)).columns
 
 
 def printable(text: object) -> str:
-    r"""Return a text such that the terminal only shows it; characters that it lacks are written plainly, or as escapes.
+    r"""Return a text that is safe to print on this terminal; characters that it lacks become ASCII or escapes.
 
     Example:
         >>> from ftkit._reports import printable
@@ -149,7 +149,7 @@ def printable(text: object) -> str:
 
 
 def encodable(text: str) -> str:
-    """Return a text in characters that the terminal has: lines drawn plainly, and escapes of what is left."""
+    """Return a text in characters that the terminal supports: ASCII for drawn lines, escapes for the rest."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
@@ -159,7 +159,7 @@ def encodable(text: str) -> str:
 
 
 def width_of(text: str) -> int:
-    """Return how many columns a text takes: a Korean letter takes two.
+    """Return how many columns a text takes: a Korean character takes two.
 
     Example:
         >>> from ftkit._reports import width_of
@@ -176,12 +176,12 @@ def _width(character: str) -> int:
 
 
 def _fitting(text: Iterable[str], size: int) -> int:
-    """Return how many of the characters fit into so many columns."""
+    """Return how many of the characters fit into ``size`` columns."""
     return sum(1 for end in itertools.accumulate(map(_width, text)) if end <= size)
 
 
 def cut(name: str, size: int) -> str:
-    """Return a name in at most so many columns: a long one loses its middle.
+    """Return a name in at most ``size`` columns: a long one loses its middle.
 
     Example:
         >>> from ftkit._reports import cut
@@ -196,7 +196,7 @@ def cut(name: str, size: int) -> str:
 
 
 def wrapped(text: str, width: int, hang: str = "") -> list[str]:
-    """Break a text into lines of so many columns, from the second on behind ``hang``.
+    """Wrap a text at ``width`` columns; lines after the first start with ``hang``.
 
     Example:
         >>> from ftkit._reports import wrapped
@@ -218,7 +218,7 @@ def wrapped(text: str, width: int, hang: str = "") -> list[str]:
 
 
 def to_text(parts: Parts, width: int | None = None) -> str:
-    """Lay lines and tables out in so many columns, by default those of the terminal."""
+    """Lay out lines and tables in ``width`` columns, by default those of the terminal."""
     size = max(width or columns(), 2 * _NARROWEST)
     lines: list[str] = []
     for part in _filled(parts):
@@ -235,7 +235,7 @@ def _hanging(line: str, width: int) -> list[str]:
 
 
 def _rows(grid: Grid, width: int) -> Iterator[str]:
-    """Yield the lines of a table, a little to the right."""
+    """Yield the lines of a table, indented."""
     rows = grid.lines(printable)
     widths = _narrowed([max(map(width_of, cells)) for cells in zip(*rows, strict=True)], width)
     for number, row in enumerate(rows):
@@ -251,13 +251,13 @@ def _rows(grid: Grid, width: int) -> Iterator[str]:
 
 
 def padded(cell: str, size: int, *, right: bool) -> str:
-    """Return a cell in so many columns, on the right of them or on the left."""
+    """Return a cell padded to ``size`` columns, right- or left-aligned."""
     blank = " " * (size - width_of(cell))
     return blank + cell if right else cell + blank
 
 
 def _narrowed(widths: list[int], width: int) -> list[int]:
-    """Take from the widest column, one after the other, until all fit beside each other."""
+    """Narrow the widest column, again and again, until all fit side by side."""
     while sum(widths) + 2 * len(widths) > width and max(widths) > _NARROWEST // 2:
         widest = widths.index(max(widths))
         widths[widest] -= 1

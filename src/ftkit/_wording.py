@@ -1,4 +1,4 @@
-"""Numbers, sizes, lists and foreign words, as people read them."""
+"""Write numbers, sizes, lists and foreign text for people to read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def plural(count: int, noun: str, many: str | None = None) -> str:
-    """Write how many things there are.
+    """Write a count with its noun.
 
     Example:
         >>> from ftkit._wording import plural
@@ -17,7 +17,7 @@ def plural(count: int, noun: str, many: str | None = None) -> str:
 
 
 def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
-    """Write the first few of a list, as a terminal can show them, and how many more there are.
+    """Write the first few items of a list, safe for a terminal, and how many more there are.
 
     Example:
         >>> from ftkit._wording import some
@@ -29,10 +29,10 @@ def some(items: Sequence[object], most: int, separator: str = ", ") -> str:
 
 
 def shown(text: object, most: int = 200) -> str:
-    r"""Write words that a file or a stranger chose, such that a terminal only shows them.
+    r"""Write text from a file or another untrusted source so that it is safe to print on a terminal.
 
-    Whatever would move the cursor, clear the screen, turn the line around or can't be printed is written as its escape;
-    what is too long loses its middle.
+    Whatever would move the cursor, clear the screen, reverse the line or can't be printed is escaped; the middle of
+    overlong text is left out.
 
     Example:
         >>> from ftkit._wording import shown
@@ -48,7 +48,7 @@ def shown(text: object, most: int = 200) -> str:
 
 
 def harmless(text: str) -> str:
-    r"""Write a text of several lines such that a terminal only shows it, whatever words it quotes.
+    r"""Write a text of several lines so that it is safe to print on a terminal, whatever it quotes.
 
     Example:
         >>> from ftkit._wording import harmless
@@ -64,7 +64,7 @@ def _escaped(character: str) -> str:
 
 
 def in_units(count: float) -> str:
-    """Write a number in three digits and a unit of thousands.
+    """Write a number with three significant digits and a metric prefix.
 
     Example:
         >>> from ftkit._wording import in_units
@@ -79,7 +79,7 @@ def in_units(count: float) -> str:
 
 
 def in_counts(count: float) -> str:
-    """Write a number of things: a thousand millions of them are a billion.
+    """Write a count: a thousand million is a billion.
 
     Example:
         >>> from ftkit._wording import in_counts
@@ -90,7 +90,7 @@ def in_counts(count: float) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """Write a size in three digits and a unit of 1024, as torch and the tools for GPUs do.
+    """Write a size with three significant digits and a binary prefix, as torch and GPU tools do.
 
     Example:
         >>> from ftkit._wording import in_bytes

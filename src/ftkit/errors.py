@@ -1,4 +1,4 @@
-"""The errors that ftkit raises, and the closest-name hint that they share."""
+"""The errors that ftkit raises, and the closest-name hint in their messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 class FtkitError(Exception):
-    """Base of every error that ftkit raises on purpose.
+    """Base class of every error that ftkit raises on purpose.
 
     The message says what was expected, what came instead, and what to do about it.
 
@@ -41,40 +41,40 @@ class FtkitError(Exception):
 
 
 class SelectionError(FtkitError, LookupError):
-    """A selector matches nothing in the model, or is not a selector."""
+    """A selector matches nothing in the model, or is not a valid selector."""
 
 
 class HeadError(FtkitError):
-    """No classifier was found, or several that can't be told apart."""
+    """No classifier was found, or several candidates can't be told apart."""
 
 
 class FileWriteError(FtkitError, OSError):
-    """A file could not be written. What stood under its name before is intact."""
+    """A file could not be written. Any existing file is left intact."""
 
     def __str__(self) -> str:
         return harmless(str(self.args[0]))  # OSError would print errno and path alone
 
 
 class CheckpointError(FtkitError):
-    """A file of weights does not fit the model, or does not hold what was asked of it."""
+    """A weights file does not fit the model, or does not contain what was requested."""
 
 
 class DamagedFileError(CheckpointError):
-    """The bytes of a file are not the bytes that were written."""
+    """A file's bytes differ from those that were written."""
 
 
 class UntrustedFileError(CheckpointError):
-    """Opening the file would run code that it brings along."""
+    """Opening the file would run code that it contains."""
 
 
 class ArchiveError(FtkitError):
-    """An archive is damaged, or wants to write what it must not."""
+    """An archive is damaged, or contains something that it is unsafe to write."""
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:
     """Return a hint with the names closest to ``name``, or an empty string.
 
-    The hint starts with a space, so that it can follow a sentence.
+    The hint starts with a space, so that it can be appended to a sentence.
 
     Example:
         >>> from ftkit.errors import did_you_mean

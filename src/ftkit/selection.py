@@ -23,11 +23,11 @@ __all__ = ["HasModules", "Selection", "Selector", "compile_pattern", "select", "
 
 @runtime_checkable
 class HasModules(Protocol):
-    """What a :class:`~ftkit.Head` is to a selector: a bundle of modules of the model."""
+    """A group of modules of the model, such as a :class:`~ftkit.Head`, that can be used as a selector."""
 
     @property
     def modules(self) -> Collection[nn.Module]:
-        """The modules themselves."""
+        """The modules in the group."""
 
 
 Selector: TypeAlias = (
@@ -40,16 +40,16 @@ Selector: TypeAlias = (
     | Callable[[str, nn.Module], bool]
     | Iterable["Selector"]
 )
-"""Which part of a model is meant.
+"""Which part of a model to select.
 
 - ``"layer4"``, ``"features.*"``, ``"**.norm?"``: a pattern over dotted names. ``*`` and ``?`` stay
-  inside one component, ``**`` crosses dots. A matched module means its whole subtree, a matched
-  parameter or buffer means itself. ``layer1`` never matches ``layer10``.
-- ``re.compile(r"blocks\\.([89]|1\\d)\\.")``: ``search`` in the dotted names of parameters and buffers.
-- ``nn.BatchNorm2d``: every module of that type. A module, a parameter or a ``Head``: that.
-- ``lambda name, module: ...``: every module for which it is true, the model itself included, under
-  the name ``""``.
-- A list or tuple of selectors: what any of them selects.
+  within one component, ``**`` crosses dots. A matched module selects its whole subtree, a matched
+  parameter or buffer only itself. ``layer1`` never matches ``layer10``.
+- ``re.compile(r"blocks\\.([89]|1\\d)\\.")``: every parameter and buffer in whose dotted name it finds a match.
+- ``nn.BatchNorm2d``: every module of that type.
+- A module, a parameter or a ``Head``: exactly that.
+- ``lambda name, module: ...``: every module for which it returns true. The model itself has the name ``""``.
+- A list or tuple of selectors: whatever any of them selects.
 """
 
 T = TypeVar("T")
@@ -58,12 +58,12 @@ _Thing: TypeAlias = nn.Module | torch.Tensor
 
 @dataclass(frozen=True, repr=False)
 class Selection:
-    """What selectors picked out of a model, under each thing's first name, in the model's order.
+    """What selectors match in a model, each under its first name, in the model's order.
 
     Attributes:
-        modules: The modules that lie wholly inside the selection: the matched ones with their
-            subtrees, and those of which every parameter is selected.
-        parameters: The selected parameters. A tied one counts once.
+        modules: The modules that are entirely selected: the matched ones with their subtrees, and
+            those whose parameters are all selected.
+        parameters: The selected parameters. A tied one appears once.
         buffers: The selected buffers.
     """
 
@@ -77,18 +77,19 @@ class Selection:
 
 
 def select(model: nn.Module, *selectors: Selector) -> Selection:
-    """Find the modules, parameters and buffers that any of the selectors means.
+    """Find the modules, parameters and buffers that any of the selectors matches.
 
-    A wrapped model (``torch.compile``, ``DistributedDataParallel``, ``DataParallel``) is looked at
-    through its wrapper: names are those of the model inside. Tied parameters, and modules shared by
-    several parents, are one thing that any of its names selects.
+    A wrapped model (``torch.compile``, ``DistributedDataParallel``, ``DataParallel``) is unwrapped
+    first: names are those of the model inside. A tied parameter, or a module shared by several
+    parents, can be selected by any of its names.
 
     Args:
         model: Any module.
-        *selectors: See :data:`~ftkit.selection.Selector`. None at all selects nothing.
+        *selectors: What to select: patterns, types, modules, ... (:data:`~ftkit.selection.Selector`). Without
+            any, nothing is selected.
 
     Raises:
-        SelectionError: One of the selectors matches nothing; the message names the closest names.
+        SelectionError: One of the selectors matches nothing; the message suggests the closest names.
 
     Example:
         >>> import torch
@@ -111,7 +112,7 @@ def select(model: nn.Module, *selectors: Selector) -> Selection:
 
 
 def tied(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Return the tied parameters of a model: each one's first name, and its other names.
+    """Return the tied parameters of a model: the first name of each, with its other names.
 
     Example:
         >>> import torch
@@ -131,7 +132,7 @@ def unwrap(model: object) -> nn.Module:
     """Return the model inside ``torch.compile`` and data-parallel wrappers, or the model itself.
 
     Raises:
-        FtkitError: This is no model.
+        FtkitError: ``model`` is not a module.
 
     Example:
         >>> import torch
@@ -168,9 +169,9 @@ def _wrapped_by(module: nn.Module) -> nn.Module | None:
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Translate a pattern over dotted names into a regular expression for ``fullmatch``.
 
-    ``?`` stands for one character and ``*`` for any run of characters, of one component; ``**`` for
-    any run of characters, dots included. As a whole component ``*`` is exactly one component, and
-    ``**`` any number of them, none included.
+    ``?`` matches one character and ``*`` any run of characters, both within one component; ``**``
+    matches any run of characters, including dots. As a whole component, ``*`` matches exactly one
+    component and ``**`` any number of them, including none.
 
     Example:
         >>> from ftkit.selection import compile_pattern
@@ -178,7 +179,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         [True, True, False]
     """
     if not isinstance(pattern, str):
-        raise SelectionError(f"A pattern is text such as 'layer4.*', not {came(pattern)}.")
+        raise SelectionError(f"A pattern is a string such as 'layer4.*', not {came(pattern)}.")
     return re.compile(_TOKEN.sub(_translated, re.sub(r"\*{3,}", "**", pattern)), re.DOTALL)
 
 
@@ -286,23 +287,23 @@ def _no_name(parts: _Inventory, pattern: str) -> str:
 
 def _no_tensor(parts: _Inventory, expression: re.Pattern[str]) -> str:
     hint = f" Its names look like {parts.tensors[0][0]!r}." if parts.tensors else " It has none."
-    return f"The regular expression {expression.pattern!r} finds no parameter or buffer of the {parts.kind}.{hint}"
+    return f"The regular expression {expression.pattern!r} matches no parameter or buffer of the {parts.kind}.{hint}"
 
 
 def _no_such_type(parts: _Inventory, kind: type[nn.Module]) -> str:
     types = sorted({type(module).__name__ for _, module in parts.modules})
-    hint = did_you_mean(kind.__name__, types) or f" It is made of {', '.join(types[:8])}."
+    hint = did_you_mean(kind.__name__, types) or f" It contains {', '.join(types[:8])}."
     return f"The {parts.kind} has no module of type {kind.__name__}.{hint}"
 
 
 def _foreign_parameter(parts: _Inventory, parameter: nn.Parameter) -> str:
-    return f"This parameter of shape {tuple(parameter.shape)} is no part of the {parts.kind}."
+    return f"This parameter of shape {tuple(parameter.shape)} is not part of the {parts.kind}."
 
 
 def _foreign_module(parts: _Inventory, module: nn.Module) -> str:
     return (
-        f"This {type(module).__name__} is no part of the {parts.kind}: it belongs to another model or was "
-        "replaced since. Select by name, or take the module from this model."
+        f"This {type(module).__name__} is not part of the {parts.kind}: it belongs to another model or has been "
+        "replaced. Select by name, or take the module from this model."
     )
 
 
@@ -316,7 +317,7 @@ def _empty(_: _Inventory, several: object) -> str:
 
 def _no_selector(_: _Inventory, thing: object) -> str:
     return (
-        f"{came(thing)} is no selector: expected a name or pattern, re.compile(...), a module type, "
+        f"{came(thing)} is not a selector: expected a name or pattern, re.compile(...), a module type, "
         "a module or parameter of the model, a Head, or a function of (name, module)."
     )
 

@@ -40,7 +40,7 @@ def test_names_are_safe(tmp_path: Path, template: str, metrics: dict[str, float]
         ({"filename": "{epoch}-{val_los:.3f}"}, {"val_loss": 1.0}, "Did you mean 'val_loss'"),
         ({"monitor": "vall_loss"}, {"val_loss": 1.0}, "Did you mean 'val_loss'"),
         ({"filename": "{step}"}, None, "needs 'step'"),
-        ({"filename": "{epoch:x.y}"}, None, "can't show epoch"),
+        ({"filename": "{epoch:x.y}"}, None, "can't format epoch"),
     ],
 )
 def test_a_missing_metric_is_an_error(tmp_path: Path, options: Any, metrics: Any, words: str) -> None:

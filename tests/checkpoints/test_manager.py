@@ -186,13 +186,13 @@ def test_every_kind_of_damage_is_passed_over(tmp_path: Path, filename: str) -> N
 
 
 def test_all_damaged_is_an_error(tmp_path: Path) -> None:
-    """A run that can't go on says so, and does not start anew over its remains."""
+    """A run that can't resume says so, and does not start from scratch over its remains."""
     model = nn.Linear(1, 1)
     damage(CheckpointManager(tmp_path).save(0, model=model))
-    with pytest.raises(DamagedFileError, match="start anew"):
+    with pytest.raises(DamagedFileError, match="start from scratch"):
         CheckpointManager(tmp_path).resume(model=model)
     (tmp_path / "0.safetensors").write_bytes(b"")
-    with pytest.raises(DamagedFileError, match="start anew"):
+    with pytest.raises(DamagedFileError, match="start from scratch"):
         CheckpointManager(tmp_path).resume(model=model)
 
 

@@ -73,8 +73,8 @@ def test_objects_of_others_are_left_out(tmp_path: Path, caplog: pytest.LogCaptur
     checkpoint = load_checkpoint(tmp_path / "theirs.pth.tar", model=again, optimizer=other)
     assert (checkpoint.epoch, checkpoint.extra) == (4, {"arch": "mlp"})
     assert torch.equal(flat(again), flat(model))
-    assert "'args' is left out, as it would run code (tests.checkpoints.test_runfile.Settings" in caplog.text
-    assert "'kind' is left out" in caplog.text
+    assert "'args' is ignored, because it would run code (tests.checkpoints.test_runfile.Settings" in caplog.text
+    assert "'kind' is ignored" in caplog.text
     before = flat(again)
     torch.save(theirs | {"state_dict": model}, tmp_path / "theirs.pth.tar")
     with pytest.raises(UntrustedFileError, match=r"load_weights\(model, path\)"):
@@ -109,7 +109,7 @@ def test_a_state_that_is_none(tmp_path: Path) -> None:
     """Without weights under a usual name the error says who finds them; nonsense for an optimizer is one of ours."""
     model = make()
     torch.save({"model": None, "ema": Settings(), "epoch": 1}, tmp_path / "a.pt")
-    with pytest.raises(CheckpointError, match="finds weights wherever they lie"):
+    with pytest.raises(CheckpointError, match="finds weights wherever they are"):
         load_checkpoint(tmp_path / "a.pt", model=model)
     optimizer = torch.optim.AdamW(model.parameters())
     steps(model, optimizer)

@@ -51,7 +51,7 @@ def test_an_unreadable_folder_is_a_clear_error(tmp_path: Path, monkeypatch: pyte
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "listdir", refuse)
-    with pytest.raises(FtkitError, match=r"Can't look into the folder .*: Permission denied"):
+    with pytest.raises(FtkitError, match=r"Can't read the folder .*: Permission denied"):
         CheckpointManager(tmp_path)
 
 
@@ -135,7 +135,7 @@ def test_a_second_run_that_does_not_resume(tmp_path: Path, caplog: pytest.LogCap
     second = CheckpointManager(tmp_path, **options)
     assert second.best_path == first.best_path
     paths = [second.save(epoch, model=model, metrics={"val_loss": loss}) for epoch, loss in enumerate([0.9, 0.7])]
-    assert caplog.text.count("holds checkpoints of an earlier run") == 1
+    assert caplog.text.count("contains checkpoints of an earlier run") == 1
     assert (second.best_path, second.last_path) == (paths[1], paths[1])
     assert {path: path.read_bytes() for path in before} == before
     later = CheckpointManager(tmp_path, **options)

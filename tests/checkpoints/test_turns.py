@@ -98,7 +98,9 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> Non
         manager = CheckpointManager(tmp_path)
         for background in (False, True):
             manager.background = background
-            with pytest.raises(FileWriteError, match=r"Another process saves checkpoints in .* nothing was written"):
+            with pytest.raises(
+                FileWriteError, match=r"Another process is saving checkpoints to .* nothing was written"
+            ):
                 manager.save(10**7, model=nn.Linear(1, 1))
     finally:
         end(child)

@@ -102,7 +102,7 @@ def is_bare(folder: Path) -> bool:
 def unwritable(dest: Path, cause: OSError) -> FileWriteError:
     """Return the error that says why the system does not let ``dest`` be written."""
     why = cause.strerror or cause
-    return _error(f"Can't unpack into {shown(dest)}: {why}. Choose a folder you may write to.", cause.errno, dest)
+    return _error(f"Can't unpack into {shown(dest)}: {why}. Choose a folder you can write to.", cause.errno, dest)
 
 
 def _error(message: str, number: int | None, path: Path) -> FileWriteError:

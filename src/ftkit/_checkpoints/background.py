@@ -40,7 +40,7 @@ class Copies:
 
 
 def give_way() -> None:
-    """Let this thread step back behind those that train."""
+    """Lower this thread's priority below that of the training threads."""
     if sys.platform == "linux":  # elsewhere that would take the whole process along
         thread = threading.get_native_id()
         with contextlib.suppress(OSError):  # a sandbox may forbid it

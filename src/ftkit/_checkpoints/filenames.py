@@ -1,4 +1,4 @@
-"""Names of checkpoints: templates over the epoch, the step and the metrics."""
+"""File names of checkpoints: templates with the epoch, the step and the metrics."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def fields(template: str) -> list[tuple[str, str | None, str]]:
     """Split a template into literal texts, each with the name of the field that follows and its format.
 
     Raises:
-        FtkitError: It is no template, or has a field without a name.
+        FtkitError: It is not a valid template, or has a field without a name.
     """
     try:
         parsed = [(text, name, form or "") for text, name, form, _ in string.Formatter().parse(template)]
     except ValueError as error:
         raise FtkitError(
-            f"filename={template!r} is no template ({error}). Write it like '{{epoch}}-{{loss:.4f}}'."
+            f"filename={template!r} is not a valid template ({error}). Write it like '{{epoch}}-{{loss:.4f}}'."
         ) from error
     if any(name == "" for _, name, _ in parsed):
         raise FtkitError(f"filename={template!r} has a field without a name. Write it like '{{epoch}}-{{loss:.4f}}'.")
@@ -30,7 +30,7 @@ def fields(template: str) -> list[tuple[str, str | None, str]]:
 
 
 def fill_in(template: str, values: Mapping[str, Any]) -> str:
-    """Fill a template; the result is a safe name on any file system."""
+    """Fill in a template; the result is a safe name on any file system."""
     there = {name: value for name, value in values.items() if value is not None}
     pieces = []
     for text, name, form in fields(template):
@@ -39,21 +39,21 @@ def fill_in(template: str, values: Mapping[str, Any]) -> str:
             continue
         if name not in there:
             raise FtkitError(
-                f"filename={template!r} needs {name!r}; there is only {', '.join(there)}.{did_you_mean(name, there)}"
+                f"filename={template!r} needs {name!r}; available: {', '.join(there)}.{did_you_mean(name, there)}"
             )
         try:
             pieces.append(format(there[name], form))
         except ValueError as error:
-            raise FtkitError(f"filename={template!r} can't show {name}={there[name]!r}: {error}.") from error
+            raise FtkitError(f"filename={template!r} can't format {name}={there[name]!r}: {error}.") from error
     return safe("".join(pieces))
 
 
 def name_for(template: str | None, value: float | None, facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Return a checkpoint's name and its suffix.
+    """Return a checkpoint's name and its extension.
 
     Args:
         template: Filled in, if it is not None.
-        value: The metric to name it by else.
+        value: The metric to name it by otherwise.
         facts: ``epoch``, ``step`` and ``metrics``.
     """
     if template is not None:
@@ -68,7 +68,7 @@ def name_for(template: str | None, value: float | None, facts: Mapping[str, Any]
 
 
 def safe(name: str) -> str:
-    """Make a name that any file system takes, and that no folder hides in."""
+    """Return a name that any file system accepts, and that contains no folder."""
     name = re.sub(r'[\x00-\x1f\x7f<>:"/\\|?*]', "_", name).encode(errors="replace")[:200].decode(errors="ignore")
     name = name.strip(" .") or "_"
     reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)

@@ -19,7 +19,7 @@ _log: Final = logging.getLogger("ftkit")
 def state(model: nn.Module) -> dict[str, list[str]]:
     """Return the names of the trainable parameters, and of what ``freeze`` holds in eval mode.
 
-    A part all of which is held is named once, with a dot behind: a frozen backbone has hundreds of modules.
+    A part that is held entirely is named once, with a trailing dot: a frozen backbone has hundreds of modules.
     """
     held = _held_modules(model)
     return {
@@ -31,10 +31,10 @@ def state(model: nn.Module) -> dict[str, list[str]]:
 def plan(
     model: nn.Module, saved: Mapping[str, Any], known: Collection[str | None], held: Iterable[nn.Parameter]
 ) -> Callable[[Undo], None]:
-    """Plan to freeze and thaw until the model stands as it did.
+    """Plan to freeze and unfreeze until the model is as it was.
 
-    What the optimizer holds (``held``) beyond what the saved one did (``known``, by name) stays trainable: somebody
-    thawed it on purpose.
+    Parameters in this optimizer (``held``) that were not in the saved one (``known``, by name) stay trainable: they
+    were unfrozen on purpose.
     """
     wanted = set(saved["trainable"])
     parameters = dict(model.named_parameters())
@@ -60,8 +60,8 @@ def plan(
             )
         if kept := [name for name in parameters if name in trains and name not in wanted]:
             _log.warning(
-                "%s frozen in the checkpoint stay trainable, as this optimizer holds them and its own did not: %s. "
-                "Freeze them before you build the optimizer if they are not to train.",
+                "%s frozen in the checkpoint stay trainable, because they are in this optimizer but were not in the "
+                "saved one: %s. If they should not train, freeze them before you build the optimizer.",
                 *(plural(len(kept), "parameter"), some(kept, 3)),
             )
 

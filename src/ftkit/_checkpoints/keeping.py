@@ -1,4 +1,4 @@
-"""Which checkpoints of a run stay: the newest, the best, and any other until these are known to be whole."""
+"""Which checkpoints of a run are kept: the newest, the best, and any other until these are known to be whole."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def ranked(entries: Iterable[Entry], mode: Mode) -> list[Entry]:
 def surplus(entries: list[Entry], last: int | None, best: int | None, mode: Mode) -> list[Entry]:
     """Return the entries, given oldest first, that are neither among the newest nor among the best ones.
 
-    What another manager kept for the sake of its own metric is not counted among the newest, and never goes.
+    What another manager kept for its own metric does not count among the newest, and is never deleted.
     """
     return _beyond(entries, last, best, mode, lambda _: True)
 
 
 def expendable(entries: list[Entry], last: int | None, best: int | None, mode: Mode) -> list[Entry]:
-    """Return those of the surplus that nobody would miss: damaged files, and those not yet looked at, don't count."""
+    """Return the surplus that is safe to delete: damaged files, and those not yet checked, don't count as kept."""
     if not surplus(entries, last, best, mode):
         return []
     looked_at = itertools.count()

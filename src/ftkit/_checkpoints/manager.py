@@ -1,4 +1,4 @@
-"""The checkpoints of a run in a folder: the newest and the best stay, and a run goes on from them."""
+"""The checkpoints of a run in a folder: the newest and the best are kept, and the run resumes from them."""
 
 from __future__ import annotations
 
@@ -38,37 +38,37 @@ _OVERTAKEN: Final = 200  # times that another process may delete what is about t
 
 
 class CheckpointManager:
-    """Keep the newest and the best checkpoints of a run in a folder, and go on from them.
+    """Keep the newest and the best checkpoints of a run in a folder, and resume from them.
 
-    Each checkpoint is a file of :func:`save_checkpoint` that stands by itself; the manager finds its own files
-    again by what is in them, and never touches others. A file is deleted only when those that stay are known
+    Each checkpoint is a self-contained file of :func:`save_checkpoint`; the manager recognizes its own files
+    by their content, and never touches others. A file is deleted only when those that remain are known
     to be whole; after a restart this may take a few saves. What was kept for another metric is never deleted.
 
-    One process at a time saves to a folder, from its first save until it ends or forgets its managers; the save of
-    another one is an error. Managers of one folder within a process, and threads, wait for each other. Any process may
-    read meanwhile: what is deleted under a resume is looked for anew. A run whose epochs begin anew without a
-    ``resume`` counts as another one: what an earlier run left stays, and a warning is logged.
+    One process at a time saves to a folder, from its first save until it ends or its managers are deleted; a save by
+    another process is an error. Managers of one folder within a process, and threads, wait for each other. Any process
+    may read meanwhile: if a file is deleted during a resume, the folder is searched again. If epochs start over without
+    a ``resume``, that counts as another run: the files of the earlier run are kept, and a warning is logged.
 
-    Where ``torch.distributed`` runs, all processes must call ``save`` and ``resume``: the first one alone
-    writes, with the random numbers and samplers of all, and models that ``fully_shard`` spread over them made whole.
+    Under ``torch.distributed``, all processes must call ``save`` and ``resume``: only the first one writes, including
+    the random states and samplers of all, with models that ``fully_shard`` has sharded made whole.
 
     Args:
-        directory: The folder of the files. It is made, and cleared of what killed writers left.
-        monitor: The metric that tells which checkpoint is best.
-        mode: ``"min"`` if lower is better, ``"max"`` if higher is. May be left out where the name of the metric
-            tells: ``val_loss``, ``val_acc``.
+        directory: The folder of the files. It is created, and cleared of what killed writers left behind.
+        monitor: The metric that decides which checkpoint is best.
+        mode: ``"min"`` if lower is better, ``"max"`` if higher is. Can be omitted if the metric's name implies
+            it, as ``val_loss`` and ``val_acc`` do.
         keep_best: How many of the best to keep; ``None`` keeps all.
         keep_last: How many of the newest to keep; ``None`` keeps all.
-        filename: A template over ``epoch``, ``step`` and the metrics, such as ``"{epoch:03d}-{val/acc:.2f}"``.
-            Left out, it is ``"{epoch}-{METRIC:.4f}"`` with the monitored metric. ``.safetensors`` is added, unless
-            it ends in a suffix of its own.
-        background: Write while training goes on. The tensors are copied first, which takes as much memory
-            again as the checkpoint. An error shows at the next call. A process that ends waits for the write.
-        delta: Keep only what differs from the pretrained model, see :func:`save_checkpoint`. What that is
-            is seen most exactly if ``resume`` is called before training, as it looks at the model then.
+        filename: A template with ``epoch``, ``step`` and the metrics, such as ``"{epoch:03d}-{val/acc:.2f}"``.
+            By default ``"{epoch}-{METRIC:.4f}"`` with the monitored metric. ``.safetensors`` is added, unless
+            it ends in another extension for checkpoints.
+        background: Write while training continues. The tensors are copied first, which takes as much memory
+            again as the checkpoint. An error is raised at the next call. A process that ends waits for the write.
+        delta: Keep only what differs from the pretrained model, as :func:`save_checkpoint` does. The difference
+            is most exact if ``resume`` is called before training, since it looks at the model then.
 
     Attributes:
-        resumed: What ``resume`` went on from, ``None`` before that and if there was nothing.
+        resumed: The checkpoint that ``resume`` loaded; ``None`` before that, and if there was none.
 
     Raises:
         FtkitError: An argument is out of range, or neither ``mode`` nor the metric's name says which way is better.
@@ -102,7 +102,7 @@ class CheckpointManager:
         self.keep_best: int | None = _count("keep_best", keep_best)
         self.keep_last: int | None = _count("keep_last", keep_last)
         if self.keep_last == 0 and (self.keep_best == 0 or monitor is None):
-            raise FtkitError("Nothing would be kept: give keep_last, or monitor and keep_best.")
+            raise FtkitError("Nothing would be kept: pass keep_last, or monitor and keep_best.")
         self.directory: Path = local_path("directory", directory, error=FileWriteError)
         self.monitor = monitor
         self.mode: Mode = mode_for("CheckpointManager", monitor, mode if mode or monitor else "min")
@@ -111,13 +111,13 @@ class CheckpointManager:
         self.delta = delta
         self.resumed: Checkpoint | None = None
         if filename is not None:
-            filenames.fields(filename)  # refuses what is no template
+            filenames.fields(filename)  # refuses what is not a template
             if delta and Path(filename).suffix in TORCH_SUFFIXES:
-                raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Leave the suffix out.")
+                raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Omit the extension.")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FileWriteError(f"Can't make the folder {self.directory}: {error.strerror or error}.") from error
+            raise FileWriteError(f"Can't create the folder {self.directory}: {error.strerror or error}.") from error
         if self._writes:
             remove_litter(self.directory)
         self._watched: Watched = (monitor, self.mode if monitor is not None else None)
@@ -137,17 +137,17 @@ class CheckpointManager:
         for best in keeping.ranked(entries, self.mode)[:1]:
             said.append(f"best {best.path.name} ({self.monitor} {best.value:.5g})")
         said += [f"newest {newest.path.name}" for newest in entries[-1:]]
-        said += ["one is being written"] * (self._thread is not None and self._thread.is_alive())
+        said += ["another is being written"] * (self._thread is not None and self._thread.is_alive())
         return to_text([f"<CheckpointManager of {self.directory}: {', '.join(said)}>"])
 
     @property
     def best_path(self) -> Path | None:
-        """The best checkpoint of this run, or of the newest one, by the monitored metric; ``None`` if there is none."""
+        """The best checkpoint of this run (or the newest run) by the monitored metric; ``None`` if there is none."""
         return self._up_to_date(lambda entries: keeping.ranked(entries, self.mode))
 
     @property
     def last_path(self) -> Path | None:
-        """The newest checkpoint of this run, or of the newest one; ``None`` if there is none."""
+        """The newest checkpoint of this run (or the newest run); ``None`` if there is none."""
         return self._up_to_date(lambda entries: entries[::-1])
 
     def save(
@@ -170,25 +170,25 @@ class CheckpointManager:
 
         Args:
             epoch: The epoch that ends here, counted from 0.
-            model: As for :func:`save_checkpoint`, like all that follow but the last but one.
-            optimizer: See there.
-            scheduler: See there.
-            scaler: See there.
-            ema: See there.
-            sampler: See there.
-            step: See there.
-            metrics: Must hold the monitored metric; within an epoch it may be left out. Of several processes, those
-                of the first one count.
-            rng: See there.
-            mid_epoch: Whether the epoch is not over, so that ``resume`` goes on within it. Left out, a
-                ``ResumableLoader`` passed as ``sampler`` tells.
-            **extra: See there.
+            model: The model, wrapped or not.
+            optimizer: Its state is saved by parameter name.
+            scheduler: Any object with a ``state_dict``.
+            scaler: A ``GradScaler``.
+            ema: An averaged model.
+            sampler: A sampler or loader that can resume within an epoch.
+            step: A step count of your choice.
+            metrics: Numbers by name. Must contain the monitored metric; within an epoch it may be omitted. With
+                several processes, those of the first one count.
+            rng: Also save the state of every global random generator.
+            mid_epoch: Whether the epoch is unfinished, so that ``resume`` continues within it. By default, a
+                ``ResumableLoader`` passed as ``sampler`` decides.
+            **extra: Plain values or objects with a ``state_dict``, as for :func:`save_checkpoint`.
 
         Returns:
             The path of the checkpoint.
 
         Raises:
-            FtkitError: A metric that ``monitor`` or ``filename`` names is missing, or a number is none.
+            FtkitError: A metric that ``monitor`` or ``filename`` names is missing, or a value is not a number.
             FileWriteError: The file could not be written, or another process saves to the folder. Older ones are
                 intact.
         """
@@ -240,24 +240,24 @@ class CheckpointManager:
         rng: bool | None = None,
         **objects: Any,
     ) -> int:
-        """Go on from the newest checkpoint that is intact, as :func:`load_checkpoint` does.
+        """Load the newest intact checkpoint, as :func:`load_checkpoint` does, and return the epoch to run next.
 
         Args:
-            model: As for :func:`load_checkpoint`, like all that follow.
-            optimizer: See there.
-            scheduler: See there.
-            scaler: See there.
-            ema: See there.
-            sampler: See there.
-            rng: See there.
-            **objects: See there.
+            model: Gets the weights. For a delta, the pretrained model that it belongs to.
+            optimizer: Gets its state and parameter groups.
+            scheduler: Gets its state, like the next three.
+            scaler: A ``GradScaler``.
+            ema: An averaged model.
+            sampler: A sampler or loader.
+            rng: Whether to restore the global random generators; by default, if an optimizer is passed.
+            **objects: Anything with ``load_state_dict`` that was saved under another name.
 
         Returns:
-            The epoch to run next: the one after the checkpoint's, or the same if that was taken within it;
-            0 if the folder holds no checkpoint.
+            The epoch to run next: the one after the checkpoint's, or the same one if it was saved mid-epoch;
+            0 if the folder contains no checkpoint.
 
         Raises:
-            DamagedFileError: There are checkpoints, and all of them are damaged.
+            DamagedFileError: There are checkpoints, but all of them are damaged.
             CheckpointError: The newest intact one does not fit.
         """
         refuse_slips("CheckpointManager.resume", objects)
@@ -271,7 +271,7 @@ class CheckpointManager:
                 entry = self._newest
                 if entry.next_epoch is None:
                     raise CheckpointError(
-                        f"{entry.path} does not say its epoch as a whole number, so that the next one can't be told. "
+                        f"{entry.path} does not give its epoch as a whole number, so the next one is unknown. "
                         "Read it with load_checkpoint, and save to another folder."
                     )
                 try:
@@ -293,7 +293,7 @@ class CheckpointManager:
                         continue
                     if runfile.is_readable(entry.path):
                         raise  # it is whole, and does not fit
-                    _log.warning("%s Going back to the checkpoint before it.", error)
+                    _log.warning("%s Falling back to the checkpoint before it.", error)
                     self._shelf.pass_over(entry)
                     continue
                 entry.intact = True
@@ -302,12 +302,12 @@ class CheckpointManager:
             if self._shelf.unreadable:
                 raise DamagedFileError(
                     f"All checkpoints in {self.directory} ({self._shelf.unreadable}) are damaged. "
-                    "To start anew, choose another folder."
+                    "To start from scratch, choose another folder."
                 )
             return 0
 
     def wait(self) -> None:
-        """Wait for a write in the background.
+        """Wait for a background write to finish.
 
         Raises:
             FtkitError: The write failed.
@@ -348,7 +348,7 @@ class CheckpointManager:
         return self.keep_last, self.keep_best, self.mode
 
     def _of_run(self, run: str | None) -> list[Entry]:
-        """The entries of a run; None is the one that the newest is of."""
+        """The entries of a run; None means the run of the newest entry."""
         entries = list(self._shelf.entries.values())
         run = entries[-1].run if run is None and entries else run
         return [entry for entry in entries if entry.run == run]
@@ -360,7 +360,7 @@ class CheckpointManager:
         return next(reversed(self._shelf.entries.values()))
 
     def _look(self) -> None:
-        """Look again into the folder if somebody else writes there."""
+        """Look into the folder again if someone else writes there."""
         if self._turns.count != self._turn:
             self._shelf.refresh()
 
@@ -394,7 +394,7 @@ class CheckpointManager:
             self._turns = turns_in(self.directory)
             self._turns.begin()
             turn.callback(self._turns.end)
-            if self._turns.count != self._turn + 1:  # somebody else may have written
+            if self._turns.count != self._turn + 1:  # someone else may have written
                 self._shelf.refresh()
             self._turn = self._turns.count
             order = self._newest.order + 1 if self._shelf.entries else 0
@@ -406,7 +406,7 @@ class CheckpointManager:
         return entry, {**facts, "order": order, "run": run, "watched": list(self._watched)}
 
     def _begun(self, epoch: int) -> str:
-        """The run that begins, or goes on, where ``resume`` did not say."""
+        """The run that begins or continues, if ``resume`` was not called."""
         if not self._shelf.entries:
             return secrets.token_hex(8)
         newest = self._newest
@@ -414,14 +414,14 @@ class CheckpointManager:
         if newest.next_epoch is not None and epoch + beside >= newest.next_epoch:
             return newest.run
         _log.warning(
-            "%s holds checkpoints of an earlier run, the newest %s, which was not resumed before epoch %d: they stay, "
-            "and don't count for best_path and last_path. Call resume() first, or choose a folder for each run.",
+            "%s contains checkpoints of an earlier run, the newest %s, which was not resumed before epoch %d: they are "
+            "kept, but don't count for best_path and last_path. Call resume() first, or use a folder for each run.",
             *(self.directory, newest.path.name, epoch),
         )
         return secrets.token_hex(8)
 
     def _free_path(self, name: tuple[str, str], entry: Entry) -> Path:
-        """A path of that name, or one like it, at which nothing stands that should stay."""
+        """A path of that name, or a similar one, where nothing is that should be kept."""
         stem, suffix = name
         path = self.directory / f"{stem}{suffix}"
         if not os.path.lexists(path):

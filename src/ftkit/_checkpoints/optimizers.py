@@ -1,4 +1,4 @@
-"""Optimizers, whose parameters a checkpoint knows by their names in the model."""
+"""Optimizers, whose parameters a checkpoint identifies by their names in the model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ftkit.errors import CheckpointError, DamagedFileError, did_you_mean
 _log: Final = logging.getLogger("ftkit")
 
 LOAD_ERRORS: Final = (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError)
-"""What people's ``load_state_dict`` raise when they are given something else than their own state."""
+"""What ``load_state_dict`` methods raise when they get something other than their own state."""
 
 # What moments may take beyond the memory that holds them, where several of them are one.
 _FREE_BYTES: Final = 64 << 20
@@ -33,7 +33,7 @@ _Plan: TypeAlias = Callable[[Undo], None]
 def describe(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     """Return an optimizer's type, and the names of its parameters in its own order.
 
-    A parameter that is none of the model's has the name ``None``.
+    A parameter that is not in the model has the name ``None``.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     return {"type": type(optimizer).__name__, "names": [names.get(id(parameter)) for parameter in held(optimizer)]}
@@ -54,10 +54,10 @@ def plan(
     """Plan to load a ``state_dict`` into an optimizer, whatever groups it was built with.
 
     With names, the groups become the saved ones, each parameter found in the model by its name.
-    Parameters that the optimizer holds and the saved one did not keep their own groups, behind.
-    A ``scheduler`` of it hears of the groups that joined after the start, before its own state is loaded, and of those
+    Parameters in this optimizer that were not in the saved one keep their own groups, at the end.
+    Its ``scheduler`` is told of the groups that joined after the start, before its own state is loaded, and of those
     that the saved one did not have, after that: this is what the second plan is for.
-    ``known`` is what :func:`describe` said of it, which other people's checkpoints lack.
+    ``known`` is what :func:`describe` returned for it, which checkpoints of other programs lack.
 
     Raises:
         CheckpointError: The state belongs to other parameters or another kind of optimizer.
@@ -82,7 +82,7 @@ def plan(
             optimizer.load_state_dict({**state, "state": _spread(state["state"], owners)})
         except LOAD_ERRORS as error:
             kind = type(optimizer).__name__
-            raise CheckpointError(f"The checkpoint's optimizer does not fit this {kind}: {error!r}.") from error
+            raise CheckpointError(f"The checkpoint's optimizer state does not fit this {kind}: {error!r}.") from error
         _keep_types(optimizer, state["state"], owners)
         if moved:
             catch_up(scheduler, optimizer, before, parameters.values(), undo)
@@ -95,7 +95,7 @@ def _saved_groups(state: Mapping[str, Any]) -> _Groups:
     groups: Any = state.get("param_groups")
     whole = isinstance(groups, list) and isinstance(state.get("state"), Mapping)
     if not whole or not all(isinstance(group, Mapping) and isinstance(group.get("params"), list) for group in groups):
-        raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() gives.")
+        raise CheckpointError("The checkpoint's optimizer state is not what an optimizer's state_dict() returns.")
     return list(groups)
 
 
@@ -106,24 +106,24 @@ def _refuse_bomb(saved: Mapping[Any, Any]) -> None:
     dense = [value for value in tensors if value.layout is torch.strided]
     held = {storage_id(value): value.untyped_storage().nbytes() for value in dense}
     if sum(value.nbytes for value in dense) > _FREE_BYTES + _MAX_RATIO * sum(held.values()):
-        raise DamagedFileError("The checkpoint's optimizer repeats a few bytes to far more: a bomb, no moments.")
+        raise DamagedFileError("The checkpoint's optimizer state expands a few bytes to far more: a bomb, not moments.")
 
 
 def _check_kind(optimizer: Optimizer, groups: _Groups, kind: str | None) -> None:
     """Refuse another class, unless the saved groups have all the options that this one needs."""
     own = type(optimizer).__name__
     if kind not in (None, own) and not optimizer.defaults.keys() <= {key for group in groups for key in group}:
-        raise CheckpointError(f"The checkpoint's optimizer is a {kind}, this one a {own}. Build the same kind.")
+        raise CheckpointError(f"The checkpoint's optimizer is a {kind}, this one is a {own}. Build the same kind.")
 
 
 def _names_in(groups: _Groups) -> list[str | None] | None:
-    """The names that an optimizer keeps itself where it was given named parameters."""
+    """The names that an optimizer keeps itself if it was built from named parameters."""
     named = all("param_names" in group for group in groups)
     return [name for group in groups for name in group["param_names"]] if named else None
 
 
 def _in_order(optimizer: Optimizer, groups: _Groups) -> list[nn.Parameter]:
-    """The parameters that the saved groups mean, where no names say so."""
+    """The parameters of the saved groups, if there are no names."""
     shape, saved_shape = ([len(group["params"]) for group in both] for both in (optimizer.param_groups, groups))
     if shape != saved_shape:
         raise CheckpointError(
@@ -136,18 +136,18 @@ def _in_order(optimizer: Optimizer, groups: _Groups) -> list[nn.Parameter]:
 def _by_name(
     optimizer: Optimizer, groups: _Groups, names: list[str | None], parameters: Mapping[str, nn.Parameter]
 ) -> list[nn.Parameter]:
-    """The parameters that the saved groups mean; those without a name are the optimizer's that no model has."""
+    """The parameters of the saved groups; those without a name are in the optimizer but not in the model."""
     own = {id(parameter) for parameter in parameters.values()}
     strangers = [parameter for parameter in held(optimizer) if id(parameter) not in own]
     count = sum(len(group["params"]) for group in groups)
     if len(names) != count or len(strangers) != names.count(None):
         raise CheckpointError(
-            f"The checkpoint's optimizer holds {count} parameters, {names.count(None)} of them outside the "
-            f"model; this one holds {len(strangers)} outside the model. Build it over the same modules."
+            f"The checkpoint's optimizer has {count} parameters, {names.count(None)} of them outside the "
+            f"model; this one has {len(strangers)} outside the model. Build it over the same modules."
         )
     if lost := [name for name in names if name is not None and name not in parameters]:
         raise CheckpointError(
-            f"The checkpoint's optimizer holds {some([repr(lost[0]), *lost[1:]], 1)}, which the model lacks."
+            f"The checkpoint's optimizer contains {some([repr(lost[0]), *lost[1:]], 1)}, which the model lacks."
             f"{did_you_mean(lost[0], parameters)} Build the model as it was when the file was saved."
         )
     outside = iter(strangers)
@@ -159,7 +159,7 @@ def _groups_of_others(optimizer: Optimizer, taken: set[int]) -> dict[int, dict[s
     groups = {place: _without(group, taken) for place, group in enumerate(optimizer.param_groups)}
     if count := sum(len(group["params"]) for group in groups.values()):
         _log.warning(
-            "The optimizer holds %s that the checkpoint's did not, and that start without a history.",
+            "The optimizer contains %s that the checkpoint's did not; they start without optimizer state.",
             plural(count, "parameter"),
         )
     return {place: group for place, group in groups.items() if group["params"]}
@@ -172,7 +172,7 @@ def _without(group: Mapping[str, Any], taken: set[int]) -> dict[str, Any]:
 
 
 def _spread(saved: Mapping[Any, Any], owners: Mapping[Any, nn.Parameter]) -> dict[Any, Any]:
-    """Spread what belongs to a parameter that is spread over several processes as that is."""
+    """Shard the state of a sharded parameter as the parameter is sharded."""
     return {
         index: ranks.spread(values, dict.fromkeys(values, owners[index])) if index in owners else values
         for index, values in saved.items()

@@ -1,4 +1,4 @@
-"""The global random generators: python's, numpy's, torch's, and those of the accelerators in use."""
+"""The global random generators: Python's, NumPy's, torch's, and those of the accelerators in use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_WORDS: Final = 4096  # python's state has 625
 
 
 def state() -> dict[str, Any]:
-    """Return the state of every global random generator, long ones as tensors of a type that all files have."""
+    """Return the state of every global random generator, long ones as tensors of a dtype that every format supports."""
     version, words, gauss = random.getstate()
     numbers: dict[str, Any] = dict(np.random.get_state(legacy=False))  # noqa: NPY002
     inner = dict(numbers["state"])
@@ -43,15 +43,15 @@ def _as_tensor(words: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def _as_words(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     if tensor.numel() > _MAX_WORDS:
-        raise ValueError(f"{tensor.numel():,} words are no state of a generator")
+        raise ValueError(f"{tensor.numel():,} words can't be the state of a generator")
     return tensor.numpy().view(np.uint32)
 
 
 def plan(saved: Mapping[str, Any]) -> Callable[[Undo], None]:
-    """Plan to set every global random generator to what :func:`state` took down.
+    """Plan to set every global random generator to what :func:`state` returned.
 
     Raises:
-        CheckpointError: This is no such state.
+        CheckpointError: This is not such a state.
     """
     try:
         wanted = _tried(saved)
@@ -61,8 +61,8 @@ def plan(saved: Mapping[str, Any]) -> Callable[[Undo], None]:
     usable = min(len(cuda), torch.cuda.device_count()) if cuda else 0
     if usable < len(cuda):
         _log.warning(
-            "The checkpoint holds random states of %d CUDA devices; this machine has %d: the others are left out, "
-            "so training will not repeat bit for bit.",
+            "The checkpoint contains random states of %d CUDA devices, this machine has %d: the others are skipped, "
+            "so training will not be reproduced bit for bit.",
             len(cuda),
             usable,
         )
@@ -76,7 +76,7 @@ def plan(saved: Mapping[str, Any]) -> Callable[[Undo], None]:
 
 
 def _tried(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The states as their generators take them, which generators of our own have tried."""
+    """The states as their generators expect them, tried out on generators of our own."""
     python = saved["python"]
     python_state = (python["version"], tuple(_as_words(python["words"]).tolist()), python["gauss"])
     random.Random().setstate(python_state)  # noqa: S311

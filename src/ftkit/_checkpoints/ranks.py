@@ -1,4 +1,4 @@
-"""Runs of several processes: what is spread over them becomes whole for the file, and is spread again from it."""
+"""Runs of several processes: what is sharded over them is gathered for the file, and sharded again from it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import distributed as dist
 
 
 def rank() -> int:
-    """The number of this process; 0 where there is one alone."""
+    """The rank of this process; 0 if there is only one."""
     return dist.get_rank() if _runs() else 0
 
 
 def gather(own: Any) -> list[Any]:
-    """Return what each process gave, to the first one; all must call. The others, and one alone, get an empty list."""
+    """Return what each process passed, on the first one; all must call. The others, or a single one, get nothing."""
     if not _runs() or dist.get_world_size() == 1:
         return []
     found: list[Any] = [None] * dist.get_world_size()
@@ -24,7 +24,7 @@ def gather(own: Any) -> list[Any]:
 
 
 def agreed(own: Any) -> Any:
-    """Return what the first process gave, to all; all must call."""
+    """Return what the first process passed, on all; all must call."""
     found = [own]
     if _runs():
         dist.broadcast_object_list(found, src=0)
@@ -32,12 +32,12 @@ def agreed(own: Any) -> Any:
 
 
 def holds_shards(tensors: Iterable[Any]) -> bool:
-    """Tell whether one of the tensors is spread over processes, as ``fully_shard`` does it."""
+    """Tell whether one of the tensors is sharded over processes, as by ``fully_shard``."""
     return _runs() and any(map(_is_shard, tensors))
 
 
 def whole(nest: Any) -> Any:
-    """Gather every tensor of a nest that is spread; all processes must call, and the first one alone gets them."""
+    """Gather every sharded tensor in a nest; all processes must call, and only the first one gets them."""
     if _is_shard(nest):
         full = nest.detach().full_tensor()
         return full.cpu() if rank() == 0 else None
@@ -50,7 +50,7 @@ def whole(nest: Any) -> Any:
 
 
 def spread(state: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Spread each whole tensor of a table as the tensor of the same name and shape is; all processes must call."""
+    """Shard each whole tensor of a table as the tensor of the same name and shape is; all processes must call."""
     return {name: _spread(value, like.get(name)) for name, value in state.items()}
 
 

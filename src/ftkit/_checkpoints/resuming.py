@@ -1,9 +1,9 @@
-"""States go back into objects: all of them or, where one does not fit, none.
+"""Load states into objects: all of them or, if one does not fit, none.
 
-All is planned, which checks it, before anything moves. A plan is a function that makes its change and notes how to take
-it back. Copying values into a module that loads as torch does can't fail once names, shapes and kinds have been
-compared; so that is done last, and nobody need keep a second copy of all weights just in case. What may still fail
-comes first: objects with a ``load_state_dict`` of their own, and modules that run somebody's code while they load.
+Everything is planned, which checks it, before anything changes. A plan is a function that makes its change and notes
+how to undo it. Copying values into a module that loads as torch does can't fail once names, shapes and types have been
+compared; so that is done last, and no second copy of all weights is needed just in case. What may still fail
+comes first: objects with their own ``load_state_dict``, and modules that run custom code while they load.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _Targets: TypeAlias = list[tuple[str, Any, Any]]  # what objects are called, the
 def resume(
     content: Content, model: nn.Module | None, parts: Mapping[str, Any], objects: Mapping[str, Any], *, rng: bool
 ) -> None:
-    """Bring back what a checkpoint holds, as :func:`ftkit.load_checkpoint` says.
+    """Restore what a checkpoint contains, as :func:`ftkit.load_checkpoint` does.
 
-    The model, unwrapped, is the base where the checkpoint is a delta, and gets its layers. ``parts`` are named as their
+    The model, unwrapped, is the base if the checkpoint is a delta, and gets its layers. ``parts`` are named as their
     states are, ``objects`` were saved among the extra values.
 
     Raises:
@@ -62,12 +62,12 @@ def resume(
 
 @contextlib.contextmanager
 def _reading(content: Content) -> Iterator[None]:
-    """Take for damage what goes wrong with values of a file, any of which may be of another kind than was written."""
+    """Report as damage what goes wrong with values of a file, any of which may differ in type from what was written."""
     try:
         yield
     except LOAD_ERRORS as error:
         raise CheckpointError(
-            f"{content.path} does not hold what save_checkpoint keeps: {type(error).__name__}: {error}."
+            f"{content.path} does not contain what save_checkpoint writes: {type(error).__name__}: {error}."
         ) from error
 
 
@@ -113,13 +113,13 @@ def _plans(
 
 
 def state_of(thing: Any) -> Any:
-    """Return the state of a scheduler, scaler, sampler, generator, ...; plain values stand for themselves."""
+    """Return the state of a scheduler, scaler, sampler, generator, ...; a plain value is returned as is."""
     get, _ = _methods(thing)
     return get() if callable(get) else thing
 
 
 def _methods(thing: Any) -> tuple[Any, Any]:
-    """What gives an object's state, and what takes it."""
+    """The methods that return and load an object's state."""
     if isinstance(thing, torch.Generator):
         return thing.get_state, thing.set_state
     return getattr(thing, "state_dict", None), getattr(thing, "load_state_dict", None)
@@ -130,7 +130,7 @@ def _object_plan(name: str, thing: Any, state: Any, then: _Plan | None = None) -
     if not callable(put):
         raise FtkitError(
             f"{name}= got a {type(thing).__name__}, which has no load_state_dict(). Read the value from the "
-            "Checkpoint that comes back instead."
+            "returned Checkpoint instead."
         )
     before = copy.deepcopy(get()) if callable(get) else None
 
@@ -162,7 +162,7 @@ class _Weights:
     """A module's state, compared with it.
 
     Attributes:
-        certain: Whether nothing can keep it from being loaded any more.
+        certain: Whether loading it can no longer fail.
 
     Raises:
         CheckpointError: It does not fit.
@@ -188,7 +188,7 @@ class _Weights:
                 self.foreign.load()
 
     def load_with_a_way_back(self, undo: Undo) -> None:
-        """Give it the state, and note what it holds now."""
+        """Load the state, after noting the current one."""
         for part in self.module.modules():
             undo.remember(part)
         for tensor in (*self.module.parameters(), *self.module.buffers()):
@@ -203,18 +203,18 @@ def _put_back(tensor: Tensor, before: Tensor) -> None:
 
 
 def _base(model: nn.Module, delta: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a delta left alone in its model."""
+    """What a delta leaves unchanged in its model."""
     return {name: tensor for name, tensor in tensors_of(model).items() if name not in delta}
 
 
 def _unchanged(module: nn.Module, state: Mapping[str, Any], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What the state of an average lacks as it is the same in the base of a delta."""
+    """What the state of an average lacks because it is the same in the base of a delta."""
     found = {name: by_suffix(base, name) for name in module.state_dict() if base and name not in state}
     return only_tensors(found)
 
 
 def _loads_as_torch_does(module: nn.Module) -> bool:
-    """Whether a module's values are only copied, by nobody's code but torch's, and can be."""
+    """Whether a module's values can be, and are, only copied, by torch's code alone."""
     return (
         getattr(module.load_state_dict, "__func__", None) is nn.Module.load_state_dict
         and all(type(part).set_extra_state is nn.Module.set_extra_state for part in module.modules())
@@ -224,7 +224,7 @@ def _loads_as_torch_does(module: nn.Module) -> bool:
 
 
 def _fits(own: object, saved: object) -> bool:
-    """Whether a value is of a kind and shape that torch copies without a word."""
+    """Whether a value has a type and shape that torch copies without complaint."""
     if not isinstance(own, Tensor) or is_lazy(own):
         return not isinstance(own, Tensor)
     return (
@@ -237,24 +237,24 @@ def _fits(own: object, saved: object) -> bool:
 
 @contextlib.contextmanager
 def _spoken_of() -> Iterator[None]:
-    """Say whose arguments an error of ``load_weights`` advises."""
+    """Say whose arguments an error of ``load_weights`` suggests."""
     try:
         yield
     except CheckpointError as error:
         if not re.search(r"\b(rename|strict|drop_mismatched)=", str(error)):
             raise
         raise CheckpointError(
-            f"{error}\n(These are arguments of load_weights, which reads the weights alone.)"
+            f"{error}\n(These are arguments of load_weights, which reads only the weights.)"
         ) from error
 
 
 def only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return a state without what is no tensor."""
+    """Return only the tensors of a state."""
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def by_suffix(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-    """Find a tensor by its name without any of the first components, which wrappers add.
+    """Find a tensor by its name, or by its name without leading components, which wrappers add.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The file of a training run, in two formats: a safetensors file of pytrees, and the usual torch dict."""
+"""The file of a training run, in two formats: a safetensors file of pytrees, or the usual torch dict."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def _names(entry: str) -> list[str]:
 
 @dataclass
 class Content:
-    """What a checkpoint holds.
+    """What a checkpoint contains.
 
     Attributes:
         path: The file.
         run: Plain facts: epoch, step, metrics, names of the optimizer's parameters, ...
         states: Pytrees of values and tensors by name: ``model``, ``optimizer``, ..., and ``extra`` for the
-            values under names of the user's own.
-        budget: What working on its words may still cost, if it was read from a file.
+            values under the user's own names.
+        budget: What processing its contents may still cost, if it was read from a file.
     """
 
     path: Path
@@ -96,7 +96,7 @@ class Content:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """The values under names of the user's own."""
+        """The values under the user's own names."""
         values: dict[str, Any] = self.states.get("extra", {})
         return values
 
@@ -107,8 +107,8 @@ class Content:
             CheckpointError: There is none of that name.
         """
         if name not in self.states:
-            advice = "load_weights(model, path) finds weights wherever they lie" if name == "model" else "leave it out"
-            raise CheckpointError(f"{shown(self.path)} holds no state of {name}=: {advice}.")
+            advice = "load_weights(model, path) finds weights wherever they are" if name == "model" else "omit it"
+            raise CheckpointError(f"{shown(self.path)} contains no state for {name}=: {advice}.")
         return self.states[name]
 
     def value(self, name: str) -> Any:
@@ -118,19 +118,19 @@ class Content:
             CheckpointError: There is none of that name.
         """
         if name not in self.extra:
-            raise CheckpointError(f"{shown(self.path)} holds nothing called {name!r}.{did_you_mean(name, self.extra)}")
+            raise CheckpointError(f"{shown(self.path)} contains no value {name!r}.{did_you_mean(name, self.extra)}")
         return self.extra[name]
 
 
 def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) -> Callable[[], None]:
-    """Check that everything can be kept; return what writes it.
+    """Check that everything can be saved; return a function that writes it.
 
     Args:
-        content: What to write. The suffix of its path decides the format.
-        copy: Makes copies of tensors, if the originals will change before the writing.
+        content: What to write. The extension of its path decides the format.
+        copy: Copies tensors, if the originals will change before they are written.
 
     Raises:
-        CheckpointError: Something can't be kept without pickling code.
+        CheckpointError: Something can't be saved without pickling code.
     """
     path = content.path
     tensors: Tensors = {}
@@ -159,18 +159,18 @@ def _as_torch_dict(content: Content) -> dict[str, Any]:
     whole |= {_names(name)[0]: state for name, state in content.states.items() if name != "extra"}
     whole[_KEY] = {name: fact for name, fact in content.run.items() if name not in _FACTS}
     if taken := content.extra.keys() & whole.keys():
-        raise CheckpointError(f"The name {min(taken)!r} is taken in a torch checkpoint. Call the value otherwise.")
+        raise CheckpointError(f"The name {min(taken)!r} is reserved in a torch checkpoint. Choose another name.")
     return whole | content.extra
 
 
 def read(path: Path, wanted: Collection[str]) -> Content:
-    """Read the facts, the extra values and the wanted states; all of the file is verified.
+    """Read the facts, the extra values and the wanted states; the whole file is verified.
 
-    Of a run of several processes, each gets its own states.
+    In a run of several processes, each gets its own states.
 
     Raises:
-        CheckpointError: It is no training checkpoint.
-        DamagedFileError: Its bytes are not the ones that were written.
+        CheckpointError: It is not a training checkpoint.
+        DamagedFileError: Its bytes differ from those that were written.
     """
     if path.is_dir():
         raise CheckpointError(f"{shown(path)} is a folder. load_weights(model, path) reads the weights in it.")
@@ -183,7 +183,7 @@ def read(path: Path, wanted: Collection[str]) -> Content:
         content.states |= others[rank - 1]
     elif rank > 0 and content.states.pop("rng", None) is not None:
         _log.warning(
-            "%s was written by %s, so that the random numbers of process %d are not in it: it goes on with its own.",
+            "%s was written by %s and does not contain the random state of process %d, which continues with its own.",
             shown(path),
             plural(len(others) + 1, "process", "processes"),
             rank,
@@ -192,10 +192,10 @@ def read(path: Path, wanted: Collection[str]) -> Content:
 
 
 def read_run(path: Path) -> dict[str, Any] | None:
-    """Read the facts about the run alone; ``None`` if :func:`prepare` did not make the file.
+    """Read only the facts about the run; ``None`` if :func:`prepare` did not write the file.
 
     Raises:
-        DamagedFileError: Its header is not the one that was written.
+        DamagedFileError: Its header differs from the one that was written.
     """
     with open_file(path) as file:
         match file:
@@ -211,7 +211,7 @@ def verify(path: Path) -> None:
     """Read every byte and compare with the digests.
 
     Raises:
-        DamagedFileError: Some bytes are not the ones that were written.
+        DamagedFileError: Some bytes differ from those that were written.
     """
     with open_file(path) as file:
         match file:
@@ -245,7 +245,7 @@ def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
     content = Content(Path(file.path), _facts(file), {}, file.budget)
     for name in file.metadata.keys() & {*_ENTRIES, "extra"}:
         names = [tensor for tensor in file.tensors if tensor == name or tensor.startswith((f"{name}.", f"{name}~"))]
-        tensors = file.read(names)  # also what nobody wants: an intact file is intact everywhere
+        tensors = file.read(names)  # also what is not wanted: an intact file is intact everywhere
         if name in wanted or name == "extra":
             state = unpack(tensors, file.metadata[name], name, budget=file.budget)
             if name in _TABLES and not isinstance(state, Mapping):
@@ -257,7 +257,7 @@ def _from_tensors(file: TensorFile, wanted: Collection[str]) -> Content:
 def _facts(file: TensorFile) -> dict[str, Any]:
     if _KEY not in file.metadata:
         reader = "load_delta" if "ftkit.delta" in file.metadata else "load_weights"
-        raise CheckpointError(f"{file.path} is no training checkpoint. Read it with {reader}(model, path).")
+        raise CheckpointError(f"{file.path} is not a training checkpoint. Read it with {reader}(model, path).")
     return _believed(file.path, unpack({}, file.metadata[_KEY], budget=file.budget))
 
 
@@ -265,7 +265,7 @@ def _believed(path: str, run: Any) -> dict[str, Any]:
     """Return the facts about a run if they have the form in which they are written."""
     if isinstance(run, dict) and all(_has_form(run[name], form) for name, form in _FORMS.items() if name in run):
         return run
-    raise CheckpointError(f"{path} says of its run what no checkpoint does: another version or program wrote it.")
+    raise CheckpointError(f"{path} describes its run in an unknown way: another version or program wrote it.")
 
 
 def _has_form(fact: Any, form: Mapping[str, Callable[[Any], bool]]) -> bool:
@@ -278,7 +278,7 @@ def _has_form(fact: Any, form: Mapping[str, Callable[[Any], bool]]) -> bool:
 def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     whole, left_out = load_parts(file)
     if not isinstance(whole, dict):
-        raise CheckpointError(f"{file.path} holds a {type(whole).__name__}, not a training checkpoint.")
+        raise CheckpointError(f"{file.path} contains a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
     run = _believed(file.path, rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
@@ -303,12 +303,12 @@ def _taken(entry: str, rest: dict[str, Any]) -> list[Any]:
 
 
 def _account_for(path: str, left_out: Mapping[str, list[str]], lacking: Collection[str]) -> None:
-    """Say what is left out as it would run code; refuse if it is a state that is wanted and nowhere else."""
+    """Log what is left out because it would run code; refuse if it is a state that is wanted and nowhere else."""
     for name, code in left_out.items():
         if any(name in _names(state) for state in lacking):
             raise UntrustedFileError(
-                f"The {name!r} of {path} can't be had without running code: it wants {some(code, 8)}. "
+                f"The {name!r} in {path} can't be loaded without running code: it uses {some(code, 8)}. "
                 "If it is a whole model, load_weights(model, path) reads its weights; if you know where the file comes "
                 "from, load_model(path, trusted=True) returns all of it."
             )
-        _log.warning("%s: %r is left out, as it would run code (%s).", path, name, some(code, 8))
+        _log.warning("%s: %r is ignored, because it would run code (%s).", path, name, some(code, 8))

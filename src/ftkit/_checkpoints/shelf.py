@@ -1,4 +1,4 @@
-"""The checkpoints that managers wrote to a folder, found by what is in them, while others may write there too."""
+"""The checkpoints that managers wrote to a folder, recognized by content, while others may write there too."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Entry:
         order: Its place among all of the folder, by age.
         value: The metric by which it is ranked.
         run: The run that it belongs to; those of older versions don't say.
-        next_epoch: The epoch in which that run goes on from it.
-        other: Whether it was kept for the sake of another metric, so that its value says nothing about its worth.
+        next_epoch: The epoch in which that run resumes from it.
+        other: Whether it was kept for another metric, so that its value says nothing about its worth.
         intact: Whether every byte is as it was written; None before this process has written or verified it.
         stamp: Which of all files that had this name it is; None if another process wrote it for this one.
     """
@@ -54,7 +54,7 @@ class Entry:
 
     @property
     def is_gone(self) -> bool:
-        """Whether its name belongs to nothing, or to something else by now."""
+        """Whether its file is gone, or is another one by now."""
         return self.stamp is not None and self.stamp != stamp_of(self.path)
 
     def is_whole(self) -> bool:
@@ -64,7 +64,7 @@ class Entry:
                 runfile.verify(self.path)
                 self.intact = True
             except (CheckpointError, OSError) as error:
-                _log.warning("%s It is left where it is.", error)
+                _log.warning("%s The file is not deleted.", error)
                 self.intact = False
         return self.intact
 
@@ -93,10 +93,10 @@ class Shelf:
             self.look()
 
     def look(self) -> None:
-        """Look what is there now; what was read before is not read again.
+        """Look at what is there now; what was read before is not read again.
 
-        While a checkpoint takes the place of another, a listing may hold neither of them, or one that is deleted before
-        it is read. What is left then may be an old best one, so the folder is looked at until it stands still.
+        While a checkpoint replaces another, a listing may contain neither of them, or one that is deleted before
+        it is read. What is left then may be an old best one, so the folder is read until it stops changing.
         """
         changed = _changed(self.folder)
         names = self._names()
@@ -129,7 +129,7 @@ class Shelf:
         return vanished
 
     def put(self, entry: Entry) -> None:
-        """Add one that was written, in the place of what had its name."""
+        """Add one that was written, in place of any with the same name."""
         name = entry.path.name
         self.entries.pop(name, None)
         self.entries[name] = entry
@@ -154,7 +154,7 @@ class Shelf:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise CheckpointError(f"Can't look into the folder {self.folder}: {error.strerror or error}.") from error
+            raise CheckpointError(f"Can't read the folder {self.folder}: {error.strerror or error}.") from error
 
     def _read(self, path: Path, stamp: _Stamp) -> Entry | None:
         try:
@@ -163,7 +163,7 @@ class Shelf:
         except (CheckpointError, OSError) as error:
             if stamp_of(path) != stamp:
                 raise FileNotFoundError(str(path)) from error
-            _log.warning("%s It is left where it is.", error)
+            _log.warning("%s The file is not deleted.", error)
             if path.suffix != ".tar":  # which is rather somebody's archive
                 self._damaged.add((path.name, stamp))
             return None
@@ -172,7 +172,7 @@ class Shelf:
         """Believe nothing: whoever can write to the folder can have written this."""
         order, name, watched, metrics = (run.get(key) for key in ("order", "run", "watched", "metrics"))
         if type(order) is not int or order not in _ORDERS:
-            raise CheckpointError(f"{path} says of its place in the folder what no manager does.")
+            raise CheckpointError(f"{path} has an invalid position in the folder: no CheckpointManager wrote it.")
         metrics = metrics if isinstance(metrics, Mapping) else {}
         monitor, _ = self._watched
         if isinstance(watched, list | tuple):

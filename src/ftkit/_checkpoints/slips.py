@@ -1,4 +1,4 @@
-"""Arguments that are misspelled, which would be kept among the extra values without a word."""
+"""Misspelled arguments, which would otherwise be saved silently among the extra values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 from ftkit.errors import FtkitError
 
-# What the functions of checkpoints take by name, beside extra values of any name.
+# What the functions of checkpoints take by name, in addition to extra values of any name.
 _ARGUMENTS: Final = (
     "model",
     "optimizer",
@@ -40,7 +40,7 @@ def refuse_slips(call: str, names: Iterable[str]) -> None:
         names: The names that it does not know.
 
     Raises:
-        FtkitError: One of them is an argument's but for a slip, or belongs to another of the functions.
+        FtkitError: One of them is a misspelled argument, or an argument of another of these functions.
 
     Example:
         >>> from ftkit._checkpoints.slips import refuse_slips
@@ -52,16 +52,16 @@ def refuse_slips(call: str, names: Iterable[str]) -> None:
     """
     for name in names:
         if name in _ARGUMENTS:
-            raise FtkitError(f"{call} takes no {name}=, and keeps no extra value of the name of another's argument.")
+            raise FtkitError(f"{call} takes no {name}=, and the name is reserved: other functions have this argument.")
         if (meant := _meant(name)) is not None:
             raise FtkitError(
-                f"{call} got {name!r} as an extra value, which looks like a slip. Did you mean {meant!r}? If not, "
-                "choose a name that can't be taken for it."
+                f"{call} got {name!r} as an extra value, which looks like a typo. Did you mean {meant!r}? If not, "
+                "choose a less similar name."
             )
 
 
 def _meant(name: str) -> str | None:
-    """The argument that a name is a slip of: other cases, two letters swapped, and the longer it is, the more slips."""
+    """The argument that a name misspells: other case, two letters swapped, and the longer it is, the more slips."""
     plain = name.casefold()
     if plain not in _ARGUMENTS and (plain in _WORDS.split() or _WHOLE.fullmatch(plain)):
         return None

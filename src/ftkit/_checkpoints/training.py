@@ -1,4 +1,4 @@
-"""Training checkpoints: all of a run in one file that is whole or not there, and opens without running code."""
+"""Training checkpoints: a whole run in one file, written all or not at all, and opened without running code."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ _OF_EACH_RANK: Final = {"rng", "sampler"}
 
 @dataclass(repr=False)
 class Checkpoint(Report):
-    """What a training checkpoint says besides the states that were loaded into objects.
+    """What a training checkpoint contains besides the states that were loaded into objects.
 
     Attributes:
         path: The file.
-        epoch: As it was given to ``save_checkpoint``, or ``None``.
-        step: Likewise.
-        metrics: Likewise, as numbers.
-        extra: The values given under other names.
-        mid_epoch: Whether it was taken within the epoch.
+        epoch: The epoch passed to ``save_checkpoint``, or ``None``.
+        step: The step passed to ``save_checkpoint``, or ``None``.
+        metrics: The metrics passed to ``save_checkpoint``, as numbers.
+        extra: The values saved under other names.
+        mid_epoch: Whether it was saved in the middle of the epoch.
     """
 
     path: Path
@@ -54,12 +54,12 @@ class Checkpoint(Report):
     def _parts(self) -> Parts:
         counts = {"epoch": self.epoch, "step": self.step}
         said = [f"{name} {count}" for name, count in counts.items() if count is not None]
-        said += ["within the epoch"] * self.mid_epoch
-        yield f"{self.path}: {', '.join(said) or 'neither epoch nor step'}"
+        said += ["mid-epoch"] * self.mid_epoch
+        yield f"{self.path}: {', '.join(said) or 'no epoch or step'}"
         if self.metrics:
             yield f"  metrics: {some([f'{name} {value:.5g}' for name, value in self.metrics.items()], 12)}"
         if self.extra:
-            yield f"  besides: {some(list(self.extra), 12)}"
+            yield f"  extra: {some(list(self.extra), 12)}"
 
 
 def save_checkpoint(
@@ -78,36 +78,36 @@ def save_checkpoint(
     delta: bool = False,
     **extra: Any,
 ) -> None:
-    """Write all that a training run needs to go on as if it had never stopped.
+    """Save everything that a training run needs to continue as if it had never stopped.
 
-    The file appears under its name whole, or not at all. It is a safetensors file with digests, in which
+    The file is written whole or not at all. It is a safetensors file with digests, in which
     everything but the tensors is typed JSON. A name that ends in ``.pt``, ``.pth``, ``.ckpt`` or ``.tar`` gets
     the usual torch dict instead (``epoch``, ``model_state_dict``, ``optimizer_state_dict``, ...), which
     ``torch.load(path, weights_only=True)`` reads.
 
-    A model that ``fully_shard`` spread over several processes becomes one whole file too: all of them must call
-    then, and the first one writes. Of a model that each process has whole, let one process alone call, or use
-    :class:`ftkit.CheckpointManager`.
+    A model that ``fully_shard`` has sharded over several processes is saved as one whole file too: all processes
+    must call then, and the first one writes. If each process has the whole model, call this in one process only, or
+    use :class:`ftkit.CheckpointManager`.
 
     Args:
-        path: The file. What stood there is replaced only when the new one is whole.
-        model: The model, wrapped or not. Which parameters are trainable is kept too.
-        optimizer: Its state is kept by the names of its parameters.
-        scheduler: Anything with a ``state_dict``, like the next three.
+        path: The file. An existing one is replaced only when the new one is complete.
+        model: The model, wrapped or not. Which parameters are trainable is saved too.
+        optimizer: Its state is saved by parameter name.
+        scheduler: Any object with a ``state_dict``, like the next three.
         scaler: A ``GradScaler``.
         ema: An averaged model.
         sampler: A sampler or loader that can resume within an epoch.
-        epoch: The epoch that the checkpoint closes, or is taken in.
-        step: A count of steps, as you like.
+        epoch: The epoch that the checkpoint completes, or in which it is saved.
+        step: A step count of your choice.
         metrics: Numbers by name.
-        rng: Keep the state of every global random generator: python's, numpy's, torch's, each accelerator's.
-        delta: Keep only what differs from the pretrained model: see :func:`ftkit.save_delta`. All that was
-            trained by the optimizer counts as different.
-        **extra: Plain values (any nest of dict, list, number, string, tensor, ...), or objects with a
-            ``state_dict``. A name that is nearly an argument's is taken for a slip, and an error.
+        rng: Save the state of every global random generator: Python's, NumPy's, torch's, each accelerator's.
+        delta: Save only what differs from the pretrained model, as :func:`ftkit.save_delta` does. Everything that
+            the optimizer has trained counts as different.
+        **extra: Plain values (nested dicts, lists, numbers, strings, tensors, ...), or objects with a
+            ``state_dict``. A name that is nearly an argument's is treated as a typo, and is an error.
 
     Raises:
-        CheckpointError: A state holds something that can't be kept without pickling code.
+        CheckpointError: A state contains something that can't be saved without pickling code.
         FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
@@ -137,7 +137,7 @@ def save_checkpoint(
 
 
 def is_mid_epoch(sampler: Any) -> bool:
-    """Tell whether a sampler or loader says of itself that it is within an epoch."""
+    """Tell whether a sampler or loader reports that it is within an epoch."""
     return bool(getattr(sampler, "mid_epoch", False))
 
 
@@ -148,10 +148,10 @@ def facts_of(
     *,
     mid_epoch: bool,
 ) -> dict[str, Any]:
-    """Return what a checkpoint says of itself, as plain numbers.
+    """Return what a checkpoint says about itself, as plain numbers.
 
     Raises:
-        FtkitError: An epoch or a step is no whole number, or a metric no number.
+        FtkitError: An epoch or a step is not a whole number, or a metric is not a number.
     """
     counts = {"epoch": epoch, "step": step}
     whole = {name: None if count is None else whole_number(name, count) for name, count in counts.items()}
@@ -170,19 +170,19 @@ def collect(
     together: bool,
     before: Mapping[str, str] | None = None,
 ) -> Content:
-    """Take everything down.
+    """Collect everything that goes into the file.
 
     Args:
         path: Where to write it.
-        model: As for :func:`save_checkpoint`, like ``extra``, ``rng`` and ``delta``.
-        parts: The other objects by their names there.
+        model: The model, wrapped or not.
+        parts: The other objects, named as the arguments of :func:`save_checkpoint`.
         run: Plain facts.
-        extra: See there.
-        rng: See there.
-        delta: See there.
-        together: Whether all processes of a distributed run call. The first one gets the random numbers and samplers
-            of all, and tensors that are spread over them.
-        before: The digests of the base of a delta, where they are known.
+        extra: Values and objects under names of the user's own.
+        rng: Whether to save the state of the global random generators.
+        delta: Whether to save only what differs from the pretrained model.
+        together: Whether all processes of a distributed run call. The first one gets the random states and samplers
+            of all, and the tensors that are sharded over them.
+        before: The digests of the base of a delta, if they are known.
     """
     inner = unwrap(model)
     optimizer, ema = parts["optimizer"], parts["ema"]
@@ -190,8 +190,8 @@ def collect(
     states |= {name: _state_of(name, part) for name, part in parts.items() if part is not None}
     if is_unused(parts["sampler"]):
         _log.warning(
-            "%s does not know the place in the epoch: nobody has iterated over the ResumableLoader passed as sampler=. "
-            "Pass the one that gives the batches. Accelerator.prepare makes a plain one of it, so leave it out there.",
+            "%s does not contain the position in the epoch: the ResumableLoader passed as sampler= was never iterated "
+            "over. Pass the one that yields the batches, and don't pass it to Accelerator.prepare, which replaces it.",
             path,
         )
     run = {**run, "frozen": frozen_parts.state(inner)}
@@ -219,16 +219,16 @@ def _state_of(name: str, part: Any) -> Any:
     except AttributeError as error:
         raise FtkitError(
             f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). If Accelerator.prepare made it "
-            "of a ResumableLoader, leave that out there, iterate over it, and pass it itself."
+            "from a ResumableLoader: don't prepare the loader, iterate over it, and pass it as is."
         ) from error
 
 
 def _base(
     model: nn.Module, state: Mapping[str, Tensor], trained: Iterable[object], before: Mapping[str, str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What fine-tuning left alone, and the record of the delta."""
+    """What fine-tuning left unchanged, and the record of the delta."""
     if ranks.holds_shards(state.values()):
-        raise CheckpointError("A model that is spread over several processes has no delta: save it whole.")
+        raise CheckpointError("A model sharded over several processes can't be saved as a delta: save it whole.")
     changed = may_have_changed(model, state, trained)
     now = None if before is None else digests(state)
     if before is not None and now is not None:
@@ -253,35 +253,35 @@ def load_checkpoint(
     rng: bool | None = None,
     **objects: Any,
 ) -> Checkpoint:
-    """Bring back what :func:`save_checkpoint` kept, into the objects given, in place.
+    """Restore what :func:`save_checkpoint` saved, in place, into the objects passed.
 
-    Everything is read, verified and checked before anything changes: if the call fails, nothing has.
-    Reads the files of ``save_checkpoint`` and other people's torch dicts of that kind, told apart by content,
+    Everything is read, verified and checked before anything changes: if the call fails, nothing has changed.
+    Reads the files of ``save_checkpoint`` and similar torch dicts from other training loops, told apart by content,
     and never runs code from them.
 
-    With an optimizer, training goes on exactly where it was: the optimizer gets the groups that it had, each
-    parameter found by its name, whatever groups it was built with; what was trainable is trainable again and
-    what was frozen is frozen; the random generators go on where they were. Parameters that this optimizer
-    holds and the saved one did not stay in it, without a history, and train, also where they were frozen in the
-    checkpoint; a warning says so.
+    With an optimizer, training resumes exactly: the optimizer gets back the groups that it had, each
+    parameter found by its name, whatever groups it was built with; what was trainable is trainable again,
+    what was frozen is frozen, and the random generators are restored. Parameters that are in this optimizer
+    but were not in the saved one stay in it, without optimizer state, and train, even if they were frozen in the
+    checkpoint; a warning is logged.
 
     Args:
         path: The file.
-        model: Gets the weights. A delta needs the pretrained model it belongs to.
-        optimizer: Needs the model beside it.
+        model: Gets the weights. For a delta, the pretrained model that it belongs to.
+        optimizer: Gets its state and parameter groups. Requires ``model``.
         scheduler: Gets its state, like the next three.
         scaler: A ``GradScaler``.
         ema: An averaged model.
         sampler: A sampler or loader.
-        rng: Whether to set the global random generators; left out, they are set if an optimizer is given.
-        **objects: Anything that was saved under another name and has ``load_state_dict``.
+        rng: Whether to restore the global random generators; by default, if an optimizer is passed.
+        **objects: Anything with ``load_state_dict`` that was saved under another name.
 
     Returns:
         Epoch, step, metrics and extra values.
 
     Raises:
         CheckpointError: The file lacks a state that was asked for, or one does not fit.
-        DamagedFileError: The file's bytes are not the ones that were written.
+        DamagedFileError: The file's bytes differ from those that were written.
 
     Example:
         >>> import torch
@@ -294,7 +294,7 @@ def load_checkpoint(
     """
     refuse_slips("load_checkpoint", objects)
     if optimizer is not None and model is None:
-        raise FtkitError("load_checkpoint needs model= beside optimizer=, to find the optimizer's parameters by name.")
+        raise FtkitError("load_checkpoint needs model= with optimizer=, to find the optimizer's parameters by name.")
     given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
     parts = {name: part for name, part in given.items() if part is not None}
     asked = [*(["model"] if model is not None else []), *parts]

@@ -1,4 +1,4 @@
-"""Who writes to a folder: one process alone, and of its managers one after the other."""
+"""Who writes to a folder: only one process at a time, and only one of its managers at a time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ftkit.errors import FileWriteError
 
 
 class Turns:
-    """The turns in which the managers of this process write to a folder, that of no other process as long.
+    """The turns in which the managers of this process write to a folder; other processes may not write meanwhile.
 
-    The folder is claimed at the first turn. It is free again when its process ends in any way, or when no manager of it
-    is left.
+    The folder is claimed at the first turn. It is free again when the process ends in any way, or when no manager of
+    the folder is left.
 
     Attributes:
         count: How many turns there were.
@@ -42,9 +42,9 @@ class Turns:
         try:
             if not self._is_ours():
                 raise FileWriteError(
-                    f"Another process saves checkpoints in {self.folder}, and nothing was written. End it, or choose "
-                    "another folder. (A notebook is such a process until its kernel stops, or its CheckpointManager "
-                    "is deleted.)"
+                    f"Another process is saving checkpoints to {self.folder}, nothing was written. End it, or choose "
+                    "another folder. (A notebook counts as such a process until its kernel stops or its "
+                    "CheckpointManager is deleted.)"
                 )
             self.count += 1
         except BaseException:
@@ -56,7 +56,7 @@ class Turns:
         self._lock.release()
 
     def _is_ours(self) -> bool:
-        with contextlib.suppress(OSError):  # who can't be kept out can't get in either: the write itself says why
+        with contextlib.suppress(OSError):  # if it can't be locked, it can't be written: the write itself says why
             if self._claim is not None and self._is_replaced(self._claim):
                 self._give_up()
             if self._claim is None:

@@ -1,1 +1,1 @@
-"""A model, handled safely: every tensor in it, changes that can be taken back, runs that leave no trace."""
+"""Handle a model safely: every tensor in it, changes that can be undone, runs that leave no trace."""

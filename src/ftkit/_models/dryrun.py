@@ -1,4 +1,4 @@
-"""Runs of a model that leave no trace, and the tensors in what it takes and gives."""
+"""Runs of a model that leave no trace, and the tensors in its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LOCK = threading.RLock()
 def alone() -> Iterator[None]:
     """Let one thread at a time into such blocks, and into functions that are decorated with it.
 
-    Random numbers, filters of warnings, logs and ``nn.Module.__call__`` belong to the whole process: whatever changes
-    one of them for a while does so in here, and puts it back before the next thread comes in. And a model that runs on
-    fake tensors holds those meanwhile, so whoever reads or changes a model waits here until its own are back.
+    Random numbers, warning filters, logs and ``nn.Module.__call__`` belong to the whole process: code that changes
+    one of them for a while does so in here, and restores it before the next thread comes in. And a model that runs on
+    fake tensors contains those meanwhile, so code that reads or changes a model waits here until its own are back.
     """
     with _LOCK:
         yield
@@ -36,7 +36,7 @@ def alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Show no warnings in the block, in which one thread at a time is."""
+    """Show no warnings in the block, which one thread at a time may enter."""
     with alone(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -44,13 +44,13 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
-    """Run models in the block; then put back, whatever happens, all that this can change in them and around them.
+    """Run models in the block; then restore, whatever happens, all that this can change in them and around them.
 
     That is the attributes of the modules, random numbers, modes and logs of the process. One thread at a time may run
     such a block; the others wait.
 
     Args:
-        modules: Every module that runs, unless it is a copy that nobody else sees.
+        modules: Every module that runs, unless it is a copy that no one else sees.
     """
     with alone(), contextlib.ExitStack() as after:
         undo = Undo()
@@ -77,7 +77,7 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
 
 
 def as_call(given: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the positional and keyword inputs that an argument called ``name`` stands for, however they were given.
+    """Return the positional and keyword inputs that an argument called ``name`` stands for, in whatever form.
 
     Example:
         >>> from ftkit._models.dryrun import as_call
@@ -95,7 +95,7 @@ def as_call(given: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
             return (), dict(given)
     raise FtkitError(
         f"Expected {name} to be a tensor, a tuple of positional arguments, a dict of keyword arguments or a pair "
-        f"of both, got {type(given).__name__}: if that is the model's only argument, pass a tuple of it, (input,)."
+        f"of both, got {type(given).__name__}: if that is the model's only argument, pass it in a tuple, (input,)."
     )
 
 

@@ -1,4 +1,4 @@
-"""Many parameters in few names."""
+"""Name many parameters in few words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def outermost(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """Name the outermost modules of which all parameters are among these, and the parameters left over.
+    """Return the names of the outermost modules whose parameters are all among these, and of the parameters left over.
 
     Example:
         >>> import torch

@@ -24,7 +24,7 @@ class Slot(NamedTuple):
 def slots(model: nn.Module) -> Iterator[Slot]:
     """Yield every place where a parameter, a buffer or a module is registered, module by module.
 
-    What is registered several times is met as often.
+    What is registered several times is yielded as often.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def slots(model: nn.Module) -> Iterator[Slot]:
 def own_slots(*modules: nn.Module) -> Iterator[Slot]:
     """Yield the places of some modules themselves: their parameters, buffers and children.
 
-    TorchScript, which lets nobody in, is passed by.
+    TorchScript modules, which can't be looked into, are skipped.
     """
     for module in modules:
         if isinstance(module, torch.jit.ScriptModule):
@@ -58,7 +58,7 @@ def replace(
 ) -> None:
     """Put ``new`` wherever ``old``, or one of several modules, is registered. The model itself can't be replaced.
 
-    Things are told apart by identity: ``==`` is up to each class, and a metric of torchmetrics calls all equal.
+    They are compared by identity: ``==`` is up to each class, and a torchmetrics metric may equal anything.
     """
     several = [old] if isinstance(old, torch.Tensor | nn.Module) else old
     wanted = set(map(id, several))

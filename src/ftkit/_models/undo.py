@@ -1,4 +1,4 @@
-"""Changes that are taken back if one of them fails."""
+"""Changes that are undone if one of them fails."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTAINERS = (dict, OrderedDict, defaultdict, list, set)
 
 
 class Undo:
-    """A block whose changes are all made, or none: an error takes back what was noted, the last change first.
+    """A block whose changes are all made, or none: an error undoes what was noted, the last change first.
 
     Example:
         >>> from ftkit._models.undo import Undo
@@ -43,18 +43,18 @@ class Undo:
             self.take_back()
 
     def take_back(self) -> None:
-        """Take all changes back. A step that fails does not keep the others from it."""
+        """Undo all changes. A step that fails does not stop the others."""
         with contextlib.ExitStack() as stack:
             for step in self._steps:
                 stack.callback(step)
             self._steps, self._remembered = [], {}
 
     def callback(self, function: Callable[..., object], /, *args: object) -> None:
-        """Note a function that takes back the change that comes next."""
+        """Note a function that undoes the next change."""
         self._steps.append(lambda: function(*args))
 
     def set_item(self, table: MutableMapping[K, V], key: K, value: V) -> None:
-        """Set an entry of a table. Its place in the table's order stays."""
+        """Set an entry of a table; an existing entry keeps its place in the table's order."""
         if key in table:
             self.callback(table.__setitem__, key, table[key])
         else:
@@ -62,10 +62,10 @@ class Undo:
         table[key] = value
 
     def remember(self, owner: Any) -> None:
-        """Note what a module, a configuration or a dict holds now.
+        """Note what a module, a configuration or a dict contains now.
 
         That is its attributes, the contents of the plain containers among them, and its class. The values of tensors
-        are not kept, but those of the buffers of TorchScript, which nobody else can put back.
+        are not kept, except those of TorchScript buffers, which can't be restored otherwise.
         """
         if id(owner) not in self._remembered:
             self._remembered[id(owner)] = owner
