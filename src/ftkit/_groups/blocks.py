@@ -40,8 +40,8 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
         >>> last_blocks(model, 2)
         ['5', '6', '7']
         >>> print(freeze_except(model, last_blocks(model, 2)))
-        froze 50 parameters: 0, 1, 2, 3, 4
-        trainable now: 354 of 1,058 numbers (33.5%)
+        froze 50 parameter tensors: 0, 1, 2, 3, 4
+        trainable now: 354 of 1,058 parameters (33.5%)
         held in eval mode: 41 modules
     """
     model = unwrap(model)
