@@ -56,9 +56,7 @@ def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
     wanted = set(map(id, (*chosen.parameters.values(), *chosen.buffers.values())))
     before = {name: _digest(tensor) for name, tensor in _frozen(inner) if id(tensor) in wanted}
     if not before:
-        raise FtkitError(
-            f"Nothing selected in the {type(inner).__name__} is frozen: call freeze(model, ...) first."
-        )
+        raise FtkitError(f"Nothing selected in the {type(inner).__name__} is frozen: call freeze(model, ...) first.")
     yield
     now = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
     moved = [name for name, digest in before.items() if name not in now or _digest(now[name]) != digest]
