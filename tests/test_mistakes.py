@@ -140,7 +140,7 @@ replace_head(model, "3")                                   head must be a whole 
 replace_head(model, True)                                  or a function of in_features, not True
 replace_head(model, ["cat", "dog"])                        not ['cat', 'dog']
 replace_head(model, nn.Linear)                             the class Linear does not take
-replace_head(model, lambda n: nn.Linear)                   gave the class Linear
+replace_head(model, lambda n: nn.Linear)                   returned the class Linear
 replace_head(model, 3, at="classifer")                     Did you mean 'classifier'
 replace_head(model, 3, at="")                              no module ''.
 replace_head(model, 3, at=model.classifier)                at must be a list of dotted names, not Linear(

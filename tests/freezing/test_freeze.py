@@ -150,9 +150,9 @@ def test_the_report_reads_well() -> None:
     """Parts rather than hundreds of names, counts, shares and norms."""
     report = freeze_except(timm.create_model("resnet18"), "fc")
     assert str(report) == (
-        "froze 60 parameters: conv1, bn1, layer1, layer2, layer3, layer4\n"
-        "trainable now: 513,000 of 11,689,512 numbers (4.4%)\n"
-        "held in eval mode: 89 modules, 20 of them a norm with its statistics"
+        "froze 60 parameter tensors: conv1, bn1, layer1, layer2, layer3, layer4\n"
+        "trainable now: 513,000 of 11,689,512 parameters (4.4%)\n"
+        "held in eval mode: 89 modules, including 20 norms with running statistics"
     )
 
 

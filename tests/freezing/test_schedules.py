@@ -168,8 +168,8 @@ def test_a_slip_in_a_late_phase_shows_at_the_start() -> None:
         ({-1: "fc"}, None, "whole number of at least 0, not -1"),
         ({0.5: "fc"}, None, "not 0.5"),
         ({0: "fc", 4: "layer4"}, 4, "the last before 4"),
-        ({1: "fc"}, 4, "starts at 0"),
-        (lambda epoch: "fc", 4, "count by itself"),
+        ({1: "fc"}, 4, "must start at 0"),
+        (lambda epoch: "fc", 4, "count on its own"),
     ],
 )
 def test_phases_that_make_no_sense_are_errors(phases: object, period: int | None, message: str) -> None:

@@ -42,7 +42,7 @@ def test_weights_of_a_norm_that_thaws_train_and_its_statistics_stay() -> None:
     assert model.backbone[3].training
     assert not is_frozen(model, "backbone")
     assert (report.norms, report.trained_norms) == (2, 2)
-    assert "2 of them a norm with its statistics (2 with weights that train)" in str(report)
+    assert "including 2 norms with running statistics (2 with trainable weights)" in str(report)
 
 
 def test_norm_stats_thaws_them_too_at_once_or_later() -> None:
@@ -174,7 +174,7 @@ def test_weights_that_something_else_made_trainable_are_told_of_once() -> None:
     model = frozen_net()
     others_thaw(model)
     model.eval()(images())
-    with pytest.warns(UserWarning, match=r"Weights train in a \w+ that was frozen.*ftkit.unfreeze"):
+    with pytest.warns(UserWarning, match=r"A frozen \w+ has trainable weights.*ftkit.unfreeze"):
         model.train()(images())
     model.train()(images())
     freeze_except(model, "head")
@@ -192,7 +192,7 @@ def test_a_summary_does_not_use_the_warning_up() -> None:
     others_thaw(model)
     shown = summary(model.train(), (4, 3, 8, 8))
     assert [(row.trainable, row.mode) for row in shown.rows if row.name == "backbone.1"] == [(16, "eval")]
-    with pytest.warns(UserWarning, match="Weights train"):
+    with pytest.warns(UserWarning, match="has trainable weights"):
         model.train()(images())
 
 

@@ -65,7 +65,7 @@ def test_what_was_frozen_by_hand_is_checked_too() -> None:
     model = Net()
     model.backbone.requires_grad_(False)
     with (
-        pytest.raises(FtkitError, match=r"6 of 14 frozen tensors moved: backbone\.1\.running_mean"),
+        pytest.raises(FtkitError, match=r"6 of 14 frozen tensors changed: backbone\.1\.running_mean"),
         verify_frozen(model),
     ):
         step(model, images())
@@ -76,7 +76,7 @@ def test_what_an_optimizer_moves_or_somebody_takes_away_is_named() -> None:
     model = Net()
     freeze_except(model, "head")
     bias = model.backbone[0].bias.data
-    with pytest.raises(FtkitError, match=r"1 of \d+ frozen tensors moved: backbone\.0\.bias"), verify_frozen(model):
+    with pytest.raises(FtkitError, match=r"1 of \d+ frozen tensors changed: backbone\.0\.bias"), verify_frozen(model):
         bias[:1] = torch.nextafter(bias[:1], torch.tensor(9.0))
     with pytest.raises(FtkitError, match=r"backbone\.0\.bias"), verify_frozen(model):
         model.backbone[0].bias = None
@@ -85,7 +85,7 @@ def test_what_an_optimizer_moves_or_somebody_takes_away_is_named() -> None:
 def test_an_error_inside_is_not_hidden_and_nothing_frozen_is_an_error() -> None:
     """A selector that matches nothing too."""
     model = Net()
-    with pytest.raises(FtkitError, match="Nothing that is meant in the Net is frozen"), verify_frozen(model):
+    with pytest.raises(FtkitError, match="Nothing selected in the Net is frozen"), verify_frozen(model):
         pass
     with pytest.raises(SelectionError, match="backbone"), verify_frozen(model, "backbon"):
         pass

@@ -52,7 +52,7 @@ def test_blocks_that_run_beside_others_are_an_error() -> None:
     """What a parallel part shares with them would be half a block."""
     with torch.device("meta"):
         model = timm.create_model("coat_tiny")
-    with pytest.raises(SelectionError, match="which run beside them"):
+    with pytest.raises(SelectionError, match="which run in parallel with them"):
         last_blocks(model, 1)
 
 
@@ -60,7 +60,7 @@ def test_more_blocks_than_there_are_is_an_error() -> None:
     """It says how many there are; 0 and fractions are none."""
     model = timm.create_model("resnet18")
     assert last_blocks(model, 8)[0] == "layer1"
-    with pytest.raises(SelectionError, match="9 blocks or more, and found 8"):
+    with pytest.raises(SelectionError, match="9 blocks or more, found 8"):
         last_blocks(model, 9)
     for wrong in (0, -1, 1.5):
         with pytest.raises(FtkitError, match="The number of blocks"):

@@ -42,7 +42,7 @@ def test_pieces_of_which_the_largest_counts_are_refused() -> None:
     model = wired(
         lambda self, x: self.fc(self.body(x)).view(len(x), -1, 2).amax(2), body=features(), fc=nn.Linear(8, 20)
     )
-    with pytest.raises(HeadError, match="does not run any more as before"):
+    with pytest.raises(HeadError, match="no longer runs as before"):
         replace_head(model, 8, at="fc")
     assert model.fc.out_features == 20
 

@@ -41,31 +41,30 @@ _TIED = 8  # that are shown
 
 @dataclass(frozen=True, repr=False)
 class FreezeReport(Report):
-    """What a call changed, and how the model stands now. Printing it tells the same in words.
+    """What a call changed, and the state of the model after it. Print it for a summary.
 
     Attributes:
         frozen: Names of the parameters that this call froze.
         thawed: Names of the parameters that this call made trainable.
-        left: Names of selected parameters that stay fixed, because they were not trainable before they were frozen.
-        tied: The changed parameters that have other names too: first name to the others.
-        eval_modules: How many modules stay in eval mode now.
-        norms: How many of those keep running statistics.
-        trained_norms: How many of those norms train their weights all the same, since they thawed without
-            ``norm_stats``.
+        left: Names of selected parameters left fixed, because they were not trainable before freezing.
+        tied: The changed parameters that are tied: first name to the other names.
+        eval_modules: Number of modules now held in eval mode.
+        norms: Number of those that keep running statistics.
+        trained_norms: Number of those norms whose weights train anyway, because they thawed without ``norm_stats``.
         added: Names of the parameters that this call added to the optimizer.
-        trainable_parameters: How many numbers are trainable now.
-        total_parameters: How many numbers the model's parameters hold.
-        frozen_parts: ``frozen`` in short, as the outermost modules that it covers.
-        thawed_parts: ``thawed`` in short.
+        trainable_parameters: Number of trainable parameters now, counted by element.
+        total_parameters: Number of parameters of the model, counted by element.
+        frozen_parts: ``frozen`` in short form: the outermost modules that it covers.
+        thawed_parts: ``thawed`` in short form.
 
     Example:
         >>> import torch
         >>> from ftkit import freeze
         >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
         >>> print(freeze(model, "0", "1"))
-        froze 4 parameters: 0, 1
-        trainable now: 10 of 38 numbers (26.3%)
-        held in eval mode: 2 modules, 1 of them a norm with its statistics
+        froze 4 parameter tensors: 0, 1
+        trainable now: 10 of 38 parameters (26.3%)
+        held in eval mode: 2 modules, including 1 norm with running statistics
     """
 
     frozen: tuple[str, ...]
@@ -88,14 +87,14 @@ class FreezeReport(Report):
             ("left fixed, as before freezing,", self.left, self.left),
         ):
             if names:
-                yield f"{verb} {plural(len(names), 'parameter')}: {some(parts, 8)}"
+                yield f"{verb} {plural(len(names), 'parameter tensor')}: {some(parts, 8)}"
         if self.added:
-            yield f"added to the optimizer: {plural(len(self.added), 'parameter')}"
+            yield f"added to the optimizer: {plural(len(self.added), 'parameter tensor')}"
         share = self.trainable_parameters / max(self.total_parameters, 1)
-        yield f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} numbers ({share:.1%})"
+        yield f"trainable now: {self.trainable_parameters:,} of {self.total_parameters:,} parameters ({share:.1%})"
         if self.eval_modules:
-            norms = f", {self.norms} of them a norm with its statistics" if self.norms else ""
-            trained = f" ({self.trained_norms} with weights that train)" if self.trained_norms else ""
+            norms = f", including {plural(self.norms, 'norm')} with running statistics" if self.norms else ""
+            trained = f" ({self.trained_norms} with trainable weights)" if self.trained_norms else ""
             yield f"held in eval mode: {plural(self.eval_modules, 'module')}{norms}{trained}"
         for first, others in list(self.tied.items())[:_TIED]:
             yield f"tied: {first} is also {some(others, 8)}"
@@ -105,22 +104,22 @@ class FreezeReport(Report):
 def freeze(model: nn.Module, *selectors: Selector, norm_stats: bool = True, keep_dropout: bool = False) -> FreezeReport:
     """Freeze parts of a model, in place; the whole model if no selector is given.
 
-    The parameters get no gradient, and lose the one they have, so that neither momentum nor weight decay moves them
-    on. The frozen modules behave as in eval mode through any ``model.train()``: running statistics stay and Dropout
-    and DropPath are off. So it remains after ``deepcopy``, pickling, ``DistributedDataParallel`` and ``torch.compile``.
-    Classes and ``state_dict`` are unchanged.
+    The parameters get no gradient, and any existing gradient is dropped, so neither momentum nor weight decay changes
+    them. The frozen modules behave as in eval mode whatever ``model.train()`` sets: running statistics stay fixed, and
+    Dropout and DropPath are off. This survives ``deepcopy``, pickling, ``DistributedDataParallel`` and
+    ``torch.compile``. Classes and ``state_dict`` are unchanged.
 
     A module counts as frozen if it is selected, or if none of its parameters is trainable any more. A module without
-    parameters that stands between two frozen ones (a Dropout, say) goes with them.
+    parameters between two frozen ones (such as Dropout) is frozen with them.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
-        norm_stats: Whether the running statistics of the frozen norms are frozen too.
-        keep_dropout: Whether everything but norms follows ``model.train()``, so that Dropout stays active.
+        norm_stats: Whether to freeze the running statistics of the frozen norms too.
+        keep_dropout: Whether to let everything but norms follow ``model.train()``, so that Dropout stays active.
 
     Returns:
-        What froze, and how the model stands.
+        What was frozen, and the state of the model.
 
     Raises:
         SelectionError: A selector matches nothing; the model is untouched.
@@ -150,29 +149,29 @@ def unfreeze(
 ) -> FreezeReport:
     """Make parts of a model trainable again, in place; the whole model if no selector is given.
 
-    Takes back what :func:`freeze` did: what was not trainable before, such as fixed position embeddings, stays so and
-    is listed in the report. Where ``freeze`` did nothing to what the selectors mean, all of it becomes trainable.
+    Undoes what :func:`freeze` did: parameters that were not trainable before, such as fixed position embeddings, stay
+    fixed and are listed in the report. If ``freeze`` did not touch the selected part, all of it becomes trainable.
 
-    The running statistics of norms stay as they are while their weights train, unless ``norm_stats`` is true: a norm
-    that thaws whole takes over the statistics of small batches at once, which costs accuracy on little data.
+    The running statistics of norms stay fixed while their weights train, unless ``norm_stats`` is true: a norm that
+    thaws completely switches to the statistics of small batches at once, which costs accuracy on small datasets.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
         *selectors: Names, patterns, modules, types, a ``Head``, ...: see :data:`ftkit.selection.Selector`.
-        norm_stats: Whether the running statistics of the norms thaw too, and follow the new data.
-        optimizer: Gets exactly those of the selected parameters that it lacks. They join with the options that
-            :func:`param_groups` gives them, by the recipe in the optimizer's groups; an optimizer that was built
-            otherwise lends its newest group's rate and its largest weight decay.
-        scheduler: The optimizer's learning-rate scheduler, or a list of several, which then go on with what joins. What
-            ``SequentialLR`` and ``ChainedScheduler`` run is known by them.
+        norm_stats: Whether to thaw the running statistics of the norms too, so that they follow the new data.
+        optimizer: Optimizer to add the missing selected parameters to. They get the options that
+            :func:`param_groups` would give them, by the recipe in the optimizer's groups; if it was built another way,
+            the learning rate of its newest group and its largest weight decay.
+        scheduler: The optimizer's learning-rate scheduler, or a list of several; they then cover what is added too.
+            The schedulers inside ``SequentialLR`` and ``ChainedScheduler`` need not be listed.
 
     Returns:
-        What thawed, what joined the optimizer, and how the model stands.
+        What was thawed, what was added to the optimizer, and the state of the model.
 
     Raises:
         SelectionError: A selector matches nothing; model and optimizer are untouched.
-        FtkitError: Parameters would join an optimizer that has a scheduler, and ``scheduler`` was left out; all is
-            untouched.
+        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out;
+            nothing is changed.
 
     Example:
         >>> import torch
@@ -201,23 +200,25 @@ def freeze_except(
     optimizer: torch.optim.Optimizer | None = None,
     scheduler: Any = None,
 ) -> FreezeReport:
-    """Train exactly the selected parts of a model, in place: freeze all others, and thaw these.
+    """Train exactly the selected parts of a model, in place: freeze everything else, and thaw these.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-        *selectors: What stays trainable, at least one selector.
-        norm_stats: As in :func:`freeze`.
-        keep_dropout: As in :func:`freeze`.
-        thaw_norm_stats: As ``norm_stats`` in :func:`unfreeze`.
-        optimizer: Gets those of the selected parameters that it lacks, as in :func:`unfreeze`.
-        scheduler: As in :func:`unfreeze`.
+        *selectors: What to train: one or more selectors, see :data:`ftkit.selection.Selector`.
+        norm_stats: Whether to freeze the running statistics of the frozen norms too.
+        keep_dropout: Whether to let everything but norms follow ``model.train()``, so that Dropout stays active.
+        thaw_norm_stats: Whether to thaw the running statistics of the thawed norms too.
+        optimizer: Optimizer to add the missing selected parameters to, with the options that :func:`unfreeze` gives
+            them.
+        scheduler: The optimizer's learning-rate scheduler, or a list of several.
 
     Returns:
-        What froze and thawed, and how the model stands.
+        What was frozen and thawed, and the state of the model.
 
     Raises:
         SelectionError: A selector matches nothing, or there is none; the model is untouched.
-        FtkitError: As in :func:`unfreeze`.
+        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out;
+            nothing is changed.
 
     Example:
         >>> import torch
@@ -229,7 +230,7 @@ def freeze_except(
     """
     if not selectors:
         raise SelectionError(
-            "freeze_except needs to know what to train. To freeze the whole model, call freeze(model)."
+            "freeze_except needs to know what to train: pass a selector. To freeze the whole model, call freeze(model)."
         )
     inner = unwrap(model)
     kept = select(inner, *selectors)
@@ -258,14 +259,14 @@ def frozen(
 ) -> Iterator[FreezeReport]:
     """Freeze parts of a model inside a ``with`` block; afterwards everything is exactly as it was.
 
-    The gradients that the frozen parameters had come back too, and each module's mode, unless the whole model changed
+    The gradients of the frozen parameters are restored too, and each module's mode, unless the whole model was switched
     between train and eval inside the block.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-        *selectors: As in :func:`freeze`.
-        norm_stats: As in :func:`freeze`.
-        keep_dropout: As in :func:`freeze`.
+        *selectors: What to freeze, see :data:`ftkit.selection.Selector`; the whole model if there are none.
+        norm_stats: Whether to freeze the running statistics of the frozen norms too.
+        keep_dropout: Whether to let everything but norms follow ``model.train()``, so that Dropout stays active.
 
     Yields:
         The report of :func:`freeze`.
@@ -296,9 +297,10 @@ def frozen(
 
 @alone()
 def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
-    """Tell whether all that the selectors mean is frozen; the whole model if no selector is given.
+    """Return whether everything selected is frozen; the whole model if no selector is given.
 
-    Parameters are frozen if they require no gradient; a module that has none, if :func:`freeze` holds it in eval mode.
+    Parameters are frozen if they require no gradient; a module without parameters, if :func:`freeze` holds it in eval
+    mode.
 
     Raises:
         SelectionError: A selector matches nothing.
@@ -319,7 +321,7 @@ def is_frozen(model: nn.Module, *selectors: Selector) -> bool:
 
 @alone()
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name, a tied one once, under its first name.
+    """Return the trainable parameters by name; tied ones once, under their first name.
 
     Example:
         >>> import torch
@@ -385,7 +387,7 @@ def _learning(chosen: Selection | None) -> dict[str, nn.Parameter]:
 
 
 def _thawing(chosen: Selection | None, off: set[int]) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """What thaws and what stays fixed: of what was switched off that alone thaws, else all that can learn."""
+    """What thaws and what stays fixed: only what was switched off thaws, or if nothing was, all that can learn."""
     fixed = (
         {name: p for name, p in chosen.parameters.items() if not p.requires_grad and _can_learn(p)} if chosen else {}
     )
@@ -417,8 +419,8 @@ def parallel_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
     wrappers = [module for module in around if isinstance(module, DistributedDataParallel)]
     if not all(map(can_settle_anew, wrappers)):
         raise FtkitError(
-            "DistributedDataParallel settles what it averages between processes when it wraps a model, and with a "
-            "process group of its own that can't be settled anew. Freeze the model inside, then wrap it again."
+            "DistributedDataParallel decides which gradients to average when it wraps a model, and with its own "
+            "process group that can't be redone. Freeze the model inside, then wrap it again."
         )
     return wrappers
 
@@ -426,8 +428,8 @@ def parallel_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
 def settle(wrapper: DistributedDataParallel) -> None:
     """Let a wrapper average the gradients of what is trainable now.
 
-    It settled that when it was made: a thawed parameter would go its own way in each process, without a word, and a
-    frozen one would be waited for.
+    It decided that when it was made: a thawed parameter would silently diverge between processes, and a frozen one
+    would be waited for.
     """
     wrapper.require_backward_grad_sync = any(parameter.requires_grad for parameter in wrapper.module.parameters())
     if wrapper.require_backward_grad_sync:

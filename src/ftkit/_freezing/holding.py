@@ -14,7 +14,7 @@ from torch import nn
 from ftkit._torch import FakeTensor, buffers_of, is_norm, parameters_of, pre_hooks_of
 from ftkit.selection import Selection
 
-# The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that starts anew in every process,
+# The key of the hook in a module's pre-forward hooks. Torch's own keys are a counter that restarts in every process,
 # so after unpickling they can collide, and the later hook silently replaces ours.
 _KEY = "ftkit.frozen"
 # The attribute of a module that names what freeze() switched off there: own parameters that it found trainable, and the
@@ -24,7 +24,7 @@ _MEMORY = "_ftkit_frozen"
 # The attribute of a held norm with its statistics, as they were in the last forward in train mode.
 _STATISTICS = "_ftkit_statistics"
 _RESET = "reset_running_stats"
-# Whether it was told that weights train in what is held.
+# Whether the warning about weights that train in held modules was given.
 _TOLD = threading.Event()
 
 _LISTS = (nn.ModuleList, nn.ModuleDict)  # no union: the compiler of torch 2.6 can't look into one
@@ -92,11 +92,11 @@ def remember(model: nn.Module, off: set[int]) -> None:
 
 
 def snapshot(model: nn.Module) -> Callable[[], None]:
-    """Return a function that puts back how all modules are held now, and the modes of those held otherwise then.
+    """Return a function that restores how all modules are held now, and the modes of those whose hold has changed.
 
-    If the whole model has changed between train and eval since, they go with it.
+    If the whole model has been switched between train and eval since, they follow it.
     """
-    mode, told = model.training, not is_held(model)  # the mode of a model that is held tells nothing
+    mode, told = model.training, not is_held(model)  # the mode of a held model says nothing
     before = [(part, part.training, _hook_of(part), _memory(part)) for part in model.modules()]
 
     def restore() -> None:
@@ -193,7 +193,7 @@ def _look_after(module: nn.Module) -> None:
 
 
 def _restore_wiped(module: Any, kept: dict[str, torch.Tensor]) -> None:
-    """Give a norm its statistics back where averaging of weights has replaced them to count them anew.
+    """Restore a norm's statistics where weight averaging has reset them to recompute them.
 
     That takes the momentum away too, by which it is known: Lightning's ``StochasticWeightAveraging`` does so.
     """
@@ -221,16 +221,16 @@ def _tell_of_weights_that_train(module: nn.Module) -> None:
     if _trains(again) and not any(isinstance(parameter, FakeTensor) for parameter in again):
         _TOLD.set()
         warnings.warn(
-            f"Weights train in a {type(module).__name__} that was frozen, since something other than ftkit.unfreeze() "
-            "made them trainable: requires_grad_(True), or a framework's unfreeze(). It stays in eval mode with all "
-            "that froze beside it: norms keep their statistics, and Dropout is off. To thaw it, call "
-            "ftkit.unfreeze(model, ...); with norm_stats=True statistics move again too.",
+            f"A frozen {type(module).__name__} has trainable weights: something other than ftkit.unfreeze() set "
+            "requires_grad, such as requires_grad_(True) or a framework's unfreeze(). It stays in eval mode along with "
+            "everything frozen with it: norms keep their statistics, and Dropout is off. To thaw it, call "
+            "ftkit.unfreeze(model, ...); with norm_stats=True, statistics are updated again too.",
             stacklevel=2,
         )
 
 
 def _called_by(module: nn.Module) -> Iterator[nn.Module]:
-    """The children of a module, and those of its lists, which nobody calls."""
+    """The children of a module, and those of its lists, which are never called."""
     for child in module.children():
         if isinstance(child, _LISTS):
             yield from _called_by(child)

@@ -31,26 +31,27 @@ from ftkit.selection import Selector, select, unwrap
 
 
 class FreezeSchedule:
-    """Which parts of a model train when, for any training loop.
+    """Schedule which parts of a model train when, in any training loop.
 
-    Gradual unfreezing is a dict from an epoch to what thaws then. Phase 0 says what trains at the start, and freezes
-    the rest; each later phase adds to it. Without a phase 0 nothing is ever frozen: the phases thaw what you froze.
+    For gradual unfreezing, pass a dict from epochs to what thaws then. Phase 0 says what trains at the start, and
+    freezes the rest; each later phase adds to it. Without a phase 0 nothing is ever frozen: the phases thaw what you
+    froze.
 
-    Turns (alternating freezing) are a dict with a ``period``: from each key on, within every ``period`` epochs, exactly
-    what it says trains. A function of the epoch says for each epoch exactly what trains.
+    For turns (alternating freezing), pass a dict with a ``period``: within every ``period`` epochs, from each key on,
+    exactly the parts under it train. A function of the epoch returns exactly what trains in that epoch.
 
-    An epoch may just as well be a step, as long as it is counted up by a whole number.
+    You can count steps instead of epochs, as long as they are whole numbers that increase.
 
     Args:
         phases: What to train from which epoch on, as selectors (see :data:`ftkit.selection.Selector`; a list of them
             for several parts), or a function that returns them for an epoch.
-        period: After how many epochs the phases start anew.
-        norm_stats: As in :func:`ftkit.freeze`.
-        keep_dropout: As in :func:`ftkit.freeze`.
-        thaw_norm_stats: As ``norm_stats`` in :func:`ftkit.unfreeze`.
+        period: Number of epochs after which the phases repeat.
+        norm_stats: Whether to freeze the running statistics of the frozen norms too.
+        keep_dropout: Whether to let everything but norms follow ``model.train()``, so that Dropout stays active.
+        thaw_norm_stats: Whether to thaw the running statistics of the thawed norms too.
 
     Raises:
-        FtkitError: No phases, a phase before 0, or phases that don't fit the period.
+        FtkitError: There are no phases, a phase starts before 0, or the phases don't fit the period.
 
     Example:
         >>> import torch
@@ -62,12 +63,12 @@ class FreezeSchedule:
         >>> for epoch in range(3):
         ...     if report := schedule.step(epoch, model=model, optimizer=optimizer):
         ...         print(f"epoch {epoch}: {report}")
-        epoch 2: thawed 2 parameters: 1
-        added to the optimizer: 2 parameters
-        trainable now: 30 of 50 numbers (60.0%)
+        epoch 2: thawed 2 parameter tensors: 1
+        added to the optimizer: 2 parameter tensors
+        trainable now: 30 of 50 parameters (60.0%)
         held in eval mode: 1 module
 
-        By turns, two epochs each, with the head always:
+        Taking turns of two epochs each, with the head always training:
 
         >>> turns = FreezeSchedule({0: ["0", "2"], 2: ["1", "2"]}, period=4)
         >>> for epoch in (0, 1, 2, 3, 4):
@@ -99,7 +100,7 @@ class FreezeSchedule:
                 f"{came(phases)}."
             )
         elif period is not None:
-            raise FtkitError("period= belongs to a dict of phases; a function of the epoch can count by itself.")
+            raise FtkitError("period= applies only to a dict of phases; a function of the epoch can count on its own.")
         self.phases: Mapping[int, Selector] | Callable[[int], Selector] = phases
         self.period = period
         norm_stats, keep_dropout = flag("norm_stats", norm_stats), flag("keep_dropout", keep_dropout)
@@ -119,26 +120,26 @@ class FreezeSchedule:
             plan = some([f"{start}: {_said(parts)}" for start, parts in self.phases.items()], 8)
         else:
             plan = _said(self.phases)
-        turns = f", every {self.period} epochs anew" if self.period else ""
-        trains = f"phase {self._phase}, with {plural(len(self._trainable), 'trainable parameter')}"
-        return to_text([f"<FreezeSchedule {{{plan}}}{turns}: {'not begun' if self._phase is None else trains}>"])
+        turns = f", repeated every {self.period} epochs" if self.period else ""
+        trains = f"phase {self._phase}, with {plural(len(self._trainable), 'trainable parameter tensor')}"
+        return to_text([f"<FreezeSchedule {{{plan}}}{turns}: {'not started' if self._phase is None else trains}>"])
 
     def step(
         self, epoch: int, *, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
     ) -> FreezeReport | None:
-        """Bring the model, in place, to what trains in ``epoch``; call it at the start of each epoch.
+        """Freeze and thaw the model, in place, as scheduled for ``epoch``; call this at the start of each epoch.
 
-        The selectors of all phases of a dict are looked up each time, so that a slip in a late one shows at the start.
+        The selectors of all phases of a dict are looked up each time, so that a mistake in a late one shows at once.
 
         Args:
             epoch: The epoch that begins, counted from 0.
             model: The model; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-            optimizer: Gets what thaws and is not in it yet, as in :func:`ftkit.unfreeze`. What is frozen again stays in
-                it, with its state, and does not move.
+            optimizer: Optimizer to add what thaws to, if it is missing there, as in :func:`ftkit.unfreeze`. What is
+                frozen again stays in it, with its state, and is not updated.
             scheduler: The optimizer's learning-rate scheduler, or a list of several, as in :func:`ftkit.unfreeze`.
 
         Returns:
-            What changed, and how the model stands; None while the phase stays the same.
+            What changed, and the state of the model; None while the phase stays the same.
 
         Raises:
             SelectionError: A selector of any phase matches nothing; the model is untouched.
@@ -162,7 +163,7 @@ class FreezeSchedule:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the phase, and by names what trained at the last step, the optimizer's groups, and the held norms."""
+        """Return the phase and, by name, what trained at the last step, the optimizer's groups and the held norms."""
         return {
             "phase": self._phase,
             "trainable": list(self._trainable),
@@ -171,13 +172,13 @@ class FreezeSchedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state_dict()``: the next :meth:`step` brings the model and the optimizer's groups to it first.
+        """Resume from ``state_dict()``: the next :meth:`step` first restores the model and the optimizer's groups.
 
-        So a resumed script builds everything as it did at its start, loads this, calls :meth:`step` with the epoch of
-        the checkpoint, and then loads the optimizer's state. :class:`ftkit.CheckpointManager` needs no such order.
+        A resumed script builds everything as at the start, loads this, calls :meth:`step` with the epoch of the
+        checkpoint, and then loads the optimizer's state. :class:`ftkit.CheckpointManager` needs no such order.
 
         Raises:
-            FtkitError: This is no state of a schedule.
+            FtkitError: This is not the state of a schedule.
 
         Example:
             >>> import torch
@@ -210,7 +211,7 @@ class FreezeSchedule:
         return max((start for start in self.phases if start <= within), default=None)
 
     def _turns_were_changed(self, model: nn.Module) -> bool:
-        """Whether somebody, such as a resume, has brought the model to where it was in another turn."""
+        """Whether something else, such as resuming, has set the model to another turn."""
         return bool(self.period) and list(trainable(model)) != self._trainable
 
     def _enter(self, phase: int, model: nn.Module, rates: dict[str, Any]) -> FreezeReport:
@@ -235,7 +236,7 @@ class FreezeSchedule:
         parameters = dict(inner.named_parameters())
         if lost := next((name for name in self._trainable if name not in parameters), None):
             raise FtkitError(
-                f"The schedule's state trains {lost!r}, which the {type(inner).__name__} lacks."
+                f"The schedule's state lists {lost!r} as trainable, which the {type(inner).__name__} lacks."
                 f"{did_you_mean(lost, parameters)} Build the model as it was when the state was saved."
             )
         for wrapper in parallel_wrappers(model):
@@ -255,7 +256,7 @@ def _is_function(thing: object) -> bool:
 
 
 def _said(selector: object) -> str:
-    """Write a selector in a few words: a name as it is, several in brackets, whatever else by its class."""
+    """Write a selector in a few words: a name as is, several in brackets, anything else by its class."""
     if isinstance(selector, str):
         return repr(selector)
     if isinstance(selector, list | tuple):
@@ -268,6 +269,6 @@ def _check(phases: Mapping[int, Selector], period: int | None) -> None:
         raise FtkitError("A schedule needs phases, such as {0: 'head', 5: 'layer4'}.")
     if period is not None and (0 not in phases or max(phases) >= period):
         raise FtkitError(
-            f"Within a period of {period} epochs the first phase starts at 0 and the last before {period}, "
+            f"With a period of {period} epochs, the first phase must start at 0 and the last before {period}, "
             f"got {sorted(phases)}."
         )

@@ -20,33 +20,33 @@ from ftkit.selection import Selector, unwrap
 
 @contextlib.contextmanager
 def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
-    """Check that nothing that is frozen changes inside a ``with`` block, to the last bit.
+    """Check that nothing frozen changes inside a ``with`` block: tensors must stay bit-for-bit identical.
 
-    Put it around the first training step of a run. Frozen are parameters that require no gradient, whoever froze
-    them, and the buffers beside them: statistics, queues, the ranges of observers. Statistics that were to move on
-    (``norm_stats=False``) are left out.
+    Put it around the first training step of a run. It checks the parameters that require no gradient, however they
+    were frozen, and the buffers next to them: statistics, queues, observer ranges. Statistics that are meant to keep
+    moving (``norm_stats=False``) are left out.
 
-    It costs two digests of all this, some milliseconds for 100 MiB in the processor's memory.
+    It costs two digests of all these tensors, a few milliseconds for 100 MiB in CPU memory.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-        *selectors: To check no more than these parts: see :data:`ftkit.selection.Selector`.
+        *selectors: The only parts to check, see :data:`ftkit.selection.Selector`; the whole model if there are none.
 
     Raises:
         SelectionError: A selector matches nothing.
-        FtkitError: Nothing is frozen; or, at the end of the block, something moved: the message names it.
+        FtkitError: Nothing is frozen; or, at the end of the block, something has changed: the message names it.
 
     Example:
         >>> import torch
         >>> from ftkit import freeze, verify_frozen
         >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-        >>> model[0].requires_grad_(False)  # without freeze: the statistics go on
+        >>> model[0].requires_grad_(False)  # not freeze(): statistics still move
         BatchNorm1d(4, ...)
         >>> with verify_frozen(model):
         ...     loss = model.train()(torch.randn(8, 4)).sum()
         Traceback (most recent call last):
             ...
-        ftkit.errors.FtkitError: 3 of 5 frozen tensors moved: 0.running_mean, 0.running_var, ...
+        ftkit.errors.FtkitError: 3 of 5 frozen tensors changed: 0.running_mean, 0.running_var, ...
         >>> _ = freeze(model, "0")
         >>> with verify_frozen(model):
         ...     loss = model.train()(torch.randn(8, 4)).sum()
@@ -56,18 +56,16 @@ def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
     wanted = set(map(id, (*chosen.parameters.values(), *chosen.buffers.values())))
     before = {name: _digest(tensor) for name, tensor in _frozen(inner) if id(tensor) in wanted}
     if not before:
-        raise FtkitError(
-            f"Nothing that is meant in the {type(inner).__name__} is frozen: call freeze(model, ...) first."
-        )
+        raise FtkitError(f"Nothing selected in the {type(inner).__name__} is frozen: call freeze(model, ...) first.")
     yield
     now = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
     moved = [name for name, digest in before.items() if name not in now or _digest(now[name]) != digest]
     if moved:
         raise FtkitError(
-            f"{len(moved)} of {plural(len(before), 'frozen tensor')} moved: {some(moved, 8)}. Parameters without a "
-            "gradient are moved by their layer (Embedding with max_norm), by an average that is written into them, or "
-            "by an optimizer that was given a gradient; buffers by the forward that owns them: statistics of norms "
-            "that freeze() doesn't hold, queues, the observers of quantization."
+            f"{len(moved)} of {plural(len(before), 'frozen tensor')} changed: {some(moved, 8)}. Parameters without a "
+            "gradient are changed by their layer (Embedding with max_norm), by an average written into them, or by an "
+            "optimizer after their .grad was set; buffers by the forward pass of their module: statistics of norms "
+            "that freeze() doesn't hold, queues, quantization observers."
         )
 
 

@@ -16,21 +16,21 @@ from ftkit.selection import unwrap
 
 
 def last_blocks(model: nn.Module, count: int) -> list[str]:
-    """Name the last blocks of a model and all that comes after them, the head included: a selector for every function.
+    """Return the names of a model's last blocks and everything after them, including the head, for use as a selector.
 
     Blocks are the repeated parts of a network, such as ``layer4.1`` or ``blocks.11``; in a network without any, its
-    layers. Their order is the one by which :func:`param_groups` lowers the rates.
+    layers. Their order is the one along which :func:`param_groups` lowers the learning rates.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-        count: How many blocks, 1 or more.
+        count: Number of blocks, at least 1.
 
     Returns:
-        Names of modules, and of parameters that stand alone.
+        Names of modules, and of parameters outside of them.
 
     Raises:
-        SelectionError: The model has fewer blocks, or its last ones run beside others, so that none is the last.
-        FtkitError: ``count`` is no whole number of 1 or more.
+        SelectionError: The model has fewer blocks, or its last ones run in parallel with others, so none is the last.
+        FtkitError: ``count`` is not a whole number of at least 1.
 
     Example:
         >>> import torch
@@ -40,8 +40,8 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
         >>> last_blocks(model, 2)
         ['5', '6', '7']
         >>> print(freeze_except(model, last_blocks(model, 2)))
-        froze 50 parameters: 0, 1, 2, 3, 4
-        trainable now: 354 of 1,058 numbers (33.5%)
+        froze 50 parameter tensors: 0, 1, 2, 3, 4
+        trainable now: 354 of 1,058 parameters (33.5%)
         held in eval mode: 41 modules
     """
     model = unwrap(model)
@@ -54,14 +54,14 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
     starts = sorted({start for start, _ in spans})
     if count > len(starts):
         raise SelectionError(
-            f"Expected a {type(model).__name__} with {plural(count, 'block')} or more, and found {len(starts)}. "
+            f"Expected a {type(model).__name__} with {plural(count, 'block')} or more, found {len(starts)}. "
             "Name the parts to train instead."
         )
     first = starts[-count]
     if any(start < first <= end for start, end in spans):
         raise SelectionError(
             f"The last {plural(count, 'block')} of this {type(model).__name__} can't be told from others, which run "
-            "beside them. Name the parts to train instead."
+            "in parallel with them. Name the parts to train instead."
         )
     chosen = {id(parameter) for layer in layers[first:] for parameter in layer}
     names = outermost(model, {name: p for name, p in model.named_parameters() if id(p) in chosen})

@@ -107,8 +107,8 @@ def restore_layout(
     parameters = dict(model.named_parameters())
     if lost := next((name for name in itertools.chain(*groups) if name not in parameters), None):
         raise FtkitError(
-            f"The optimizer held {lost!r}, which the {type(model).__name__} lacks."
-            f"{did_you_mean(lost, parameters)} Build the model as it was then."
+            f"The optimizer had the parameter {lost!r}, which the {type(model).__name__} lacks."
+            f"{did_you_mean(lost, parameters)} Build the model as it was when the state was saved."
         )
     schedulers, own = schedulers_in(scheduler, optimizer), held(optimizer)
     if any(parameters[name] not in own for name in itertools.chain(*groups)):
@@ -181,7 +181,7 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fill(group: dict[str, Any], named: Mapping[nn.Parameter, str], undo: Undo) -> None:
-    """Let a group hold these parameters."""
+    """Put these parameters into a group."""
     undo.set_item(group, "params", list(named))
     if "param_names" in group:
         undo.set_item(group, "param_names", list(named.values()))

@@ -42,31 +42,31 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters of any model into groups for a ``torch.optim`` optimizer.
 
-    Every trainable parameter is in exactly one group, a tied one too; frozen ones are left out. Each group has its real
-    ``lr`` and ``weight_decay``, its ``param_names``, and the ``recipe`` by which :func:`ftkit.unfreeze` finds the
-    options for parameters that join later. Groups run from the input of the model to its head.
+    Every trainable parameter is in exactly one group, even a tied one; frozen ones are left out. Each group has its
+    final ``lr`` and ``weight_decay``, its ``param_names``, and the ``recipe`` from which :func:`ftkit.unfreeze` derives
+    the options for parameters added later. Groups are ordered from the input of the model to its head.
 
-    Biases and the parameters of norms never decay, nor does what the model's own ``no_weight_decay()`` lists.
+    Biases, the parameters of norms, and whatever the model's ``no_weight_decay()`` lists get no weight decay.
 
-    With ``layer_decay``, a layer that lies ``k`` layers below the head learns at ``lr * layer_decay**k`` (BEiT, Bao et
+    With ``layer_decay``, a layer that is ``k`` layers below the head learns at ``lr * layer_decay**k`` (BEiT, Bao et
     al. 2021, appendix). A layer is an element of the model's lists of blocks: ``layer1.0``, ``blocks.7``,
-    ``encoder.layer.3``; what comes before them is the lowest layer, the head is the highest. Which layer a
+    ``encoder.layer.3``. What comes before them is the lowest layer; the head is the highest. Which layer a
     parameter belongs to does not depend on what is frozen.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
-        lr: The rate of the head, and of everything where no ``layer_decay`` or ``rates`` says otherwise.
-        weight_decay: For all but biases and norms.
-        layer_decay: The factor from one layer to the next lower one, in (0, 1]; usual are 0.65 to 0.9.
-        rates: Learning rates by selector, as absolute values; they outrank ``lr`` and ``layer_decay``. Where several
-            selectors mean one parameter, the last one counts.
+        lr: Learning rate of the head, and of everything to which neither ``layer_decay`` nor ``rates`` applies.
+        weight_decay: Weight decay of everything but biases and norms.
+        layer_decay: The factor from one layer to the one below, in (0, 1]; 0.65 to 0.9 is usual.
+        rates: Learning rates by selector, as absolute values; they override ``lr`` and ``layer_decay``. If several
+            selectors match a parameter, the last one counts.
 
     Returns:
-        Groups as ``torch.optim`` takes them.
+        Parameter groups for a ``torch.optim`` optimizer.
 
     Raises:
         SelectionError: A selector in ``rates`` matches nothing, or nothing that has parameters.
-        FtkitError: Nothing is trainable, or a number is out of its range.
+        FtkitError: Nothing is trainable, or a value is out of range.
 
     Example:
         >>> import torch
@@ -97,7 +97,7 @@ def param_groups(
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not parameters:
         raise FtkitError(
-            f"No parameter of the {type(model).__name__} is trainable, so an optimizer has nothing to do: "
+            f"No parameter of the {type(model).__name__} is trainable, so there is nothing to optimize: "
             "call unfreeze(model, ...) first."
         )
     return arrange(model, parameters, recipe)
@@ -164,5 +164,5 @@ def _named(model: nn.Module, selector: Selector, rate: object) -> tuple[list[str
     plain = real_number(f"the rate of {came(selector)}", rate, *_NOT_NEGATIVE)
     names = [name or "**" for name in outermost(model, select(model, selector).parameters)]
     if not names:
-        raise SelectionError(f"What {selector!r} selects has no parameters, so no learning rate either.")
+        raise SelectionError(f"{selector!r} selects no parameters, so it can't have a learning rate.")
     return names, plain

@@ -1,4 +1,4 @@
-"""Learning-rate schedulers that go on with a group that joins their optimizer late."""
+"""Learning-rate schedulers that also cover a group added to their optimizer late."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ftkit.errors import FtkitError
 
 
 def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[Any]:
-    """Return the schedulers that were given, one, several or none, and those that they run in turn.
+    """Return the schedulers that were passed, one, several or none, and those that they run in turn.
 
     Raises:
-        FtkitError: One of them is no scheduler of this optimizer.
+        FtkitError: One of them is not a scheduler of this optimizer.
     """
     if given is None:
         return []
@@ -25,26 +25,26 @@ def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[A
     for one in given if isinstance(given, Iterable) else [given]:
         theirs = getattr(getattr(one, "optimizer", None), "param_groups", None)
         if optimizer is None or theirs is not optimizer.param_groups:
-            wrong = "without an optimizer=" if optimizer is None else "that is none of this optimizer's"
+            wrong = "came without optimizer=" if optimizer is None else "is not one of this optimizer's"
             raise FtkitError(
-                "scheduler= takes the learning-rate scheduler of what is passed as optimizer=, or a list of several, "
-                f"and got a {type(one).__name__} {wrong}."
+                "scheduler= takes the learning-rate scheduler of the optimizer passed as optimizer=, or a list of "
+                f"several, but the {type(one).__name__} {wrong}."
             )
         found += [one, *schedulers_in(getattr(one, SCHEDULERS_INSIDE, None), optimizer)]
     return found
 
 
 def check_told(optimizer: torch.optim.Optimizer, given: Any) -> None:
-    """Refuse to add to an optimizer whose scheduler would not hear of it, and fail or pass the newcomers over.
+    """Refuse to add to an optimizer whose scheduler would not know of it, and fail or skip the newcomers.
 
     Raises:
         FtkitError: A scheduler has left its mark in the groups, and none was given.
     """
     if given is None and any("initial_lr" in group for group in optimizer.param_groups):
         raise FtkitError(
-            f"A learning-rate scheduler moves the rates of this {type(optimizer).__name__}, and would not know of the "
-            "parameters that join it. Pass scheduler= beside optimizer=, a list if there are several; or scheduler=[] "
-            "if none moves them any more."
+            f"A learning-rate scheduler sets the rates of this {type(optimizer).__name__}, and would not know about "
+            "the parameters being added. Pass scheduler= along with optimizer=, a list if there are several; or "
+            "scheduler=[] if none sets them any more."
         )
 
 
@@ -64,7 +64,7 @@ def _is_by_group(name: str, values: Any, count: int) -> bool:
 def catch_up(
     scheduler: Any, optimizer: torch.optim.Optimizer, count: int, model: Iterable[nn.Parameter], undo: Undo
 ) -> None:
-    """Let a scheduler of the first ``count`` groups hear of the others, each as the model's newest group before it.
+    """Make a scheduler of the first ``count`` groups cover the others, each as the model's newest group before it.
 
     It must know them before it loads a ``state_dict``, which holds its lists by group, but not the functions in them.
     """

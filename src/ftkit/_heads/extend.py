@@ -1,4 +1,4 @@
-"""Put a layer on a model's outputs, and let its input have another number of channels."""
+"""Add a layer on top of a model's outputs, and change the number of its input channels."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Extended(nn.Sequential):
     """A model and a layer on the scores that it gives."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model as it is called by itself."""
+        """Call the model the way it is called on its own."""
         body, head = self
         return head(_scores(body(*args, **kwargs)))
 
@@ -50,22 +50,22 @@ def _scores(output: Any) -> Any:
 
 @alone()
 def append_head(model: nn.Module, head: NewHead, *, example_inputs: Any = None) -> nn.Sequential:
-    """Return a model with one more layer on the outputs of ``model``, which stays whole.
+    """Return a model with one more layer on top of the outputs of ``model``, which stays complete.
 
-    The classic way to keep the 1000 ImageNet outputs and learn a layer on top of them. It is called as ``model`` is.
-    Of several outputs the layer takes ``logits`` or ``out``, or else the first. On images of scores it is a
-    convolution of one pixel.
+    This is the classic way to keep the 1000 ImageNet outputs and learn a layer on top of them. The result is called the
+    same way as ``model``. If there are several outputs, the layer takes ``logits`` or ``out``, or else the first. On
+    score maps it is a 1x1 convolution.
 
     Args:
-        model: A model with class outputs (its head tells how many), or features with ``num_features``.
+        model: A model with class outputs (its head shows how many), or with features and ``num_features``.
         head: The number of outputs of the new layer; or a module; or a function of the number of incoming features.
-        example_inputs: What the model takes, as for :func:`find_head`.
+        example_inputs: Inputs of the model, if they can't be made up, as for :func:`find_head`.
 
     Returns:
-        ``nn.Sequential`` of two: ``body``, which is ``model`` itself, and ``head``.
+        ``nn.Sequential`` of two modules: ``body``, which is ``model`` itself, and ``head``.
 
     Raises:
-        HeadError: The model gives no scores, or does not run with the new layer.
+        HeadError: The model returns no scores, or does not run with the new layer.
 
     Example:
         >>> import torch
@@ -133,7 +133,7 @@ def _prove(joined: nn.Module, model: nn.Module, given: Inputs | None) -> None:
     elif not (after.complete or after.unable):
         shapes = ", ".join(f"{key.strip('.') or 'a tensor'} {tuple(one.shape)}" for key, one in before.outputs.items())
         raise HeadError(
-            f"The {type(model).__name__} does not run with the new layer on what it gives, {shapes}: {after.failure}."
+            f"The {type(model).__name__} does not run with the new layer on its outputs, {shapes}: {after.failure}."
         )
 
 
@@ -142,23 +142,23 @@ def _prove(joined: nn.Module, model: nn.Module, given: Inputs | None) -> None:
 
 @alone()
 def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) -> list[str]:
-    """In place, make a model take images of another number of channels, with its pretrained filters.
+    """Make a model take images with another number of channels, in place, with its pretrained filters.
 
-    One channel gets the sum of the filters, so that a grey image gives what its three equal channels gave. More
-    channels take the filters in turn, scaled so that the response keeps its size. Counters such as ``in_chans`` and
-    ``config.num_channels`` follow, and so do a norm before the first convolution and buffers with a mean for each
-    channel. A copy without memory must run on such images.
+    A single channel gets the sum of the filters, so a grayscale image gives the same result as three equal channels
+    did. More channels take the filters in turn, scaled so that the response keeps its size. Counters such as
+    ``in_chans`` and ``config.num_channels`` are updated, and so are a norm before the first convolution and buffers
+    with a mean for each channel. A copy that takes no memory must run on such images.
 
     Args:
-        model: A model that images enter by convolutions.
-        channels: The number of channels that images will have.
-        example_inputs: What the model takes now, as for :func:`find_head`.
+        model: A model whose first layers are convolutions over the images.
+        channels: The new number of image channels.
+        example_inputs: Inputs that the model takes now, if they can't be made up, as for :func:`find_head`.
 
     Returns:
         The names of the layers that changed.
 
     Raises:
-        HeadError: The model has no convolution that images enter by, or does not run afterwards. It is as it was.
+        HeadError: No convolution takes the images, or the model does not run afterwards. It is left unchanged.
 
     Example:
         >>> import torch
@@ -177,13 +177,13 @@ def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) 
         raise HeadError(f"{lazy!r} in the {kind} has no shape yet: run the model on one batch first.")
     run, found = _entries(model, as_inputs(example_inputs))
     if not found:
-        why = "" if run.complete else f" It could not be run on made-up inputs ({run.failure}): give example_inputs=."
-        raise HeadError(f"Images enter the {kind} by no convolution, so its channels can't be changed.{why}")
+        why = "" if run.complete else f" It could not be run on made-up inputs ({run.failure}): pass example_inputs=."
+        raise HeadError(f"The {kind} has no convolution that takes the images, so its channels can't be changed.{why}")
     before = {entry.inputs for entry in found}
     if len(before) > 1:
         raise HeadError(
-            f"What goes into the {kind} has several numbers of channels: {', '.join(map(str, found))}. "
-            "Only a model with one kind of images can be adapted."
+            f"The inputs of the {kind} have different numbers of channels: {', '.join(map(str, found))}. "
+            "Only a model with one kind of image can be adapted."
         )
     _adapt(model, found, before.pop(), channels, run)
     return [entry.name for entry in found]
@@ -222,8 +222,8 @@ def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run
             after = run_on(model, *tries, follow=False)
         if not (after.complete or after.unable):
             raise HeadError(
-                f"With {channels} channels in place of {before} at {', '.join(map(repr, found.names))} the "
-                f"{type(model).__name__} does not run any more: {after.failure}. Something else in it counts them too."
+                f"With {channels} channels in place of {before} at {', '.join(map(repr, found.names))}, the "
+                f"{type(model).__name__} no longer runs: {after.failure}. Something else in it counts channels too."
             )
 
 

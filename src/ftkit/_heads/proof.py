@@ -23,12 +23,12 @@ class Proof:
     def __init__(self, model: nn.Module, found: Found) -> None:
         """Run the model with its old head."""
         self._found = found
-        self.missing = "it was not asked for"
+        self.missing = "that was not requested"
         if found.trace is not None:
             self._ends, self._run = found.trace.ends, found.trace.run
             self._with_labels = run_with_labels(model, self._run) if self._run.complete else Run()
             unused = [layer.name for layer in found.layers if not self._ends.of(layer)]
-            self.missing = f"{unused[0]!r} has no part in what the model gives" if unused else ""
+            self.missing = f"{unused[0]!r} does not contribute to the model's outputs" if unused else ""
             if not self._run.complete:
                 self.missing = f"the model could not be run on made-up inputs ({self._run.failure})"
 
@@ -49,7 +49,7 @@ class Proof:
                 raise self._error(model, f"{count} classes in place of {self._found.classes}", failures[0])
 
     def check_module(self, model: nn.Module) -> None:
-        """Run the model with a module of the user's as its head, of which nobody knows what it gives.
+        """Run the model with a module of the user's as its head, whose outputs are unknown.
 
         Raises:
             HeadError: The model fails.
@@ -61,7 +61,7 @@ class Proof:
             return None
         after = run_on(model, self._run.inputs)
         if after.unable:
-            self.missing = f"the model could not be run with the new head on tensors without values ({after.failure})"
+            self.missing = f"the model could not be run with the new head on fake tensors ({after.failure})"
             return None
         if not after.complete:
             raise self._error(model, what, f": {after.failure}")
@@ -76,7 +76,7 @@ class Proof:
     def _error(self, model: nn.Module, what: str, failure: str) -> HeadError:
         names = ", ".join(map(repr, self._found.layers.names))
         return HeadError(
-            f"With {what} at {names} the {type(model).__name__} does not run any more{failure}. "
+            f"With {what} at {names}, the {type(model).__name__} no longer runs{failure}. "
             "Something else in it counts the classes too."
         )
 
@@ -89,7 +89,7 @@ class Proof:
         for port, shape in before.items():
             new = shapes.get(port)
             if not (loose or (new is not None and self._follows(shape, new, count))):
-                yield f" as before: what was {tuple(shape)} is {tuple(new or ())}"
+                yield f" as before: an output of shape {tuple(shape)} is now {tuple(new or ())}"
         for layer in self._found.layers:
             for end in self._ends.of(layer).where(lambda end: not end.training_only):
                 ports = end.ports_within(SQUASHED)
@@ -119,5 +119,5 @@ def _counts(end: End, port: str) -> bool:
 
 
 def _stuck(end: End, port: str, shape: torch.Size) -> str:
-    part = "a fixed part" if port in end.cut else "as many numbers as before"
-    return f" as it should: of what {end.layer.name!r} gives, {part} is used, {tuple(shape)}"
+    used = "only a fixed part is used" if port in end.cut else "as many as before are used"
+    return f" as it should: of the outputs of {end.layer.name!r}, {used}, {tuple(shape)}"

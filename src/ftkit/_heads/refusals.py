@@ -40,9 +40,9 @@ def check_scorers(model: nn.Module, seen: Trace, found: Layers) -> None:
         if not complete or not all(1 in shape[1:] for shape in shapes):
             came_out = f" ({', '.join(str(tuple(shape)) for shape in shapes)})" if complete else ""
             error = UnsureError(
-                f"{describe([layer])} gives one number, which does not leave the {kind} as a class score{came_out}."
+                f"{describe([layer])} outputs one number, which the {kind} does not return as a class score{came_out}."
             )
-            error.could_be, error.advice = [[layer.name]], "To make classes of it all the same"
+            error.could_be, error.advice = [[layer.name]], "To replace it anyway"
             raise error
 
 
@@ -52,9 +52,9 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
         classes = {layer.outputs, layer.inputs} & set(told)
         if classes and says(layer.name, LOSSES) and found[0].classes not in classes:
             error = UnsureError(
-                f"The {type(model).__name__} has its classes in its loss, {layer}; what {found[0]} gives are features."
+                f"The {type(model).__name__} has its classes in its loss, {layer}; {found[0]} outputs features."
             )
-            error.could_be, error.advice = [[layer.name]], "To give the loss other classes"
+            error.could_be, error.advice = [[layer.name]], "To change the classes of the loss"
             raise error
 
 
@@ -70,7 +70,7 @@ def doubt(model: nn.Module, group: Ends) -> DoubtError:
 def headless(model: nn.Module, every: Layers) -> HeadError:
     kind = type(model).__name__
     if every:
-        return HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features use append_head.")
+        return HeadError(f"The {kind} has no head: its num_classes is 0. To put one on its features, use append_head.")
     return HeadError(f"The {kind} has no linear or convolutional layer, so it has no head to find.{_sealed(model)}")
 
 
@@ -81,22 +81,22 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
     if normed:
         return HeadError(
-            f"The outputs of {describe(normed[:1])} pass a layer with weights of their own before they leave the "
-            f"{kind}, so another count would not fit it. Replace both with replace_modules, or rebuild the head."
+            f"The outputs of {describe(normed[:1])} pass through a layer with its own weights before they leave the "
+            f"{kind}, so another count would not fit. Replace both with replace_modules, or rebuild the head."
         )
     ends = seen.ends.where(lambda end: not end.body)
     if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
         return HeadError(
             f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
-            "holds. What can be replaced is a module: let an nn.Linear hold the parameter."
+            "contains. Only a module can be replaced: put the parameter into an nn.Linear."
         )
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
     likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or every[-2:]
     error = UnsureError(
-        f"No layer of the {kind} looks like a classifier, by its names, its counters or its outputs.{why}{sealed} "
-        f"Last in it: {describe(likely)}. To add a layer to the outputs use append_head."
+        f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
+        f"It ends in {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
-    error.could_be, error.advice = [[likely[-1].name]], "If one is, say so"
+    error.could_be, error.advice = [[likely[-1].name]], "If one is, name it"
     return error
 
 
@@ -112,8 +112,8 @@ def _sealed(model: nn.Module) -> str:
 _SEALS: tuple[tuple[Callable[[nn.Module], bool], str], ...] = (
     (
         lambda module: isinstance(module, torch.jit.ScriptModule),
-        "is scripted: replace the head before torch.jit does that",
+        "is scripted: replace the head before scripting",
     ),
-    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before that"),
+    (lambda module: "quantized" in type(module).__module__, "is quantized: replace the head before quantizing"),
     (lambda module: not has_shapes(module), "has no shape yet: run the model on one batch first"),
 )

@@ -91,10 +91,10 @@ def _resting(layer: nn.Module) -> Iterator[None]:
 def _check_free(layer: Layer, what: str) -> None:
     """Refuse a layer that something fits to its sizes as they are."""
     if _hooks_that(layer.module, "apply_mask"):
-        raise HeadError(f"{layer.name!r} is pruned; end that with torch.nn.utils.prune.remove.")
+        raise HeadError(f"{layer.name!r} is pruned; end the pruning with torch.nn.utils.prune.remove first.")
     groups = getattr(layer.module, "groups", 1)
     if groups != 1:
-        raise HeadError(f"{layer.name!r} is a convolution in {groups} groups: {what}.")
+        raise HeadError(f"{layer.name!r} is a convolution with {groups} groups: {what}.")
 
 
 def _twin(old: nn.Module, before: int, after: int, axis: int, *, vectors: bool = True) -> nn.Module:
@@ -322,7 +322,7 @@ def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str
         with torch.device("cpu"), torch.random.fork_rng(devices=[]):
             again = type(holder)(**arguments).get_submodule(name.removeprefix(stem).lstrip("."))
     except Exception as error:  # noqa: BLE001 -- a constructor that wants more than its attributes tell
-        _log.debug("%s can't be built once more: %s", type(holder).__name__, error)
+        _log.debug("%s can't be rebuilt: %s", type(holder).__name__, error)
         return {}
     made = dict(again.named_parameters())
     fits = made.keys() == wanted.keys() and all(made[key].shape == value.shape for key, value in wanted.items())
@@ -404,6 +404,6 @@ def _assign_parametrized(layer: nn.Module, name: str, value: torch.Tensor) -> No
     except (RuntimeError, ValueError, NotImplementedError) as error:
         kinds = ", ".join(type(step).__name__ for step in steps)
         raise HeadError(
-            f"The {name} of the head is made by {kinds}, which takes no other shape ({error}). Undo it with "
-            "torch.nn.utils.parametrize.remove_parametrizations, replace the head, and put it on again."
+            f"The {name} of the head is computed by {kinds}, which accepts no other shape ({error}). Remove it with "
+            "torch.nn.utils.parametrize.remove_parametrizations, replace the head, and add it again."
         ) from error

@@ -33,16 +33,15 @@ NewHead: TypeAlias = int | nn.Module | Callable[[int], nn.Module]
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Head(Report):
-    """The layers that make a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
+    """The layers that compute a model's class outputs. A head is a selector: ``freeze_except(model, head)``.
 
     Attributes:
-        names: The dotted name of each layer, a layer under two names under both.
+        names: The dotted names of the layers; a layer with two names is listed under both.
         modules: The layers, one for each name.
-        in_features: How many features or channels the first of them takes.
-        out_features: How many classes there are. A layer may have more outputs than that: a detector's has one for
-            each class and anchor.
-        proven: Whether a run on tensors without values showed that the model works with a new head. A head that was
-            only found is not.
+        in_features: Number of features or channels that the first layer takes.
+        out_features: Number of classes. A layer may have more outputs: a detector's has one for each class and anchor.
+        proven: Whether a run on fake tensors showed that the model works with a new head. Always false for a head that
+            was only found.
         unproven: Why no such run was possible.
     """
 
@@ -58,24 +57,23 @@ class Head(Report):
         yield f"{some(self.names, 8)}: {self.in_features} -> {self.out_features}{doubt}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain values, of the modules their classes."""
+        """Return the fields as plain values, with the modules' class names for the modules."""
         classes = [type(module).__name__ for module in self.modules]
         return Report.to_dict(dataclasses.replace(self, modules=())) | {"modules": classes}
 
 
 @alone()
 def find_head(model: nn.Module, *, example_inputs: Any = None) -> Head:
-    """Find the layers that make a model's class outputs.
+    """Find the layers that compute a model's class outputs.
 
-    What the model says of itself settles the plain cases: names, ``num_classes``, ``num_labels``, its configuration.
-    Where that leaves doubt, a copy without memory runs on fake tensors, and the autograd graph tells which layers the
-    outputs come from. No real forward is run; models on the meta device do as well.
+    What the model declares settles the simple cases: names, ``num_classes``, ``num_labels``, its configuration.
+    Otherwise a copy that takes no memory runs on fake tensors, and the autograd graph shows which layers the outputs
+    come from. No real forward pass is run; models on the meta device work too.
 
     Args:
         model: Any model: a classifier, a segmenter, a detector, a transformer with a task head.
-        example_inputs: What the model takes, where that can't be made up from its layers: a tensor, a tuple of
-            positional arguments, a dict of keyword arguments, or a pair of such a tuple and such a dict. Only shapes
-            and types matter.
+        example_inputs: Inputs of the model, if they can't be made up from its layers: a tensor, a tuple of positional
+            arguments, a dict of keyword arguments, or a pair of such a tuple and dict. Only shapes and types matter.
 
     Returns:
         The head. Auxiliary heads, the second head of a distilled model and a detector's box layer belong to it.
@@ -105,36 +103,35 @@ def replace_head(
     example_inputs: Any = None,
     verify: bool = True,
 ) -> Head:
-    """In place, give a model a new head; return it.
+    """Replace the head of a model, in place, and return the new head.
 
-    Every pretrained weight outside the head stays the same object. With a class count the new layers are like the old
-    ones (class, bias or none, device, dtype, training mode, weight norm) and start as the model's own initialisation
-    would have them; counters such as ``num_classes``, ``config.num_labels`` and ``config.id2label`` follow, so that
-    the model's own loss works. A new parameter needs a gradient where the old one did, and where the whole model was
-    frozen before.
+    Every pretrained weight outside the head stays the same object. With a class count, the new layers are like the old
+    ones (class, bias or none, device, dtype, training mode, weight norm) and are initialized the way the model does it.
+    Counters such as ``num_classes``, ``config.num_labels`` and ``config.id2label`` are updated, so that the model's own
+    loss works. A new parameter requires a gradient if the old one did, or if the whole model was frozen.
 
-    A head whose weight is tied to an embedding gets a weight of its own, and the embedding stays as it is. With
-    ``keep`` the two stay one table, and are cut or grown together.
+    A head whose weight is tied to an embedding gets its own weight, and the embedding stays as is. With ``keep``, they
+    stay one table, which is cut or grown.
 
-    The new head is proven: a copy of the model without memory runs before and after, and what it gives must have
-    followed the head, its own loss included. Where no such run is possible the head says so: ``unproven``.
+    The new head is proven: a copy of the model that takes no memory runs before and after, and its outputs, including
+    its own loss, must have changed with the head. If no such run is possible, ``unproven`` of the head says why.
 
     Args:
         model: The model.
         head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
             or a module; or a function that makes one from the number of incoming features.
-        at: The dotted name, or names, of the head, where :func:`find_head` can't tell. A count replaces the last
-            layer in what is named, a module replaces the whole of it.
-        keep: For classes that stay: each one's new index to its old index. Their rows are carried over.
-        example_inputs: What the model takes, as for :func:`find_head`.
-        verify: Whether to prove the new head, which takes about two forwards in time.
+        at: The dotted name, or names, of the head, if :func:`find_head` can't tell. A count replaces the last layer
+            in each named module; a module replaces the whole named module.
+        keep: For classes that stay, a dict from new index to old index. Their rows are carried over.
+        example_inputs: Inputs of the model, if they can't be made up, as for :func:`find_head`.
+        verify: Whether to prove the new head, which takes about as long as two forward passes.
 
     Returns:
         The new head.
 
     Raises:
         HeadError: There is no head, or several layers could be it, or the new one does not fit, or the model does
-            not work with it. The model is as it was.
+            not work with it. The model is left unchanged.
 
     Example:
         >>> import torch
@@ -146,11 +143,14 @@ def replace_head(
         torch.Size([5, 3])
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
-        raise HeadError("The model is already wrapped in DistributedDataParallel, which would not see the new head.")
+        raise HeadError(
+            "The model is already wrapped in DistributedDataParallel, which would not see the new head. "
+            "Replace the head before wrapping."
+        )
     model = unwrap(model)
     head = checked_head(head)
     if keep is not None and not isinstance(head, int):
-        raise HeadError("keep= carries rows over into layers made from a class count; give the count.")
+        raise HeadError("keep= carries rows over into layers made from a class count; pass the count.")
     if not isinstance(keep, Mapping | None):
         raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {came(keep)}.")
     at = None if at is None else _names(at)
@@ -160,7 +160,7 @@ def replace_head(
     if not verify:
         found = dataclasses.replace(found, trace=None)
     if any("" in layer.names for layer in found.layers):
-        raise HeadError(f"The {type(model).__name__} is the head itself: nothing holds it that could hold a new one.")
+        raise HeadError(f"The {type(model).__name__} is the head itself: no other module contains it.")
     if not isinstance(head, int):
         return _put(model, found, head, _places(model, found, at))
     keep = None if keep is None else _checked_keep(keep, found.classes, head)
@@ -170,16 +170,16 @@ def replace_head(
 
 @alone()
 def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str, nn.Module], nn.Module]) -> list[str]:
-    """In place, replace modules of a model; return their names.
+    """Replace modules of a model, in place, and return their names.
 
-    A module under several names, or of several parents, is replaced under all of them. Inside a module that is
-    replaced nothing else is.
+    A module with several names or parents is replaced under all of them. Modules inside a replaced module are not
+    replaced separately.
 
     Args:
         model: The model.
-        selector: Which modules: a pattern of names, a type, a predicate, see :data:`~ftkit.selection.Selector`.
-        factory: Called with the first name of a module and the module; returns the new one, or the old one to
-            leave it.
+        selector: Which modules: a name pattern, a type, a predicate, see :data:`~ftkit.selection.Selector`.
+        factory: Function called with the first name of a module and the module; returns the new module, or the old one
+            to leave it in place.
 
     Returns:
         The names of the replaced modules.
@@ -204,7 +204,7 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
     for name, old in chosen.items():
         new = call("factory", factory, name, old, takes="name, module", error=HeadError)
         if not isinstance(new, nn.Module):
-            raise HeadError(f"The factory gave {came(new)} for {name!r}, and not a module.")
+            raise HeadError(f"The factory returned {came(new)} for {name!r}, not a module.")
         if new is not old:
             news.append((name, old, new))
     with Undo() as undo:
@@ -223,7 +223,7 @@ def _places(model: nn.Module, found: Found, at: list[str] | None) -> Layers:
         return Layers(dataclasses.replace(first, names=(name,), modules=(module,)) for name, module, first in named)
     if any(isinstance(layer.module, nn.Embedding) for layer in found.layers):
         raise HeadError(
-            f"The {type(model).__name__} has embeddings of its classes that must follow: give a class count."
+            f"The {type(model).__name__} has class embeddings that must be resized too: pass a class count."
         )
     return found.layers
 
@@ -234,7 +234,7 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
         firsts = [place.name for place in places]
         raise HeadError(
             f"The head of the {type(model).__name__} has {len(places)} layers, {', '.join(map(repr, firsts))}, and one "
-            f"module can't stand for all. Give a function of in_features that makes one for each, or say "
+            f"module can't replace them all. Pass a function of in_features that makes one for each, or "
             f"at={firsts[0]!r}."
         )
     news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
@@ -265,7 +265,7 @@ def made_from(factory: Callable[[int], nn.Module], width: int) -> nn.Module:
     """Call the function that makes a head."""
     made = call("head", factory, width, takes="in_features", error=HeadError)
     if not isinstance(made, nn.Module):
-        raise HeadError(f"The factory of the head gave {came(made)} for {width} features, and not a module.")
+        raise HeadError(f"The head's factory returned {came(made)} for {width} features, not a module.")
     return made
 
 
@@ -276,7 +276,7 @@ def _checked(new: nn.Module, place: Layer) -> Layers:
     if sure and sure[0].inputs != place.inputs:
         raise HeadError(
             f"The new head takes {sure[0].inputs} features, but {place.inputs} come in at {place.name!r}. "
-            f"Make it from the width instead: replace_head(model, lambda in_features: ...)."
+            f"Pass a function of the width instead: replace_head(model, lambda in_features: ...)."
         )
     return found
 
@@ -301,7 +301,7 @@ def _as_head(model: nn.Module, found: Layers, classes: int, proof: Proof | None 
 def _names(at: str | Iterable[str]) -> list[str]:
     names = [at] if isinstance(at, str) else strings("at", at, "dotted names")
     if not names:
-        raise HeadError("at= is empty: leave it out to let the head be found, or name a layer.")
+        raise HeadError("at= is empty: leave it out to have the head found, or name a layer.")
     return names
 
 
@@ -317,7 +317,7 @@ def _layers_in(model: nn.Module, name: str) -> Layers:
     module = _at(model, name)
     found = layers(model).inside(name)
     if not found:
-        raise HeadError(f"{name!r} is a {type(module).__name__}, with no linear or convolutional layer in it.")
+        raise HeadError(f"{name!r} ({type(module).__name__}) contains no linear or convolutional layer.")
     return found
 
 
@@ -375,7 +375,7 @@ def _checked_keep(keep: Mapping[int, int], classes: int, count: int) -> dict[int
         if not 0 <= new < count:
             raise HeadError(f"keep= names the new class {new}, but the new head has classes 0 to {count - 1}.")
         if not 0 <= old < classes:
-            raise HeadError(f"keep= takes over the old class {old}, but the head has classes 0 to {classes - 1}.")
+            raise HeadError(f"keep= names the old class {old}, but the head has classes 0 to {classes - 1}.")
     return kept
 
 

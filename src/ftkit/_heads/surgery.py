@@ -27,7 +27,7 @@ _USUAL_STD = 0.02  # of an embedding's start in the transformers family, for a t
 
 
 def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> tuple[Layers, Proof]:
-    """Make the layers of a head anew for ``count`` classes, and let all follow that counts them.
+    """Rebuild the layers of a head for ``count`` classes, and update everything that counts them.
 
     Args:
         model: The model, not wrapped.
@@ -75,8 +75,8 @@ def _check_own_weights(model: nn.Module, found: Found) -> None:
         one = mine.get(id(parameters_of(other.module).get("weight")))
         if one is not None and other.name not in found.layers.names:
             raise HeadError(
-                f"{one.name!r} and {other.name!r} share one weight, and a new head would part them. "
-                "Give each a weight of its own, or replace both with replace_modules."
+                f"{one.name!r} and {other.name!r} share one weight, and a new head would separate them. "
+                "Give each its own weight, or replace both with replace_modules."
             )
 
 
@@ -161,7 +161,7 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
             new = torch.cat([old.new_ones(count), old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]
             undo.set_item(slot.table, slot.name, new)
-            _log.info("The class weights of the %s are one for each new class.", type(slot.module).__name__)
+            _log.info("The class weights of the %s are 1 for each new class.", type(slot.module).__name__)
 
 
 def _is_class_weight(name: str, tensor: torch.Tensor, classes: int) -> bool:
@@ -182,7 +182,7 @@ def _resize_relations(model: nn.Module, classes: int, count: int, keep: Mapping[
                 replace(model, slot.content, _related_anew(slot.content, count, keep), undo)
                 undo.remember(module)
                 vars(module).update(dict.fromkeys(counts, count))
-                _log.info("The %s of the %s, for each class, is new too.", slot.name, type(module).__name__)
+                _log.info("The per-class %s of the %s was reinitialized too.", slot.name, type(module).__name__)
 
 
 def _related_anew(parameter: nn.Parameter, count: int, keep: Mapping[int, int]) -> torch.Tensor:

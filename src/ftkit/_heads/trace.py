@@ -220,7 +220,7 @@ class _Attempts:
                 handle.remove()
         failed = self._furthest
         failed.outputs, failed.made = unused(failed.made), {}
-        failed.failure = failed.failure or "no input was found for it"
+        failed.failure = failed.failure or "no suitable input was found"
         return failed
 
     def _made_up(self) -> Iterator[Inputs]:
