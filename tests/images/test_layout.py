@@ -95,5 +95,5 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FtkitError, match="allow_empty"):
         scan_images(tmp_path, workers=1)
     assert scan_images(tmp_path, workers=1, allow_empty=True).files == 0
-    with pytest.raises(FtkitError, match="no folder"):
+    with pytest.raises(FtkitError, match="is empty"):
         scan_images("", workers=1)

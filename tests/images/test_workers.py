@@ -149,9 +149,9 @@ def test_a_worker_that_can_not_start_says_why(monkeypatch: pytest.MonkeyPatch, t
 def test_a_fault_of_the_check_itself_is_reported(pets: Path) -> None:
     """An error that escapes a check is the file's finding, and the worker lives on."""
     path = str(next(pets.rglob("*.jpg")))
-    fault, answer = run_jobs([Job("groups", payload=b"1234567"), Job("check", (path,))], 10.0)
+    fault, answer = run_jobs([Job("groups", (str(pets / "none"),)), Job("check", (path,))], 10.0)
     assert fault.lost is not None
-    assert "ValueError" in fault.lost.detail
+    assert "FileNotFoundError" in fault.lost.detail
     assert read_line(write_line(path, fault.verdict))[1].notes[0].kind == "crash"
     assert answer.lost is None
     assert answer.value[2]
