@@ -101,7 +101,8 @@ class ScanReport(Report):
     def _headline(self) -> str:
         names = {place.rpartition("/")[2] for place in self.classes}  # one in several splits counts once
         classes = f" in {plural(len(names), 'class', 'classes')}" if names else ""
-        return f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"
+        images = plural(self.images, "usable image")
+        return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -141,7 +142,7 @@ class ScanReport(Report):
     def _show(
         self, path: str | os.PathLike[str], note: str, findings: list[Finding], groups: list[DuplicateGroup]
     ) -> None:
-        counts = f"{self.files:,} files, {self.images:,} usable images."
+        counts = f"{plural(self.files, 'file')}, {plural(self.images, 'usable image')}."
         write_gallery(path, self.root, f"{counts} {note}", findings, groups)
 
     def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
