@@ -1,4 +1,4 @@
-"""A small data set as one gets it: scikit-learn's handwritten digits in a zip, with real dirt in it."""
+"""A small data set as found in practice: scikit-learn's handwritten digits in a zip, with real dirt in it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def encode(pixels: np.ndarray, suffix: str) -> bytes:
 
 
 def make_zip(path: Path) -> Path:
-    """Write the zip: train/ and val/, a folder a digit, PNG and JPEG files, and the dirt of a shared folder."""
+    """Write the zip: train/ and val/, one folder per digit, PNG and JPEG files, and the dirt of a shared folder."""
     digits = load_digits()
     placeholder = "=" * len(KOREAN.encode("cp949"))
     buffer = io.BytesIO()

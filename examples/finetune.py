@@ -1,10 +1,10 @@
-"""Fine-tune a pretrained network in a loop of one's own: from a dirty zip to a shared result.
+"""Fine-tune a pretrained network in your own loop: from a dirty zip to a shared result.
 
 python examples/finetune.py                                    # handwritten digits; needs no network
 python examples/finetune.py --zip pets.zip --model resnet50    # any zip of images, any torchvision or timm model
 python examples/finetune.py --data photos                      # photos/CLASS/*.jpg, or train/ and val/ of that
 
-The same call with the same --run goes on where that run was.
+The same call with the same --run resumes that run.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def clean(args: argparse.Namespace) -> tuple[ftkit.ScanReport, int]:
     report = ftkit.scan_images(args.data or args.run / "images", near_duplicates=not digits)  # all digits look alike
     print(report)
     report.to_html(args.run / "gallery.html")
-    if args.data:  # somebody's own folder: nothing is moved, the loaders below pass over the bad files
+    if args.data:  # the user's own folder: nothing is moved, the loaders below skip the bad files
         return report, 0
     quarantine = report.quarantine(args.run / "quarantine", ["unusable", "junk", "leaks"])
     print(quarantine)
@@ -91,7 +91,7 @@ def evaluate(model: nn.Module, batches: DataLoader) -> tuple[float, float]:
 
 
 def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module, Path]:
-    """Train the head, later the last blocks too, from the newest checkpoint on; return the model and its best file."""
+    """Train the head, later the last blocks too, resuming if possible; return the model and its best checkpoint."""
     torch.manual_seed(0)
     batches, validation, classes = loaders(report, args.size)
     model = network(args.model)
@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of images; nothing in it is changed")
     parser.add_argument("--zip", type=Path, help="an archive of images")
-    parser.add_argument("--model", default="efficientnet_lite0", help="any name of torchvision or timm")
+    parser.add_argument("--model", default="efficientnet_lite0", help="any model name of torchvision or timm")
     parser.add_argument("--size", type=int, help="side of the square images, in pixels")
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -148,7 +148,7 @@ def main() -> None:
     time.sleep(1)
     victim.kill()  # in mid-epoch, as a power cut would
     victim.join()
-    print("Killed in the middle of an epoch. The same call again goes on from the last whole checkpoint:")
+    print("Killed in the middle of an epoch. The same call again resumes from the last intact checkpoint:")
     model, best = train(args, report)
 
     _, validation, _ = loaders(report, args.size)
@@ -156,7 +156,7 @@ def main() -> None:
     loss, accuracy = evaluate(model, validation)
     delta = args.run / "delta.safetensors"
     ftkit.save_delta(model, delta)
-    shared = network(args.model)  # what somebody has who gets the delta
+    shared = network(args.model)  # what the recipient of the delta has
     ftkit.load_delta(shared, delta)
     same = evaluate(shared, validation) == (loss, accuracy)
     plot_curves(args.run / "history.csv", args.run / "curves.png", unfrozen=args.epochs // 3)

@@ -1,4 +1,4 @@
-"""The learning curves of a run, as a picture."""
+"""Plot the learning curves of a run."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_by_default_the_unusable_and_the_junk_are_chosen() -> None:
     assert {finding.kind for finding in filter(chooser(None), ALL)} == wanted
 
 
-@pytest.mark.parametrize(("name", "hint"), [("leek", "'leak'"), ("unuseable", "'unusable'"), ("", "no kind")])
+@pytest.mark.parametrize(("name", "hint"), [("leek", "'leak'"), ("unuseable", "'unusable'"), ("", "not a kind")])
 def test_an_unknown_name_is_an_error_with_a_hint(name: str, hint: str) -> None:
     """It would choose nothing, silently."""
     with pytest.raises(FtkitError, match=hint):

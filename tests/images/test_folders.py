@@ -61,7 +61,7 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
             assert remote.classes == local.classes
         with fsspec.open(remote.unusable[0].path) as file:
             assert file.read() == jpegs[10][:3000]
-        with pytest.raises(FtkitError, match="no folder"):
+        with pytest.raises(FtkitError, match="is not a folder"):
             scan_images("memory://nowhere")
         with pytest.raises(FtkitError, match="image_folder_filter"):
             remote.quarantine(pets.parent / "aside")

@@ -69,7 +69,7 @@ def test_a_journal_of_something_else_is_left_alone(pets: Path) -> None:
         assert other.read_text() == text
     journal = pets.parent / "scan.journal"
     scan_images(pets / "train", workers=1, journal=journal)
-    with pytest.raises(FtkitError, match="holds the scan of"):
+    with pytest.raises(FtkitError, match="contains the scan of"):
         scan_images(pets, workers=1, journal=journal)
     with pytest.raises(FtkitError, match="among the images"):
         scan_images(pets, workers=1, journal=pets / "scan.journal")
@@ -139,7 +139,7 @@ def test_a_line_counts_as_it_was_written_or_not_at_all(kept: tuple[Path, bytes],
                 else:
                     journal.append(write_line(name, verdicts[name].to_json()))
     except FtkitError as error:
-        assert "Give another path" in str(error)  # noqa: PT017
+        assert "Pass another path" in str(error)  # noqa: PT017
         assert path.read_bytes() == before
         return
     with Journal(path, folder) as journal:
@@ -206,7 +206,7 @@ def test_two_scans_that_share_a_journal_notice(kept: tuple[Path, bytes]) -> None
     path.write_bytes(whole)
     with Journal(path, open_folder(root)) as journal:
         (_, at) = journal.recall("b.jpg") or (b"", 0)
-        with pytest.raises(FtkitError, match="Let no two scans share one"):
+        with pytest.raises(FtkitError, match="Use one journal per scan"):
             journal.read(at + 1)
 
 

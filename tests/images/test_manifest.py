@@ -182,7 +182,7 @@ def test_what_no_quarantine_writes_is_no_manifest(tmp_path: Path, changes: dict[
     edited(manifest, **changes)
     before = listing(tmp_path)
     for options in ({}, {"root": tmp_path / "store/pets"}):
-        with pytest.raises(FtkitError, match="no manifest of a quarantine"):
+        with pytest.raises(FtkitError, match="not a quarantine manifest"):
             restore(manifest, **options)
     assert listing(tmp_path) == before
 
@@ -191,7 +191,7 @@ def test_what_no_quarantine_writes_is_no_manifest(tmp_path: Path, changes: dict[
 def test_what_is_no_json_of_ours_is_no_manifest(tmp_path: Path, text: str) -> None:
     """Also where it exhausts the reader."""
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(FtkitError, match="no manifest of a quarantine"):
+    with pytest.raises(FtkitError, match="not a quarantine manifest"):
         restore(tmp_path / "manifest.json")
 
 
@@ -203,12 +203,12 @@ def test_a_file_that_is_old_and_new_at_once_stays(tmp_path: Path) -> None:
     entry = {"path": "thesis.tex", "type": "file", "kinds": []}
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({**facts, "entries": [entry]}))
-    with pytest.raises(FtkitError, match="lie in each other"):
+    with pytest.raises(FtkitError, match="one is inside the other"):
         restore(manifest)
     (tmp_path / "files").mkdir()
     os.link(tmp_path / "home/thesis.tex", tmp_path / "files/thesis.tex")
     manifest.write_text(json.dumps({**facts, "folder": "files", "entries": [entry]}))
-    with pytest.raises(FtkitError, match="another file stands there"):
+    with pytest.raises(FtkitError, match="another file is in its place"):
         restore(manifest)
     assert (tmp_path / "home/thesis.tex").read_text() == "the only copy"
 
@@ -222,7 +222,7 @@ def test_the_root_is_the_one_that_was_scanned_or_named(tmp_path: Path) -> None:
         restore(manifest)
     with pytest.raises(FtkitError, match="There is no folder"):
         restore(manifest, root=tmp_path / "nowhere")
-    with pytest.raises(FtkitError, match="lie in each other"):
+    with pytest.raises(FtkitError, match="one is inside the other"):
         restore(manifest, root=manifest.parent)
     assert listing(tmp_path).keys() == before.keys()
     assert len(restore(manifest, root=tmp_path / "store/pets")) == 4
@@ -233,7 +233,7 @@ def test_a_data_set_that_has_moved_must_be_named(tmp_path: Path) -> None:
     manifest = build(tmp_path)
     pets = tmp_path / "store/pets"
     pets.rename(tmp_path / "animals")
-    with pytest.raises(FtkitError, match=r"has moved, name it: restore\(.*, root=\.\.\.\)"):
+    with pytest.raises(FtkitError, match=r"has moved, pass it: restore\(.*, root=\.\.\.\)"):
         restore(manifest)
     assert not pets.exists()
     assert len(restore(manifest, root=tmp_path / "animals")) == 4
@@ -267,7 +267,7 @@ def test_a_link_is_no_file_and_a_folder_is_neither(tmp_path: Path) -> None:
     manifest = build(tmp_path)
     before = listing(tmp_path)
     edited(manifest, type="link")
-    with pytest.raises(FtkitError, match="is no link"):
+    with pytest.raises(FtkitError, match="is not a link"):
         restore(manifest)
     assert listing(tmp_path).keys() == before.keys()
 
@@ -292,7 +292,7 @@ def test_what_the_system_refuses_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(FtkitError, match=r"2 files are back, but 2 can't be moved: .*Permission denied"):
+    with pytest.raises(FtkitError, match=r"2 files restored, but not all\. 2 can't be moved: .*Permission denied"):
         restore(manifest)
     monkeypatch.undo()
     assert len(restore(manifest)) == 2
@@ -312,4 +312,4 @@ def test_obstacle(tmp_path: Path) -> None:
     (tmp_path / "a/file").touch()
     (tmp_path / "a/link").symlink_to("b")
     ways = ["a/b/1", "a/c/1", "a/link", "a/link/1", "a/file/1"]
-    assert [obstacle(tmp_path, way) for way in ways] == ["", "", "", "a/link is a link", "a/file is no folder"]
+    assert [obstacle(tmp_path, way) for way in ways] == ["", "", "", "a/link is a link", "a/file is not a folder"]

@@ -1,4 +1,4 @@
-"""Copies among the usable images: which files hold the same picture, and which of them should go."""
+"""Copies among the usable images: which files contain the same picture, and which of them should be removed."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def judge_group(
         paths: The files, relative to the root.
         kind: What kind of copies they are.
         layout: The data set's splits and classes.
-        prefix: What turns a relative path into one that opens as it stands.
-        files: Which file each path stands for; by default each for one of its own.
+        prefix: What turns a relative path into one that opens as is.
+        files: Which file each path stands for; by default each for its own.
         pairs: The similarity of each pair that was found, by its paths in order.
     """
     pairs = pairs or {}

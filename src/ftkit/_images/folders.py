@@ -41,7 +41,7 @@ class Folder:
 
     Attributes:
         name: What the caller calls it.
-        prefix: What turns a relative path into one that opens as it stands.
+        prefix: What turns a relative path into one that opens as is.
         place: The same folder by whatever name.
     """
 
@@ -58,17 +58,17 @@ class Folder:
             with os.scandir(Path(self.place, inside)) as listing:
                 return [entry.name for entry in listing if _is_folder(entry)]
         except OSError as error:
-            raise FtkitError(f"{self.name!r} can't be looked into: {error.strerror}. Mend its permissions.") from error
+            raise FtkitError(f"Can't read {self.name!r}: {error.strerror}. Fix its permissions.") from error
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
-        """Whether a local path lies in it."""
+        """Whether a local path is in it."""
         return Path(path).resolve().is_relative_to(Path(self.place).resolve())
 
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         """Yield the files to check, in order.
 
         Args:
-            note: Called with the path of what needs no look inside, and what is to be said of it.
+            note: Called with the path of what is not to be opened, and the note on it.
             enter: Called with each folder.
         """
         # Each with whether it lies in litter, and which folders it lies in, by device and inode.
@@ -88,7 +88,7 @@ class Folder:
                 with os.scandir(place) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
             except OSError as error:
-                note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was looked at"))
+                note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was checked"))
                 continue
             ours = _set_aside(folder, [entry.name for entry in entries], partial(_head, place), note)
             if ours and len(ours) == len(entries):
@@ -103,7 +103,7 @@ class Folder:
                         yield path
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
-                        note(path, Note("folder_named_image", "a folder with the suffix of an image"))
+                        note(path, Note("folder_named_image", "a folder with an image's file extension"))
                     inside.append((path, littered or name in LITTER_FOLDERS, above | {me}))
             pending.extend(reversed(inside))
 
@@ -185,7 +185,7 @@ def _no_folder(name: str) -> FtkitError:
     close = ""
     with suppress(OSError):
         close = did_you_mean(name, map(str, filter(Path.is_dir, Path(name).parent.iterdir())))
-    return FtkitError(f"{name!r} is no folder.{close} Give the folder that the class or split folders lie in.")
+    return FtkitError(f"{name!r} is not a folder.{close} Pass the folder that contains the class or split folders.")
 
 
 def _enter(folder: str, is_filled: bool, note: TakeNote, enter: Callable[[str], None]) -> None:
@@ -240,10 +240,10 @@ def _open_remote(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError as error:
-        raise FtkitError(f"{url!r} needs fsspec and its plug-in for the protocol: pip install fsspec.") from error
+        raise FtkitError(f"{url!r} needs fsspec and its plugin for the protocol: pip install fsspec.") from error
     try:
         files, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the plug-in is missing, or nobody knows the protocol
+    except (ImportError, ValueError) as error:  # the plugin is missing, or the protocol is unknown
         raise FtkitError(f"fsspec can't open {url!r}: {error}") from error
     return files, root.rstrip("/")
 

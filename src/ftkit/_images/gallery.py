@@ -1,4 +1,4 @@
-"""One page, without anything beside it, to look at what a scan found."""
+"""One self-contained page, to look at what a scan found."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _PAGE = Path(__file__).with_name("gallery.html")
 def write_gallery(
     path: str | os.PathLike[str], root: str, note: str, findings: Iterable[Finding], groups: Sequence[DuplicateGroup]
 ) -> None:
-    """Write the page. The thumbnails are made in worker processes, as everything that decodes.
+    """Write the page. The thumbnails are made in worker processes, like everything that decodes.
 
     Args:
         path: The file to write.
         root: The folder that was scanned.
-        note: What is to be said of the scan.
+        note: What to say about the scan.
         findings: What to show, by kind, in the order of `KINDS`.
         groups: The copies to show side by side, those across splits and classes first.
     """
@@ -58,7 +58,7 @@ def write_gallery(
 
 
 def _escape(value: object) -> object:
-    """Make names that are no UTF-8 fit for the page."""
+    """Make names that are not UTF-8 fit for the page."""
     return value.encode(errors="backslashreplace").decode() if type(value) is str else value
 
 

@@ -1,4 +1,4 @@
-"""The journal of a scan: every verdict, on disk instead of in memory, and there when the scan goes on."""
+"""The journal of a scan: every verdict, on disk instead of in memory, and there when the scan resumes."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class Journal:
         else:
             path = local_path("journal", path, error=FileWriteError)
             if folder.holds(path):
-                raise FtkitError(f"The journal {path} would lie among the images. Choose a path outside {folder.name}.")
+                raise FtkitError(f"The journal {path} would be among the images. Choose a path outside {folder.name}.")
             try:
                 self._file = path.open("a+b")
             except OSError as error:
-                raise FtkitError(f"Can't keep a journal at {path}: {error.strerror}. Choose another path.") from error
+                raise FtkitError(f"Can't write a journal to {path}: {error.strerror}. Choose another path.") from error
             try:
                 self._read_back(path, head)
             except BaseException:
@@ -69,8 +69,8 @@ class Journal:
             if not is_ours:
                 what = f"the scan of {found['root']} by ftkit {found['version']}" if found else "something else"
                 raise FtkitError(
-                    f"{path} holds {what}, not a scan of {head['root']} by ftkit {head['version']}. "
-                    f"Give another path, or move the file away."
+                    f"{path} contains {what}, not a scan of {head['root']} by ftkit {head['version']}. "
+                    f"Pass another path, or move the file away."
                 )
             at = 0  # of another version, or with nothing in it that was not torn
         self._file.truncate(at)
@@ -101,7 +101,7 @@ class Journal:
         """Return the path and the verdict that stand at a place, where they were found before."""
         known = self._parse(self._line(at))
         if known is None:
-            raise FtkitError("The scan's journal has changed under its hands. Let no two scans share one; scan again.")
+            raise FtkitError("The journal was changed during the scan. Use one journal per scan, and scan again.")
         return known
 
     def _line(self, at: int) -> bytes:
@@ -133,7 +133,7 @@ class Journal:
 
 
 def _read_head(line: bytes) -> dict[str, Any] | None:
-    """Return what a journal says of its scan in the first line; None if it is none's."""
+    """Return what a journal says of its scan in the first line; None if it is not a journal's."""
     try:
         head = json.loads(line)
     except ValueError:

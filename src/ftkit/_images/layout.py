@@ -68,7 +68,7 @@ class Layout:
         for name in layout.splits:
             if name.partition("/")[0] not in tops:
                 hint = did_you_mean(name, tops)
-                raise FtkitError(f"There is no folder {name!r} in {root!r} to be a split.{hint} splits= takes folders.")
+                raise FtkitError(f"splits= names {name!r}, but {root!r} has no such folder.{hint} Pass folders in it.")
         return layout
 
     def place(self, path: str) -> Place:
@@ -117,19 +117,19 @@ class Arrangement:
     def _in_split(split: str, inside: Mapping[tuple[str, str], int], prefix: str) -> Iterator[tuple[str, Note]]:
         loose, names = inside.get(("", ""), 0), sorted({first for first, _ in inside} - {""})
         if loose and names:
-            detail = f"{plural(loose, 'image')} beside {plural(len(names), 'class folder')}"
+            detail = f"{plural(loose, 'image')} next to {plural(len(names), 'class folder')}"
             yield split, Note("beside_classes", detail)
         elif loose:
             yield split, Note("flat", f"{plural(loose, 'image')}, and no class folders")
         for name in names:
             if name.startswith("."):
-                yield split + name, Note("hidden_class", "a hidden folder with images in it")
+                yield split + name, Note("hidden_class", "a hidden folder that contains images")
         twins = Counter(name.casefold() for name in names)
         for name in names:
             if twins[name.casefold()] > 1:
                 others = [other for other in names if other.casefold() == name.casefold() and other != name]
-                yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} in case only")
+                yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} only in case")
         deeper = sorted(second for _, second in inside)
         if len(names) == 1 and not loose and len(deeper) > 1 and "" not in deeper:
             folders = ", ".join(map(repr, deeper[:_NAMED]))
-            yield split + names[0], Note("classes_deeper", f"holds {folders}; did you mean {prefix}{split}{names[0]}?")
+            yield split + names[0], Note("classes_deeper", f"it has {folders}; did you mean {prefix}{split}{names[0]}?")

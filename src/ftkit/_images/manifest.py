@@ -1,4 +1,4 @@
-"""The manifest of a quarantine: what moved, and from where. A stranger may have written it: nothing is believed."""
+"""The manifest of a quarantine: what moved, and from where. It may be an untrusted source's: nothing is believed."""
 
 from __future__ import annotations
 
@@ -88,12 +88,12 @@ class Manifest(NamedTuple):
             FtkitError: There is none, or it asks for what no quarantine of ours wrote.
         """
         if not os.path.isfile(path):  # noqa: PTH113  (Path raises for what can't be)
-            raise FtkitError(f"There is no manifest {path}. It is the .manifest of what quarantine() returned.")
+            raise FtkitError(f"There is no manifest at {path}. Pass the .manifest of what quarantine() returned.")
         try:
             root, inode, folder, entries = _facts(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FtkitError(
-                f"{path} is no manifest of a quarantine ({type(error).__name__}: {error}). Nothing was moved."
+                f"{path} is not a quarantine manifest ({type(error).__name__}: {error}). Nothing was moved."
             ) from error
         place = Path(os.path.realpath(path))
         return cls(place, Path(root), inode, place.parent / folder, entries)
@@ -110,7 +110,7 @@ def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:
     if not names_inside(folder) or PureWindowsPath(folder).name != folder:
         raise ValueError(f"folder is {folder!r}")
     if type(facts["entries"]) is not list:
-        raise ValueError("entries is no list")
+        raise ValueError("entries is not a list")
     entries = [Entry(**entry) for entry in facts["entries"]]
     for entry in entries:
         if not entry.is_sound():
@@ -118,7 +118,7 @@ def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:
     places = [PurePath(entry.path) for entry in entries]
     files = {place for place, entry in zip(places, entries, strict=True) if not entry.is_folder}
     if len(set(places)) < len(places) or any(not files.isdisjoint(place.parents) for place in places):
-        raise ValueError("an entry stands twice, or below a file")
+        raise ValueError("an entry is repeated, or is below a file")
     return root, inode, folder, entries
 
 
@@ -155,5 +155,5 @@ def obstacle(root: Path, path: str) -> str:
         if stat.S_ISLNK(status.st_mode) or getattr(status, "st_reparse_tag", 0) == _JUNCTION:
             return f"{parent} is a link"
         if not stat.S_ISDIR(status.st_mode):
-            return f"{parent} is no folder"
+            return f"{parent} is not a folder"
     return ""

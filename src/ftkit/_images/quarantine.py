@@ -1,4 +1,4 @@
-"""Move what a scan found out of the data set, in a way that any moment of it can be undone."""
+"""Move what a scan found out of the data set, such that it can be undone at any point."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class Quarantine(Report):
         folder: Where the files are now.
         manifest: What `ftkit.restore` needs to bring them back.
         gallery: A page with thumbnails of what was moved.
-        moved: How many files went.
-        kinds: How many files went for each kind of finding.
-        emptied: Folders that held nothing any more and were taken away, too.
+        moved: How many files were moved.
+        kinds: How many files were moved for each kind of finding.
+        emptied: Folders that were left empty, and removed too.
         left: What could not be moved, and why.
     """
 
@@ -58,8 +58,8 @@ class Quarantine(Report):
         numbers = sorted(self.kinds.items(), key=lambda kind: -kind[1])
         yield Grid([(f"{number:,}", kind) for kind, number in numbers], names=(1,), right=(0,))
         if self.emptied:
-            yield f"  folders that are empty now and went along: {some(self.emptied, 8)}"
-        yield Grid([(path, f"left where it is: {why}") for path, why in self.left])
+            yield f"  folders left empty, and removed: {some(self.emptied, 8)}"
+        yield Grid([(path, f"left in place: {why}") for path, why in self.left])
         yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
 
 
@@ -80,12 +80,12 @@ def move_away(
         show: Writes the gallery, before anything moves.
     """
     if "://" in root:
-        raise FtkitError(f"{root} can't be moved about in. Pass over its files with image_folder_filter().")
+        raise FtkitError(f"Files in {root} can't be moved. Skip them with image_folder_filter().")
     dest = local_path("dest", dest, error=FileWriteError)
     data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
     if target.is_relative_to(home):
         raise FtkitError(
-            f"{dest} lies inside the data set {root}, where it would become a class of its own. "
+            f"{dest} is inside the data set {root}, where it would become a class. "
             f"Choose a folder outside, such as {home}-quarantine."
         )
     reasons: dict[str, list[str]] = {}
@@ -178,7 +178,7 @@ def _plan(
     left: list[tuple[str, str]] = []
     for path, kinds in sorted(reasons.items()):
         try:
-            why = obstacle(root, path) if names_inside(path) else "no manifest can hold such a name"
+            why = obstacle(root, path) if names_inside(path) else "a manifest can't record its name"
             if not why:
                 entry = Entry.of(root, path, kinds)
                 why = _CHANGED if entry.type == "link" and has_changed(path) else ""
@@ -242,7 +242,7 @@ def _move(source: Path, target: Path) -> None:
     """Move a file or link with its times, never onto another; killed at any point, one whole copy stands."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if os.path.lexists(target):
-        raise FileExistsError(errno.EEXIST, "something of that name is there already")
+        raise FileExistsError(errno.EEXIST, "something with that name already exists")
     try:
         source.rename(target)
     except OSError as error:
@@ -269,21 +269,22 @@ def _copy_durably(source: Path, target: Path) -> None:
 
 
 def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> list[str]:
-    """Bring back what `ScanReport.quarantine` moved; return the paths of the files that came back.
+    """Move the files of a `ScanReport.quarantine` back; return the paths of those restored.
 
-    It may be called after a quarantine or a restore that was killed half-way, and again: what is in
-    its place already stays. The quarantine may lie elsewhere by now; of a data set that does, name
-    the new place.
+    It may be called after a quarantine or a restore that was killed halfway, and repeatedly: what is already
+    back in place stays. The quarantine's folder may have been moved since; if the data set has, pass its new
+    folder as ``root``.
 
     Args:
-        manifest: The manifest, or the quarantine's folder when there is but one in it.
+        manifest: The manifest, or the quarantine's folder if it contains only one.
         root: The data set's folder. By default the one that the manifest names, if it is the very
-            folder that was scanned, or lies in or beside the quarantine's: a manifest may be a stranger's.
+            folder that was scanned, or is in or next to the quarantine's: a manifest may come from an
+            untrusted source.
 
     Raises:
-        FtkitError: It is no manifest, or one that asks for more than to bring files back; or the data
-            set is not there; or something else has taken an old place. Nothing is moved then. Or files
-            are in neither place, or can't be moved, after the others came back.
+        FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
+            is not there; or something else is now in a file's old place. Nothing is moved then. Or, after
+            the others were restored, files are in neither place or can't be moved.
 
     Example:
         >>> from pathlib import Path
@@ -304,8 +305,8 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
     blocked = [f"{old} ({why})" for old, why in reasons if why]
     if blocked:
         raise FtkitError(
-            f"{plural(len(blocked), 'file')} can't come back, and nothing was moved: {some(blocked, 3)}. "
-            f"Move elsewhere what stands in the way, and call restore again."
+            f"{plural(len(blocked), 'file')} can't be restored, and nothing was moved: {some(blocked, 3)}. "
+            f"Move what is in the way elsewhere, and call restore again."
         )
     for place in {(home / entry.path).parent for entry in files}:
         with suppress(OSError):
@@ -339,9 +340,9 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
             old.chmod(mode)
     _remove_empty(folder, {parent for entry in files for parent in (folder / entry.path).parents})
     if lost or failed:
-        where = f" {len(lost):,} are neither in {folder} nor in their old place: {some(lost, 3)}." if lost else ""
-        how = f" {len(failed):,} can't be moved: {some(failed, 3)}. Mend that and call restore again." if failed else ""
-        raise FtkitError(f"{len(back):,} files are back, but{where}{how}")
+        where = f" {len(lost):,} can't be found in {folder} or the old place: {some(lost, 3)}." if lost else ""
+        how = f" {len(failed):,} can't be moved: {some(failed, 3)}. Fix that and call restore again." if failed else ""
+        raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{where}{how}")
     return back
 
 
@@ -350,42 +351,42 @@ def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
     home = Path(os.path.realpath(manifest.root if root is None else local_path("root", root)))
     hint = f"restore({str(manifest.path)!r}, root=...)"
     if not os.path.isdir(home):  # noqa: PTH112  (Path raises for what can't be)
-        raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, name it: {hint}.")
+        raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, pass it: {hint}.")
     around = manifest.path.parent
     is_as_scanned = manifest.inode != 0 and home.stat().st_ino == manifest.inode
     if root is None and not is_as_scanned and home.parent not in (around, around.parent):
         raise FtkitError(
             f"{manifest.path} asks for files to be put into {home}, which is neither the folder that was scanned nor "
-            f"one beside the quarantine. If that is the data set, say so: {hint}."
+            f"one next to the quarantine. If that is the data set, pass it: {hint}."
         )
     if home.is_relative_to(manifest.folder) or manifest.folder.is_relative_to(home):
         raise FtkitError(
-            f"The quarantine's files, {manifest.folder}, and the data set, {home}, lie in each other, which no "
-            f"quarantine makes. Move one of them elsewhere, or name the data set: {hint}."
+            f"Of the quarantine's files, {manifest.folder}, and the data set, {home}, one is inside the other, which "
+            f"no quarantine makes. Move one of them elsewhere, or pass the data set: {hint}."
         )
     return home
 
 
 def _why_not(entry: Entry, home: Path, folder: Path) -> str:
-    """Return why an entry can't come back; nothing if it can, or need not."""
+    """Return why an entry can't be restored; nothing if it can, or need not."""
     old, new = home / entry.path, folder / entry.path
     try:
         if why := obstacle(home, entry.path):
             return why
         if entry.is_folder:
-            return "a file stands there" if os.path.lexists(old) and not old.is_dir() else ""
+            return "a file is in its place" if os.path.lexists(old) and not old.is_dir() else ""
         if why := obstacle(folder.parent, f"{folder.name}/{entry.path}"):
             return f"in the quarantine, {why}"
         if os.path.lexists(new) and not entry.describes(new):
-            return f"what is in the quarantine is no {entry.type}"
+            return f"what is in the quarantine is not a {entry.type}"
         is_taken = os.path.lexists(new) and os.path.lexists(old) and not _same(old, new)
     except OSError as error:
         return _reason(error)
-    return "another file stands there" if is_taken else ""
+    return "another file is in its place" if is_taken else ""
 
 
 def _remove_empty(folder: Path, parents: Collection[Path]) -> None:
-    """Remove those of the folders in ``folder``, and itself, that hold nothing any more."""
+    """Remove those of the folders in ``folder``, and itself, that are now empty."""
     inside = {folder} | {parent for parent in parents if parent.is_relative_to(folder)}
     for parent in sorted(inside, key=lambda parent: -len(parent.parts)):
         with suppress(OSError):
@@ -400,7 +401,7 @@ def _find_manifest(path: Path) -> Path:
     found = sorted(path.glob("manifest*.json"))
     if len(found) != 1:
         names = ", ".join(str(file) for file in found) or "none"
-        raise FtkitError(f"{path} holds {len(found)} manifests ({names}). Give the one to undo; the latest first.")
+        raise FtkitError(f"{path} contains {plural(len(found), 'manifest')} ({names}). Pass one, the latest first.")
     return found[0]
 
 

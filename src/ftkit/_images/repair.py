@@ -1,4 +1,4 @@
-"""Mended copies of what is odd but whole: of which files, and what came of it. decoding/mending.py makes each."""
+"""Repaired copies of what is odd but whole: of which files, and what came of it. decoding/mending.py makes each."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SECONDS = 60.0  # for one file
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Repair(Report):
-    """What a repair made.
+    """What a repair wrote.
 
     Attributes:
-        folder: Where the copies are, under the paths of their originals.
+        folder: Where the copies are, under the same relative paths as their originals.
         made: The copy of each original.
-        failed: What could not be mended, and why.
+        failed: What could not be repaired, and why.
     """
 
     folder: Path
@@ -32,26 +32,26 @@ class Repair(Report):
     failed: dict[str, str] = field(default_factory=dict)
 
     def _parts(self) -> Parts:
-        copies = plural(len(self.made), "mended copy", "mended copies")
-        yield f"{copies} in {self.folder}; the originals are as they were"
-        yield Grid([(path, f"not mended: {why}") for path, why in self.failed.items()])
+        copies = plural(len(self.made), "repaired copy", "repaired copies")
+        yield f"{copies} in {self.folder}; the originals are unchanged"
+        yield Grid([(path, f"not repaired: {why}") for path, why in self.failed.items()])
 
 
 def repair(
     root: str, findings: Sequence[Finding], dest: str | os.PathLike[str] | None, kinds: Iterable[str] | None
 ) -> Repair:
-    """Write mended copies of files below ``root``; see `ScanReport.repair`."""
+    """Write repaired copies of files below ``root``; see `ScanReport.repair`."""
     given: object = dest  # kinds came first once
     if not isinstance(given, str | os.PathLike | None) or given in (*KINDS, *SEVERITIES):
         raise FtkitError(f"Expected a folder for the copies, got {dest!r}. Kinds come second: repair(kinds=...).")
     wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
     if "://" in root:
-        raise FtkitError(f"{root} is no folder of this machine; copy it here to repair its files.")
+        raise FtkitError(f"{root} is not a local folder. Copy it to this machine to repair its files.")
     home = Path(root).resolve()
     repaired = home.with_name(f"{home.name}-repaired")
     folder = (repaired if dest is None else local_path("dest", dest, error=FileWriteError)).resolve()
     if folder.is_relative_to(home):
-        raise FtkitError(f"{folder} lies inside the data set, where the copies would be duplicates. Choose another.")
+        raise FtkitError(f"{folder} is inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
     hopeless = {f.path for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
     for finding in filter(wanted, findings):

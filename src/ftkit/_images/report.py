@@ -1,4 +1,4 @@
-"""What a scan found: to read, to keep, to act on."""
+"""What a scan found: to read, to save, to act on."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ _COLUMNS = tuple(column.name for column in fields(Finding))
 
 
 def _row(finding: Finding) -> list[str]:
-    """Return a row of a table that may hold UTF-8 only."""
+    """Return a row of a table that may contain only UTF-8."""
     return [getattr(finding, name).encode(errors="backslashreplace").decode() for name in _COLUMNS]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ScanReport(Report):
-    """What `scan_images` found out about a folder.
+    """What `scan_images` found in a folder.
 
     Attributes:
-        root: The folder, as it was given.
+        root: The folder, as it was passed.
         findings: What was found, sorted by path.
-        duplicates: Groups of files with the same picture.
-        files: How many files there are.
-        images: How many of them are usable images.
-        classes: Usable images of each class, under ``"split/class"``.
-        seconds: How long it took.
+        duplicates: Groups of files with the same image.
+        files: Number of files.
+        images: Number of usable images among them.
+        classes: Number of usable images in each class, under ``"split/class"``.
+        seconds: How long the scan took.
     """
 
     root: str
@@ -56,22 +56,22 @@ class ScanReport(Report):
 
     @property
     def unusable(self) -> list[Finding]:
-        """Findings on files that would stop a training, or that have lost pixels."""
+        """Findings on files that would stop training, or that have lost pixels."""
         return self._of("unusable")
 
     @property
     def odd(self) -> list[Finding]:
-        """Findings on what loads, but not as one may think."""
+        """Findings on what loads, but not as you might expect."""
         return self._of("odd")
 
     @property
     def junk(self) -> list[Finding]:
-        """Findings on what is no image."""
+        """Findings on what is not an image."""
         return self._of("junk")
 
     @property
     def leaks(self) -> list[DuplicateGroup]:
-        """Groups of duplicates that lie in more than one split."""
+        """Groups of duplicates in more than one split."""
         return [group for group in self.duplicates if group.crosses_splits]
 
     def _of(self, severity: Severity) -> list[Finding]:
@@ -94,14 +94,15 @@ class ScanReport(Report):
                 f"near), {crossing:,} across classes, {len(self.leaks):,} across splits"
             )
         if not self.findings:
-            yield "nothing to complain of"
+            yield "no problems found"
         elif self.unusable or self.junk:
             yield "Nothing was changed. report.quarantine(folder) sets unusable files and junk aside."
 
     def _headline(self) -> str:
         names = {place.rpartition("/")[2] for place in self.classes}  # one in several splits counts once
         classes = f" in {plural(len(names), 'class', 'classes')}" if names else ""
-        return f"{self.root}: {self.files:,} files, {self.images:,} usable images{classes}, {self.seconds:.1f} s"
+        images = plural(self.images, "usable image")
+        return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -110,7 +111,7 @@ class ScanReport(Report):
     def to_csv(self, path: str | os.PathLike[str]) -> None: ...
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str | None:
-        """Return the findings as CSV, or write it into the file ``path``; names that are no UTF-8 with escapes."""
+        """Return the findings as CSV, or write it to the file ``path``; names that are not UTF-8 are escaped."""
         text = io.StringIO(newline="")
         rows = csv.writer(text)
         rows.writerow(_COLUMNS)
@@ -136,60 +137,60 @@ class ScanReport(Report):
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page: thumbnails by kind, duplicates side by side."""
-        self._show(path, "Nothing was changed by the scan.", self.findings, self.duplicates)
+        self._show(path, "The scan changed nothing.", self.findings, self.duplicates)
 
     def _show(
         self, path: str | os.PathLike[str], note: str, findings: list[Finding], groups: list[DuplicateGroup]
     ) -> None:
-        counts = f"{self.files:,} files, {self.images:,} usable images."
+        counts = f"{plural(self.files, 'file')}, {plural(self.images, 'usable image')}."
         write_gallery(path, self.root, f"{counts} {note}", findings, groups)
 
     def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
-        """Move files out of the data set, to be brought back by `ftkit.restore`; nothing is deleted.
+        """Move files out of the data set; nothing is deleted, and `ftkit.restore` moves them back.
 
         A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
         linked folder, or when a link that stays leads to it.
 
         Args:
-            dest: A folder outside the scanned one. It gets the files under their old names, a
+            dest: A folder outside the scanned one, for the files under their old names, a
                 manifest written before the first move, and a gallery to look at.
-            kinds: What to move: kinds of findings, severities, ``"leaks"`` (of a picture that is in
+            kinds: What to move: kinds of findings, severities, ``"leaks"`` (of an image that is in
                 training and in evaluation, the training copy) or ``"duplicates"`` (all but one
-                copy). By default what is unusable and the junk, but no ``other_file``: a
-                ``labels.csv`` harms nobody. Odd files stay.
+                copy). By default unusable files and junk, but no ``other_file``: a
+                ``labels.csv`` does no harm. Odd files stay.
 
         Returns:
-            Where things went, how many, what was left, and the manifest.
+            Where the files are now, how many were moved, what was left, and the manifest.
         """
         chosen = list(filter(chooser(kinds), self.findings))
         copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
         groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
-        note = "These were set aside; the manifest brings them back."
+        note = "These were set aside; ftkit.restore(manifest) moves them back."
         return move_away(self.root, chosen, dest, self._judged, lambda page: self._show(page, note, chosen, groups))
 
     def repair(self, dest: str | os.PathLike[str] | None = None, kinds: Iterable[str] | None = None) -> Repair:
-        """Write mended copies of what is odd but whole: the suffix set right, turned upright, RGB for inks, and so on.
+        """Write repaired copies of what is odd but whole: extension fixed, turned upright, CMYK made RGB, and so on.
 
-        The originals stay as they are. Where it can be, the pixels are left untouched (a suffix, an end
-        marker, a checksum); a picture that must be drawn anew becomes a JPEG of quality 95 or a PNG.
+        The originals are left unchanged. Where possible, so are the pixels (an extension, an end
+        marker, a checksum); an image that must be re-encoded becomes a JPEG of quality 95 or a PNG.
 
         Args:
-            dest: The folder for the copies; by default the data set's name with ``-repaired``.
-            kinds: What to mend, as in `quarantine`; by default all that can be.
+            dest: The folder for the copies; by default the data set's path with ``-repaired`` appended.
+            kinds: What to repair: kinds of findings or severities; by default all that can be repaired.
 
         Raises:
-            FtkitError: ``dest`` is kinds of findings, lies in the data set or behind a URL, or a kind is unknown.
+            FtkitError: ``dest`` is a list of kinds, inside the data set or behind a URL, or a kind is unknown.
         """
         return repair(self.root, self.findings, dest, kinds)
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
-        """Return an ``is_valid_file`` for torchvision's ImageFolder that passes over what was found.
+        """Return an ``is_valid_file`` for torchvision's ImageFolder that skips what was found.
 
-        It takes the suffixes that ImageFolder takes by itself, and raises `FtkitError` for a file that does not lie in
-        the folder that was scanned, by whatever name.
+        It accepts the file extensions that ImageFolder accepts by default, and raises `FtkitError` for a file that is
+        not in the scanned folder, by whatever path.
 
         Args:
-            kinds: What to pass over, as in `quarantine`.
+            kinds: What to skip: kinds, severities, ``"leaks"`` or ``"duplicates"``; by default as in `quarantine`.
         """
         root = self.root.rstrip("/") if "://" in self.root else os.path.realpath(self.root)
         bad = (os.path.relpath(finding.path, self.root) for finding in filter(chooser(kinds), self.findings))
@@ -198,7 +199,7 @@ class ScanReport(Report):
 
 @dataclass(frozen=True, slots=True)
 class _Filter:
-    """A class and no closure, so that it travels to the workers of a DataLoader."""
+    """A class, not a closure, so that it can be pickled for the workers of a DataLoader."""
 
     root: str
     bad: frozenset[str]
@@ -219,4 +220,4 @@ def _below(root: str, folder: str) -> str:
     for above in (place, *place.parents):
         if os.path.realpath(above) == root:
             return "" if above == place else str(place.relative_to(above))
-    raise FtkitError(f"{folder} is not in {root}, which this filter knows. Scan the folder that you load from.")
+    raise FtkitError(f"{folder} is not in {root}, the folder that was scanned. Scan the folder that you load from.")

@@ -1,4 +1,4 @@
-"""One pass over a folder of images: what is broken, what is odd, what is there twice."""
+"""One pass over a folder of images: what is broken, odd or duplicated."""
 
 from __future__ import annotations
 
@@ -44,35 +44,35 @@ def scan_images(
     journal: str | os.PathLike[str] | None = None,
     allow_empty: bool = False,
 ) -> ScanReport:
-    """Look at every file below ``root`` and report what would harm a training; change nothing.
+    """Check every file below ``root`` and report what would harm training; change nothing.
 
-    Each file is read once and decoded in a worker process of its own kind, so that a decoder that
-    crashes or hangs costs that file alone, and on Linux one that takes too much memory, too. Nothing is
-    decoded in the caller's process, whatever the executor.
+    Each file is read once and decoded in a separate worker process, so that a decoder that crashes or
+    hangs (or, on Linux, takes too much memory) costs only that file. Nothing is decoded in the caller's
+    process, whatever the executor.
 
     Args:
-        root: The folder, as for torchvision's ``ImageFolder``, or one folder above with ``train``,
+        root: The folder, as for torchvision's ``ImageFolder``, or its parent with ``train``,
             ``val`` and ``test`` in it; or a URL such as ``s3://bucket/pets`` where fsspec is installed.
         executor: Any `concurrent.futures.Executor` (threads, processes, dask's
             ``Client.get_executor()``): it hands out the work, 256 files a task. By default threads
             of this process, each with a worker process.
-        workers: How many worker processes at a time, without an executor; by default one a core.
+        workers: Number of worker processes, without an executor; by default one per core.
         near_duplicates: Also look for copies in another size, format or quality.
-        timeout: Seconds after which a file that is not decoded is given up.
+        timeout: Seconds after which a file that is not decoded yet is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
-            to the split's name. By default the folders named train, val, valid, test and such, also
+            to the split's name. By default the folders named train, val, valid, test and the like, also
             train2017 or test_set, at the top or in ``images``.
-        progress: Show a bar; by default only in a terminal.
-        journal: A file to write the verdict on each file to. When it is there already, files that have not
-            changed since are not read again: a scan that was stopped goes on.
-        allow_empty: A folder without a file is no error.
+        progress: Show a progress bar; by default only in a terminal.
+        journal: A file that records the result for each file. If it exists already, files that have not
+            changed since are not read again: a scan that was stopped resumes.
+        allow_empty: Accept a folder without any file.
 
     Returns:
-        The report: see `ScanReport`.
+        The report, with findings, duplicates and counts.
 
     Raises:
-        FtkitError: ``root`` is no folder or holds no file, a split does not exist, a number makes no sense, or workers
-            can't start.
+        FtkitError: ``root`` is not a folder or contains no file, a split does not exist, a number is out of range, or
+            workers can't start.
 
     Example:
         >>> from PIL import Image
@@ -86,11 +86,11 @@ def scan_images(
         [('pets/cat/kitty.jpg', 'truncated')]
     """
     if executor is not None and workers is not None:
-        raise FtkitError("Give executor or workers, not both: the executor knows how many it has.")
+        raise FtkitError("Pass executor or workers, not both: an executor has its own number of workers.")
     if executor is not None and (isinstance(executor, type) or not hasattr(executor, "submit")):
         raise FtkitError(f"executor must be a concurrent.futures.Executor, not {came(executor)}.")
     if workers is not None:
-        workers = whole_number("workers", workers, least=1, otherwise=", or left out for one a core")
+        workers = whole_number("workers", workers, least=1, otherwise=", or left out for one per core")
     timeout = real_number("timeout", timeout, "of seconds, more than 0 and finite", lambda one: 0 < one < math.inf)
     near_duplicates = flag("near_duplicates", near_duplicates)
     progress = None if progress is None else flag("progress", progress)
@@ -118,7 +118,7 @@ def scan_images(
             else:
                 whole.run(executor, _TASK, _TASK)
             if not (tally.files or allow_empty):
-                raise FtkitError(f"There is no file in {folder.name!r}. Give another folder, or allow_empty=True.")
+                raise FtkitError(f"There is no file in {folder.name!r}. Pass another folder, or allow_empty=True.")
             groups = tally.finish()
     finally:
         close_workers()

@@ -113,7 +113,7 @@ class Tally:
         if len(self._grey) * _GREYSCALE <= self.images:
             for at in self._grey:
                 path, verdict = self._journal.read(at)
-                self.note(path, Note("greyscale", "one channel, in a set that has colour"))
+                self.note(path, Note("greyscale", "one channel, in a set that has color"))
                 self._remember(path, verdict)
         self._judge_classes()
         for path, note in self._arrangement.notes(self._prefix):
@@ -145,7 +145,7 @@ class Tally:
             extra = sorted({name for name, count in classes.items() if count} - numbered)
             if extra:
                 names = ", ".join(map(repr, extra[:_NAMED]))
-                self.note(split, Note("classes_differ", f"{names} is not in {train!r}"))
+                self.note(split, Note("classes_differ", f"not in {train!r}: {names}"))
 
     def _judge_balance(self, split: str, classes: dict[str, int]) -> None:
         empty = {finding.path for finding in self.findings if finding.kind == "empty_folder"}

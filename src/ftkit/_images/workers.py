@@ -107,7 +107,7 @@ class _Worker:
                 )
             last = line.strip() or last
         while self._stdout.readline() not in (READY, b""):
-            pass  # somebody's sitecustomize prints
+            pass  # a sitecustomize may print
         self._ready = True
 
     def answers(self, jobs: Sequence[Job], timeout: float) -> Iterator[bytes]:
@@ -151,8 +151,8 @@ class _Worker:
             self.kill()
             return "the worker closed its pipe"
         if code < 0:
-            return f"the decoder died of {signal.Signals(-code).name}"
-        return f"the worker left with exit code {code}"
+            return f"the decoder crashed with {signal.Signals(-code).name}"
+        return f"the worker ended with exit code {code}"
 
     def _end(self) -> bool:
         """End the process, and say whether it has ended: there are those that the system can't end."""
@@ -172,7 +172,7 @@ class _Worker:
             self._stdin.close()
 
     def close(self) -> None:
-        """Let the process end by itself, or else end it."""
+        """Let the process end on its own, or else end it."""
         self.hang_up()
         self._listener.join(1)
         with contextlib.suppress(OSError):
@@ -190,7 +190,7 @@ class _Idle:
         self.forget()
 
     def forget(self) -> None:
-        """Begin anew, as a forked process must: the workers are its parent's, and a thread of it may hold the lock."""
+        """Start over, as a forked process must: the workers are its parent's, and a thread of it may hold the lock."""
         self._workers: list[_Worker] = []
         self._lock = threading.Lock()
 
@@ -229,7 +229,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
-    """Yield the answer to each job; a lost worker is replaced and the rest of the jobs goes on.
+    """Yield the answer to each job; a lost worker is replaced and the rest of the jobs continues.
 
     A crash counts against its job only when a fresh worker crashes over it, too: the first may
     have been killed from outside.

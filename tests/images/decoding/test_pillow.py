@@ -90,7 +90,7 @@ def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode,
     garbled = data[:at] + b"\xff" * 3000 + data[at + 3000 :]
     notes = check_bytes("a.tif", garbled).notes
     assert [note.severity for note in notes if note.kind in ("damaged", "truncated")] == ["odd"]
-    assert any("the first page loads, page 3 does not" in note.detail for note in notes)
+    assert any("the first frame loads, but frame 3 does not" in note.detail for note in notes)
     assert not is_unusable(garbled, "a.tif")
 
 

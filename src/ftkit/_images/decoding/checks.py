@@ -45,7 +45,7 @@ def _why_unread(path: str, error: OSError) -> Note:
     reason = error.strerror or str(error)
     is_link, is_gone = os.path.islink(path), isinstance(error, FileNotFoundError)  # noqa: PTH114
     if is_link and is_gone:
-        return Note("broken_link", f"points to {os.readlink(path)!r}, which is not there")  # noqa: PTH115
+        return Note("broken_link", f"points to {os.readlink(path)!r}, which does not exist")  # noqa: PTH115
     if is_link and error.errno == errno.ELOOP:
         return Note("broken_link", reason)
     return Note("vanished" if is_gone else "unreadable", reason)
@@ -57,7 +57,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     if not data:
         return Verdict([Note("empty", "0 bytes")])
     if not data.strip(b"\0"):
-        return Verdict([Note("empty", f"{len(data):,} bytes, all of them zero")])
+        return Verdict([Note("empty", f"{len(data):,} bytes, all zero")])
     notes: Notes = []
     form: Form | None = None
     prints: Prints | None = None
@@ -66,7 +66,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     except Broken as broken:
         notes.append(broken.note)
     except MemoryError:
-        notes.append(Note("out_of_memory", "decoding it passed a worker's limit of memory"))
+        notes.append(Note("out_of_memory", "decoding exceeded a worker's memory limit"))
     except Exception as error:  # noqa: BLE001  (a decoder may raise anything on hostile bytes; the finding says what)
         notes.append(Note("damaged", f"{type(error).__name__}: {error}"))
     else:
@@ -87,11 +87,11 @@ def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
 
 def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:
     if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
-        notes.append(Note("wrong_suffix", f"{form} content under the suffix {suffix}"))
+        notes.append(Note("wrong_suffix", f"{form} content with the extension {suffix}"))
     elif form == "TIFF" and suffix and suffix not in IMAGE_SUFFIXES:
-        notes.append(Note("not_an_image", f"TIFF inside, as in RAW photos, under the suffix {suffix}"))
+        notes.append(Note("not_an_image", f"TIFF content, as in RAW photos, with the extension {suffix}"))
     elif suffix not in LISTED_SUFFIXES:
-        notes.append(Note("unlisted_suffix", f"a sound {form} image under the suffix {suffix or '(none)'}"))
+        notes.append(Note("unlisted_suffix", f"a valid {form} image with the extension {suffix or '(none)'}"))
 
 
 #: What size and mode alone tell: each kind, whether it applies to a form, and its detail.
@@ -102,7 +102,7 @@ _BY_FORM: tuple[tuple[str, Callable[[Form], bool], str], ...] = (
         lambda form: max(form.width, form.height) > 10 * min(form.width, form.height),
         "{0.width} x {0.height} pixels",
     ),
-    ("cmyk", lambda form: form.mode.startswith("CMYK"), "four inks: cyan, magenta, yellow, black"),
+    ("cmyk", lambda form: form.mode.startswith("CMYK"), "four channels: cyan, magenta, yellow, black"),
 )
 
 
@@ -117,5 +117,5 @@ def _judge_pixels(data: bytes, form: Form, grey: Pixels, notes: Notes) -> Prints
         from ftkit._images.decoding.pillow import colours
 
         if is_cut_off(colours(data), share):
-            notes.append(Note("half_grey", f"the lowest {share:.0%} is the grey that decoders fill gaps with"))
+            notes.append(Note("half_grey", f"the bottom {share:.0%} is the gray that decoders fill gaps with"))
     return fingerprints(grey) if high - low >= _TOO_PLAIN and min(form.width, form.height) >= _TOO_SMALL else None

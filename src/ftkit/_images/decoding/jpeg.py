@@ -218,7 +218,7 @@ def _look_for_seam(data: bytes, header: JpegHeader, eighth: Pixels) -> None:
     for row, column in seams:
         full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
         if confirm_seam(full, row, column, width, height):
-            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels have shifted")
+            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels are shifted")
 
 
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
@@ -233,8 +233,8 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
     if "Premature end of JPEG file" in complaint:
         rest = _complaint_of(with_end(data), header)
         if (rest and not _HARMLESS.search(rest)) or not _has_all_scans(data, header):
-            raise Broken("truncated", "the data end before the picture does")
-        note = Note("missing_eoi", "every pixel is there, the end marker is not")
+            raise Broken("truncated", "the data ends before the image does")
+        note = Note("missing_eoi", "every pixel is there, but the end marker is missing")
         notes.append(note if refusal else note._replace(severity="odd"))
     elif refusal:
         raise pillow.broken(refusal)

@@ -22,7 +22,7 @@ _SPACES = {"RGB": b"RGB ", "L": b"GRAY"}  # what the header of an ICC profile sa
 
 
 def mend(path: str, kinds: list[str], target: str) -> str:
-    """Write a mended copy of ``path`` to ``target``, with the suffix that its content calls for; return its path.
+    """Write a mended copy of ``path`` to ``target``, with the extension that its content calls for; return its path.
 
     Raises:
         FileExistsError: Something of that name is there.
@@ -38,7 +38,7 @@ def mend(path: str, kinds: list[str], target: str) -> str:
     if place.suffix.lower() not in _suffixes(form) or "unlisted_suffix" in kinds:
         place = place.with_suffix(_suffixes(form)[0])
     if place.exists():
-        raise FileExistsError(f"{place} is there already")
+        raise FileExistsError(f"{place} already exists")
     with atomic_write(place) as file:
         file.write(data)
     return str(place)

@@ -24,12 +24,12 @@ ORIENTATION = 274
 # What each value but 1 asks for; 2, 4, 5 and 7 are mirror images.
 _TURNS = {
     2: "mirrored",
-    3: "turned by 180 degrees",
-    4: "mirrored and turned by 180 degrees",
-    5: "mirrored and turned by 90 degrees",
-    6: "turned by 90 degrees",
-    7: "mirrored and turned by 270 degrees",
-    8: "turned by 270 degrees",
+    3: "rotated by 180 degrees",
+    4: "mirrored and rotated by 180 degrees",
+    5: "mirrored and rotated by 90 degrees",
+    6: "rotated by 90 degrees",
+    7: "mirrored and rotated by 270 degrees",
+    8: "rotated by 270 degrees",
 }
 
 
@@ -52,4 +52,4 @@ def judge_pixel_count(width: int, height: int, notes: Notes) -> None:
 def judge_orientation(orientation: object, notes: Notes) -> None:
     """Note a picture that EXIF says is stored lying on its side or mirrored."""
     if isinstance(orientation, int) and orientation in _TURNS:
-        notes.append(Note("exif_rotated", f"EXIF orientation {orientation}: to be {_TURNS[orientation]}"))
+        notes.append(Note("exif_rotated", f"EXIF orientation {orientation}: should be {_TURNS[orientation]}"))

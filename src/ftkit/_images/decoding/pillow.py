@@ -35,8 +35,8 @@ _NOT_IMAGES = (
     ((b"{",), "JSON text"),
 )
 _DAMAGED = (
-    ((b"\xff\xd8\xff",), "begins as a JPEG file, but no picture follows"),
-    ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "begins as an image, but Pillow can't read its header"),
+    ((b"\xff\xd8\xff",), "starts like a JPEG file, but no image follows"),
+    ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "starts like an image, but Pillow can't read its header"),
 )
 # By the brand of the file, or its first bytes: what opens it.
 _HEIF, _JXL = ("HEIF", "pillow-heif"), ("JXL", "pillow-jxl-plugin")
@@ -79,7 +79,7 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if image.format in _DRAWINGS:
-                raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw by itself")
+                raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw on its own")
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
             image.load()
@@ -111,7 +111,7 @@ def _describe(data: bytes) -> Broken:
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
     if at > 0:
-        return Broken("damaged", f"{at} foreign bytes stand before a JPEG picture")
+        return Broken("damaged", f"{at} foreign bytes precede a JPEG image")
     text = data[:256].decode(errors="ignore")
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
     return Broken("not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {len(data):,} bytes")
@@ -126,7 +126,7 @@ def _broken_by(error: Exception) -> Broken:
 def _judge_loaded(image: Image.Image, data: bytes) -> None:
     """Raise for lost pixels that Pillow does not mind."""
     if has_hole(image, data):
-        raise Broken("damaged", "some of the coded pixels are zeros, or have a wrong checksum")
+        raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
     if image.format != "PNG":
         return
     last = image.crop((0, image.height - 1, image.width, image.height))
@@ -136,7 +136,7 @@ def _judge_loaded(image: Image.Image, data: bytes) -> None:
         colours = len(image.palette.palette) // len(image.palette.mode)
         most = int(np.asarray(image.getextrema()).max())
         if most >= colours:
-            raise Broken("damaged", f"a palette of {colours} colours, of which pixels name number {most}")
+            raise Broken("damaged", f"pixels use color {most} of a palette of {colours} colors")
 
 
 def _judge_frames(image: Image.Image, notes: Notes) -> None:
@@ -150,7 +150,7 @@ def _judge_frames(image: Image.Image, notes: Notes) -> None:
             image.load()
     except _COMPLAINTS as error:
         kind, detail, _ = _broken_by(error).note
-        notes.append(Note(kind, f"the first page loads, page {frame + 1} does not: {detail}", "odd"))
+        notes.append(Note(kind, f"the first frame loads, but frame {frame + 1} does not: {detail}", "odd"))
     if frames > 1:
         notes.append(Note("animated", f"{frames} frames"))
 

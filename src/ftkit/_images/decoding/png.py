@@ -43,7 +43,7 @@ def judge(data: bytes) -> Note | None:
     if wrong & _PIXEL_CHUNKS or (b"IDAT" in wrong and not _inflates(c.body for c in chunks if c.name == b"IDAT")):
         raise Broken("damaged", f"the checksum of {_say(wrong)} is wrong")
     if wrong:
-        return Note("bad_crc", f"the checksum of {_say(wrong)} is wrong, the pixels are sound")
+        return Note("bad_crc", f"the checksum of {_say(wrong)} is wrong, but the pixels are intact")
     if not chunks or chunks[-1].name != b"IEND":
         return Note("missing_end", "no IEND chunk")
     if chunks[-1].stop < len(data):
