@@ -185,7 +185,13 @@ def test_a_file_in_a_file_is_listed_and_never_admitted(tmp_path, monkeypatch):
 def test_objects_of_ours_are_made_without_their_constructors(tmp_path):
     """A schedule that somebody kept whole comes back where it is admitted; a manager is not made, with its folder."""
     torch.save({"schedule": FreezeSchedule({0: ["1"]})}, tmp_path / "x.pt")
-    allow = [FreezeSchedule, "functools.partial", freeze_except, "ftkit._freezing.freeze.freeze", "ftkit._freezing.freeze.unfreeze"]
+    allow = [
+        FreezeSchedule,
+        "functools.partial",
+        freeze_except,
+        "ftkit._freezing.freeze.freeze",
+        "ftkit._freezing.freeze.unfreeze",
+    ]
     assert isinstance(load_model(tmp_path / "x.pt", allow=allow)["schedule"], FreezeSchedule)
     torch.save(Call(CheckpointManager, str(tmp_path / "made")), tmp_path / "x.pt")
     with pytest.raises(UntrustedFileError, match="would call"):
