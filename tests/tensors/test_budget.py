@@ -11,8 +11,10 @@ from ftkit.errors import DamagedFileError
 
 MERSENNE = 2**61 - 1
 
-keys = (
-    st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers() | st.tuples(st.integers(), st.text())
+keys = st.recursive(
+    st.integers() | st.floats() | st.text() | st.binary() | st.complex_numbers(),
+    lambda parts: st.lists(parts, max_size=5).map(tuple) | st.frozensets(parts, max_size=5),
+    max_leaves=8,
 )
 
 
@@ -39,6 +41,20 @@ def test_keys_of_one_hash(key):
     with pytest.raises(DamagedFileError, match="work"):
         for at in range(1, 10_000):
             budget.keys([key(at)])
+
+
+def test_tuples_in_tuples():
+    """They are keys like others, unless hashing them would take forever."""
+    budget, wide, deep, shared = Budget(0), tuple(range(10_000)), (), (1, 2)
+    for _ in range(40):
+        deep, shared = (deep,), (shared, shared)
+    budget.keys([wide, deep, (1, (2, 3))])
+    with pytest.raises(DamagedFileError, match="work"):
+        budget.keys([shared])
+    for _ in range(40):
+        deep = (deep,)
+    with pytest.raises(DamagedFileError, match="nested more than 50"):
+        Budget(0).keys([deep])
 
 
 @pytest.mark.parametrize("spent", [{"nbytes": 1 << 30}, {"steps": 1 << 30}])

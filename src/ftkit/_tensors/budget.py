@@ -17,8 +17,8 @@ _BYTES_PER_BYTE: Final = 64
 _FREE_STEPS: Final = 1 << 18
 _STEPS_PER_BYTE: Final = 1
 
-_MAX_KEY: Final = 64  # parts of a key that is a tuple
-_MAX_KEY_BITS: Final = 1 << 12
+_MAX_KEY_DEPTH: Final = 50  # levels of tuples: Python hashes and compares them by recursion
+_KEY_BITS: Final = 1 << 12  # of a whole number that are hashed in one step
 _PLAIN_HASHES: Final = (1 << 61) - 1  # whole numbers below it have hashes of their own
 
 
@@ -59,29 +59,27 @@ class Budget:
             raise DamagedFileError(f"It asks for far more {what} than it holds: a bomb, not weights.")
 
     def keys(self, keys: Iterable[Any]) -> Iterable[Any]:
-        """Return the keys of a table or a set, if hashing and comparing them takes no longer than reading them did.
+        """Return the keys of a table or a set, after paying for hashing and comparing them.
 
         Raises:
-            TypeError: A key is long or nested: hashing nested tuples can take forever.
-            DamagedFileError: Too many of them are different and have one hash.
+            DamagedFileError: A tuple in a key contains so many others, or they are nested so deeply, that hashing it
+                would take forever; or too many keys are different and have one hash.
         """
         for key in keys:
-            if type(key) is not str and type(key) is not bytes:
-                _refuse_long(key)
-                if not (type(key) is int and 0 <= key < _PLAIN_HASHES):
-                    alike = self._odd_keys.setdefault(hash(key), set())
-                    self.charge(nbytes=256 * (not alike), steps=len(alike) + 1)
-                    alike.add(key)
+            if type(key) is not str and type(key) is not bytes and not (type(key) is int and 0 <= key < _PLAIN_HASHES):
+                parts = self._count(key)
+                alike = self._odd_keys.setdefault(hash(key), set())
+                self.charge(nbytes=256 * (not alike), steps=(len(alike) + 1) * parts)
+                alike.add(key)
         return keys
 
-
-def _refuse_long(key: Any) -> None:
-    if isinstance(key, tuple | frozenset):
-        if len(key) > _MAX_KEY or any(isinstance(part, tuple | frozenset) or _is_long(part) for part in key):
-            raise TypeError("a key that is long or nested")
-    elif _is_long(key):
-        raise TypeError("a key that is a long number")
-
-
-def _is_long(number: Any) -> bool:
-    return isinstance(number, int) and number.bit_length() > _MAX_KEY_BITS
+    def _count(self, key: Any, depth: int = 0) -> int:
+        """Return how many parts hashing a key goes through: a tuple that it contains twice counts twice."""
+        if depth > _MAX_KEY_DEPTH:
+            raise DamagedFileError(f"A key in it is nested more than {_MAX_KEY_DEPTH} levels deep.")
+        if isinstance(key, int):
+            return 1 + key.bit_length() // _KEY_BITS
+        if not isinstance(key, tuple | frozenset):
+            return 1
+        self.charge(steps=len(key))
+        return 1 + sum(self._count(part, depth + 1) for part in key)
