@@ -86,7 +86,7 @@ def extract_archive(
     is ever overwritten.
 
     Unpacking the same archive there again does nothing, returns at once and says so: the folder records what it was
-    unpacked from. Files changed or deleted since are not restored. Another archive, a changed one, or other options
+    unpacked from. Files changed or deleted since are not checked. Another archive, a changed one, or other options
     are an error.
 
     The encoding of names that don't state one is detected from all the names in the archive (UTF-8, CP949, Shift-JIS,

@@ -86,7 +86,7 @@ def recall(folder: Path, file: IO[bytes], options: dict[str, Any]) -> dict[str, 
         return None
     origin, report = read
     if not origin.is_in(file):
-        raise unfit(folder, f"it contains {origin}, unpacked; this is another archive, or has changed since")
+        raise unfit(folder, f"it contains the files of {origin}; this is another archive, or it has changed since")
     if origin.options != options:
         raise unfit(
             folder, f"it contains this archive, unpacked with {_in_words(origin.options)}, not {_in_words(options)}"

@@ -86,7 +86,7 @@ def _infos(source: Source, packing: str | None) -> Iterator[tuple[tarfile.TarFil
     stream = _Forward(chunks, source.limits)
     first = stream.peek(tarfile.BLOCKSIZE)
     if not is_tar_header(first):
-        raise ArchiveError(f"what is compressed in it is not a tar archive: it starts with {first[:8]!r}.")
+        raise ArchiveError(f"its content is not a tar archive: it starts with {first[:8]!r}.")
     with tarfile.TarFile(fileobj=stream, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps a kilobyte for each member
