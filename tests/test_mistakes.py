@@ -189,8 +189,8 @@ load_weights(model, "https://x.org/w.safetensors")         is a URL
 load_weights(model, "int8.safetensors")                    quantized values mean nothing without their scale
 load_weights(model, "w.safetensors", strict="no")          strict must be True or False, not 'no'
 load_weights(model, "w.safetensors", rename="module.")     rename='module.' is not a dict of prefixes
-load_weights(model, "w.safetensors", rename=("ab", "cd"))  text is not a pair
-load_weights(model, "w.safetensors", rename={"a": None})   takes names and prefixes as text, not None
+load_weights(model, "w.safetensors", rename=("ab", "cd"))  a string is not a pair
+load_weights(model, "w.safetensors", rename={"a": None})   as strings, but None is not a string
 load_weights(model, "w.safetensors", rename=[("^f", 3)])   pairs of a regular expression and its replacement
 load_weights(model, "w.safetensors", rename=[("^f", r"\9")])  invalid group reference 9
 load_weights(model, "w.safetensors", rename=lambda name: 3)  rename returned 3, not a name or None
@@ -228,8 +228,8 @@ extract_archive("folder", "new")                           folder is a folder, n
 extract_archive("https://x.org/pets.zip", "new")           is a URL
 extract_archive("pets.zip", "new", max_bytes="lots")       max_bytes must be a number of at least 0, not 'lots'
 extract_archive("pets.zip", "new", max_files=None)         max_files must be a number of at least 0, not None
-extract_archive("pets.zip", "new", encoding=949)           Python knows no encoding 949
-extract_archive("pets.zip", "new", password=1234)          password must be text or bytes, not 1234
+extract_archive("pets.zip", "new", encoding=949)           Python has no encoding 949
+extract_archive("pets.zip", "new", password=1234)          password must be a string or bytes, not 1234
 extract_archive("pets.zip", "new", strip="yes")            strip must be True or False, not 'yes'
 scan_images(["img/train", "img/val"])                      Expected a path as root, got ['img/train', 'img/val']
 scan_images("imgs")                                        Did you mean 'img'

@@ -1,7 +1,6 @@
 """The chores of fine-tuning a PyTorch model, each done right in one call, in your own training loop.
 
-The public names stand in ``__init__.pyi``; each is imported when it is first used, so that
-``import ftkit`` costs no torch.
+The public names are in ``__init__.pyi``; each is imported on first use, so that ``import ftkit`` does not import torch.
 """
 
 import lazy_loader

@@ -55,10 +55,10 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         tmp_path / "pets": r"pets is a folder, not an archive\. Did you mean 'pets\.zip'",
         tmp_path / "pest" / "x.zip": r"There is no folder .*pest\. Did you mean 'pets'",
         tmp_path / "pets" / "x.zip": r"There is no file .*x\.zip\.$",
-        tmp_path / "pipe": "is no regular file",
+        tmp_path / "pipe": "is not a regular file",
         tmp_path / ("x" * 300): "can't be read",
         "https://example.org/pets.zip": r"https://example\.org/pets\.zip is a URL\. Download",
-        "a\0b": r"got 'a\\x00b', which has a NUL",
+        "a\0b": r"got 'a\\x00b', which contains a NUL",
         "~nobody-at-all/x.zip": "There is no folder .*~nobody-at-all",
         "": "which is empty",
     }.items():

@@ -37,7 +37,7 @@ def test_a_lost_header(tmp_path_factory: pytest.TempPathFactory, lost: int, size
     at = lost * (BLOCK + -(-size // BLOCK) * BLOCK)
     data[at : at + BLOCK] = bytes(BLOCK)
     (folder / "a").write_bytes(PACKERS[packing](bytes(data)))
-    with pytest.raises(ArchiveError, match=rf"zeros stand at byte {at:,}, .*, and at byte {at + BLOCK:,} more follows"):
+    with pytest.raises(ArchiveError, match=rf"zeros at byte {at:,}, .*, and more data at byte {at + BLOCK:,}\."):
         extract_archive(folder / "a", folder / "out")
     assert [path.name for path in folder.iterdir()] == ["a"]
 
@@ -94,7 +94,7 @@ def test_joined_tars(
         tars.append(data + bytes(-len(data) % BLOCK) + bytes(padding))
     pack = PACKERS[packing]
     (folder / "a").write_bytes(pack(b"".join(tars)) if together else b"".join(map(pack, tars)))
-    with pytest.raises(ArchiveError, match=r"another tar begins, with '\d/0.jpg'.* --ignore-zeros"):
+    with pytest.raises(ArchiveError, match=r"another tar begins at byte [\d,]+, with '\d/0.jpg'.* --ignore-zeros"):
         extract_archive(folder / "a", folder / "out")
     assert [path.name for path in folder.iterdir()] == ["a"]
 
@@ -115,7 +115,7 @@ def test_joined_zips(tmp_path: Path, second: dict[str, bytes], nothing_left: Cal
     first = make_zip(tmp_path / "a", [("lost.jpg", PICTURE)]).read_bytes()
     whole = make_zip(tmp_path / "b", second.items()).read_bytes()
     (tmp_path / "a.zip").write_bytes(first + whole)
-    nothing_left(tmp_path / "a.zip", "another zip begins", "each by itself")
+    nothing_left(tmp_path / "a.zip", "another zip begins", "each separately")
     (tmp_path / "sfx.exe").write_bytes(b"MZ a program that unpacks itself" + whole)
     extract_archive(tmp_path / "sfx.exe", tmp_path / "out")
     assert contents(tmp_path / "out") == second
@@ -128,4 +128,4 @@ def test_joined_7z(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
         with py7zr.SevenZipFile(tmp_path / name, "w") as archive:
             archive.writestr(PICTURE, f"{name}.jpg")
     (tmp_path / "a.7z").write_bytes((tmp_path / "a").read_bytes() + (tmp_path / "b").read_bytes())
-    nothing_left(tmp_path / "a.7z", "more bytes follow", "each by itself")
+    nothing_left(tmp_path / "a.7z", "more bytes follow", "each separately")

@@ -106,7 +106,7 @@ def test_names_of_several_tools(tmp_path: Path, format: str) -> None:
 def test_forced_encoding_that_does_not_fit(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     """A forced encoding in which a name can't be written is an error, not a guess."""
     archive = make_unmarked_zip(tmp_path / "a.zip", [name.encode("cp949") for name in NAMES["cp949"]])
-    nothing_left(archive, "not written in utf-8", encoding="utf-8")
+    nothing_left(archive, "not valid utf-8", encoding="utf-8")
 
 
 def test_unknown_encoding(tmp_path: Path, nothing_left: Callable[..., str]) -> None:

@@ -33,10 +33,10 @@ def test_windows_paths(tmp_path: Path) -> None:
 
 def test_names_no_disk_can_hold(tmp_path: Path, nothing_left: Callable[..., str]) -> None:
     """Names too long, too deep or with a NUL are refused by name."""
-    nothing_left(make_tar(tmp_path / "a", [("x" * 300, b"")]), "xxx", "can't hold")
+    nothing_left(make_tar(tmp_path / "a", [("x" * 300, b"")]), "xxx", "can't store")
     nothing_left(make_tar(tmp_path / "b", [("d/" * 300 + "x", b"")]), "deep")
-    nothing_left(make_tar(tmp_path / "c", [(("y" * 200 + "/") * 40 + "x", b"")]), "can't hold")
-    nothing_left(make_zip(tmp_path / "d", [("a\0b.jpg", b"")]), "can't hold")
+    nothing_left(make_tar(tmp_path / "c", [(("y" * 200 + "/") * 40 + "x", b"")]), "can't store")
+    nothing_left(make_zip(tmp_path / "d", [("a\0b.jpg", b"")]), "can't store")
 
 
 @given(st.text("a./\\:", max_size=12))

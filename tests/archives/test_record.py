@@ -103,7 +103,7 @@ def test_what_is_another_archive(tmp_path: Path) -> None:
     os.utime(archive, (2, 2))
     other = make_zip(tmp_path / "other.zip", [("x.jpg", PICTURE)])
     for changed in (archive, other):
-        with pytest.raises(FileWriteError, match=r"holds what 'pets\.zip' \(.* of 20.*another archive, or has changed"):
+        with pytest.raises(FileWriteError, match=r"files of 'pets\.zip' \(.*modified 20.*another archive, or it has"):
             extract_archive(changed, tmp_path / "pets")
     assert _own(tmp_path / "pets") == GOOD
 
@@ -158,7 +158,7 @@ def test_an_archive_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.M
         os.utime(archive, (5, 5))
 
     monkeypatch.setattr("ftkit._archives.tree.Tree.make_links", touch)
-    with pytest.raises(ArchiveError, match="changed while it was read"):
+    with pytest.raises(ArchiveError, match="changed while it was being read"):
         extract_archive(archive, tmp_path / "pets")
     assert [path.name for path in tmp_path.iterdir()] == ["pets.tar"]
 

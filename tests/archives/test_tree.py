@@ -61,7 +61,7 @@ def test_case_collision_on_a_disk_that_folds_case(tmp_path: Path) -> None:
     tree.folds_case = True
     assert tree.claim(Member("Cat/1.jpg", "file"))
     assert tree.claim(Member("Cat/2.jpg", "file"))
-    with pytest.raises(ArchiveError, match=r"'cat/3\.jpg' collides with 'Cat', which differs by case alone"):
+    with pytest.raises(ArchiveError, match=r"'cat/3\.jpg' collides with 'Cat', which differs only by case"):
         tree.claim(Member("cat/3.jpg", "file"))
 
 
@@ -279,7 +279,7 @@ def test_strip(tmp_path: Path) -> None:
     assert extract_archive(archive, tmp_path / "kept").stripped is None
     report = extract_archive(archive, tmp_path / "out", strip=True)
     assert report.stripped == "pets"
-    assert "'pets' was taken away" in str(report)
+    assert "top-level folder removed: 'pets'" in str(report)
     assert {name for name in contents(tmp_path / "out") if not name.startswith("l")} == set(GOOD)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "kept", "out"]
 
@@ -330,7 +330,7 @@ def test_a_system_without_links(
     assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
     for target, what in {"pets": "a folder", "gone.jpg": "nothing in the archive"}.items():
         archive = make_tar(tmp_path / target, [("pets/1.jpg", PICTURE), link("me", target)])
-        nothing_left(archive, "'me'", f"is a link to {what}, '{target}'", "makes no symbolic links", "Developer Mode")
+        nothing_left(archive, "'me'", f"is a link to {what}, '{target}'", "can't create symbolic", "Developer Mode")
 
 
 def test_copies_in_place_of_links_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

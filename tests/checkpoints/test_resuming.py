@@ -40,7 +40,7 @@ def test_load_changes_all_or_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "words"),
     [
-        (lambda m: {"optimizer": torch.optim.SGD(m.parameters(), 0.1)}, "is a AdamW, this one is a SGD"),
+        (lambda m: {"optimizer": torch.optim.SGD(m.parameters(), 0.1)}, "is of class AdamW, this one of class SGD"),
         (lambda m: {"scheduler": torch.optim.lr_scheduler.StepLR(torch.optim.SGD(m.parameters()), 1)}, "scheduler="),
         (lambda m: {"histroy": EarlyStopping(1, mode="min")}, "Did you mean 'history'"),
         (lambda m: {"history": []}, "has no load_state_dict"),

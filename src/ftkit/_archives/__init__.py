@@ -1,4 +1,4 @@
-"""Archives that can't hurt: unpacked whole and checked, or not at all."""
+"""Safe archive extraction: everything, verified, or nothing."""
 
 from ftkit._archives.extract import ArchiveReport, extract_archive
 

@@ -1,4 +1,4 @@
-"""``extract_archive``: the members that ``formats`` reads, written by ``tree`` where ``staging`` has made room."""
+"""``extract_archive``: ``formats`` reads the members, ``tree`` writes them into a folder from ``staging``."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from ftkit.errors import ArchiveError, FileWriteError, did_you_mean
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ArchiveReport(Report):
-    """What came out of an archive, and what was left out.
+    """What was unpacked from an archive, and what was left out.
 
     Attributes:
         source: The archive.
-        dest: The folder that holds its files now.
-        format: What it was: ``"zip"``, ``"tar"``, ``"tar.gz"``, ``"7z"``, ...
+        dest: The folder that now contains its files.
+        format: The archive's format: ``"zip"``, ``"tar"``, ``"tar.gz"``, ``"7z"``, ...
         files: How many files and links were written.
-        bytes: The size of the files.
-        left_out: How many files of other systems' own were left out, by kind: ``__MACOSX``, ``.DS_Store``,
-            ``Thumbs.db`` and ``._*`` (the side files of macOS).
-        encoding: In which the names were written, where the archive did not say so itself; None where all were
-            ASCII or marked.
-        stripped: The wrapping folder that was taken away, or None.
-        set_uid: How many files came with a set-uid or set-gid bit. They lost it.
-        already_unpacked: True where an earlier call had unpacked it there: nothing was done, and the rest tells what
+        bytes: The total size of the files.
+        left_out: How many system files were left out, by kind: ``__MACOSX``, ``.DS_Store``, ``Thumbs.db`` and
+            ``._*`` (macOS metadata).
+        encoding: The encoding of names that don't state one, forced or detected; None if all names are ASCII or
+            state theirs.
+        stripped: The top-level folder that was removed from the paths, or None.
+        set_uid: How many files had a set-uid or set-gid bit, which was dropped.
+        already_unpacked: True if an earlier call unpacked it there: nothing was done, and the other fields say what
             was done then.
     """
 
@@ -59,7 +59,7 @@ class ArchiveReport(Report):
         if self.encoding:
             yield f"  names read as {self.encoding}"
         if self.stripped:
-            yield f"  the wrapping folder '{shown(self.stripped)}' was taken away"
+            yield f"  top-level folder removed: '{shown(self.stripped)}'"
         if self.left_out:
             kinds = ", ".join(f"{kind} ({count:,})" for kind, count in sorted(self.left_out.items()))
             yield f"  left out: {kinds}"
@@ -78,43 +78,44 @@ def extract_archive(
     password: str | bytes | None = None,
     strip: bool = False,
 ) -> ArchiveReport:
-    """Unpack the archive ``source`` into the folder ``dest``: all of it, checked, or nothing.
+    """Unpack the archive ``source`` into the folder ``dest``: all of it, verified, or nothing.
 
-    Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are told apart by content. The members
-    go to a hidden folder beside ``dest`` that takes its name when the last checksum has held and all is on the disk;
-    an error leaves nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing is ever overwritten.
+    Zip, tar (plain, gz, bz2, xz, zst) and, with the extra ``ftkit[7z]``, 7z are recognized by content. The members are
+    written to a hidden folder next to ``dest``, which is renamed to ``dest`` once every checksum is verified and
+    everything is on disk; an error leaves nothing behind. ``dest`` must not exist yet, or be an empty folder: nothing
+    is ever overwritten.
 
-    To unpack the same archive there again does nothing, costs no time and says so: the folder keeps what it was
-    unpacked from. What became of its files since is yours to know. Another archive, a changed one, or other options
+    Unpacking the same archive there again does nothing, returns at once and says so: the folder records what it was
+    unpacked from. Files changed or deleted since are not checked. Another archive, a changed one, or other options
     are an error.
 
-    Names that don't say their encoding are decoded by evidence over the whole archive (UTF-8, CP949, Shift-JIS, GBK
-    or CP437). What other systems leave in archives (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) is left
-    out. Files get their times, and modes without set-uid bits or write access for others. Links that stay
-    inside are made.
+    The encoding of names that don't state one is detected from all the names in the archive (UTF-8, CP949, Shift-JIS,
+    GBK or CP437). System files (``__MACOSX``, ``.DS_Store``, ``Thumbs.db``, ``._*``) are left out. Files keep their
+    modification times and their modes, without set-uid bits or write access for others. Links that stay inside the
+    folder are created.
 
-    Refused, by the name of the member: paths that are absolute, have a drive or climb with ``..``; links that lead
-    out or in a circle; devices and FIFOs; members that would take one place (twice the same name, one name in two
-    Unicode forms, or in two cases where the file system does not tell them apart); archives joined into one file;
-    and bombs.
+    These are refused, by the name of the member: paths that are absolute, have a drive or contain ``..``; links that
+    lead outside or in a circle; devices and FIFOs; members that collide (the same name twice, in two Unicode forms, or
+    in two cases if the file system ignores case); archives joined into one file; and archive bombs.
 
     Args:
-        source: The archive, a file. ``~`` is the home folder here, and in ``dest``.
-        dest: The folder to make. Missing parents are made, too.
-        max_bytes: The most it may unpack to; 256 GiB by default.
-        max_ratio: The most that the archive, and each member of a zip, may unpack to, in its packed sizes. Masks and
-            tables may reach hundreds, bombs a thousand and more. Up to 32 MiB any ratio passes.
-        max_files: The most files, folders and links, with the folders that their paths imply.
-        encoding: Forces the encoding of names that don't say theirs.
-        password: For encrypted members.
-        strip: Take away the one folder that holds everything, if there is such a folder.
+        source: The archive file. ``~`` is your home folder, in ``dest`` too.
+        dest: The folder to create, with any missing parents.
+        max_bytes: Maximum unpacked size, in bytes; 256 GiB by default.
+        max_ratio: Maximum unpacked size of the archive, and of each member of a zip, as a multiple of the packed size.
+            Masks and tables may reach hundreds, bombs a thousand and more. Up to 32 MiB, any ratio is allowed.
+        max_files: Maximum number of files, folders and links, including folders that paths imply.
+        encoding: Encoding of names that don't state one, instead of detecting it.
+        password: Password for encrypted members.
+        strip: Remove the top-level folder from the paths, if it contains everything.
 
     Returns:
-        What came, and what was left out.
+        What was unpacked, and what was left out.
 
     Raises:
-        ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or wants what is refused.
-        FileWriteError: ``dest`` is a file, can't be written, or holds anything else than this archive's files.
+        ArchiveError: The archive is damaged, cut off, encrypted, of an unknown format, or contains something that is
+            refused.
+        FileWriteError: ``dest`` is a file, can't be written, or contains anything but this archive's files.
 
     Example:
         >>> import zipfile
@@ -133,12 +134,12 @@ def extract_archive(
     most = {what: real_number(what, limit, "of at least 0", lambda one: one >= 0) for what, limit in asked.items()}
     strip = flag("strip", strip)
     if not isinstance(password, str | bytes | None):
-        raise ArchiveError(f"password must be text or bytes, not {came(password)}.")
+        raise ArchiveError(f"password must be a string or bytes, not {came(password)}.")
     target = Path(os.path.realpath(dest))
     try:
         "".encode(encoding or "ascii")
     except (LookupError, TypeError, ValueError):
-        raise ArchiveError(f"Python knows no encoding {encoding!r}; 'cp949', 'shift_jis', 'gbk' are some.") from None
+        raise ArchiveError(f"Python has no encoding {encoding!r}. Try 'cp949', 'shift_jis' or 'gbk'.") from None
     secret = password.encode() if isinstance(password, str) else password
     options = {"encoding": encoding, "strip": strip}
     try:
@@ -184,7 +185,7 @@ def extract_archive(
                         return before
                     raise
     except (ArchiveError, FileWriteError) as error:
-        error.args = (f"{shown(source)} was not unpacked, and nothing is left behind: {error}",)
+        error.args = (f"{shown(source)} was not unpacked, and nothing was left behind: {error}",)
         raise
     except OSError as error:
         raise _unreadable(source, error) from error
@@ -199,7 +200,7 @@ def _refuse_no_file(source: Path) -> None:
     wrong, fits = missing or source, Path.is_file if missing in (None, source) else Path.is_dir
     close = did_you_mean(wrong.name, (path.name for path in wrong.parent.glob("*") if fits(path)))
     if missing is None:
-        what = "a folder, not an archive" if source.is_dir() else "no regular file"
+        what = "a folder, not an archive" if source.is_dir() else "not a regular file"
         raise ArchiveError(f"{shown(source)} is {what}.{close}")
     raise ArchiveError(f"There is no {'file' if missing == source else 'folder'} {shown(missing)}.{close}")
 
@@ -216,7 +217,7 @@ def _recalled(source: Path, dest: Path, file: IO[bytes], options: dict[str, Any]
     try:
         report = ArchiveReport(**then | {"source": source, "dest": dest, "already_unpacked": True})
         str(report)
-    except (TypeError, ValueError, AttributeError):  # written by another version, or by somebody else
+    except (TypeError, ValueError, AttributeError):  # written by another version or program
         return None
     return report
 
@@ -224,4 +225,4 @@ def _recalled(source: Path, dest: Path, file: IO[bytes], options: dict[str, Any]
 def _check_space(folder: Path, archive: Archive) -> None:
     free = shutil.disk_usage(folder).free
     if archive.total is not None and archive.total > free:
-        raise FileWriteError(f"it needs {in_bytes(archive.total)}, and the disk has {in_bytes(free)} left.")
+        raise FileWriteError(f"it needs {in_bytes(archive.total)}, and the disk has {in_bytes(free)} free.")

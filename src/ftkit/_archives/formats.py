@@ -1,4 +1,4 @@
-"""Which reader an archive needs: by what it holds, whatever its suffix."""
+"""Which reader an archive needs: by its content, not its extension."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _starts(*magic: bytes) -> Callable[[bytes, IO[bytes]], bool]:
 
 
 _ZIP_MAGIC: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")  # APPNOTE 4.3: whole, empty, in parts
-# All that can be read; the first that fits counts, and what has a mark of its own comes first.
+# All that can be read; the first that fits counts, and formats with a signature come first.
 _FORMATS: Final = (
     _Format("zip", _starts(*_ZIP_MAGIC), read_zip),
     _Format("7z", _starts(SEVEN_ZIP_MAGIC), read_7z),
@@ -44,7 +44,7 @@ def open_archive(source: Source) -> Archive:
     """Open an archive.
 
     Raises:
-        ArchiveError: It is none that can be read.
+        ArchiveError: It is in no supported format.
     """
     head = source.file.read(512)
     source.file.seek(0)
@@ -54,4 +54,4 @@ def open_archive(source: Source) -> Archive:
             return format.read(source)
     *names, last = sorted({format.name for format in _FORMATS})
     looks = f"it starts with {head[:8]!r}" if head else "it is empty"
-    raise ArchiveError(f"it is none of {', '.join(names)} and {last}: {looks}.")
+    raise ArchiveError(f"it is not in a supported format ({', '.join(names)} or {last}): {looks}.")

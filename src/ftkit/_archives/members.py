@@ -1,4 +1,4 @@
-"""What the readers of all formats have in common: members, limits, and how damage is said."""
+"""What the readers of all formats have in common: members, limits, and errors about damage."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE_KINDS: Final = {
     stat.S_IFIFO: "FIFO",
     stat.S_IFSOCK: "socket",
 }
-# Small archives of blank pictures or tables pack better than any limit: what fits here hurts nobody.
+# Small archives of blank pictures or tables pack better than any limit: below this, any ratio is harmless.
 _HARMLESS = 32 << 20
 _LONGEST_TARGET: Final = 4096  # PATH_MAX of Linux
 # What a damaged file makes the readers of the standard library raise.
@@ -51,7 +51,7 @@ class Member:
     """One entry of an archive, its name as the archive spells it.
 
     Attributes:
-        name: Its path in the archive, trusted by nobody.
+        name: Its path in the archive, not to be trusted.
         kind: ``"file"``, ``"folder"``, ``"link"`` or ``"hard link"``; anything else is the reason to refuse it.
         size: Bytes announced.
         mode: Permission bits, or None where the archive has none.
@@ -77,10 +77,10 @@ class Sink(Protocol):
     root: Path
 
     def write(self, member: Member) -> None:
-        """Write a member that can be read by itself."""
+        """Write a member that can be read on its own."""
 
     def output(self, member: Member) -> contextlib.AbstractContextManager[Any]:
-        """Open the file of ``member``, to ``write`` it; to leave it with other data than announced is an error."""
+        """Open the file of ``member``, to ``write`` it; raise on leaving it if the data are not those announced."""
 
 
 def _one_by_one(sink: Sink, members: list[Member]) -> None:
@@ -96,8 +96,8 @@ class Archive:
         format: ``"zip"``, ``"tar"``, ``"tar.gz"``, ...
         batches: The members in order. All of a batch are known before the data of the first are read.
         total: Bytes to come, where the archive says so.
-        encoding: In which the names that don't say it are written; None where there are no such names.
-        pour: Writes a batch; formats that don't let their members be read one by one have a way of their own.
+        encoding: The encoding of names that don't state one; None if there are no such names.
+        pour: Writes a batch; formats whose members can't be read one by one have their own way.
     """
 
     format: str
@@ -117,7 +117,7 @@ class Limits:
     packed: int
 
     def check_bytes(self, unpacked: int, packed: int | None = None) -> None:
-        """Raise if ``unpacked`` bytes are too many in all, or for the ``packed`` bytes that they came from."""
+        """Raise if ``unpacked`` bytes are too many in total, or for the ``packed`` bytes that they came from."""
         if unpacked > self.max_bytes:
             raise ArchiveError(
                 f"it unpacks to more than {self.max_bytes:,.0f} bytes; if you trust it, raise max_bytes."
@@ -129,7 +129,7 @@ class Limits:
         packed = self.packed if packed is None else packed
         if unpacked > _HARMLESS and unpacked > self.max_ratio * packed:
             raise ArchiveError(
-                f"it unpacks to more than {self.max_ratio:g} times its size, as bombs do; "
+                f"it unpacks to more than {self.max_ratio:g} times its size, like an archive bomb; "
                 "if you trust it, raise max_ratio."
             )
 
@@ -148,12 +148,12 @@ class Source:
     path: Path
     file: IO[bytes]
     limits: Limits
-    encoding: str | None = None  # forced upon names that don't say theirs
+    encoding: str | None = None  # forced on names that don't state one
     password: bytes | None = None
 
 
 class Check:
-    """Holds the content of a member against what its archive announced."""
+    """Compares the content of a member with what its archive announced."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
@@ -161,27 +161,29 @@ class Check:
         self.size: int = 0
 
     def add(self, chunk: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-        """Take the next bytes in, and give them back; raise if they are too many."""
+        """Count the next bytes and return them; raise if they are too many."""
         self.size += len(chunk)
         if self.size > self._member.size:
-            raise refused(self._member.name, f"is damaged: it has more than the {self._member.size:,} bytes announced")
+            raise refused(
+                self._member.name, f"is damaged: it contains more than the {self._member.size:,} bytes announced"
+            )
         if self._member.checksum is not None:
             self._checksum = zlib.crc32(chunk, self._checksum)
         return chunk
 
     def end(self) -> None:
-        """Raise if there were too few bytes, or others."""
+        """Raise if there were too few bytes, or wrong ones."""
         if self.size != self._member.size:
             announced = f"{self.size:,} of the {self._member.size:,} bytes announced"
-            raise refused(self._member.name, f"is damaged or cut off: it has {announced}")
+            raise refused(self._member.name, f"is damaged or cut off: it contains {announced}")
         if self._member.checksum not in (None, self._checksum):
-            raise refused(self._member.name, "is damaged: its bytes don't fit their checksum")
+            raise refused(self._member.name, "is damaged: its checksum does not match")
 
 
 def check_link(member: Member) -> None:
     """Raise if what ``member`` announces is too long for the target of a link."""
     if member.size > _LONGEST_TARGET:
-        raise refused(member.name, f"is a link of {member.size:,} bytes")
+        raise refused(member.name, f"is a link whose target is {member.size:,} bytes long")
 
 
 def refused(name: str, why: str) -> ArchiveError:

@@ -1,4 +1,4 @@
-"""The encoding of file names that don't say it: found by evidence over the whole archive."""
+"""The encoding of file names that don't state one: detected from all the names in the archive."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _RARE, _STRANGE, _UNREADABLE, _ASCII = 1e-5, 1e-6, 1e-10, 1 / 40
 
 
 class _Language(NamedTuple):
-    """How likely a character is: by itself if it is frequent, else by the first pattern that its bytes fit."""
+    """How likely a character is: from a table if it is frequent, else by the first pattern that its bytes fit."""
 
     frequent: dict[str, float]
     others: tuple[tuple[bytes, float], ...] = ()
@@ -67,7 +67,7 @@ class _Language(NamedTuple):
 
 
 def _frequent(characters: str, *chances: float) -> dict[str, float]:
-    """The chance of each character by its tier, and of those that all languages share."""
+    """Return the chance of each character by its tier, and of those that all languages share."""
     tiers = {character: chances[bisect.bisect(_TIERS, rank)] for rank, character in enumerate(characters)}
     return tiers | dict.fromkeys(map(chr, range(128)), _ASCII) | {"\ufffd": _UNREADABLE}
 
@@ -86,7 +86,7 @@ _LANGUAGES: Final = {
     "cp437": _Language(_frequent(_LATIN, 6e-3), mixes_with_latin=True),
     "utf-8": _Language(_frequent(_EUROPEAN, 6e-3, 3e-3, 1e-3), mixes_with_latin=True),
 }
-# Letters of two scripts side by side, which only Latin ones are in earnest.
+# Letters of two scripts side by side, which is common only with Latin ones.
 _MIXED = re.compile(r"[A-Za-z](?=[^\x00-\x7f])|[^\x00-\x7f](?=[A-Za-z])")
 _MIXED_CHANCE = 0.15
 
@@ -95,7 +95,7 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
     """Return the encoding in which ``names`` were most likely written, or None where all are ASCII.
 
     Each candidate decodes all the names; the one under which the text is likeliest, character by character, wins.
-    Names that are UTF-8 for sure don't count.
+    Names that are certainly UTF-8 don't count.
 
     Example:
         >>> from ftkit._archives.names import find_encoding
@@ -122,8 +122,8 @@ def find_encoding(names: Iterable[bytes]) -> str | None:
 def decode(raw: bytes, encoding: str | None, *, forced: bool) -> str:
     """Decode a name whose archive is written in ``encoding``.
 
-    One archive may hold the names of several tools, so what is UTF-8 for sure is read as such. A name that can't be
-    read is shown byte by byte in CP437, zip's own. A ``forced`` encoding is taken at its word.
+    One archive may contain names written by several tools, so what is certainly UTF-8 is read as such. A name that
+    can't be decoded is read as CP437, zip's default. A ``forced`` encoding is used as is.
 
     Raises:
         ArchiveError: The name is not written in the forced encoding.
@@ -134,12 +134,12 @@ def decode(raw: bytes, encoding: str | None, *, forced: bool) -> str:
         return raw.decode() if not forced and _is_utf8(raw) else raw.decode(encoding)
     except UnicodeDecodeError as error:
         if forced:
-            raise refused(raw.decode("cp437"), f"is not written in {encoding}; try without encoding=") from error
+            raise refused(raw.decode("cp437"), f"is not valid {encoding}; try without encoding=") from error
         return raw.decode("cp437")
 
 
 def _is_utf8(raw: bytes) -> bool:
-    """Return whether ``raw`` is UTF-8 for sure: characters of three bytes and more fit its pattern by no accident."""
+    """Return whether ``raw`` is certainly UTF-8: no accident produces valid characters of three or more bytes."""
     return _decodes(raw, "utf-8") and any(character >= "\u0800" for character in raw.decode())
 
 

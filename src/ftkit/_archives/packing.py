@@ -16,7 +16,7 @@ _LZMA_MEMORY: Final = 1 << 30  # a header may ask for 4 GiB
 
 
 def blocks(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:
-    """Read ``size`` bytes of ``file`` from where it stands, or all that follow."""
+    """Read ``size`` bytes of ``file`` from its current position, or the rest of it."""
     if size is None:
         yield from iter(lambda: file.read(CHUNK), b"")
         return
@@ -29,7 +29,7 @@ def blocks(file: IO[bytes], size: int | None = None) -> Iterator[bytes]:
 
 
 class _Decoder(Protocol):
-    """What bz2, lzma and zstd share, and the classes below make of the others."""
+    """What bz2, lzma and zstd share, and the classes below provide for the others."""
 
     @property
     def eof(self) -> bool: ...
@@ -47,7 +47,7 @@ def unpack(packed: Iterator[bytes], new_decoder: Callable[[], _Decoder]) -> Iter
         decoder = new_decoder()
         yield from _unpack(packed, decoder, rest)
         if not decoder.eof:
-            raise EOFError("the packed data end too early")
+            raise EOFError("the compressed data end too early")
         rest = decoder.unused_data.lstrip(b"\0")
         while not rest:
             block = next(packed, None)
@@ -57,7 +57,7 @@ def unpack(packed: Iterator[bytes], new_decoder: Callable[[], _Decoder]) -> Iter
 
 
 def unpack_member(packed: Iterator[bytes], method: int) -> Iterator[bytes]:
-    """Unpack the data of a member of a zip; whether they are complete, its size and checksum must tell."""
+    """Unpack the data of a member of a zip; the caller checks its size and checksum."""
     yield from _unpack(packed, ZIP_METHODS[method]()) if method else packed
     for _ in packed:  # a signature may stand at their very end
         pass
@@ -74,7 +74,7 @@ def _unpack(packed: Iterator[bytes], decoder: _Decoder, block: bytes = b"") -> I
             out = decoder.decompress(block, CHUNK)
         except MemoryError:
             raise
-        except Exception as error:  # each decoder has a kind of error of its own
+        except Exception as error:  # each decoder raises its own errors
             raise ValueError(str(error)) from error
         block = b""
         if out:
@@ -103,7 +103,7 @@ class _Inflate:
 
 
 class _Inflate64:
-    """The decompressor for what Windows makes of files over 2 GB."""
+    """The decompressor for Deflate64, which Windows uses for files over 2 GB."""
 
     unused_data = b""
 
@@ -111,7 +111,7 @@ class _Inflate64:
         try:
             import inflate64
         except ImportError:
-            raise ArchiveError("it is packed with Deflate64: pip install 'ftkit[7z]' to read it.") from None
+            raise ArchiveError("it is compressed with Deflate64; to read it: pip install 'ftkit[7z]'.") from None
         self._inflater = inflate64.Inflater()
         self._rest = memoryview(b"")
 
@@ -131,7 +131,7 @@ class _Inflate64:
 
 
 class _ZipLzma:
-    """LZMA as zip has it: its settings come first (APPNOTE 5.8.8)."""
+    """LZMA as in zip: its settings come first (APPNOTE 5.8.8)."""
 
     unused_data = b""
 
@@ -154,7 +154,7 @@ class _ZipLzma:
                 return b""
             size, settings, dictionary = struct.unpack_from("<2xHBI", self._head)
             if size != 5 or dictionary > _LZMA_MEMORY:
-                raise lzma.LZMAError("its LZMA settings make no sense")
+                raise lzma.LZMAError("its LZMA settings are invalid")
             settings, lc = divmod(settings, 9)
             pb, lp = divmod(settings, 5)
             filters = [{"id": lzma.FILTER_LZMA1, "dict_size": dictionary, "lc": lc, "lp": lp, "pb": pb}]
@@ -174,7 +174,7 @@ def _zstd() -> _Decoder:
         try:
             from backports import zstd
         except ImportError:
-            raise ArchiveError("it is packed with Zstandard: pip install 'ftkit[7z]' to read it.") from None
+            raise ArchiveError("it is compressed with Zstandard; to read it: pip install 'ftkit[7z]'.") from None
     decoder: _Decoder = zstd.ZstdDecompressor()
     return decoder
 

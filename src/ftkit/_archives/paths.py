@@ -1,4 +1,4 @@
-"""Paths in an archive: down only, and such that a disk can hold them."""
+"""Paths in an archive: they only lead down, and the disk can store them."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Final
 
 from ftkit._archives.members import refused
 
-UNWRITABLE_NAME: Final = "has a name that this system can't hold"
+UNWRITABLE_NAME: Final = "has a name that this system can't store"
 _ABSOLUTE: Final = re.compile(r"/|[A-Za-z]:")  # a root or a drive
-_DEEPEST: Final = 256  # an eighth of the folders that PATH_MAX of Linux has room for: more are a trap, no data set
+_DEEPEST: Final = 256  # an eighth of the folders that PATH_MAX of Linux has room for: more are a trap, not a data set
 # Of Windows: "Naming Files, Paths, and Namespaces" in its documentation of file systems.
 _FORBIDDEN: Final = re.compile(
     r'[<>:"|?*\x00-\x1f]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)' if sys.platform == "win32" else r"\0",
     re.IGNORECASE,
 )
 RECORD_NAME: Final = ".ftkit-unpacked"
-"""The file in which a folder keeps what it was unpacked from, where it can't be an attribute of the folder."""
+"""The file that records what a folder was unpacked from, where an attribute of the folder can't."""
 _JUNK: Final = {junk.lower(): junk for junk in ("__MACOSX", ".DS_Store", "Thumbs.db", RECORD_NAME)}
 
-# What must not be true of a path and its parts, and what is said then; the first counts.
+# What must not be true of a path and its parts, and the error if it is; the first counts.
 _RULES: Final[tuple[tuple[Callable[[str, list[str]], object], str], ...]] = (
     (
         lambda path, _: is_absolute(path),
         "has an absolute path; only paths below the archive's own folder are unpacked",
     ),
     (lambda _, parts: ".." in parts, "climbs out of its folder with '..'"),
-    (lambda _, parts: len(parts) > _DEEPEST, f"lies more than {_DEEPEST} folders deep"),
+    (lambda _, parts: len(parts) > _DEEPEST, f"is more than {_DEEPEST} folders deep"),
     (lambda _, parts: any(map(_FORBIDDEN.search, parts)), UNWRITABLE_NAME),
 )
 
@@ -45,10 +45,10 @@ def split_path(path: str, member: str | None = None) -> list[str]:
 
 
 def is_absolute(path: str) -> bool:
-    """Tell whether a path starts at a root or a drive."""
+    """Return whether a path starts at a root or a drive."""
     return _ABSOLUTE.match(path) is not None
 
 
 def junk_in(parts: list[str]) -> str | None:
-    """Return what of another system's own, or of ftkit's, a path leads to, None for what is the user's."""
+    """Return the system file or folder, or ftkit's own, that is in a path; None for what is the user's."""
     return next((_JUNK[part.lower()] for part in parts if part.lower() in _JUNK), None)

@@ -1,4 +1,4 @@
-"""What a folder was unpacked from, kept on the folder itself, so that to unpack again costs nothing."""
+"""What a folder was unpacked from, recorded on the folder itself, so that unpacking again costs nothing."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ftkit._archives.staging import is_bare, unfit, unwritable
 from ftkit._wording import in_bytes, shown
 from ftkit.errors import ArchiveError
 
-_ATTRIBUTE: Final = "user.ftkit.unpacked"  # no file: whoever lists or loads the folder sees the archive's own alone
+_ATTRIBUTE: Final = "user.ftkit.unpacked"  # not a file: listing or loading the folder shows only the archive's own
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
     """An archive and how it is unpacked, as far as that changes the result.
 
-    Size and time tell it from others at once; where the times differ, as those of another copy do, the digest decides.
+    Size and time identify it at once; if the times differ, as with another copy, the digest decides.
     """
 
     name: str
@@ -36,12 +36,12 @@ class Origin:
 
     @classmethod
     def of(cls, file: IO[bytes], name: str, options: dict[str, Any]) -> Self:
-        """Return the origin that an open archive is, without its digest."""
+        """Return the origin of an open archive, without its digest."""
         status = os.fstat(file.fileno())
         return cls(name, status.st_size, status.st_mtime_ns, options)
 
     def is_in(self, file: IO[bytes]) -> bool:
-        """Tell whether ``file`` holds the bytes of this archive."""
+        """Return whether ``file`` contains the bytes of this archive."""
         now = Origin.of(file, self.name, self.options)
         if now.size != self.size:
             return False
@@ -49,7 +49,7 @@ class Origin:
 
     def __str__(self) -> str:
         date = dt.datetime.fromtimestamp(self.modified / 1e9).isoformat(" ", "seconds")
-        return f"'{shown(self.name)}' ({in_bytes(self.size)}, of {date})"
+        return f"'{shown(self.name)}' ({in_bytes(self.size)}, modified {date})"
 
 
 def _digest(file: IO[bytes]) -> str:
@@ -58,10 +58,10 @@ def _digest(file: IO[bytes]) -> str:
 
 
 def write(folder: Path, origin: Origin, file: IO[bytes], report: dict[str, Any]) -> None:
-    """Write into ``folder`` that it holds what ``file`` unpacked to, and what was reported then."""
+    """Record in ``folder`` that it contains what ``file`` unpacked to, and the report."""
     digest = _digest(file)
     if Origin.of(file, origin.name, origin.options) != origin:
-        raise ArchiveError("it was changed while it was read. Unpack it again.")
+        raise ArchiveError("it changed while it was being read. Unpack it again.")
     record = json.dumps({"origin": asdict(origin) | {"digest": digest}, "report": report}, ensure_ascii=False)
     raw = record.encode(errors="surrogatepass")
     try:
@@ -74,22 +74,22 @@ def write(folder: Path, origin: Origin, file: IO[bytes], report: dict[str, Any])
 
 
 def recall(folder: Path, file: IO[bytes], options: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what was reported when the archive ``file`` was unpacked to ``folder``, None where nothing was.
+    """Return the report of when the archive ``file`` was unpacked to ``folder``, or None if it was not.
 
-    What became of the files since is their owner's business; where nothing is left of them, nothing was unpacked.
+    Files changed or deleted since are not looked at; if none is left, nothing was unpacked.
 
     Raises:
-        FileWriteError: The folder holds another archive, or the same one in another way.
+        FileWriteError: The folder contains another archive, or this one unpacked with other options.
     """
     read = _read(folder)
     if read is None or is_bare(folder):
         return None
     origin, report = read
     if not origin.is_in(file):
-        raise unfit(folder, f"it holds what {origin} unpacked to, and this is another archive, or has changed since")
+        raise unfit(folder, f"it contains the files of {origin}; this is another archive, or it has changed since")
     if origin.options != options:
         raise unfit(
-            folder, f"it holds this archive, unpacked with {_in_words(origin.options)}, not {_in_words(options)}"
+            folder, f"it contains this archive, unpacked with {_in_words(origin.options)}, not {_in_words(options)}"
         )
     return report
 

@@ -1,4 +1,4 @@
-"""7z, read by py7zr and written by a sink like the rest."""
+"""7z, read by py7zr and written through a sink like the other formats."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def read_7z(source: Source) -> Archive:
     try:
         import py7zr
     except ImportError:
-        raise ArchiveError("it is a 7z archive: pip install 'ftkit[7z]' to read it.") from None
+        raise ArchiveError("it is a 7z archive; to read it: pip install 'ftkit[7z]'.") from None
 
     try:
         password = None if source.password is None else source.password.decode()
     except UnicodeDecodeError:
-        raise ArchiveError("it is a 7z archive, whose password is text: give password= as a str.") from None
+        raise ArchiveError("it is a 7z archive, whose password must be a string: pass password= as a str.") from None
     with _reading(password):
         _refuse_appended(source)
         _check_count(source, password)
@@ -55,33 +55,33 @@ def read_7z(source: Source) -> Archive:
 
             _extract(opened, sink.root, list(files.values()), create)
         for member in files.values():
-            raise refused(member.name, "is announced, and does not come")
+            raise refused(member.name, "is listed, but its data are missing")
 
     return Archive("7z", iter([members]), total, pour=pour)
 
 
 def _refuse_appended(source: Source) -> None:
-    """Refuse what lies behind the end: its directory says nothing of it."""
+    """Refuse what follows the end: the directory does not list it."""
     offset, size = _directory(source.file)
     end = _HEADER_SIZE + offset + size
     source.file.seek(0)
     if end < source.limits.packed:
         raise ArchiveError(
             f"it ends at byte {end:,}, and {source.limits.packed - end:,} more bytes follow: archives were joined into "
-            "one file, or its header is damaged. Unpack each by itself, or fetch it again."
+            "one file, or its header is damaged. Unpack each separately, or fetch it again."
         )
 
 
 def _directory(file: IO[bytes]) -> tuple[int, int]:
-    """Return where the directory begins, counted from behind the header, and its size."""
+    """Return where the directory begins, counted from the end of the header, and its size."""
     offset, size = struct.unpack("<12xQQ4x", file.read(_HEADER_SIZE))
     return offset, size
 
 
 def _check_count(source: Source, password: str | None) -> None:
-    """Hold the number of members against the limit before py7zr makes a list of them.
+    """Check the number of members against the limit before py7zr makes a list of them.
 
-    Packed, a directory of millions takes kilobytes.
+    Compressed, a directory of millions takes kilobytes.
     """
     from py7zr import archiveinfo
     from py7zr.properties import PROPERTY
@@ -113,7 +113,7 @@ def _member(info: Any) -> Member:
 
 
 def _read_targets(opened: Any, links: list[Member]) -> None:
-    """Read where links lead: their content says it."""
+    """Read where links lead, which is their content."""
     targets: dict[str, list[bytes]] = {}
     for member in links:
         check_link(member)
@@ -132,7 +132,7 @@ def _read_targets(opened: Any, links: list[Member]) -> None:
 def _extract(
     opened: Any, root: Path, members: list[Member], create: Callable[[str], Callable[[bytes], object]]
 ) -> None:
-    """Let py7zr write ``members``, one after the other, by what ``create`` gives for their paths below ``root``."""
+    """Let py7zr write ``members``, one after the other, through what ``create`` returns for their paths in ``root``."""
     import py7zr.io
 
     class Memories(py7zr.io.WriterFactory):
@@ -172,7 +172,7 @@ def _reading(password: str | None) -> Iterator[None]:
     except (FtkitError, MemoryError):
         raise
     except py7zr.exceptions.PasswordRequired as error:
-        raise ArchiveError("it is encrypted: give its password=.") from error
-    except Exception as error:  # py7zr promises no kinds of errors for damaged files
+        raise ArchiveError("it is encrypted: pass its password=.") from error
+    except Exception as error:  # py7zr does not document which errors damaged files raise
         wrong = ", or the password is wrong" if password is not None else ""
         raise ArchiveError(f"it is damaged or cut off{wrong} ({shown(error) or type(error).__name__}).") from error

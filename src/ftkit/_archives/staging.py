@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all, and of which a killed writer leaves nothing for long."""
+"""A folder that appears complete or not at all; what a killed writer leaves is soon deleted."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _TRIES: Final = 20
 
 @contextlib.contextmanager
 def staged(dest: Path) -> Iterator[Path]:
-    """Give an empty folder near ``dest``; what is in it when the block ends and was not published is deleted.
+    """Yield an empty folder near ``dest``; whatever was not published when the block ends is deleted.
 
-    It lies in a hidden one beside ``dest``, which is locked while its writer lives, and marked as ftkit's own: what a
-    killed writer left behind is deleted by the next call, and nothing else is.
+    It is in a hidden folder next to ``dest``, which is locked while its writer lives, and marked as ftkit's own: the
+    next call deletes what a killed writer left behind, and nothing else.
     """
     missing = [folder for folder in dest.parents if not folder.exists()]
     held = -1
@@ -53,7 +53,7 @@ def staged(dest: Path) -> Iterator[Path]:
 
 
 def publish(folder: Path, dest: Path) -> None:
-    """Force ``folder`` to the disk, and give it the name ``dest`` in one step."""
+    """Force ``folder`` to disk, and rename it to ``dest`` in one step."""
     try:
         sync_tree(folder)
         if dest.is_dir():
@@ -68,7 +68,7 @@ def publish(folder: Path, dest: Path) -> None:
         raise unwritable(dest, error) from error
 
 
-# Where a folder can't be put, and what is said then; the first counts.
+# Where a folder can't be put, and the error; the first counts.
 _UNFIT: Final[tuple[tuple[Callable[[Path], bool], str], ...]] = (
     (lambda dest: os.path.lexists(dest) and not dest.is_dir(), "it is a file"),
     (
@@ -79,7 +79,7 @@ _UNFIT: Final[tuple[tuple[Callable[[Path], bool], str], ...]] = (
         lambda dest: dest.is_dir() and dest.samefile(Path.cwd()),
         "it is the current folder, which can't be replaced",
     ),
-    (os.path.ismount, "it is where a disk is mounted, which can't be replaced"),
+    (os.path.ismount, "it is a mount point, which can't be replaced"),
 )
 
 
@@ -95,12 +95,12 @@ def unfit(dest: Path, why: str) -> FileWriteError:
 
 
 def is_bare(folder: Path) -> bool:
-    """Tell whether nothing lies in ``folder``, but for what ftkit wrote there about itself."""
+    """Return whether ``folder`` is empty but for ftkit's own record."""
     return all(path.name == RECORD_NAME for path in folder.iterdir())
 
 
 def unwritable(dest: Path, cause: OSError) -> FileWriteError:
-    """Return the error that says why the system does not let ``dest`` be written."""
+    """Return the error that says why the system can't write ``dest``."""
     why = cause.strerror or cause
     return _error(f"Can't unpack into {shown(dest)}: {why}. Choose a folder you can write to.", cause.errno, dest)
 
@@ -115,7 +115,7 @@ def _new_folder(dest: Path) -> Path:
     stem = os.fsencode(dest.name)[:180].decode(errors="ignore")  # most file systems end at 255 bytes
     folder = dest.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
     for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError, FileExistsError):  # another call that fails takes its parents away
+        with contextlib.suppress(FileNotFoundError, FileExistsError):  # another call that fails removes its parents
             dest.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             return folder
@@ -147,7 +147,7 @@ def _remove_litter(parent: Path) -> None:
 
 
 def _delete(staging: Path, held: int) -> None:
-    """Delete a folder of ours, and let go of its lock: Windows deletes nothing that is open."""
+    """Delete a folder of ours and release its lock: Windows deletes nothing that is open."""
     shutil.rmtree(staging / "files", ignore_errors=True)  # the mark goes last, should this be killed
     _close(held)
     shutil.rmtree(staging, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Tar, plain and packed, read in one pass."""
+"""Tar, plain and compressed, read in one pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ftkit.errors import ArchiveError
 _LONGEST_HEADER: Final = (
     16 << 20
 )  # of a name or a pax header, which tarfile reads whole: no honest one has a thousandth
-_SURROGATES = re.compile(r"[\ud800-\udfff]")  # bytes that are no UTF-8
+_SURROGATES = re.compile(r"[\ud800-\udfff]")  # bytes that are not UTF-8
 _KINDS = {
     tarfile.DIRTYPE: "folder",
     tarfile.SYMTYPE: "link",
@@ -47,7 +47,7 @@ def read_tar(source: Source, packing: str | None = None) -> Archive:
     archive = Archive(f"tar.{packing}" if packing else "tar", total=None if packing else source.limits.packed)
 
     def text(name: str, field: str, info: tarfile.TarInfo) -> str:
-        """Return a name or target decoded; unless a pax header holds it, nothing says how."""
+        """Return a name or target decoded; its encoding is known only if it is in a pax header."""
         raw = _raw(name)
         if raw.isascii() or field in info.pax_headers:
             return name
@@ -86,21 +86,21 @@ def _infos(source: Source, packing: str | None) -> Iterator[tuple[tarfile.TarFil
     stream = _Forward(chunks, source.limits)
     first = stream.peek(tarfile.BLOCKSIZE)
     if not is_tar_header(first):
-        raise ArchiveError(f"what is packed in it is no tar archive: it starts with {first[:8]!r}.")
+        raise ArchiveError(f"its content is not a tar archive: it starts with {first[:8]!r}.")
     with tarfile.TarFile(fileobj=stream, mode="r", encoding="utf-8", errors="surrogateescape") as tar:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # else it keeps a kilobyte for each member
             yield tar, info
-    # tarfile takes any header that makes no sense for the end.
+    # tarfile takes any invalid header for the end.
     if len(stream.last) < tarfile.BLOCKSIZE or stream.last.strip(b"\0"):
         raise tarfile.ReadError("there is no end mark")
     _read_end(stream)
 
 
 def _read_end(stream: _Forward) -> None:
-    """Read from the first block of the end mark on; raise if there is no second one, or anything but zeros behind.
+    """Read from the first block of the end mark on; raise if there is no second one, or anything but zeros follows.
 
-    To the last byte: the packed stream's checksum stands there. What follows an end mark is never read as members: a
+    To the last byte: the compressed stream's checksum is there. What follows an end mark is never read as members: a
     lost header and a file of zeros look the same as an end mark.
     """
     start = at = stream.tell() - tarfile.BLOCKSIZE
@@ -118,19 +118,19 @@ def _read_end(stream: _Forward) -> None:
 def _goes_on(start: int, there: int, block: bytes) -> ArchiveError:
     if not is_tar_header(block):
         return ArchiveError(
-            f"it is damaged: zeros stand at byte {start:,}, where a member or the end should, and at byte {there:,} "
-            "more follows. A header is lost, and its file with it: fetch the archive again."
+            f"it is damaged: there are zeros at byte {start:,}, where a member or the end should be, and more data at "
+            f"byte {there:,}. A header is lost, and its file with it: fetch the archive again."
         )
     name = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name
     return ArchiveError(
-        f"its end mark stands at byte {start:,}, and at byte {there:,} another tar begins, with '{shown(name)}': tars "
-        "were joined into one file, or a header is lost. Unpack each tar by itself; 'tar --ignore-zeros --list' shows "
-        "all that is there."
+        f"its end mark is at byte {start:,}, and another tar begins at byte {there:,}, with '{shown(name)}': tars "
+        "were joined into one file, or a header is lost. Unpack each tar separately; 'tar --ignore-zeros --list' "
+        "lists everything in it."
     )
 
 
 def _check_holes(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> None:
-    """Raise if the map of a sparse file makes no sense, which tarfile fills with zeros or with other members' bytes."""
+    """Raise if the map of a sparse file is invalid, which tarfile fills with zeros or with other members' bytes."""
     extents: list[tuple[int, int]] | None = getattr(info, "sparse", None)
     if extents is None:
         return
@@ -142,7 +142,7 @@ def _check_holes(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> None
     else:
         if -(-stored // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE == tar.offset - info.offset_data:
             return
-    raise tarfile.ReadError(f"the map of the sparse file '{shown(name)}' makes no sense")
+    raise tarfile.ReadError(f"the map of the sparse file '{shown(name)}' is invalid")
 
 
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, target: str) -> Member:
@@ -153,18 +153,18 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, target: str)
             yield from blocks(content)
 
     _check_holes(tar, info, name)
-    kind = "file" if info.isreg() else _KINDS.get(info.type, f"member of the unknown type {info.type!r}")
+    kind = "file" if info.isreg() else _KINDS.get(info.type, f"member of unknown type {info.type!r}")
     return Member(name, kind, info.size, info.mode, float(info.mtime), target=target, data=data)
 
 
 class _Forward(io.RawIOBase):
-    """A stream of chunks as the file that tarfile wants; it can skip, never go back."""
+    """A stream of chunks as the file that tarfile expects; it can skip, but never go back."""
 
     def __init__(self, chunks: Iterator[bytes], limits: Limits) -> None:
         self._chunks, self._limits = chunks, limits
         self._chunk, self._at, self._past = b"", 0, 0
         self.last = b""
-        """What was read last: shows whether the end mark was met."""
+        """What was read last: shows whether the end mark was reached."""
 
     def peek(self, size: int) -> bytes:
         """Return the first bytes, before anything is read."""
@@ -185,14 +185,14 @@ class _Forward(io.RawIOBase):
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         if whence != io.SEEK_SET or position < self.tell():
-            raise tarfile.ReadError("a header points back")
+            raise tarfile.ReadError("a header points backward")
         while self.tell() < position and self._fill():
             self._at += min(position - self.tell(), len(self._chunk) - self._at)
         return self.tell()
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header of {size:,} bytes")
+            raise tarfile.ReadError(f"a header is {size:,} bytes long")
         parts = []
         while size and self._fill():
             part = self._chunk[self._at : self._at + size]

@@ -1,4 +1,4 @@
-"""Where an archive's members are written: the files, folders and links below one folder, which nothing leaves."""
+"""Where an archive's members are written: the files, folders and links below one folder, which none of them leaves."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class _Link(NamedTuple):
 class Tree:
     """The files, folders and links of an archive, below one folder.
 
-    Every name is claimed before its data are written, so that no two members take one place. Links are made last
-    of all: while files are written there is none that a path could lead through.
+    Every name is claimed before its data are written, so that no two members collide. Links are created
+    last: while files are written, there is none that a path could lead through.
 
     Attributes:
         files: How many files and links were written.
-        bytes: The size of the files.
-        left_out: What other systems leave behind, counted by kind.
-        set_uid: How many files came with a set-uid or set-gid bit, and lost it.
+        bytes: The total size of the files.
+        left_out: The number of system files left out, by kind.
+        set_uid: How many files had a set-uid or set-gid bit, which was dropped.
     """
 
     def __init__(self, root: Path, limits: Limits, advance: Callable[[int], object]) -> None:
@@ -72,7 +72,7 @@ class Tree:
         self.folds_case: bool = _folds_case(root)
 
     def claim(self, member: Member) -> bool:
-        """Take the place of ``member``; return False for what is left out, raise for what is refused."""
+        """Claim the place of ``member``; return False for what is left out, raise for what is refused."""
         self._members += 1
         self._limits.check_files(self._members)
         if member.kind not in (*self._writers, "link"):
@@ -84,7 +84,7 @@ class Tree:
         if not parts and member.kind == "folder":  # "./", the root itself
             return False
         if not parts:
-            raise refused(member.name, "has no name to be written under")
+            raise refused(member.name, "has no name")
         for depth in range(1, len(parts)):
             self._take(parts[:depth], "folder", member)
         self._take(parts, member.kind, member)
@@ -115,7 +115,7 @@ class Tree:
             self._writers[member.kind](member)
 
     def output(self, member: Member) -> Output:
-        """Open the file of ``member``; to leave it with other data than were announced is an error."""
+        """Open the file of ``member``; raise on leaving it if the data are not those announced."""
         return Output(self, member)
 
     def _write_folder(self, member: Member) -> None:
@@ -127,12 +127,12 @@ class Tree:
                 output.write(chunk)
 
     def path(self, parts: list[str], name: str) -> Path:
-        """Return the path of ``parts``, with the folders on the way made."""
+        """Return the path of ``parts``, and create the folders on the way."""
         self._make_folder(parts[:-1], name)
         return self.root.joinpath(*parts)
 
     def _make_folder(self, parts: list[str], name: str) -> None:
-        if parts != self._folder:  # most members lie beside the one before
+        if parts != self._folder:  # most members are next to the one before
             with _writing(name):
                 self.root.joinpath(*parts).mkdir(parents=True, exist_ok=True)
             self._folder = parts
@@ -149,7 +149,7 @@ class Tree:
         path, source = self.path(parts, member.name), self.root.joinpath(*target)
         if there is None or there.kind not in ("file", "hard link") or target == parts or not source.exists():
             raise refused(
-                member.name, f"is a hard link to '{shown(member.target)}', which is no file that came before it"
+                member.name, f"is a hard link to '{shown(member.target)}', which is not a file that came before it"
             )
         with _writing(member.name):
             self._second_name(source, path)
@@ -163,7 +163,7 @@ class Tree:
             shutil.copy2(source, path)
 
     def make_links(self, top: list[str]) -> None:
-        """Make the symbolic links, now that all names are known; raise if one leads out of the folder ``top``."""
+        """Create the symbolic links, now that all names are known; raise if one leads out of the folder ``top``."""
         inside: dict[str, set[str]] = {}  # the folders in each folder, below it or through a link
         for link in self._links.values():
             here, there = link.parts[:-1], self._follow(link, top)
@@ -185,19 +185,19 @@ class Tree:
             self.files += 1
 
     def _copy_instead(self, path: Path, there: list[str], link: _Link) -> None:
-        """Give a link's name to the file that it leads to, where the system makes no symbolic links."""
+        """Hard-link or copy the file that a link leads to, where the system can't create symbolic links."""
         source = self.root.joinpath(*there)
         if not source.is_file():
             what = "a folder" if source.is_dir() else "nothing in the archive"
             raise refused(
                 link.name,
-                f"is a link to {what}, '{shown(link.target)}', and this system or account makes no symbolic links "
+                f"is a link to {what}, '{shown(link.target)}', and this system or account can't create symbolic links "
                 "(on Windows, its Developer Mode allows them)",
             )
         self._second_name(source, path)
 
     def _refuse_circles(self, inside: dict[str, set[str]]) -> None:
-        """Raise if a folder lies in itself by way of links: whoever follows links walks round it without end."""
+        """Raise if a folder contains itself by way of links: following links would never end."""
         try:
             graphlib.TopologicalSorter(inside).prepare()
         except graphlib.CycleError as error:
@@ -212,9 +212,9 @@ class Tree:
             raise refused(link.name, f"is a link that leads in a circle, to '{shown(link.target)}'") from None
 
     def _follow(self, link: _Link, top: list[str]) -> list[str]:
-        """Walk to where a link leads, by the names of the archive alone, and return the path of it.
+        """Return the path that a link leads to, by the names of the archive alone.
 
-        ``os.path.realpath`` gives up where a path grows too long, and then calls it safe (CVE-2025-4517).
+        ``os.path.realpath`` gives up if a path grows too long, and then calls it safe (CVE-2025-4517).
         """
         at, todo, hops = link.parts[:-1], _steps(link.target), 0
         while todo:
@@ -235,7 +235,7 @@ class Tree:
         return not parts or (taken is not None and taken.kind == "folder")
 
     def single_folder(self) -> list[str]:
-        """Return the name of the one folder that holds everything, as a list of one; an empty list if there is none."""
+        """Return the name of the only top-level entry, if it is a folder, as a list of one; else an empty list."""
         with os.scandir(self.root) as scan:
             entries = list(scan)
         links = {link.parts[0] for link in self._links.values()}
@@ -245,14 +245,14 @@ class Tree:
 
 
 class Output:
-    """The file of ``member`` while it is written; leaving it raises if the data were not those announced."""
+    """The file of ``member`` while it is written; leaving it raises if the data are not those announced."""
 
     def __init__(self, tree: Tree, member: Member) -> None:
         self._tree, self._member = tree, member
         self._path = tree.path(split_path(member.name), member.name)
         mode = 0o644 if member.mode is None else member.mode | 0o600
         tree.set_uid += bool(mode & _SET_UID)
-        # As tarfile's "data" filter: nobody else writes, and who may not run it himself shares nothing to run.
+        # As tarfile's "data" filter: no one else writes, and only what the owner can run can others run.
         mode &= 0o755 if mode & 0o100 else 0o644
         with _writing(member.name):
             self._file = os.fdopen(os.open(self._path, _CREATE, mode), "wb", buffering=0)
@@ -289,21 +289,21 @@ class Output:
         self._tree.files += 1
         modified = self._member.modified
         if modified is not None and modified >= 0:
-            modified = min(modified, self._tree.now)  # a time to come would upset whoever compares times
+            modified = min(modified, self._tree.now)  # a time in the future would upset tools that compare times
             with contextlib.suppress(OverflowError, OSError):
                 os.utime(self._path, (modified, modified))
 
 
 def _collision(taken: _Entry, kind: str, name: str) -> str | None:
-    """Say why two members can't have one place; a folder may come again."""
+    """Say why two members can't have one place; a folder may be repeated."""
     if taken.name != name:
         how = "by case" if taken.name.casefold() == name.casefold() else "by Unicode form"
-        return f"collides with '{shown(taken.name)}', which differs {how} alone"
+        return f"collides with '{shown(taken.name)}', which differs only {how}"
     if taken.kind == "link":
         return f"would be written through the link '{shown(taken.name)}'"
     if "folder" in (taken.kind, kind) and taken.kind != kind:
-        return f"makes '{shown(taken.name)}' a file and a folder at once"
-    return None if kind == "folder" else "comes twice, and one would overwrite the other"
+        return f"makes '{shown(taken.name)}' both a file and a folder"
+    return None if kind == "folder" else "appears twice, and one would overwrite the other"
 
 
 def _checked_target(member: Member) -> str:
@@ -314,12 +314,12 @@ def _checked_target(member: Member) -> str:
 
 
 def _steps(target: str) -> list[str]:
-    """The steps to where a link leads, the first one last."""
+    """Return the steps to where a link leads, the first one last."""
     return [step for step in reversed(target.split("/")) if step not in ("", ".")]
 
 
 def _lacks_links(error: OSError) -> bool:
-    """Whether symbolic links are what can't be had: of Windows for most accounts, and on FAT."""
+    """Return whether symbolic links can't be created: on Windows for most accounts, and on FAT."""
     no_privilege = 1314  # ERROR_PRIVILEGE_NOT_HELD, which Python calls EINVAL
     unknown = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
     return getattr(error, "winerror", None) == no_privilege or error.errno in unknown
@@ -332,7 +332,7 @@ def _writing(name: str) -> Iterator[None]:
     except (UnicodeEncodeError, OSError) as error:
         if isinstance(error, UnicodeEncodeError) or error.errno in (errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL):
             raise refused(name, UNWRITABLE_NAME) from error
-        failure = FileWriteError(f"Its member '{shown(name)}' can't be written: {error.strerror or error}.")
+        failure = FileWriteError(f"its member '{shown(name)}' can't be written: {error.strerror or error}.")
         failure.errno, failure.filename = error.errno, error.filename
         raise failure from error
 

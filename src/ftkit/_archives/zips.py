@@ -1,4 +1,4 @@
-"""Zip, with its several ways to say a name, a size and a time."""
+"""Zip, with its several ways to store a name, a size and a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SIGNATURE, _HEADER_SIZE = b"PK\x03\x04", 30  # APPNOTE 4.3.7
 _ENCRYPTED, _UTF8 = 0x1, 0x800  # APPNOTE 4.4.4
 _UNIX_SYSTEMS: Final = (3, 19)  # Unix, macOS (APPNOTE 4.4.2)
 _MSDOS_FOLDER: Final = 0x10  # of the attributes of a file
-_AES: Final = 99  # the method that stands in front of the real one, as WinZip specifies
+_AES: Final = 99  # the method that replaces the real one, as WinZip specifies
 # Extra fields: Info-ZIP's Unicode path and extended timestamp, and WinZip's AES.
 _UNICODE_PATH, _TIMES, _AES_FIELD = 0x7075, 0x5455, 0x9901
 
@@ -33,7 +33,7 @@ _UNICODE_PATH, _TIMES, _AES_FIELD = 0x7075, 0x5455, 0x9901
 def read_zip(source: Source) -> Archive:
     """Read the directory of a zip."""
     archive = Archive("zip")
-    with reading("its directory, which stands at the end,"):
+    with reading("its directory, which is at the end,"):
         opened = zipfile.ZipFile(source.file)
     infos = opened.infolist()
     source.limits.check_files(len(infos))
@@ -58,7 +58,7 @@ def read_zip(source: Source) -> Archive:
 def _unwrap_offsets(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> None:
     """Undo what macOS does to zips over 4 GiB: its Archive Utility writes offsets modulo 2**32.
 
-    zipfile takes the difference for a program in front of the zip, and moves all members by it.
+    zipfile takes the difference for a program in front of the zip, and shifts all members by it.
     """
     for info in infos:
         while info.header_offset >= 1 << 32:
@@ -69,17 +69,17 @@ def _unwrap_offsets(file: IO[bytes], infos: list[zipfile.ZipInfo]) -> None:
 
 
 def _refuse_unlisted(file: IO[bytes], first: int) -> None:
-    """Refuse a zip with members in front of the ``first`` one that its directory lists; a program may stand there."""
+    """Refuse a zip with members in front of the ``first`` one that its directory lists; a program may be there."""
     file.seek(0)
     if first and file.read(len(_SIGNATURE)) == _SIGNATURE:
         raise ArchiveError(
-            f"its directory lists nothing of its first {first:,} bytes, and another zip begins there: two zips were "
-            "joined, or the directory is damaged. Unpack each by itself, or fetch it again."
+            f"its directory does not list the first {first:,} bytes, and another zip begins there: two zips were "
+            "joined, or the directory is damaged. Unpack each separately, or fetch it again."
         )
 
 
 def _raw_name(info: zipfile.ZipInfo) -> str | bytes:
-    """Return a name as text where the archive says its encoding, as bytes where it does not."""
+    """Return a name as a string if the archive states its encoding, otherwise as bytes."""
     if info.flag_bits & _UTF8:
         return info.orig_filename
     raw = info.orig_filename.encode("cp437")  # undoes what zipfile did
@@ -100,11 +100,11 @@ def _extra(info: zipfile.ZipInfo) -> dict[int, bytes]:
 
 
 def _refuse_overlap(infos: list[zipfile.ZipInfo]) -> None:
-    """Refuse members that share bytes: kilobytes can unpack to petabytes so (D. Fifield, "A better zip bomb", 2019)."""
+    """Refuse members that share bytes: so kilobytes unpack to petabytes (D. Fifield, "A better zip bomb", 2019)."""
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end:
-            raise refused(info.filename, "overlaps another one, as bombs do")
+            raise refused(info.filename, "overlaps another one, like an archive bomb")
         end = info.header_offset + _HEADER_SIZE + info.compress_size
 
 
@@ -115,13 +115,13 @@ def _member(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password:
         kind = "folder"
 
     if info.flag_bits & _ENCRYPTED and password is None:
-        raise refused(name, "is encrypted: give its password=")
+        raise refused(name, "is encrypted: pass its password=")
 
     def data() -> Iterator[bytes]:
         with reading(f"its member '{shown(name)}'"):
             yield from _data(opened, info, name, password)
 
-    signed = info.compress_type == _AES and info.CRC == 0  # AE-2 has a signature in place of a checksum
+    signed = info.compress_type == _AES and info.CRC == 0  # AE-2 has a signature instead of a checksum
     checksum = None if signed else info.CRC
     member = Member(
         name, kind, info.file_size, stat.S_IMODE(unix) if unix else None, _modified(info), checksum, data=data
@@ -153,14 +153,14 @@ def _data(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, password: b
     file.seek(info.header_offset)
     signature, name_size, extra_size = struct.unpack("<4s22xHH", file.read(_HEADER_SIZE))
     if signature != _SIGNATURE:
-        raise zipfile.BadZipFile("there is no header where the directory says")
+        raise zipfile.BadZipFile("there is no header where the directory says there is one")
     file.seek(name_size + extra_size, io.SEEK_CUR)
     method = info.compress_type
     packed = blocks(file, info.compress_size)
     if method == _AES and password is not None:
         method, packed = _decrypt(file, info, name, password)
     if method not in (STORED, *ZIP_METHODS):
-        raise refused(name, f"is packed by zip's method {method}, which is not supported")
+        raise refused(name, f"is compressed with zip's method {method}, which is not supported")
     return unpack_member(packed, method)
 
 
@@ -171,19 +171,21 @@ def _old_cipher(opened: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, passw
     except NotImplementedError:
         raise
     except (RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise refused(name, f"can't be decrypted: the password is wrong, or it is damaged ({shown(error)})") from error
+        raise refused(
+            name, f"can't be decrypted: the password is wrong, or the member is damaged ({shown(error)})"
+        ) from error
 
 
 def _decrypt(file: IO[bytes], info: zipfile.ZipInfo, name: str, password: bytes) -> tuple[int, Iterator[bytes]]:
-    """Return the method and the packed bytes of a member encrypted as WinZip AE-1 and AE-2 specify."""
+    """Return the method and the compressed bytes of a member encrypted as WinZip AE-1 and AE-2 specify."""
     try:
         from Cryptodome.Cipher import AES
         from Cryptodome.Util import Counter
     except ImportError:
-        raise refused(name, "is encrypted with AES: pip install 'ftkit[7z]' to read it") from None
+        raise refused(name, "is encrypted with AES; to read it: pip install 'ftkit[7z]'") from None
     _, _, strength, method = struct.unpack("<H2sBH", _extra(info).get(_AES_FIELD, b""))
     if strength not in (1, 2, 3):
-        raise zipfile.BadZipFile(f"AES of strength {strength} is unknown")
+        raise zipfile.BadZipFile(f"AES strength {strength} is unknown")
     key_size, salt_size = 8 + 8 * strength, 4 + 4 * strength
     salt, check = file.read(salt_size), file.read(2)
     keys = hashlib.pbkdf2_hmac("sha1", password, salt, 1000, 2 * key_size + 2)
@@ -197,6 +199,6 @@ def _decrypt(file: IO[bytes], info: zipfile.ZipInfo, name: str, password: bytes)
             signature.update(block)
             yield cipher.decrypt(block)
         if not hmac.compare_digest(signature.digest()[:10], file.read(10)):
-            raise zipfile.BadZipFile("its bytes don't fit their signature")
+            raise zipfile.BadZipFile("its signature does not match")
 
     return method, decrypted()

@@ -113,7 +113,9 @@ def _check_kind(optimizer: Optimizer, groups: _Groups, kind: str | None) -> None
     """Refuse another class, unless the saved groups have all the options that this one needs."""
     own = type(optimizer).__name__
     if kind not in (None, own) and not optimizer.defaults.keys() <= {key for group in groups for key in group}:
-        raise CheckpointError(f"The checkpoint's optimizer is a {kind}, this one is a {own}. Build the same kind.")
+        raise CheckpointError(
+            f"The checkpoint's optimizer is of class {kind}, this one of class {own}. Build the same kind."
+        )
 
 
 def _names_in(groups: _Groups) -> list[str | None] | None:

@@ -213,7 +213,9 @@ def _by_prefix(rename: Mapping[str, str]) -> Callable[[str], str]:
     """Rename whole names, or the longest of their first components that is given."""
     for name in (*rename, *rename.values()):
         if not isinstance(name, str):
-            raise CheckpointError(f"rename={came(rename)} takes names and prefixes as text, not {came(name)}.")
+            raise CheckpointError(
+                f"rename={came(rename)} takes names and prefixes as strings, but {came(name)} is not a string."
+            )
     prefixes = {old.rstrip("."): new.rstrip(".") for old, new in rename.items()}
 
     def renamed(name: str) -> str:
@@ -231,7 +233,7 @@ def _by_pattern(rename: Iterable[tuple[str | re.Pattern[str], str]]) -> Callable
     try:
         given: list[Any] = list(rename)
         if any(isinstance(pair, str) for pair in given):  # one of two letters would pass for a pair
-            raise TypeError("text is not a pair")
+            raise TypeError("a string is not a pair")
         pairs: list[tuple[re.Pattern[str], str]] = [(re.compile(old), new) for old, new in given]
         for pattern, replacement in pairs:
             pattern.sub(replacement, "")
