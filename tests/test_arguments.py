@@ -28,6 +28,8 @@ from ftkit.errors import FtkitError
         ("a\x1b[2J", "'a\\x1b[2J'"),
         (lambda: 0, "a function"),
         (torch.optim.AdamW([torch.zeros(1)]), "an AdamW"),
+        (torch.optim.SGD([torch.zeros(1)], lr=1), "an SGD"),
+        (type("UNet", (), {})(), "a UNet"),
     ],
 )
 def test_what_came(value: object, words: str) -> None:

@@ -143,7 +143,7 @@ replace_head(model, nn.Linear)                             the class Linear does
 replace_head(model, lambda n: nn.Linear)                   returned the class Linear
 replace_head(model, 3, at="classifer")                     Did you mean 'classifier'
 replace_head(model, 3, at="")                              no module ''.
-replace_head(model, 3, at=model.classifier)                at must be a list of dotted names, not Linear(
+replace_head(model, 3, at=torch.nn.ReLU())                  The ReLU in at= is not part of the
 replace_head(model, 3, keep={"cat": 0})                    A new class in keep must be a whole number
 replace_head(model, 3, keep={0: 0.5})                      An old class in keep must be a whole number
 replace_modules(model, nn.ReLU, nn.GELU)                   lambda name, module: ...
@@ -169,6 +169,8 @@ summed.peak_training_bytes("adam")                         Expected an optimizer
 compare(model, model)                                      compare takes two summaries, not a Net
 largest_batch(model, SIZE, memory="lots", optimizer=None)  memory must be a number of bytes, or a size such as '8GB'
 largest_batch(model, SIZE, memory="8G", optimizer=None)    not '8G'
+largest_batch(model, SIZE, memory="8Gb", optimizer=None)   (Gb are gigabits), not '8Gb'
+largest_batch(model, SIZE, memory="8Mib", optimizer=None)  not '8Mib'
 largest_batch(model, SIZE, memory=None, optimizer=None)    not None
 largest_batch(model, SIZE, memory=9e9, mode="evla", optimizer=None)  Did you mean 'eval'
 save_weights("new.pt", model)                              Expected a path as path, got a Net

@@ -19,7 +19,8 @@ from ftkit._wording import shown
 from ftkit.errors import FtkitError, did_you_mean
 
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: a Path has lost the other, and "C:/" is a drive
-_SIZE: Final = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?)(I?)B\s*", re.IGNORECASE)
+# A small b behind a capital is for bits.
+_SIZE: Final = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?!(?-i:[KMGT][Ii]?b))([KMGT]?)(I?)B\s*", re.IGNORECASE)
 _LONGEST: Final = 60
 
 
@@ -43,7 +44,8 @@ def came(value: object) -> str:
 
 
 def _a(noun: str) -> str:
-    return f"{'an' if noun[0] in 'AEIOUaeiou' else 'a'} {noun}"
+    vowels = "AEFHILMNORSX" if noun[:2].isupper() else "AEIOUaeiou"  # letters that are read out: an SGD, a UNet
+    return f"{'an' if noun[0] in vowels else 'a'} {noun}"
 
 
 def _scalar(value: object) -> Any:
@@ -115,7 +117,8 @@ def byte_count(what: str, value: object) -> float:
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         count, unit, binary = match.groups()
         value = float(count) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " ")
-    return real_number(what, value, "of bytes, or a size such as '8GB' or '500MiB'", lambda one: 0 <= one < math.inf)
+    rule = "of bytes, or a size such as '8GB' or '500MiB' (Gb are gigabits)"
+    return real_number(what, value, rule, lambda one: 0 <= one < math.inf)
 
 
 def flag(what: str, value: object) -> bool:

@@ -261,3 +261,12 @@ def test_freeze_except_trains_what_is_selected_on_any_tree(case: tuple[nn.Module
     freeze(model)
     freeze_except(model, *parts)
     assert list(trainable(model)) == wanted
+
+
+@pytest.mark.parametrize(("parts", "stays"), [((), False), (("0",), True)])
+def test_a_switch_of_the_whole_model_inside_the_block(parts: tuple[str, ...], stays: bool) -> None:
+    """It stays, but a wholly frozen model says eval whatever it is asked, as code that switches and restores reads."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Linear(2, 2)).train()
+    with frozen(model, *parts):
+        model.eval()
+    assert model.training is not stays

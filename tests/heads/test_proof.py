@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -119,3 +121,58 @@ def test_looking_moves_no_spectral_norm(norm: object) -> None:
     with pytest.raises(HeadError):
         replace_head(model, 3, at="0")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(2, 8)])
+def test_a_model_that_gives_its_loss_is_proven(given: object) -> None:
+    """A scalar has no axis for the classes."""
+    model = wired(lambda self, x: self.fc(x).logsumexp(1).mean(), fc=nn.Linear(8, 10))
+    assert replace_head(model, 3, example_inputs=given).proven
+    assert replace_head(model, 3, example_inputs=given).proven  # as many again
+
+
+@pytest.mark.parametrize("given", [None, torch.zeros(2, 8)])
+def test_an_output_without_a_gradient_proves_nothing(given: object) -> None:
+    """The run succeeds, so the inputs are not to blame."""
+    model = wired(lambda self, x: self.fc(x).argmax(-1), fc=nn.Linear(8, 10))
+    assert replace_head(model, 3, example_inputs=given).unproven == "its output has no gradient"
+    assert model(torch.zeros(2, 8)).shape == (2,)
+
+
+def test_the_reason_for_no_proof_says_what_helps() -> None:
+    """An assertion may have no words, and in inference mode only one thing helps."""
+
+    def picky(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[-1] != 9:
+            raise AssertionError
+        return self.fc(x)
+
+    assert replace_head(wired(picky, fc=nn.Linear(8, 10)), 3).unproven == (
+        "the model could not be run on made-up inputs (AssertionError): pass example_inputs="
+    )
+    model = wired(lambda self, x: self.fc(x), fc=nn.Linear(8, 10))
+    with torch.inference_mode():
+        assert replace_head(model, 3).unproven == "leave torch.inference_mode()"
+
+
+def test_a_model_that_is_its_own_copy_is_never_run_or_changed_by_a_look() -> None:
+    """Neither its hooks nor its layers may go with those of a copy."""
+    kinds = {"__deepcopy__": lambda self, memo: self}
+    model = wired(lambda self, x: self.fc(x), fc=nn.Linear(8, 10))
+    model.__class__ = type("Own", (type(model),), kinds)
+    model.register_forward_hook(lambda *_: None)
+    head = replace_head(model, 3)
+    assert (head.names, head.proven, len(model._forward_hooks)) == (("fc",), False, 1)
+    assert "__deepcopy__ of its Own returns the module itself" in head.unproven
+    unsure = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 10))
+    unsure.__class__ = type("Own", (nn.Sequential,), kinds)
+    with pytest.raises(HeadError):
+        replace_head(unsure, 3)
+    assert unsure[2].out_features == 10
+
+
+def test_an_error_about_heads_is_a_plain_one() -> None:
+    """Users catch it under that name, and processes pass it on."""
+    with pytest.raises(HeadError, match="several layers") as caught:
+        find_head(wired(lambda self, x: (self.a(x), self.b(x)), a=nn.Linear(8, 5), b=nn.Linear(8, 6)))
+    assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value) is HeadError

@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from ftkit import FtkitError, adapt_input, append_head, replace_head, replace_modules
+from ftkit import FtkitError, adapt_input, append_head, find_head, freeze, replace_head, replace_modules
 from ftkit.errors import HeadError, SelectionError
 from tests.heads.nets import Net
 
@@ -43,6 +43,9 @@ def test_a_module_and_a_factory_take_the_place_of_the_head() -> None:
         (lambda m: replace_head(m, lambda width: None), "not a module"),
         (lambda m: replace_head(m, nn.Linear(8, 3), keep={0: 0}), "class count"),
         (lambda m: replace_head(m, 3, at=[]), "empty"),
+        (lambda m: replace_head(m, 3, at=3), "dotted names or modules, not 3"),
+        (lambda m: replace_head(m, 3, at=[3]), "dotted names or modules, not 3"),
+        (lambda m: replace_head(m, 3, at=nn.Linear(8, 10)), "Linear in at= is not part of the Net"),
         (lambda m: replace_head(m, 3, at="body.2"), "no linear or convolutional"),
         (lambda m: replace_modules(m, nn.Conv3d, lambda n, o: o), "Conv3d"),
     ],
@@ -110,3 +113,34 @@ def test_what_is_kept_is_a_dict(keep: object) -> None:
     """Anything else is an error that shows one."""
     with pytest.raises(HeadError, match=r"takes a dict .* such as \{0: 3\}"):
         replace_head(nn.Sequential(nn.Linear(4, 9)), 3, keep=keep)
+
+
+def test_a_head_can_be_given_as_what_it_is() -> None:
+    """A module or a Head says where as well as its name; the module alone is replaced, not one around it."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Dropout(), nn.Linear(8, 10)))
+    assert replace_head(model, 4, at=model[1][1]).names == ("1.1",)
+    assert replace_head(model, 5, at=[model[1]]).names == ("1.1",)
+    assert replace_head(model, nn.Linear(8, 6), at=find_head(model)).names == ("1.1",)
+    assert isinstance(model[1][0], nn.Dropout)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_new_module_takes_the_mode_of_the_old_one(training: bool) -> None:
+    """Dropout put into an eval model is off; what the new module has of the model keeps its own mode."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.BatchNorm1d(4)).train(training)
+    model[2].train(not training)
+    replace_modules(model, nn.ReLU, lambda name, old: nn.Sequential(old, nn.Dropout(), model[2]))
+    assert [part.training for part in (model[1], *model[1])] == [training, training, training, not training]
+
+
+def test_a_new_module_is_as_frozen_as_the_old_one() -> None:
+    """Unless it is made of it, as an adapter is; nothing that its maker froze is thawed."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    freeze(model, "0", "1", "2")
+    replace_modules(model, "1", lambda name, old: nn.BatchNorm1d(4))
+    replace_modules(model, "2", lambda name, old: nn.Sequential(old, nn.Linear(4, 4)))
+    replace_modules(model, "3", lambda name, old: nn.Linear(4, 2).requires_grad_(False))
+    assert [name for name, one in model.named_parameters() if one.requires_grad] == ["2.1.weight", "2.1.bias"]
+    freeze(model, "1")
+    model.train()(torch.rand(8, 4))
+    assert not model[1].running_mean.any()

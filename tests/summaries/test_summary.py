@@ -69,9 +69,11 @@ def test_largest_batch_is_the_largest(optimizer, memory):
 
 
 def test_largest_batch_can_be_none():
-    """Where the parameters alone are too much; and where nothing grows, it says so."""
+    """Where not even one example fits; where not even the parameters do, or nothing grows, it says so."""
     model = nn.Linear(100, 100)
-    assert largest_batch(model, (1, 100), memory=1000, optimizer=torch.optim.SGD) == 0
+    assert largest_batch(model, (1, 100), memory=40_500, optimizer=torch.optim.SGD) == 0
+    with pytest.raises(FtkitError, match=r"parameters alone take 39\.5 KiB; memory is 8 B"):
+        largest_batch(model, (1, 100), memory=8, optimizer=torch.optim.SGD)
 
     class Constant(nn.Module):
         def __init__(self):

@@ -57,3 +57,14 @@ def test_tokens_given_as_floats_are_explained():
     """The mistake that input_size invites."""
     with pytest.raises(FtkitError, match=r"Tokens are integers: pass dtypes=torch\.long"):
         summary(Network(), (2, 16))
+
+
+def test_a_missing_batch_dimension_is_named():
+    """Where one in front would help, and nowhere else."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 2))
+    with pytest.raises(FtkitError, match=r"batch dimension seems to be missing: pass \(1, 3, 8, 8\)"):
+        summary(model, (3, 8, 8))
+    for size, loss in (((1, 3, 8), None), ((1, 8, 8, 3), None), ((2, 3, 8, 8), lambda _: None)):
+        with pytest.raises(FtkitError) as caught:
+            summary(model, size, loss=loss)
+        assert "batch dimension" not in str(caught.value)

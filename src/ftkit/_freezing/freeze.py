@@ -260,7 +260,8 @@ def frozen(
     """Freeze parts of a model inside a ``with`` block; afterwards everything is exactly as it was.
 
     The gradients of the frozen parameters are restored too, and each module's mode, unless the whole model was switched
-    between train and eval inside the block.
+    between train and eval inside the block. A wholly frozen model is in eval mode there whatever it is switched to, and
+    returns to the mode from before.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.

@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
+from ftkit._heads.decide import find_layers
+from ftkit._heads.layers import Layer
 from ftkit._heads.refusals import DoubtError
-from ftkit._heads.replace import find_head
+from ftkit._models.dryrun import alone
 from ftkit._torch import is_norm
 from ftkit.errors import HeadError
+from ftkit.selection import unwrap
 
 
 def is_kernel(parameter: nn.Parameter) -> bool:
@@ -54,15 +57,16 @@ def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
     yield head, bool(head)
 
 
+@alone()
 def head_of(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
     try:
-        modules = find_head(model).modules
+        layers: list[Layer] = find_layers(unwrap(model)).layers
     except DoubtError as several:  # a head for each task
-        modules = tuple(layer.module for layer in several.layers)
+        layers = several.layers
     except HeadError:
         return []
-    return [parameter for module in modules for parameter in module.parameters()]
+    return [parameter for layer in layers for parameter in layer.module.parameters()]
 
 
 class _Part(NamedTuple):

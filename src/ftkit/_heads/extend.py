@@ -177,7 +177,7 @@ def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) 
         raise HeadError(f"{lazy!r} in the {kind} has no shape yet: run the model on one batch first.")
     run, found = _entries(model, as_inputs(example_inputs))
     if not found:
-        why = "" if run.complete else f" It could not be run on made-up inputs ({run.failure}): pass example_inputs=."
+        why = "" if run.complete else f" The reason may be that {run.unproven}."
         raise HeadError(f"The {kind} has no convolution that takes the images, so its channels can't be changed.{why}")
     before = {entry.inputs for entry in found}
     if len(before) > 1:

@@ -170,7 +170,20 @@ def tensors_of(model: nn.Module) -> list[torch.Tensor]:
 
 def on_meta(model: nn.Module) -> nn.Module:
     """Copy a module, without the values of its tensors."""
-    return copy.deepcopy(model, {id(tensor): like(tensor, tensor.detach().to("meta")) for tensor in tensors_of(model)})
+    return copied(model, {id(tensor): like(tensor, tensor.detach().to("meta")) for tensor in tensors_of(model)})
+
+
+def copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """Copy a module; ``memo`` has what takes the place of its tensors.
+
+    Raises:
+        TypeError: A module gave itself for its copy.
+    """
+    twin, parts = copy.deepcopy(model, memo), {id(part): part for part in model.modules()}
+    for part in twin.modules():
+        if id(part) in parts:
+            raise TypeError(f"__deepcopy__ of its {type(part).__name__} returns the module itself")
+    return twin
 
 
 def like(old: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Proof:
             unused = [layer.name for layer in found.layers if not self._ends.of(layer)]
             self.missing = f"{unused[0]!r} does not contribute to the model's outputs" if unused else ""
             if not self._run.complete:
-                self.missing = f"the model could not be run on made-up inputs ({self._run.failure})"
+                self.missing = self._run.unproven
 
     def check(self, model: nn.Module, count: int) -> None:
         """Run the model with its new head on what it ran on before, its own loss too.
@@ -103,7 +103,7 @@ class Proof:
             return classes == 1 and any(after[:axis] + after[axis + 1 :] == before for axis in _axes_of(after, count))
         steps = {axis: new - old for axis, (old, new) in enumerate(zip(before, after, strict=True)) if new != old}
         tables = {layer.outputs for layer in self._found.layers if isinstance(layer.module, nn.Embedding)}
-        no_batch = len(before) == 1 or before[0] in tables
+        no_batch = len(before) < 2 or before[0] in tables
         return all(
             grown and step % grown == 0 and step // grown > 0 and (axis or no_batch) for axis, step in steps.items()
         )

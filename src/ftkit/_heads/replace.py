@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from ftkit._arguments import call, came, flag, strings, whole_number
+from ftkit._arguments import call, came, flag, listed, whole_number
 from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.inputs import Inputs
 from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
@@ -98,7 +98,7 @@ def replace_head(
     model: nn.Module,
     head: NewHead,
     *,
-    at: str | Iterable[str] | None = None,
+    at: str | nn.Module | Head | Iterable[str | nn.Module] | None = None,
     keep: Mapping[int, int] | None = None,
     example_inputs: Any = None,
     verify: bool = True,
@@ -120,8 +120,8 @@ def replace_head(
         model: The model.
         head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
             or a module; or a function that makes one from the number of incoming features.
-        at: The dotted name, or names, of the head, if :func:`find_head` can't tell. A count replaces the last layer
-            in each named module; a module replaces the whole named module.
+        at: The dotted name of the head, or the module itself, or several of them, or a :class:`Head`, if
+            :func:`find_head` can't tell. A count replaces the last layer in each; a module replaces the whole of it.
         keep: For classes that stay, a dict from new index to old index. Their rows are carried over.
         example_inputs: Inputs of the model, if they can't be made up, as for :func:`find_head`.
         verify: Whether to prove the new head, which takes about as long as two forward passes.
@@ -153,16 +153,16 @@ def replace_head(
         raise HeadError("keep= carries rows over into layers made from a class count; pass the count.")
     if not isinstance(keep, Mapping | None):
         raise HeadError(f"keep= takes a dict from each new index to its old one, such as {{0: 3}}, not {came(keep)}.")
-    at = None if at is None else _names(at)
+    names = None if at is None else _names(model, at)
     verify = flag("verify", verify)
     given = as_inputs(example_inputs)
-    found = _found(model, given, run=verify) if at is None else _found_at(model, at, given, run=verify)
+    found = _found(model, given, run=verify) if names is None else _found_at(model, names, given, run=verify)
     if not verify:
         found = dataclasses.replace(found, trace=None)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: no other module contains it.")
     if not isinstance(head, int):
-        return _put(model, found, head, _places(model, found, at))
+        return _put(model, found, head, _places(model, found, names))
     keep = None if keep is None else _checked_keep(keep, found.classes, head)
     made, proof = resize(model, found, head, keep)
     return _as_head(model, made, head, proof if verify else None)
@@ -174,6 +174,10 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
 
     A module with several names or parents is replaced under all of them. Modules inside a replaced module are not
     replaced separately.
+
+    What is new gets the train or eval mode of what it replaces. If all parameters of that were frozen, so are the new
+    ones, unless the new module uses the old one or its parameters, as adapters do. To hold its running statistics and
+    Dropout too, pass the returned names to :func:`freeze`.
 
     Args:
         model: The model.
@@ -207,10 +211,24 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
             raise HeadError(f"The factory returned {came(new)} for {name!r}, not a module.")
         if new is not old:
             news.append((name, old, new))
+    known = list(model.modules())
     with Undo() as undo:
         for _, old, new in news:
+            _take_after(new, old, known)
             replace(model, old, new, undo)
     return [name for name, _, _ in news]
+
+
+def _take_after(new: nn.Module, old: nn.Module, known: list[nn.Module]) -> None:
+    """Give a new module the mode of the old one, and leave it as frozen; not what it has of the model."""
+    ours = {id(part) for one in known for part in (one, *one.parameters(recurse=False))}
+    for part in new.modules():
+        if id(part) not in ours:
+            part.training = old.training
+    parameters = list(old.parameters())
+    frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+    if frozen and ours.isdisjoint(map(id, (*new.modules(), *new.parameters()))):
+        new.requires_grad_(False)
 
 
 # ------------------------------------------------------------------ a module as the head
@@ -298,11 +316,24 @@ def _as_head(model: nn.Module, found: Layers, classes: int, proof: Proof | None 
     return Head(names, tuple(map(model.get_submodule, names)), found[0].inputs, classes, proven, why_not)
 
 
-def _names(at: str | Iterable[str]) -> list[str]:
-    names = [at] if isinstance(at, str) else strings("at", at, "dotted names")
+def _names(model: nn.Module, at: str | nn.Module | Head | Iterable[str | nn.Module]) -> list[str]:
+    given = [at] if isinstance(at, str | nn.Module) else at.modules if isinstance(at, Head) else at
+    names = [_name(model, one) for one in listed("at", given, "dotted names or modules")]
     if not names:
         raise HeadError("at= is empty: leave it out to have the head found, or name a layer.")
     return names
+
+
+def _name(model: nn.Module, place: object) -> str:
+    if isinstance(place, str):
+        return place
+    if not isinstance(place, nn.Module):
+        raise HeadError(f"at= takes dotted names or modules, not {came(place)}.")
+    named: Iterable[tuple[str, nn.Module]] = model.named_modules()
+    for name, module in named:
+        if module is place:
+            return name
+    raise HeadError(f"The {type(place).__name__} in at= is not part of the {type(model).__name__}.")
 
 
 def _at(model: nn.Module, name: str) -> nn.Module:
@@ -346,8 +377,7 @@ def _found(model: nn.Module, given: Inputs | None, *, run: bool = False) -> Foun
         calls = [at for at in error.could_be if _works(model, at, given)]
         several = [f"replace_head(model, n, at={(at[0] if len(at) == 1 else at)!r})" for at in calls[:1] + calls[-1:]]
         shown = " or ".join(dict.fromkeys(several))
-        error.args = (f"{error}{f' {error.advice}: {shown}.' if shown else ''}",)
-        raise
+        raise HeadError(f"{error}{f' {error.advice}: {shown}.' if shown else ''}") from None
 
 
 def _works(model: nn.Module, at: list[str], given: Inputs | None) -> bool:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ftkit._heads.graph import Ends, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
-from ftkit._heads.layers import Layer, Layers, as_layer, layers, own_parameters, tensors_of
+from ftkit._heads.layers import Layer, Layers, as_layer, copied, layers, own_parameters, tensors_of
 from ftkit._models.dryrun import named_tensors, quiet, tensors_in, untouched
 from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, inabilities_of_fakes, pre_hooks_of
 from ftkit.errors import HeadError
@@ -30,13 +30,24 @@ class Run:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # after a failure, what the last layers gave
     complete: bool = False  # whether the model came to its end
     failure: str = ""  # why it did not
-    unable: bool = False  # whether what failed is something that fakes can't do
+    unable: bool = False  # whether no other inputs help: fakes can't do it, or the outputs have no history
     guessed: bool = False  # whether sizes on the way hung on values, which were made up
     calls: int = 0  # of torch, from Python
     first: dict[str, None] = field(default_factory=dict)  # the layers that the input went into before any other
     made: dict[str, torch.Tensor] = field(default_factory=dict)  # what all layers gave, in the order of their runs
     widths: dict[str, int] = field(default_factory=dict)  # how many features each layer gave last
     misfit: int | None = None  # how many features too many the last linear layer got
+
+    @property
+    def unproven(self) -> str:
+        """Why a run that did not come to its end proves nothing."""
+        if self.failure in (_NO_GRADIENT, _INFERENCE):
+            return self.failure
+        where, advice = ("fake tensors", "") if self.unable else ("made-up inputs", ": pass example_inputs=")
+        return f"the model could not be run on {where} ({self.failure}){advice}"
+
+
+_NO_GRADIENT, _INFERENCE = "its output has no gradient", "leave torch.inference_mode()"
 
 
 @dataclass
@@ -70,7 +81,7 @@ def trace(model: nn.Module, every: Layers, given: Inputs | None = None) -> Trace
     try:
         shadow = _Shadow(model, every)
     except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
-        return Trace(Run(failure=f"it can't be copied ({type(error).__name__}: {error})"))
+        return Trace(_uncopied(error))
     run = shadow.run(inputs)
     if inputs and not (run.complete or run.unable):
         raise HeadError(f"The {type(model).__name__} does not run on the example_inputs: {run.failure}.")
@@ -115,8 +126,12 @@ def run_on(model: nn.Module, *inputs: Inputs, follow: bool = True) -> Run:
     try:
         shadow = _Shadow(model, layers(model))
     except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
-        return Run(failure=f"it can't be copied ({type(error).__name__}: {error})", unable=True)
+        return _uncopied(error)
     return shadow.run(inputs, follow=follow)
+
+
+def _uncopied(error: Exception) -> Run:
+    return Run(failure=f"it can't be copied: {type(error).__name__}: {error}", unable=True)
 
 
 # ---- a copy of the model around fakes
@@ -137,7 +152,7 @@ class _Shadow:
         with self._mode:
             fakes: dict[int, Any] = {id(tensor): _fake(tensor, self._dtype) for tensor in tensors_of(model)}
         with quiet():
-            self.model = copy.deepcopy(model, dict(fakes))
+            self.model = copied(model, dict(fakes))
         for module in self.model.modules():
             _leave_own(hooks_of(module), module)
             _leave_own(pre_hooks_of(module), module)
@@ -253,12 +268,16 @@ class _Attempts:
             with self._calls:
                 run.outputs = dict(_flat(self._model(*args, **kwargs), ""))
         except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
-            run.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".")
-            run.unable = isinstance(error, (*inabilities_of_fakes(), _TooLongError))
+            run.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".: ")
+            if run.failure.startswith("RuntimeError: Inference tensors"):
+                run.failure = _INFERENCE
+            run.unable = run.failure == _INFERENCE or isinstance(error, (*inabilities_of_fakes(), _TooLongError))
             self._over = isinstance(error, _TooLongError)
-            if len(run.made) > len(self._furthest.made) or not self._furthest.failure:
-                self._furthest = run
         run.complete = any(tensor.grad_fn is not None for tensor in run.outputs.values())
+        if not (run.complete or run.failure):
+            run.failure, run.unable = _NO_GRADIENT, True
+        if len(run.made) > len(self._furthest.made) or not self._furthest.failure:
+            self._furthest = run
         run.calls = left - self._calls.left
         return run.complete
 

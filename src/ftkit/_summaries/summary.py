@@ -18,6 +18,7 @@ from ftkit._models.dryrun import alone, as_call
 from ftkit._reports import Report, delivered
 from ftkit._summaries.rows import SummaryData, elements, rows_of
 from ftkit._summaries.views import to_html, to_picture, to_text
+from ftkit._wording import in_bytes
 from ftkit.errors import FtkitError
 from ftkit.selection import tied, unwrap
 
@@ -164,13 +165,26 @@ def summary(
     inner = unwrap(model)
     mode, depth = _mode(mode), _optional("depth", depth, 0)
     inputs = _inputs(inner, input_size, input_data, dtypes)
-    cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
+    try:
+        cost = None if inputs is None else measure(inner, *inputs, loss=loss, mode=mode)
+    except FtkitError as error:
+        raise FtkitError(f"{error}{_batch_missing(inner, input_size, dtypes, loss, mode)}") from error.__cause__
     found = ModelSummary(**_counted(inner, cost))
     found._depth, found._cost = depth, cost
     if cost is not None and inputs is not None:
         unfrozen = measure(inner, *inputs, loss=loss, mode=mode, train_all=True) if found.frozen_params else cost
         found.unfrozen_backward_flops, found.unfrozen_saved_bytes = unfrozen.backward_flops, unfrozen.saved_bytes
     return found
+
+
+def _batch_missing(model: nn.Module, input_size: Any, dtypes: Any, loss: Any, mode: str | None) -> str:
+    """A hint, with a space before it, where the model would run if the shape had a batch dimension in front."""
+    shapes = [] if input_size is None else _shapes(input_size)
+    with contextlib.suppress(FtkitError):
+        if len(shapes) == 1:
+            measure(model, _blanks(model, (2, *shapes[0]), dtypes), {}, loss=loss, mode=mode)
+            return f" The batch dimension seems to be missing: pass {(1, *shapes[0])}."
+    return ""
 
 
 def _inputs(
@@ -280,7 +294,8 @@ def largest_batch(
         The batch size, or 0 if not even one example fits.
 
     Raises:
-        FtkitError: An argument is invalid, or memory does not grow with the batch.
+        FtkitError: An argument is invalid, the parameters alone take more memory, or memory does not grow with the
+            batch.
 
     Example:
         >>> import torch
@@ -294,6 +309,9 @@ def largest_batch(
     inner = unwrap(model)
     room, mode = byte_count("memory", memory), _mode(mode)
     examples = _blanks(inner, input_size, dtypes)
+    own = sum(elements([one], {}) * one.dtype.itemsize for one in inner.parameters())
+    if room < own:
+        raise FtkitError(f"The model's parameters alone take {in_bytes(own)}; memory is {in_bytes(room)}.")
     if not all(one.dim() for one in examples):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
 
