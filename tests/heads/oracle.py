@@ -68,7 +68,9 @@ def numbers_of(model: nn.Module) -> dict[str, object]:
     """The whole numbers among the attributes of a model's modules, and in its configuration."""
     found: dict[str, object] = {
         f"{name}.{key}": value
-        for name, module in model.named_modules(remove_duplicate=False)  # two layers may become one that both names share
+        for name, module in model.named_modules(
+            remove_duplicate=False
+        )  # two layers may become one that both names share
         for key, value in vars(module).items()
         if type(value) is int and key != "np"  # how many parameters there are, which ultralytics notes
     }

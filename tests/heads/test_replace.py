@@ -134,13 +134,18 @@ def test_a_new_module_takes_the_mode_of_the_old_one(training: bool) -> None:
 
 
 def test_a_new_module_is_as_frozen_as_the_old_one() -> None:
-    """Unless it is made of it, as an adapter is; nothing that its maker froze is thawed."""
+    """Unless it is of another class, as an adapter is; nothing that its maker froze is thawed."""
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
     freeze(model, "0", "1", "2")
+    replace_modules(model, "0", lambda name, old: nn.Sequential(nn.Linear(4, 4, bias=False)))
     replace_modules(model, "1", lambda name, old: nn.BatchNorm1d(4))
     replace_modules(model, "2", lambda name, old: nn.Sequential(old, nn.Linear(4, 4)))
     replace_modules(model, "3", lambda name, old: nn.Linear(4, 2).requires_grad_(False))
-    assert [name for name, one in model.named_parameters() if one.requires_grad] == ["2.1.weight", "2.1.bias"]
+    assert [name for name, one in model.named_parameters() if one.requires_grad] == [
+        "0.0.weight",
+        "2.1.weight",
+        "2.1.bias",
+    ]
     freeze(model, "1")
     model.train()(torch.rand(8, 4))
     assert not model[1].running_mean.any()

@@ -175,9 +175,9 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
     A module with several names or parents is replaced under all of them. Modules inside a replaced module are not
     replaced separately.
 
-    What is new gets the train or eval mode of what it replaces. If all parameters of that were frozen, so are the new
-    ones, unless the new module uses the old one or its parameters, as adapters do. To hold its running statistics and
-    Dropout too, pass the returned names to :func:`freeze`.
+    A new module gets the train or eval mode of the old one. If it is of the same class and the old one was frozen, its
+    parameters are frozen too; a module of another class, such as an adapter, trains. To freeze it, or to keep its
+    running statistics and Dropout fixed, pass the returned names to :func:`freeze`.
 
     Args:
         model: The model.
@@ -220,14 +220,14 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
 
 
 def _take_after(new: nn.Module, old: nn.Module, known: list[nn.Module]) -> None:
-    """Give a new module the mode of the old one, and leave it as frozen; not what it has of the model."""
+    """Give a new module the mode of the old one, and one of the same class its frozen state; not what is the model's."""
     ours = {id(part) for one in known for part in (one, *one.parameters(recurse=False))}
     for part in new.modules():
         if id(part) not in ours:
             part.training = old.training
     parameters = list(old.parameters())
     frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
-    if frozen and ours.isdisjoint(map(id, (*new.modules(), *new.parameters()))):
+    if frozen and type(new) is type(old) and ours.isdisjoint(map(id, (*new.modules(), *new.parameters()))):
         new.requires_grad_(False)
 
 
