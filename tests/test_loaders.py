@@ -156,10 +156,54 @@ def test_what_it_cannot_resume_it_refuses() -> None:
         ResumableLoader([1]).load_state_dict({"epoch": 1})
 
 
+@pytest.mark.parametrize(
+    ("count", "options", "words"),
+    [
+        (12, {"batch_size": 4, "shuffle": True}, "batch_size 2, batches 6; this loader has batch_size 4, batches 3"),
+        (8, {"batch_size": 2, "shuffle": True}, "samples 12, batches 6; this loader has samples 8, batches 4"),
+        (12, {"batch_size": 2}, "sampler RandomSampler; this loader has sampler SequentialSampler"),
+        (12, {"batch_sampler": [[0, 1]] * 6}, "batch_size 2, sampler RandomSampler; this loader has batch_size None"),
+    ],
+)
+def test_another_loader_cannot_resume_within_an_epoch(
+    tmp_path: Path, count: int, options: dict[str, Any], words: str
+) -> None:
+    """It would skip or repeat samples, which the error says; at an epoch's end, and from older states, it resumes."""
+    loader, other = ResumableLoader(range(12), batch_size=2, shuffle=True), ResumableLoader(range(count), **options)
+    next(iter(loader))
+    path, model = tmp_path / "c.safetensors", nn.Linear(1, 1)
+    save_checkpoint(path, model=model, sampler=loader)
+    with pytest.raises(CheckpointError, match=f"saved with {words}.*same loader.*sampler="):
+        load_checkpoint(path, model=model, sampler=other)
+    assert not other.mid_epoch
+    load_checkpoint(path, model=model, sampler=ResumableLoader(range(12), batch_size=2, shuffle=True))
+    other.load_state_dict({name: loader.state_dict()[name] for name in ("seed", "position", "generator")})
+    assert other.mid_epoch
+    list(loader)
+    other.load_state_dict(loader.state_dict())
+    assert not other.mid_epoch
+
+
+def test_data_without_a_length_resumes_as_before() -> None:
+    """What is not known is not compared."""
+
+    class Endless(Dataset[int]):
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    def made() -> ResumableLoader[int]:
+        return ResumableLoader(Endless(), sampler=iter(range(5)), batch_size=1)
+
+    loader, again = made(), made()
+    next(iter(loader))
+    again.load_state_dict(loader.state_dict())
+    assert [batch.item() for batch in again] == [1, 2, 3, 4]  # type: ignore[attr-defined]
+
+
 def test_a_torch_without_its_place_for_indices_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where torch takes the indices of a batch from elsewhere, a loader says so when it is made."""
     monkeypatch.delattr(DataLoader, "_index_sampler")
-    with pytest.raises(FtkitError, match=r"no DataLoader\._index_sampler, which ftkit needs to go on within an epoch"):
+    with pytest.raises(FtkitError, match=r"no DataLoader\._index_sampler, which ftkit needs to resume within an epoch"):
         ResumableLoader([1])
 
 

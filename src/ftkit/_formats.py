@@ -110,6 +110,16 @@ def open_file(path: str | os.PathLike[str]) -> WeightsFile:
     return weights
 
 
+def refuse_torch_name(path: Path) -> None:
+    """Refuse to write a delta under a name that torch is expected to read.
+
+    Raises:
+        CheckpointError: It is such a name.
+    """
+    if path.suffix in TORCH_SUFFIXES:
+        raise CheckpointError(f"A delta is a safetensors file: {shown(path.name)} should end in .safetensors.")
+
+
 def _beside(path: Path) -> str:
     """The closest names next to a file that does not exist."""
     with contextlib.suppress(OSError):

@@ -85,10 +85,8 @@ class ResumableLoader(IndexedLoader[T_co]):
             )
 
     def __repr__(self) -> str:
-        try:
-            count = f"{len(self):,}"
-        except (TypeError, AttributeError, NotImplementedError):  # a sampler without a length
-            count = "?"
+        length = _length(self)
+        count = "?" if length is None else f"{length:,}"
         place = f"{self._position:,} of {count} batches done" if self.mid_epoch else f"{count} batches, none done"
         return to_text([f"<ResumableLoader over a {type(self.dataset).__name__}: {place}>"])
 
@@ -98,17 +96,36 @@ class ResumableLoader(IndexedLoader[T_co]):
         return self._seed is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position within the epoch."""
+        """Return the position within the epoch, and what it is a position in."""
         generator = None if self.generator is None else self.generator.get_state()
-        return {"seed": self._seed, "position": self._position, "generator": generator}
+        return {"seed": self._seed, "position": self._position, "generator": generator, **self._order()}
+
+    def _order(self) -> dict[str, Any]:
+        """What tells an epoch's order from that of another loader; None is what is not known."""
+        by_batch = self.batch_size is None and self.batch_sampler is not None
+        return {
+            "samples": _length(self.dataset),
+            "batch_size": self.batch_size,
+            "batches": _length(self),
+            "sampler": type(self.batch_sampler if by_batch else self.sampler).__name__,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume at the next iteration from a position that ``state_dict`` returned.
 
         Raises:
-            CheckpointError: ``state`` is not that of a ResumableLoader.
+            CheckpointError: ``state`` is not that of a ResumableLoader; or an epoch is in progress in it, and this
+                loader has other data, another batch size or another kind of sampler: it would skip or repeat samples.
         """
         state = entries_of("ResumableLoader", state, ("seed", "position", "generator"), CheckpointError)
+        own = self._order()
+        if other := [name for name in own if state["seed"] is not None and state.get(name, own[name]) != own[name]]:
+            saved, here = (", ".join(f"{name} {order[name]}" for name in other) for order in (state, own))
+            raise CheckpointError(
+                f"The epoch in progress was saved with {saved}; this loader has {here}, and would skip or repeat "
+                "samples. Resume with the same loader, from a checkpoint saved at an epoch's end, or without sampler=, "
+                "which starts the epoch over."
+            )
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
         self._unused = False
@@ -159,6 +176,13 @@ class ResumableLoader(IndexedLoader[T_co]):
                 torch.set_rng_state(before[2])
                 if own is not None and before[3] is not None:
                     own.set_state(before[3])
+
+
+def _length(sized: Any) -> int | None:
+    try:
+        return len(sized)
+    except (TypeError, AttributeError, NotImplementedError):  # as of a sampler that draws for ever
+        return None
 
 
 def is_unused(loader: object) -> bool:

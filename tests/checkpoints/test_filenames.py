@@ -24,12 +24,13 @@ from tests.checkpoints.runs import names
         ("e{epoch}.pt", {}, "e2.pt"),
         ("x" * 400, {}, "x" * 200 + ".safetensors"),
         ("{{}}{epoch}", {}, "{}2.safetensors"),
+        ("{epoch}-{step}", {"epoch": 99.0, "step": 98.0}, "2-7.safetensors"),
     ],
 )
 def test_names_are_safe(tmp_path: Path, template: str, metrics: dict[str, float], expected: str) -> None:
     """Metrics of any name fill a template; nothing leaves the folder."""
     manager = CheckpointManager(tmp_path / "runs", filename=template)
-    manager.save(2, model=nn.Linear(1, 1), metrics=metrics)
+    manager.save(2, step=7, model=nn.Linear(1, 1), metrics=metrics)
     assert names(tmp_path) == ["runs"]
     assert names(tmp_path / "runs") == [expected]
 

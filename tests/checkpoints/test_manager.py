@@ -57,6 +57,23 @@ def test_a_damaged_newest_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptu
     assert "damaged" in caplog.text
 
 
+def test_a_run_that_fell_back_stays_ahead_of_what_it_passed_over(tmp_path: Path) -> None:
+    """A new manager resumes it, even once the damaged files can be read again."""
+    model = make()
+    manager = CheckpointManager(tmp_path, keep_last=9)
+    abandoned = [manager.save(epoch, model=model) for epoch in range(4)][1:]
+    for path in abandoned:
+        damage(path)
+    manager = CheckpointManager(tmp_path, keep_last=9)
+    assert manager.resume(model=model) == 1
+    saved = manager.save(1, model=model)
+    assert manager.last_path == saved
+    assert CheckpointManager(tmp_path).last_path == saved
+    for path in abandoned:
+        damage(path)  # a second time: it is whole again
+    assert CheckpointManager(tmp_path).resume(model=model) == 2
+
+
 def test_manager_deltas_see_all_that_moved(tmp_path: Path) -> None:
     """With resume called first, statistics that moved and parts trained earlier are part of a delta."""
 

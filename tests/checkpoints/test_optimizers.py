@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from ftkit import freeze_except, load_checkpoint, save_checkpoint
-from tests.checkpoints.runs import flat, make, steps
+from ftkit import CheckpointManager, freeze_except, load_checkpoint, save_checkpoint
+from ftkit.errors import CheckpointError
+from tests.checkpoints.runs import flat, make, names, steps
 
 
 def test_moments_of_another_type_stay_exact(tmp_path: Path) -> None:
@@ -114,3 +115,21 @@ def test_a_scheduler_of_more_groups_than_the_checkpoint_had(tmp_path: Path) -> N
     steps(again, other, 1)
     follower.step()
     assert [group["lr"] for group in other.param_groups] == pytest.approx([0.1 * 0.9**2])
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel, torch.compile])
+def test_an_optimizer_of_another_model_is_not_saved(tmp_path: Path, wrap: Any) -> None:
+    """No resume could use it; one that holds nothing, or any part of the model, is saved."""
+    optimizer = torch.optim.AdamW(make().parameters())
+    model = wrap(make())
+    with pytest.raises(CheckpointError, match="None of the 6 parameters of this AdamW is in the model"):
+        save_checkpoint(tmp_path / "c.pt", model=model, optimizer=optimizer)
+    manager = CheckpointManager(tmp_path)
+    with pytest.raises(CheckpointError, match="None of the 6 parameters"):
+        manager.save(0, model=model, optimizer=optimizer)
+    assert not names(tmp_path)
+    save_checkpoint(tmp_path / "x.pt", model=model, teacher=optimizer)  # under another name, it is nobody's
+    optimizer.add_param_group({"params": next(model.parameters())})
+    manager.save(0, model=model, optimizer=optimizer)
+    optimizer.param_groups.clear()
+    manager.save(1, model=model, optimizer=optimizer)

@@ -132,6 +132,30 @@ def test_a_model_spread_over_processes(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
+def test_a_sharded_model_is_saved_after_a_validation(tmp_path: Path) -> None:
+    """A forward without a backward leaves its parameters whole for a while, which are not those of the optimizer."""
+    run_ranks(
+        """
+        def run(rank, folder):
+            model = nn.Linear(5, 3)
+            fully_shard(model)
+            optimizer = torch.optim.AdamW(model.parameters())
+            model(torch.ones(2, 5)).sum().backward()
+            optimizer.step()
+            with torch.no_grad():
+                model(torch.ones(2, 5))
+            save_checkpoint(folder + "/run.pt", model=model, optimizer=optimizer)
+            dist.barrier()
+            load_checkpoint(folder + "/run.pt", model=model, optimizer=optimizer)
+
+        start([2], run)
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="starts processes by fork")
 def test_all_hear_of_what_keeps_the_first_from_saving(tmp_path: Path) -> None:
     """No process waits for ever for one that has raised: each gets the error, and the next save works."""
     run_ranks(

@@ -200,3 +200,16 @@ def test_a_read_only_folder_is_a_clear_error() -> None:
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("part", ["model", "extra"])
+def test_a_tensor_without_values_is_refused(tmp_path: Path, suffix: str, part: str) -> None:
+    """In either format, wherever it is; a write in the background does not even begin."""
+    model = nn.Linear(1, 1, device="meta" if part == "model" else None)
+    values = {"ema_decay": [torch.empty(2, device="meta")]} if part == "extra" else {}
+    with pytest.raises(CheckpointError, match="on the meta device: it has a shape but no values"):
+        save_checkpoint(tmp_path / f"c{suffix}", model=model, rng=False, **values)
+    with pytest.raises(CheckpointError, match="on the meta device"):
+        CheckpointManager(tmp_path, filename=f"c{suffix}", background=True).save(0, model=model, rng=False, **values)
+    assert not [*tmp_path.iterdir()]

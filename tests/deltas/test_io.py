@@ -242,3 +242,10 @@ def test_nothing_trainable_asks_for_the_base(tmp_path: Path) -> None:
     model = nn.Linear(2, 2).requires_grad_(False).eval()
     with pytest.raises(CheckpointError, match="pass base="):
         save_delta(model, tmp_path / "d.safetensors")
+
+
+def test_a_delta_under_a_torch_name_is_refused(tmp_path: Path) -> None:
+    """What reads files of that name could not read it."""
+    with pytest.raises(CheckpointError, match=r"x\.pt should end in \.safetensors"):
+        save_delta(nn.Linear(1, 1), tmp_path / "x.pt")
+    assert not [*tmp_path.iterdir()]

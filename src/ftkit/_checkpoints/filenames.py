@@ -54,10 +54,11 @@ def name_for(template: str | None, value: float | None, facts: Mapping[str, Any]
     Args:
         template: Filled in, if it is not None.
         value: The metric to name it by otherwise.
-        facts: ``epoch``, ``step`` and ``metrics``.
+        facts: ``epoch``, ``step`` and ``metrics``; a metric with one of these names does not hide them.
     """
     if template is not None:
-        name = fill_in(template, {"epoch": facts["epoch"], "step": facts["step"], **facts["metrics"]})
+        own = {name: facts[name] for name in ("epoch", "step") if facts[name] is not None}
+        name = fill_in(template, {**own, **facts["metrics"], **own})
     else:
         detail = "" if value is None else f"-{value:.4f}"
         if not detail and facts["step"] is not None:

@@ -24,7 +24,7 @@ from ftkit._checkpoints.training import Checkpoint, collect, facts_of, is_mid_ep
 from ftkit._checkpoints.turns import turns_in
 from ftkit._deltas.changes import digests, tensors_of
 from ftkit._files import remove_litter
-from ftkit._formats import TORCH_SUFFIXES
+from ftkit._formats import refuse_torch_name
 from ftkit._monitor import Mode, metric_value, mode_for
 from ftkit._reports import to_text
 from ftkit._wording import plural
@@ -112,8 +112,8 @@ class CheckpointManager:
         self.resumed: Checkpoint | None = None
         if filename is not None:
             filenames.fields(filename)  # refuses what is not a template
-            if delta and Path(filename).suffix in TORCH_SUFFIXES:
-                raise FtkitError(f"filename={filename!r}: a delta is a safetensors file. Omit the extension.")
+            if delta:
+                refuse_torch_name(Path(filename))
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -189,6 +189,7 @@ class CheckpointManager:
 
         Raises:
             FtkitError: A metric that ``monitor`` or ``filename`` names is missing, or a value is not a number.
+            CheckpointError: A state can't be saved, as for :func:`save_checkpoint`.
             FileWriteError: The file could not be written, or another process saves to the folder. Older ones are
                 intact.
         """
@@ -397,7 +398,7 @@ class CheckpointManager:
             if self._turns.count != self._turn + 1:  # someone else may have written
                 self._shelf.refresh()
             self._turn = self._turns.count
-            order = self._newest.order + 1 if self._shelf.entries else 0
+            order = self._shelf.next_order
             run = self._turns.run = self._run if self._run is not None else self._begun(facts["epoch"])
             entry = Entry(self.directory, order, value, run, facts["epoch"] + (not within), intact=True)
             entry.path = self._free_path(name, entry)

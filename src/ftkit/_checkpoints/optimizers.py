@@ -34,9 +34,19 @@ def describe(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> di
     """Return an optimizer's type, and the names of its parameters in its own order.
 
     A parameter that is not in the model has the name ``None``.
+
+    Raises:
+        CheckpointError: None of them is in the model.
     """
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    return {"type": type(optimizer).__name__, "names": [names.get(id(parameter)) for parameter in held(optimizer)]}
+    kind, known = type(optimizer).__name__, {id(parameter): name for name, parameter in parameters.items()}
+    names = [known.get(id(parameter)) for parameter in held(optimizer)]
+    if names and not any(name is not None for name in names):
+        raise CheckpointError(
+            f"None of the {plural(len(names), 'parameter')} of this {kind} is in the model, so no resume could use its "
+            "state. Build the optimizer after the model is built, changed or sharded; pass one of another model under "
+            "a name of your own."
+        )
+    return {"type": kind, "names": names}
 
 
 def held(optimizer: Optimizer) -> list[nn.Parameter]:

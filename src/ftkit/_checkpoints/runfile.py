@@ -15,13 +15,13 @@ from typing import Any, Final, TypeAlias
 from torch import Tensor
 
 from ftkit._checkpoints import ranks
-from ftkit._formats import TORCH_SUFFIXES, WeightsFile, open_file
+from ftkit._formats import TORCH_SUFFIXES, WeightsFile, open_file, refuse_torch_name
 from ftkit._pickles.gate import load_parts, save_pickle
 from ftkit._pickles.torchfiles import PickleFile
 from ftkit._tensors.budget import Budget
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
-from ftkit._tensors.safetensors import write_tensors
+from ftkit._tensors.safetensors import refuse_empty, write_tensors
 from ftkit._wording import plural, shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, UntrustedFileError, did_you_mean
 
@@ -130,7 +130,7 @@ def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) 
         copy: Copies tensors, if the originals will change before they are written.
 
     Raises:
-        CheckpointError: Something can't be saved without pickling code.
+        CheckpointError: Something can't be saved without pickling code, or has no values.
     """
     path = content.path
     tensors: Tensors = {}
@@ -139,13 +139,14 @@ def prepare(content: Content, copy: Callable[[Tensors], Tensors] | None = None) 
         # Foreign readers look for the model's tensors; all else is ours alone.
         packed, texts[name] = pack(state, name, compact="delta" in content.run and name != "model")
         tensors |= packed
+    refuse_empty(tensors)
     if path.suffix not in TORCH_SUFFIXES:
         metadata = {_KEY: pack(content.run)[1], **texts}
         if copy is not None:
             tensors = copy(tensors)
         return lambda: write_tensors(path, tensors, metadata)
     if "delta" in content.run:
-        raise CheckpointError(f"A delta is a safetensors file: {path.name} should end in .safetensors.")
+        refuse_torch_name(path)
     states = content.states
     if copy is not None:
         tensors = copy(tensors)

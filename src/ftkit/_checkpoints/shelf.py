@@ -75,12 +75,14 @@ class Shelf:
     Attributes:
         entries: The checkpoints by the names of their files, oldest first.
         unreadable: How many files can't be read, or are damaged.
+        next_order: Above the order of every file ever seen here, so that what was passed over never becomes the newest.
     """
 
     def __init__(self, folder: Path, watched: Watched) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
         self.unreadable: int = 0
+        self.next_order: int = 0
         self._watched = watched
         self._known: dict[tuple[str, _Stamp], Entry | None] = {}  # None: can't be read, or no manager wrote it
         self._damaged: set[tuple[str, _Stamp]] = set()
@@ -126,6 +128,7 @@ class Shelf:
         self._known = known
         found = [entry for entry in known.values() if entry is not None]
         self.entries = {entry.path.name: entry for entry in sorted(found, key=lambda entry: (entry.order, entry.path))}
+        self.next_order = max([self.next_order, *(entry.order + 1 for entry in found)])
         return vanished
 
     def put(self, entry: Entry) -> None:
@@ -133,6 +136,7 @@ class Shelf:
         name = entry.path.name
         self.entries.pop(name, None)
         self.entries[name] = entry
+        self.next_order = max(self.next_order, entry.order + 1)
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Take away those whose files are deleted."""

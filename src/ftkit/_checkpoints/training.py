@@ -107,7 +107,8 @@ def save_checkpoint(
             ``state_dict``. A name that is nearly an argument's is treated as a typo, and is an error.
 
     Raises:
-        CheckpointError: A state contains something that can't be saved without pickling code.
+        CheckpointError: A state contains something that can't be saved without pickling code, or a tensor without
+            values (meta), or the optimizer has none of the model's parameters.
         FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
@@ -121,7 +122,7 @@ def save_checkpoint(
         (3, {'classes': ['ant', 'bee']})
     """
     refuse_slips("save_checkpoint", extra)
-    sharded = ranks.holds_shards(unwrap(model).parameters())
+    sharded = ranks.holds_shards(unwrap(model).state_dict().values())
     content = collect(
         local_path("path", path, error=FileWriteError),
         model=model,

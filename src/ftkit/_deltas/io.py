@@ -7,15 +7,16 @@ from typing import Any, Final
 
 from torch import nn
 
+from ftkit._arguments import local_path
 from ftkit._deltas.changes import differing, may_have_changed, split, tensors_of
 from ftkit._deltas.placing import fill, place
-from ftkit._formats import WeightsFile, open_file
+from ftkit._formats import WeightsFile, open_file, refuse_torch_name
 from ftkit._models.undo import Undo
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import pack, unpack
 from ftkit._tensors.safetensors import write_tensors
 from ftkit._weights.sources import WeightsSource
-from ftkit.errors import CheckpointError
+from ftkit.errors import CheckpointError, FileWriteError
 from ftkit.selection import unwrap
 
 _KEY: Final = "ftkit.delta"
@@ -37,7 +38,8 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
             something was trained first and frozen later.
 
     Raises:
-        CheckpointError: Nothing is trainable, or the base is not a base of this model.
+        CheckpointError: Nothing is trainable, the base is not a base of this model, or the file's extension is one of
+            torch files.
         FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
@@ -55,6 +57,7 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
         >>> torch.equal(fresh(torch.ones(1, 4)), model(torch.ones(1, 4)))
         True
     """
+    refuse_torch_name(local_path("path", path, error=FileWriteError))
     inner = unwrap(model)
     state = tensors_of(inner)
     changed = may_have_changed(inner, state) if base is None else differing(state, base)

@@ -220,7 +220,7 @@ def replace_modules(model: nn.Module, selector: Selector, factory: Callable[[str
 
 
 def _take_after(new: nn.Module, old: nn.Module, known: list[nn.Module]) -> None:
-    """Give a new module the mode of the old one, and one of the same class its frozen state; not what is the model's."""
+    """Give a new module the mode of the old one, and if it is of the same class, its frozen state."""
     ours = {id(part) for one in known for part in (one, *one.parameters(recurse=False))}
     for part in new.modules():
         if id(part) not in ours:

@@ -148,10 +148,7 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
         raise CheckpointError(f"{name!r} is a {type(tensor).__name__}, not a tensor: only tensors can be stored here.")
     if is_lazy(tensor):
         raise CheckpointError(f"{name!r} has no shape yet: run the model once on a batch before saving it.")
-    if tensor.is_meta or type(tensor).__name__ == "FakeTensor":
-        raise CheckpointError(
-            f"{name!r} is on the meta device: it has a shape but no values. Load or initialize the model first."
-        )
+    refuse_empty({name: tensor})
     if kind := rare_kind(tensor):
         raise CheckpointError(
             f"{name!r} is {kind}; a safetensors file contains only dense tensors. Save its dense parts."
@@ -163,6 +160,19 @@ def _storable(name: str, tensor: Tensor) -> Tensor:
             f"{name!r} is {tensor.dtype}, which safetensors can't store. Convert it, as torch.view_as_real does."
         )
     return tensor.detach()
+
+
+def refuse_empty(tensors: Mapping[str, object]) -> None:
+    """Refuse to save tensors that have no values.
+
+    Raises:
+        CheckpointError: One is on the meta device.
+    """
+    for name, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and (tensor.is_meta or type(tensor).__name__ == "FakeTensor"):
+            raise CheckpointError(
+                f"{name!r} is on the meta device: it has a shape but no values. Load or initialize the model first."
+            )
 
 
 def _header(

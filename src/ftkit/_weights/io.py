@@ -21,7 +21,7 @@ from ftkit._reports import Parts, Report, printable
 from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import unpack
-from ftkit._tensors.safetensors import write_tensors
+from ftkit._tensors.safetensors import refuse_empty, write_tensors
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import shown, some
@@ -122,10 +122,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     if nameless := [name for name in names if not isinstance(name, str)]:
         raise CheckpointError(f"The names in a state dict must be text, not {came(nameless[0])}.")
     if path.suffix in TORCH_SUFFIXES:
-        if empty := [name for name, tensor in tensors.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
-            raise CheckpointError(
-                f"{empty[0]!r} is on the meta device: it has a shape but no values. Load the model first."
-            )
+        refuse_empty(tensors)
         save_pickle(tensors, path)
         return
     if odd := [name for name, value in tensors.items() if not isinstance(value, Tensor)]:
