@@ -12,13 +12,13 @@ from posixpath import join
 from typing import Any, TypeAlias
 
 from ftkit._arguments import path_or_url
+from ftkit._images.suffixes import LITTER_FOLDERS
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
 from ftkit.errors import FtkitError, did_you_mean
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 _LITTER_STARTS = ("._", "~$")
-_LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
 # Who leaves it behind, by how the name starts.
 _LEFT_BY = (
     (("thumbs", "ehthumbs", "desktop.ini"), "Windows"),
@@ -104,7 +104,7 @@ class Folder:
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
                         note(path, Note("folder_named_image", "a folder with an image's file extension"))
-                    inside.append((path, littered or name in _LITTER_FOLDERS, above | {me}))
+                    inside.append((path, littered or name in LITTER_FOLDERS, above | {me}))
             pending.extend(reversed(inside))
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
@@ -155,7 +155,7 @@ class _RemoteFolder(Folder):
             if is_only_ours:
                 continue
             _enter(folder, bool(folders or files), note, enter)
-            littered = not _LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
+            littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
             for name in filter(None, sorted(files)):
                 path = join(folder, name)
                 if not _noted_as_litter(path, littered, note):
@@ -173,11 +173,6 @@ class _RemoteFolder(Folder):
 
     def identity(self, path: str) -> Hashable:
         return path
-
-
-def may_be_class(name: str) -> bool:
-    """Whether a folder is one that people make: neither hidden nor left behind by a system or tool."""
-    return name.lower() not in _LITTER_FOLDERS and not name.startswith(".")
 
 
 def open_folder(root: str | os.PathLike[str]) -> Folder:

@@ -11,7 +11,7 @@ from itertools import chain
 from typing import NamedTuple
 
 from ftkit._arguments import strings
-from ftkit._images.folders import may_be_class
+from ftkit._images.suffixes import may_be_class
 from ftkit._images.verdict import Note
 from ftkit._wording import plural
 from ftkit.errors import FtkitError, did_you_mean

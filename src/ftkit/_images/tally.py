@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
-from ftkit._images.folders import Folder, Stamp, may_be_class
+from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Arrangement, Layout
-from ftkit._images.suffixes import IMAGE_SUFFIXES
+from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class
 from ftkit._images.verdict import Form, Note, Notes, Verdict, read_line
 
 _IMBALANCE = 10  # times more images than in another class
