@@ -179,6 +179,15 @@ def test_errors_take_one_line(run: Run, arguments: list[str]) -> None:
     assert err.count("\n") == 1
 
 
+def test_an_empty_folder(run: Run, tmp_path: Path) -> None:
+    """It is an error that names the option for a shell, too."""
+    (tmp_path / "empty").mkdir()
+    status, _, err = run("scan", "empty", "--workers", "1")
+    assert status == 2
+    assert "--allow-empty" in err
+    assert run("scan", "empty", "--workers", "1", "--allow-empty")[0] == 0
+
+
 def test_no_command_prints_help(run: Run) -> None:
     """Bare ``ftkit`` says what there is, and so does ``python -m ftkit``."""
     status, out, err = run()

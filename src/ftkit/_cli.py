@@ -103,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders to treat as splits, such as train,val")
     scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
     scan.add_argument("--journal", metavar="FILE", help="keep a journal in FILE and resume from it")
+    scan.add_argument("--allow-empty", action="store_true", help="accept a folder without any file")
     scan.add_argument("--html", metavar="FILE", help="also write an HTML page with thumbnails")
     scan.add_argument("--csv", metavar="FILE", help="also write the findings as CSV")
     scan.set_defaults(run=_scan)
@@ -211,6 +212,7 @@ def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
         timeout=options.timeout,
         splits=options.splits,
         journal=options.journal,
+        allow_empty=options.allow_empty,
     )
     if options.html:
         report.to_html(options.html)

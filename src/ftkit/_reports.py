@@ -14,7 +14,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias, overload
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar, overload
 
 from ftkit._files import atomic_write
 from ftkit._wording import shown
@@ -50,6 +50,7 @@ class Grid(NamedTuple):
 
 
 Parts: TypeAlias = Iterable["str | Grid"]
+Target = TypeVar("Target", bound="str | os.PathLike[str] | None")
 
 
 class Report:
@@ -79,7 +80,11 @@ class Report:
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str | None:
         """Return ``to_dict()`` as JSON, or write it to the file ``path``."""
-        return delivered(json.dumps(self.to_dict(), indent=1), path)
+        return delivered(json.dumps(self.to_dict(), indent=1), self._target(path))
+
+    def _target(self, path: Target) -> Target:
+        """Return the path of a file to write, if it may be written."""
+        return path
 
 
 def delivered(text: str, path: str | os.PathLike[str] | None) -> str | None:

@@ -51,8 +51,9 @@ def test_names_choose_kinds_severities_and_families() -> None:
 
 def test_by_default_the_unusable_and_the_junk_are_chosen() -> None:
     """But no file of another kind."""
-    wanted = {kind for kind, known in KINDS.items() if known.severity != "odd"} - {"other_file"}
-    assert {finding.kind for finding in filter(chooser(None), ALL)} == wanted
+    assert {finding.kind for finding in filter(chooser(None), ALL)} == chosen("unusable", "junk")
+    assert "other_file" not in chosen("unusable", "junk")
+    assert chosen("other_file") == {"other_file"}
 
 
 @pytest.mark.parametrize(("name", "hint"), [("leek", "'leak'"), ("unuseable", "'unusable'"), ("", "not a kind")])

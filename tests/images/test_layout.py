@@ -46,7 +46,11 @@ def test_splits_may_lie_deeper() -> None:
     [
         (["train2017", "val2017", "annotations"], {}, {"train2017": "train", "val2017": "val"}),
         (["training_set", "test_set"], {}, {"training_set": "train", "test_set": "test"}),
-        (["test-images", "trains", "contest"], {}, {"test-images": "test"}),
+        (["test-images", "trains", "contest"], {"test-images": ["cat"]}, {"test-images": "test"}),
+        (["test-images", "trains", "contest"], {"test-images": [".cache", "__MACOSX"]}, {}),
+        (["Train", "Test", "samples", "annotations"], {}, {"Train": "train", "Test": "test"}),
+        (["Train", "annotations", ".cache"], {}, {"Train": "train"}),
+        (["images"], {"images": ["bus", "train"]}, {}),
         (["images", "labels"], {"images": ["train", "val"], "labels": ["train"]},
          {"images/train": "train", "images/val": "val", "labels/train": "train"}),
         (["JPEGImages", "Annotations", "ImageSets"], {}, {}),
@@ -97,3 +101,35 @@ def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     assert scan_images(tmp_path, workers=1, allow_empty=True).files == 0
     with pytest.raises(FtkitError, match="is empty"):
         scan_images("", workers=1)
+
+
+def test_a_class_named_as_a_split_is_a_class(pets: Path) -> None:
+    """As "train" is beside "bus"; a copy in both is a conflict of labels."""
+    voc = pets.parent / "voc"
+    voc.mkdir()
+    (pets / "train/dog").rename(voc / "train")
+    (pets / "val/dog").rename(voc / "bus")
+    (voc / "bus/copy.jpg").write_bytes((voc / "train/2.jpg").read_bytes())
+    report = scan_images(voc, workers=1)
+    assert report.classes == {"bus": 2, "train": 4}
+    assert report.splits == {}
+    assert "splits:" not in str(report)
+    assert [f.kind for f in report.findings] == ["label_conflict", "label_conflict"]
+
+
+def test_the_report_names_the_splits(pets: Path) -> None:
+    """Which folders they are is a guess, so it is said."""
+    report = scan_images(pets, workers=1)
+    assert report.splits == {"train": "train", "val": "val"}
+    assert "splits: train, val" in str(report)
+
+
+def test_folders_without_images_are_no_classes_in_the_headline(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """Hidden folders and those of tools are no classes at all."""
+    for name in ("cat", "dog", ".ipynb_checkpoints", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "._x").write_bytes(b"x")
+    (tmp_path / "cat/1.jpg").write_bytes(jpegs[0])
+    report = scan_images(tmp_path, workers=1)
+    assert report.classes == {"cat": 1, "dog": 0}
+    assert "1 usable image in 1 class," in " ".join(str(report).split())

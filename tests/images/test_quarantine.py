@@ -414,3 +414,18 @@ TestKilledQuarantine = KilledQuarantine.TestCase
 TestKilledQuarantine.settings = settings(
     max_examples=5, stateful_step_count=4, deadline=None, phases=(Phase.explicit, Phase.generate)
 )
+
+
+def test_nothing_to_move_writes_nothing(dirty: Path) -> None:
+    """No manifest that would bring back nothing; and what has gone by now isn't left."""
+    report = scan_images(dirty, workers=1)
+    gone = report.quarantine(dirty.parent / "none", kinds=["cmyk"])
+    assert (gone.moved, gone.manifest, gone.gallery) == (0, None, None)
+    assert "0 files moved" in str(gone)
+    assert "manifest" not in str(gone)
+    report.quarantine(dirty.parent / "aside")
+    again = report.quarantine(dirty.parent / "none")
+    assert again.manifest is None
+    assert {why for _, why in again.left} == {"gone already"}
+    assert "left in place" not in str(again)
+    assert not (dirty.parent / "none").exists()

@@ -127,3 +127,18 @@ def test_kinds_in_the_place_of_the_folder_are_refused(odd: Path, kinds: object) 
     report = scan_images(odd, workers=1)
     with pytest.raises(FtkitError, match=r"Kinds come second: repair\(kinds=...\)"):
         report.repair(kinds)  # type: ignore[arg-type]
+
+
+def test_nothing_to_mend_names_no_folder(pets: Path) -> None:
+    """It isn't made."""
+    made = scan_images(pets, workers=1).repair()
+    assert str(made) == "nothing to mend"
+    assert not made.folder.exists()
+
+
+def test_what_was_asked_for_and_is_beyond_repair_is_named(odd: Path) -> None:
+    """With what can be done about it; what is mendable in a truncated file is not mended either."""
+    made = scan_images(odd, workers=1).repair(kinds=["truncated", "cmyk"])
+    assert list(made.failed) == [str(odd / "a/cut.jpg")]
+    assert "truncated can't be mended (fetch it again)" in " ".join(str(made).split())
+    assert len(made.made) == 1

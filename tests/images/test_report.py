@@ -108,3 +108,28 @@ def test_a_report_is_written_to_this_machine(
         with pytest.raises(FileWriteError, match="is a URL"):
             getattr(report, method)(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]
+
+
+def test_other_files_are_no_junk(pets: Path) -> None:
+    """What a quarantine would leave is not said to be set aside by it."""
+    (pets / "labels.csv").write_bytes(b"url,label")
+    report = scan_images(pets, workers=1)
+    assert [finding.kind for finding in report.findings] == ["other_file"]
+    assert report.junk == []
+    assert "quarantine" not in str(report)
+
+
+@pytest.mark.parametrize("form", ["html", "csv", "json", "parquet"])
+def test_no_report_replaces_a_file_of_the_data_set(report: ScanReport, pets: Path, tmp_path: Path, form: str) -> None:
+    """Neither directly nor through a link; a new name is fine."""
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    image, link = pets / "train/cat/1.jpg", tmp_path / "link"
+    before = image.read_bytes()
+    link.symlink_to(image)
+    for path in (image, str(link)):
+        with pytest.raises(FtkitError, match="is a file of the data set"):
+            getattr(report, f"to_{form}")(path)
+    assert image.read_bytes() == before
+    getattr(report, f"to_{form}")(pets / "new")
+    assert (pets / "new").is_file()

@@ -14,7 +14,12 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError, did_you_mean
 
 #: The severities and what a report calls them, in its order.
-SEVERITIES: dict[Severity, str] = {"unusable": "unusable", "odd": "usable but odd", "junk": "junk (no image)"}
+SEVERITIES: dict[Severity, str] = {
+    "unusable": "unusable",
+    "odd": "usable but odd",
+    "junk": "junk (no image)",
+    "other": "other (no image, does no harm)",
+}
 
 
 class Kind(NamedTuple):
@@ -40,7 +45,7 @@ class Kind(NamedTuple):
         return self.remedy.startswith("repair()")
 
 
-_unusable, _odd, _junk = (partial(Kind, severity) for severity in SEVERITIES)
+_unusable, _odd, _junk, _other = (partial(Kind, severity) for severity in SEVERITIES)
 
 #: All kinds of findings. Filters, the report, its page and the reference are made from this table, in its order. Each
 #: heading says where the kinds below it are looked for.
@@ -116,7 +121,7 @@ KINDS: dict[str, Kind] = {
     "quarantine": _junk("what ftkit set aside; the scan skips it, ImageFolder does not", "move it elsewhere"),
     "folder_named_image": _junk("loops over *.jpg try to open a folder", "rename it"),
     "link_loop": _junk("a folder that contains itself; its images are read many times", "set it aside"),
-    "other_file": _junk("not an image by name or content; ImageFolder skips it", "nothing"),
+    "other_file": _other("not an image by name or content; ImageFolder skips it", "nothing"),
 }
 
 
@@ -128,7 +133,8 @@ class Finding(Report):
         path: The file, as a path that opens as is: the scanned root joined with the rest.
         kind: What was found, such as ``"truncated"``; the reference lists all kinds.
         severity: ``"unusable"`` (training would fail, or learn from lost pixels), ``"odd"`` (every
-            pixel is there, but the image needs attention) or ``"junk"`` (not an image at all).
+            pixel is there, but the image needs attention), ``"junk"`` (not an image, and it gets in
+            the way) or ``"other"`` (not an image, and does no harm, such as a ``labels.csv``).
         detail: The evidence, in words.
     """
 
@@ -190,7 +196,7 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
 
     Args:
         kinds: Each a kind, a severity, ``"leaks"``, ``"duplicates"`` or ``"label_conflicts"``. None stands for
-            unusable files and junk, but no ``other_file``: a ``labels.csv`` does no harm.
+            unusable files and junk.
 
     Raises:
         FtkitError: A name is none of these.
@@ -202,7 +208,7 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
         (True, False)
     """
     if kinds is None:
-        return lambda finding: finding.severity != "odd" and finding.kind != "other_file"
+        kinds = ("unusable", "junk")
     names = {kinds} if isinstance(kinds, str) else set(strings("kinds", kinds, "kinds of findings"))
     families = sorted({kind.family for kind in KINDS.values()} - {""})
     known = [*KINDS, *families, *SEVERITIES]

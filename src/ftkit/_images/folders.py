@@ -12,13 +12,13 @@ from posixpath import join
 from typing import Any, TypeAlias
 
 from ftkit._arguments import path_or_url
+from ftkit._images.suffixes import LITTER_FOLDERS
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
 from ftkit.errors import FtkitError, did_you_mean
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 _LITTER_STARTS = ("._", "~$")
-LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
 # Who leaves it behind, by how the name starts.
 _LEFT_BY = (
     (("thumbs", "ehthumbs", "desktop.ini"), "Windows"),

@@ -7,9 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from ftkit._arguments import strings
+from ftkit._images.suffixes import may_be_class
 from ftkit._images.verdict import Note
 from ftkit._wording import plural
 from ftkit.errors import FtkitError, did_you_mean
@@ -56,12 +58,16 @@ class Layout:
             tops: The names of the folders right below ``root``.
             root: What the error calls it.
             splits: As for `scan_images`.
-            below: Returns the names of the folders in one of them.
+            below: Returns the names of the folders in a folder.
         """
         if splits is None:
-            found = {name: split for name in sorted(tops) if (split := _split(name))}
-            inside = (f"{top}/{name}" for top in sorted(tops) if top.lower() in _NO_CLASSES for name in below(top))
-            return cls(found or {path: split for path in inside if (split := _split(path.rpartition("/")[2]))})
+            found = _splits_among(sorted(tops), below)
+            inside = (
+                _splits_among([f"{top}/{name}" for name in below(top)], below)
+                for top in sorted(tops)
+                if top.lower() in _NO_CLASSES
+            )
+            return cls(found or dict(chain.from_iterable(map(dict.items, inside))))
         named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
         strings("splits", [*named, *named.values()], "folders")
         layout = cls({name.replace(os.sep, "/").strip("/"): split for name, split in named.items()})
@@ -70,6 +76,11 @@ class Layout:
                 hint = did_you_mean(name, tops)
                 raise FtkitError(f"splits= names {name!r}, but {root!r} has no such folder.{hint} Pass folders in it.")
         return layout
+
+    @property
+    def of_images(self) -> dict[str, str]:
+        """The splits without those of labels and masks."""
+        return {path: split for path, split in self.splits.items() if path.split("/")[0].lower() not in _LABEL_FOLDERS}
 
     def place(self, path: str) -> Place:
         """Return where a path relative to the root lies.
@@ -86,6 +97,18 @@ class Layout:
             label, rest = "", f"{label}/{rest}" if slash else label
             slash = "/"
         return Place(folder, self.splits.get(folder, ""), *((label, rest) if slash else ("", label)))
+
+
+def _splits_among(folders: Sequence[str], below: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Return which of the folders next to each other are splits.
+
+    "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders.
+    """
+    names = {folder: folder.rpartition("/")[2] for folder in folders}
+    found = {folder: split for folder, name in names.items() if (split := _split(name))}
+    others = [n for f, n in names.items() if f not in found and n.lower() not in _NO_CLASSES and may_be_class(n)]
+    is_split = not others or len(set(found.values())) > 1 or any(map(may_be_class, chain(*map(below, found))))
+    return found if is_split else {}
 
 
 def _split(name: str) -> str:

@@ -22,7 +22,7 @@ from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
-_CHANGED = "it has changed since the scan"
+_CHANGED, _GONE = "it has changed since the scan", "gone already"
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 #: What a scan saw of a file: what tells whether it has changed, and its digest where it was made.
@@ -35,9 +35,9 @@ class Quarantine(Report):
 
     Attributes:
         root: The data set's folder.
-        folder: Where the files are now.
-        manifest: What `ftkit.restore` needs to bring them back.
-        gallery: A page with thumbnails of what was moved.
+        folder: Where the files are now; ``dest``, which is not made, if there was nothing to move.
+        manifest: What `ftkit.restore` needs to bring them back; None if there was nothing to move.
+        gallery: A page with thumbnails of what was moved; None if there was nothing to move.
         moved: How many files were moved.
         kinds: How many files were moved for each kind of finding.
         emptied: Folders that were left empty, and removed too.
@@ -46,21 +46,23 @@ class Quarantine(Report):
 
     root: Path
     folder: Path
-    manifest: Path
-    gallery: Path
+    manifest: Path | None
+    gallery: Path | None
     moved: int
     kinds: dict[str, int] = field(default_factory=dict)
     emptied: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
 
     def _parts(self) -> Parts:
-        yield f"{plural(self.moved, 'file')} moved from {self.root} to {self.folder}"
+        to = f" to {self.folder}" if self.manifest else "; nothing was written"
+        yield f"{plural(self.moved, 'file')} moved from {self.root}{to}"
         numbers = sorted(self.kinds.items(), key=lambda kind: -kind[1])
         yield Grid([(f"{number:,}", kind) for kind, number in numbers], names=(1,), right=(0,))
         if self.emptied:
             yield f"  folders left empty, and removed: {some(self.emptied, 8)}"
-        yield Grid([(path, f"left in place: {why}") for path, why in self.left])
-        yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
+        yield Grid([(path, why if why == _GONE else f"left in place: {why}") for path, why in self.left])
+        if self.manifest:
+            yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
 
 
 def move_away(
@@ -99,11 +101,13 @@ def move_away(
     def has_changed(path: str) -> bool:
         return path in seen and _has_changed(data, path, *seen[path])
 
+    entries, left = _plan(home, reasons, has_changed)
+    if not entries:
+        return Quarantine(home, target, None, None, 0, left=left)
     folder, place = _claim(target)
     gallery = place.with_suffix(".html")
     try:
         show(gallery)
-        entries, left = _plan(home, reasons, has_changed)
         manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
         manifest.write()
     except BaseException:
@@ -182,6 +186,8 @@ def _plan(
             if not why:
                 entry = Entry.of(root, path, kinds)
                 why = _CHANGED if entry.type == "link" and has_changed(path) else ""
+        except FileNotFoundError:
+            why = _GONE
         except OSError as error:
             why = _reason(error)
         if why:

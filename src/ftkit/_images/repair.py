@@ -22,7 +22,7 @@ class Repair(Report):
     """What a repair wrote.
 
     Attributes:
-        folder: Where the copies are, under the same relative paths as their originals.
+        folder: Where the copies are, under the same relative paths as their originals; not made for none.
         made: The copy of each original.
         failed: What could not be repaired, and why.
     """
@@ -33,7 +33,8 @@ class Repair(Report):
 
     def _parts(self) -> Parts:
         copies = plural(len(self.made), "repaired copy", "repaired copies")
-        yield f"{copies} in {self.folder}; the originals are unchanged"
+        none = "nothing was repaired" if self.failed else "nothing to mend"
+        yield f"{copies} in {self.folder}; the originals are unchanged" if self.made else none
         yield Grid([(path, f"not repaired: {why}") for path, why in self.failed.items()])
 
 
@@ -53,15 +54,20 @@ def repair(
     if folder.is_relative_to(home):
         raise FtkitError(f"{folder} is inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
-    hopeless = {f.path for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
+    hopeless = {f.path: f.kind for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
+    beyond: dict[str, str] = {}
     for finding in filter(wanted, findings):
         if KINDS[finding.kind].mendable and finding.path not in hopeless:
             chosen.setdefault(finding.path, []).append(finding.kind)
+        elif kinds is not None:
+            beyond[finding.path] = hopeless.get(finding.path, finding.kind)
     jobs = [
         Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root))))
         for path, why in chosen.items()
     ]
     result = Repair(folder)
+    for path in sorted(beyond.keys() - chosen.keys()):
+        result.failed[path] = f"{beyond[path]} can't be mended ({KINDS[beyond[path]].remedy})"
     try:
         for path, answer in zip(chosen, run_jobs(jobs, _SECONDS), strict=True):
             if answer.lost:

@@ -19,8 +19,8 @@ from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.verdict import Severity
-from ftkit._reports import Grid, Parts, Report, delivered
-from ftkit._wording import plural
+from ftkit._reports import Grid, Parts, Report, Target, delivered
+from ftkit._wording import plural, some
 from ftkit.errors import FtkitError
 
 _COLUMNS = tuple(column.name for column in fields(Finding))
@@ -43,6 +43,7 @@ class ScanReport(Report):
         images: Number of usable images among them.
         classes: Number of usable images in each class, under ``"split/class"``.
         seconds: How long the scan took.
+        splits: The folders that were taken as splits, with the split's name.
     """
 
     root: str
@@ -52,6 +53,7 @@ class ScanReport(Report):
     images: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    splits: dict[str, str] = field(default_factory=dict)
     _judged: dict[str, Judged] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -66,7 +68,7 @@ class ScanReport(Report):
 
     @property
     def junk(self) -> list[Finding]:
-        """Findings on what is not an image."""
+        """Findings on what is not an image and gets in the way."""
         return self._of("junk")
 
     @property
@@ -79,6 +81,8 @@ class ScanReport(Report):
 
     def _parts(self) -> Parts:
         yield self._headline()
+        if self.splits:
+            yield f"splits: {some(list(self.splits), 8)}"
         for severity, title in SEVERITIES.items():
             found = self._of(severity)
             if found:
@@ -99,10 +103,20 @@ class ScanReport(Report):
             yield "Nothing was changed. report.quarantine(folder) sets unusable files and junk aside."
 
     def _headline(self) -> str:
-        names = {place.rpartition("/")[2] for place in self.classes}  # one in several splits counts once
+        names = {
+            place.rpartition("/")[2] for place, count in self.classes.items() if count
+        }  # one in several splits counts once
         classes = f" in {plural(len(names), 'class', 'classes')}" if names else ""
         images = plural(self.images, "usable image")
         return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
+
+    def _target(self, path: Target) -> Target:
+        name: str | os.PathLike[str] | None = path
+        if name is not None and "://" not in self.root and os.path.lexists(name):
+            places = ((way(self.root), way(name)) for way in (os.path.abspath, os.path.realpath))
+            if any(Path(place).is_relative_to(root) for root, place in places):
+                raise FtkitError(f"{os.fspath(name)} is a file of the data set {self.root}. Choose another path.")
+        return path
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -116,7 +130,7 @@ class ScanReport(Report):
         rows = csv.writer(text)
         rows.writerow(_COLUMNS)
         rows.writerows(map(_row, self.findings))
-        return delivered(text.getvalue(), path)
+        return delivered(text.getvalue(), self._target(path))
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the findings as a Parquet table (needs the extra ``parquet``).
@@ -132,12 +146,12 @@ class ScanReport(Report):
         rows = [dict(zip(_COLUMNS, _row(finding), strict=True)) for finding in self.findings]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS])), buffer)
-        with atomic_write(path) as file:
+        with atomic_write(self._target(path)) as file:
             file.write(buffer.getvalue())
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page: thumbnails by kind, duplicates side by side."""
-        self._show(path, "The scan changed nothing.", self.findings, self.duplicates)
+        self._show(self._target(path), "The scan changed nothing.", self.findings, self.duplicates)
 
     def _show(
         self, path: str | os.PathLike[str], note: str, findings: list[Finding], groups: list[DuplicateGroup]
@@ -156,8 +170,8 @@ class ScanReport(Report):
                 manifest written before the first move, and a gallery to look at.
             kinds: What to move: kinds of findings, severities, ``"leaks"`` (of an image that is in
                 training and in evaluation, the training copy) or ``"duplicates"`` (all but one
-                copy). By default unusable files and junk, but no ``other_file``: a
-                ``labels.csv`` does no harm. Odd files stay.
+                copy). By default unusable files and junk; odd files stay, and so does
+                ``"other_file"``, such as a ``labels.csv``.
 
         Returns:
             Where the files are now, how many were moved, what was left, and the manifest.

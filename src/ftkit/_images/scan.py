@@ -61,7 +61,8 @@ def scan_images(
         timeout: Seconds after which a file that is not decoded yet is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
             to the split's name. By default the folders named train, val, valid, test and the like, also
-            train2017 or test_set, at the top or in ``images``.
+            train2017 or test_set, at the top or in ``images``; but a single such name among other
+            folders is a class unless it contains class folders.
         progress: Show a progress bar; by default only in a terminal.
         journal: A file that records the result for each file. If it exists already, files that have not
             changed since are not read again: a scan that was stopped resumes.
@@ -118,7 +119,10 @@ def scan_images(
             else:
                 whole.run(executor, _TASK, _TASK)
             if not (tally.files or allow_empty):
-                raise FtkitError(f"There is no file in {folder.name!r}. Pass another folder, or allow_empty=True.")
+                raise FtkitError(
+                    f"There is no file in {folder.name!r}. Pass another folder, or allow_empty=True "
+                    f"(in a shell, --allow-empty)."
+                )
             groups = tally.finish()
     finally:
         close_workers()
@@ -130,6 +134,7 @@ def scan_images(
         images=tally.images,
         classes={"/".join(filter(None, place)): count for place, count in sorted(tally.classes.items())},
         seconds=time.perf_counter() - start,
+        splits=layout.of_images,
         _judged=tally.judged,
     )
 

@@ -1,4 +1,4 @@
-"""Which suffixes go with which content."""
+"""What names tell: which suffixes go with which content, which folders nobody made for a class."""
 
 #: What torchvision's ImageFolder takes for an image, by the suffix alone.
 LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -21,3 +21,10 @@ SUFFIXES = {
     "JXL": (".jxl",),
 }
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
+
+
+def may_be_class(name: str) -> bool:
+    """Whether a folder is one that people make: neither hidden nor left behind by a system or tool."""
+    return name.lower() not in LITTER_FOLDERS and not name.startswith(".")

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
-from ftkit._images.folders import LITTER_FOLDERS, Folder, Stamp
+from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Arrangement, Layout
-from ftkit._images.suffixes import IMAGE_SUFFIXES
+from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class
 from ftkit._images.verdict import Form, Note, Notes, Verdict, read_line
 
 _IMBALANCE = 10  # times more images than in another class
@@ -62,7 +62,7 @@ class Tally:
     def enter(self, folder: str) -> None:
         """Take in a folder: it may be a class."""
         place = self._layout.place(folder + "/.")
-        if place.label and place.rest == ".":
+        if place.label and place.rest == "." and may_be_class(place.label):
             self.classes[place.folder, place.label] += 0
 
     def add(self, line: bytes, at: int) -> None:
@@ -133,7 +133,7 @@ class Tally:
         by_split: dict[str, dict[str, int]] = {}
         for (split, name), count in self.classes.items():
             in_split = split or not self._layout.splits
-            if in_split and name.lower() not in LITTER_FOLDERS and not name.startswith("."):
+            if in_split and may_be_class(name):
                 by_split.setdefault(split, {})[name] = count
         for split, classes in by_split.items():
             self._judge_balance(split, classes)

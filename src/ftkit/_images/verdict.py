@@ -8,7 +8,7 @@ from base64 import b64decode
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-Severity: TypeAlias = Literal["unusable", "odd", "junk"]
+Severity: TypeAlias = Literal["unusable", "odd", "junk", "other"]
 
 
 class Note(NamedTuple):

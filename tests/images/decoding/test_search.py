@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ftkit._images.decoding import search
 from ftkit._images.decoding.fingerprint import fingerprints
@@ -119,3 +119,40 @@ def test_pages_and_digits_are_no_copies_of_each_other() -> None:
     assert near_groups(table([digit.astype(np.uint8) for digit in digits])) == []
     again = near_groups(table([*pages, pages[7] // 2 + 90]))
     assert [(one, other) for group in again for one, other, _ in group] == [(7, 60)]
+
+
+@pytest.fixture(scope="module")
+def masks() -> list[Image.Image]:
+    """Return masks with one random ellipse each."""
+    rng = np.random.default_rng(1)
+    made = []
+    for _ in range(20):
+        mask = Image.new("L", (256, 256))
+        x, y, width, height = (*rng.integers(20, 150, 2), *rng.integers(30, 90, 2))
+        ImageDraw.Draw(mask).ellipse((x, y, x + width, y + height), fill=255)
+        made.append(mask)
+    return made
+
+
+def test_masks_are_no_copies_of_each_other(masks: list[Image.Image]) -> None:
+    """An ellipse scaled and shifted is any other ellipse."""
+    assert near_groups(table([np.asarray(mask) for mask in masks])) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mask: mask.resize((128, 100)),
+        lambda mask: mask.resize((600, 600), Image.Resampling.BICUBIC),
+        lambda mask: mask.resize((100, 100), Image.Resampling.NEAREST),
+        lambda mask: mask.quantize(4).convert("L").point(lambda level: level * 3 // 4),
+        lambda mask: mask.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    ],
+    ids=["smaller", "larger", "nearest", "dimmer", "mirrored"],
+)
+def test_copies_of_masks_meet(masks: list[Image.Image], change: Any) -> None:
+    """Among other masks, too."""
+    pictures = [np.asarray(mask) for mask in masks]
+    for number in (0, 7, 13):
+        ((pair,),) = near_groups(table([*pictures, np.asarray(change(masks[number]))]))
+        assert pair[:2] == (number, 20)

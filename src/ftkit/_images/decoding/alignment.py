@@ -18,6 +18,8 @@ _Matrix: TypeAlias = "npt.NDArray[np.float64]"
 _ROUNDS = 8
 _LONGEST, _SHORTEST = 0.05, 0.0005  # step of a round, in shares of the picture
 _LEAST = 20  # of the rows, and of the columns, that overlap
+_LEVEL, _PLAIN = 16, 0.9  # how wide each of the two levels of a silhouette is, and their share of the pixels
+_COVERED = 0.9  # of two silhouettes together, what both cover if they are copies
 _EYE = np.eye(SIDE)
 _BLUR = np.where(_EYE, 2, np.eye(SIDE, k=1) + np.eye(SIDE, k=-1))
 _BLUR[0, 0] = _BLUR[-1, -1] = 3  # the edge goes on outside
@@ -57,6 +59,29 @@ def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> float:
         step = np.linalg.solve(normal, system.T @ seen.ravel())[:4].clip(-_LONGEST, _LONGEST)
         place -= step
         turn += 1
+
+
+def are_two_shapes(one: Pixels, other: Pixels, start: tuple[float, ...]) -> bool:
+    """Whether two small pictures are silhouettes, such as masks, that don't cover each other.
+
+    Where nothing is fine, scaling and shifting would lay any ellipse over any other.
+
+    Args:
+        one: As for `compare`.
+        other: The same.
+        start: The same.
+    """
+    if not (_is_silhouette(one) and _is_silhouette(other)):
+        return False
+    (rows, take_rows), (columns, take_columns) = _overlap(*start[:2]), _overlap(*start[2:])
+    here, seen = one[rows][:, columns] / 255, (take_rows @ other @ take_columns.T / 255).clip(0, 1)
+    if here.mean() > 0.5:
+        here, seen = 1 - here, 1 - seen
+    return bool(np.minimum(here, seen).sum() < _COVERED * np.maximum(here, seen).sum())
+
+
+def _is_silhouette(pixels: Pixels) -> bool:
+    return bool(((pixels < _LEVEL) | (pixels > 255 - _LEVEL)).mean() > _PLAIN)
 
 
 def _overlap(scale: float, shift: float) -> tuple[npt.NDArray[np.bool_], _Matrix]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ftkit._images.decoding.alignment import compare
+from ftkit._images.decoding.alignment import are_two_shapes, compare
 from ftkit._images.decoding.fingerprint import FLIP, MIRROR, STARTS, TRANSPOSED
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.verdict import SIDE
@@ -196,7 +196,10 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
                 if is_known and (int(words[large]) ^ int(turned[small])).bit_count() > _NEAREST:
                     continue
-                similarity = compare(_turned(table["small"][small], turn), table["small"][large], start)
+                mine, theirs = _turned(table["small"][small], turn), table["small"][large]
+                if are_two_shapes(mine, theirs, start):
+                    continue
+                similarity = compare(mine, theirs, start)
                 if similarity >= _SAME_AMONG_MANY:
                     unions.join(*pair, similarity)
                 elif similarity < _SAME:
