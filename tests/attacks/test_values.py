@@ -367,6 +367,14 @@ def test_anything_comes_back_or_is_named(tmp_path: Path, values: list[Any], way:
     assert same(load_model(tmp_path / "x.pt", trusted=True), expected)
 
 
+@pytest.mark.parametrize("dtype", [">f8", ">i2", ">c16", ">U2", [("a", ">f4")]])
+def test_arrays_come_in_the_byte_order_that_numpy_gives(tmp_path: Path, dtype: Any) -> None:
+    """Of another machine's arrays too."""
+    for protocol in range(2, 6):
+        torch.save({"x": np.zeros(3, dtype)}, tmp_path / "x.pt", pickle_protocol=protocol)
+        assert same(load_model(tmp_path / "x.pt"), torch.load(tmp_path / "x.pt", weights_only=False)), protocol
+
+
 def without_history(value: Any) -> Any:
     """What a checkpoint of ours keeps of a tensor: its values, not what was set on it."""
     if isinstance(value, torch.Tensor):

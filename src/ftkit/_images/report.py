@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
+from ftkit._arguments import local_path
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
 from ftkit._images.gallery import write_gallery
@@ -21,7 +22,7 @@ from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.verdict import Severity
 from ftkit._reports import Grid, Parts, Report, Target, delivered
 from ftkit._wording import plural, some
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 
 _COLUMNS = tuple(column.name for column in fields(Finding))
 
@@ -111,11 +112,11 @@ class ScanReport(Report):
         return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     def _target(self, path: Target) -> Target:
-        name: str | os.PathLike[str] | None = path
+        name = None if path is None else local_path("path", path, error=FileWriteError)
         if name is not None and "://" not in self.root and os.path.lexists(name):
             places = ((way(self.root), way(name)) for way in (os.path.abspath, os.path.realpath))
             if any(Path(place).is_relative_to(root) for root, place in places):
-                raise FtkitError(f"{os.fspath(name)} is a file of the data set {self.root}. Choose another path.")
+                raise FtkitError(f"{name} is a file of the data set {self.root}. Choose another path.")
         return path
 
     @overload

@@ -153,7 +153,9 @@ def numpy_value(node: Any, make: Callable[[Any], Any] | None = None) -> Any:
                     objects[at] = make(part)
                 return objects.reshape(shape, order=order)
             if isinstance(data, bytes):
-                return _array(shape, _dtype(dtype), data, order)
+                array = _array(shape, _dtype(dtype), data, order)
+                # What NumPy unpickles is in this machine's byte order, but for the fields of structures.
+                return array if array.dtype.names else array.astype(array.dtype.newbyteorder("="), copy=False)
     raise TypeError(f"{node.name[:80]!r} in it describes nothing that can be made")
 
 
