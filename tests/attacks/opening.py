@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -41,9 +42,9 @@ class LoadsItself(Net):
 
 def _resume(path: Path) -> object:
     folder = path.parent / f"run-{path.stem}"
-    folder.mkdir(exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.link(path, folder / path.name)
+    shutil.rmtree(folder, ignore_errors=True)  # the cost is that of this file, not of those opened before it
+    folder.mkdir()
+    os.link(path, folder / path.name)
     model = Net()
     manager = ftkit.CheckpointManager(folder)
     return manager.resume(model=model, optimizer=torch.optim.AdamW(model.parameters()))
