@@ -579,9 +579,6 @@ def _path(name: str) -> Callable[..., Any]:
     return kind
 
 
-_LAYOUTS: Final[dict[str, torch.layout]] = {
-    f"torch.{name}": kind for name, kind in vars(torch).items() if isinstance(kind, torch.layout)
-}
 _BUILDERS: Final[dict[str, Callable[..., Any]]] = {
     "collections.OrderedDict": lambda pairs=(): OrderedDict(_table_of(pairs)),
     "collections.defaultdict": _default_dict,
