@@ -18,6 +18,7 @@ from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_o
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, may_have_changed, same, split
+from ftkit._heads.labels import labels_of
 from ftkit._loaders import is_unused
 from ftkit._monitor import numbers_of
 from ftkit._reports import Parts, Report
@@ -196,6 +197,8 @@ def collect(
             path,
         )
     run = {**run, "frozen": frozen_parts.state(inner)}
+    if not delta and (labels := labels_of(inner)):
+        run["labels"] = labels
     if isinstance(optimizer, Optimizer):
         run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
     if delta:

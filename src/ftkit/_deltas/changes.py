@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ftkit._deltas.layers import descriptions
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
+from ftkit._heads.labels import labels_of
 from ftkit._models.contents import bytes_of
 from ftkit._tensors.bytes import in_threads
 from ftkit._torch import buffers_of, version_of
@@ -32,12 +33,13 @@ def split(
     """Divide a model's tensors into what changed, by name, and the base, which did not.
 
     Where the digests of the tensors have been taken, they are ``known``. The third thing that is returned is the record
-    by which a file describes both: the base's fingerprint, and the layers that changed whole.
+    by which a file describes both: the base's fingerprint, the layers that changed whole, and the names of the classes.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
     found = fingerprint(base, known) if known else _remembered(model, base)
-    return moved, base, {"base": found, "layers": descriptions(model, moved.keys(), state.keys())}
+    layers = descriptions(model, moved.keys(), state.keys())
+    return moved, base, {"base": found, "layers": layers, "labels": labels_of(model)}
 
 
 # ---- what changed
