@@ -12,6 +12,7 @@ from torch import nn
 from ftkit._arguments import call, came, flag, listed, whole_number
 from ftkit._heads.counters import counters
 from ftkit._heads.decide import Found, find_layers, in_classes
+from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
 from ftkit._heads.labels import checked_classes, name_classes, rename_kept
 from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta, read
@@ -308,8 +309,10 @@ def _put(
     if classes is not None and counts and len(classes) != count:
         raise HeadError(f"The new head has {plural(count, 'output')}, but classes= has {plural(len(classes), 'name')}.")
     proof = Proof(model, found)
+    known = set(map(id, model.modules()))
     with Undo() as undo:
         for place, new in news:
+            mark((part for part in new.modules() if id(part) not in known), undo)
             _settle(new, place.module)
             replace(model, place.modules, new, undo)
         for layer in found.layers:
