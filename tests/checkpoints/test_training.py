@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -225,3 +226,35 @@ def test_paths_as_people_write_them(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         with pytest.raises(FtkitError, match=r"no file|a NUL|Expected a path|is a URL"):
             load_checkpoint(wrong, model=model)  # type: ignore[arg-type]
     assert {path.name for path in tmp_path.iterdir()} == {"a.safetensors", "runs"}
+
+
+def test_an_average_in_a_delta_takes_what_never_moved_from_the_base(tmp_path: Path) -> None:
+    """Averaging rounds it: by a few bits, which no base has."""
+
+    def build() -> tuple[nn.Sequential, torch.optim.swa_utils.AveragedModel]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 64), nn.Tanh(), nn.Linear(64, 10))
+        freeze_except(model, "2")
+        return model, torch.optim.swa_utils.AveragedModel(model, avg_fn=lambda old, new, _: 0.999 * old + 0.001 * new)
+
+    (model, ema), (again, average) = build(), build()
+    with torch.no_grad():
+        model[2].weight.add_(1)
+    for _ in range(5):
+        ema.update_parameters(model)
+    assert not torch.equal(ema.module[0].weight, model[0].weight)
+    save_checkpoint(tmp_path / "run.safetensors", model=model, ema=ema, delta=True)
+    with open_file(tmp_path / "run.safetensors") as file:
+        assert not any("module.0" in name for name in file.tensors)
+    load_checkpoint(tmp_path / "run.safetensors", model=again, ema=average)
+    assert torch.equal(average.module[2].weight, ema.module[2].weight)
+    assert torch.equal(average.module[0].weight, model[0].weight)
+
+
+def test_another_models_weights_are_kept_whole_beside_a_delta(tmp_path: Path) -> None:
+    """A teacher passed as an average is none."""
+    model, teacher, other = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+    freeze_except(model, "bias")
+    save_checkpoint(tmp_path / "run.safetensors", model=model, ema=teacher, delta=True)
+    load_checkpoint(tmp_path / "run.safetensors", model=copy.deepcopy(model), ema=other)
+    assert torch.equal(other.weight, teacher.weight)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from ftkit import freeze_except, load_delta, replace_head, save_checkpoint, save_delta, save_weights
 from ftkit.errors import CheckpointError, DamagedFileError
@@ -249,3 +252,95 @@ def test_a_delta_under_a_torch_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"x\.pt should end in \.safetensors"):
         save_delta(nn.Linear(1, 1), tmp_path / "x.pt")
     assert not [*tmp_path.iterdir()]
+
+
+# ---- what the recipient can't have
+
+
+def with_random_head(seed: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 10))
+    torch.manual_seed(seed)
+    replace_head(model, 3)
+    return model
+
+
+def test_a_new_head_is_saved_though_it_is_frozen(tmp_path: Path) -> None:
+    """Nobody else draws the same random weights."""
+    tuned, fresh = with_random_head(1), with_random_head(2)
+    freeze_except(tuned, "0.bias")
+    save_delta(tuned, tmp_path / "delta.safetensors")
+    load_delta(fresh, tmp_path / "delta.safetensors")
+    assert torch.equal(fresh[2].weight, tuned[2].weight)
+
+
+@pytest.mark.parametrize("head", [lambda width: nn.Linear(width, 3), nn.Sequential(nn.Dropout(), nn.Linear(16, 3))])
+def test_so_is_a_head_of_ones_own(head: Any, tmp_path: Path) -> None:
+    def build(seed: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 10))
+        torch.manual_seed(seed)
+        replace_head(model, copy.deepcopy(head))
+        return model
+
+    tuned, fresh = build(1), build(2)
+    freeze_except(tuned, "0.bias")
+    save_delta(copy.deepcopy(tuned), tmp_path / "delta.safetensors")
+    load_delta(fresh, tmp_path / "delta.safetensors")
+    assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), fresh.parameters(), strict=True))
+
+
+def rounded_average(model: nn.Module) -> AveragedModel:
+    """An average that has run for a while, by the formula that rounds what never moves."""
+    averaged = AveragedModel(model, avg_fn=lambda old, new, _: 0.999 * old + 0.001 * new)
+    for _ in range(20):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += parameter.requires_grad * 0.01
+        averaged.update_parameters(model)
+    assert any(
+        not torch.equal(old, new)
+        for old, new in zip(model.parameters(), averaged.module.parameters(), strict=True)
+        if not old.requires_grad
+    )
+    return averaged
+
+
+def test_the_average_of_a_model_is_loaded_onto_the_same_base(tmp_path: Path) -> None:
+    tuned, fresh = with_random_head(1), with_random_head(2)
+    freeze_except(tuned, "2")
+    before = copy.deepcopy(tuned)
+    averaged = rounded_average(tuned)
+    for ema in (averaged, averaged.module, averaged.state_dict()):
+        save_delta(tuned, tmp_path / "delta.safetensors", ema=ema)
+        load_delta(fresh, tmp_path / "delta.safetensors")
+        assert torch.equal(fresh[2].weight, averaged.module[2].weight)
+        assert torch.equal(fresh[0].weight, before[0].weight)
+    with pytest.raises(CheckpointError, match=r"save_delta\(model, path, ema=averaged\)"):
+        save_delta(averaged, tmp_path / "average.safetensors")
+    with pytest.raises(CheckpointError, match=r"ema= is not an average of this model.*\[3, 16\]"):
+        save_delta(tuned, tmp_path / "average.safetensors", ema=nn.Linear(2, 2))
+
+
+def with_adapter(seed: int) -> Any:
+    transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, intermediate_size=8))
+    torch.manual_seed(seed)
+    replace_head(model, 3)
+    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"], init_lora_weights=False)
+    return peft.get_peft_model(model, config)
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize("marked", [True, False])
+def test_an_adapter_with_a_new_head_is_loaded_by_others(marked: bool, tmp_path: Path) -> None:
+    """Peft keeps the head as it was before training, random, beside the one that it trains."""
+    tuned, fresh = with_adapter(1), with_adapter(2)
+    if not marked:  # as where from_pretrained made the new head
+        for module in tuned.modules():
+            vars(module).pop("_ftkit_fresh", None)
+    save_delta(tuned, tmp_path / "delta.safetensors")
+    load_delta(fresh, tmp_path / "delta.safetensors")
+    assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), fresh.parameters(), strict=True))

@@ -9,6 +9,7 @@ from typing import Any, Final
 from torch import nn
 
 from ftkit._freezing import holding
+from ftkit._freezing.parallel import parallel_wrappers, settle
 from ftkit._models.undo import Undo
 from ftkit._wording import plural, some
 from ftkit.selection import Selection
@@ -39,6 +40,7 @@ def plan(
     wanted = set(saved["trainable"])
     parameters = dict(model.named_parameters())
     ours = set(map(id, held))
+    wrappers = parallel_wrappers(model)
     new = {name for name, parameter in parameters.items() if id(parameter) in ours and name not in known}
     before = [name for name, parameter in parameters.items() if parameter.requires_grad]
     trains = wanted & parameters.keys() | new.intersection(before)
@@ -48,12 +50,16 @@ def plan(
     def load(undo: Undo) -> None:
         for module in model.modules():
             undo.remember(module)
+        for wrapper in wrappers:
+            undo.callback(settle, wrapper)
         for name, parameter in parameters.items():
             undo.callback(parameter.requires_grad_, parameter.requires_grad)
             parameter.requires_grad_(name in trains)
         if thawed or frozen:
             holding.remember(model, holding.switched_off(model) - thawed | set(frozen.values()))
         _hold(model, saved["held"])
+        for wrapper in wrappers if thawed or frozen else ():
+            settle(wrapper)
         if frozen:
             _log.warning(
                 "%s frozen again, as in the checkpoint: %s.", plural(len(frozen), "parameter"), some(list(frozen), 3)

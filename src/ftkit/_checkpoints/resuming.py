@@ -25,6 +25,7 @@ from ftkit._checkpoints.optimizers import LOAD_ERRORS
 from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
+from ftkit._heads.labels import label
 from ftkit._models.undo import Undo
 from ftkit._tensors.budget import Budget
 from ftkit._torch import loads_plainly
@@ -81,6 +82,7 @@ def _plans(
     states: list[tuple[str, nn.Module, Mapping[str, Any]]] = []
     if model is not None and not is_delta:
         states.append(("model", model, weights))
+        objects.append(partial(label, model, content.run.get("labels", {})))
     with_it: dict[str, _Plan] = {}  # changes that belong to that of another object
     globally: list[_Plan] = []
     if rng and "rng" in content.states:

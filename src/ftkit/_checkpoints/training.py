@@ -17,7 +17,8 @@ from ftkit._checkpoints import frozen_parts, optimizers, random_numbers, ranks, 
 from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_of
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
-from ftkit._deltas.changes import digests, may_have_changed, same, split
+from ftkit._deltas.changes import digests, is_average_of, may_have_changed, split
+from ftkit._heads.labels import labels_of
 from ftkit._loaders import is_unused
 from ftkit._monitor import numbers_of
 from ftkit._reports import Parts, Report
@@ -196,6 +197,8 @@ def collect(
             path,
         )
     run = {**run, "frozen": frozen_parts.state(inner)}
+    if not delta and (labels := labels_of(inner)):
+        run["labels"] = labels
     if isinstance(optimizer, Optimizer):
         run["optimizer"] = optimizers.describe(optimizer, dict(inner.named_parameters()))
     if delta:
@@ -203,7 +206,8 @@ def collect(
         base, run["delta"] = _base(inner, only_tensors(states["model"]), trained, before)
         states["model"] = {name: value for name, value in states["model"].items() if name not in base}
         if isinstance(ema, nn.Module):  # the average of what never moved is that itself
-            states["ema"] = {name: value for name, value in states["ema"].items() if not _is_in(base, name, value)}
+            averaged = states["ema"].items()
+            states["ema"] = {name: value for name, value in averaged if not is_average_of(value, by_suffix(base, name))}
     if rng:
         states["rng"] = random_numbers.state()
     states["extra"] = {name: state_of(value) for name, value in extra.items()}
@@ -236,10 +240,6 @@ def _base(
         changed |= {name for name in state if before.get(name) != now[name]}
     _, base, record = split(model, state, changed, now)
     return base, record
-
-
-def _is_in(base: Mapping[str, Tensor], name: str, value: object) -> bool:
-    return isinstance(value, Tensor) and same(value, by_suffix(base, name))
 
 
 def load_checkpoint(

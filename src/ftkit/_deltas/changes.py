@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from ftkit._deltas.layers import descriptions
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
+from ftkit._heads.fresh import fresh_names
+from ftkit._heads.labels import labels_of
 from ftkit._models.contents import bytes_of
 from ftkit._tensors.bytes import in_threads
-from ftkit._torch import buffers_of, version_of
+from ftkit._torch import buffers_of, children_of, version_of
 from ftkit._weights.sources import WeightsSource, open_source
 from ftkit.errors import CheckpointError
+
+_ROUNDING: Final = 0.01  # of a norm, by which an average of what never moved may differ from it
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -32,12 +36,13 @@ def split(
     """Divide a model's tensors into what changed, by name, and the base, which did not.
 
     Where the digests of the tensors have been taken, they are ``known``. The third thing that is returned is the record
-    by which a file describes both: the base's fingerprint, and the layers that changed whole.
+    by which a file describes both: the base's fingerprint, the layers that changed whole, and the names of the classes.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
     found = fingerprint(base, known) if known else _remembered(model, base)
-    return moved, base, {"base": found, "layers": descriptions(model, moved.keys(), state.keys())}
+    layers = descriptions(model, moved.keys(), state.keys())
+    return moved, base, {"base": found, "layers": layers, "labels": labels_of(model)}
 
 
 # ---- what changed
@@ -65,16 +70,29 @@ def differing(state: Mapping[str, Tensor], base: WeightsSource) -> set[str]:
 def may_have_changed(model: nn.Module, state: Mapping[str, Tensor], trained: Iterable[object] = ()) -> set[str]:
     """Return the names of the tensors that training may have changed, as :func:`ftkit.save_delta` says.
 
-    Some parameters may be known to have been ``trained``, whatever they are now.
+    What a new head brought, at random, is among them even where it is frozen by now. Some parameters may be known to
+    have been ``trained``, whatever they are now.
     """
     known = set(map(id, trained))
     trains = {name for name, tensor in state.items() if tensor.requires_grad or id(tensor) in known}
-    return trains | {
-        name
-        for prefix, module in model.named_modules(remove_duplicate=False)
-        if _may_move_buffers(module)
-        for name, _ in module.named_buffers(prefix, recurse=False)
-    }
+    return (
+        trains
+        | state.keys() & {*fresh_names(model), *_set_aside(model)}
+        | {
+            name
+            for prefix, module in model.named_modules(remove_duplicate=False)
+            if _may_move_buffers(module)
+            for name, _ in module.named_buffers(prefix, recurse=False)
+        }
+    )
+
+
+def _set_aside(model: nn.Module) -> Iterator[str]:
+    """Yield the names of what peft keeps of the layers that it trains whole, as a rule a head as new as its copy."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        if {"original_module", "modules_to_save"} <= children_of(module).keys():
+            original: nn.Module = module.get_submodule("original_module")
+            yield from original.state_dict(prefix=f"{prefix}.original_module." if prefix else "original_module.")
 
 
 def _may_move_buffers(module: nn.Module) -> bool:
@@ -100,6 +118,17 @@ def same(a: Tensor, b: Tensor | None) -> bool:
     if b is None or (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     return torch.equal(*(plain.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for plain in (a, b)))
+
+
+def is_average_of(value: object, base: Tensor | None) -> bool:
+    """Tell whether a tensor may be the average over training of one that never moved: itself, but for rounding."""
+    if not isinstance(value, Tensor) or base is None or (value.dtype, value.shape) != (base.dtype, base.shape):
+        return False
+    if same(value, base) or not value.is_floating_point():
+        return same(value, base)
+    there, still = value.detach().cpu().float(), base.detach().cpu().float()
+    off: Tensor = torch.linalg.vector_norm(there - still)
+    return bool(off <= _ROUNDING * torch.linalg.vector_norm(still))
 
 
 # ---- the base

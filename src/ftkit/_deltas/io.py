@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from ftkit._arguments import local_path
 from ftkit._deltas.changes import differing, may_have_changed, split, tensors_of
@@ -22,7 +24,13 @@ from ftkit.selection import unwrap
 _KEY: Final = "ftkit.delta"
 
 
-def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsSource | None = None) -> None:
+def save_delta(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    base: WeightsSource | None = None,
+    ema: nn.Module | Mapping[str, Tensor] | None = None,
+) -> None:
     """Save only what fine-tuning changed in a model: kilobytes to share instead of the whole model.
 
     The file contains the changed tensors under their own names, the layers of a new head, and a digest of
@@ -32,14 +40,17 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
         model: The fine-tuned model.
         path: The safetensors file to write.
         base: The model before fine-tuning: a module, its ``state_dict`` or a weights file. Then exactly what
-            differs is saved. Without it: every trainable parameter, and the buffers of every module that may
-            have updated them, that is, of modules with a trainable parameter, modules in training mode that
-            ``freeze`` does not keep in eval mode, and norms that have counted batches. Pass the base if
-            something was trained first and frozen later.
+            differs is saved. Without it: every trainable parameter, everything that a new head brought, and the
+            buffers of every module that may have updated them, that is, of modules with a trainable parameter,
+            modules in training mode that ``freeze`` does not keep in eval mode, and norms that have counted
+            batches. Pass the base if something was trained first and frozen later.
+        ema: The average of the model's weights (torch's ``AveragedModel``, timm's ``ModelEmaV3``, a copy, a state
+            dict), whose values to save. What was not trained is the model's own: averaging rounds it, and then it is
+            no longer that of the base.
 
     Raises:
-        CheckpointError: Nothing is trainable, the base is not a base of this model, or the file's extension is one of
-            torch files.
+        CheckpointError: Nothing is trainable, the base is not a base of this model, the average is not one of this
+            model, or the file's extension is one of torch files.
         FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
@@ -59,6 +70,11 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
     """
     refuse_torch_name(local_path("path", path, error=FileWriteError))
     inner = unwrap(model)
+    if isinstance(inner, AveragedModel):
+        raise CheckpointError(
+            "This is an average of a model, whose frozen weights are rounded: no base has those. Pass the model itself "
+            "too: save_delta(model, path, ema=averaged)."
+        )
     state = tensors_of(inner)
     changed = may_have_changed(inner, state) if base is None else differing(state, base)
     tensors, _, record = split(inner, state, changed)
@@ -69,7 +85,22 @@ def save_delta(model: nn.Module, path: str | os.PathLike[str], *, base: WeightsS
             else "Nothing in this model is trainable, so what fine-tuning changed is unknown: pass base=, the model "
             "before fine-tuning, or save the whole model with save_weights."
         )
-    write_tensors(path, tensors, {_KEY: pack(record)[1]})
+    write_tensors(path, tensors if ema is None else _averaged(tensors, ema), {_KEY: pack(record)[1]})
+
+
+def _averaged(tensors: Mapping[str, Tensor], ema: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values of the same tensors in an average, which calls them as the model does, or puts ``module.`` before."""
+    values = dict(ema if isinstance(ema, Mapping) else unwrap(ema).state_dict())
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        value = values.get(f"module.{name}", values.get(name))
+        if not isinstance(value, Tensor) or value.shape != tensor.shape:
+            there = "nothing" if value is None else f"{list(value.shape)}"
+            raise CheckpointError(
+                f"ema= is not an average of this model: instead of {name!r} of {list(tensor.shape)}, it has {there}."
+            )
+        found[name] = value.to(tensor.dtype)
+    return found
 
 
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ftkit._deltas.changes import fingerprint, tensors_of
 from ftkit._deltas.layers import Description, build
 from ftkit._heads.counters import counters
+from ftkit._heads.labels import label
 from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
@@ -20,7 +21,7 @@ from ftkit.errors import CheckpointError, DamagedFileError, HeadError, did_you_m
 
 @alone()
 def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Tensor], undo: Undo) -> None:
-    """Give a base model the layers that a delta's tensors need, and check that it is the delta's base.
+    """Give a base model the layers and class names that a delta needs, and check that it is the delta's base.
 
     The record is that of :func:`ftkit._deltas.changes.split`.
 
@@ -41,6 +42,7 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
         for name in sorted({_owner(name) for name in _misfits(model, tensors)} & modules.keys()):
             _Layer(name, [], tensors).resize(model, undo)
     _check_all_fit(model, tensors)
+    label(model, record.get("labels", {}), undo)
 
 
 def _parts(record: Any) -> tuple[dict[str, Description], dict[str, Any]]:

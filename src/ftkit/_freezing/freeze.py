@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import UninitializedParameter
 
 from ftkit._arguments import flag
@@ -26,14 +24,14 @@ from ftkit._freezing.holding import (
     switched_off,
     tensors,
 )
+from ftkit._freezing.parallel import parallel_wrappers, settle
 from ftkit._groups import join, schedulers_in
 from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
-from ftkit._torch import can_settle_anew, settle_anew
 from ftkit._wording import plural, some
-from ftkit.errors import FtkitError, SelectionError
+from ftkit.errors import SelectionError
 from ftkit.selection import Selection, Selector, select, tied, unwrap
 
 _TIED = 8  # that are shown
@@ -411,30 +409,6 @@ def note(model: nn.Module, undo: Undo) -> None:
     for parameter in model.parameters():
         undo.callback(learn_again, parameter, parameter.requires_grad, parameter.grad)
     undo.callback(snapshot(model))
-
-
-def parallel_wrappers(model: nn.Module) -> list[DistributedDataParallel]:
-    """The data-parallel wrappers around a model, all of them such that :func:`settle` can treat them."""
-    inner = unwrap(model)
-    around = itertools.takewhile(lambda module: module is not inner, model.modules())
-    wrappers = [module for module in around if isinstance(module, DistributedDataParallel)]
-    if not all(map(can_settle_anew, wrappers)):
-        raise FtkitError(
-            "DistributedDataParallel decides which gradients to average when it wraps a model, and with its own "
-            "process group that can't be redone. Freeze the model inside, then wrap it again."
-        )
-    return wrappers
-
-
-def settle(wrapper: DistributedDataParallel) -> None:
-    """Let a wrapper average the gradients of what is trainable now.
-
-    It decided that when it was made: a thawed parameter would silently diverge between processes, and a frozen one
-    would be waited for.
-    """
-    wrapper.require_backward_grad_sync = any(parameter.requires_grad for parameter in wrapper.module.parameters())
-    if wrapper.require_backward_grad_sync:
-        settle_anew(wrapper)
 
 
 def _report(

@@ -16,12 +16,11 @@ from ftkit._freezing.freeze import (
     freeze,
     freeze_except,
     note,
-    parallel_wrappers,
-    settle,
     trainable,
     unfreeze,
 )
 from ftkit._freezing.holding import keep_norms, kept_norms
+from ftkit._freezing.parallel import parallel_wrappers, settle
 from ftkit._groups import check_told, held, layout, restore_layout
 from ftkit._models.undo import Undo
 from ftkit._reports import to_text

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import nn
 
 from ftkit._arguments import call, came, flag, listed, whole_number
+from ftkit._heads.counters import counters
 from ftkit._heads.decide import Found, find_layers, in_classes
+from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
-from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
+from ftkit._heads.labels import checked_classes, name_classes, rename_kept
+from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta, read
 from ftkit._heads.proof import Proof
 from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
@@ -22,7 +25,7 @@ from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
 from ftkit._torch import is_convolution
-from ftkit._wording import some
+from ftkit._wording import plural, some
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
 
@@ -96,8 +99,9 @@ def find_head(model: nn.Module, *, example_inputs: Any = None) -> Head:
 @alone()
 def replace_head(
     model: nn.Module,
-    head: NewHead,
+    head: NewHead | None = None,
     *,
+    classes: Sequence[str] | None = None,
     at: str | nn.Module | Head | Iterable[str | nn.Module] | None = None,
     keep: Mapping[int, int] | None = None,
     example_inputs: Any = None,
@@ -108,7 +112,9 @@ def replace_head(
     Every pretrained weight outside the head stays the same object. With a class count, the new layers are like the old
     ones (class, bias or none, device, dtype, training mode, weight norm) and are initialized the way the model does it.
     Counters such as ``num_classes``, ``config.num_labels`` and ``config.id2label`` are updated, so that the model's own
-    loss works. A new parameter requires a gradient if the old one did, or if the whole model was frozen.
+    loss works. The names in ``classes`` go into the configuration if that keeps labels (``config.id2label`` and
+    ``label2id`` of transformers), else into ``model.class_names``; checkpoints and deltas contain them, and whoever
+    loads one gets them back. A new parameter requires a gradient if the old one did, or if the whole model was frozen.
 
     A head whose weight is tied to an embedding gets its own weight, and the embedding stays as is. With ``keep``, they
     stay one table, which is cut or grown.
@@ -120,6 +126,8 @@ def replace_head(
         model: The model.
         head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
             or a module; or a function that makes one from the number of incoming features.
+        classes: The names of the classes, in the order of the outputs, such as ``dataset.classes``. Without ``head``,
+            their number is the class count.
         at: The dotted name of the head, or the module itself, or several of them, or a :class:`Head`, if
             :func:`find_head` can't tell. A count replaces the last layer in each; a module replaces the whole of it.
         keep: For classes that stay, a dict from new index to old index. Their rows are carried over.
@@ -131,7 +139,8 @@ def replace_head(
 
     Raises:
         HeadError: There is no head, or several layers could be it, or the new one does not fit, or the model does
-            not work with it. The model is left unchanged.
+            not work with it, or the number of its outputs is not that of the names in ``classes``. The model is left
+            unchanged.
 
     Example:
         >>> import torch
@@ -141,6 +150,10 @@ def replace_head(
         2: 16 -> 3
         >>> model(torch.zeros(5, 8)).shape
         torch.Size([5, 3])
+        >>> print(replace_head(model, classes=["ant", "bee"]))
+        2: 16 -> 2
+        >>> model.class_names
+        ['ant', 'bee']
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         raise HeadError(
@@ -148,7 +161,8 @@ def replace_head(
             "Replace the head before wrapping."
         )
     model = unwrap(model)
-    head = checked_head(head)
+    names_of_classes = None if classes is None else checked_classes(classes)
+    head = _checked_new(head, names_of_classes)
     if keep is not None and not isinstance(head, int):
         raise HeadError("keep= carries rows over into layers made from a class count; pass the count.")
     if not isinstance(keep, Mapping | None):
@@ -162,10 +176,37 @@ def replace_head(
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: no other module contains it.")
     if not isinstance(head, int):
-        return _put(model, found, head, _places(model, found, names))
+        return _put(model, found, head, _places(model, found, names), names_of_classes)
     keep = None if keep is None else _checked_keep(keep, found.classes, head)
     made, proof = resize(model, found, head, keep)
+    _name_classes(model, found, head, names_of_classes, keep or {}, Undo())
     return _as_head(model, made, head, proof if verify else None)
+
+
+def _checked_new(head: NewHead | None, classes: list[str] | None) -> NewHead:
+    """Return what is to be the head: a count is the number of names, or agrees with it."""
+    if head is None and classes is None:
+        raise HeadError("replace_head needs the new head: a number of classes, their names as classes=, or a module.")
+    if head is None:
+        return len(classes or ())
+    checked = checked_head(head)
+    if classes is not None and isinstance(checked, int) and checked != len(classes):
+        raise HeadError(f"The head is to have {checked} outputs, but classes= has {plural(len(classes), 'name')}.")
+    return checked
+
+
+def _name_classes(
+    model: nn.Module, found: Found, count: int, classes: list[str] | None, keep: Mapping[int, int], undo: Undo
+) -> None:
+    """Let the names of the classes follow, in each configuration that counts them, or else in the model."""
+    rename_kept(model, count, keep, undo)
+    if classes is None:
+        return
+    owners = distinct(counter.owner for counter in counters(model, found.layers.names) if counter.value == count)
+    configured = [module for module in model.modules() if any(read(module, "config") is owner for owner in owners)]
+    homes = [module for module in configured if isinstance(getattr(module.config, "id2label", None), Mapping)]
+    for module in homes or [model]:
+        name_classes(module, classes, undo)
 
 
 @alone()
@@ -246,7 +287,13 @@ def _places(model: nn.Module, found: Found, at: list[str] | None) -> Layers:
     return found.layers
 
 
-def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Module], places: Layers) -> Head:
+def _put(
+    model: nn.Module,
+    found: Found,
+    head: nn.Module | Callable[[int], nn.Module],
+    places: Layers,
+    classes: list[str] | None,
+) -> Head:
     """Replace a head by the user's own module or modules; ``places`` are what they are to replace."""
     if isinstance(head, nn.Module) and len(distinct(place.module for place in places)) > 1:
         firsts = [place.name for place in places]
@@ -258,17 +305,23 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
     news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
     last = [_checked(new, place)[-1:] for place, new in news]
     counts = [layer.outputs for several in last for layer in several]
+    count = [found.classes, *counts][-1]
+    if classes is not None and counts and len(classes) != count:
+        raise HeadError(f"The new head has {plural(count, 'output')}, but classes= has {plural(len(classes), 'name')}.")
     proof = Proof(model, found)
+    known = set(map(id, model.modules()))
     with Undo() as undo:
         for place, new in news:
+            mark((part for part in new.modules() if id(part) not in known), undo)
             _settle(new, place.module)
             replace(model, place.modules, new, undo)
         for layer in found.layers:
             untie(model, layer, undo)
         if len(set(counts)) == 1:
             recount(model, found, counts[0], {}, undo)
+        _name_classes(model, found, count, classes, {}, undo)
         proof.check_module(model)
-    return _as_head(model, places, [found.classes, *counts][-1], proof if found.trace else None)
+    return _as_head(model, places, count, proof if found.trace else None)
 
 
 def checked_head(head: NewHead) -> NewHead:

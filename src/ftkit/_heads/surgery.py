@@ -13,6 +13,7 @@ from torch import nn
 
 from ftkit._heads.counters import counters, counts_classes, losses, shifted
 from ftkit._heads.decide import Found
+from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
 from ftkit._heads.proof import Proof
 from ftkit._heads.renew import renewed
@@ -53,8 +54,10 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
     with Undo() as undo:
         for one, new, rows in changes:
             if new is one.module:
+                mark([new, *_tables(model, one)], undo)
                 _regrow(model, one, count, rows, undo)
             else:
+                mark(new.modules(), undo)
                 replace(model, one.modules, new, undo)
                 untie(model, one, undo)
             _resize_biases(model, one, one.outputs_for(count), rows, undo)
@@ -145,6 +148,7 @@ def _resize_biases(model: nn.Module, one: Layer, outputs: int, rows: Mapping[int
             continue
         alike = bias.shape[-1:] == (one.outputs,) == (bias.numel(),)
         if alike and (not isinstance(bias, nn.Parameter) or (has_none and slot.module is way[-1])):
+            mark_tensors(slot.module, [slot.name], undo)
             new = _carried(bias.flatten(), outputs, rows).view(*bias.shape[:-1], outputs)
             replace(model, bias, like(bias, new), undo)
 
@@ -179,6 +183,7 @@ def _resize_relations(model: nn.Module, classes: int, count: int, keep: Mapping[
         ]
         for slot in own_slots(module) if counts else ():
             if isinstance(slot.content, nn.Parameter) and set(slot.content.shape) == {classes}:
+                mark_tensors(module, [slot.name], undo)
                 replace(model, slot.content, _related_anew(slot.content, count, keep), undo)
                 undo.remember(module)
                 vars(module).update(dict.fromkeys(counts, count))

@@ -22,6 +22,7 @@ from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import unpack
 from ftkit._tensors.safetensors import refuse_empty, write_tensors
+from ftkit._weights.conversions import Library, adapter_names
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import shown, some
@@ -150,7 +151,9 @@ def load_weights(
     (``state_dict``, ``model``, ...), strips prefixes that wrappers added to the names (``module.``,
     ``_orig_mod.``, ``model.``, ...) and says so in the report. Names and shapes are compared before
     the first value changes; the values are read straight into the model's memory and verified.
-    Parameters and buffers on the meta device are allocated.
+    What transformers (5.0 or newer) saved under other names than those of its modules is read by its own
+    mapping, and an adapter of peft into a model with that adapter. Parameters and buffers on the meta
+    device are allocated.
 
     Args:
         model: Any module. Wrappers are looked through.
@@ -220,7 +223,14 @@ def plan_weights(
     """
     _refuse_empty(opened)
     places = Places(model)
-    match = best_match(opened.tables, places, renamer(rename), opened.budget, ema=ema)
+    library = Library.of(model)
+    converted = None if library is None else library.converted
+    match = best_match(opened.tables, places, renamer(rename), opened.budget, ema=ema, converted=converted)
+    if adapter := adapter_names(model):
+        part = places.part(adapter)
+        of_adapter = best_match(opened.tables, part, renamer(rename), opened.budget, ema=ema)
+        if len(of_adapter.fitting) > len(match.fitting):
+            match, places = of_adapter, part
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
@@ -228,6 +238,11 @@ def plan_weights(
         raise CheckpointError(
             f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
             "which it compares with the base of the file."
+        )
+    if strict and not perfect and not adapter and _holds_adapter(match):
+        raise CheckpointError(
+            f"{shown(opened.name)} contains only an adapter of peft, and the {places.kind} has none. Wrap the model as "
+            "in training, with peft.get_peft_model(model, config), and load the file into that."
         )
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
@@ -343,6 +358,11 @@ def _reads_delta(metadata: Mapping[str, Any]) -> str:
     run = metadata.get("ftkit.checkpoint")
     is_delta = isinstance(run, str) and "delta" in (unpack({}, run) or {})
     return "load_checkpoint(path, model=model)" if is_delta else ""
+
+
+def _holds_adapter(match: Match) -> bool:
+    """Whether what was found looks like a file of peft's ``save_pretrained``."""
+    return not match.fitting and all(key.startswith("base_model.model.") for key, _ in match.entries.values())
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections import Counter
@@ -71,6 +72,13 @@ class Places:
         self.names: dict[str, str] = {_bare(name): name for name in self.tensors}
         self.elsewhere: bool = any(id(value) not in own or is_lazy(value) for value in state.values())
         self.translates: bool = not all(map(loads_plainly, model.modules()))
+
+    def part(self, names: Mapping[str, str]) -> Places:
+        """Return only some of the places, under other bare names: from these to the names in the model."""
+        part = copy.copy(self)
+        part.names = dict(names)
+        part.tensors = {name: self.tensors[name] for name in names.values()}
+        return part
 
 
 def _bare(name: str) -> str:
@@ -166,6 +174,7 @@ class Match:
         parts = {part for key, _ in self.entries.values() for part in key.split(".")}
         dropped = sorted(parts & _INNER_WRAPPERS)
         took = [f"took {'.'.join(self.table.path)!r}"] if self.table.path else []
+        took += [self.table.mapped] if self.table.mapped else []
         return took + [f"stripped {part + '.'!r}" for part in (*dropped, *self.peeled)]
 
 
@@ -180,12 +189,23 @@ def _counts_batches(name: str) -> bool:
 
 
 def best_match(
-    tables: Iterable[Table], places: Places, rename: Callable[[str], str | None], budget: Budget, *, ema: bool
+    tables: Iterable[Table],
+    places: Places,
+    rename: Callable[[str], str | None],
+    budget: Budget,
+    *,
+    ema: bool,
+    converted: Callable[[Table, dict[str, str]], tuple[Table, dict[str, str]] | None] | None = None,
 ) -> Match:
-    """Of all tables and all ways to peel them, the one that meets most of the model; what is tried is paid for."""
+    """Of all tables and all ways to peel them, the one that meets most of the model; what is tried is paid for.
+
+    With ``converted``, which maps a table and its new names to those of the model, that is tried as well; what a table
+    has as it is comes first.
+    """
+    plain = [(table, {key: new for key in table.entries if (new := rename(key)) is not None}) for table in tables]
+    mapped = [converted(*pair) for pair in plain] if converted else []
     found: list[Match] = []
-    for table in tables:
-        renamed = {key: new for key in table.entries if (new := rename(key)) is not None}
+    for table, renamed in [*plain, *filter(None, mapped)]:
         level: list[tuple[str, ...]] = [()]
         while level:  # breadth first, so that of equals the least peeled comes first
             matches = [Match(table, renamed, peeled, places, budget) for peeled in level]

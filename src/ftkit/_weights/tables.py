@@ -97,11 +97,13 @@ class Table:
         entries: Its tensors, those of tables inside it under dotted names.
         numbered: Those in tables that are keyed by numbers, as optimizers keep what they know of each parameter. Nobody
             takes them for weights, unless there is nothing else.
+        mapped: By what mapping they were made from others, in words; empty if they are as the source has them.
     """
 
     path: tuple[str, ...]
     entries: dict[str, Entry]
     numbered: dict[str, Entry] = field(default_factory=dict)
+    mapped: str = ""
 
 
 def copy_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
