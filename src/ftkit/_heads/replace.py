@@ -17,7 +17,7 @@ from ftkit._heads.proof import Proof
 from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import trace
-from ftkit._models.dryrun import alone, as_call, untouched
+from ftkit._models.dryrun import alone, as_call, remember_random, untouched
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
@@ -255,11 +255,12 @@ def _put(model: nn.Module, found: Found, head: nn.Module | Callable[[int], nn.Mo
             f"module can't replace them all. Pass a function of in_features that makes one for each, or "
             f"at={firsts[0]!r}."
         )
-    news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
-    last = [_checked(new, place)[-1:] for place, new in news]
-    counts = [layer.outputs for several in last for layer in several]
     proof = Proof(model, found)
     with Undo() as undo:
+        remember_random(undo)
+        news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
+        last = [_checked(new, place)[-1:] for place, new in news]
+        counts = [layer.outputs for several in last for layer in several]
         for place, new in news:
             _settle(new, place.module)
             replace(model, place.modules, new, undo)
