@@ -347,3 +347,31 @@ def test_code_that_starts_a_head_when_it_sees_its_holder() -> None:
     replace_head(model, 3)
     assert (model.fc.weight == 0.125).all()
     assert all(map(torch.equal, before, model.body.parameters()))
+
+
+class Lora(nn.Linear):
+    """A linear layer with a product of two matrices on top."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.lora_a = nn.Parameter(torch.randn(2, inputs))
+        self.lora_b = nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
+def test_a_linear_layer_with_more_matrices_is_one() -> None:
+    """What is added to its weight adds nothing at the start; kept classes keep what was added to them."""
+    model = Net(readout=Lora(8, 10))
+    head = replace_head(model, 4)
+    assert (head.names, head.proven) == (("readout",), True)
+    assert type(model.readout) is Lora
+    assert model.readout.lora_b.shape == (4, 2)
+    assert model.readout.lora_b.abs().max() == 0
+    assert model.readout.weight.std() > 0.1
+    model = Net(readout=Lora(8, 10))
+    added = model.readout.lora_b.detach().clone()
+    replace_head(model, 4, keep={1: 7})
+    assert torch.equal(model.readout.lora_b[1], added[7])
+    assert model.readout.lora_b[0].abs().max() == 0

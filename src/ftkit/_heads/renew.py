@@ -205,6 +205,9 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
     reset = read(bare, "reset_parameters")
     if callable(reset):
         reset()
+        for name, value in bare.named_parameters():  # what a subclass adds (LoRA), and this does not know, adds nothing
+            if value.dim() > 1 and value.shape != getattr(old, name).shape and not value.is_meta:
+                value.copy_(torch.where((value == value.flatten()[0]).all(), 0, value))
         return
     for name, value in bare.named_parameters():
         if value.shape != getattr(old, name).shape:  # not a temperature or a scale, which the classes have no part in
