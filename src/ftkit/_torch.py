@@ -130,8 +130,9 @@ def __getattr__(name: str) -> Any:
 
 
 def parameters_of(module: nn.Module) -> dict[str, nn.Parameter | None]:
-    """The parameters that a module itself has registered."""
-    return cast("dict[str, nn.Parameter | None]", needed(module, "_parameters", "read a module's parameters"))
+    """The parameters that a module itself has registered; of a scripted module a copy of the table."""
+    table: Any = needed(module, "_parameters", "read a module's parameters")
+    return table if isinstance(table, dict) else dict(table.items())
 
 
 def buffers_of(module: nn.Module) -> dict[str, torch.Tensor | None]:

@@ -10,7 +10,7 @@ from ftkit._cost.answers import Answer, question
 from ftkit._cost.fakes import Fakes, TensorSpec
 from ftkit._cost.measure import measure
 from ftkit._torch import storage_id
-from tests.cost.helpers import matmul
+from tests.cost.helpers import Calls, matmul, real_step
 
 
 @pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="a product of groups came with torch 2.8")
@@ -103,3 +103,24 @@ def test_scratch_memory_depends_on_threads():
         assert question(ATEN.relu.default, (x,), {}) != asked
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(32), nn.GroupNorm(4, 32)], ids=["batch", "group"])
+@pytest.mark.parametrize("form", ["transposed", "channels last", "contiguous"])
+def test_a_norm_gives_the_layout_that_it_gives_on_real_tensors(norm: nn.Module, form: str) -> None:
+    """What comes after copies a layout that it can't take, and keeps the copy: here is whether it must."""
+    images = form == "channels last"
+    if images and isinstance(norm, nn.BatchNorm1d):
+        norm = nn.BatchNorm2d(32)
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = x.movedim(-1, 1) if form != "contiguous" else x.transpose(1, 2).contiguous()
+        x = self.norm(x)
+        return self.second(x.movedim(1, -1)).flatten(1).tanh()
+
+    model = Calls(forward, first=nn.Linear(16, 32), norm=norm, second=nn.Linear(32, 8))
+    x = torch.randn((4, 6, 10, 16) if images else (4, 10, 16))
+    flops, backward, saved = real_step(model, [x])
+    cost = measure(model, (x,), {})
+    assert (cost.forward_flops, cost.backward_flops, cost.saved_bytes) == (flops, backward, saved)

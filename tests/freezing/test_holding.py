@@ -304,3 +304,19 @@ def test_a_norm_without_parameters_does_not_keep_the_noise_beside_it_on() -> Non
     assert model[0][1].num_batches_tracked == 0
     unfreeze(model, "0.0", norm_stats=True)
     assert modes(model) == before
+
+
+def test_a_scripted_part_is_frozen_and_thawed_like_any_other() -> None:
+    """Again and again: its tables are none of Python's."""
+    model = nn.Sequential(script(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), nn.Linear(4, 4), nn.Linear(4, 2))
+    freeze(model, "0")
+    freeze(model, "1")
+    before = {name: tensor.clone() for name, tensor in model[0].state_dict().items()}
+    model.train()(torch.randn(8, 4)).sum().backward()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model[0].state_dict().items())
+    assert [p.grad is None for p in model.parameters()] == [True] * 6 + [False] * 2
+    unfreeze(model, "0", norm_stats=True)
+    assert all(p.requires_grad for p in model[0].parameters())
+    assert not model[1].weight.requires_grad
+    model.train()(torch.randn(8, 4))
+    assert not torch.equal(model[0].state_dict()["1.running_mean"], before["1.running_mean"])

@@ -2,57 +2,76 @@
 
 from __future__ import annotations
 
+import copy
+import random
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from ftkit import replace_head
-from ftkit.errors import HeadError
+from ftkit import find_head, replace_head, summary
+from ftkit._heads.inputs import Inputs
+from ftkit._heads.layers import layers
+from ftkit._heads.trace import run_on, run_with_labels
+from ftkit._models.dryrun import named_tensors
+from ftkit.errors import FtkitError, HeadError
 
 BEFORE, AFTER = 11, 7
 
 RIGHT, RIGHTLY_REFUSED, REFUSED, WRONG = "right", "rightly refused", "refused needlessly", "wrong in silence"
 
+_MOST = 60_000_000  # parameters of a model that is built with values, and run
 
-def quietly(build: Callable[[int], nn.Module], classes: int) -> nn.Module:
-    """Build a model without memory, or where it computes its sizes with tensors, with."""
+
+def quietly(build: Callable[[int], nn.Module], classes: int, *, values: bool = False) -> nn.Module:
+    """Build a model without memory, or with values; so also where it computes its sizes with tensors."""
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")
-        try:
-            with torch.device("meta"):
-                return build(classes).eval()
-        except Exception:
-            return build(classes).eval()
+        torch.manual_seed(0)
+        if not values:
+            try:
+                with torch.device("meta"):
+                    return build(classes).eval()
+            except Exception:
+                pass
+        return build(classes).eval()
 
 
-def judge(build: Callable[[int], nn.Module]) -> tuple[str, str]:
-    """Replace the head of a model built for 11 classes by one of 7; say how that compares with one built for 7."""
-    fresh, model = quietly(build, AFTER), quietly(build, BEFORE)
+def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tuple[str, str]:
+    """Replace the head of a model built for 11 classes by one of 7; say how that compares with one built for 7.
+
+    Args:
+        build: How to build the model for a number of classes.
+        inputs: What the model takes, if that can't be made up.
+    """
+    small = sum(parameter.numel() for parameter in quietly(build, AFTER).parameters()) < _MOST
+    fresh, model = quietly(build, AFTER, values=small), quietly(build, BEFORE, values=small)
+    changed = looked_at(model, inputs, AFTER if small else None)
+    if changed:
+        return WRONG, f"looking changed {changed}"
     before = dict(model.named_parameters(remove_duplicate=False))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            head = replace_head(model, AFTER)
-        except HeadError as error:
-            changed = _first(_differences(shapes_of(model), shapes_of(quietly(build, BEFORE))))
-            if changed or any(
-                dict(model.named_parameters(remove_duplicate=False))[n] is not p for n, p in before.items()
-            ):
-                return WRONG, f"the error left a change: {changed}"
-            resizable = shapes_of(fresh) != shapes_of(model)
-            return (REFUSED if resizable else RIGHTLY_REFUSED), str(error)
+    values = {name: value.detach().clone() for name, value in before.items()}
+    state = State(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            head = replace_head(model, AFTER, example_inputs=inputs)
+    except HeadError as error:
+        if changed := state.changed():
+            return WRONG, f"the error left a change: {changed}"
+        return (REFUSED if shapes_of(fresh) != shapes_of(model) else RIGHTLY_REFUSED), str(error)
     inside = tuple(f"{name}." for name in head.names)
     after = dict(model.named_parameters(remove_duplicate=False))
     expected = shapes_of(fresh)
-    moved = [
-        name
-        for name, parameter in before.items()
-        if not name.startswith(inside) and after.get(name) is not parameter and expected.get(name) == parameter.shape
-    ]
-    wrong = _first(_differences(shapes_of(model), expected)) or _first(
-        _differences(numbers_of(model), numbers_of(fresh))
+    outside = [n for n, p in before.items() if not n.startswith(inside) and expected.get(n) == p.shape]
+    moved = [n for n in outside if after.get(n) is not before[n] or not _same(before[n], values[n])]
+    wrong = (
+        _first(_differences(shapes_of(model), expected))
+        or _first(_differences(numbers_of(model), numbers_of(fresh)))
+        or (_runs_otherwise(model, fresh, inputs) if small else "")
     )
     if moved or wrong:
         return WRONG, f"{', '.join(moved[:3])} {wrong} {head.names}"
@@ -79,10 +98,203 @@ def numbers_of(model: nn.Module) -> dict[str, object]:
     return found
 
 
-def _differences(found: dict[str, object], expected: dict[str, object]) -> Iterator[str]:
+# ---- runs on real tensors
+
+
+def _runs_otherwise(model: nn.Module, fresh: nn.Module, inputs: Inputs | None) -> str:
+    """Give the refitted model what the fresh one has learned, and tell how it differs then, in eval or in training."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.load_state_dict(fresh.state_dict())
+        run = run_on(fresh, *([] if inputs is None else [inputs]))
+        if not run.complete:
+            return ""
+        labeled = run_with_labels(fresh, run)
+        for training, made_up in ((False, run.inputs), (True, labeled.inputs if labeled.complete else run.inputs)):
+            try:
+                expected = _step(fresh, made_up, training=training)
+            except Exception:  # what was made up is enough for fakes alone
+                continue
+            try:
+                found = _step(model, made_up, training=training)
+            except Exception as error:
+                return f"the refitted model fails: {error}"
+            for key in [*expected, *found]:
+                if not _same(found.get(key), expected.get(key)):
+                    return f"{'in training' if training else 'in eval'}, {key} differs"
+    return ""
+
+
+def _step(model: nn.Module, inputs: Inputs, *, training: bool) -> dict[str, torch.Tensor | None]:
+    """Run a model, in training mode with a backward pass too: its outputs, its loss and its gradients, by name."""
+    model.train(training)
+    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+        torch.manual_seed(1)
+        fill = torch.Generator().manual_seed(2)
+        memo = {id(value): _real(value, fill) for _, value in named_tensors(inputs)}
+        args, kwargs = copy.deepcopy(inputs, memo)
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)  # noqa: NPY002 -- what models use
+        given = dict(named_tensors(model(*args, **kwargs)))
+        found = {f"output {path}": value.detach() for path, value in given.items()}
+        if training:
+            model.zero_grad()
+            loss = next((value for path, value in given.items() if path[-1:] == ("loss",)), None)
+            floats = [value for value in given.values() if value.is_floating_point() and value.requires_grad]
+            (sum(value.float().sum() for value in floats) if loss is None else loss).backward()
+            found |= {f"gradient of {name}": parameter.grad for name, parameter in model.named_parameters()}
+    return found
+
+
+def _real(value: torch.Tensor, fill: torch.Generator) -> torch.Tensor:
+    if value.is_floating_point():
+        return torch.rand(value.shape, generator=fill).to(value.dtype)
+    return torch.ones(value.shape, dtype=value.dtype)
+
+
+def _same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and (one.is_meta or torch.allclose(one, other, rtol=1e-3, atol=1e-4, equal_nan=True))
+
+
+# ---- what must stay as it is
+
+
+class State:
+    """All that could change in a model, and around it, without anyone asking."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._before = self._now()
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self._values = {name: (value, value.detach().clone()) for name, value in tensors if not _is_lazy(value)}
+
+    def changed(self) -> str:
+        """Tell what has changed first; nothing where all is as it was."""
+        moved = (name for name, (value, before) in self._values.items() if not _is_equal(value, before))
+        return _first(_differences(self._now(), self._before)) or _first(f"the values of {name}" for name in moved)
+
+    def _now(self) -> dict[str, object]:
+        found: dict[str, object] = {
+            "torch's random numbers": hash(torch.get_rng_state().numpy().tobytes()),
+            "NumPy's random numbers": hash(str(np.random.get_state()[1:3])),  # noqa: NPY002
+            "Python's random numbers": hash(random.getstate()),
+            "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_default_dtype()),
+            "threads and backends": (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()),
+            "hooks on all modules": [len(table) for table in _tables(nn.modules.module) if "hooks" in table.name],
+            "warning filters": list(warnings.filters),
+        }
+        for name, module in self._model.named_modules(remove_duplicate=False):
+            found[f"class of {name}"] = type(module)
+            for key, value in vars(module).items():
+                found[f"{name}.{key}"] = _content(value)
+            for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+                grad = None if value.grad_fn is not None else value.grad
+                found[f"{name}.{key}"] = (id(value), value.requires_grad, id(grad), _version(value))
+        return found
+
+
+class _Table(dict[Any, Any]):
+    name = ""
+
+
+def _tables(module: object) -> Iterator[_Table]:
+    for name, value in vars(module).items():
+        if isinstance(value, dict) and name.startswith("_global"):
+            table = _Table(value)
+            table.name = name
+            yield table
+
+
+def _content(value: object) -> object:
+    """What is told of an attribute: plain values themselves, one by one in containers, and all else by identity."""
+    if isinstance(value, dict):
+        return {key: _content(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_content(one) for one in value]
+    return value if isinstance(value, str | int | bool | None) else id(value)
+
+
+def _version(value: torch.Tensor) -> int:
+    return -1 if value.is_inference() else value._version
+
+
+def _is_lazy(value: torch.Tensor) -> bool:
+    return isinstance(value, nn.parameter.UninitializedTensorMixin)
+
+
+def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and (one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
+def looked_at(model: nn.Module, inputs: Inputs | None, count: int | None) -> str:
+    """Look at a model in all ways, in eval and in training mode; tell what that changed, which must be nothing.
+
+    Args:
+        model: The model.
+        inputs: What it takes, if that can't be made up.
+        count: Of classes, for attempts to put a head where none fits, or None for no such attempts.
+    """
+    for training in (False, True):
+        model.train(training)
+        state = State(model)
+        for way, look in _WAYS.items():
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    look(model, inputs, count)
+            except FtkitError:
+                pass
+            if changed := state.changed():
+                return f"{changed} ({way}, {'in training' if training else 'in eval'} mode)"
+    model.eval()
+    return ""
+
+
+def _failing(model: nn.Module, inputs: Inputs | None, count: int | None) -> None:
+    """Try to give the first layer of a model another number of outputs, where a copy shows that this fails."""
+    first = layers(model)[0]
+    if count is not None:
+        try:
+            twin = copy.deepcopy(model)
+        except Exception:  # of weights that weight norm has computed
+            return
+        try:
+            with torch.random.fork_rng(devices=[]):
+                replace_head(twin, first.outputs + 1, at=first.name, example_inputs=inputs)
+        except HeadError:
+            replace_head(model, first.outputs + 1, at=first.name, example_inputs=inputs)
+
+
+def _refused(model: nn.Module, inputs: Inputs | None, _: int | None) -> None:
+    """Try to put in a head that takes another number of features."""
+    replace_head(model, lambda width: nn.Linear(width + 1, 3, device="meta"), example_inputs=inputs)
+
+
+def _summed_up(model: nn.Module, inputs: Inputs | None, _: int | None) -> None:
+    run = run_on(model, *([] if inputs is None else [inputs]))
+    if run.complete:
+        fill = torch.Generator().manual_seed(2)
+        memo = {id(value): _real(value, fill) for _, value in named_tensors(run.inputs)}
+        args, kwargs = copy.deepcopy(run.inputs, memo)
+        summary(model, input_data=(args, kwargs))
+
+
+_WAYS: dict[str, Callable[[nn.Module, Inputs | None, int | None], object]] = {
+    "find_head": lambda model, inputs, _: find_head(model, example_inputs=inputs),
+    "replace_head for another width": _refused,
+    "replace_head at the first layer": _failing,
+    "summary": _summed_up,
+}
+
+
+def _differences(found: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:
     for name in [*expected, *(name for name in found if name not in expected)]:
         if found.get(name) != expected.get(name):
-            yield f"{name}: {found.get(name)} for {expected.get(name)}"
+            yield f"{name}: {found.get(name)} for {expected.get(name)}"[:300]
 
 
 def _first(several: Iterator[str]) -> str:

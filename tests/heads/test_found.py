@@ -101,10 +101,11 @@ def test_a_loss_that_holds_the_classes_is_told() -> None:
     "model",
     [
         nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 64)),
+        nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 16)),
         nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1)),
         nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 1)),
     ],
-    ids=["autoencoder", "denoiser", "one number"],
+    ids=["autoencoder", "narrow autoencoder", "denoiser", "one number"],
 )
 def test_nothing_says_that_these_classify(model: nn.Module) -> None:
     """They are refused; at= makes classes of them all the same."""

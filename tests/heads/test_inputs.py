@@ -99,3 +99,49 @@ def test_an_image_of_the_one_size_that_fits_is_found(side: int) -> None:
         forward, conv=nn.Conv2d(1, 6, 5), first=nn.Linear(width, 16), second=nn.Linear(16, 5), unused=nn.Linear(16, 9)
     )
     assert find_head(model).names == ("second",)
+
+
+@pytest.mark.parametrize("noted", [("n_chans", "n_times"), ("c_in", "seq_len")], ids=["EEG", "time series"])
+def test_recordings_are_as_long_as_the_model_says(noted: tuple[str, str]) -> None:
+    """A filter over time and one over all channels: nothing else fits what comes after."""
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        x = self.space(self.time(x.unsqueeze(1)))
+        return self.final_layer(self.pool(x).flatten(1))
+
+    model = wired(
+        forward,
+        time=nn.Conv2d(1, 4, (1, 25)),
+        space=nn.Conv2d(4, 8, (6, 1)),
+        pool=nn.AvgPool2d((1, 16)),
+        final_layer=nn.Linear(8 * ((200 - 24) // 16), 4),
+        **dict(zip(noted, (6, 200), strict=True)),
+    )
+    head = replace_head(model, 3)
+    assert head.proven
+    assert model(torch.zeros(2, 6, 200)).shape == (2, 3)
+
+
+def test_a_series_that_the_model_cuts_itself() -> None:
+    """No convolution says that a series comes in, nor does anything how long it is."""
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        x = x.unflatten(2, (-1, 16)).transpose(1, 2).flatten(2)
+        return self.out(self.patch(x).mean(1))
+
+    model = wired(forward, patch=nn.Linear(3 * 16, 8), out=nn.Linear(8, 4))
+    assert replace_head(model, 3).proven
+
+
+def test_outputs_that_a_model_counts_are_its_classes_even_if_it_never_runs() -> None:
+    """A model of recordings notes how many outputs it has, and takes what nobody can guess."""
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        if x.shape != (2, 7, 77, 777):
+            raise ValueError("not what I take")
+        return self.final_layer(self.first(x.flatten(1)))
+
+    model = wired(forward, first=nn.Linear(7 * 77 * 777, 5), final_layer=nn.Linear(5, 4), _n_outputs=4)
+    head = replace_head(model, 3)
+    assert (head.names, head.proven, model._n_outputs) == (("final_layer",), False, 3)
+    assert replace_head(model, 6, example_inputs=torch.zeros(2, 7, 77, 777)).proven

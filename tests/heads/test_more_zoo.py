@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.heads import oracle
+from tests.heads.families import FAMILIES
 from tests.heads.test_zoo import SMALL
 
 pytestmark = pytest.mark.slow
@@ -186,13 +187,17 @@ def packaged(module: str, name: str, call: Callable[..., nn.Module]) -> Callable
 CASES |= {case: (lambda how=how: packaged(*how)) for case, how in PACKAGES.items()}
 
 
+CASES |= {case: family.build for case, family in FAMILIES.items()}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_refitted_model_is_like_a_fresh_one(case: str) -> None:
-    """Shapes, counters and identities agree with the fresh model, or the head is refused and nothing has changed."""
+    """In all that the oracle compares; or the head is refused and nothing has changed."""
     try:
         build = CASES[case]()
         oracle.quietly(build, oracle.AFTER)
     except Exception as error:
         pytest.skip(f"not built here: {error}")
-    verdict, why = oracle.judge(build)
+    family = FAMILIES.get(case)
+    verdict, why = oracle.judge(build, (family.inputs(), {}) if family and family.inputs else None)
     assert verdict != oracle.WRONG, why

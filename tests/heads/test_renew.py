@@ -71,9 +71,72 @@ def test_normed_weights_stay_normed(wrap: object, width: int) -> None:
         assert torch.linalg.matrix_norm(model.eval()[1].weight.detach(), 2).item() == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize("width", [5, 8, 16])
+@pytest.mark.parametrize("how", ["matrix_exp", "cayley", "householder"])
+@pytest.mark.parametrize("trivialized", [True, False])
+def test_an_orthogonal_head_stays_orthogonal(width: int, how: str, trivialized: bool) -> None:
+    """Whichever way it is computed, the weight is orthogonal for the new count, and a fresh layer loads its state."""
+
+    def layer(outputs: int) -> nn.Module:
+        return nn.utils.parametrizations.orthogonal(
+            nn.Linear(width, outputs), orthogonal_map=how, use_trivialization=trivialized
+        )
+
+    model = nn.Sequential(nn.Flatten(), layer(11))
+    assert replace_head(model, 7).proven
+    weight = model[1].weight.detach()
+    short = weight if width >= 7 else weight.T
+    torch.testing.assert_close(short @ short.T, torch.eye(min(width, 7)), atol=1e-5, rtol=0)
+    fresh = layer(7)
+    fresh.load_state_dict(model[1].state_dict())
+    torch.testing.assert_close(fresh.weight, weight)
+
+
+class MaxNorm(nn.Module):
+    """A parametrization that can't be inverted, as EEG models have it."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.renorm(2, 0, 0.1)
+
+
+def test_a_parametrization_without_an_inverse_starts_from_the_weight() -> None:
+    """So it does when torch registers one; kept rows that it would change are an error, and nothing has changed."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", MaxNorm())
+    old = model[1].weight.detach()
+    replace_head(model, 4, keep={1: 3})
+    torch.testing.assert_close(model[1].weight[1].detach(), old[3])
+    replace_head(model, 6)
+    assert model[1].parametrizations.weight.original.shape == (6, 12)
+    assert (model[1].weight.norm(dim=1) <= 0.1001).all()
+
+    class Doubled(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight * 2
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Doubled())
+    with pytest.raises(HeadError, match="keep="):
+        replace_head(model, 4, keep={1: 3})
+    assert model[1].weight.shape == (10, 12)
+
+
 def test_a_parametrization_of_one_shape_is_an_error() -> None:
     """The message says how to take it off."""
-    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.orthogonal(nn.Linear(12, 10)))
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mask = torch.ones(1, 10, 12)
+
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return (weight * self.mask)[0]
+
+        def right_inverse(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight / self.mask[0]
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 10))
+    nn.utils.parametrize.register_parametrization(model[1], "weight", Masked())
     with pytest.raises(HeadError, match="remove_parametrizations"):
         replace_head(model, 4)
     assert model[1].out_features == 10
@@ -284,3 +347,31 @@ def test_code_that_starts_a_head_when_it_sees_its_holder() -> None:
     replace_head(model, 3)
     assert (model.fc.weight == 0.125).all()
     assert all(map(torch.equal, before, model.body.parameters()))
+
+
+class Lora(nn.Linear):
+    """A linear layer with a product of two matrices on top."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.lora_a = nn.Parameter(torch.randn(2, inputs))
+        self.lora_b = nn.Parameter(torch.randn(outputs, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
+
+
+def test_a_linear_layer_with_more_matrices_is_one() -> None:
+    """What is added to its weight adds nothing at the start; kept classes keep what was added to them."""
+    model = Net(readout=Lora(8, 10))
+    head = replace_head(model, 4)
+    assert (head.names, head.proven) == (("readout",), True)
+    assert type(model.readout) is Lora
+    assert model.readout.lora_b.shape == (4, 2)
+    assert model.readout.lora_b.abs().max() == 0
+    assert model.readout.weight.std() > 0.1
+    model = Net(readout=Lora(8, 10))
+    added = model.readout.lora_b.detach().clone()
+    replace_head(model, 4, keep={1: 7})
+    assert torch.equal(model.readout.lora_b[1], added[7])
+    assert model.readout.lora_b[0].abs().max() == 0

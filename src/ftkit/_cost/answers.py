@@ -87,7 +87,7 @@ def _are_new(storages: list[int], args: tuple[Any, ...]) -> bool:
 
 def question(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable | None:
     """What decides the answer of an operator; None if values could, too."""
-    if operator_name(func) in _MENDED:
+    if operator_name(func) in _DECIDED_BY_MORE:
         return None
     for value in kwargs.values():
         if isinstance(value, torch.Tensor):  # such as the output of one that gives it back
@@ -140,4 +140,28 @@ def _lstm(fakes: Fakes, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return output, hidden, cell, workspace
 
 
-_MENDED = {"aten::_grouped_mm": _grouped_product, "aten::mkldnn_rnn_layer": _lstm}
+def _norm(fakes: Fakes, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+    """A norm on the CPU, whose output and whose input's gradient are contiguous, or channels last where the input is.
+
+    Torch's own fake kernels keep the strides of a transposed input, or give none back that is channels last.
+    """
+    output, *rest = func(*args, **kwargs)
+    image = args[int("backward" in operator_name(func))]
+    if output is not None and output.device.type == "cpu":
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        last = formats.get(image.dim(), torch.contiguous_format)
+        kept = last if image.is_contiguous(memory_format=last) else torch.contiguous_format
+        strides = torch.empty(image.shape, device="meta", memory_format=kept).stride()
+        if strides != output.stride():
+            output = fakes.make(TensorSpec(tuple(output.shape), strides, output.dtype, output.device))
+    return output, *rest
+
+
+_MENDED = {
+    "aten::_grouped_mm": _grouped_product,
+    "aten::mkldnn_rnn_layer": _lstm,
+    "aten::native_batch_norm": _norm,
+    "aten::native_batch_norm_backward": _norm,
+    "aten::native_group_norm": _norm,
+}
+_DECIDED_BY_MORE = {"aten::_grouped_mm", "aten::mkldnn_rnn_layer"}  # than shapes: by whether gradients are needed

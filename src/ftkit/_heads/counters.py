@@ -20,8 +20,9 @@ _CLASSES = re.compile(
 )
 _OUTPUTS = re.compile(
     r"_?((num|n)_?(outputs?|out|targets?|logits|\w+_(labels|classes))|out(put)?_(num_)?(features|channels|dim|dims|size|classes)"
-    r"|nf|n_?out)|vocab_size"
+    r"|nf|n_?out|c_out)|vocab_size"
 )
+_OUTPUTS_ALL = re.compile(r"_?(n|num)_outputs")  # of a model itself: those of EEG, which may be for numbers
 _COUNTING = {
     "classes": re.compile(f"({_CLASSES.pattern})|({_OUTPUTS.pattern})"),
     "channels": re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)"),
@@ -88,7 +89,9 @@ def told(model: nn.Module, names: Collection[str]) -> list[int]:
     """Return the counts of classes that the counters tell, the most telling first."""
     found = [counter for counter in counters(model, names) if counter.value > 0]
     classes = [counter.value for counter in found if counts_classes(counter.name) or counter.name in _SHORT]
-    return list(dict.fromkeys(classes + [counter.value for counter in found if counter.name == "vocab_size"]))
+    outputs = [counter.value for counter in found if counter.owner is model and _OUTPUTS_ALL.fullmatch(counter.name)]
+    words = [counter.value for counter in found if counter.name == "vocab_size"]
+    return list(dict.fromkeys(classes + outputs + words))
 
 
 def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:

@@ -203,7 +203,8 @@ def _left_as_they_are(evidence: _Evidence) -> Layers:
     if not run.complete or all(end.training_only or end.layer.outputs == 1 for end in group):
         return Layers()
     given = [tensor.shape for tensor in tensors_in(run.inputs) if tensor.is_floating_point()]
-    if any(_gives_back(end, shape) for end in group for shape in given):
+    narrowest = min(run.widths.values(), default=0)
+    if any(_gives_back(end, shape, narrowest) for end in group for shape in given):
         return Layers()
     return _of_one_size(evidence, group)
 
@@ -211,12 +212,15 @@ def _left_as_they_are(evidence: _Evidence) -> Layers:
 _FEWEST_RESTORED = 32  # numbers of an example: a classifier may have as many classes as features, if these are few
 
 
-def _gives_back(end: End, given: torch.Size) -> bool:
-    """Whether a model gives what goes in, as an autoencoder does, or more of the same series, as a forecaster does."""
+def _gives_back(end: End, given: torch.Size, narrowest: int) -> bool:
+    """Whether a model gives what goes in, as an autoencoder does, or more of the same series, as a forecaster does.
+
+    A small autoencoder is known by its ``narrowest`` layer.
+    """
     linear = isinstance(end.layer.module, nn.Linear)
     made = [end.shapes[port] for port in end.ports_within(CLEAN)]
     continues = any(linear and len(given) == len(one) == 3 and given[::2] == one[::2] for one in made)
-    return continues or (given in made and given[1:].numel() >= _FEWEST_RESTORED)
+    return continues or (given in made and (given[1:].numel() >= _FEWEST_RESTORED or narrowest < given[-1]))
 
 
 _RULES: tuple[Callable[[_Evidence], Layers], ...] = (

@@ -24,7 +24,7 @@ def possible_inputs(model: nn.Module) -> Iterator[Inputs]:
     named = [p for p in inspect.signature(model.forward).parameters.values() if p.kind not in _VARIADIC]
     required = [p.name for p in named if p.default is p.empty]
     yield from _by_known_names(model, [p.name for p in named], required)
-    for tensor in _by_layers(model):
+    for tensor in itertools.chain(_as_told(model), _by_layers(model)):
         yield (tensor,) * max(1, len(required)), {}
     if len(required) > 1:
         several = itertools.product(*(_meant(name, model) for name in required))
@@ -164,6 +164,21 @@ def _for_several_arguments(model: nn.Module) -> list[torch.Tensor]:
     return found
 
 
+# ---- by what the model says of recordings: so many channels, for so many steps
+
+_CHANNELS = ("n_chans", "n_channels", "in_chans", "in_channels", "c_in")
+_STEPS = ("n_times", "n_timesteps", "n_samples", "seq_len", "seq_length")
+
+
+def _as_told(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Make the recording whose channels and steps the model has noted, such as an EEG."""
+    channels, steps = (
+        next((told for key in keys if type(told := read(model, key)) is int and told > 0), None)
+        for keys in (_CHANNELS, _STEPS)
+    )
+    return _numbers([(2, channels, steps)] if channels and steps else [])
+
+
 # ---- by the first layer of each kind
 
 _Maker: TypeAlias = Callable[[nn.Module, int], Iterable[torch.Tensor]]
@@ -215,6 +230,7 @@ def _by_layers(model: nn.Module) -> Iterator[torch.Tensor]:
     if (_images, False) not in first:  # a model may cut images or clips into rows by itself
         yield from _images(model, 3)
         yield from _numbers((2, 3, frames, side, side) for frames, side in _CLIPS_IN_ROWS)
+        yield from _numbers([(2, 3, 128), (2, 1, 128)])
 
 
 def _taken_by(module: nn.Module) -> Sequence[tuple[_Maker, bool, int]]:

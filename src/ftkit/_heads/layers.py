@@ -249,7 +249,10 @@ def _computed(steps: nn.Module) -> torch.Tensor:
 
 
 def _weight(module: nn.Module) -> torch.Tensor | None:
-    """The one weight that a module itself multiplies by; None where there are several, or layers inside."""
+    """The one weight that a module itself multiplies by; None where there are several, or layers inside.
+
+    A linear layer of someone's own (LoRA) is known by its ``weight``, whatever matrices it adds to that.
+    """
     children = children_of(module)
     computed = children.get(_PARAMETRIZATIONS)
     if any(has_parameters(child) for child in children.values() if child is not None and child is not computed):
@@ -257,5 +260,8 @@ def _weight(module: nn.Module) -> torch.Tensor | None:
     found: list[torch.Tensor] = [v for n, v in parameters_of(module).items() if v is not None and not n.endswith("_g")]
     if computed is not None:
         found += [_computed(steps) for steps in children_of(computed).values() if steps is not None]
+    main = parameters_of(module).get("weight")
+    if main is not None and (isinstance(module, nn.Linear) or is_convolution(module)):
+        return main
     matrices = [value for value in found if value.dim() >= 2]
     return matrices[0] if len(matrices) == 1 else None

@@ -53,7 +53,7 @@ def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int
     if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
     with torch.no_grad(), _resting(old):
-        _start(model, layer, new)
+        _start(model, layer, new, outputs)
         if rows:
             _carry(layer, new, rows)
     _need_gradients_like(old, new, thaw)
@@ -105,6 +105,8 @@ def _twin(old: nn.Module, before: int, after: int, axis: int, *, vectors: bool =
     new: nn.Module = old.__class__.__new__(old.__class__)
     for key, value in vars(old).items():
         new.__dict__[key] = _own(key, value, old, new)
+        if isinstance(value, torch.Size) and value[axis : axis + 1] == (before,):  # a parametrization's, of its weight
+            new.__dict__[key] = torch.Size((*value[:axis], after, *value[axis + 1 :]))
         if isinstance(value, torch.Tensor):  # the weight that old-style weight norm computes before each forward
             new.__dict__[key] = _sized(key, value, before if vectors or value.dim() > 1 else 0, after, axis)
     for slot in own_slots(new):  # its tables are new, and hold what the old one's do
@@ -149,7 +151,14 @@ def _carry(layer: Layer, new: nn.Module, rows: Mapping[int, int]) -> None:
         axis = _along(source, layer.axis)
         if source.shape[axis : axis + 1] == (layer.outputs,):
             kept = source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype)
-            _assign(new, name, value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept))
+            carried = value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept)
+            _assign(new, name, carried)
+            now: torch.Tensor = getattr(new, name)
+            if not (now.is_meta or torch.allclose(now.index_select(axis, torch.tensor(fresh)), kept, atol=1e-4)):
+                raise HeadError(
+                    f"The {name} of {layer.name!r} is computed by a parametrization that can't carry rows over. "
+                    "Leave keep= out, or remove the parametrization first."
+                )
 
 
 def _need_gradients_like(old: nn.Module, new: nn.Module, thaw: bool) -> None:
@@ -169,9 +178,9 @@ def _drop(prefix: str, table: dict[Any, Any]) -> None:
 # ---- how a new layer starts
 
 
-def _start(model: nn.Module, layer: Layer, new: nn.Module) -> None:
+def _start(model: nn.Module, layer: Layer, new: nn.Module, outputs: int) -> None:
     """Initialize a new layer as the model would have: its class's way, then by what the model's own code does."""
-    old, bare = layer.module, _bare(new)
+    old, bare = layer.module, _bare(new, layer, outputs)
     _reset(bare, old)
     own = _own_init(model, layer.name)
     if own is not None:
@@ -196,6 +205,9 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
     reset = read(bare, "reset_parameters")
     if callable(reset):
         reset()
+        for name, value in bare.named_parameters():  # what a subclass adds (LoRA), and this does not know, adds nothing
+            if value.dim() > 1 and value.shape != getattr(old, name).shape and not value.is_meta:
+                value.copy_(torch.where((value == value.flatten()[0]).all(), 0, value))
         return
     for name, value in bare.named_parameters():
         if value.shape != getattr(old, name).shape:  # not a temperature or a scale, which the classes have no part in
@@ -344,19 +356,20 @@ def _arguments(holder: nn.Module) -> dict[str, int]:
 _COMPUTES = "compute_weight"  # the method of a hook that does
 
 
-def _bare(layer: nn.Module) -> nn.Module:
-    """Return the layer itself, or if its weight is computed (weight norm), a plain layer of its class."""
+def _bare(new: nn.Module, layer: Layer, outputs: int) -> nn.Module:
+    """Return a new layer itself, or if its weight is computed (weight norm), a plain layer of its class."""
     names = ("weight", "bias")
-    if not (_hooks_that(layer, _COMPUTES) or any(parametrize.is_parametrized(layer, name) for name in names)):
-        return layer
-    kind: type[nn.Module] = type(layer).__bases__[0] if parametrize.is_parametrized(layer) else type(layer)
+    if not (_hooks_that(new, _COMPUTES) or any(parametrize.is_parametrized(new, name) for name in names)):
+        return new
+    kind: type[nn.Module] = type(new).__bases__[0] if parametrize.is_parametrized(new) else type(new)
     bare: nn.Module = kind.__new__(kind)
     nn.Module.__init__(bare)
-    bare.__dict__.update({key: value for key, value in vars(layer).items() if not key.startswith("_")})
+    bare.__dict__.update({key: value for key, value in vars(new).items() if not key.startswith("_")})
     for name in names:
-        value = getattr(layer, name, None)
+        value = getattr(layer.module, name, None)  # of the old layer: what the new one computes from has no values yet
         bare.__dict__.pop(name, None)
-        setattr(bare, name, None if value is None else nn.Parameter(value.detach().clone()))
+        made = None if value is None else _sized(name, value.detach(), layer.outputs, outputs, layer.axis)
+        setattr(bare, name, None if made is None else nn.Parameter(made))
     return bare
 
 
@@ -393,10 +406,17 @@ def _assign_normed(layer: nn.Module, hook: Any, value: torch.Tensor) -> None:
 
 
 def _assign_parametrized(layer: nn.Module, name: str, value: torch.Tensor) -> None:
-    steps = list(layer.parametrizations[name])  # type: ignore[index]  # a ModuleDict of lists
+    """Set what parametrizations compute a weight from; one without an inverse starts from the weight, as torch does."""
+    computed: nn.ModuleList = layer.parametrizations[name]  # type: ignore[index, assignment]  # a ModuleDict of lists
+    steps, original = list(computed), parameters_of(computed).get("original")
     try:
         with quiet():
-            setattr(layer, name, value)
+            try:
+                setattr(layer, name, value)
+            except (NotImplementedError, RuntimeError):
+                if original is None or original.shape != value.shape:
+                    raise
+                original.copy_(value)
         if getattr(layer, name).shape != value.shape:
             raise ValueError(f"{tuple(value.shape)} became {tuple(getattr(layer, name).shape)}")
         for step in steps:

@@ -20,7 +20,7 @@ from ftkit._heads.proof import Proof
 from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
 from ftkit._heads.trace import trace
-from ftkit._models.dryrun import alone, as_call, untouched
+from ftkit._models.dryrun import alone, as_call, remember_random, untouched
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
@@ -302,15 +302,18 @@ def _put(
             f"module can't replace them all. Pass a function of in_features that makes one for each, or "
             f"at={firsts[0]!r}."
         )
-    news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
-    last = [_checked(new, place)[-1:] for place, new in news]
-    counts = [layer.outputs for several in last for layer in several]
-    count = [found.classes, *counts][-1]
-    if classes is not None and counts and len(classes) != count:
-        raise HeadError(f"The new head has {plural(count, 'output')}, but classes= has {plural(len(classes), 'name')}.")
     proof = Proof(model, found)
     known = set(map(id, model.modules()))
     with Undo() as undo:
+        remember_random(undo)
+        news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
+        last = [_checked(new, place)[-1:] for place, new in news]
+        counts = [layer.outputs for several in last for layer in several]
+        count = [found.classes, *counts][-1]
+        if classes is not None and counts and len(classes) != count:
+            raise HeadError(
+                f"The new head has {plural(count, 'output')}, but classes= has {plural(len(classes), 'name')}."
+            )
         for place, new in news:
             mark((part for part in new.modules() if id(part) not in known), undo)
             _settle(new, place.module)

@@ -17,6 +17,7 @@ from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
 from ftkit._heads.proof import Proof
 from ftkit._heads.renew import renewed
+from ftkit._models.dryrun import remember_random
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
 from ftkit._torch import parameters_of
@@ -46,12 +47,13 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
     proof = Proof(model, found)
     thaw = not any(parameter.requires_grad for parameter in model.parameters())
     changes: list[tuple[Layer, nn.Module, dict[int, int]]] = []
-    for one in found.layers:  # all are made before the first is put in
-        rows = {} if keep is None else _rows(one, found.classes, count, keep)
-        regrown = keep and _tables(model, one)
-        new = one.module if regrown else renewed(model, one, one.outputs_for(count), rows, thaw)
-        changes.append((one, new, rows))
     with Undo() as undo:
+        remember_random(undo)
+        for one in found.layers:  # all are made before the first is put in
+            rows = {} if keep is None else _rows(one, found.classes, count, keep)
+            regrown = keep and _tables(model, one)
+            new = one.module if regrown else renewed(model, one, one.outputs_for(count), rows, thaw)
+            changes.append((one, new, rows))
         for one, new, rows in changes:
             if new is one.module:
                 mark([new, *_tables(model, one)], undo)

@@ -10,7 +10,7 @@ Role: TypeAlias = Literal["class", "other"]
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _CLASSES = (
     "fc classifier classifiers cls class classes classification classif head heads logit logits score scores lm "
-    "last seg segmentation predictions"
+    "last final seg segmentation predictions"
 )
 _OTHERS = (
     "box boxes bbox bboxes loc location reg regression regressor regress offset ctr ctrness center centerness "

@@ -60,12 +60,7 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
             gc.disable()  # a collection in between would take longer than all the rest, and blur what is alive when
         for module in modules:
             undo.remember(module)
-        undo.callback(torch.set_rng_state, torch.get_rng_state())
-        undo.callback(random.setstate, random.getstate())
-        if numpy_random := sys.modules.get("numpy.random"):
-            undo.callback(numpy_random.set_state, numpy_random.get_state())
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        remember_random(undo)
         undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         undo.callback(torch.set_default_dtype, torch.get_default_dtype())
         undo.callback(torch.clear_autocast_cache)
@@ -74,6 +69,16 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
         with quiet(), torch.inference_mode(False), torch.enable_grad():
             yield
+
+
+def remember_random(undo: Undo) -> None:
+    """Note the state of all random numbers of the process."""
+    undo.callback(torch.set_rng_state, torch.get_rng_state())
+    undo.callback(random.setstate, random.getstate())
+    if numpy_random := sys.modules.get("numpy.random"):
+        undo.callback(numpy_random.set_state, numpy_random.get_state())
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
 
 
 def as_call(given: Any, name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
