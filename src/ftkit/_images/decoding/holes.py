@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 
 from PIL import Image
 
 _HOLE = bytes(512)  # a sector of a disk
+_MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
 _CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma"))  # raw ones may be black
 
 
 def has_hole(image: Image.Image, data: bytes) -> bool:
     """Whether a sector's worth of zeros stands where only coded pixels can be, or a checksum within a TIFF is wrong."""
+    if image.format == "JPEG2000" and any(_MARKER.search(data, start, stop) for start, stop in _tile_parts(data)):
+        return True
     if str(image.info.get("compression")).endswith("deflate"):
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
     if _HOLE not in data:  # as in nearly all files
         return False
-    find = {"WEBP": _in_riff, "JPEG2000": _in_jpeg_2000, "AVIF": _in_avif}.get(image.format or "")
-    parts = find(data) if find else ()
+    parts = _tile_parts(data) if image.format == "JPEG2000" else ()
     if image.info.get("compression") in _CODED_TIFF:
         parts = _in_tiff(image)
     return any(_HOLE in data[start:stop] for start, stop in parts)
@@ -32,25 +35,21 @@ def _inflates(packed: bytes) -> bool:
     return True
 
 
-def _in_riff(data: bytes) -> Iterator[tuple[int, int]]:
-    at = 12
-    while at + 8 <= len(data):
-        stop = at + 8 + int.from_bytes(data[at + 4 : at + 8], "little")
-        if data[at : at + 4] in (b"VP8 ", b"VP8L", b"ALPH", b"ANMF"):
-            yield at + 8, stop
-        at = stop + stop % 2
-
-
-def _in_jpeg_2000(data: bytes) -> Iterator[tuple[int, int]]:
-    start = data.find(b"\xff\x93")  # the first tile
-    if start >= 0:
-        yield start, len(data)
-
-
-def _in_avif(data: bytes) -> Iterator[tuple[int, int]]:
-    start = data.find(b"mdat")
-    if start >= 0 and b"Exif" not in data:  # which may lie beside the pixels, padded with zeros
-        yield start, len(data)
+def _tile_parts(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield where the packets of each tile-part are (ITU-T T.800, annex A), unless markers stand among them."""
+    at = data.find(b"\xff\x4f\xff\x51")  # start of codestream, and of the size
+    style = data.find(b"\xff\x52", at)
+    if at < 0 or style < 0 or data[style + 4] & 6:  # packets have markers of their own
+        return
+    at = data.find(b"\xff\x90", style)
+    while at >= 0 and data[at : at + 2] == b"\xff\x90":
+        size = int.from_bytes(data[at + 6 : at + 10], "big")
+        stop = at + size if size else data.rfind(b"\xff\xd9")
+        start = data.find(b"\xff\x93", at)  # start of data
+        if not at < start < stop <= len(data):
+            return
+        yield start + 2, stop
+        at = stop
 
 
 def _in_tiff(image: Image.Image) -> Iterator[tuple[int, int]]:

@@ -16,6 +16,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import png
 from ftkit._images.decoding.holes import has_hole
+from ftkit._images.decoding.leftover import has_leftover
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 
@@ -127,6 +128,8 @@ def _judge_loaded(image: Image.Image, data: bytes) -> None:
     """Raise for lost pixels that Pillow does not mind."""
     if has_hole(image, data):
         raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
+    if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
+        raise Broken("damaged", "the last bytes of the pixels stand for none: the decoder has lost its place")
     if image.format != "PNG":
         return
     last = image.crop((0, image.height - 1, image.width, image.height))

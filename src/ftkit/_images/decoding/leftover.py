@@ -1,0 +1,186 @@
+"""Coded pixels whose last bytes a decoder can do without: changed bytes made it lose its place.
+
+WebP, AVIF and GIF have no checksum, and their decoders take any bytes for pixels. But a changed byte changes how many
+bytes the rest takes. When it takes more than there are, the decoder says so; when it takes fewer, nobody does. So the
+last bytes are taken away: a sound file can't be decoded without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+# Bytes that may be left over. Of thousands of sound files of each format, none could do without more than 7 of lossy
+# WebP (32 bits flush its coder), 4 of lossless (where one code may stand for all the rest), 2 of AVIF, and 2 of GIF.
+_SPARE_LOSSY, _SPARE_LOSSLESS, _SPARE_AVIF, _SPARE_GIF = 16, 8, 8, 8
+
+
+class _Coded(NamedTuple):
+    """Where the coded pixels of a still image are, how many bytes no encoder leaves over, and how to shorten them."""
+
+    last: bytes
+    size: int
+    spare: int
+    shorten: Callable[[int], bytes]
+
+
+def has_leftover(form: str, data: bytes, loads: Callable[[bytes], bool]) -> bool:
+    """Whether the decoder of a file that loads can do without the last bytes of the pixels.
+
+    Args:
+        form: Pillow's name for its format.
+        data: The file.
+        loads: Whether Pillow loads the file that it is given.
+    """
+    find = {"WEBP": _in_webp, "AVIF": _in_avif, "GIF": _in_gif}.get(form)
+    coded = find(data) if find else None
+    if coded is None or coded.size < 4 * coded.spare or len(set(coded.last)) == 1:  # somebody's padding
+        return False
+    # Twice, since a cut may chance to look like the end. Where what is cut is not what is shown, even next to nothing
+    # would do.
+    return all(loads(coded.shorten(count)) for count in (coded.spare, coded.spare - 1)) and not loads(
+        coded.shorten(coded.size - 2)
+    )
+
+
+def _in_webp(data: bytes) -> _Coded | None:
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    at = 12
+    while at + 8 <= end:
+        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
+        start, stop = at + 8, at + 8 + size
+        if name in (b"VP8 ", b"VP8L") and stop <= end:
+
+            def shorten(count: int, at: int = at, start: int = start, stop: int = stop) -> bytes:
+                kept = data[start : stop - count]
+                inner = data[8 : at + 4] + len(kept).to_bytes(4, "little") + kept + bytes(len(kept) % 2)
+                inner += data[stop + (stop - start) % 2 : end]
+                return b"RIFF" + len(inner).to_bytes(4, "little") + inner
+
+            spare = _SPARE_LOSSY if name == b"VP8 " else _SPARE_LOSSLESS
+            return _Coded(data[stop - spare : stop], size, spare, shorten)
+        at = stop + size % 2
+    return None
+
+
+# Types of the units of an AV1 stream (AV1, 6.2.2).
+_FIRST = frozenset((1, 2))  # sequence header, temporal delimiter
+_FRAME_HEADER, _TILES, _FRAME, _PADDING = 3, 4, 6, 15
+
+
+def _in_avif(data: bytes) -> _Coded | None:
+    if b"moov" in data[:4096]:  # a sequence, which is shown from its track
+        return None
+    start, size = _primary_item(data)
+    end = start + size
+    units = list(_units(data, start, end)) if end <= len(data) else []
+    kinds = [kind for kind, _, _ in units]
+    frames = sum(kind in (_FRAME_HEADER, _FRAME) for kind in kinds)
+    if not units or kinds[0] not in _FIRST or kinds[-1] not in (_TILES, _FRAME) or frames != 1:
+        return None
+    _, at, body = units[-1]
+
+    def shorten(count: int) -> bytes:
+        """Say a smaller size of the last unit, and make a unit of padding of the rest."""
+        rest = bytes([_PADDING << 3 | 2]) + _as_size(count - 5, 4) + bytes(count - 5)
+        return data[:at] + _as_size(end - body - count, body - at) + data[body : end - count] + rest + data[end:]
+
+    return _Coded(data[end - _SPARE_AVIF : end], end - body, _SPARE_AVIF, shorten)
+
+
+def _as_size(size: int, width: int) -> bytes:
+    """Return a size as AV1 writes it (leb128), in so many bytes."""
+    return bytes(size >> 7 * place & 127 | (128 if place < width - 1 else 0) for place in range(width))
+
+
+def _units(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the type of each unit, where its size stands, and where its body begins; nothing where they don't fit."""
+    found, at = [], start
+    while at < end:
+        head = data[at]
+        place = at + 1 + (head >> 2 & 1)
+        size = shift = 0
+        body = place
+        while body < end and shift < 56:
+            size |= (data[body] & 127) << shift
+            shift += 7
+            body += 1
+            if data[body - 1] < 128:
+                break
+        if not head & 2:  # it has no size of its own
+            return
+        found.append((head >> 3 & 15, place, body))
+        at = body + size
+    if at == end:
+        yield from found
+
+
+def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the content of each box (ISO/IEC 14496-12, 4.2) that says its size in 32 bits."""
+    while start + 8 <= end:
+        size = int.from_bytes(data[start : start + 4], "big")
+        if not 8 <= size <= end - start:
+            return
+        yield data[start + 4 : start + 8], start + 8, start + size
+        start += size
+
+
+def _primary_item(data: bytes) -> tuple[int, int]:
+    """Return start and size of the picture that is shown; (0, 0) when it does not lie in one piece."""
+    whole = next(((start + 4, end) for name, start, end in _boxes(data, 0, len(data)) if name == b"meta"), (0, 0))
+    inner = {name: data[start:end] for name, start, end in _boxes(data, *whole)}
+    primary, places = inner.get(b"pitm", b""), inner.get(b"iloc", b"")
+    if not primary or not places:
+        return 0, 0
+    version, at = places[0], 6
+    wide = 4 if version == 2 else 2
+
+    def read(size: int) -> int:
+        nonlocal at
+        at += size
+        return int.from_bytes(places[at - size : at], "big")
+
+    offsets, lengths, bases, indexes = places[4] >> 4, places[4] & 15, places[5] >> 4, places[5] & 15
+    for _ in range(min(read(wide), len(places))):
+        item, method = read(wide), read(2) & 15 if version else 0
+        read(2)
+        base, count = read(bases), read(2)
+        pieces = []
+        for _ in range(min(count, len(places))):
+            read(indexes if version else 0)
+            pieces.append((base + read(offsets), read(lengths)))
+        if item == int.from_bytes(primary[4:], "big"):
+            return pieces[0] if len(pieces) == 1 and not method else (0, 0)
+    return 0, 0
+
+
+def _in_gif(data: bytes) -> _Coded | None:
+    at = 13 + _colours(data[10])
+    while data[at : at + 1] == b"!":
+        at = _after_blocks(data, at + 2)
+    if data[at : at + 1] != b"," or at + 10 >= len(data):
+        return None
+    start = at + 11 + _colours(data[at + 9])
+    stop = _after_blocks(data, start)
+    packed, at = bytearray(), start
+    while at < stop - 1:
+        packed += data[at + 1 : at + 1 + data[at]]
+        at += 1 + data[at]
+
+    def shorten(count: int) -> bytes:
+        kept = bytes(packed[: len(packed) - count])
+        blocks = (kept[at : at + 255] for at in range(0, len(kept), 255))
+        return data[:start] + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0;"
+
+    return _Coded(bytes(packed[-_SPARE_GIF:]), len(packed), _SPARE_GIF, shorten)
+
+
+def _colours(flags: int) -> int:
+    """Return how many bytes the table of colours has that the flags tell of."""
+    return 3 << (flags & 7) + 1 if flags & 128 else 0
+
+
+def _after_blocks(data: bytes, at: int) -> int:
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return at + 1

@@ -1,0 +1,83 @@
+"""Formats without checksums: bytes that have changed are found by what the decoder leaves over."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+Encode = Callable[..., bytes]
+Judge = Callable[..., bool]
+
+CODINGS: dict[str, tuple[str, dict[str, object]]] = {
+    "lossy WebP": ("WEBP", {"quality": 80}),
+    "lossless WebP": ("WEBP", {"lossless": True}),
+    "AVIF": ("AVIF", {"speed": 10}),
+    "GIF": ("GIF", {}),
+}
+
+
+def coded(image: Image.Image, encode: Encode, coding: str) -> bytes:
+    form, options = CODINGS[coding]
+    return encode(image.quantize(64) if form == "GIF" else image, form, **options)
+
+
+@pytest.mark.parametrize(("coding", "least"), [("lossy WebP", 20), ("lossless WebP", 12), ("AVIF", 20), ("GIF", 19)])
+def test_changed_bytes(is_unusable: Judge, image: Image.Image, encode: Encode, coding: str, least: int) -> None:
+    """Of 20 files with noise within the pixels, all or nearly all are found."""
+    rng = random.Random(1)
+    whole = coded(image.resize((160, 120)), encode, coding)
+    found = 0
+    for _ in range(20):
+        at = rng.randrange(len(whole) // 4, len(whole) // 2)
+        count = len(whole) // 4
+        found += is_unusable(whole[:at] + rng.randbytes(count) + whole[at + count :], "x." + coding[-4:].strip())
+    assert found >= least
+
+
+def sound(image: Image.Image) -> dict[str, Image.Image]:
+    """Return pictures whose last pixels take few bytes, or many."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    half = image.resize((160, 120))
+    half.paste("white", (0, 60, 160, 120))
+    return {
+        "photo": image.resize((160, 120)),
+        "noise": Image.fromarray(noise),
+        "plain": Image.new("RGB", (300, 200), "red"),
+        "half": half,
+        "pixel art": image.resize((40, 30)).resize((400, 300), Image.Resampling.NEAREST),
+        "dark": image.resize((120, 90)).point(lambda value: value // 12),
+        "tiny": image.resize((3, 2)),
+    }
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_sound_files(is_unusable: Judge, image: Image.Image, encode: Encode, coding: str) -> None:
+    """None is taken for damaged, not even one whose pixels are coded as zeros."""
+    for name, picture in sound(image).items():
+        for method in (0, 4):
+            form, options = CODINGS[coding]
+            more: dict[str, object] = {"method": method} if form == "WEBP" else {}
+            seen = picture.quantize(64) if form == "GIF" else picture
+            assert not is_unusable(encode(seen, form, **options, **more), "x." + form.lower()), name
+
+
+def test_padding_is_no_damage(is_unusable: Judge, image: Image.Image, encode: Encode) -> None:
+    """A writer may have padded the pixels."""
+    data = encode(image.resize((160, 120)), "WEBP", quality=80)
+    padded = data[:12] + b"VP8 " + (len(data) - 20 + 64).to_bytes(4, "little") + data[20:] + bytes(64)
+    padded = b"RIFF" + (len(padded) - 8).to_bytes(4, "little") + padded[8:]
+    assert not is_unusable(padded, "x.webp")
+
+
+def test_markers_among_the_pixels(is_unusable: Judge, image: Image.Image, encode: Encode) -> None:
+    """Pixels in JPEG 2000 never look like a marker."""
+    whole = encode(image.resize((160, 120)), "JPEG2000")
+    assert not is_unusable(whole, "x.jp2")
+    at = len(whole) * 3 // 4
+    assert is_unusable(whole[:at] + b"\xff\xff\xff" + whole[at + 3 :], "x.jp2")
+    tiled = encode(image, "JPEG2000", tile_size=(64, 64))
+    assert not is_unusable(tiled, "x.jp2")
