@@ -12,24 +12,23 @@ from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
-from ftkit._arguments import local_path
-from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
 from ftkit._images.gallery import write_gallery
 from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
+from ftkit._images.table import ImageTable, escaped, outside, write_parquet
 from ftkit._images.verdict import Severity
 from ftkit._reports import Grid, Parts, Report, Target, delivered
 from ftkit._wording import plural, some
-from ftkit.errors import FileWriteError, FtkitError
+from ftkit.errors import FtkitError
 
 _COLUMNS = tuple(column.name for column in fields(Finding))
 
 
 def _row(finding: Finding) -> list[str]:
     """Return a row of a table that may contain only UTF-8."""
-    return [getattr(finding, name).encode(errors="backslashreplace").decode() for name in _COLUMNS]
+    return [escaped(getattr(finding, name)) for name in _COLUMNS]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,6 +55,7 @@ class ScanReport(Report):
     seconds: float = 0.0
     splits: dict[str, str] = field(default_factory=dict)
     _judged: dict[str, Judged] = field(default_factory=dict, repr=False, compare=False)
+    _table: ImageTable = field(default_factory=ImageTable, repr=False, compare=False)
 
     @property
     def unusable(self) -> list[Finding]:
@@ -71,6 +71,11 @@ class ScanReport(Report):
     def junk(self) -> list[Finding]:
         """Findings on what is not an image and gets in the way."""
         return self._of("junk")
+
+    @property
+    def table(self) -> ImageTable:
+        """A row for each usable image: size, brightness, contrast, sharpness and the like; to save or to plot."""
+        return self._table
 
     @property
     def leaks(self) -> list[DuplicateGroup]:
@@ -112,12 +117,7 @@ class ScanReport(Report):
         return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     def _target(self, path: Target) -> Target:
-        name = None if path is None else local_path("path", path, error=FileWriteError)
-        if name is not None and "://" not in self.root and os.path.lexists(name):
-            places = ((way(self.root), way(name)) for way in (os.path.abspath, os.path.realpath))
-            if any(Path(place).is_relative_to(root) for root, place in places):
-                raise FtkitError(f"{name} is a file of the data set {self.root}. Choose another path.")
-        return path
+        return outside(self.root, path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -139,16 +139,7 @@ class ScanReport(Report):
         Raises:
             FtkitError: pyarrow is not installed.
         """
-        try:
-            import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-            import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-        except ImportError as error:
-            raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
-        rows = [dict(zip(_COLUMNS, _row(finding), strict=True)) for finding in self.findings]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS])), buffer)
-        with atomic_write(self._target(path)) as file:
-            file.write(buffer.getvalue())
+        write_parquet(self._target(path), dict.fromkeys(_COLUMNS, str), map(_row, self.findings))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write one self-contained page: thumbnails by kind, duplicates side by side."""

@@ -136,6 +136,7 @@ def scan_images(
         seconds=time.perf_counter() - start,
         splits=layout.of_images,
         _judged=tally.judged,
+        _table=tally.table.finish(),
     )
 
 
