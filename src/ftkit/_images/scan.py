@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ftkit._arguments import came, flag, real_number, whole_number
 from ftkit._images.folders import Folder, open_folder
 from ftkit._images.layout import Layout
-from ftkit._images.workers import close_workers, start_worker
+from ftkit._images.workers import close_workers, core_count, start_worker
 from ftkit.errors import FtkitError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def scan_images(
     folder = open_folder(root)
     layout = Layout.find(folder.tops(), folder.name, splits, folder.tops)
     try:
-        number = workers or _cores()
+        number = workers or core_count()
         if executor is None:
             start_worker()  # the others when there is work for them
         # The rest is imported while it starts.
@@ -138,10 +138,6 @@ def scan_images(
         _judged=tally.judged,
         _table=tally.table.finish(),
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Pass:
