@@ -82,7 +82,8 @@ def test_its_memory_is_flat(tmp_path: Path) -> None:
     verdict = Verdict([], (), "0" * 32, Form("JPEG", "RGB", 500, 375), None, Measures(9, 99.5, 40.1, 20.2, 3, 250, 7.1))
     for number in range(50_000):
         writer.add(f"train/cat/{number * 7919 % 50_000:05}.jpg", Place("train", "train", "cat", "x.jpg"), verdict)
-    table = writer.finish()
+    with writer:
+        table = writer.finish()
     before, _ = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
     table.to_csv(tmp_path / "table.csv")

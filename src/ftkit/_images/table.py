@@ -13,13 +13,14 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypeVar, get_type_hints, overload
+from typing import IO, Any, NamedTuple, Self, TypeVar, get_type_hints, overload
 
 from ftkit._arguments import local_path
 from ftkit._files import atomic_write
 from ftkit._images.layout import Place
 from ftkit._images.verdict import Verdict
 from ftkit._reports import delivered
+from ftkit._wording import plural
 from ftkit.errors import FileWriteError, FtkitError
 
 Target = TypeVar("Target", bound="str | os.PathLike[str] | None")
@@ -91,7 +92,7 @@ class ImageTable(Iterable[ImageRow]):
         return (ImageRow(*json.loads(self._line(at))) for at in self._places)
 
     def __repr__(self) -> str:
-        return f"<table of {len(self):,} images: {', '.join(_TYPES)}>"
+        return f"<table of {plural(len(self), 'image')}: {', '.join(_TYPES)}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpacked, (self._root, self._places, zlib.compress(self._rows[:]))
@@ -146,10 +147,16 @@ def _mapped(file: IO[bytes]) -> mmap.mmap | bytes:
 
 
 class TableWriter:
-    """Takes the images in as they come."""
+    """Takes the images in as they come, in a temporary file until it is closed."""
 
     def __init__(self, root: str) -> None:
         self._root, self._places, self._file = root, array("Q"), tempfile.TemporaryFile()  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
 
     def add(self, path: str, place: Place, verdict: Verdict) -> None:
         """Take in an image."""
@@ -162,9 +169,8 @@ class TableWriter:
         self._file.write(json.dumps(row).encode() + b"\n")
 
     def finish(self) -> ImageTable:
-        """Return the table; no image can be added any more."""
-        with self._file as file:
-            rows = _mapped(file)
+        """Return the table, which may outlive this."""
+        rows = _mapped(self._file)
         names = (rows[at : rows.find(b'", "', at)] for at in self._places)
         order = sorted(zip(names, self._places, strict=True))
         return ImageTable(self._root, array("Q", (at for _, at in order)), rows)

@@ -57,20 +57,18 @@ class Tally:
         images: How many of them are usable images.
         classes: Usable images of each class, by the split's folder and the class.
         judged: Of files with findings, and of their copies, by path: the stamp and the digest.
-        table: A row for each usable image.
     """
 
-    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies) -> None:
+    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies, table: TableWriter) -> None:
         self.findings: list[Finding] = []
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
-        self._copies, self._arrangement = copies, Arrangement(layout)
+        self._copies, self._table, self._arrangement = copies, table, Arrangement(layout)
         self._grey, self._half_grey = array("Q"), array("Q")  # places in the journal
         self._looks = {kind: array("Q") for kind in _BY_LOOK}
-        self.table = TableWriter(folder.name)
 
     def note(self, path: str, note: Note) -> None:
         """Take in what was found about a path relative to the root."""
@@ -110,7 +108,7 @@ class Tally:
         self._copies.add(verdict, at)
         if form.mode in _GREY_MODES:
             self._grey.append(at)
-        self.table.add(self._prefix + path, place, verdict)
+        self._table.add(self._prefix + path, place, verdict)
         is_constant = any(note.kind == "constant" for note in verdict.notes)
         for kind, (applies, _) in _BY_LOOK.items():
             if verdict.measures and applies(verdict.measures) and not is_constant:

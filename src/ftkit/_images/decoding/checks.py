@@ -16,6 +16,7 @@ from ftkit._images.decoding.measures import measure
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
 from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Notes, Prints, Verdict
+from ftkit._wording import plural
 
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
 _TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
@@ -58,7 +59,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     if not data:
         return Verdict([Note("empty", "0 bytes")])
     if not data.strip(b"\0"):
-        return Verdict([Note("empty", f"{len(data):,} bytes, all zero")])
+        return Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")])
     notes: Notes = []
     form: Form | None = None
     prints: Prints | None = None
