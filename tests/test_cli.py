@@ -167,6 +167,9 @@ def test_inspect_and_diff_as_json(run: Run, tmp_path: Path) -> None:
         ["summary", "resnet18", "2,5,64,64"],
         ["summary", "resnet18", "1,x"],
         ["fly"],
+        ["quarantine", "missing", "aside"],
+        ["repair", "missing"],
+        ["restore", "missing"],
         ["summary", "resnet18", "--mode", "trane"],
     ],
     ids=" ".join,
@@ -192,7 +195,7 @@ def test_no_command_prints_help(run: Run) -> None:
     """Bare ``ftkit`` says what there is, and so does ``python -m ftkit``."""
     status, out, err = run()
     assert (status, err) == (0, "")
-    for command in ("summary", "inspect", "diff", "scan", "extract"):
+    for command in ("summary", "inspect", "diff", "scan", "quarantine", "repair", "restore", "extract"):
         assert f"    {command}  " in out
     done = subprocess.run([sys.executable, "-m", "ftkit", "-V"], capture_output=True, text=True, check=True)
     assert done.stdout == f"ftkit {ftkit.__version__}\n"
@@ -241,3 +244,66 @@ def test_names_that_a_terminal_can_not_show(pets: Path, tmp_path: Path, more: li
         assert json.loads(done.stdout)["dest"] == "é 사진"
     else:
         assert rb"\xe9 \uc0ac\uc9c4" in done.stdout
+
+
+def test_quarantine_and_restore(run: Run, pets: Path, tmp_path: Path) -> None:
+    """A dry run shows what would move; what has moved comes back."""
+    run("extract", "pets.zip", "data", "--strip")
+    common = ("data", "aside", "--workers", "1")
+    status, out, err = run("quarantine", *common, "--dry-run")
+    assert (status, err) == (0, "")
+    assert "1 file would be moved" in out
+    assert "dogs/1.jpg" in out
+    assert not (tmp_path / "aside").exists()
+    assert run("quarantine", *common, "--kinds", "duplicates,leaks")[1].startswith("0 files moved")
+    status, out, _ = run("quarantine", *common, "--json")
+    assert (status, json.loads(out)["moved"]) == (0, 1)
+    assert not (tmp_path / "data/dogs").exists()
+    assert run("quarantine", *common)[:2] == (0, f"0 files moved from {tmp_path / 'data'}; nothing was written\n")
+    status, out, _ = run("restore", "aside", "--dry-run")
+    assert (status, out.splitlines()[0]) == (0, "1 file would be restored")
+    status, out, _ = run("restore", "aside/manifest.json", "--json")
+    assert (status, json.loads(out)["files"]) == (0, [str(tmp_path / "data/dogs/1.jpg")])
+    assert run("restore", "aside")[:2] == (0, "0 files restored\n")
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert "root=" in run("restore", "aside")[2]
+    assert run("restore", "aside", "--root", "moved")[0] == 0
+
+
+def test_a_list_of_what_to_move(run: Run, pets: Path, tmp_path: Path) -> None:
+    """As the page saves it; a path that the scan has nothing to say about is an error; what can't move gives 1."""
+    run("extract", "pets.zip", "data", "--strip")
+    (tmp_path / "data/dogs").rename(tmp_path / "data/two\ndogs")
+    (tmp_path / "list.txt").write_text(json.dumps("two\ndogs/1.jpg") + "\n")
+    status, out, _ = run("quarantine", "data", "aside", "--workers", "1", "--only", "list.txt", "--dry-run", "--json")
+    assert (status, list(json.loads(out)["files"])) == (0, ["two\ndogs/1.jpg"])
+    (tmp_path / "list.txt").write_text("dogs/1.jpg\n")
+    status, out, err = run("quarantine", "data", "aside", "--workers", "1", "--only", "list.txt")
+    assert (status, out) == (2, "")
+    assert "no finding about 'dogs/1.jpg'" in err
+    (tmp_path / "data/link").symlink_to("two\ndogs/1.jpg")
+    assert run("quarantine", "data", "aside", "--workers", "1", "--kinds", "truncated")[0] == 1
+
+
+def test_repair(run: Run, pets: Path, tmp_path: Path) -> None:
+    """Copies beside the data set, or where asked; what can't be mended gives the status 1."""
+    run("extract", "pets.zip", "data", "--strip")
+    (tmp_path / "data/cats/1.jpg").rename(tmp_path / "data/cats/1.png")
+    status, out, _ = run("repair", "data", "--workers", "1", "--dry-run")
+    assert status == 0
+    assert "1 repaired copy would be written" in out
+    assert not (tmp_path / "data-repaired").exists()
+    assert run("repair", "data", "--workers", "1")[0] == 0
+    assert (tmp_path / "data-repaired/cats/1.jpg").is_file()
+    status, out, _ = run("repair", "data", "mended", "--workers", "1", "--kinds", "truncated", "--json")
+    assert (status, list(json.loads(out)["failed"])) == (1, ["data/dogs/1.jpg"])
+
+
+def test_the_table_of_a_scan(run: Run, pets: Path, tmp_path: Path) -> None:
+    """By the file's extension; another one is an error before the scan."""
+    run("extract", "pets.zip", "data", "--strip")
+    run("scan", "data", "--workers", "1", "--table", "table.csv")
+    assert (tmp_path / "table.csv").read_text().startswith("path,class,split,width")
+    status, _, err = run("scan", "data", "--table", "table.xlsx")
+    assert status == 2
+    assert "must name a .csv or .parquet file" in err

@@ -25,6 +25,8 @@ from ._heads.replace import replace_head as replace_head
 from ._heads.replace import replace_modules as replace_modules
 from ._images import DuplicateGroup as DuplicateGroup
 from ._images import Finding as Finding
+from ._images import ImageRow as ImageRow
+from ._images import ImageTable as ImageTable
 from ._images import Quarantine as Quarantine
 from ._images import Repair as Repair
 from ._images import ScanReport as ScanReport

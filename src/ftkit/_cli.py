@@ -1,9 +1,10 @@
-"""``ftkit summary|inspect|diff|scan|extract``: the library from the command line."""
+"""``ftkit summary|inspect|diff|scan|quarantine|restore|repair|extract``: the library from the command line."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import getpass
 import importlib
 import io
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import ftkit
-from ftkit._reports import Report
-from ftkit._wording import harmless
+from ftkit._reports import Grid, Parts, Report
+from ftkit._wording import harmless, plural
 from ftkit.errors import FtkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ _FOUND, _FAILED = 1, 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status of the process.
 
-    0 is success; 1 means that ``diff`` found differences or ``scan`` unusable files; 2 is an error, reported in one
-    line on stderr.
+    0 is success; 1 means that ``diff`` found differences, ``scan`` unusable files, or that ``quarantine`` or ``repair``
+    could not do all that was asked; 2 is an error, reported in one line on stderr.
 
     Example:
         >>> import torch
@@ -97,16 +98,30 @@ def _parser() -> argparse.ArgumentParser:
     diff.set_defaults(run=_diff)
 
     scan = commands.add_parser("scan", help="find broken images, duplicates and leaks; changes nothing")
-    scan.add_argument("root", metavar="FOLDER", help="the dataset, with class folders or splits in it")
-    scan.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one per core)")
-    scan.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="limit per file (default: 10)")
-    scan.add_argument("--splits", metavar="NAMES", type=_names, help="folders to treat as splits, such as train,val")
-    scan.add_argument("--exact", action="store_true", help="look for exact duplicates only")
-    scan.add_argument("--journal", metavar="FILE", help="keep a journal in FILE and resume from it")
-    scan.add_argument("--allow-empty", action="store_true", help="accept a folder without any file")
-    scan.add_argument("--html", metavar="FILE", help="also write an HTML page with thumbnails")
+    _add_scan_options(scan)
+    scan.add_argument("--html", metavar="FILE", help="also write an HTML page to review the findings")
     scan.add_argument("--csv", metavar="FILE", help="also write the findings as CSV")
+    scan.add_argument("--table", metavar="FILE", help="also write a row for each image, as .csv or .parquet")
     scan.set_defaults(run=_scan)
+
+    quarantine = commands.add_parser("quarantine", help="move unusable files and junk elsewhere; restore undoes it")
+    repair = commands.add_parser("repair", help="write repaired copies of odd images; leaves the originals unchanged")
+    for command, count, where, run in (
+        (quarantine, None, "the folder to move to, outside of the dataset", _quarantine),
+        (repair, "?", "the folder for the copies (default: the dataset's, with -repaired)", _repair),
+    ):
+        _add_scan_options(command)
+        command.add_argument("dest", metavar="DEST", nargs=count, help=where)
+        command.add_argument("--kinds", metavar="NAMES", type=_names, help="kinds of findings, such as leaks,truncated")
+        command.add_argument("--only", metavar="FILE", help="a list of files, as the HTML page saves it")
+        _add_dry_run(command)
+        command.set_defaults(run=run)
+
+    restore = commands.add_parser("restore", help="move the files of a quarantine back")
+    restore.add_argument("manifest", metavar="MANIFEST", help="the quarantine's manifest, or its folder")
+    restore.add_argument("--root", metavar="FOLDER", help="the dataset, if it has moved since")
+    _add_dry_run(restore)
+    restore.set_defaults(run=_restore)
 
     extract = commands.add_parser("extract", help="unpack an archive into a new folder: all of it, checked, or nothing")
     extract.add_argument("archive", metavar="ARCHIVE", help="zip, tar (also compressed) or 7z")
@@ -126,6 +141,20 @@ def _parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
+
+
+def _add_scan_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("root", metavar="FOLDER", help="the dataset, with class folders or splits in it")
+    command.add_argument("--workers", metavar="N", type=int, help="worker processes (default: one per core)")
+    command.add_argument("--timeout", metavar="SECONDS", type=float, default=10.0, help="limit per file (default: 10)")
+    command.add_argument("--splits", metavar="NAMES", type=_names, help="folders to treat as splits, such as train,val")
+    command.add_argument("--exact", action="store_true", help="look for exact duplicates only")
+    command.add_argument("--journal", metavar="FILE", help="keep a journal in FILE and resume from it")
+    command.add_argument("--allow-empty", action="store_true", help="accept a folder without any file")
+
+
+def _add_dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="only show what would be done")
 
 
 def _size(text: str) -> tuple[int, ...]:
@@ -204,8 +233,8 @@ def _diff(options: argparse.Namespace) -> tuple[Report, bool]:
     return diff, bool(diff)
 
 
-def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
-    report = ftkit.scan_images(
+def _scanned(options: argparse.Namespace) -> ftkit.ScanReport:
+    return ftkit.scan_images(
         options.root,
         workers=options.workers,
         near_duplicates=not options.exact,
@@ -214,11 +243,48 @@ def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
         journal=options.journal,
         allow_empty=options.allow_empty,
     )
+
+
+def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
+    suffix = Path(options.table or "").suffix.lower()
+    if options.table and suffix not in (".csv", ".parquet"):
+        raise FtkitError(f"--table must name a .csv or .parquet file, not {options.table!r}.")
+    report = _scanned(options)
     if options.html:
         report.to_html(options.html)
     if options.csv:
         report.to_csv(options.csv)
+    if options.table:
+        write = report.table.to_csv if suffix == ".csv" else report.table.to_parquet
+        write(options.table)
     return report, bool(report.unusable)
+
+
+def _quarantine(options: argparse.Namespace) -> tuple[Report, bool]:
+    done = _scanned(options).quarantine(options.dest, options.kinds, only=options.only, dry_run=options.dry_run)
+    return done, bool(done.left)
+
+
+def _repair(options: argparse.Namespace) -> tuple[Report, bool]:
+    done = _scanned(options).repair(options.dest, options.kinds, only=options.only, dry_run=options.dry_run)
+    return done, bool(done.failed)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class _Restored(Report):
+    """The files that are back."""
+
+    files: list[str]
+    dry_run: bool
+
+    def _parts(self) -> Parts:
+        yield f"{plural(len(self.files), 'file')} {'would be restored' if self.dry_run else 'restored'}"
+        yield Grid([(file,) for file in self.files])
+
+
+def _restore(options: argparse.Namespace) -> tuple[Report, bool]:
+    files = ftkit.restore(options.manifest, root=options.root, dry_run=options.dry_run)
+    return _Restored(files, options.dry_run), False
 
 
 def _extract(options: argparse.Namespace) -> tuple[Report, bool]:

@@ -16,6 +16,7 @@ from ftkit._arguments import came, entries_of, whole_number
 from ftkit._models.dryrun import alone
 from ftkit._reports import to_text
 from ftkit._torch import IndexedLoader
+from ftkit._wording import plural
 from ftkit.errors import CheckpointError, FtkitError
 
 T_co = TypeVar("T_co", covariant=True)
@@ -86,8 +87,8 @@ class ResumableLoader(IndexedLoader[T_co]):
 
     def __repr__(self) -> str:
         length = _length(self)
-        count = "?" if length is None else f"{length:,}"
-        place = f"{self._position:,} of {count} batches done" if self.mid_epoch else f"{count} batches, none done"
+        count = "? batches" if length is None else plural(length, "batch", "batches")
+        place = f"{self._position:,} of {count} done" if self.mid_epoch else f"{count}, none done"
         return to_text([f"<ResumableLoader over a {type(self.dataset).__name__}: {place}>"])
 
     @property

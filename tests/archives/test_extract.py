@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import os
 import shutil
@@ -202,3 +203,34 @@ def test_damage_never_hurts(
         assert len(found) == report.files
         assert all(path.resolve().is_relative_to(dest.resolve()) for path in found)
     shutil.rmtree(jail)
+
+
+@pytest.mark.parametrize("form", ["zip", "tar", "tar.gz", "tar.xz"])
+def test_progress_is_of_a_true_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    """The bar is full at the end, and never before: whatever is left out, and however little a tar says of itself."""
+    from tqdm import tqdm
+
+    seen: list[tuple[float, float | None]] = []
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def update(self, n: float = 1) -> bool | None:
+            moved = super().update(n)
+            seen.append((self.n, self.total))
+            return moved
+
+    monkeypatch.setattr(
+        "ftkit._archives.extract.tqdm", lambda **options: Bar(**options | {"disable": False, "file": io.StringIO()})
+    )
+    folder = tmp_path / "data"
+    for number in range(30):
+        (folder / f"{number}").mkdir(parents=True)
+        (folder / f"{number}/file").write_bytes(os.urandom(3000))
+        (folder / f"{number}/.DS_Store").write_bytes(os.urandom(5000))
+    archive = shutil.make_archive(
+        str(tmp_path / "made"), {"tar.gz": "gztar", "tar.xz": "xztar"}.get(form, form), folder
+    )
+    assert extract_archive(archive, tmp_path / "out").files == 30
+    (total,) = {total for _, total in seen}
+    assert total
+    assert seen[-1][0] == total
+    assert all(done <= total for done, _ in seen)

@@ -348,7 +348,7 @@ if sys.argv[4] == "far":  # as between two file systems: copy, then remove
         step()
         unlink(self, *args, **kwargs)
     Path.unlink = slow
-report.write_gallery = lambda *a: None
+report.write_gallery = lambda page, *a: Path(page).touch()
 if moves:
     names = sorted(str(path) for path in Path(work, "data").rglob("*") if path.name.startswith("bad"))
     found = report.ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])
@@ -429,3 +429,76 @@ def test_nothing_to_move_writes_nothing(dirty: Path) -> None:
     assert {why for _, why in again.left} == {"gone already"}
     assert "left in place" not in str(again)
     assert not (dirty.parent / "none").exists()
+
+
+def test_a_dry_run_says_what_would_move_and_changes_nothing(dirty: Path) -> None:
+    """The same files, kinds and folders as the run itself; so for a restore."""
+    report = scan_images(dirty, workers=1)
+    (dirty / "train/cat/page.jpg").write_bytes(b"another page")
+    before = snapshot(dirty.parent)
+    plan = report.quarantine(dirty.parent / "aside", dry_run=True)
+    assert snapshot(dirty.parent) == before
+    assert (plan.dry_run, plan.manifest) == (True, None)
+    assert "3 files would be moved" in str(plan)
+    assert "train/cat/cut.jpg" in str(plan)
+    gone = report.quarantine(dirty.parent / "aside")
+    assert (gone.files, gone.kinds, gone.moved) == (plan.files, plan.kinds, plan.moved)
+    assert (gone.emptied, gone.left) == (plan.emptied, plan.left)
+    during = snapshot(dirty.parent)
+    planned = restore(gone.manifest, dry_run=True)
+    assert snapshot(dirty.parent) == during
+    assert restore(gone.manifest) == planned
+    assert restore(gone.folder.parent / "manifest.json", dry_run=True) == []
+
+
+def test_a_data_set_that_has_moved_is_an_error(dirty: Path) -> None:
+    """Not a list of thousands of files that are gone."""
+    report = scan_images(dirty, workers=1)
+    dirty.rename(dirty.parent / "elsewhere")
+    for call in (report.quarantine, report.repair):
+        with pytest.raises(FtkitError, match="scan it where it is now"):
+            call(dirty.parent / "aside")
+    assert [path.name for path in dirty.parent.iterdir()] == ["elsewhere"]
+
+
+def test_two_quarantines_at_once(dirty: Path, tmp_path: Path) -> None:
+    """Each manifest lists what is in its own folder, so that both restore in any order."""
+    before = snapshot(dirty)
+    code = (
+        "import sys\nfrom ftkit import scan_images\n"
+        "report = scan_images(sys.argv[1], workers=1)\nprint('ready', flush=True)\ninput()\n"
+        "gone = report.quarantine(sys.argv[2])\nprint(gone.moved, gone.manifest)\n"
+    )
+    command = [sys.executable, "-c", code, str(dirty), str(tmp_path / "aside")]
+    both = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    for one in both:
+        assert one.stdout
+        assert one.stdout.readline() == "ready\n"
+    for one in both:
+        assert one.stdin
+        one.stdin.write("\n")
+        one.stdin.flush()
+    said = [one.communicate(timeout=60)[0].split(" ", 1) for one in both]
+    assert [one.returncode for one in both] == [0, 0]
+    assert sum(int(moved) for moved, _ in said) == 4
+    for moved, manifest in said:
+        if manifest != "None\n" or int(moved):
+            assert len(restore(manifest.strip())) == int(moved)
+    assert snapshot(dirty) == before
+
+
+def test_one_that_comes_too_late_leaves_nothing(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process has moved all of it between the plan and the first move."""
+    first, second = (scan_images(dirty, workers=1) for _ in range(2))
+    show = second._show
+
+    def be_slow(*args: object) -> None:
+        show(*args)
+        first.quarantine(dirty.parent / "first")
+
+    monkeypatch.setattr(type(second), "_show", lambda self, *args: be_slow(*args) if self is second else show(*args))
+    late = second.quarantine(dirty.parent / "second")
+    assert (late.moved, late.manifest, late.gallery) == (0, None, None)
+    assert {why for _, why in late.left} == {"gone already"}
+    assert list((dirty.parent / "second").iterdir()) == []
+    assert len(restore(dirty.parent / "first")) == 4

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partialmethod
 from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from ftkit import FtkitError, ScanReport, scan_images
 
@@ -142,3 +145,19 @@ def test_dask_gives_the_same_report(pets: Path, jpegs: list[bytes]) -> None:
     ):
         far = scan_images(pets, executor=client.get_executor())
     assert far.to_dict() | {"seconds": 0} == scan_images(pets).to_dict() | {"seconds": 0}
+
+
+def test_progress_knows_how_many_files_there_are_or_says_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No total that grows with the scan, as if it were nearly done all the time."""
+    for number in range(3000):
+        place = tmp_path / f"many/{number % 7}/{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.touch()
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
+    monkeypatch.setattr("tqdm.tqdm.__init__", partialmethod(tqdm.__init__, mininterval=0, miniters=1))
+    scan_images(tmp_path / "many", workers=1, progress=True)
+    said = capsys.readouterr().err
+    assert "3000/3000" in said
+    assert set(re.findall(r"/(\d+) \[", said)) == {"3000"}

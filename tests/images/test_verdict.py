@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit._images.decoding.search import ROW
-from ftkit._images.verdict import SIDE, Broken, Form, Note, Prints, Verdict, read_line, write_line
+from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Prints, Verdict, read_line, write_line
 
 WORDS = st.integers(0, (1 << 64) - 1)
 SMALL = st.binary(min_size=8, max_size=8).map(lambda some: b64encode(some * (SIDE * SIDE // 8)).decode())
@@ -19,7 +19,11 @@ TEXT = st.text(max_size=20)
 NOTES = st.builds(Note, TEXT, TEXT, st.sampled_from([None, "unusable", "odd", "junk"]))
 FORMS = st.builds(Form, TEXT, TEXT, st.integers(1), st.integers(1))
 STAMPS = st.tuples(st.integers(0), st.integers()) | st.just(()) | st.tuples(TEXT)
-VERDICTS = st.builds(Verdict, st.lists(NOTES), STAMPS, TEXT, st.none() | FORMS, st.none() | PRINTS)
+LEVELS, FIGURES = st.integers(0, 255), st.floats(0, 255)
+MEASURES = st.builds(Measures, st.integers(0), FIGURES, FIGURES, FIGURES, LEVELS, LEVELS, st.floats(0, 8))
+VERDICTS = st.builds(
+    Verdict, st.lists(NOTES), STAMPS, TEXT, st.none() | FORMS, st.none() | PRINTS, st.none() | MEASURES
+)
 
 
 @given(st.text(st.characters(exclude_categories=())), VERDICTS)

@@ -159,11 +159,16 @@ def extract_archive(
                 ) as progress,
             ):
                 archive = open_archive(Source(source, file, limits, encoding, secret))
-                progress.total = archive.total
-                tree = Tree(folder, limits, progress.update)
+                progress.total = limits.packed if archive.read else archive.total
+                tree = Tree(folder, limits, lambda size: _advance(progress, archive, size))
                 _check_space(folder, archive)
                 for batch in archive.batches:
-                    archive.pour(tree, list(filter(tree.claim, batch)))
+                    members = list(filter(tree.claim, batch))
+                    if progress.total and not archive.read:  # nothing is written for system files and links
+                        written = sum(member.size for member in members if member.kind == "file")
+                        progress.total -= sum(member.size for member in batch) - written
+                    archive.pour(tree, members)
+                _advance(progress, archive, 0)
                 top = tree.single_folder() if strip else []
                 tree.make_links(top)
                 report = ArchiveReport(
@@ -190,6 +195,11 @@ def extract_archive(
     except OSError as error:
         raise _unreadable(source, error) from error
     return report
+
+
+def _advance(progress: tqdm[Any], archive: Archive, size: int) -> None:
+    """Show that ``size`` more bytes were written, or how much of an archive that tells no total has been read."""
+    progress.update(archive.read() - progress.n if archive.read else size)
 
 
 def _refuse_no_file(source: Path) -> None:

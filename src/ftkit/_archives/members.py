@@ -98,6 +98,7 @@ class Archive:
         total: Bytes to come, where the archive says so.
         encoding: The encoding of names that don't state one; None if there are no such names.
         pour: Writes a batch; formats whose members can't be read one by one have their own way.
+        read: Where the archive is read in one pass, says how many of its own bytes have been.
     """
 
     format: str
@@ -105,6 +106,7 @@ class Archive:
     total: int | None = None
     encoding: str | None = None
     pour: Callable[[Sink, list[Member]], None] = _one_by_one
+    read: Callable[[], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def read_7z(source: Source) -> Archive:
         for member in files.values():
             raise refused(member.name, "is listed, but its data are missing")
 
-    return Archive("7z", iter([members]), total, pour=pour)
+    return Archive("7z", iter([members]), total=total, pour=pour)
 
 
 def _refuse_appended(source: Source) -> None:

@@ -44,7 +44,8 @@ def is_tar_header(block: bytes) -> bool:
 
 def read_tar(source: Source, packing: str | None = None) -> Archive:
     """Read a tar, one member after the other."""
-    archive = Archive(f"tar.{packing}" if packing else "tar", total=None if packing else source.limits.packed)
+    total = None if packing else source.limits.packed
+    archive = Archive(f"tar.{packing}" if packing else "tar", total=total, read=source.file.tell)
 
     def text(name: str, field: str, info: tarfile.TarInfo) -> str:
         """Return a name or target decoded; its encoding is known only if it is in a pax header."""

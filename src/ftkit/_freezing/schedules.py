@@ -119,7 +119,7 @@ class FreezeSchedule:
             plan = some([f"{start}: {_said(parts)}" for start, parts in self.phases.items()], 8)
         else:
             plan = _said(self.phases)
-        turns = f", repeated every {self.period} epochs" if self.period else ""
+        turns = f", repeated every {plural(self.period, 'epoch')}" if self.period else ""
         trains = f"phase {self._phase}, with {plural(len(self._trainable), 'trainable parameter tensor')}"
         return to_text([f"<FreezeSchedule {{{plan}}}{turns}: {'not started' if self._phase is None else trains}>"])
 
@@ -268,6 +268,6 @@ def _check(phases: Mapping[int, Selector], period: int | None) -> None:
         raise FtkitError("A schedule needs phases, such as {0: 'head', 5: 'layer4'}.")
     if period is not None and (0 not in phases or max(phases) >= period):
         raise FtkitError(
-            f"With a period of {period} epochs, the first phase must start at 0 and the last before {period}, "
-            f"got {sorted(phases)}."
+            f"With a period of {plural(period, 'epoch')}, the first phase must start at 0 and the last before "
+            f"{period}, got {sorted(phases)}."
         )

@@ -5,7 +5,8 @@ The house, imports running down:
     scan                                    one pass over a folder, for a report
     report          tally                   what the user gets; what sums it up, with copies
     gallery  quarantine  repair  journal    a page; moves and their undoing; mended copies; every verdict, kept
-    manifest                                what moved, and what a stranger may not ask for
+    choice                                  findings by kind, and by a list of paths
+    manifest  table                         what moved, and what a stranger may not ask for; a row for each image
     folders         layout                  what is walked; splits and classes
     workers                                 the processes that decode, asked for by jobs
     decoding/                               what runs in them, from serving down to the decoders

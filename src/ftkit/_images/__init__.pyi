@@ -5,3 +5,5 @@ from .quarantine import restore as restore
 from .repair import Repair as Repair
 from .report import ScanReport as ScanReport
 from .scan import scan_images as scan_images
+from .table import ImageRow as ImageRow
+from .table import ImageTable as ImageTable

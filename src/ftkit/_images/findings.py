@@ -91,6 +91,11 @@ KINDS: dict[str, Kind] = {
     "extreme_aspect": _odd("a crop or resize leaves little of it", "set it aside"),
     "tiny": _odd("too few pixels to learn from", "set it aside"),
     "constant": _odd("a single color; often a placeholder", "set it aside"),
+    # What it looks like beside others: tally.py.
+    "dark": _odd("hardly anything is brighter than dark gray", "look, then keep it or set it aside"),
+    "bright": _odd("hardly anything is darker than white", "look, then keep it or set it aside"),
+    "blurry": _odd("no fine detail, compared with the contrast", "look, then keep it or set it aside"),
+    "low_information": _odd("a few levels of gray make up all of it", "look, then keep it or set it aside"),
     # The name: tally.py.
     "name_not_utf8": _odd("tools that print or store names fail", "rename it"),
     # Copies: copies.py.

@@ -175,6 +175,19 @@ class _RemoteFolder(Folder):
         return path
 
 
+def require_folder(root: str) -> None:
+    """Raise if the folder that was scanned is not there any more."""
+    if not os.path.isdir(root):  # noqa: PTH112  (Path raises where it may not look)
+        raise FtkitError(f"There is no folder {root!r} any more. If it has moved, scan it where it is now.")
+
+
+def below(root: str, file: str) -> str:
+    """Return a path in the folder ``root`` relative to it, as lists and manifests have it: with ``/``."""
+    if "://" in root:
+        return file.removeprefix(root).lstrip("/")
+    return os.path.relpath(file, root).replace(os.sep, "/")
+
+
 def open_folder(root: str | os.PathLike[str]) -> Folder:
     """Return the folder that a path or URL stands for."""
     name = path_or_url("root", root)

@@ -6,17 +6,17 @@ import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
 from typing import TypeAlias
 
-from ftkit._arguments import local_path
+from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._images.folders import Folder, Stamp
+from ftkit._images.folders import Folder, Stamp, below, require_folder
 from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
@@ -39,9 +39,11 @@ class Quarantine(Report):
         manifest: What `ftkit.restore` needs to bring them back; None if there was nothing to move.
         gallery: A page with thumbnails of what was moved; None if there was nothing to move.
         moved: How many files were moved.
+        files: Their paths, relative to ``root``, with the kinds of findings that they were moved for.
         kinds: How many files were moved for each kind of finding.
         emptied: Folders that were left empty, and removed too.
         left: What could not be moved, and why.
+        dry_run: Whether nothing was changed, and the rest is what would be.
     """
 
     root: Path
@@ -52,14 +54,20 @@ class Quarantine(Report):
     kinds: dict[str, int] = field(default_factory=dict)
     emptied: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    files: dict[str, list[str]] = field(default_factory=dict)
+    dry_run: bool = False
 
     def _parts(self) -> Parts:
         to = f" to {self.folder}" if self.manifest else "; nothing was written"
-        yield f"{plural(self.moved, 'file')} moved from {self.root}{to}"
+        if self.dry_run:
+            yield f"{plural(self.moved, 'file')} would be moved from {self.root} to {self.folder}; nothing was changed"
+            yield Grid([(path, ", ".join(kinds)) for path, kinds in self.files.items()])
+        else:
+            yield f"{plural(self.moved, 'file')} moved from {self.root}{to}"
         numbers = sorted(self.kinds.items(), key=lambda kind: -kind[1])
         yield Grid([(f"{number:,}", kind) for kind, number in numbers], names=(1,), right=(0,))
         if self.emptied:
-            yield f"  folders left empty, and removed: {some(self.emptied, 8)}"
+            yield f"  folders left empty, and {'to be ' if self.dry_run else ''}removed: {some(self.emptied, 8)}"
         yield Grid([(path, why if why == _GONE else f"left in place: {why}") for path, why in self.left])
         if self.manifest:
             yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
@@ -70,7 +78,7 @@ def move_away(
     findings: Iterable[Finding],
     dest: str | os.PathLike[str],
     judged: Mapping[str, Judged],
-    show: Callable[[Path], None],
+    show: Callable[[Path, str], None] | None,
 ) -> Quarantine:
     """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
 
@@ -79,11 +87,13 @@ def move_away(
         findings: What moves.
         dest: A folder outside.
         judged: What the scan saw of the files; one that has changed since stays.
-        show: Writes the gallery, before anything moves.
+        show: Writes the gallery, before anything moves; gets its path, and the name of the folder next to it that the
+            files move to. None for a dry run.
     """
     if "://" in root:
         raise FtkitError(f"Files in {root} can't be moved. Skip them with image_folder_filter().")
     dest = local_path("dest", dest, error=FileWriteError)
+    require_folder(root)
     data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
     if target.is_relative_to(home):
         raise FtkitError(
@@ -93,7 +103,7 @@ def move_away(
     reasons: dict[str, list[str]] = {}
     seen: dict[str, Judged] = {}
     for finding in findings:
-        path = Path(os.path.relpath(finding.path, root)).as_posix()
+        path = below(root, finding.path)
         reasons.setdefault(path, []).append(finding.kind)
         if finding.path in judged:
             seen[path] = judged[finding.path]
@@ -101,16 +111,17 @@ def move_away(
     def has_changed(path: str) -> bool:
         return path in seen and _has_changed(data, path, *seen[path])
 
-    entries, left = _plan(home, reasons, has_changed)
-    if not entries:
-        return Quarantine(home, target, None, None, 0, left=left)
+    entries, left = _plan(home, reasons, has_changed, dry_run=show is None)
+    if show is None or not entries:
+        return _summary(home, target, entries, left, dry_run=show is None)
     folder, place = _claim(target)
     gallery = place.with_suffix(".html")
     try:
-        show(gallery)
+        show(gallery, folder.name)
         manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
         manifest.write()
     except BaseException:
+        gallery.unlink(missing_ok=True)
         folder.rmdir()
         raise
 
@@ -120,24 +131,52 @@ def move_away(
             if entry.is_folder:
                 (home / entry.path).rmdir()
             elif entry.type == "file" and has_changed(entry.path):  # a link may have lost what it leads to by now
-                left.append((entry.path, _CHANGED))
+                left.append((entry.path, _CHANGED if os.path.lexists(home / entry.path) else _GONE))
                 continue
             else:
                 _move(home / entry.path, folder / entry.path)
             gone.append(entry)
         except OSError as error:
             if entry.kinds:  # a folder that would have been empty is no loss
-                left.append((entry.path, _reason(error)))
-    moved = [entry for entry in gone if not entry.is_folder]
+                left.append((entry.path, _reason(error) if os.path.lexists(home / entry.path) else _GONE))
+    if len(gone) < len(entries):  # another process was faster, say: a manifest lists what is here
+        moved = {entry.path for entry in gone}
+        there = [
+            entry
+            for entry in entries
+            if entry.path in moved or (not entry.is_folder and os.path.lexists(folder / entry.path))
+        ]
+        if not there:
+            for made in (manifest.path, gallery):
+                made.unlink()
+            _remove_empty(folder, {(folder / entry.path).parent for entry in entries})
+            return _summary(home, target, gone, left)
+        manifest._replace(entries=there).write()
+    return _summary(home, folder, gone, left, manifest=manifest.path, gallery=gallery)
+
+
+def _summary(
+    home: Path,
+    folder: Path,
+    gone: Sequence[Entry],
+    left: list[tuple[str, str]],
+    *,
+    manifest: Path | None = None,
+    gallery: Path | None = None,
+    dry_run: bool = False,
+) -> Quarantine:
+    files = {entry.path: entry.kinds for entry in gone if not entry.is_folder}
     return Quarantine(
         root=home,
         folder=folder,
-        manifest=manifest.path,
+        manifest=manifest,
         gallery=gallery,
-        moved=len(moved),
-        kinds=dict(Counter(kind for entry in moved for kind in entry.kinds)),
+        moved=len(files),
+        kinds=dict(Counter(kind for kinds in files.values() for kind in kinds)),
         emptied=[entry.path for entry in gone if entry.is_folder],
         left=left,
+        files=files,
+        dry_run=dry_run,
     )
 
 
@@ -175,9 +214,12 @@ def _reason(error: OSError) -> str:
 
 
 def _plan(
-    root: Path, reasons: dict[str, list[str]], has_changed: Callable[[str], bool]
+    root: Path, reasons: dict[str, list[str]], has_changed: Callable[[str], bool], *, dry_run: bool
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
-    """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay."""
+    """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay.
+
+    Whether a file has changed is asked when it moves, and here in a dry run only.
+    """
     found: list[Entry] = []
     left: list[tuple[str, str]] = []
     for path, kinds in sorted(reasons.items()):
@@ -185,7 +227,7 @@ def _plan(
             why = obstacle(root, path) if names_inside(path) else "a manifest can't record its name"
             if not why:
                 entry = Entry.of(root, path, kinds)
-                why = _CHANGED if entry.type == "link" and has_changed(path) else ""
+                why = _CHANGED if (entry.type == "link" or dry_run) and has_changed(path) else ""
         except FileNotFoundError:
             why = _GONE
         except OSError as error:
@@ -274,7 +316,9 @@ def _copy_durably(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> list[str]:
+def restore(
+    manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None, dry_run: bool = False
+) -> list[str]:
     """Move the files of a `ScanReport.quarantine` back; return the paths of those restored.
 
     It may be called after a quarantine or a restore that was killed halfway, and repeatedly: what is already
@@ -286,6 +330,7 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
         root: The data set's folder. By default the one that the manifest names, if it is the very
             folder that was scanned, or is in or next to the quarantine's: a manifest may come from an
             untrusted source.
+        dry_run: Only return what would be restored; move nothing.
 
     Raises:
         FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
@@ -314,6 +359,8 @@ def restore(manifest: str | os.PathLike[str], *, root: str | os.PathLike[str] | 
             f"{plural(len(blocked), 'file')} can't be restored, and nothing was moved: {some(blocked, 3)}. "
             f"Move what is in the way elsewhere, and call restore again."
         )
+    if flag("dry_run", dry_run):
+        return [str(home / entry.path) for entry in files if os.path.lexists(folder / entry.path)]
     for place in {(home / entry.path).parent for entry in files}:
         with suppress(OSError):
             remove_litter(place)  # of a restore that was killed

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit._arguments import local_path
-from ftkit._images.findings import KINDS, SEVERITIES, Finding, chooser
+from ftkit._images.findings import KINDS, SEVERITIES, Finding
+from ftkit._images.folders import require_folder
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural
@@ -25,29 +26,51 @@ class Repair(Report):
         folder: Where the copies are, under the same relative paths as their originals; not made for none.
         made: The copy of each original.
         failed: What could not be repaired, and why.
+        dry_run: Whether nothing was written, and ``made`` is what would be.
     """
 
     folder: Path
     made: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
 
     def _parts(self) -> Parts:
         copies = plural(len(self.made), "repaired copy", "repaired copies")
         none = "nothing was repaired" if self.failed else "nothing to mend"
-        yield f"{copies} in {self.folder}; the originals are unchanged" if self.made else none
+        if self.made and self.dry_run:
+            yield f"{copies} would be written to {self.folder}; nothing was"
+            yield Grid(list(self.made.items()), names=(0, 1))
+        else:
+            yield f"{copies} in {self.folder}; the originals are unchanged" if self.made else none
         yield Grid([(path, f"not repaired: {why}") for path, why in self.failed.items()])
 
 
 def repair(
-    root: str, findings: Sequence[Finding], dest: str | os.PathLike[str] | None, kinds: Iterable[str] | None
+    root: str,
+    findings: Sequence[Finding],
+    dest: str | os.PathLike[str] | None,
+    choose: Callable[[], Iterable[Finding]],
+    *,
+    report_others: bool,
+    dry_run: bool,
 ) -> Repair:
-    """Write repaired copies of files below ``root``; see `ScanReport.repair`."""
+    """Write repaired copies of files below ``root``; see `ScanReport.repair`.
+
+    Args:
+        root: The folder that was scanned.
+        findings: All of them.
+        dest: The folder for the copies.
+        choose: Returns the findings to mend.
+        report_others: Whether those of them that can't be mended are reported.
+        dry_run: Whether nothing is written.
+    """
     given: object = dest  # kinds came first once
     if not isinstance(given, str | os.PathLike | None) or given in (*KINDS, *SEVERITIES):
         raise FtkitError(f"Expected a folder for the copies, got {dest!r}. Kinds come second: repair(kinds=...).")
-    wanted = chooser([kind for kind, known in KINDS.items() if known.mendable] if kinds is None else kinds)
+    wanted = choose()
     if "://" in root:
         raise FtkitError(f"{root} is not a local folder. Copy it to this machine to repair its files.")
+    require_folder(root)
     home = Path(root).resolve()
     repaired = home.with_name(f"{home.name}-repaired")
     folder = (repaired if dest is None else local_path("dest", dest, error=FileWriteError)).resolve()
@@ -56,16 +79,16 @@ def repair(
     chosen: dict[str, list[str]] = {}
     hopeless = {f.path: f.kind for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
     beyond: dict[str, str] = {}
-    for finding in filter(wanted, findings):
+    for finding in wanted:
         if KINDS[finding.kind].mendable and finding.path not in hopeless:
             chosen.setdefault(finding.path, []).append(finding.kind)
-        elif kinds is not None:
+        elif report_others:
             beyond[finding.path] = hopeless.get(finding.path, finding.kind)
     jobs = [
-        Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root))))
+        Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root)), dry_run))
         for path, why in chosen.items()
     ]
-    result = Repair(folder)
+    result = Repair(folder, dry_run=dry_run)
     for path in sorted(beyond.keys() - chosen.keys()):
         result.failed[path] = f"{beyond[path]} can't be mended ({KINDS[beyond[path]].remedy})"
     try:

@@ -12,24 +12,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
-from ftkit._arguments import local_path
-from ftkit._files import atomic_write
+from ftkit._arguments import flag
+from ftkit._images.choice import choose
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
 from ftkit._images.gallery import write_gallery
 from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
+from ftkit._images.table import ImageTable, escaped, outside, write_parquet
 from ftkit._images.verdict import Severity
 from ftkit._reports import Grid, Parts, Report, Target, delivered
 from ftkit._wording import plural, some
-from ftkit.errors import FileWriteError, FtkitError
+from ftkit.errors import FtkitError
 
 _COLUMNS = tuple(column.name for column in fields(Finding))
 
 
 def _row(finding: Finding) -> list[str]:
     """Return a row of a table that may contain only UTF-8."""
-    return [getattr(finding, name).encode(errors="backslashreplace").decode() for name in _COLUMNS]
+    return [escaped(getattr(finding, name)) for name in _COLUMNS]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -56,6 +57,7 @@ class ScanReport(Report):
     seconds: float = 0.0
     splits: dict[str, str] = field(default_factory=dict)
     _judged: dict[str, Judged] = field(default_factory=dict, repr=False, compare=False)
+    _table: ImageTable = field(default_factory=ImageTable, repr=False, compare=False)
 
     @property
     def unusable(self) -> list[Finding]:
@@ -71,6 +73,11 @@ class ScanReport(Report):
     def junk(self) -> list[Finding]:
         """Findings on what is not an image and gets in the way."""
         return self._of("junk")
+
+    @property
+    def table(self) -> ImageTable:
+        """A row for each usable image: size, brightness, contrast, sharpness and the like; to save or to plot."""
+        return self._table
 
     @property
     def leaks(self) -> list[DuplicateGroup]:
@@ -112,12 +119,7 @@ class ScanReport(Report):
         return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     def _target(self, path: Target) -> Target:
-        name = None if path is None else local_path("path", path, error=FileWriteError)
-        if name is not None and "://" not in self.root and os.path.lexists(name):
-            places = ((way(self.root), way(name)) for way in (os.path.abspath, os.path.realpath))
-            if any(Path(place).is_relative_to(root) for root, place in places):
-                raise FtkitError(f"{name} is a file of the data set {self.root}. Choose another path.")
-        return path
+        return outside(self.root, path)
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -139,28 +141,36 @@ class ScanReport(Report):
         Raises:
             FtkitError: pyarrow is not installed.
         """
-        try:
-            import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-            import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-        except ImportError as error:
-            raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
-        rows = [dict(zip(_COLUMNS, _row(finding), strict=True)) for finding in self.findings]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows, pa.schema([(name, pa.string()) for name in _COLUMNS])), buffer)
-        with atomic_write(self._target(path)) as file:
-            file.write(buffer.getvalue())
+        write_parquet(self._target(path), dict.fromkeys(_COLUMNS, str), map(_row, self.findings))
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
-        """Write one self-contained page: thumbnails by kind, duplicates side by side."""
+        """Write one self-contained page to review what was found: by kind, copies side by side, full size on a click.
+
+        Files are chosen there with the mouse or the keyboard; a button saves the choice as a list, which `quarantine`
+        takes as ``only``. The page works from a disk, with JavaScript, and makes no requests. It finds the images
+        themselves, for the full size, as long as it and the data set stay where they are; thumbnails are part of it.
+        """
         self._show(self._target(path), "The scan changed nothing.", self.findings, self.duplicates)
 
     def _show(
-        self, path: str | os.PathLike[str], note: str, findings: list[Finding], groups: list[DuplicateGroup]
+        self,
+        path: str | os.PathLike[str],
+        note: str,
+        findings: list[Finding],
+        groups: list[DuplicateGroup],
+        moved_to: str | None = None,
     ) -> None:
         counts = f"{plural(self.files, 'file')}, {plural(self.images, 'usable image')}."
-        write_gallery(path, self.root, f"{counts} {note}", findings, groups)
+        write_gallery(path, self.root, f"{counts} {note}", findings, groups, self.table, self.classes, moved_to)
 
-    def quarantine(self, dest: str | os.PathLike[str], kinds: Iterable[str] | None = None) -> Quarantine:
+    def quarantine(
+        self,
+        dest: str | os.PathLike[str],
+        kinds: Iterable[str] | None = None,
+        *,
+        only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+        dry_run: bool = False,
+    ) -> Quarantine:
         """Move files out of the data set; nothing is deleted, and `ftkit.restore` moves them back.
 
         A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
@@ -173,17 +183,36 @@ class ScanReport(Report):
                 training and in evaluation, the training copy) or ``"duplicates"`` (all but one
                 copy). By default unusable files and junk; odd files stay, and so does
                 ``"other_file"``, such as a ``labels.csv``.
+            only: The files to move, whatever was found about them unless ``kinds`` says so, too: their paths, relative
+                to the data set or from anywhere, or the list of them that the page of `to_html` has saved.
+            dry_run: Only return what would move; change nothing.
 
         Returns:
             Where the files are now, how many were moved, what was left, and the manifest.
+
+        Raises:
+            FtkitError: A kind is unknown, the report has no finding about a path in ``only``, ``dest`` can't be
+                written or is inside the data set, or the data set has gone.
         """
-        chosen = list(filter(chooser(kinds), self.findings))
+        chosen = choose(self.root, self.findings, self.duplicates, kinds, only)
         copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
         groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
         note = "These were set aside; ftkit.restore(manifest) moves them back."
-        return move_away(self.root, chosen, dest, self._judged, lambda page: self._show(page, note, chosen, groups))
+        dry_run = flag("dry_run", dry_run)
 
-    def repair(self, dest: str | os.PathLike[str] | None = None, kinds: Iterable[str] | None = None) -> Repair:
+        def show(page: Path, moved_to: str) -> None:
+            self._show(page, note, chosen, groups, moved_to)
+
+        return move_away(self.root, chosen, dest, self._judged, None if dry_run else show)
+
+    def repair(
+        self,
+        dest: str | os.PathLike[str] | None = None,
+        kinds: Iterable[str] | None = None,
+        *,
+        only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None = None,
+        dry_run: bool = False,
+    ) -> Repair:
         """Write repaired copies of what is odd but whole: extension fixed, turned upright, CMYK made RGB, and so on.
 
         The originals are left unchanged. Where possible, so are the pixels (an extension, an end
@@ -192,11 +221,23 @@ class ScanReport(Report):
         Args:
             dest: The folder for the copies; by default the data set's path with ``-repaired`` appended.
             kinds: What to repair: kinds of findings or severities; by default all that can be repaired.
+            only: The files to repair, as for `quarantine`.
+            dry_run: Repair, but write nothing: the report says what would come of it.
 
         Raises:
-            FtkitError: ``dest`` is a list of kinds, inside the data set or behind a URL, or a kind is unknown.
+            FtkitError: ``dest`` is a list of kinds, inside the data set or behind a URL, a kind is unknown, the report
+                has no finding about a path in ``only``, or the data set has gone.
         """
-        return repair(self.root, self.findings, dest, kinds)
+        asked = kinds is not None or only is not None
+        mendable = [kind for kind, known in KINDS.items() if known.mendable]
+        return repair(
+            self.root,
+            self.findings,
+            dest,
+            lambda: choose(self.root, self.findings, self.duplicates, kinds if asked else mendable, only),
+            report_others=asked,
+            dry_run=flag("dry_run", dry_run),
+        )
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that skips what was found.

@@ -8,15 +8,16 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import islice
+from threading import Thread
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ftkit._arguments import came, flag, real_number, whole_number
 from ftkit._images.folders import Folder, open_folder
 from ftkit._images.layout import Layout
-from ftkit._images.workers import close_workers, start_worker
+from ftkit._images.workers import close_workers, core_count, start_worker
 from ftkit.errors import FtkitError
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def scan_images(
     folder = open_folder(root)
     layout = Layout.find(folder.tops(), folder.name, splits, folder.tops)
     try:
-        number = workers or _cores()
+        number = workers or core_count()
         if executor is None:
             start_worker()  # the others when there is work for them
         # The rest is imported while it starts.
@@ -108,10 +109,16 @@ def scan_images(
         from ftkit._images.copies import Copies
         from ftkit._images.journal import Journal
         from ftkit._images.report import ScanReport
+        from ftkit._images.table import TableWriter
         from ftkit._images.tally import Tally
 
-        with Journal(journal, folder) as verdicts, Copies(verdicts, near_duplicates) as copies, _bar(progress) as bar:
-            tally = Tally(folder, layout, verdicts, copies)
+        with (
+            Journal(journal, folder) as verdicts,
+            Copies(verdicts, near_duplicates) as copies,
+            TableWriter(folder.name) as rows,
+            _bar(progress, folder) as bar,
+        ):
+            tally = Tally(folder, layout, verdicts, copies, rows)
             whole = _Pass(folder, timeout, verdicts, tally, bar)
             if executor is None:
                 with ThreadPoolExecutor(number, thread_name_prefix="ftkit-scan") as pool:
@@ -123,7 +130,7 @@ def scan_images(
                     f"There is no file in {folder.name!r}. Pass another folder, or allow_empty=True "
                     f"(in a shell, --allow-empty)."
                 )
-            groups = tally.finish()
+            groups, table = tally.finish(), rows.finish()
     finally:
         close_workers()
     return ScanReport(
@@ -136,11 +143,8 @@ def scan_images(
         seconds=time.perf_counter() - start,
         splits=layout.of_images,
         _judged=tally.judged,
+        _table=table,
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Pass:
@@ -178,14 +182,16 @@ class _Pass:
 
     def _unknown(self) -> Iterator[str]:
         """Yield the files that the journal does not know; take in what it says of the others."""
+        number = 0
         for path in self._files:
-            self._bar.total += 1
+            number += 1
             known = self._journal.recall(path)
             if known is None:
                 yield path
             else:
                 self._tally.add(*known)
                 self._bar.update(1)
+        self._bar.total = number
 
     def _take_in(self, lines: list[bytes]) -> None:
         for line in lines:
@@ -194,10 +200,21 @@ class _Pass:
         self._bar.update(len(lines))
 
 
-def _bar(wanted: bool | None) -> Any:
-    """Return a progress bar, or what takes its place where none is wanted."""
+def _bar(wanted: bool | None, folder: Folder) -> Any:
+    """Return a progress bar, or what takes its place where none is wanted.
+
+    It counts, and shows a share and the time that is left once it is known how many files there are: they are counted
+    beside the scan, which itself walks only a little ahead of the workers.
+    """
     if wanted is False or (wanted is None and not sys.stderr.isatty()):
-        return nullcontext(SimpleNamespace(total=0, update=lambda _: None))
+        return nullcontext(SimpleNamespace(total=None, update=lambda _: None))
     from tqdm import tqdm
 
-    return tqdm(unit="file", total=0)
+    bar = tqdm(unit="file")
+
+    def count() -> None:
+        with suppress(OSError):  # which the scan will meet, too
+            bar.total = sum(1 for _ in folder.walk(lambda _path, _note: None, lambda _folder: None))
+
+    Thread(target=count, name="ftkit-count", daemon=True).start()
+    return bar

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 from ftkit._images.copies import Copies, judge_group
@@ -13,13 +14,27 @@ from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Arrangement, Layout
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class
-from ftkit._images.verdict import Form, Note, Notes, Verdict, read_line
+from ftkit._images.table import TableWriter
+from ftkit._images.verdict import Form, Measures, Note, Notes, Verdict, read_line
+from ftkit._wording import plural
 
 _IMBALANCE = 10  # times more images than in another class
 _GREYSCALE = 10  # times more images than grey ones, so that these stand out
 _HALF_GREY = 0.2, 3  # of the images, and how many at least, from which on it is how they were made
 _GREY_MODES = frozenset(("L", "1", "LA"))
 _NAMED = 5  # classes in a detail
+_LOOKS = 0.5, 10  # of the images, above which a look is how they were made, in a set of so many
+#: What pictures look like: each kind, whether it applies, and its detail.
+_BY_LOOK: dict[str, tuple[Callable[[Measures], bool], str]] = {
+    "dark": (lambda seen: seen.light < 80, "99% of the pixels have at most {0.light} of 255"),
+    "bright": (lambda seen: seen.dark > 240, "95% of the pixels have at least {0.dark} of 255"),
+    "low_information": (lambda seen: seen.information < 3, "{0.information} bits of information per pixel"),
+    # Noise has sharp edges, and of a plain picture there is nothing else to be seen.
+    "blurry": (
+        lambda seen: seen.sharpness < 0.24 * seen.contrast and seen.information >= 3,
+        "sharpness {0.sharpness}, where the contrast is {0.contrast}",
+    ),
+}
 
 
 def _as_claimed(path: str, notes: Notes) -> Notes:
@@ -41,18 +56,19 @@ class Tally:
         files: How many files there are.
         images: How many of them are usable images.
         classes: Usable images of each class, by the split's folder and the class.
-        judged: Of files with findings, by path: the stamp and the digest.
+        judged: Of files with findings, and of their copies, by path: the stamp and the digest.
     """
 
-    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies) -> None:
+    def __init__(self, folder: Folder, layout: Layout, journal: Journal, copies: Copies, table: TableWriter) -> None:
         self.findings: list[Finding] = []
         self.files: int = 0
         self.images: int = 0
         self.classes: Counter[tuple[str, str]] = Counter()
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
-        self._copies, self._arrangement = copies, Arrangement(layout)
+        self._copies, self._table, self._arrangement = copies, table, Arrangement(layout)
         self._grey, self._half_grey = array("Q"), array("Q")  # places in the journal
+        self._looks = {kind: array("Q") for kind in _BY_LOOK}
 
     def note(self, path: str, note: Note) -> None:
         """Take in what was found about a path relative to the root."""
@@ -92,6 +108,11 @@ class Tally:
         self._copies.add(verdict, at)
         if form.mode in _GREY_MODES:
             self._grey.append(at)
+        self._table.add(self._prefix + path, place, verdict)
+        is_constant = any(note.kind == "constant" for note in verdict.notes)
+        for kind, (applies, _) in _BY_LOOK.items():
+            if verdict.measures and applies(verdict.measures) and not is_constant:
+                self._looks[kind].append(at)
 
     def _forgive_half_grey(self) -> None:
         """Have it be odd only where many images end in grey: whoever made them meant it."""
@@ -115,6 +136,7 @@ class Tally:
                 path, verdict = self._journal.read(at)
                 self.note(path, Note("greyscale", "one channel, in a set that has color"))
                 self._remember(path, verdict)
+        self._judge_looks()
         self._judge_classes()
         for path, note in self._arrangement.notes(self._prefix):
             self.note(path, note)
@@ -126,8 +148,19 @@ class Tally:
                 groups.append(group)
             for path, note in notes:
                 self.note(path, note)
-                self._remember(path, verdicts[path])
+            for path, verdict in verdicts.items():
+                self._remember(path, verdict)
         return sorted(groups, key=lambda group: (group.paths, group.kind))
+
+    def _judge_looks(self) -> None:
+        share, least = _LOOKS
+        for kind, places in self._looks.items():
+            if len(places) > share * self.images >= share * least:
+                continue
+            for at in places:
+                path, verdict = self._journal.read(at)
+                self.note(path, Note(kind, _BY_LOOK[kind][1].format(verdict.measures)))
+                self._remember(path, verdict)
 
     def _judge_classes(self) -> None:
         by_split: dict[str, dict[str, int]] = {}
@@ -155,4 +188,4 @@ class Tally:
             if not count and self._prefix + path not in empty:
                 self.note(path, Note("no_images", "no usable image in it"))
             elif count and count * _IMBALANCE <= most:
-                self.note(path, Note("imbalance", f"{count:,} images; {largest!r} has {most:,}"))
+                self.note(path, Note("imbalance", f"{plural(count, 'image')}; {largest!r} has {most:,}"))

@@ -59,6 +59,28 @@ class Prints(NamedTuple):
         return struct.pack("<6Q", *self.words) + b64decode(self.small)
 
 
+class Measures(NamedTuple):
+    """What a picture looks like, in levels of grey from 0 to 255.
+
+    Attributes:
+        bytes: The size of the file.
+        brightness: The mean.
+        contrast: The standard deviation.
+        sharpness: How much edges stand out, at 64 pixels or a little more on the longer side.
+        dark: The level that 5% of the pixels do not exceed.
+        light: The level that 99% of the pixels do not exceed.
+        information: Entropy of the levels, in bits.
+    """
+
+    bytes: int
+    brightness: float
+    contrast: float
+    sharpness: float
+    dark: int
+    light: int
+    information: float
+
+
 class Verdict(NamedTuple):
     """What a check found out about one file.
 
@@ -68,6 +90,7 @@ class Verdict(NamedTuple):
         digest: XXH3 of its bytes, or an empty string.
         form: What it is, when it is an image.
         prints: The fingerprints, unless it is too plain for any.
+        measures: What it looks like, when it is an image.
     """
 
     notes: Notes
@@ -75,6 +98,7 @@ class Verdict(NamedTuple):
     digest: str = ""
     form: Form | None = None
     prints: Prints | None = None
+    measures: Measures | None = None
 
     def to_json(self) -> bytes:
         """Return it as JSON: an array of the fields, in their order."""
@@ -103,11 +127,12 @@ def read_line(line: bytes) -> tuple[str, Verdict]:
         >>> read_line(write_line("cat/tom.jpg", verdict.to_json())) == ("cat/tom.jpg", verdict)
         True
     """
-    path, (notes, stamp, digest, form, prints) = json.loads(line)
+    path, (notes, stamp, digest, form, prints, measures) = json.loads(line)
     return path, Verdict(
         [Note(*note) for note in notes],
         tuple(stamp),
         digest,
         form and Form(*form),
         prints and Prints(tuple(prints[0]), prints[1]),
+        measures and Measures(*measures),
     )

@@ -228,6 +228,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.forget)
 
 
+def core_count() -> int:
+    """Return how many processes can run at the same time."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
     """Yield the answer to each job; a lost worker is replaced and the rest of the jobs continues.
 

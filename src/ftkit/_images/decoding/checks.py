@@ -12,9 +12,11 @@ import xxhash
 from ftkit._images.decoding import jpeg
 from ftkit._images.decoding.fingerprint import fingerprints
 from ftkit._images.decoding.gaps import filled_share, is_cut_off
+from ftkit._images.decoding.measures import measure
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
-from ftkit._images.verdict import SIDE, Broken, Form, Note, Notes, Prints, Verdict
+from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Notes, Prints, Verdict
+from ftkit._wording import plural
 
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
 _TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
@@ -57,10 +59,11 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     if not data:
         return Verdict([Note("empty", "0 bytes")])
     if not data.strip(b"\0"):
-        return Verdict([Note("empty", f"{len(data):,} bytes, all zero")])
+        return Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")])
     notes: Notes = []
     form: Form | None = None
     prints: Prints | None = None
+    measures: Measures | None = None
     try:
         form, grey = _decode(data, notes)
     except Broken as broken:
@@ -73,7 +76,8 @@ def check_bytes(path: str, data: bytes) -> Verdict:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
         prints = _judge_pixels(data, form, grey, notes)
-    return Verdict(notes, (), xxhash.xxh3_128_hexdigest(data), form, prints)
+        measures = measure(grey, len(data))
+    return Verdict(notes, (), xxhash.xxh3_128_hexdigest(data), form, prints, measures)
 
 
 def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:

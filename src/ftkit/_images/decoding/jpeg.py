@@ -12,6 +12,7 @@ import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Pyt
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import confirm_seam, find_seams
 from ftkit._images.verdict import Broken, Form, Note, Notes
+from ftkit._wording import plural
 
 # Markers (ITU-T T.81, table B.1).
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
@@ -170,7 +171,7 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
         grey = _decode(data, header)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
-            notes.append(Note("trailing_data", f"{after:,} bytes after the end marker"))
+            notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
     except ValueError as error:
         _weigh(data, header, str(error), notes)
     if grey is None:

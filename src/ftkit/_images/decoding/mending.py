@@ -21,8 +21,10 @@ _REDRAWN = frozenset(("exif_rotated", "cmyk", "sixteen_bit", "transparency"))
 _SPACES = {"RGB": b"RGB ", "L": b"GRAY"}  # what the header of an ICC profile says it is for (ICC.1, 7.2.8)
 
 
-def mend(path: str, kinds: list[str], target: str) -> str:
+def mend(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
     """Write a mended copy of ``path`` to ``target``, with the extension that its content calls for; return its path.
+
+    A dry run does all of that but the writing.
 
     Raises:
         FileExistsError: Something of that name is there.
@@ -39,8 +41,9 @@ def mend(path: str, kinds: list[str], target: str) -> str:
         place = place.with_suffix(_suffixes(form)[0])
     if place.exists():
         raise FileExistsError(f"{place} already exists")
-    with atomic_write(place) as file:
-        file.write(data)
+    if not dry_run:
+        with atomic_write(place) as file:
+            file.write(data)
     return str(place)
 
 

@@ -19,6 +19,7 @@ from ftkit._images.decoding.holes import has_hole
 from ftkit._images.decoding.leftover import has_leftover
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
+from ftkit._wording import plural
 
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 # What is told by its start, in lower case.
@@ -112,10 +113,12 @@ def _describe(data: bytes) -> Broken:
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
     if at > 0:
-        return Broken("damaged", f"{at} foreign bytes precede a JPEG image")
+        return Broken("damaged", f"a JPEG image comes after {plural(at, 'foreign byte')}")
     text = data[:256].decode(errors="ignore")
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
-    return Broken("not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {len(data):,} bytes")
+    return Broken(
+        "not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {plural(len(data), 'byte')}"
+    )
 
 
 def _broken_by(error: Exception) -> Broken:
@@ -139,7 +142,7 @@ def _judge_loaded(image: Image.Image, data: bytes) -> None:
         colours = len(image.palette.palette) // len(image.palette.mode)
         most = int(np.asarray(image.getextrema()).max())
         if most >= colours:
-            raise Broken("damaged", f"pixels use color {most} of a palette of {colours} colors")
+            raise Broken("damaged", f"pixels use color {most} of a palette of {plural(colours, 'color')}")
 
 
 def _judge_frames(image: Image.Image, notes: Notes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from ftkit._images.verdict import Broken, Note
+from ftkit._wording import plural
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour
@@ -47,7 +48,7 @@ def judge(data: bytes) -> Note | None:
     if not chunks or chunks[-1].name != b"IEND":
         return Note("missing_end", "no IEND chunk")
     if chunks[-1].stop < len(data):
-        return Note("trailing_data", f"{len(data) - chunks[-1].stop:,} bytes after the last chunk")
+        return Note("trailing_data", f"{plural(len(data) - chunks[-1].stop, 'byte')} after the last chunk")
     return None
 
 

@@ -30,11 +30,11 @@ def _groups(table: str) -> list[list[tuple[int, int, float]]]:
     return near_groups(np.memmap(table, ROW, "r"))
 
 
-def _repair(path: str, kinds: list[str], target: str) -> str:
-    """Write a mended copy of a file; return its path."""
+def _repair(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
+    """Write a mended copy of a file, except in a dry run; return its path."""
     from ftkit._images.decoding.mending import mend
 
-    return mend(path, kinds, target)
+    return mend(path, kinds, target, dry_run)
 
 
 #: The function for each verb. It gets the job's arguments, and last the bytes that came along, where some did; its

@@ -1,0 +1,132 @@
+"""What a user has chosen among the findings: by kind, by a list of paths, or both."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from posixpath import normpath
+
+from ftkit._arguments import came, listed, local_path
+from ftkit._images.findings import DuplicateGroup, Finding, chooser
+from ftkit._images.folders import below
+from ftkit._wording import plural, shown
+from ftkit.errors import FtkitError, did_you_mean
+
+_MOST_CANDIDATES = 2000  # for the closest name, which takes a while to find
+
+
+def choose(
+    root: str,
+    findings: Sequence[Finding],
+    groups: Sequence[DuplicateGroup],
+    kinds: Iterable[str] | None,
+    only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+) -> list[Finding]:
+    """Return the findings that were chosen.
+
+    Args:
+        root: The folder that was scanned.
+        findings: All of them.
+        groups: The copies; one that stays by default, and has no finding, may be chosen, too.
+        kinds: Kinds and the like; None for the default or, if there is a list, for all.
+        only: Paths, or the file that lists them, one on each line.
+
+    Raises:
+        FtkitError: There is no such kind, list, or path in the report.
+    """
+    wanted = chooser(kinds)
+    if only is None:
+        return list(filter(wanted, findings))
+    by_path: dict[str, list[Finding]] = {}
+    for finding in findings:
+        by_path.setdefault(finding.path, []).append(finding)
+    for group in groups:
+        for path in group.paths:
+            kind = "duplicate" if group.kind == "exact" else "near_duplicate"
+            others = ", ".join(other for other in group.paths if other != path)
+            by_path.setdefault(path, [Finding(path, kind, "odd", f"also at {others}")])
+    paths = _found(root, _entries(only, by_path), {below(root, path): path for path in by_path})
+    return [finding for path in paths for finding in by_path[path] if kinds is None or wanted(finding)]
+
+
+def _entries(only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], known: Collection[str]) -> list[str]:
+    """Return what a list contains."""
+    if not isinstance(only, str | bytes | os.PathLike):
+        entries = listed("only", only, "paths, or the file that lists them")
+        for entry in entries:
+            if not isinstance(entry, str | bytes | os.PathLike):
+                raise FtkitError(f"only must be a list of paths, but {came(entry)} is not a path.")
+        return [os.fsdecode(entry) for entry in entries]
+    file = local_path("only", only)
+    try:
+        data = file.read_bytes() if str(only) not in known else None
+    except OSError as error:
+        raise FtkitError(
+            f"Can't read the list {shown(file)}: {error.strerror}. Pass the file that the page has saved, or the paths "
+            f"as a list: only=[...]."
+        ) from error
+    if data is None or b"\0" in data[:4096].removeprefix(codecs.BOM_UTF16_LE)[::2]:
+        raise FtkitError(f"{shown(file)} is not a list of paths. Pass the file that lists them, or only=[...].")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes it
+        return list(map(_unquoted, data.decode("utf-16", "replace").splitlines()))
+    return list(map(_unquoted, data.decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").split("\n")))
+
+
+def _unquoted(line: str) -> str:
+    """Return the path on a line: as it is, or as a JSON string, for names that a line can't hold."""
+    if line.startswith('"'):
+        try:
+            path = json.loads(line)
+        except ValueError:
+            return line
+        if isinstance(path, str):
+            return path
+    return line
+
+
+def _found(root: str, entries: Iterable[str], known: dict[str, str]) -> list[str]:
+    """Return the paths that entries stand for, by their paths below ``root``, each once."""
+    found: dict[str, None] = {}
+    unknown = []
+    for entry in filter(str.strip, entries):
+        name = next((reading for reading in _readings(root, entry) if reading in known), None)
+        if name is None:
+            unknown.append(entry)
+        else:
+            found[known[name]] = None
+    if unknown:
+        first = unknown[0]
+        others = f" (and {plural(len(unknown) - 1, 'more path')})" if len(unknown) > 1 else ""
+        close = did_you_mean(_readings(root, first)[-1], _candidates(first, known))
+        if not close:
+            close = next((f" Did you mean {path!r}?" for path in known if path.endswith("/" + first.strip())), "")
+        raise FtkitError(
+            f"This report has no finding about {shown(repr(first))}{others}.{close} List paths as the page saves them, "
+            f"relative to {root}."
+        )
+    return list(found)
+
+
+def _readings(root: str, entry: str) -> list[str]:
+    """Return what an entry may mean, relative to ``root``: it may be a path from anywhere, or have other separators."""
+    plain = entry.strip()
+    names = [entry, plain, normpath(plain), normpath(plain.replace("\\", "/"))]
+    if "://" not in root:
+        place = Path(os.path.expanduser(plain)).absolute()  # noqa: PTH111  (which leaves a '~name' of no user as is)
+        for home, path in (
+            (os.path.abspath(root), os.path.normpath(place)),  # noqa: PTH100  (Path keeps the dots)
+            (os.path.realpath(root), os.path.join(os.path.realpath(place.parent), place.name)),  # noqa: PTH118
+        ):
+            if Path(path).is_relative_to(home):
+                names.append(Path(path).relative_to(home).as_posix())
+    return names
+
+
+def _candidates(entry: str, known: Collection[str]) -> list[str]:
+    """Return the paths that are worth comparing with one that is not known, those in its folder first."""
+    *_, folder, name = ["", *entry.replace("\\", "/").split("/")]
+    near = [path for path in known if path.endswith("/" + name) or folder in path.split("/")[-2:-1]]
+    return [*near, *known][:_MOST_CANDIDATES]
