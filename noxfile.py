@@ -7,7 +7,7 @@
 """What can be run on this repository: `nox -l` lists it.
 
 torch is several gigabytes, so every session that needs it runs in one shared environment,
-``.nox/torch``; only the lowest declared versions have one of their own.
+``.nox/torch``; only the lowest declared versions and the frameworks have one of their own.
 """
 
 from __future__ import annotations
@@ -75,6 +75,13 @@ def tests(session: nox.Session) -> None:
 def zoo(session: nox.Session) -> None:
     """Run the slow sweeps over whole model collections too."""
     with_torch(session, "test", "zoo", "zoo-more").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def frameworks(session: nox.Session) -> None:
+    """Run the examples for other frameworks, in an environment of their own."""
+    env = Environment(session, "--editable", ".", *groups("test", "frameworks"), name="frameworks")
+    env.run("-m", "pytest", "-m", "slow or not slow", *(session.posargs or ["tests/test_examples.py"]))
 
 
 @nox.session(venv_backend="none", default=False)
