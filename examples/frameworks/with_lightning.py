@@ -23,22 +23,25 @@ import ftkit
 
 # -- copy from here
 class Freezing(L.Callback):
-    """Freezes and thaws by a schedule; Lightning's own checkpoints resume it, optimizer and scheduler included."""
+    """Freezes and thaws by a schedule, which Lightning's own checkpoints resume."""
 
     def __init__(self, schedule: ftkit.FreezeSchedule) -> None:
         self.schedule, self.epoch = schedule, 0
 
     def _step(self, trainer: L.Trainer, epoch: int) -> None:
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        # trainer.model is the model as the strategy wrapped it, which DistributedDataParallel needs.
-        self.schedule.step(epoch, model=trainer.model, optimizer=trainer.optimizers[0], scheduler=schedulers)
+        self.schedule.step(
+            epoch,
+            model=trainer.model,  # as wrapped by DistributedDataParallel; pl_module isn't
+            optimizer=trainer.optimizers[0],
+            scheduler=[config.scheduler for config in trainer.lr_scheduler_configs],
+        )
         self.epoch = epoch
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self.schedule.step(0, model=pl_module)  # before configure_optimizers
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for epoch in range(self.epoch + 1):  # what thawed before the stop; Lightning restores the optimizer after this
+        for epoch in range(self.epoch + 1):  # what had thawed, before Lightning restores the optimizer
             self._step(trainer, epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

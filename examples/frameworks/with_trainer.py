@@ -32,7 +32,7 @@ import ftkit
 
 # -- copy from here
 class Freezing(TrainerCallback):
-    """Freezes and thaws by a schedule in a Trainer, which it needs to know: ``freezing.trainer = trainer``."""
+    """Freezes and thaws by a schedule; it must know its trainer: ``freezing.trainer = trainer``."""
 
     trainer: Trainer
 
@@ -44,23 +44,23 @@ class Freezing(TrainerCallback):
         self.schedule.step(0, model=model)
         optimizer = torch.optim.AdamW(ftkit.param_groups(model, **recipe))
         last = get_last_checkpoint(folder) if folder.is_dir() else None
-        if last:  # what had thawed must be in the optimizer before the Trainer restores its state
+        if last:  # what had thawed, before the Trainer restores the optimizer
             done = TrainerState.load_from_json(f"{last}/trainer_state.json").epoch
             for epoch in range(round(done)):
                 self.schedule.step(epoch, model=model, optimizer=optimizer)
         return optimizer
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
-        if state.global_step:  # of a ViT and others, the Trainer of transformers 5.24 has loaded only a part
-            model = self.trainer.model
-            model.load_state_dict(type(model).from_pretrained(get_last_checkpoint(args.output_dir)).state_dict())
+        if state.global_step:  # of some models, transformers 5.24 has resumed only a part
+            model, last = self.trainer.model, get_last_checkpoint(args.output_dir)
+            model.load_state_dict(type(model).from_pretrained(last).state_dict())
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
         optimizer = self.trainer.optimizer
         self.schedule.step(
             round(state.epoch),
-            model=self.trainer.model_wrapped,  # as wrapped by DistributedDataParallel; the callback's model isn't
-            optimizer=getattr(optimizer, "optimizer", optimizer),  # Accelerate's wrapper has no add_param_group
+            model=self.trainer.model_wrapped,  # as wrapped by DistributedDataParallel
+            optimizer=getattr(optimizer, "optimizer", optimizer),  # without Accelerate's wrapper
             scheduler=self.trainer.lr_scheduler,
         )
 
