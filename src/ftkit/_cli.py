@@ -76,7 +76,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ftkit", description="Tools for fine-tuning PyTorch models.")
+    parser = _Parser(prog="ftkit", description="The chores of fine-tuning a PyTorch model, from the command line.")
     parser.add_argument("-V", "--version", action="version", version=f"ftkit {ftkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 

@@ -120,7 +120,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
     names: list[object] = list(tensors)
     if nameless := [name for name in names if not isinstance(name, str)]:
-        raise CheckpointError(f"The names in a state dict must be text, not {came(nameless[0])}.")
+        raise CheckpointError(f"The names in a state dict must be strings, not {came(nameless[0])}.")
     if path.suffix in TORCH_SUFFIXES:
         refuse_empty(tensors)
         save_pickle(tensors, path)
