@@ -224,7 +224,7 @@ def plan_weights(
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
-    if strict and not perfect and (reader := _reads_delta(opened.metadata)):
+    if strict and not perfect and (reader := reads_delta(opened.metadata)):
         raise CheckpointError(
             f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
             "which it compares with the base of the file."
@@ -336,7 +336,7 @@ def _refuse_empty(source: Source) -> None:
     raise CheckpointError(f"{shown(source.name)} contains no tensors{reason}.")
 
 
-def _reads_delta(metadata: Mapping[str, Any]) -> str:
+def reads_delta(metadata: Mapping[str, Any]) -> str:
     """What reads a file that is a delta; "" for any other."""
     if "ftkit.delta" in metadata:
         return "load_delta(model, path)"
