@@ -7,7 +7,7 @@
 """What can be run on this repository: `nox -l` lists it.
 
 torch is several gigabytes, so every session that needs it runs in one shared environment,
-``.nox/torch``; only the lowest declared versions have one of their own.
+``.nox/torch``; only the lowest declared versions have one of their own, and other frameworks one on top of it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,22 @@ def groups(*names: str) -> list[str]:
 class Environment:
     """A virtual environment that several sessions share: made once, brought up to date by each."""
 
-    def __init__(self, session: nox.Session, *requirements: str, name: str = "torch") -> None:
+    def __init__(
+        self, session: nox.Session, *requirements: str, name: str = "torch", over: Environment | None = None
+    ) -> None:
         self.session = session
         self.folder = ROOT / ".nox" / name
         python = self.folder / BIN / ("python.exe" if os.name == "nt" else "python")
         if not python.exists():
             session.run(sys.executable, "-m", "venv", str(self.folder), external=True)
         self.python = str(python)
+        if over is not None:  # what is there need not be installed again
+            query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+            ours, theirs = (
+                subprocess.run([env.python, "-c", query], capture_output=True, text=True, check=True).stdout.strip()
+                for env in (self, over)
+            )
+            Path(ours, "over.pth").write_text(f"import site; site.addsitedir({theirs!r})\n", encoding="utf-8")
         self.run("-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements)
 
     def run(self, *arguments: str, **env: str) -> None:
@@ -75,6 +84,13 @@ def tests(session: nox.Session) -> None:
 def zoo(session: nox.Session) -> None:
     """Run the slow sweeps over whole model collections too."""
     with_torch(session, "test", "zoo", "zoo-more").run("-m", "pytest", "-m", "slow or not slow", *session.posargs)
+
+
+@nox.session(venv_backend="none", default=False)
+def frameworks(session: nox.Session) -> None:
+    """Run the examples for other frameworks, in an environment over the shared one, and the code of the docs."""
+    env = Environment(session, *groups("frameworks"), name="frameworks", over=with_torch(session, "test"))
+    env.run("-m", "pytest", "-m", "slow or not slow", *(session.posargs or ["tests/test_examples.py", "tests/test_docs_code.py"]))
 
 
 @nox.session(venv_backend="none", default=False)

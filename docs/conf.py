@@ -1,3 +1,5 @@
+import os
+
 import ftkit
 from ftkit._images.findings import KINDS
 
@@ -6,7 +8,22 @@ author = "The ftkit developers"
 copyright = "2026, the ftkit developers"
 release = version = ftkit.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+if "READTHEDOCS" in os.environ:  # it fetches lists of names, and elsewhere a build needs no network
+    extensions.append("sphinx.ext.intersphinx")
+intersphinx_mapping = {
+    "numpy": ("https://numpy.org/doc/stable", None),
+    "python": ("https://docs.python.org/3", None),
+    "torch": ("https://docs.pytorch.org/docs/stable", None),
+}
+copybutton_prompt_text = "$ "  # what is copied from a console: the commands, without the prompt and the output
 myst_enable_extensions = ["colon_fence", "deflist", "substitution"]
 myst_heading_anchors = 3
 
@@ -31,5 +48,9 @@ napoleon_use_rtype = False
 # Types of other projects are written as their own documentation names them; they have no page here.
 nitpick_ignore_regex = [("py:.*", r"^(?!ftkit\b).*")]
 
+highlight_options = {"python": {"stripnl": True}}  # no blank lines after a part of a file
+
 html_theme = "furo"
 html_title = "ftkit"
+html_static_path = ["_static"]
+html_css_files = ["ftkit.css"]

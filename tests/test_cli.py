@@ -155,6 +155,55 @@ def test_inspect_and_diff_as_json(run: Run, tmp_path: Path) -> None:
     assert told["same"] == ["w"]
 
 
+def test_convert(run: Run, tmp_path: Path) -> None:
+    """The weights of a training checkpoint as safetensors; an existing file is replaced only by force."""
+    model = torch.nn.Linear(4, 2)
+    torch.save({"state_dict": model.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
+    status, out, err = run("convert", "last.ckpt", "linear.safetensors")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[0] == "last.ckpt -> linear.safetensors: 2 tensors, 40 B, the same bit for bit"
+    fresh = torch.nn.Linear(4, 2)
+    ftkit.load_weights(fresh, "linear.safetensors")
+    assert torch.equal(fresh.weight, model.weight)
+    assert "--force" in run("convert", "last.ckpt", "linear.safetensors")[2]
+    status, out, _ = run("convert", "last.ckpt", "linear.safetensors", "--part", "state_dict", "--force", "--json")
+    assert (status, json.loads(out)["left"]) == (0, ["epoch"])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a pseudoterminal")
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_colors_are_for_terminals_that_want_them(tmp_path: Path, no_color: str) -> None:
+    """A headline in bold and an error in red; plain in a pipe, and where NO_COLOR is set."""
+    save_weights(torch.nn.Linear(4, 2), tmp_path / "a.safetensors")
+    code = "import sys; from ftkit._cli import main; main(['inspect', 'a.safetensors']); main(['inspect', 'none.pt'])"
+    environment = {**os.environ, "NO_COLOR": no_color, "TERM": "xterm"}
+    ours, theirs = os.openpty()
+    command = [sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environment, stdout=theirs, stderr=theirs, check=True)
+    os.close(theirs)
+    said = os.read(ours, 100_000).decode()
+    os.close(ours)
+    assert said.startswith("a.safetensors:" if no_color else "\x1b[1ma.safetensors:")
+    assert ("\x1b[1;31mftkit:\x1b[0m" in said) is not bool(no_color)
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_completion(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that bash accepts, with every command; without shtab, an error that says what to install."""
+    pytest.importorskip("shtab")
+    status, script, _ = run("--print-completion", "bash")
+    assert status == 0
+    assert "convert" in script
+    assert "--print-completion" in script
+    if shell := shutil.which("bash"):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    status, _, err = run("--print-completion", "bash")
+    assert status == 2
+    assert "pip install 'ftkit[completion]'" in err
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -162,6 +211,7 @@ def test_inspect_and_diff_as_json(run: Run, tmp_path: Path) -> None:
         ["scan", "missing"],
         ["inspect", "missing.safetensors"],
         ["diff", "missing.safetensors", "missing.safetensors"],
+        ["convert", "missing.pt", "new.safetensors"],
         ["summary", "resnet1818"],
         ["summary", "no.such.module:make"],
         ["summary", "resnet18", "2,5,64,64"],
@@ -195,7 +245,7 @@ def test_no_command_prints_help(run: Run) -> None:
     """Bare ``ftkit`` says what there is, and so does ``python -m ftkit``."""
     status, out, err = run()
     assert (status, err) == (0, "")
-    for command in ("summary", "inspect", "diff", "scan", "quarantine", "repair", "restore", "extract"):
+    for command in ("summary", "inspect", "diff", "convert", "scan", "quarantine", "repair", "restore", "extract"):
         assert f"    {command}  " in out
     done = subprocess.run([sys.executable, "-m", "ftkit", "-V"], capture_output=True, text=True, check=True)
     assert done.stdout == f"ftkit {ftkit.__version__}\n"

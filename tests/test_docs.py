@@ -98,6 +98,15 @@ def test_the_doors_of_the_journeys_are_there() -> None:
     assert sorted(door for door in doors if not opens(door)) == []
 
 
+def test_the_korean_readme_has_the_code_of_the_english_one() -> None:
+    """Every block, so that what runs in one runs in the other; and a link to each other."""
+    english, korean = (text(ROOT / name) for name in ("README.md", "README.ko.md"))
+    blocks = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
+    assert blocks.findall(english) == blocks.findall(korean)
+    assert "](README.ko.md)" in english
+    assert "](README.md)" in korean
+
+
 # What the story takes for granted is not to be had in a test: weights from a hub, and hours.
 SUBSTITUTED = {'"resnet50", pretrained=True': '"resnet18"', "(32, 3, 224, 224)": "(2, 3, 32, 32)"}
 

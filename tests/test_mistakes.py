@@ -178,7 +178,7 @@ save_weights(model, "")                                    got '', which is empt
 save_weights(model, "a\0b")                                which contains a NUL
 save_weights(model, "https://x.org/new.pt")                is a URL. Download or upload it yourself
 save_weights(model, StringIO())                            got a StringIO
-save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict must be text, not 1
+save_weights({1: torch.zeros(3)}, "new.safetensors")       The names in a state dict must be strings, not 1
 save_weights(optimizer, "new.safetensors")                 must be a torch.nn.Module, but this is an AdamW
 save_model(state, "new.pt")                                save_weights saves one
 save_model(Net, "new.pt")                                  the class Net: call it

@@ -1,4 +1,4 @@
-"""``ftkit summary|inspect|diff|scan|quarantine|restore|repair|extract``: the library from the command line."""
+"""``ftkit summary|inspect|diff|convert|scan|quarantine|restore|repair|extract``: the library from the command line."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, TextIO, cast
 
 import ftkit
 from ftkit._reports import Grid, Parts, Report
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 _FOUND, _FAILED = 1, 2
+_BOLD, _RED = "1", "1;31"  # as terminals call them
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (FtkitError, OSError) as error:
-        sys.stderr.write(f"ftkit: {_in_one_line(error)}\n")
+        sys.stderr.write(f"{_styled('ftkit:', _RED, sys.stderr)} {_in_one_line(error)}\n")
         return _FAILED
     except KeyboardInterrupt:
         return 130  # as shells say it
@@ -67,7 +68,9 @@ def _in_one_line(message: object) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(_FAILED, f"{self.prog}: {_in_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(
+            _FAILED, f"{_styled(f'{self.prog}:', _RED, sys.stderr)} {_in_one_line(message)} (see {self.prog} --help)\n"
+        )
 
     def _check_value(self, action: argparse.Action, value: str) -> None:  # argparse itself suggests names from 3.14 on
         if action.choices is not None and value not in action.choices:
@@ -77,7 +80,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ftkit", description="Tools for fine-tuning PyTorch models.")
+    parser = _Parser(prog="ftkit", description="The chores of fine-tuning a PyTorch model, from the command line.")
     parser.add_argument("-V", "--version", action="version", version=f"ftkit {ftkit.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -96,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("a", metavar="OLD", help="the earlier file")
     diff.add_argument("b", metavar="NEW", help="the later file")
     diff.set_defaults(run=_diff)
+
+    convert = commands.add_parser("convert", help="write weights in another format, and compare them bit for bit")
+    convert.add_argument("source", metavar="FILE", help="weights in any format, an index of shards, or a folder")
+    convert.add_argument("target", metavar="TARGET", help="the file to write; its suffix tells the format")
+    convert.add_argument("--part", metavar="NAME", help="the part that is meant, such as state_dict; . for all of it")
+    convert.add_argument("--force", action="store_true", help="replace TARGET if it exists")
+    convert.set_defaults(run=_convert)
 
     scan = commands.add_parser("scan", help="find broken images, duplicates and leaks; changes nothing")
     _add_scan_options(scan)
@@ -140,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print the report as JSON")
+    _offer_completion(parser, commands.choices.values())
     return parser
 
 
@@ -157,6 +168,34 @@ def _add_dry_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="only show what would be done")
 
 
+def _offer_completion(parser: argparse.ArgumentParser, commands: Iterable[argparse.ArgumentParser]) -> None:
+    """Print a script for a shell: by shtab, if that is installed."""
+    option, help = "--print-completion", "print a script that completes commands and options in a shell"
+    try:
+        import shtab
+    except ImportError:
+        parser.add_argument(option, metavar="SHELL", action=_NoCompletion, help=f"{help} (needs ftkit[completion])")
+        return
+    shtab.add_argument_to(parser, option, help=help)
+    for command in commands:
+        for action in command._actions:
+            if action.metavar in {"FOLDER", "DEST"}:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # where shtab looks
+            elif action.metavar in {"FILE", "OLD", "NEW", "ARCHIVE", "TARGET", "MANIFEST"}:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+
+
+class _NoCompletion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error("completion needs shtab: pip install 'ftkit[completion]'")
+
+
+def _styled(text: str, style: str, stream: TextIO) -> str:
+    """The text as a terminal shows it; plain in a file, in a pipe, and if NO_COLOR is set (no-color.org)."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or os.name == "nt"
+    return text if plain or not stream.isatty() else f"\x1b[{style}m{text}\x1b[0m"
+
+
 def _size(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
@@ -171,7 +210,11 @@ def _names(text: str) -> list[str]:
 def _print(report: Report, *, as_json: bool) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not fit the terminal
-    sys.stdout.write(f"{report.to_json() if as_json else report}\n")
+    if as_json:
+        sys.stdout.write(f"{report.to_json()}\n")
+        return
+    first, *rest = str(report).split("\n")
+    sys.stdout.write("\n".join([_styled(first, _BOLD, sys.stdout), *rest, ""]))
 
 
 # ---- the commands: each returns its report, and whether the exit status is 1
@@ -231,6 +274,12 @@ def _inspect(options: argparse.Namespace) -> tuple[Report, bool]:
 def _diff(options: argparse.Namespace) -> tuple[Report, bool]:
     diff = ftkit.diff_checkpoints(options.a, options.b)
     return diff, bool(diff)
+
+
+def _convert(options: argparse.Namespace) -> tuple[Report, bool]:
+    from ftkit._weights.conversion import convert
+
+    return convert(options.source, options.target, part=options.part, force=options.force), False
 
 
 def _scanned(options: argparse.Namespace) -> ftkit.ScanReport:

@@ -187,7 +187,7 @@ def _header(
         raise CheckpointError(f"The metadata key {min(reserved)!r} is reserved for ftkit. Choose another name.")
     pairs: Iterable[tuple[object, object]] = metadata.items()
     if wrong := [key for key, value in pairs if not (isinstance(key, str) and isinstance(value, str))]:
-        raise CheckpointError(f"Metadata must be text: {wrong[0]!r} is not. Use json.dumps for anything else.")
+        raise CheckpointError(f"Metadata must be strings: {wrong[0]!r} is not one. Use json.dumps for anything else.")
     own: dict[str, object] = {}
     if digests is not None:
         own["xxh3_128"] = digests

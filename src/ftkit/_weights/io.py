@@ -121,7 +121,7 @@ def save_weights(model: nn.Module | Mapping[str, Tensor], path: str | os.PathLik
     tensors: dict[str, Any] = dict(model if isinstance(model, Mapping) else unwrap(model).state_dict())
     names: list[object] = list(tensors)
     if nameless := [name for name in names if not isinstance(name, str)]:
-        raise CheckpointError(f"The names in a state dict must be text, not {came(nameless[0])}.")
+        raise CheckpointError(f"The names in a state dict must be strings, not {came(nameless[0])}.")
     if path.suffix in TORCH_SUFFIXES:
         refuse_empty(tensors)
         save_pickle(tensors, path)
@@ -234,7 +234,7 @@ def plan_weights(
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
-    if strict and not perfect and (reader := _reads_delta(opened.metadata)):
+    if strict and not perfect and (reader := reads_delta(opened.metadata)):
         raise CheckpointError(
             f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
             "which it compares with the base of the file."
@@ -351,7 +351,7 @@ def _refuse_empty(source: Source) -> None:
     raise CheckpointError(f"{shown(source.name)} contains no tensors{reason}.")
 
 
-def _reads_delta(metadata: Mapping[str, Any]) -> str:
+def reads_delta(metadata: Mapping[str, Any]) -> str:
     """What reads a file that is a delta; "" for any other."""
     if "ftkit.delta" in metadata:
         return "load_delta(model, path)"

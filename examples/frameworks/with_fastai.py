@@ -1,0 +1,88 @@
+"""fastai: freeze, thaw, kill and resume, share a delta. On random pictures, in seconds on a CPU.
+
+python examples/frameworks/with_fastai.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import timm
+import torch
+from fastai.callback.core import Callback
+from fastai.callback.schedule import fit_one_cycle  # noqa: F401  (adds Learner.fit_one_cycle)
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from parts import Pictures, PowerCut, compare
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+import ftkit
+
+
+def pretrained() -> nn.Module:
+    """Stands for ``timm.create_model("resnet18", pretrained=True)``."""
+    torch.manual_seed(0)
+    return timm.create_model("resnet18")
+
+
+# -- copy from here
+class Saving(Callback):
+    """Saves a checkpoint after each epoch; ``resume`` returns the epoch to start with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = ftkit.CheckpointManager(folder)
+
+    def resume(self, learner: Learner) -> int:
+        learner.create_opt()  # for what trains now
+        return self.checkpoints.resume(model=learner.model, optimizer=learner.opt.opt)
+
+    def after_epoch(self) -> None:
+        self.checkpoints.save(self.epoch, model=self.model, optimizer=self.opt.opt)
+
+
+def train(folder: Path, data: Pictures) -> nn.Module:
+    """Train the head for two epochs, then layer4 too for two; resume if the folder has checkpoints."""
+    torch.manual_seed(0)
+    model = pretrained()
+    head = ftkit.replace_head(model, 3)
+    batches = DataLoaders(DataLoader(data, 8, shuffle=True), DataLoader(Pictures(8), 8), device=torch.device("cpu"))
+    # train_bn=False: otherwise fastai makes the weights of BatchNorm trainable again whenever it freezes.
+    adamw = partial(OptimWrapper, opt=torch.optim.AdamW)  # torch's own, whose state is saved by parameter name
+    learner = Learner(batches, model, cross_entropy, opt_func=adamw, train_bn=False)
+
+    ftkit.freeze_except(model, head)
+    saving = Saving(folder / "head")
+    learner.fit_one_cycle(2, 1e-3, start_epoch=saving.resume(learner), cbs=saving)
+
+    ftkit.unfreeze(model, "layer4")  # instead of learner.unfreeze()
+    saving = Saving(folder / "layer4")
+    learner.fit_one_cycle(2, 1e-4, start_epoch=saving.resume(learner), cbs=saving)
+    return model
+
+
+# -- to here
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = train(folder / "whole", Pictures())
+        with contextlib.suppress(PowerCut):
+            train(folder / "killed", Pictures(power=24 * 3 + 10))  # in the fourth epoch
+        resumed = train(folder / "killed", Pictures())
+        compare("killed and resumed", whole, resumed)
+
+        ftkit.save_delta(resumed, folder / "delta.safetensors")
+        shared = pretrained()
+        ftkit.load_delta(shared, folder / "delta.safetensors")
+        compare("pretrained network + delta", resumed, shared)
+
+
+if __name__ == "__main__":
+    main()

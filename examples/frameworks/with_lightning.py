@@ -1,0 +1,116 @@
+"""Lightning: freeze, thaw by epoch, kill and resume, share a delta. On random pictures, in seconds on a CPU.
+
+python examples/frameworks/with_lightning.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import lightning as L
+import timm
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from parts import Pictures, PowerCut, compare
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+import ftkit
+
+
+# -- copy from here
+class Freezing(L.Callback):
+    """Freezes and thaws by a schedule, which Lightning's own checkpoints resume."""
+
+    def __init__(self, schedule: ftkit.FreezeSchedule) -> None:
+        self.schedule, self.epoch = schedule, 0
+
+    def _step(self, trainer: L.Trainer, epoch: int) -> None:
+        self.schedule.step(
+            epoch,
+            model=trainer.model,  # as wrapped by DistributedDataParallel; pl_module isn't
+            optimizer=trainer.optimizers[0],
+            scheduler=[config.scheduler for config in trainer.lr_scheduler_configs],
+        )
+        self.epoch = epoch
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.schedule.step(0, model=pl_module)  # before configure_optimizers
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for epoch in range(self.epoch + 1):  # what had thawed, before Lightning restores the optimizer
+            self._step(trainer, epoch)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step(trainer, trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+# -- to here
+
+
+def pretrained() -> nn.Module:
+    """Stands for ``timm.create_model("resnet18", pretrained=True)``."""
+    torch.manual_seed(0)
+    return timm.create_model("resnet18")
+
+
+class Classifier(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = pretrained()
+        ftkit.replace_head(self.model, 3)
+
+    def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], _: int) -> torch.Tensor:
+        images, labels = batch
+        return cross_entropy(self.model(images), labels)
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        optimizer = torch.optim.AdamW(ftkit.param_groups(self, lr=1e-3, layer_decay=0.75))
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
+
+
+def train(folder: Path, power: float = float("inf")) -> Classifier:
+    """Train the head for two epochs, then layer4 too; resume if the folder has a checkpoint."""
+    L.seed_everything(0, verbose=False)
+    module = Classifier()
+    freezing = Freezing(ftkit.FreezeSchedule({0: "model.fc", 2: "model.layer4"}))
+    trainer = L.Trainer(
+        max_epochs=4,
+        callbacks=[freezing, ModelCheckpoint(folder, save_last=True)],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    last = folder / "last.ckpt"
+    loader = DataLoader(Pictures(power=power), batch_size=8)
+    trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
+    return module
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = train(folder / "whole")
+        with contextlib.suppress(PowerCut):
+            train(folder / "killed", power=24 * 3 + 10)  # in the fourth epoch
+        resumed = train(folder / "killed")
+        compare("killed and resumed", whole, resumed)
+
+        ftkit.save_delta(resumed.model, folder / "delta.safetensors")
+        shared = pretrained()
+        ftkit.load_delta(shared, folder / "delta.safetensors")
+        compare("pretrained network + delta", resumed.model, shared)
+
+
+if __name__ == "__main__":
+    main()

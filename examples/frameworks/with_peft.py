@@ -1,0 +1,80 @@
+"""peft's LoRA: what trains, kill and resume, share a delta. On a small BERT of random weights, in seconds on a CPU.
+
+python examples/frameworks/with_peft.py
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from pathlib import Path
+
+import torch
+from parts import Pictures, PowerCut, compare
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.utils.data import DataLoader
+from transformers import BertConfig, BertForSequenceClassification
+
+import ftkit
+
+SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+
+
+def pretrained() -> nn.Module:
+    """Stands for ``BertForSequenceClassification.from_pretrained(...)``."""
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**SIZE, vocab_size=100, num_labels=2))
+
+
+# -- copy from here
+def adapted() -> PeftModel:
+    """Return the pretrained model with LoRA in its attention, and a new head."""
+    model = pretrained()
+    torch.manual_seed(0)
+    ftkit.replace_head(model, 3)  # before peft wraps the model
+    return get_peft_model(model, LoraConfig(r=4, target_modules=["query", "value"]))
+
+
+def train(folder: Path, data: Pictures) -> PeftModel:
+    """Train adapters and head for two epochs, then the last block too; resume if the folder has a checkpoint."""
+    model = adapted()
+    # peft has set requires_grad; ftkit also keeps what it froze from moving, and lets the head train.
+    ftkit.freeze_except(model, "**.lora_*", "**.classifier")
+    optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=1e-3))
+
+    checkpoints = ftkit.CheckpointManager(folder, delta=True)  # adapters and head, not the whole model
+    for epoch in range(checkpoints.resume(model=model, optimizer=optimizer), 4):
+        if epoch == 2:
+            ftkit.unfreeze(model, "**.encoder.layer.3", optimizer=optimizer)
+        model.train()
+        for images, labels in DataLoader(data, batch_size=8, shuffle=True):
+            tokens = (images[:, 0, 0, :16].abs() * 10).long() + 5
+            tokens[:, 0] = labels  # stands for text
+            optimizer.zero_grad()
+            model(input_ids=tokens, labels=labels).loss.backward()
+            optimizer.step()
+        checkpoints.save(epoch, model=model, optimizer=optimizer)
+    return model
+
+
+# -- to here
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = train(folder / "whole", Pictures())
+        with contextlib.suppress(PowerCut):
+            train(folder / "killed", Pictures(power=24 * 3 + 10))  # in the fourth epoch
+        resumed = train(folder / "killed", Pictures())
+        compare("killed and resumed", whole, resumed)
+
+        ftkit.save_delta(resumed, folder / "delta.safetensors")
+        shared = adapted()
+        ftkit.load_delta(shared, folder / "delta.safetensors")
+        compare("pretrained network + delta", resumed, shared)
+
+
+if __name__ == "__main__":
+    main()

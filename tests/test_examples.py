@@ -1,0 +1,70 @@
+"""The examples for each framework do what they say: killed and resumed, and rebuilt from a delta, bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "examples" / "frameworks"
+EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name != "parts.py")
+
+pytestmark = pytest.mark.slow
+
+
+def needs(path: Path) -> set[str]:
+    """Return the packages that an example imports, or looks for by name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module or "")
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "find_spec":
+            found.add(ast.literal_eval(node.args[0]))
+    return {name.partition(".")[0] for name in found} - {"parts"}
+
+
+def run(folder: Path, path: Path, *launcher: str) -> str:
+    """Run an example in a folder of its own, on one thread; return what it printed."""
+    if absent := [name for name in sorted(needs(path)) if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs {', '.join(absent)}")
+    source = str(FOLDER.parents[1] / "src")
+    done = subprocess.run(
+        [sys.executable, *launcher, str(path)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "NOT" not in done.stdout
+    assert list(folder.iterdir()) == []  # what it writes lies in a temporary folder
+    return done.stdout
+
+
+def test_there_are_examples() -> None:
+    """None is left out because the folder was renamed."""
+    assert len(EXAMPLES) >= 9
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_it_resumes_and_is_shared(path: Path, tmp_path: Path) -> None:
+    """A kill loses nothing but the unfinished epoch, and the delta rebuilds the model."""
+    said = run(tmp_path, path)
+    assert "resumed: the same weights" in said
+    assert "pretrained network + delta: the same weights" in said
+
+
+def test_accelerate_on_two_processes(tmp_path: Path) -> None:
+    """What thaws is averaged between processes, so each of them ends with the same weights."""
+    said = run(
+        tmp_path, FOLDER / "with_accelerate.py", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"
+    )
+    assert said.count("killed and resumed: the same weights") == 2
