@@ -108,7 +108,7 @@ def networks(draw: st.DrawFn) -> tuple[nn.Sequential, int]:
         layers += [nn.Linear(inputs, outputs, bias=draw(st.booleans())), draw(st.sampled_from([nn.ReLU(), nn.Tanh()]))]
     if draw(st.booleans()):
         layers.insert(1, nn.LayerNorm(widths[1]))
-    outputs = draw(st.integers(2, 9))
+    outputs = draw(st.integers(2, 9).filter(lambda count: count != widths[0]))  # else it might be an autoencoder
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs)), outputs
 
 
