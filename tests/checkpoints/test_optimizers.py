@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from ftkit import CheckpointManager, freeze_except, load_checkpoint, save_checkpoint
+from ftkit import CheckpointManager, freeze_except, load_checkpoint, param_groups, save_checkpoint, unfreeze
 from ftkit.errors import CheckpointError
 from tests.checkpoints.runs import flat, make, names, steps
 
@@ -133,3 +133,76 @@ def test_an_optimizer_of_another_model_is_not_saved(tmp_path: Path, wrap: Any) -
     manager.save(0, model=model, optimizer=optimizer)
     optimizer.param_groups.clear()
     manager.save(1, model=model, optimizer=optimizer)
+
+
+class Wrapped(nn.Module):
+    """As a LightningModule holds its model."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        for name in names:
+            self.add_module(name, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
+
+
+@pytest.mark.parametrize("saved", ["", "model"])
+@pytest.mark.parametrize("built", ["", "model"])
+@pytest.mark.parametrize("loaded", ["", "model"])
+def test_groups_of_a_part_are_found_in_the_whole(saved: str, built: str, loaded: str, tmp_path: Path) -> None:
+    """A checkpoint of Lightning has the groups under the names that configure_optimizers gave them."""
+    module = Wrapped("model")
+    optimizer = torch.optim.SGD(param_groups(module.get_submodule(saved), 0.1, layer_decay=0.5), momentum=0.9)
+    module.get_submodule("model")(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    torch.save({"state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]}, tmp_path / "l.ckpt")
+    fresh = Wrapped("model")
+    other = torch.optim.SGD(param_groups(fresh.get_submodule(built), 0.1, layer_decay=0.5), momentum=0.9)
+    load_checkpoint(tmp_path / "l.ckpt", model=fresh.get_submodule(loaded), optimizer=other)
+    for (name, ours), theirs in zip(fresh.named_parameters(), module.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+        assert torch.equal(other.state[ours]["momentum_buffer"], optimizer.state[theirs]["momentum_buffer"])
+
+
+def test_groups_of_one_of_two_like_parts_are_that_of_the_optimizer(tmp_path: Path) -> None:
+    module, fresh = Wrapped("a", "b"), Wrapped("a", "b")
+    optimizer = torch.optim.SGD(param_groups(module.get_submodule("b"), 0.1), momentum=0.9)
+    module.get_submodule("b")(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    torch.save({"state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]}, tmp_path / "l.ckpt")
+    other = torch.optim.SGD(param_groups(fresh.get_submodule("b"), 0.1), momentum=0.9)
+    load_checkpoint(tmp_path / "l.ckpt", model=fresh, optimizer=other)
+    assert set(other.state) == set(fresh.get_submodule("b").parameters())
+    unnamed = torch.optim.SGD(fresh.parameters(), 0.1, momentum=0.9)
+    with pytest.raises(CheckpointError, match="which the model lacks"):
+        load_checkpoint(tmp_path / "l.ckpt", model=fresh, optimizer=unnamed)
+
+
+def test_wrappers_of_accelerate_resume_after_a_thaw(tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+
+    def build() -> tuple[Any, Any, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        freeze_except(model, "1")
+        optimizer = torch.optim.AdamW(param_groups(model, 0.01, layer_decay=0.5))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
+        prepared: tuple[Any, Any, Any] = accelerate.Accelerator(cpu=True).prepare(model, optimizer, scheduler)
+        return prepared
+
+    def step(model: Any, optimizer: Any, scheduler: Any) -> None:
+        model(torch.ones(2, 4)).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+
+    run, again = build(), build()
+    step(*run)
+    unfreeze(run[0], "0", optimizer=run[1], scheduler=run[2])
+    step(*run)
+    names = ("model", "optimizer", "scheduler")
+    save_checkpoint(tmp_path / "run.safetensors", **dict(zip(names, run, strict=True)))
+    load_checkpoint(tmp_path / "run.safetensors", **dict(zip(names, again, strict=True)))
+    step(*run)
+    step(*again)
+    assert all(torch.equal(*pair) for pair in zip(run[0].parameters(), again[0].parameters(), strict=True))
+    assert run[2].get_last_lr() == again[2].get_last_lr()

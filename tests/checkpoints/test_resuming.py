@@ -185,7 +185,8 @@ class Failure(Exception):
     """What is raised in the middle."""
 
 
-STEPS = 9  # optimizer, scheduler, loader, early stopping, generator, the guarded module, what is frozen, rng, weights
+# Labels, optimizer, scheduler, loader, early stopping, generator, the guarded module, what is frozen, rng, weights.
+STEPS = 10
 
 
 # Copying values that were compared, the last change, does not fail midway.

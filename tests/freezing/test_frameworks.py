@@ -239,7 +239,7 @@ def run(script: str, folder: Path) -> list[list[object]]:
         )
         for rank in range(2)
     ]
-    outputs = [rank.communicate(timeout=240) for rank in ranks]
+    outputs = [rank.communicate(timeout=500) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(err[-3000:] for _, err in outputs)
     return [
         [json.loads(line.removeprefix("REPORT")) for line in out.splitlines() if line.startswith("REPORT")]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftkit._checkpoints import ranks
-from ftkit._groups import Lists, catch_up
+from ftkit._groups import Lists, Root, catch_up, root_of
 from ftkit._models.undo import Undo
 from ftkit._torch import storage_id
 from ftkit._wording import plural, some
@@ -76,6 +76,8 @@ def plan(
     _refuse_bomb(state["state"])
     _check_kind(optimizer, groups, known.get("type"))
     names = known.get("names") or _names_in(groups)
+    if names and any(names) and not known.get("names"):
+        names = _in_model(names, optimizer, parameters)
     found = _in_order(optimizer, groups) if names is None else _by_name(optimizer, groups, names, parameters)
     rest = iter(found)
     targets = [[next(rest) for _ in group["params"]] for group in groups]
@@ -132,6 +134,24 @@ def _names_in(groups: _Groups) -> list[str | None] | None:
     """The names that an optimizer keeps itself if it was built from named parameters."""
     named = all("param_names" in group for group in groups)
     return [name for group in groups for name in group["param_names"]] if named else None
+
+
+def _in_model(
+    names: list[str | None], optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> list[str | None]:
+    """What the model calls parameters whose names start elsewhere: the groups may have been made of a part of it."""
+    given = [name for name in names if name is not None]
+    likely = [*[root_of(parameters.items(), group) for group in optimizer.param_groups][:1], Root()]
+    others = [Root(inside=name.removesuffix(given[0])) for name in parameters if name.endswith(f".{given[0]}")]
+    others += [Root(around=given[0].removesuffix(name)) for name in parameters if given[0].endswith(f".{name}")]
+
+    def fits(root: Root) -> bool:
+        return all(root.absolute(name) in parameters for name in given)
+
+    found = list(filter(fits, likely)) or list(filter(fits, others))
+    if not found or (len(found) > 1 and not any(map(fits, likely))):
+        return names  # several parts look like it: which is meant can't be told
+    return [name if name is None else found[0].absolute(name) for name in names]
 
 
 def _in_order(optimizer: Optimizer, groups: _Groups) -> list[nn.Parameter]:

@@ -100,7 +100,8 @@ def _plans(
         elif not isinstance(thing, nn.Module):
             objects.append(_object_plan(name, thing, state, with_it.get(name)))
         else:
-            states.append((name, unwrap(thing), {**state, **_unchanged(unwrap(thing), state, base)}))
+            module = _averaged(unwrap(thing), state)
+            states.append((name, module, {**state, **_unchanged(module, state, base)}))
     modules = [
         _Weights(module, state, f"The {name} in {content.path}", content.budget) for name, module, state in states
     ]
@@ -213,6 +214,14 @@ def _unchanged(module: nn.Module, state: Mapping[str, Any], base: Mapping[str, T
     """What the state of an average lacks because it is the same in the base of a delta."""
     found = {name: by_suffix(base, name) for name in module.state_dict() if base and name not in state}
     return only_tensors(found)
+
+
+def _averaged(module: nn.Module, state: Mapping[str, Any]) -> nn.Module:
+    """The module of an average that a state is of: timm saves what is inside its ``ModelEma``."""
+    inner = getattr(module, "module", None)
+    if isinstance(inner, nn.Module) and module.state_dict().keys() == {f"module.{name}" for name in state}:
+        return inner
+    return module
 
 
 def _loads_as_torch_does(module: nn.Module) -> bool:

@@ -73,6 +73,10 @@ _FORMS: Final[dict[str, dict[str, Callable[[Any], bool]]]] = {
 }
 
 
+# Under which other names timm looks for an entry. A torch dict has it under both, as the same object: that is free.
+_ALSO: Final = {"model": "state_dict", "ema": "state_dict_ema", "optimizer": "optimizer"}
+
+
 def _names(entry: str) -> list[str]:
     return _ENTRIES[entry][1].split()
 
@@ -159,9 +163,12 @@ def _as_torch_dict(content: Content) -> dict[str, Any]:
     whole: dict[str, Any] = {name: content.run[name] for name in _FACTS}
     whole |= {_names(name)[0]: state for name, state in content.states.items() if name != "extra"}
     whole[_KEY] = {name: fact for name, fact in content.run.items() if name not in _FACTS}
+    again = {other: whole[_names(entry)[0]] for entry, other in _ALSO.items() if entry in content.states}
+    if "n_averaged" in content.states.get("ema", ()):  # torch's counter, which timm has no place for
+        del again[_ALSO["ema"]]
     if taken := content.extra.keys() & whole.keys():
         raise CheckpointError(f"The name {min(taken)!r} is reserved in a torch checkpoint. Choose another name.")
-    return whole | content.extra
+    return again | whole | content.extra
 
 
 def read(path: Path, wanted: Collection[str]) -> Content:
@@ -281,6 +288,9 @@ def _from_torch_dict(file: PickleFile, wanted: Collection[str]) -> Content:
     if not isinstance(whole, dict):
         raise CheckpointError(f"{file.path} contains a {type(whole).__name__}, not a training checkpoint.")
     rest = dict(whole)
+    for entry, other in _ALSO.items():
+        if _KEY in rest and other in rest and rest[other] is rest.get(_names(entry)[0]):
+            del rest[other]
     run = _believed(file.path, rest.pop(_KEY, {}))
     found = {name: value for name in _ENTRIES for value in _taken(name, rest)}
     run |= {name: found.pop(name) for name in _FACTS if name in found}

@@ -18,6 +18,7 @@ from ftkit._checkpoints.resuming import by_suffix, only_tensors, resume, state_o
 from ftkit._checkpoints.runfile import Content
 from ftkit._checkpoints.slips import refuse_slips
 from ftkit._deltas.changes import digests, is_average_of, may_have_changed, split
+from ftkit._groups import inner_optimizer, inner_scheduler
 from ftkit._heads.labels import labels_of
 from ftkit._loaders import is_unused
 from ftkit._monitor import numbers_of
@@ -187,6 +188,7 @@ def collect(
         before: The digests of the base of a delta, if they are known.
     """
     inner = unwrap(model)
+    parts = _unwrapped(parts)
     optimizer, ema = parts["optimizer"], parts["ema"]
     states: dict[str, Any] = {"model": dict(inner.state_dict(keep_vars=delta))}
     states |= {name: _state_of(name, part) for name, part in parts.items() if part is not None}
@@ -216,6 +218,12 @@ def collect(
         if own := ranks.gather({name: states[name] for name in _OF_EACH_RANK & states.keys()}):
             states["ranks"] = own[1:]
     return Content(path, run, states)
+
+
+def _unwrapped(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a run, with the optimizer and the scheduler out of the wrappers of frameworks."""
+    optimizer, scheduler = inner_optimizer(parts["optimizer"]), inner_scheduler(parts["scheduler"])
+    return {**parts, "optimizer": optimizer, "scheduler": scheduler}
 
 
 def _state_of(name: str, part: Any) -> Any:
@@ -297,7 +305,7 @@ def load_checkpoint(
     if optimizer is not None and model is None:
         raise FtkitError("load_checkpoint needs model= with optimizer=, to find the optimizer's parameters by name.")
     given = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler, "ema": ema, "sampler": sampler}
-    parts = {name: part for name, part in given.items() if part is not None}
+    parts = {name: part for name, part in _unwrapped(given).items() if part is not None}
     asked = [*(["model"] if model is not None else []), *parts]
     rng = optimizer is not None if rng is None else rng
     content = runfile.read(local_path("path", path, error=CheckpointError), {*asked, "rng"} if rng else asked)

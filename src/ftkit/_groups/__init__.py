@@ -3,17 +3,22 @@
 from ftkit._groups.blocks import last_blocks
 from ftkit._groups.joining import held, join, layout, restore_layout
 from ftkit._groups.recipe import param_groups
-from ftkit._groups.schedulers import Lists, catch_up, check_told, schedulers_in
+from ftkit._groups.roots import Root, root_of
+from ftkit._groups.schedulers import Lists, catch_up, check_told, inner_optimizer, inner_scheduler, schedulers_in
 
 __all__ = [
     "Lists",
+    "Root",
     "catch_up",
     "check_told",
     "held",
+    "inner_optimizer",
+    "inner_scheduler",
     "join",
     "last_blocks",
     "layout",
     "param_groups",
     "restore_layout",
+    "root_of",
     "schedulers_in",
 ]

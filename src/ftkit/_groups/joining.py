@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from typing import Any
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from ftkit._arguments import came
 from ftkit._groups.recipe import Recipe, arrange
-from ftkit._groups.schedulers import check_told, follow, schedulers_in
+from ftkit._groups.roots import Root, root_of
+from ftkit._groups.schedulers import check_told, follow, inner_optimizer, one_peak, schedulers_in
 from ftkit._models.undo import Undo
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
+
+_log: Final = logging.getLogger("ftkit")
 
 # The options of a group that hold rates: the first is the optimizer's, the others come from schedulers of torch, timm.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr")
@@ -30,9 +35,11 @@ def join(
     """Add those of the parameters that ``optimizer`` lacks, by identity, with the options that they would have had.
 
     The recipe comes from the optimizer's groups; without one, the newest group's rate and the largest weight
-    decay are the recipe. If a scheduler has moved the rates since, the newcomers' rates are moved by the same factor. A
-    group with the same options takes them in; otherwise there is a new one, which ``scheduler``, one or several, moves
-    from then on as it moves the group that lent its options.
+    decay are the recipe. Groups may have been made of a part of the model: their recipe is that of this part, and what
+    is outside of it gets its base rate. If a scheduler has moved the rates since, the newcomers' rates are moved by the
+    same factor; if it gives all groups the same rates, as ``OneCycleLR`` does, they get these. A group with the same
+    options takes them in; otherwise there is a new one, which ``scheduler``, one or several, moves from then on as it
+    moves the group that lent its options.
 
     Returns:
         The names of the parameters that were added.
@@ -51,18 +58,19 @@ def join(
         >>> len(optimizer.param_groups)
         1
     """
+    optimizer = inner_optimizer(optimizer)
     missing = _without(parameters, held(optimizer))
     schedulers = schedulers_in(scheduler, optimizer)
     if not missing:
         return ()
     check_told(optimizer, scheduler)
-    lender = _Lender(model, optimizer)
-    for group in lender.groups_for(missing):
-        twin = _twin(group, optimizer)
-        if twin is None:
-            lender.add(group, schedulers, undo)
-        else:
-            _fill(twin, {**_named(twin), **_named(group)}, undo)
+    for lender, share in _lenders(unwrap(model), optimizer, missing, schedulers):
+        for group in lender.groups_for(share):
+            twin = _twin(group, optimizer)
+            if twin is None:
+                lender.add(group, schedulers, undo)
+            else:
+                _fill(twin, {**_named(twin), **_named(group)}, undo)
     return tuple(missing)
 
 
@@ -76,8 +84,8 @@ def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]
         >>> layout(model, torch.optim.SGD([{"params": [model.weight]}, {"params": [model.bias]}], lr=0.1))
         [['weight'], ['bias']]
     """
-    names = _names(model)
-    return [[names[one] for one in group["params"] if one in names] for group in optimizer.param_groups]
+    names, groups = _names(model), inner_optimizer(optimizer).param_groups
+    return [[names[one] for one in group["params"] if one in names] for group in groups]
 
 
 def restore_layout(
@@ -103,7 +111,7 @@ def restore_layout(
         >>> layout(model, optimizer)
         [['weight'], ['bias']]
     """
-    undo, model = undo or Undo(), unwrap(model)
+    undo, model, optimizer = undo or Undo(), unwrap(model), inner_optimizer(optimizer)
     parameters = dict(model.named_parameters())
     if lost := next((name for name in itertools.chain(*groups) if name not in parameters), None):
         raise FtkitError(
@@ -117,42 +125,104 @@ def restore_layout(
     for names, group in zip(groups, there, strict=False):
         mine = _named(group)
         placed = _without({name: parameters[name] for name in names}, own - mine.keys())
-        first = dict(zip(placed.values(), placed, strict=True))
-        if first.keys() <= mine.keys():
+        if set(placed.values()) <= mine.keys():
             continue
         if group:
+            root = root_of(model.named_parameters(remove_duplicate=False), group)
+            first = {parameter: root.relative(name) for name, parameter in placed.items()}
             _fill(group, {**first, **mine, **first}, undo)
         else:
-            lender = _Lender(model, optimizer)
+            lender, _ = next(_lenders(model, optimizer, placed, schedulers))
             new, *_ = lender.groups_for(placed)
-            _fill(new, first, undo)
+            _fill(new, {parameter: lender.relative(name) for name, parameter in placed.items()}, undo)
             lender.add(new, schedulers, undo)
 
 
-class _Lender:
-    """The group whose options newcomers get: the newest one of their model, or the optimizer's if it has none."""
+def _lenders(
+    model: nn.Module, optimizer: torch.optim.Optimizer, missing: Mapping[str, nn.Parameter], schedulers: list[Any]
+) -> Iterator[tuple[_Lender, dict[str, nn.Parameter]]]:
+    """Yield the groups that lend newcomers their options, each with its share: the newest one of the smallest part of
+    the model around a newcomer; for what is in no such part, the newest one of the model, or of the optimizer.
+    """
+    names = _names(model)
+    own = [group for group in optimizer.param_groups if not names.keys().isdisjoint(group["params"])]
+    roots = [
+        root_of(model.named_parameters(remove_duplicate=False), group) if "recipe" in group else Root() for group in own
+    ]
+    shares: dict[int | None, dict[str, nn.Parameter]] = {}
+    for name, parameter in missing.items():
+        around = [(len(root.inside), place) for place, root in enumerate(roots) if root.holds(name)]
+        shares.setdefault(max(around)[1] if around else None, {})[name] = parameter
+    for place, share in shares.items():
+        if place is not None:
+            yield _Lender(model, optimizer, own[place], roots[place], schedulers, own=own), share
+        else:
+            lender = own[-1] if own else optimizer.param_groups[-1]
+            root = roots[-1] if own else Root()
+            yield _Lender(model, optimizer, lender, root, schedulers, own=own, outside=True), share
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer = model, optimizer
-        names = _names(model)
-        own = [group for group in optimizer.param_groups if not names.keys().isdisjoint(group["params"])]
-        self._options: dict[str, Any] = (own or optimizer.param_groups)[-1]
-        self._planned = float(self._options.get("initial_lr", self._options["lr"]))
-        recipe: Recipe | None = self._options.get("recipe") if own else None  # another model's names other layers
+
+class _Lender:
+    """The group whose options newcomers get, and the recipe by which they differ from them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        options: dict[str, Any],
+        root: Root,
+        schedulers: list[Any],
+        *,
+        own: list[dict[str, Any]],
+        outside: bool = False,
+    ) -> None:
+        self._model, self._optimizer, self._options = model, optimizer, options
+        self._planned = float(options.get("initial_lr", options["lr"]))
+        self._root = root
+        names = _names(root.module(model))
+        recipe: Recipe | None = options.get("recipe") if own else None  # another model's names other layers
         if recipe is None:
-            decay = max(float(group.get("weight_decay", 0.0)) for group in own or [self._options])
+            decay = max(float(group.get("weight_decay", 0.0)) for group in own or [options])
             recipe = Recipe(lr=self._planned, weight_decay=decay, layer_decay=None, rates=[])
         else:
-            known = next(one for one in self._options["params"] if one in names)
-            self._planned = arrange(model, {names[known]: known}, recipe)[0]["lr"]
+            recipe = root.recipe(recipe)
+            known = next(one for one in options["params"] if one in names)
+            self._planned = arrange(root.module(model), {names[known]: known}, recipe)[0]["lr"]
+        peak = one_peak(optimizer, schedulers)
+        in_it = {name: one for one, name in names.items() if peak is not None and one in held(optimizer)}
+        plans = {group["lr"] for group in (arrange(root.module(model), in_it, recipe) if in_it else ())}
+        self._unsure = peak is not None and len(plans) == 1 and math.isclose(peak, self._planned)
+        self._alike = peak is not None and not self._unsure
+        if outside:
+            self._root = Root()
+            recipe = Recipe(lr=recipe["lr"], weight_decay=recipe["weight_decay"], layer_decay=None, rates=[])
         self._recipe = recipe
+
+    def relative(self, name: str) -> str:
+        """A name of the model as the groups that this one makes have it."""
+        return self._root.relative(name)
 
     def groups_for(self, missing: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Sort newcomers into groups, with all options of this one, and no other that a scheduler may look for."""
-        return list(map(self._lend, arrange(self._model, missing, self._recipe)))
+        inside = {name.removeprefix(self._root.inside): parameter for name, parameter in missing.items()}
+        groups = arrange(self._root.module(self._model), inside, self._recipe)
+        kept = self._options.get("recipe") if self._root.around else self._recipe
+        for group in groups:
+            group["param_names"] = [self._root.around + name for name in group["param_names"]]
+            group["recipe"] = kept
+        return list(map(self._lend, groups))
 
     def _lend(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         group = {key: planned.get(key, value) for key, value in self._options.items()}
+        if self._alike:
+            return group | {key: self._options[key] for key in self._options.keys() & set(_RATES)}
+        if self._unsure and planned["lr"] != self._planned:
+            _log.warning(
+                "OneCycleLR and CyclicLR set the rates of all groups alike if they are given one number, and by a list "
+                "if they are given one; with max_lr equal to the rate of the only layer so far, that can't be told. %s "
+                "gets a rate by its own layer, as from a list.",
+                ", ".join(planned["param_names"]),
+            )
         for key in group.keys() & _RATES:  # a schedule has come as far with this group as with the one that lends
             group[key] = self._options[key] * (planned["lr"] / self._planned) if self._planned else planned["lr"]
         return group
@@ -201,7 +271,12 @@ def _names(model: nn.Module) -> dict[nn.Parameter, str]:
 
 def held(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
     """Return all parameters of an optimizer."""
-    groups = getattr(optimizer, "param_groups", None)
+    groups = getattr(inner_optimizer(optimizer), "param_groups", None)
+    if type(inner_optimizer(optimizer)).__module__.startswith("fastai."):
+        raise FtkitError(
+            "optimizer= got one of fastai's own, to which nothing can be added. Wrap one of torch: "
+            "Learner(..., opt_func=partial(OptimWrapper, opt=torch.optim.AdamW))."
+        )
     if not isinstance(groups, list):
         raise FtkitError(f"optimizer must be a torch.optim.Optimizer, not {came(optimizer)}.")
     return set(itertools.chain.from_iterable(group["params"] for group in groups))

@@ -13,6 +13,35 @@ from ftkit._torch import LISTS_BY_GROUP, RATES_BY_GROUP, SCHEDULERS_INSIDE
 from ftkit.errors import FtkitError
 
 
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer inside the wrappers of Accelerate, Lightning and fastai; anything else as it is."""
+    inner: Any = optimizer
+    while inner is not None:
+        optimizer, own = inner, getattr(inner, "__dict__", {})
+        wrapped = (own.get(name) for name in ("optimizer", "_optimizer", "opt"))
+        inner = next((one for one in wrapped if isinstance(one, torch.optim.Optimizer)), None)
+    return optimizer
+
+
+def inner_scheduler(scheduler: Any) -> Any:
+    """Return the scheduler that Accelerate has wrapped; any other as it is."""
+    while hasattr(scheduler, "optimizers") and hasattr(scheduler, "scheduler"):
+        scheduler = scheduler.scheduler
+    return scheduler
+
+
+def one_peak(optimizer: torch.optim.Optimizer, schedulers: list[Any]) -> float | None:
+    """Return the highest rate if a scheduler gives the same ones to all groups, whatever they were built with.
+
+    ``OneCycleLR`` and ``CyclicLR`` do, unless they were given a list.
+    """
+    peaks = [group["max_lr"] for group in optimizer.param_groups if "max_lr" in group]
+    for one in schedulers:
+        peaks = peaks or list(getattr(one, "max_lrs", ()))
+    starts = {group.get("initial_lr") for group in optimizer.param_groups}
+    return float(peaks[0]) if len(peaks) == len(optimizer.param_groups) and len({*peaks}) == len(starts) == 1 else None
+
+
 def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[Any]:
     """Return the schedulers that were passed, one, several or none, and those that they run in turn.
 
@@ -22,7 +51,8 @@ def schedulers_in(given: Any, optimizer: torch.optim.Optimizer | None) -> list[A
     if given is None:
         return []
     found: list[Any] = []
-    for one in given if isinstance(given, Iterable) else [given]:
+    optimizer = inner_optimizer(optimizer) if optimizer is not None else None
+    for one in map(inner_scheduler, given if isinstance(given, Iterable) else [given]):
         theirs = getattr(getattr(one, "optimizer", None), "param_groups", None)
         if optimizer is None or theirs is not optimizer.param_groups:
             wrong = "came without optimizer=" if optimizer is None else "is not one of this optimizer's"
@@ -40,6 +70,7 @@ def check_told(optimizer: torch.optim.Optimizer, given: Any) -> None:
     Raises:
         FtkitError: A scheduler has left its mark in the groups, and none was given.
     """
+    optimizer = inner_optimizer(optimizer)
     if given is None and any("initial_lr" in group for group in optimizer.param_groups):
         raise FtkitError(
             f"A learning-rate scheduler sets the rates of this {type(optimizer).__name__}, and would not know about "
