@@ -205,6 +205,35 @@ def test_looking_changes_nothing() -> None:
     ]
 
 
+class Around(nn.Module):
+    """A wrapper that answers for the model inside it, and has a layer that takes no part."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.head, self.inner, self.idle = nn.Linear(3, 5), inner, nn.Linear(2, 2)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x))
+
+
+def test_a_wrapper_does_not_pass_for_what_it_wraps() -> None:
+    """The layers that a model of timm declares have other names from outside. What does not run is not on top."""
+    with torch.device("meta"):
+        model = Around(timm.create_model("test_resnet", num_classes=3))
+    groups = param_groups(model, 1.0, layer_decay=0.5)
+    found = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert groups.order == "executed"
+    assert found["head.weight"] == 1.0
+    assert found["inner.fc.weight"] == found["idle.weight"] == 0.5
+    assert len(set(found.values())) > 5
+
+
 # ---- in files, and for what joins later
 
 

@@ -70,8 +70,8 @@ def _declared(model: nn.Module) -> dict[str, int]:
     """The layer of each parameter by name, as a model of timm lists them; nothing of other models."""
     group: Callable[..., dict[str, int]] | None
     group = getattr(sys.modules.get("timm.models"), "group_parameters", None)
-    matcher = getattr(model, "group_matcher", None)
-    return group(model, matcher(coarse=False), reverse=True) if group and callable(matcher) else {}
+    matcher = getattr(type(model), "group_matcher", None)  # not that of a model inside, which knows it by other names
+    return group(model, matcher(model, coarse=False), reverse=True) if group and callable(matcher) else {}
 
 
 def _by_depth(depths: Mapping[nn.Parameter, int]) -> list[list[nn.Parameter]]:
@@ -109,8 +109,8 @@ def _executed(
     after[-1] = 0  # an auxiliary head may feed what comes next, but is on top
     layer = [whole and any(map(is_kernel, unit)) for unit, whole in parts]
     above = _layers_above(after, layer, has_head=bool(head))
-    depths = {parameter: -above[place] for place in ran for parameter in units[place]}
-    return _by_depth(complete(model, depths | dict.fromkeys(head, 0)))
+    depths = {parameter: -above[place] for place in ran - {len(units) - 1} for parameter in units[place]}
+    return _by_depth(complete(model, depths) | dict.fromkeys(head, 0))
 
 
 def _units(model: nn.Module, head: set[nn.Parameter]) -> Iterator[tuple[list[nn.Parameter], bool]]:

@@ -141,9 +141,9 @@ def passages(outputs: Mapping[str, torch.Tensor]) -> dict[str, frozenset[str]]:
     alone: dict[Any, frozenset[str]] = {}  # the parameters that a node is computed from, where that is all
     last: dict[Any, frozenset[str]] = {}  # the parameters that the data of any other node met last
     for node in graph.as_made():
-        variable, inputs = getattr(node, "variable", None), graph.edges[node]
-        if isinstance(variable, nn.Parameter):
-            alone[node] = frozenset((getattr(variable, "dotted", "?"),))
+        name, inputs = getattr(getattr(node, "variable", None), "dotted", None), graph.edges[node]
+        if name is not None:
+            alone[node] = frozenset((name,))
             continue
         weights = frozenset[str]().union(*(alone.get(one, ()) for one in inputs))
         before = frozenset[str]().union(*(last.get(one, ()) for one in inputs))
