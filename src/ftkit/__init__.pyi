@@ -15,6 +15,7 @@ from ._freezing.freeze import trainable as trainable
 from ._freezing.freeze import unfreeze as unfreeze
 from ._freezing.schedules import FreezeSchedule as FreezeSchedule
 from ._freezing.verifying import verify_frozen as verify_frozen
+from ._groups import ParamGroups as ParamGroups
 from ._groups import last_blocks as last_blocks
 from ._groups import param_groups as param_groups
 from ._heads.extend import adapt_input as adapt_input

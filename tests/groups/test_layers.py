@@ -40,7 +40,7 @@ def options(groups: list[dict[str, object]], rate: str = "lr") -> dict[int, tupl
         ("resnet18", "conv1.weight", "fc.weight", 10),
         ("vit_b_16", "conv_proj.weight", "heads.head.weight", 14),
         ("swin_t", "features.0.0.weight", "head.weight", 17),
-        ("inception_v3", "Conv2d_1a_3x3.conv.weight", "fc.weight", 18),
+        ("inception_v3", "Conv2d_1a_3x3.conv.weight", "fc.weight", 17),
         ("alexnet", "features.0.weight", "classifier.6.weight", 8),
     ],
 )

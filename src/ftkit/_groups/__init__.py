@@ -2,12 +2,13 @@
 
 from ftkit._groups.blocks import last_blocks
 from ftkit._groups.joining import held, join, layout, restore_layout
-from ftkit._groups.recipe import param_groups
+from ftkit._groups.recipe import ParamGroups, param_groups
 from ftkit._groups.roots import Root, root_of
 from ftkit._groups.schedulers import Lists, catch_up, check_told, inner_optimizer, inner_scheduler, schedulers_in
 
 __all__ = [
     "Lists",
+    "ParamGroups",
     "Root",
     "catch_up",
     "check_told",

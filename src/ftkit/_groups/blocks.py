@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from torch import nn
 
 from ftkit._arguments import whole_number
-from ftkit._groups.layers import head_of, is_list, kernels_of, layers_of
+from ftkit._groups.layers import head_of, is_list, is_row, kernels_of
+from ftkit._groups.order import order_of
+from ftkit._heads.replace import as_inputs
+from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
 from ftkit._torch import is_norm
 from ftkit._wording import plural
@@ -15,21 +19,24 @@ from ftkit.errors import SelectionError
 from ftkit.selection import unwrap
 
 
-def last_blocks(model: nn.Module, count: int) -> list[str]:
+@alone()
+def last_blocks(model: nn.Module, count: int, *, example_inputs: Any = None) -> list[str]:
     """Return the names of a model's last blocks and everything after them, including the head, for use as a selector.
 
     Blocks are the repeated parts of a network, such as ``layer4.1`` or ``blocks.11``; in a network without any, its
-    layers. Their order is the one along which :func:`param_groups` lowers the learning rates.
+    layers. Their order is that in which data pass them, found as in :func:`param_groups`.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
         count: Number of blocks, at least 1.
+        example_inputs: Inputs of the model, if they can't be made up, as for :func:`find_head`.
 
     Returns:
         Names of modules, and of parameters outside of them.
 
     Raises:
         SelectionError: The model has fewer blocks, or its last ones run in parallel with others, so none is the last.
+        HeadError: The model does not run on ``example_inputs``.
         FtkitError: ``count`` is not a whole number of at least 1.
 
     Example:
@@ -46,7 +53,8 @@ def last_blocks(model: nn.Module, count: int) -> list[str]:
     """
     model = unwrap(model)
     count = whole_number("The number of blocks", count, least=1)
-    layers, head = layers_of(model), set(head_of(model))
+    given = as_inputs(example_inputs)
+    layers, head = order_of(model, given, trust=False).layers, set(head_of(model, given))
     places = {parameter: place for place, layer in enumerate(layers) for parameter in layer}
     blocks = [set(block.parameters()) for block in _blocks(model, kernels_of(model))]
     blocks = [block for block in blocks if not block & head] or [set(layer) for layer in layers if not head & {*layer}]
@@ -75,9 +83,9 @@ def _blocks(module: nn.Module, total: int, *, in_stage: bool = False) -> list[nn
     """The members of the lists in a module, unless they are stages, or most of the ``total`` kernels of the model."""
     found: list[nn.Module] = []
     for child in (child for child in module.children() if kernels_of(child) > 1):
-        if not is_list(module) or 2 * kernels_of(child) >= total:
-            found += _blocks(child, total, in_stage=in_stage) or ([child] if is_list(module) else [])
-        elif is_list(child):
+        if not (is_list(module) or is_row(module)) or 2 * kernels_of(child) >= total:
+            found += _blocks(child, total, in_stage=in_stage) or ([child] if is_list(module) or is_row(module) else [])
+        elif is_list(child) or is_row(child):
             found += _blocks(child, total, in_stage=in_stage) if _has_two_of_a_kind(child) else [child]
         else:
             stage = None if in_stage else _list_that_fills(child)

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from ftkit._heads.decide import find_layers
+from ftkit._heads.inputs import Inputs
 from ftkit._heads.layers import Layer
 from ftkit._heads.refusals import DoubtError
 from ftkit._models.dryrun import alone
@@ -24,11 +25,15 @@ def is_kernel(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedParameter) or parameter.ndim >= 2
 
 
-def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
+def layers_of(model: nn.Module, head: list[nn.Parameter] | None = None) -> list[list[nn.Parameter]]:
     """Return the parameters by layer, in the order in which the model registers its parts, the head on top.
 
     A norm goes with the layer before it, as in timm; so do the tokens and positions that a module of parts holds. What
     comes before the first layer goes with that.
+
+    Args:
+        model: The model, not wrapped.
+        head: The parameters of its head, where they are known already.
 
     Example:
         >>> import torch
@@ -39,7 +44,7 @@ def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
     """
     layers: list[list[nn.Parameter]] = [[]]
     begun = False
-    for parameters, begins in _pieces(model):
+    for parameters, begins in _pieces(model, head_of(model) if head is None else head):
         if begins and begun:
             layers.append([])
         begun |= begins
@@ -47,21 +52,29 @@ def layers_of(model: nn.Module) -> list[list[nn.Parameter]]:
     return layers
 
 
-def _pieces(model: nn.Module) -> Iterator[tuple[list[nn.Parameter], bool]]:
+def _pieces(model: nn.Module, head: list[nn.Parameter]) -> Iterator[tuple[list[nn.Parameter], bool]]:
     """Yield all parameters of a model, and with each few of them whether a layer begins there; the head comes last."""
-    head = head_of(model)
     inside = set(head)
-    for parameters, is_layer in _taken_apart(_Part(model, kernels_of(model), inside_list=False)):
+    for parameters, is_layer in parts_of(model):
         rest = [parameter for parameter in parameters if parameter not in inside]
         yield rest, is_layer and any(map(is_kernel, rest))
     yield head, bool(head)
 
 
+def parts_of(model: nn.Module, *, rows: bool = False) -> Iterator[tuple[list[nn.Parameter], bool]]:
+    """Yield the parameters of a model, part by part, each time with whether they are one that stays whole.
+
+    With ``rows``, a row of blocks is taken apart like a list. The order of registration does without: optimizers in
+    files of older versions have groups of such layers, which newcomers join.
+    """
+    return _taken_apart(_Part(model, kernels_of(model), inside_list=False, rows=rows))
+
+
 @alone()
-def head_of(model: nn.Module) -> list[nn.Parameter]:
+def head_of(model: nn.Module, given: Inputs | None = None) -> list[nn.Parameter]:
     """The parameters of all layers that make the outputs, none where the model has no head or hides it."""
     try:
-        layers: list[Layer] = find_layers(unwrap(model)).layers
+        layers: list[Layer] = find_layers(unwrap(model), given).layers
     except DoubtError as several:  # a head for each task
         layers = several.layers
     except HeadError:
@@ -75,6 +88,7 @@ class _Part(NamedTuple):
     module: nn.Module
     total: int
     inside_list: bool
+    rows: bool
 
 
 def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
@@ -83,7 +97,7 @@ def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
     yield list(part.module.parameters(recurse=not opens)), not opens
     inside_list = part.inside_list or is_list(part.module)
     for child in _children(part.module) if opens else ():
-        yield from _taken_apart(_Part(child, part.total, inside_list))
+        yield from _taken_apart(_Part(child, part.total, inside_list, part.rows))
 
 
 def _has_no_parts(part: _Part) -> bool:
@@ -120,9 +134,14 @@ def _is_stage(part: _Part) -> bool:
     return any(map(_lists_blocks, part.module.children() if part.inside_list else part.module.modules()))
 
 
+def _is_row_to_open(part: _Part) -> bool:
+    """A stage of timm's RegNet, where rows count."""
+    return part.rows and is_row(part.module)
+
+
 # A part opens if none of the first and one of the second is true of it.
 _ONE_LAYER = (_has_no_parts, _is_parametrized, _has_one_kernel)
-_SEVERAL_LAYERS = (_is_most_of_the_model, _is_list_of_parts, _is_stage)
+_SEVERAL_LAYERS = (_is_most_of_the_model, _is_list_of_parts, _is_stage, _is_row_to_open)
 
 
 def _children(module: nn.Module) -> list[nn.Module]:
@@ -137,6 +156,13 @@ def kernels_of(module: nn.Module) -> int:
 def is_list(module: nn.Module) -> bool:
     """Tell a module of torch's that only holds others."""
     return isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict)
+
+
+def is_row(module: nn.Module) -> bool:
+    """Tell a module that is no list, but consists of blocks of one kind under names of their own."""
+    children = [] if is_list(module) else _children(module)
+    kinds = set(map(type, children))
+    return len(children) > 1 == len(kinds) and all(map(_is_block, children)) and not list(module.parameters(False))
 
 
 def _lists_blocks(module: nn.Module) -> bool:

@@ -4,31 +4,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, NotRequired, TypedDict, TypeVar
 
 from torch import nn
 
 from ftkit._arguments import came, real_number
 from ftkit._groups.layers import is_kernel, layers_of
+from ftkit._groups.order import DECLARED, EXECUTED, REGISTERED, Order, layers_named, names_by_layer, order_of
+from ftkit._heads.replace import as_inputs
 from ftkit._models.dryrun import alone
 from ftkit._models.outline import outermost
+from ftkit._reports import Grid, Parts, Report, plain
 from ftkit._torch import is_norm
+from ftkit._wording import in_counts, plural, some
 from ftkit.errors import FtkitError, SelectionError
 from ftkit.selection import Selector, select, unwrap
 
 _NOT_NEGATIVE: Final[tuple[str, Callable[[float], bool]]] = "of at least 0", lambda one: 0 <= one < math.inf
 
 
+_Key = TypeVar("_Key", bound=Selector)
+
+
 class Recipe(TypedDict):
     """The arguments of :func:`param_groups`, kept in every group so that a thawed parameter can join by the same rule.
 
-    Plain JSON types only: an optimizer's ``state_dict`` carries it through any checkpoint.
+    Plain JSON types only: an optimizer's ``state_dict`` carries it through any checkpoint. ``layers`` are there only
+    where they differ from those that the order of registration gives, so that no run has to find them again.
     """
 
     lr: float
     weight_decay: float
     layer_decay: float | None
     rates: list[tuple[list[str], float]]
+    layers: NotRequired[list[list[str]]]
+
+
+class ParamGroups(list[dict[str, Any]], Report):
+    """Parameter groups for a ``torch.optim`` optimizer: a list of dicts, whose ``repr`` is a report.
+
+    Attributes:
+        order: What the order of the layers is based on: ``"declared"``, the model's own ``group_matcher`` (timm);
+            ``"executed"``, a run on fake tensors; ``"registered"``, the order in which the model registers its parts.
+        why: Why no run was possible, if that is the reason for ``"registered"``.
+
+    Example:
+        >>> import torch
+        >>> from ftkit import param_groups
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
+        >>> param_groups(model, lr=0.1, layer_decay=0.5).order
+        'executed'
+        >>> param_groups(model, lr=0.1).order
+        'registered'
+    """
+
+    __slots__ = ("order", "why")
+
+    def __init__(self, groups: Iterable[dict[str, Any]], order: str = REGISTERED, why: str = "") -> None:
+        super().__init__(groups)
+        self.order, self.why = order, why
+
+    __repr__ = Report.__repr__
+
+    def _parts(self) -> Parts:
+        tensors = sum(len(group["params"]) for group in self)
+        yield f"{plural(len(self), 'group')} of {plural(tensors, 'parameter tensor')}, lowest layer first"
+        yield f"  order: {_ORDERS[self.order]}{f' ({self.why})' if self.why else ''}"
+        rows = [
+            (
+                some(group["param_names"], 2),
+                in_counts(sum(parameter.numel() for parameter in group["params"])),
+                f"{group['lr']:.3g}",
+                f"{group['weight_decay']:.3g}",
+            )
+            for group in self
+        ]
+        yield Grid(rows, titles=("parameters", "count", "lr", "weight decay"), right=(1, 2, 3))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the order and the groups as plain values; of the parameters, the names."""
+        groups = [{key: plain(value) for key, value in group.items() if key != "params"} for group in self]
+        return {"order": self.order, "why": self.why, "groups": groups}
+
+
+_ORDERS: Final = {
+    DECLARED: "as the model declares it",
+    EXECUTED: "as the model runs",
+    REGISTERED: "as the model registers its parts",
+}
 
 
 @alone()
@@ -38,8 +101,9 @@ def param_groups(
     *,
     weight_decay: float = 0.0,
     layer_decay: float | None = None,
-    rates: Mapping[Selector, float] | Iterable[tuple[Selector, float]] | None = None,
-) -> list[dict[str, Any]]:
+    rates: Mapping[_Key, float] | Iterable[tuple[Selector, float]] | None = None,
+    example_inputs: Any = None,
+) -> ParamGroups:
     """Sort the trainable parameters of any model into groups for a ``torch.optim`` optimizer.
 
     Every trainable parameter is in exactly one group, even a tied one; frozen ones are left out. Each group has its
@@ -50,8 +114,13 @@ def param_groups(
 
     With ``layer_decay``, a layer that is ``k`` layers below the head learns at ``lr * layer_decay**k`` (BEiT, Bao et
     al. 2021, appendix). A layer is an element of the model's lists of blocks: ``layer1.0``, ``blocks.7``,
-    ``encoder.layer.3``. What comes before them is the lowest layer; the head is the highest. Which layer a
-    parameter belongs to does not depend on what is frozen.
+    ``encoder.layer.3``. What comes before them is the lowest layer; the head is the highest. Branches that run side by
+    side have equal rates at equal distance from the head. Which layer a parameter belongs to does not depend on what is
+    frozen.
+
+    The order is that in which data pass the layers, as a run of a copy on fake tensors shows; a model of timm that says
+    itself which layers it has (``group_matcher``) is believed unless that run shows the opposite. Where the model can't
+    be run, it is the order in which the model registers its parts. Printing the groups shows which one it was.
 
     Args:
         model: Any module; ``DistributedDataParallel`` and ``torch.compile`` wrappers are looked through.
@@ -60,11 +129,14 @@ def param_groups(
         layer_decay: The factor from one layer to the one below, in (0, 1]; 0.65 to 0.9 is usual.
         rates: Learning rates by selector, as absolute values; they override ``lr`` and ``layer_decay``. If several
             selectors match a parameter, the last one counts.
+        example_inputs: Inputs of the model, if they can't be made up, as for :func:`find_head`. Only ``layer_decay``
+            needs a run.
 
     Returns:
-        Parameter groups for a ``torch.optim`` optimizer.
+        A list of parameter groups for a ``torch.optim`` optimizer.
 
     Raises:
+        HeadError: The model does not run on ``example_inputs``.
         SelectionError: A selector in ``rates`` matches nothing, or nothing that has parameters.
         FtkitError: Nothing is trainable, or a value is out of range.
 
@@ -81,6 +153,17 @@ def param_groups(
         0.05 0.0 ['1.bias']
         0.1 0.01 ['2.weight']
         0.1 0.0 ['2.bias']
+        >>> print(groups)
+        6 groups of 6 parameter tensors, lowest layer first
+          order: as the model runs
+          parameters  count     lr  weight decay
+          ──────────────────────────────────────
+          0.weight       16  0.025          0.01
+          0.bias          4  0.025             0
+          1.weight       16   0.05          0.01
+          1.bias          4   0.05             0
+          2.weight        8    0.1          0.01
+          2.bias          2    0.1             0
         >>> optimizer = torch.optim.AdamW(groups)
         >>> [group["lr"] for group in param_groups(model, 0.1, rates={"0": 0.001})]
         [0.001, 0.1]
@@ -88,6 +171,7 @@ def param_groups(
     model = unwrap(model)
     if layer_decay is not None:
         layer_decay = real_number("layer_decay", layer_decay, "of more than 0 and at most 1", lambda one: 0 < one <= 1)
+    given = as_inputs(example_inputs)
     recipe = Recipe(
         lr=real_number("lr", lr, *_NOT_NEGATIVE),
         weight_decay=real_number("weight_decay", weight_decay, *_NOT_NEGATIVE),
@@ -100,7 +184,11 @@ def param_groups(
             f"No parameter of the {type(model).__name__} is trainable, so there is nothing to optimize: "
             "call unfreeze(model, ...) first."
         )
-    return arrange(model, parameters, recipe)
+    registered = layers_of(model)
+    order = Order(registered, REGISTERED) if layer_decay is None else order_of(model, given)
+    if list(map(set, order.layers)) != list(map(set, registered)):
+        recipe["layers"] = names_by_layer(model, order.layers)
+    return ParamGroups(_arranged(model, parameters, recipe, order.layers), order.source, order.why)
 
 
 def arrange(model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict[str, Any]]:
@@ -114,8 +202,15 @@ def arrange(model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Re
         >>> [group["param_names"] for group in arrange(model, {"bias": model.bias}, recipe)]
         [['bias']]
     """
+    layers = layers_named(model, recipe["layers"]) if "layers" in recipe else layers_of(model)
+    return _arranged(model, parameters, recipe, layers)
+
+
+def _arranged(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter], recipe: Recipe, layers: list[list[nn.Parameter]]
+) -> list[dict[str, Any]]:
     depths: dict[nn.Parameter, int] = {}
-    for depth, layer in enumerate(layers_of(model)):
+    for depth, layer in enumerate(layers):
         depths |= dict.fromkeys(layer, depth)  # a tied parameter learns with its layer nearest to the head
     rates, spared = _rates(model, depths, recipe), _undecayed(model)
     groups: dict[tuple[object, ...], dict[str, Any]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections import deque
@@ -14,6 +15,7 @@ from torch import nn
 
 from ftkit._heads.layers import Layer, Layers
 from ftkit._heads.vocabulary import AUXILIARY, says
+from ftkit._torch import node_number
 
 # How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
 # that count its outputs (a norm, a temperature for each class), by a product with other data.
@@ -129,6 +131,36 @@ def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, l
             end.body = end.body or source is layer or not feeding.ports.keys().isdisjoint(end.ports)
 
 
+def passages(outputs: Mapping[str, torch.Tensor]) -> dict[str, frozenset[str]]:
+    """Tell of each parameter which ones data met last before they met it for the first time, all by name.
+
+    Parameters that meet no data, or that no output depends on, are left out.
+    """
+    graph = _Graph(outputs)
+    met: dict[str, frozenset[str]] = {}
+    alone: dict[Any, frozenset[str]] = {}  # the parameters that a node is computed from, where that is all
+    last: dict[Any, frozenset[str]] = {}  # the parameters that the data of any other node met last
+    for node in graph.as_made():
+        name, inputs = getattr(getattr(node, "variable", None), "dotted", None), graph.edges[node]
+        if name is not None:
+            alone[node] = frozenset((name,))
+            continue
+        weights = frozenset[str]().union(*(alone.get(one, ()) for one in inputs))
+        before = frozenset[str]().union(*(last.get(one, ()) for one in inputs))
+        if weights and node not in graph.unseen and not last.keys() & set(inputs):
+            before = alone.get(graph.multiplied_first(node), weights)  # learned queries, say, take the place of data
+            weights -= before
+            if not weights:
+                alone[node] = before
+                continue
+            met |= dict.fromkeys(before - met.keys(), frozenset[str]())
+        again = weights & met.keys()
+        for name in weights - again:
+            met[name] = before - weights
+        last[node] = before | weights if again or not weights else weights  # data that a shared layer passes on
+    return met
+
+
 def unused(made: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Keep the tensors that no other of them was computed from."""
     graph = _Graph(made)
@@ -203,6 +235,31 @@ class _Graph:
         computed = all(getattr(self.leaves.get(leaf), "computed", False) for leaf in sources)
         if sources and (computed or not (sources >= _OTHER or node in self.unseen)):
             self.pure[node] = sources
+
+    def as_made(self) -> Iterator[Any]:
+        """Yield all nodes, each after its inputs, as far as possible in the order in which they were made."""
+        waiting = {node: len(inputs) for node, inputs in self.edges.items()}
+        takers: dict[Any, list[Any]] = {}
+        for node, inputs in self.edges.items():
+            for one in inputs:
+                takers.setdefault(one, []).append(node)
+        ready = [(-1, place, node) for place, (node, count) in enumerate(waiting.items()) if not count]
+        for place in itertools.count(len(waiting)):
+            if not ready:
+                return
+            *_, node = heapq.heappop(ready)
+            yield node
+            for taker in takers.get(node, ()):
+                waiting[taker] -= 1
+                if not waiting[taker]:
+                    heapq.heappush(ready, (node_number(taker), place, taker))
+
+    def multiplied_first(self, node: Any) -> Any:
+        """The node behind the first factor of a product, None where it computes a weight or is none."""
+        name, targets = node.name(), [target for target, _ in node.next_functions]
+        if not _PRODUCT.match(name) or any(getattr(leaf, "computed", False) for leaf in self.weights(node)):
+            return None
+        return next((targets[places][0] for wording, places in _DATA if wording.search(name)), None)
 
     def data(self, node: Any) -> list[Any]:
         """The nodes before ``node`` that carry data."""

@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ftkit._heads.graph import Ends, unused, walk
+from ftkit._heads.graph import Ends, passages, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
 from ftkit._heads.layers import Layer, Layers, as_layer, copied, layers, own_parameters, tensors_of
 from ftkit._models.dryrun import named_tensors, quiet, tensors_in, untouched
@@ -83,8 +83,7 @@ def trace(model: nn.Module, every: Layers, given: Inputs | None = None) -> Trace
     except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
         return Trace(_uncopied(error))
     run = shadow.run(inputs)
-    if inputs and not (run.complete or run.unable):
-        raise HeadError(f"The {type(model).__name__} does not run on the example_inputs: {run.failure}.")
+    _check_given(model, given, run)
     told = Trace(run)
     seen = _add_ends(told, shadow, run, set(), training_only=False)
     if run.complete and len(seen) < len(every):
@@ -99,6 +98,41 @@ def trace(model: nn.Module, every: Layers, given: Inputs | None = None) -> Trace
         if not end.layer.sure and end.layer.inputs in map(run.widths.get, end.layer.names):
             end.layer = end.layer.turned()  # it gave as many features as it was thought to take
     return told
+
+
+def order_of_use(model: nn.Module, given: Inputs | None = None) -> tuple[dict[str, frozenset[str]], str]:
+    """Run the model on fake tensors, and tell in which order data meet its parameters.
+
+    Args:
+        model: The model.
+        given: Inputs that the user knows it to take.
+
+    Returns:
+        For each parameter that took part, by name, those that data met last before it, as of :func:`passages`; none
+        where the model does not run that far, and then why it does not.
+
+    Raises:
+        HeadError: It does not run on what the user gave.
+    """
+    every = layers(model)
+    inputs = [] if given is None else [given]
+    try:
+        run = _Shadow(model, every).run(inputs)
+    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
+        return {}, _uncopied(error).unproven
+    _check_given(model, given, run)
+    if not run.complete and (run.unseen or run.failure in (_NO_GRADIENT, _INFERENCE)):
+        return {}, run.unproven
+    found = passages(run.outputs | run.made)
+    if run.unseen:
+        in_training = _Shadow(model, every).run(inputs, training=True)
+        found = passages(in_training.outputs | in_training.made) | found
+    return found, ""
+
+
+def _check_given(model: nn.Module, given: Inputs | None, run: Run) -> None:
+    if given is not None and not (run.complete or run.unable):
+        raise HeadError(f"The {type(model).__name__} does not run on the example_inputs: {run.failure}.")
 
 
 def _add_ends(told: Trace, shadow: _Shadow, run: Run, seen: set[Layer], *, training_only: bool) -> set[Layer]:
