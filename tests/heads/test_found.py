@@ -138,3 +138,14 @@ def test_a_detector_of_the_yolo_family() -> None:
     assert replace_head(model, 7).names == ("detect.cv3.0", "detect.cv3.1")
     assert (model.detect.nc, model.detect.no) == (7, 23)
     assert model(torch.zeros(1, 3, 16, 16)).shape[1] == 23
+
+
+def test_two_layers_of_maps_that_could_both_count_classes_are_refused() -> None:
+    """The hidden maps of a segmenter may be one for each class, or as many by chance; a hidden vector is by chance."""
+    maps = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.Tanh(), nn.Conv2d(5, 5, 1))
+    model = wired(lambda self, x: self.maps(x), maps=maps)
+    with pytest.raises(HeadError, match=r"maps\.2.*maps\.4.*both have 5 outputs"):
+        replace_head(model, 3)
+    assert replace_head(model, 3, at="maps.4").proven
+    rows = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 5))
+    assert replace_head(rows, 3).names == ("2",)

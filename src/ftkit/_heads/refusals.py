@@ -11,6 +11,7 @@ from ftkit._heads.graph import NORMED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
 from ftkit._heads.vocabulary import LOSSES, says
+from ftkit._torch import is_convolution
 from ftkit.errors import HeadError
 
 
@@ -56,6 +57,19 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
             )
             error.could_be, error.advice = [[layer.name]], "To change the classes of the loss"
             raise error
+
+
+def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
+    """Refuse a convolution from classes to classes after another one: nothing tells where the classes begin."""
+    for layer in (one for one in found if is_convolution(one.module)):
+        beside = [one for one in every if one.holder == layer.holder]
+        before = beside[: [one.names for one in beside].index(layer.names)][-1:]
+        if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
+            raise HeadError(
+                f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
+                f"tells whether those of the first count classes too. If they do, pass a module for both; if not, "
+                f"replace_head(model, n, at={layer.name!r})."
+            )
 
 
 def doubt(model: nn.Module, group: Ends) -> DoubtError:
