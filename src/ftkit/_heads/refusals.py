@@ -92,6 +92,14 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     """Say what the outputs come from instead, or else what stands at the end of the model."""
     run, kind = seen.run, type(model).__name__
     sealed = _sealed(model)
+    trained = seen.ends.where(lambda end: end.training_only and end.is_clean() and end.layer.names_classes()).layers
+    if trained:
+        error = UnsureError(
+            f"The {kind} returns class scores in training mode only, from {describe(trained)}; in eval mode it returns "
+            "something else, such as features."
+        )
+        error.could_be, error.advice = [[layer.name for layer in trained]], "To replace that"
+        return error
     normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
     if normed:
         return HeadError(
