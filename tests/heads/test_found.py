@@ -161,7 +161,7 @@ def test_a_model_that_classifies_in_training_alone_is_refused_by_the_name_of_its
     model = wired(
         forward, body=features(), fc=nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)), classifier=nn.Linear(6, 5)
     ).eval()
-    with pytest.raises(HeadError, match="in training mode only.*'classifier'.*at='classifier'"):
+    with pytest.raises(HeadError, match=r"in training mode only.*'classifier'.*at='classifier'"):
         find_head(model)
     assert replace_head(model, 3, at="classifier").names == ("classifier",)
     assert model.train()(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
