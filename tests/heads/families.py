@@ -237,7 +237,6 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
             "InceptionTimePlus",
             "MLP",
             "GRUAttention",
-            "LSTMAttentionPlus",
             "GRUPlus",
             "LSTMPlus",
             "LSTM_FCN",
@@ -259,7 +258,6 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
             "XCMPlus",
             "xresnet1d18plus",
             "mWDNPlus",
-            "PatchTST",
             "MiniRocketPlus",
             "HydraPlus",
             "HydraMultiRocketPlus",
@@ -359,5 +357,4 @@ FAMILIES |= {
             of("speechbrain.nnet.linear", "Linear")(input_size=16, n_neurons=n),
         ),
     ),
-    "panns-Cnn14": Family("panns_inference.models", "Cnn14", lambda kind, n: kind(32000, 1024, 320, 64, 50, 14000, n)),
 }

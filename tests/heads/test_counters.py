@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ftkit import replace_head
 from ftkit._heads.counters import counters, counts_classes, told
 from ftkit._models.undo import Undo
 from tests.heads.nets import features, wired
@@ -107,3 +108,25 @@ def test_names_that_count_classes(number: str, what: str) -> None:
     assert counts_classes(f"_{number}_{what}".upper())
     assert not counts_classes(f"{number}_{what}_per_image")
     assert not counts_classes(f"{number}_layers")
+
+
+def test_parts_that_pass_a_count_on_follow() -> None:
+    """An encoder that notes the outputs of the whole; but not one that has so many itself."""
+
+    def part(width: int) -> nn.Module:
+        layer = nn.Linear(8, width)
+        layer.output_dim = 5
+        return layer
+
+    model = wired(lambda self, x: self.out(self.a(x)[:, :4] + self.b(x)[:, :4]), a=part(6), b=part(5), output_dim=5)
+    model.out = nn.Linear(4, 5)
+    replace_head(model, 3)
+    assert (model.output_dim, model.a.output_dim, model.b.output_dim) == (3, 3, 5)
+
+
+@pytest.mark.parametrize("name", ["c_out", "_n_outputs"])
+def test_the_words_of_time_series(name: str) -> None:
+    """They count what a model gives."""
+    model = wired(lambda self, x: self.out(x), out=nn.Linear(8, 5), **{name: 5})
+    replace_head(model, 3)
+    assert getattr(model, name) == 3

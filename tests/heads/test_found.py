@@ -138,3 +138,30 @@ def test_a_detector_of_the_yolo_family() -> None:
     assert replace_head(model, 7).names == ("detect.cv3.0", "detect.cv3.1")
     assert (model.detect.nc, model.detect.no) == (7, 23)
     assert model(torch.zeros(1, 3, 16, 16)).shape[1] == 23
+
+
+def test_two_layers_of_maps_that_could_both_count_classes_are_refused() -> None:
+    """The hidden maps of a segmenter may be one for each class, or as many by chance; a hidden vector is by chance."""
+    maps = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.Tanh(), nn.Conv2d(5, 5, 1))
+    model = wired(lambda self, x: self.maps(x), maps=maps)
+    with pytest.raises(HeadError, match=r"maps\.2.*maps\.4.*both have 5 outputs"):
+        replace_head(model, 3)
+    assert replace_head(model, 3, at="maps.4").proven
+    rows = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 5))
+    assert replace_head(rows, 3).names == ("2",)
+
+
+def test_a_model_that_classifies_in_training_alone_is_refused_by_the_name_of_its_classifier() -> None:
+    """As those are that tell people apart: in eval mode they give features, normed ones here."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = self.fc(self.body(x))
+        return self.classifier(x) if self.training else x
+
+    model = wired(
+        forward, body=features(), fc=nn.Sequential(nn.Linear(8, 6), nn.BatchNorm1d(6)), classifier=nn.Linear(6, 5)
+    ).eval()
+    with pytest.raises(HeadError, match=r"in training mode only.*'classifier'.*at='classifier'"):
+        find_head(model)
+    assert replace_head(model, 3, at="classifier").names == ("classifier",)
+    assert model.train()(torch.zeros(2, 3, 16, 16)).shape == (2, 3)

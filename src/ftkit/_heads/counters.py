@@ -80,6 +80,16 @@ def shifted(counter: Counter) -> Iterator[Counter]:
         yield from (one for one in _in_attributes(counter.owner) if one.name == "no" and one.value > counter.value)
 
 
+def repeated(counter: Counter) -> Iterator[Counter]:
+    """The same number under the same name in parts of its owner that have no tensor of that size: they pass it on."""
+    if isinstance(counter.owner, nn.Module) and not counter.key:
+        for part in counter.owner.modules():
+            if part is not counter.owner and vars(part).get(counter.name) == counter.value:
+                tensors = itertools.chain(part.parameters(), part.buffers())
+                if not any(counter.value in tensor.shape for tensor in tensors):
+                    yield Counter(part, counter.name, counter.value)
+
+
 def counts_classes(name: str) -> bool:
     """Whether an attribute's name says that it counts classes, and nothing else."""
     return _CLASSES.fullmatch(name.lower()) is not None

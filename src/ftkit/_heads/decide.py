@@ -22,7 +22,7 @@ from ftkit._heads.layers import (
     read,
     self_description,
 )
-from ftkit._heads.refusals import check_losses, check_scorers, doubt, headless, nothing
+from ftkit._heads.refusals import check_losses, check_maps, check_scorers, doubt, headless, nothing
 from ftkit._heads.trace import Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
 from ftkit._models.dryrun import tensors_in
@@ -63,6 +63,7 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
         raise nothing(model, every, evidence.trace)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
+    check_maps(model, every, found)
     classes = found[0].classes
     order = [layer.names for layer in every]
     whole = sorted([*found, *_boxes(evidence, found)], key=lambda layer: order.index(layer.names))

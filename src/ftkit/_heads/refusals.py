@@ -11,6 +11,7 @@ from ftkit._heads.graph import NORMED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
 from ftkit._heads.vocabulary import LOSSES, says
+from ftkit._torch import is_convolution
 from ftkit.errors import HeadError
 
 
@@ -58,6 +59,19 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
             raise error
 
 
+def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
+    """Refuse a convolution from classes to classes after another one: nothing tells where the classes begin."""
+    for layer in (one for one in found if is_convolution(one.module)):
+        beside = [one for one in every if one.holder == layer.holder]
+        before = beside[: [one.names for one in beside].index(layer.names)][-1:]
+        if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
+            raise HeadError(
+                f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
+                f"tells whether those of the first count classes too. If they do, pass a module for both; if not, "
+                f"replace_head(model, n, at={layer.name!r})."
+            )
+
+
 def doubt(model: nn.Module, group: Ends) -> DoubtError:
     names = [layer.name for layer in group.layers]
     error = DoubtError(
@@ -78,6 +92,14 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     """Say what the outputs come from instead, or else what stands at the end of the model."""
     run, kind = seen.run, type(model).__name__
     sealed = _sealed(model)
+    trained = seen.ends.where(lambda end: end.training_only and end.is_clean() and end.layer.names_classes()).layers
+    if trained:
+        error = UnsureError(
+            f"The {kind} returns class scores in training mode only, from {describe(trained)}; in eval mode it returns "
+            "something else, such as features."
+        )
+        error.could_be, error.advice = [[layer.name for layer in trained]], "To replace that"
+        return error
     normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
     if normed:
         return HeadError(

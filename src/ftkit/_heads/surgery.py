@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit._heads.counters import counters, counts_classes, losses, shifted
+from ftkit._heads.counters import counters, counts_classes, losses, repeated, shifted
 from ftkit._heads.decide import Found
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
@@ -218,7 +218,8 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
             labels = getattr(counter.owner, "id2label", None)
             for more in shifted(counter):
                 more.set(more.value + count - found.classes, undo)
-            counter.set(count, undo)
+            for one in (*repeated(counter), counter):
+                one.set(count, undo)
             if counter.name == "num_labels":
                 _relabel(counter.owner, labels, count, keep)
 
