@@ -60,3 +60,17 @@ def test_copies_are_alike_and_strangers_are_not(
     rows = [made.row() for made in (original, *copies.values(), *strangers)]
     (group,) = near_groups(np.frombuffer(b"".join(rows), ROW))
     assert {row for pair in group for row in pair[:2]} == set(range(1 + len(copies)))
+
+
+def test_a_last_row_that_stands_for_less(photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:
+    """A picture whose size is no multiple of a block is, upside down, the same picture."""
+    for seed in range(8):
+        drawn = Image.new("L", (404, 300))
+        drawn.paste(photo(seed, (200, 150)).convert("L").point(lambda value: 255 * (value > 120)), (90, 60))
+        prints = [
+            check_bytes("x.jpg", encode(seen, quality=90)).prints
+            for seen in (drawn, drawn.transpose(Image.Transpose.ROTATE_180))
+        ]
+        assert prints[0]
+        assert prints[1]
+        assert (prints[0].words[0] ^ prints[1].words[0] ^ MIRROR ^ FLIP).bit_count() <= 2

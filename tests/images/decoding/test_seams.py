@@ -43,3 +43,24 @@ def test_a_frame_on_a_line_of_blocks_is_no_seam() -> None:
     turning[96:, 96:] = 100
     assert confirm_seam(turning, 6, 6, 16, 16)
     assert not confirm_seam(ending, 6, 6, 16, 16)
+
+
+def test_rows_of_tiles_are_no_seam() -> None:
+    """Tiles of many shades step under their rows, at one height here and another there."""
+    shades = [20, 150, 10, 145, 140, 30, 150]
+    sheet = np.full((192, 7 * 32), 160, np.uint8)
+    for number, shade in enumerate(shades):
+        sheet[:96, number * 32 : number * 32 + 32] = shade
+    sheet[96:112, :32] = 30  # the last row, begun
+    assert not confirm_seam(sheet, 6, 2, 16, 16)
+
+
+def test_small_pictures(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """One whose fingerprints need more than an eighth of its size is looked at as closely."""
+    seen = []
+    for seed in range(10):
+        pixels = np.asarray(photo(seed, (320, 240)), np.int16) // 2 + 40
+        pixels[96:, 112:] += 45
+        pixels[112:, :112] += 45
+        seen.append(found(encode(Image.fromarray(pixels.astype(np.uint8)), quality=92)))
+    assert seen.count(["damaged"]) >= 8

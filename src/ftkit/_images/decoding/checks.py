@@ -122,4 +122,6 @@ def _judge_pixels(data: bytes, form: Form, grey: Pixels, notes: Notes) -> Prints
 
         if is_cut_off(colours(data), share):
             notes.append(Note("half_grey", f"the bottom {share:.0%} is the gray that decoders fill gaps with"))
-    return fingerprints(grey) if high - low >= _TOO_PLAIN and min(form.width, form.height) >= _TOO_SMALL else None
+    if high - low < _TOO_PLAIN or min(form.width, form.height) < _TOO_SMALL:
+        return None
+    return fingerprints(grey, (form.height, form.width))

@@ -42,15 +42,18 @@ FLIP = sum(1 << bit for bit, (u, _) in enumerate(_ORDER) if u % 2)
 TRANSPOSED = [_ORDER.index((v, u)) for u, v in _ORDER]
 
 
-def fingerprints(pixels: Pixels) -> Prints:
+def fingerprints(pixels: Pixels, size: tuple[int, int] | None = None) -> Prints:
     """Return the fingerprints of a grey image, given as its rows.
 
     A bit is the sign of one of the 64 lowest frequencies of the picture's cosine transform (as in the
     pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with
     zero for the median). Mirroring changes the sign of the odd horizontal frequencies and nothing else.
     """
-    height, width = pixels.shape
-    spectra = _projections(height) @ pixels.astype(np.float32) @ _projections(width).T
+    by_height, by_width = (
+        _projections(length, whole / round(whole / length))
+        for length, whole in zip(pixels.shape, size or pixels.shape, strict=True)
+    )
+    spectra = by_height @ pixels.astype(np.float32) @ by_width.T
     words = np.packbits(spectra.take(_PLACES) > 0, bitorder="little").view("<u8")
     small = spectra[_WAVES:, _WAVES:]
     low, high = float(small.min()), float(small.max())
@@ -59,12 +62,16 @@ def fingerprints(pixels: Pixels) -> Prints:
 
 
 @lru_cache(64)  # a data set has few sizes
-def _projections(length: int) -> _Matrix:
+def _projections(length: int, exact: float) -> _Matrix:
     """Return what to take the sums of a row of pixels by: the cosines over each part of it, and `SIDE` equal pieces.
 
     Each value is the integral over a pixel, so that pictures of different sizes compare.
+
+    Args:
+        length: How many pixels there are.
+        exact: How many of them the row is long, of which the last may be a part.
     """
-    edges = np.arange(length + 1) / length
+    edges = np.minimum(np.arange(length + 1) / exact, 1)
     orders = np.arange(_REACH)[:, None]
     rows = []
     for near, far in _CUTS:

@@ -7,8 +7,10 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
+from ftkit._images.decoding.gamut import is_out_of_gamut
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import confirm_seam, find_seams
 from ftkit._images.verdict import Broken, Form, Note, Notes
@@ -18,7 +20,8 @@ from ftkit._wording import plural
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
-_SOS, _DRI, _APP1, _APP2 = 0xDA, 0xDD, 0xE1, 0xE2  # start of a scan, restart interval, where EXIF and MPF stand
+_SOS, _DQT, _DRI = 0xDA, 0xDB, 0xDD  # start of a scan, quantization tables, restart interval
+_APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE  # where JFIF, EXIF, MPF and Adobe's segment stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
 _EXIF = b"Exif\0\0"
@@ -38,6 +41,9 @@ class JpegHeader:
         orientation: EXIF's, 1 to 8; None when EXIF can't be read.
         multiple: Whether the file holds several pictures (MPO).
         restarts: Whether the coded pixels are cut into restart intervals.
+        jfif: Where JFIF's segment begins; 0 when there is none.
+        transform: What the components are by Adobe's segment; 0 for red, green and blue. None when there is none.
+        step: The coarsest step that means of blocks are rounded to.
         foreign: Slices of bytes that belong to no segment.
     """
 
@@ -53,6 +59,9 @@ class JpegHeader:
     orientation: int | None = 1
     multiple: bool = False
     restarts: bool = False
+    jfif: int = 0
+    transform: int | None = None
+    step: int = 0
     foreign: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -64,6 +73,12 @@ class JpegHeader:
     def mode(self) -> str:
         """Pillow's name for what the components stand for; empty when the strict decoder does not know."""
         return {1: "L", 3: "RGB", 4: "CMYK"}.get(self.components, "")
+
+    @property
+    def is_luma_chroma(self) -> bool:
+        """Whether the components are brightness and colour differences, as libjpeg decides it."""
+        is_rgb = self.transform == 0 or (self.transform is None and self.names == b"RGB")
+        return self.components == 3 and (self.jfif > 0 or not is_rgb)
 
     @property
     def colours(self) -> str:
@@ -92,6 +107,8 @@ def read_header(data: bytes) -> JpegHeader | None:
                 return header if header.frame else None
             if marker in _SOF:
                 header.frame, header.process = at, marker & 15
+            elif marker == _APP0 and body.startswith(b"JFIF\0\1"):  # of others, the decoder complains
+                header.jfif = at
             if read := _READERS.get(marker):
                 read(header, body)
     except (struct.error, IndexError):  # a segment is too short for what it should hold
@@ -137,8 +154,22 @@ def _read_restart_interval(header: JpegHeader, body: bytes) -> None:
     header.restarts = body[:2] != b"\0\0"
 
 
+def _read_adobe(header: JpegHeader, body: bytes) -> None:
+    if body.startswith(b"Adobe") and len(body) >= 12:
+        header.transform = body[11]
+
+
+def _read_steps(header: JpegHeader, body: bytes) -> None:
+    at = 0
+    while at < len(body):
+        wide = body[at] >> 4 > 0
+        header.step = max(header.step, int.from_bytes(body[at + 1 : at + 2 + wide], "big"))
+        at += 1 + (64 << wide)
+
+
 _READERS = {
-    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _APP1: _read_exif, _APP2: _read_mpf
+    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _DQT: _read_steps,
+    _APP1: _read_exif, _APP2: _read_mpf, _APP14: _read_adobe,
 }  # fmt: skip
 
 
@@ -188,17 +219,44 @@ def _decode(data: bytes, header: JpegHeader) -> Pixels | None:
     """Return it in grey, shrunk but for small ones; None for inks. Raises ValueError for the decoder's last complaint.
 
     Raises:
-        Broken: The decoder does not complain, but blocks have shifted in brightness.
+        Broken: The decoder does not complain, but blocks have shifted in brightness or colour.
     """
     # Of a small one, 32 pixels a side are left, for the fingerprints.
-    scale = (1, 1, 8) if min(header.width, header.height) >= 256 else (32, 32, 1)
-    pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+    eighths = 1 if (side := min(header.width, header.height)) >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
+    scale = -(-header.height * eighths // 8), -(-header.width * eighths // 8), 1
+    width, height = (side * eighths // 8 for side in header.unit)
+    if header.is_luma_chroma:
+        pixels = simplejpeg.decode_jpeg(_as_components(data, header), "RGB", False, True, *scale)
+        if is_out_of_gamut(pixels, width, height, header.step / 8):
+            raise Broken("damaged", "there are colors that no picture has: brightness or colors are shifted")
+    else:
+        pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
     if header.mode == "CMYK":
         return None
-    grey: Pixels = pixels[:, :, 0]
-    if header.in_one_scan and grey.shape[0] == -(-header.height // 8):
-        _look_for_seam(data, header, grey)
+    grey: Pixels = np.ascontiguousarray(pixels[:, :, 0])
+    if header.in_one_scan and header.step < 8 * _COARSE:
+        _look_for_seam(data, header, _shrink(grey, eighths))
     return grey
+
+
+_COARSE = 8  # levels of brightness between shades, from which on blocks are flat and all their edges sharp
+_AS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's segment, with no transform
+
+
+def _as_components(data: bytes, header: JpegHeader) -> bytes:
+    """Return a file that decodes to its components as they are."""
+    at, name = header.jfif + 4, b"JFIF" if header.jfif else b""
+    return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, data[header.frame :]))
+
+
+def _shrink(grey: Pixels, by: int) -> Pixels:
+    """Return the means over squares of pixels."""
+    if by == 1:
+        return grey
+    rows, columns = (length // by for length in grey.shape)
+    whole = grey[: rows * by, : columns * by].reshape(rows, by, columns, by)
+    means: Pixels = whole.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+    return means
 
 
 def _complaint_of(data: bytes, header: JpegHeader) -> str:

@@ -22,6 +22,10 @@ _ONE_SIGN = 0.75  # of its steps taken without their signs is left with them: it
 _EACH_SIDE = 0.5  # of its mean height that each side of the turn has, at least
 _TURN = 0.4, 2.5  # times its mean height that the step within the row has, where the seam turns
 _SHARP = 0.45  # of its pixels that step on the very line; in photographs up to 0.26 of them do
+# How many of the units step about as high as the middle one: rows of tiles step all over. A turn near to a side, in
+# shares of the width, proves little else.
+_EVEN, _EVEN_AT_SIDE, _SIDE = 0.4, 0.75, 0.25
+_ABOUT = 0.5, 1.6  # times as high
 _LOOKS, _MOST = 16, 4  # how many of the clearest are looked at, and how many returned
 
 
@@ -115,4 +119,11 @@ def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -
     sharp = sign * on > np.maximum(_STEP, 1.5 * np.maximum(np.abs(above), np.abs(below)))
     # An edge of a frame that lies on a line of blocks by chance does not turn.
     sides = sharp[: column * width], sharp[column * width :]
-    return bool(sharp.mean() > _SHARP and all(side.mean() > _SHARP / 2 for side in sides))
+    if sharp.mean() <= _SHARP or any(side.mean() <= _SHARP / 2 for side in sides):
+        return False
+    heights = on.reshape(-1, width).mean(1)
+    middle = float(np.median(heights))
+    low, high = sorted(times * middle for times in _ABOUT)
+    place = column / len(heights)
+    wanted = _EVEN_AT_SIDE if min(place, 1 - place) < _SIDE else _EVEN
+    return bool(((heights > low) & (heights < high)).mean() >= wanted)
