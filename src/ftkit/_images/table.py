@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import io
 import json
 import mmap
@@ -26,6 +27,7 @@ from ftkit.errors import FileWriteError, FtkitError
 Target = TypeVar("Target", bound="str | os.PathLike[str] | None")
 
 _BATCH = 10_000  # rows of a Parquet file in memory at a time
+_RUN = 2000  # names that are sorted in memory at a time
 
 
 class ImageRow(NamedTuple):
@@ -171,9 +173,13 @@ class TableWriter:
     def finish(self) -> ImageTable:
         """Return the table, which may outlive this."""
         rows = _mapped(self._file)
-        names = (rows[at : rows.find(b'", "', at)] for at in self._places)
-        order = sorted(zip(names, self._places, strict=True))
-        return ImageTable(self._root, array("Q", (at for _, at in order)), rows)
+
+        def name(at: int) -> bytes:
+            return rows[at : rows.find(b'", "', at)]
+
+        runs = (self._places[at : at + _RUN] for at in range(0, len(self._places), _RUN))
+        merged = heapq.merge(*(array("Q", sorted(run, key=name)) for run in runs), key=name)
+        return ImageTable(self._root, array("Q", merged), rows)
 
 
 def _in_utf8(row: Iterable[Any]) -> list[Any]:
