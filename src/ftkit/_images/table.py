@@ -33,18 +33,14 @@ _RUN = 2000  # names that are sorted in memory at a time
 class ImageRow(NamedTuple):
     """What is known of one image.
 
-    Attributes:
-        path: The file, as a path that opens as is.
-        class_: The class folder; empty if it is in none. The column is called ``class``.
-        split: The split; empty if it is in none.
-        width: In pixels, as it is stored.
-        height: In pixels.
-        mode: Pillow's name for the kind of pixels, such as ``"RGB"``.
-        bytes: The size of the file.
-        brightness: The mean of the levels of gray, from 0 to 255.
-        contrast: Their standard deviation.
-        sharpness: How much neighboring pixels differ, measured at about 64 pixels a side.
-        hash: XXH3 of the file's bytes: the same for exact duplicates.
+    - ``path``: the file, as a path that opens as is;
+    - ``class_`` and ``split``: its class folder and its split, each empty if there is none (the column is ``class``);
+    - ``width``, ``height``: in pixels, as they are stored;
+    - ``mode``: Pillow's name for the kind of pixels, such as ``"RGB"``;
+    - ``bytes``: the size of the file;
+    - ``brightness``, ``contrast``: mean and standard deviation of the levels of gray, from 0 to 255;
+    - ``sharpness``: how much neighboring pixels differ, measured at about 64 pixels a side;
+    - ``hash``: XXH3 of the file's bytes, the same for exact duplicates.
     """
 
     path: str
