@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftkit import FtkitError, scan_images
+from ftkit._files import digest
 from ftkit._images import folders
 from ftkit._images.folders import open_folder
 from ftkit._images.journal import Journal
@@ -223,3 +225,18 @@ def test_what_may_pass_is_looked_at_again(pets: Path) -> None:
         line, place = second.recall(paths[0]) or (b"", 0)
         assert read_line(line)[0] == second.read(place)[0] == paths[0]
         assert second.recall(paths[1]) is second.recall(paths[2]) is second.recall("train/cat/5.jpg") is None
+
+
+def test_a_line_with_fewer_fields_is_read_anew(pets: Path, tmp_path: Path) -> None:
+    """Builds of one version may differ in what they measure: such a line is sound, but does not count."""
+    journal = tmp_path / "scan.journal"
+    whole = scan_images(pets, workers=1, journal=journal)
+    head, *lines = journal.read_bytes().splitlines(keepends=True)
+    shorter = []
+    for line in lines:
+        path, verdict = json.loads(line.partition(b" ")[2])
+        text = json.dumps([path, verdict[:-1]]).encode() + b"\n"
+        shorter.append(digest(head + text).encode() + b" " + text)
+    journal.write_bytes(head + b"".join(shorter))
+    again = scan_images(pets, workers=1, journal=journal)
+    assert list(again.table) == list(whole.table)

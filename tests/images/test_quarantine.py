@@ -324,7 +324,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys
 from pathlib import Path
-from ftkit._images import quarantine, report
+from ftkit._images import gallery, quarantine, report
 from ftkit._images.findings import Finding
 
 moves, work, kill_at = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -348,7 +348,7 @@ if sys.argv[4] == "far":  # as between two file systems: copy, then remove
         step()
         unlink(self, *args, **kwargs)
     Path.unlink = slow
-report.write_gallery = lambda page, *a: Path(page).touch()
+gallery.write_gallery = lambda page, *a: Path(page).touch()
 if moves:
     names = sorted(str(path) for path in Path(work, "data").rglob("*") if path.name.startswith("bad"))
     found = report.ScanReport(os.path.join(work, "data"), [Finding(name, "damaged", "unusable", "") for name in names])

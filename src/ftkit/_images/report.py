@@ -15,7 +15,6 @@ from typing import overload
 from ftkit._arguments import flag
 from ftkit._images.choice import choose
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
-from ftkit._images.gallery import write_gallery
 from ftkit._images.quarantine import Judged, Quarantine, move_away
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
@@ -160,6 +159,8 @@ class ScanReport(Report):
         groups: list[DuplicateGroup],
         moved_to: str | None = None,
     ) -> None:
+        from ftkit._images.gallery import write_gallery  # what it needs, a scan does without
+
         counts = f"{plural(self.files, 'file')}, {plural(self.images, 'usable image')}."
         write_gallery(path, self.root, f"{counts} {note}", findings, groups, self.table, self.classes, moved_to)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import heapq
 import io
 import json
 import mmap
@@ -26,23 +27,20 @@ from ftkit.errors import FileWriteError, FtkitError
 Target = TypeVar("Target", bound="str | os.PathLike[str] | None")
 
 _BATCH = 10_000  # rows of a Parquet file in memory at a time
+_RUN = 2000  # names that are sorted in memory at a time
 
 
 class ImageRow(NamedTuple):
     """What is known of one image.
 
-    Attributes:
-        path: The file, as a path that opens as is.
-        class_: The class folder; empty if it is in none. The column is called ``class``.
-        split: The split; empty if it is in none.
-        width: In pixels, as it is stored.
-        height: In pixels.
-        mode: Pillow's name for the kind of pixels, such as ``"RGB"``.
-        bytes: The size of the file.
-        brightness: The mean of the levels of gray, from 0 to 255.
-        contrast: Their standard deviation.
-        sharpness: How much neighboring pixels differ, measured at about 64 pixels a side.
-        hash: XXH3 of the file's bytes: the same for exact duplicates.
+    - ``path``: the file, as a path that opens as is;
+    - ``class_`` and ``split``: its class folder and its split, each empty if there is none (the column is ``class``);
+    - ``width``, ``height``: in pixels, as they are stored;
+    - ``mode``: Pillow's name for the kind of pixels, such as ``"RGB"``;
+    - ``bytes``: the size of the file;
+    - ``brightness``, ``contrast``: mean and standard deviation of the levels of gray, from 0 to 255;
+    - ``sharpness``: how much neighboring pixels differ, measured at about 64 pixels a side;
+    - ``hash``: XXH3 of the file's bytes, the same for exact duplicates.
     """
 
     path: str
@@ -171,9 +169,13 @@ class TableWriter:
     def finish(self) -> ImageTable:
         """Return the table, which may outlive this."""
         rows = _mapped(self._file)
-        names = (rows[at : rows.find(b'", "', at)] for at in self._places)
-        order = sorted(zip(names, self._places, strict=True))
-        return ImageTable(self._root, array("Q", (at for _, at in order)), rows)
+
+        def name(at: int) -> bytes:
+            return rows[at : rows.find(b'", "', at)]
+
+        runs = (self._places[at : at + _RUN] for at in range(0, len(self._places), _RUN))
+        merged = heapq.merge(*(array("Q", sorted(run, key=name)) for run in runs), key=name)
+        return ImageTable(self._root, array("Q", merged), rows)
 
 
 def _in_utf8(row: Iterable[Any]) -> list[Any]:
