@@ -90,7 +90,8 @@ def zoo(session: nox.Session) -> None:
 def frameworks(session: nox.Session) -> None:
     """Run the examples for other frameworks, in an environment over the shared one, and the code of the docs."""
     env = Environment(session, *groups("frameworks"), name="frameworks", over=with_torch(session, "test"))
-    env.run("-m", "pytest", "-m", "slow or not slow", *(session.posargs or ["tests/test_examples.py", "tests/test_docs_code.py"]))
+    tests = session.posargs or ["tests/test_examples.py", "tests/test_docs_code.py"]
+    env.run("-m", "pytest", "-m", "slow or not slow", *tests)
 
 
 @nox.session(venv_backend="none", default=False)

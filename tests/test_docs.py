@@ -52,11 +52,19 @@ def test_examples_import_public_names(path: Path) -> None:
     assert names <= set(ftkit.__all__)
 
 
-@pytest.mark.parametrize("folder", ["tutorials", "howto", "reference"])
+@pytest.mark.parametrize("folder", ["tutorials", "howto", "frameworks", "reference"])
 def test_pages_for_users_name_nothing_private(folder: str) -> None:
     """What they show is what they may use."""
     pages = sorted((ROOT / "docs" / folder).glob("*.md"))
     assert [line for path in pages for line in text(path).splitlines() if "ftkit._" in line] == []
+
+
+def test_what_newcomers_write_is_there() -> None:
+    """The second column of each table calls what ftkit has, or what the page says that stays."""
+    rows = re.findall(r"^\|[^|]*\|(.*)\|$", text(ROOT / "docs/frameworks/coming-from.md"), flags=re.MULTILINE)
+    calls = {name for row in rows for name in re.findall(r"(?<![\w.])(\w+)\(", row)}
+    assert len(calls) > 12
+    assert sorted(calls - {"print", "peak_training_bytes"} - set(ftkit.__all__)) == []
 
 
 def test_the_reference_has_every_public_name() -> None:

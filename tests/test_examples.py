@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,20 @@ def test_it_resumes_and_is_shared(path: Path, tmp_path: Path) -> None:
     said = run(tmp_path, path)
     assert "resumed: the same weights" in said
     assert "pretrained network + delta: the same weights" in said
+
+
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    """From top to bottom, with the outputs that it shows at its end."""
+    notebook = json.loads((FOLDER.parent / "fine_tuning.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    code = "\n".join("".join(cell["source"]) for cell in cells)
+    script = tmp_path / "notebook.py"
+    script.write_text(re.sub(r"^( *)%pip .*", r"\1raise", code, flags=re.MULTILINE), encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    said = run(tmp_path / "empty", script)
+    assert "the power failed\nepoch 2:" in said
+    assert said.endswith("the same outputs, bit for bit: True\n")
+    assert all(not cell["outputs"] or cell["outputs"][0]["name"] == "stdout" for cell in cells)
 
 
 def test_accelerate_on_two_processes(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import ftkit
 
 # -- ten lines
 def cats_and_dogs(model: nn.Module, data: Pictures, folder: Path, epochs: int = 2) -> nn.Module:
-    """Train a new head on a pretrained network; resume if the folder has a checkpoint."""
+    """Train a new head on a pretrained network; resume if possible."""
     ftkit.freeze_except(model, ftkit.replace_head(model, 2))
     optimizer = torch.optim.Adam(ftkit.param_groups(model, lr=1e-3))
     checkpoints = ftkit.CheckpointManager(folder)
@@ -49,10 +49,12 @@ class MyNewNet(nn.Module):
 
 
 def my_new_net(body: nn.Module, data: Pictures, folder: Path) -> nn.Module:
-    """Train what is new for two epochs, then layer4 too; resume if the folder has a checkpoint."""
+    """Train what is new for two epochs, then layer4 too; resume if possible."""
     model = MyNewNet(body, 3)
     ftkit.freeze_except(model, "classifier", "body.fc")
-    optimizer = torch.optim.Adam(ftkit.param_groups(model, lr=1e-3, rates={"body": 1e-4, "body.fc": 1e-3}))
+    optimizer = torch.optim.Adam(
+        ftkit.param_groups(model, lr=1e-3, rates={"body": 1e-4, "body.fc": 1e-3})
+    )
     checkpoints = ftkit.CheckpointManager(folder)
     for epoch in range(checkpoints.resume(model=model, optimizer=optimizer), 4):
         if epoch == 2:
@@ -97,9 +99,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with contextlib.suppress(PowerCut):
-            cats_and_dogs(pretrained_vgg16(), CatsAndDogs(power=12), folder / "killed")  # in the second epoch
+            cats_and_dogs(
+                pretrained_vgg16(), CatsAndDogs(power=12), folder / "killed"
+            )  # in the second epoch
         resumed = cats_and_dogs(pretrained_vgg16(), CatsAndDogs(), folder / "killed")
-        compare("VGG16, killed and resumed", cats_and_dogs(pretrained_vgg16(), CatsAndDogs(), folder / "vgg"), resumed)
+        compare(
+            "VGG16, killed and resumed",
+            cats_and_dogs(pretrained_vgg16(), CatsAndDogs(), folder / "vgg"),
+            resumed,
+        )
         ftkit.save_delta(resumed, folder / "vgg.safetensors")
         shared = pretrained_vgg16()
         ftkit.load_delta(shared, folder / "vgg.safetensors")
@@ -107,7 +115,9 @@ def main() -> None:
 
         whole = my_new_net(pretrained_resnet18(), Pictures(), folder / "whole")
         with contextlib.suppress(PowerCut):
-            my_new_net(pretrained_resnet18(), Pictures(power=24 * 3 + 10), folder / "mine")  # in the fourth epoch
+            my_new_net(
+                pretrained_resnet18(), Pictures(power=24 * 3 + 10), folder / "mine"
+            )  # in the fourth epoch
         resumed = my_new_net(pretrained_resnet18(), Pictures(), folder / "mine")
         compare("MyNewNet, killed and resumed", whole, resumed)
         ftkit.save_delta(resumed, folder / "mine.safetensors")

@@ -28,7 +28,11 @@ TEXTS = {
     "music": "The choir sang softly;He plays the cello;Their new album is out;The drummer lost the beat;"
     "She tuned the piano;An opera in three acts;The song is in a minor key;A quartet for strings",
 }
-UNSEEN = {"Hail broke the windows": "weather", "Fry the onions first": "food", "The violins came in late": "music"}
+UNSEEN = {
+    "Hail broke the windows": "weather",
+    "Fry the onions first": "food",
+    "The violins came in late": "music",
+}
 
 
 def pretrained() -> nn.Module:
@@ -41,13 +45,15 @@ def pretrained() -> nn.Module:
 
 # -- copy from here
 def train(folder: Path, epochs: int) -> nn.Module:
-    """Train the head, after four epochs the last block too; resume if the folder has a checkpoint."""
+    """Train the head, after four epochs the last block too; resume if possible."""
     model = pretrained()
     head = ftkit.replace_head(model, len(TEXTS))
     ftkit.freeze_except(model, head)
     optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=5e-3, layer_decay=0.5))
     tokenizer = AutoTokenizer.from_pretrained(MINILM)
-    samples = [(text, label) for label, texts in enumerate(TEXTS.values()) for text in texts.split(";")]
+    samples = [
+        (text, label) for label, texts in enumerate(TEXTS.values()) for text in texts.split(";")
+    ]
 
     checkpoints = ftkit.CheckpointManager(folder)
     for epoch in range(checkpoints.resume(model=model, optimizer=optimizer), epochs):

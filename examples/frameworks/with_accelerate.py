@@ -30,19 +30,25 @@ def pretrained() -> nn.Module:
 
 # -- copy from here
 def train(folder: Path, data: Pictures) -> nn.Module:
-    """Train the head for two epochs, then layer4 too; resume if the folder has a checkpoint."""
+    """Train the head for two epochs, then layer4 too; resume if possible."""
     set_seed(0)
-    # Of several processes, each forgets its order of the data; a seedable sampler draws it from the epoch.
-    accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True))
+    # A seedable sampler draws the order of the data from the epoch, in all processes alike.
+    accelerator = Accelerator(
+        cpu=True, dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True)
+    )
     model = pretrained()
     ftkit.freeze_except(model, ftkit.replace_head(model, 3))
     optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=1e-3, layer_decay=0.75))
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
     # The optimizer and the scheduler below are the plain ones: ftkit adds to them what thaws.
-    model, prepared, loader = accelerator.prepare(model, optimizer, DataLoader(data, batch_size=8, shuffle=True))
+    model, prepared, loader = accelerator.prepare(
+        model, optimizer, DataLoader(data, batch_size=8, shuffle=True)
+    )
 
     checkpoints = ftkit.CheckpointManager(folder)
-    for epoch in range(checkpoints.resume(model=model, optimizer=optimizer, scheduler=scheduler), 4):
+    for epoch in range(
+        checkpoints.resume(model=model, optimizer=optimizer, scheduler=scheduler), 4
+    ):
         if epoch == 2:  # the prepared model, so that what thaws is averaged between processes
             ftkit.unfreeze(model, "layer4", optimizer=optimizer, scheduler=scheduler)
         model.train()

@@ -21,19 +21,20 @@ import ftkit
 def pretrained() -> nn.Module:
     """Stands for ``fasterrcnn_mobilenet_v3_large_320_fpn(weights="DEFAULT")``."""
     torch.manual_seed(0)
-    return fasterrcnn_mobilenet_v3_large_320_fpn(
-        weights=None, weights_backbone=None, min_size=96
-    )  # small, so that it is quick
+    # Small pictures, so that it is quick.
+    return fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, min_size=96)
 
 
 # -- copy from here
 def train(folder: Path, data: Pictures) -> nn.Module:
-    """Train everything but the backbone for two epochs, then its last blocks too; resume from the folder."""
+    """Train all but the backbone for two epochs, then its last blocks too; resume if possible."""
     torch.manual_seed(0)
     model = pretrained()
-    ftkit.replace_head(model, 1 + 3)  # torchvision counts the background; class scores and boxes both follow
+    ftkit.replace_head(model, 1 + 3)  # the background counts; scores and boxes both follow
     ftkit.freeze(model, "backbone.body")
-    optimizer = torch.optim.SGD(ftkit.param_groups(model, lr=5e-3, rates={"backbone": 5e-4}), momentum=0.9)
+    optimizer = torch.optim.SGD(
+        ftkit.param_groups(model, lr=5e-3, rates={"backbone": 5e-4}), momentum=0.9
+    )
 
     checkpoints = ftkit.CheckpointManager(folder)
     for epoch in range(checkpoints.resume(model=model, optimizer=optimizer), 4):

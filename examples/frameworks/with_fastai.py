@@ -47,13 +47,16 @@ class Saving(Callback):
 
 
 def train(folder: Path, data: Pictures) -> nn.Module:
-    """Train the head for two epochs, then layer4 too for two; resume if the folder has checkpoints."""
+    """Train the head for two epochs, then layer4 too for two; resume if possible."""
     torch.manual_seed(0)
     model = pretrained()
     head = ftkit.replace_head(model, 3)
-    batches = DataLoaders(DataLoader(data, 8, shuffle=True), DataLoader(Pictures(8), 8), device=torch.device("cpu"))
-    # train_bn=False: otherwise fastai makes the weights of BatchNorm trainable again whenever it freezes.
-    adamw = partial(OptimWrapper, opt=torch.optim.AdamW)  # torch's own, whose state is saved by parameter name
+    batches = DataLoaders(
+        DataLoader(data, 8, shuffle=True), DataLoader(Pictures(8), 8), device=torch.device("cpu")
+    )
+    # torch's own AdamW, whose state is saved by parameter name. With train_bn, fastai would make
+    # the weights of BatchNorm trainable again whenever it freezes.
+    adamw = partial(OptimWrapper, opt=torch.optim.AdamW)
     learner = Learner(batches, model, cross_entropy, opt_func=adamw, train_bn=False)
 
     ftkit.freeze_except(model, head)

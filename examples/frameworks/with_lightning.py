@@ -41,7 +41,9 @@ class Freezing(L.Callback):
         self.schedule.step(0, model=pl_module)  # before configure_optimizers
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for epoch in range(self.epoch + 1):  # what had thawed, before Lightning restores the optimizer
+        for epoch in range(
+            self.epoch + 1
+        ):  # what had thawed, before Lightning restores the optimizer
             self._step(trainer, epoch)
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -79,7 +81,7 @@ class Classifier(L.LightningModule):
 
 
 def train(folder: Path, power: float = float("inf")) -> Classifier:
-    """Train the head for two epochs, then layer4 too; resume if the folder has a checkpoint."""
+    """Train the head for two epochs, then layer4 too; resume if possible."""
     L.seed_everything(0, verbose=False)
     module = Classifier()
     freezing = Freezing(ftkit.FreezeSchedule({0: "model.fc", 2: "model.layer4"}))

@@ -18,7 +18,12 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import ftkit
 
-SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+SIZE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 
 
 def pretrained() -> nn.Module:
@@ -37,13 +42,13 @@ def adapted() -> PeftModel:
 
 
 def train(folder: Path, data: Pictures) -> PeftModel:
-    """Train adapters and head for two epochs, then the last block too; resume if the folder has a checkpoint."""
+    """Train adapters and head for two epochs, then the last block too; resume if possible."""
     model = adapted()
-    # peft has set requires_grad; ftkit also keeps what it froze from moving, and lets the head train.
+    # peft has set requires_grad; ftkit also holds Dropout, and lets the head train.
     ftkit.freeze_except(model, "**.lora_*", "**.classifier")
     optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=1e-3))
 
-    checkpoints = ftkit.CheckpointManager(folder, delta=True)  # adapters and head, not the whole model
+    checkpoints = ftkit.CheckpointManager(folder, delta=True)  # not the whole model
     for epoch in range(checkpoints.resume(model=model, optimizer=optimizer), 4):
         if epoch == 2:
             ftkit.unfreeze(model, "**.encoder.layer.3", optimizer=optimizer)

@@ -26,7 +26,7 @@ def pretrained() -> nn.Module:
 
 # -- copy from here
 def train(folder: Path, data: Pictures) -> nn.Module:
-    """Train the decoder for two epochs, then the encoder's last stage too; resume if the folder has a checkpoint."""
+    """Train the decoder for two epochs, then the encoder's last stage too; resume if possible."""
     torch.manual_seed(0)
     model = pretrained()
     ftkit.replace_head(model, 3)  # segmentation_head

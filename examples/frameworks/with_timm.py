@@ -30,7 +30,7 @@ def pretrained() -> nn.Module:
 
 # -- copy from here
 def train(folder: Path, data: Pictures) -> nn.Module:
-    """Train the head for two epochs, then the last two blocks too; resume if the folder has a checkpoint."""
+    """Train the head for two epochs, then the last two blocks too; resume if possible."""
     torch.manual_seed(0)
     model = pretrained()
     head = ftkit.replace_head(model, 3)
@@ -38,14 +38,18 @@ def train(folder: Path, data: Pictures) -> nn.Module:
     # The groups of timm's layer_decay, made by ftkit so that what thaws joins them at its own rate.
     groups = ftkit.param_groups(model, lr=1e-3, weight_decay=0.05, layer_decay=0.75)
     optimizer = create_optimizer_v2(groups, opt="adamw", lr=1e-3, weight_decay=0.05)
-    scheduler, epochs = create_scheduler_v2(optimizer, sched="cosine", num_epochs=4, warmup_epochs=1)
+    scheduler, epochs = create_scheduler_v2(
+        optimizer, sched="cosine", num_epochs=4, warmup_epochs=1
+    )
     ema = ModelEmaV3(model, decay=0.9)
 
     checkpoints = ftkit.CheckpointManager(folder)
     start = checkpoints.resume(model=model, optimizer=optimizer, scheduler=scheduler, ema=ema)
     for epoch in range(start, epochs):
         if epoch == 2:
-            ftkit.unfreeze(model, ftkit.last_blocks(model, 2), optimizer=optimizer, scheduler=scheduler)
+            ftkit.unfreeze(
+                model, ftkit.last_blocks(model, 2), optimizer=optimizer, scheduler=scheduler
+            )
         model.train()
         for images, labels in DataLoader(data, batch_size=8, shuffle=True):
             optimizer.zero_grad()

@@ -32,7 +32,7 @@ import ftkit
 
 # -- copy from here
 class Freezing(TrainerCallback):
-    """Freezes and thaws by a schedule; it must know its trainer: ``freezing.trainer = trainer``."""
+    """Freezes and thaws by a schedule; set ``trainer`` on it."""
 
     trainer: Trainer
 
@@ -50,12 +50,12 @@ class Freezing(TrainerCallback):
                 self.schedule.step(epoch, model=model, optimizer=optimizer)
         return optimizer
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
+    def on_train_begin(self, args, state, control, **_) -> None:
         if state.global_step:  # of some models, transformers 5.24 has resumed only a part
             model, last = self.trainer.model, get_last_checkpoint(args.output_dir)
             model.load_state_dict(type(model).from_pretrained(last).state_dict())
 
-    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: object, **_: object) -> None:
+    def on_epoch_begin(self, args, state, control, **_) -> None:
         optimizer = self.trainer.optimizer
         self.schedule.step(
             round(state.epoch),
@@ -83,10 +83,19 @@ class Texts(Pictures):
         image, label = super().__getitem__(index)
         tokens = (image[0, 0, :16].abs() * 10).long() + 5
         tokens[0] = label
-        return {"input_ids": tokens, "attention_mask": torch.ones(16, dtype=torch.long), "labels": label}
+        return {
+            "input_ids": tokens,
+            "attention_mask": torch.ones(16, dtype=torch.long),
+            "labels": label,
+        }
 
 
-SIZE = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 128}
+SIZE = {
+    "hidden_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 
 
 def vit() -> nn.Module:
@@ -102,7 +111,7 @@ def bert() -> nn.Module:
 
 
 def train(pretrained: Callable[[], nn.Module], data: Dataset, folder: Path) -> nn.Module:
-    """Train the head for two epochs, then the last two blocks too; resume if the folder has a checkpoint."""
+    """Train the head for two epochs, then the last two blocks too; resume if possible."""
     model = pretrained()
     head = ftkit.replace_head(model, 3)
     freezing = Freezing(ftkit.FreezeSchedule({0: head, 2: ftkit.last_blocks(model, 2)}))
@@ -120,9 +129,12 @@ def train(pretrained: Callable[[], nn.Module], data: Dataset, folder: Path) -> n
         disable_tqdm=True,
         logging_strategy="no",
     )
-    trainer = Trainer(model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[freezing])
+    trainer = Trainer(
+        model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[freezing]
+    )
     freezing.trainer = trainer
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
+    last = get_last_checkpoint(folder) if folder.is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
     return model
 
 

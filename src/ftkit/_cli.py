@@ -172,7 +172,7 @@ def _offer_completion(parser: argparse.ArgumentParser, commands: Iterable[argpar
     """Print a script for a shell: by shtab, if that is installed."""
     option, help = "--print-completion", "print a script that completes commands and options in a shell"
     try:
-        import shtab
+        import shtab  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         parser.add_argument(option, metavar="SHELL", action=_NoCompletion, help=f"{help} (needs ftkit[completion])")
         return
