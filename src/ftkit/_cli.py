@@ -277,7 +277,7 @@ def _diff(options: argparse.Namespace) -> tuple[Report, bool]:
 
 
 def _convert(options: argparse.Namespace) -> tuple[Report, bool]:
-    from ftkit._weights.conversion import convert
+    from ftkit._weights.convert import convert
 
     return convert(options.source, options.target, part=options.part, force=options.force), False
 

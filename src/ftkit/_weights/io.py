@@ -22,7 +22,7 @@ from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import unpack
 from ftkit._tensors.safetensors import refuse_empty, write_tensors
-from ftkit._weights.conversions import Library, adapter_names
+from ftkit._weights.libraries import Library, adapter_names
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import shown, some

@@ -1,4 +1,4 @@
-"""Tests for ``ftkit._weights.conversion``: other formats, the same bits."""
+"""Tests for ``ftkit._weights.convert``: other formats, the same bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ftkit import (
     save_delta,
     save_weights,
 )
-from ftkit._weights.conversion import convert
+from ftkit._weights.convert import convert
 
 
 @pytest.fixture

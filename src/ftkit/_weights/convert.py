@@ -67,7 +67,7 @@ def convert(
 
     Example:
         >>> import torch
-        >>> from ftkit._weights.conversion import convert
+        >>> from ftkit._weights.convert import convert
         >>> torch.save({"state_dict": torch.nn.Linear(4, 2).state_dict(), "epoch": 3}, "last.ckpt")
         >>> convert("last.ckpt", "linear.safetensors")
         last.ckpt -> linear.safetensors: 2 tensors, 40 B, the same bit for bit

@@ -216,7 +216,7 @@ def test_a_whole_file_of_a_model_with_an_adapter_is_loaded_whole(tmp_path: Path)
 
 
 def test_another_librarys_models_have_no_mapping() -> None:
-    from ftkit._weights.conversions import Library, adapter_names
+    from ftkit._weights.libraries import Library, adapter_names
 
     assert Library.of(nn.Linear(2, 2)) is None
     assert adapter_names(nn.Linear(2, 2)) == {}
