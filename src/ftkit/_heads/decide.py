@@ -210,18 +210,20 @@ def _left_as_they_are(evidence: _Evidence) -> Layers:
     return _of_one_size(evidence, group)
 
 
+_FEWEST_NARROWED = 12  # numbers of an example that a narrow layer stands for
 _FEWEST_RESTORED = 32  # numbers of an example: a classifier may have as many classes as features, if these are few
 
 
 def _gives_back(end: End, given: torch.Size, narrowest: int) -> bool:
     """Whether a model gives what goes in, as an autoencoder does, or more of the same series, as a forecaster does.
 
-    A small autoencoder is known by its ``narrowest`` layer.
+    A small autoencoder is known by its ``narrowest`` layer, which has at most half as many features as it gives back.
     """
     linear = isinstance(end.layer.module, nn.Linear)
     made = [end.shapes[port] for port in end.ports_within(CLEAN)]
     continues = any(linear and len(given) == len(one) == 3 and given[::2] == one[::2] for one in made)
-    return continues or (given in made and (given[1:].numel() >= _FEWEST_RESTORED or narrowest < given[-1]))
+    fewest = _FEWEST_RESTORED if 2 * narrowest > given[-1] else _FEWEST_NARROWED
+    return continues or (given in made and given[1:].numel() >= fewest)
 
 
 _RULES: tuple[Callable[[_Evidence], Layers], ...] = (
