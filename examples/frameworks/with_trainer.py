@@ -52,8 +52,7 @@ class Freezing(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_) -> None:
         if state.global_step:  # of some models, transformers 5.24 has resumed only a part
-            model, last = self.trainer.model, get_last_checkpoint(args.output_dir)
-            model.load_state_dict(type(model).from_pretrained(last).state_dict())
+            ftkit.load_weights(self.trainer.model, get_last_checkpoint(args.output_dir))
 
     def on_epoch_begin(self, args, state, control, **_) -> None:
         optimizer = self.trainer.optimizer

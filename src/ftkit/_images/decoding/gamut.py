@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _Planes: TypeAlias = "npt.NDArray[np.float32]"
 
 # Frames of video may never have been red, green and blue, and be more colorful than a screen can show: so colors are
-# lowered first. Then the most that a unit is off is 2 levels, of 5,000 files of photos, art, noise and such frames.
+# lowered first. Then the most that a unit is off is 2 levels, of 4,700 files of photos, art, noise and such frames.
 _MARGIN = 12  # levels
 _SATURATION = 0.75
 _SHARE, _FEWEST = 0.005, 4  # of the units

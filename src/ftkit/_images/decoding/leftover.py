@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-# Bytes that may be left over. Of thousands of sound files of each format, none could do without more than 7 of lossy
+# Bytes that may be left over. Of 1,300 sound WebP files, 120 AVIF, 72 GIF, none could do without more than 7 of lossy
 # WebP (32 bits flush its coder), 4 of lossless (where one code may stand for all the rest), 2 of AVIF, and 2 of GIF.
 _SPARE_LOSSY, _SPARE_LOSSLESS, _SPARE_AVIF, _SPARE_GIF = 16, 8, 8, 8
 
