@@ -13,7 +13,7 @@ from torch import nn
 
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Trace, named_state, no_trace
+from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Trace, named_state, no_trace, put_back, same_bits
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -130,6 +130,7 @@ class Cut:
         skips: The calls that don't run.
         inputs: What the model takes, with a slot for each tensor, or the tensor's number where it stays as it is.
         stays: The inputs that no skipped call depends on: labels.
+        moody: Names of modules that change from run to run.
         written: Names of the parameters and buffers that a forward pass writes to.
         read: Names of the parameters and buffers that the skipped part reads.
         refused: What can't be skipped though it is frozen, and why.
@@ -142,6 +143,7 @@ class Cut:
     skips: dict[Key, Skip]
     inputs: Any
     stays: set[int]
+    moody: set[str]
     written: set[str]
     read: set[str]
     refused: dict[str, str]
@@ -176,10 +178,29 @@ def find(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order:
         FtkitError: Nothing can be skipped; the message says why.
     """
     hints = Hints()
+    with no_trace(model):
+        _warm_up(model, call)  # what is remembered from the first run on is there in the others
+        return _found(model, call, other, sizes, order, hints)
+
+
+def _warm_up(model: nn.Module, call: Any) -> None:
+    before = [(one, one.detach().clone()) for one in model.buffers()]
+    try:
+        model(*call[0], **call[1])
+    except Exception as error:
+        raise FtkitError(
+            f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item of a "
+            "sample that is a tuple, or what its forward() takes of one that is a dict."
+        ) from error
+    put_back([pair for pair in before if not same_bits(*pair)])
+
+
+def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order: list[int], hints: Hints) -> Cut:
     for _ in range(_ROUNDS):
-        moved = set(hints.moved)
+        known = set(hints.moved), dict(hints.moody)
         first = _traced(model, call, hints)
-        if hints.moved != moved:
+        hints.moody = first.moody | hints.moody
+        if (hints.moved, hints.moody) != known:
             continue
         hints.apart = {one.key for one in first.calls if _may_replace_args(first, one)}
         long, short = _traced(model, call, hints), _traced(model, other, hints)
@@ -195,7 +216,8 @@ def find(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order:
             + some([f"{name or 'what is frozen'}: {why}" for name, why in frozen_but.items()], 4, "; ")
             + ". Freeze what comes first with ftkit.freeze(), which also holds norms and Dropout in eval mode."
         )
-    return _cut(long, short, skipped, sizes, order, frozen_but)
+    frozen_but.pop("", None)
+    return _cut(long, short, skipped, sizes, order, hints, frozen_but)
 
 
 def _traced(model: nn.Module, call: Any, hints: Hints) -> Trace:
@@ -278,11 +300,17 @@ def _refused(model: nn.Module, trace: Trace) -> dict[str, str]:
         return telling
     if all(one.requires_grad for one in model.parameters()):
         return {"": "nothing in it is frozen"}
-    return {"": TRAINS} if found else {}
+    return {"": TRAINS if found else "its parameters are used outside of the modules that have them"}
 
 
 def _cut(
-    long: Trace, short: Trace, skipped: list[Call], sizes: tuple[int, int], order: list[int], refused: dict[str, str]
+    long: Trace,
+    short: Trace,
+    skipped: list[Call],
+    sizes: tuple[int, int],
+    order: list[int],
+    hints: Hints,
+    refused: dict[str, str],
 ) -> Cut:
     """Choose the narrowest tensors that pass from the skipped calls to what needs them."""
     twins = {node.point: node.tensor for node in short.nodes if node.point}
@@ -348,6 +376,7 @@ def _cut(
         skips,
         slots(root.args, "input", ("", 0)),
         stays,
+        set(hints.moody),
         {name for name, tensor in named_state(long.calls[0].module).items() if id(tensor) in long.written},
         set(long.read),
         refused,

@@ -323,15 +323,24 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             if call[0]
             else ((), {inside[0]: rows, **{k: v for k, v in call[1].items() if k not in inside}})
         )
-        plain, again = (_restoring(model, cut, lambda: _step(model, call)) for _ in range(2))
+        try:
+            plain, again = (_restoring(model, cut, functools.partial(_step, model, call)) for _ in range(2))
+        except RuntimeError as error:
+            raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
             player.learning = True
             with player:
                 result = _restoring(model, cut, functools.partial(_step, model, replayed))
-        except FtkitError:
-            if mode:
+        except Exception as error:
+            player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
+            if not mode:
+                continue  # rows are refused in eval mode, as its modes are not known
+            if isinstance(error, FtkitError):
                 raise
-            continue  # rows are refused in eval mode, as its modes were not learned
+            raise FtkitError(
+                f"The {type(model).__name__} fails when its frozen part does not run: {error}. It can't be computed "
+                "once. Train without precompute."
+            ) from error
         finally:
             player.learning = False
         exact = _equal(plain, again)
@@ -433,6 +442,7 @@ class _Filling:
             "skipped": sorted(map(str, self.player.cut.skips.items())),
             "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in self.player.cut.once.items()},
             "frozen": self.player.guard.digests,
+            "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
             "torch": torch.__version__,
             "device": str(_device(self.model).type),
             "inside": self.inside,

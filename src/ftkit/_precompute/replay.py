@@ -21,6 +21,7 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
+_PLAIN_VALUES: Final = frozenset({bool, int, float, str, type(None)})
 TAG: Final = 16
 """Bytes at the start of each row that say which cut it belongs to."""
 
@@ -50,6 +51,12 @@ class Guard:
         self._owners = [
             (name, model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]) for name in self._names
         ]
+        around = {"", *(name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == ".")}
+        inner = {part for several in parts_of(model, cut).values() for part in several}
+        inner.update(model.get_submodule(name) for name in around)
+        inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
+        self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
+        self.settings = {name: _settings(part) for name, part in self._plain}
         self.digests = self._digests(self._names)
         self._seen = self._look()
 
@@ -75,6 +82,13 @@ class Guard:
         Raises:
             FtkitError: Something has changed, or trains now.
         """
+        for name, part in self._plain:
+            if (now := _settings(part)) != (then := self.settings[name]):
+                what = next(one for one in {**then, **now} if then.get(one) != now.get(one))
+                raise FtkitError(
+                    f"{name or 'the model'}.{what} was {then.get(what)!r} when the frozen part was computed, and is "
+                    f"{now.get(what)!r} now. Call precompute() again, and use its loader from here on."
+                )
         look = self._look()
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
         if not doubtful:
@@ -84,8 +98,8 @@ class Guard:
                 f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
                 "past the frontier. Call precompute() again, and use its loader from here on."
             )
-        now = self._digests(doubtful)
-        if moved := sorted(name for name in doubtful if now.get(name) != self.digests.get(name)):
+        digests = self._digests(doubtful)
+        if moved := sorted(name for name in doubtful if digests.get(name) != self.digests.get(name)):
             raise FtkitError(
                 f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. Call "
                 "precompute() again, and use its loader from here on."
@@ -337,6 +351,15 @@ class Player:
                 f"{key[0]} is in another mode (train or eval) than when its results were computed. ftkit.freeze() "
                 "holds what it freezes in eval mode."
             )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The plain values among a module's attributes: rates, sizes, switches. Its mode is looked at elsewhere."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name != "training" and type(value) in _PLAIN_VALUES and not name.startswith("_ftkit")
+    }
 
 
 class _Idle:

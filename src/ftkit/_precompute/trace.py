@@ -8,12 +8,13 @@ import functools
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
@@ -100,12 +101,15 @@ class Hints:
         hot: Calls whose arguments do already.
         apart: Calls whose arguments a replay can replace.
         moved: Buffers that operators write to without saying so, as batch norm does.
+        moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
+            numbers, or remember something.
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
     hot: set[Key] = field(default_factory=set)
     apart: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
+    moody: dict[str, str] = field(default_factory=dict)
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -117,6 +121,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         sinks: The values that are needed for real: by what trains, by the caller, by Python; and in which calls.
         read: Names of parameters and buffers that values of the frozen part were computed from.
         written: Tensors that the run wrote to, by identity, and what they held before.
+        moody: Modules that drew Python's random numbers or remembered something.
         output: What the model gave back.
     """
 
@@ -127,9 +132,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.sinks: list[tuple[int, tuple[int, ...]]] = []
         self.read: set[str] = set()
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.moody: dict[str, str] = {}
         self.output: Any = None
         self._hints = hints
         self._open: list[int] = []
+        self._leaked = ""  # why what comes now may be no constant, though no operator shows it
         self._at: dict[int, int] = {}  # the value that a storage holds
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._alive: list[Any] = []  # so that no identity is taken again
@@ -194,17 +201,22 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         before = _generators() if draws else None
         output = func(*args, **kwargs)
         draws = draws and before != _generators()
-        foreign = any(place not in self._born for place in written)
+        changed = [place for place in written if place not in self._born]
+        foreign = f"it updates {self._said(changed[0])}" if changed else ""
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
-        hot = "it draws random numbers" if draws else hot or ("it writes to a parameter or buffer" if foreign else "")
+        hot = "it draws random numbers" if draws else hot or foreign or self._leaked
+        if not hot and self._open:
+            hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
         if hot:
             self._refuse(hot)
         varies = any(self.nodes[one].varies for one in parents)
         needs_values = func is torch.ops.aten._local_scalar_dense.default or bool(
             {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
         )
-        if hot or needs_values:
-            self.sinks += [(one, tuple(self._open)) for one in parents if not self.nodes[one].hot]
+        if needs_values:
+            self.show_python(given)
+        elif hot:
+            self._need(parents)
         else:
             self.read.update(self._names[id(one)] for one in given if id(one) in self._names)
         for one in given:
@@ -230,6 +242,22 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 made = self._new(hot=hot, varies=varies, parents=parents)
             self._at[place] = made
         return output
+
+    def _need(self, values: Iterable[int]) -> None:
+        self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
+
+    def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
+        values = list(map(self.node, tensors))
+        self._need(values)
+        if any(self.nodes[one].hot for one in values):
+            self._leaked = "it may depend on what trains, of which Python has read a value before"
+            self._refuse(self._leaked)
+
+    def _said(self, place: int) -> str:
+        """The name of what lies in a storage."""
+        own = self._own.get(place)
+        return "a tensor that was there before" if own is None else self._names[id(own)]
 
     def _refuse(self, why: str) -> None:
         for call in self._open:
@@ -264,11 +292,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         output = forward(*args, **kwargs)
         self._open.pop()
         if before != _python_generators():
-            self._refuse("it draws random numbers")
-            call.why_not = "it draws random numbers"
+            self._moody(index, "it draws random numbers")
         if state != _own_state(module):
-            for each in (index, *call.within):
-                self.calls[each].why_not = self.calls[each].why_not or "it keeps what it computed in an attribute"
+            self._moody(index, "it keeps what it computed in an attribute")
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
         if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in leaves):
@@ -285,6 +311,13 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
         return output
 
+    def _moody(self, index: int, why: str) -> None:
+        for each in (index, *self.calls[index].within):
+            self.calls[each].why_not = self.calls[each].why_not or why
+        name = self.calls[index].key[0]
+        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
+            self.moody.setdefault(name, why)  # the innermost
+
     def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Run the model, and put back what it wrote to."""
         with instead({id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}, model):
@@ -294,13 +327,28 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             )
             before = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
             try:
-                with self:
+                with self, _Reading(self):
                     self.output = model(*args, **kwargs)
             finally:
                 put_back(self.written.values())
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
                 self._hints.moved |= moved.keys()
+
+
+class _Reading(TorchFunctionMode):
+    """Sees where Python reads the values of a tensor without an operator."""
+
+    _READ = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "__reduce_ex__", "__repr__", "__format__"})
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._READ:
+            self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
+        return func(*args, **(kwargs or {}))
 
 
 def own_tensors(module: nn.Module) -> bool:
