@@ -234,3 +234,37 @@ def fitted(model: nn.Module, batches: list[Tensor]) -> list[Any]:
             loss.backward()
             optimizer.step()
     return [one.tolist() for one in used]
+
+
+class Masked(nn.Module):
+    """Leaves its mask out where a batch needs none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor, y: Tensor | None = None) -> Any:
+        padding = None if bool(mask.all()) else ~mask
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=padding)
+        logits = self.head(x[:, 0])
+        return logits if y is None else nn.functional.cross_entropy(logits, y)
+
+
+def test_a_mask_may_be_none_in_some_batches(tmp_path: Any) -> None:
+    """As in transformers, where its values decide."""
+    model = Masked()
+    freeze_except(model, "head", "blocks.1")
+    samples = [
+        {"x": torch.randn(5, 4), "mask": torch.arange(5) < (5 if at < 6 else 3), "y": torch.tensor(at % 2)}
+        for at in range(12)
+    ]
+    model.eval()
+    with precompute(model, samples, tmp_path, batch_size=6) as cached:
+        assert cached.skipped == ["blocks.0"]
+        for batch, start in zip(cached.loader(batch_size=6), (0, 6), strict=True):
+            plain = torch.utils.data.default_collate(samples[start : start + 6])
+            assert batch.keys() == {"x", "y"}
+            assert torch.allclose(model(**batch), model(**plain))

@@ -22,7 +22,7 @@ from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, find, near
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.replay import ALIGN, Player, record
+from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player, record
 from ftkit._precompute.store import READY, UNFINISHED, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.trace import named_state, no_trace, put_back, same_bits
 from ftkit._reports import Grid, Parts, Report
@@ -312,7 +312,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
     Raises:
         FtkitError: Outputs, gradients or buffers differ.
     """
-    player = Player(model, cut, b"\0" * 16)
+    player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
     for mode in (True, False):
         model.train(mode)
@@ -450,7 +450,7 @@ class _Filling:
             "sample": self.shape,
         }
         self.tag = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).digest()[:16]
-        self.player.tag = self.tag
+        self.player.tag = MAGIC + self.tag[: TAG - len(MAGIC)]
         self.print = samples.fingerprint(self.dataset)
 
     def run(self) -> tuple[Path, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -21,9 +22,12 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
+_FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
 _PLAIN_VALUES: Final = frozenset({bool, int, float, str, type(None)})
+MAGIC: Final = b"ftkitrow"
+"""Bytes at the start of each row, by which it is known."""
 TAG: Final = 16
-"""Bytes at the start of each row that say which cut it belongs to."""
+"""Bytes at the start of each row, with those, that say which cut it belongs to."""
 
 
 class Enough(BaseException):
@@ -115,6 +119,7 @@ class _Run:
     device: torch.device
     values: dict[int, torch.Tensor]
     count: Counter[str] = field(default_factory=Counter)
+    strict: bool = False
 
 
 def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -> tuple[dict[int, torch.Tensor], Any]:
@@ -153,6 +158,9 @@ def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -
     if missing := [cut.points[number] for number in wanted.values() if number not in found]:
         raise FtkitError(f"The forward pass did not come by {some([p[1][0] for p in missing], 3)} for these samples.")
     return found, output
+
+
+_ACTIVE: list[Player] = []
 
 
 class Player:
@@ -204,11 +212,7 @@ class Player:
 
     def is_row(self, value: Any) -> bool:
         """Whether a value is a batch of rows of this cut."""
-        if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2:
-            return False
-        if value.shape[1] != self.row_bytes or not len(value):
-            return False
-        return bool((value[:, :TAG].cpu() == torch.frombuffer(bytearray(self.tag), dtype=torch.uint8)).all())
+        return _begins(value, self.tag) and bool(value.shape[1] == self.row_bytes)
 
     def near(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         """Whether two rows differ by no more than kernels for different batch sizes do."""
@@ -234,7 +238,8 @@ class Player:
         named = dict(self.model.named_modules())
         names = {key[0] for key in self.cut.skips} | {key[0] for kind, key, _ in self.cut.points if kind == "arg"}
         remove = install({id(named[name]): self._through(name) for name in names}, self.model)
-        self._undo = [remove, before.remove, after.remove]
+        _ACTIVE.append(self)
+        self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
     def leave(self) -> None:
         """Take what enter() put into the model away."""
@@ -251,8 +256,14 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        leaves = [one for one in tree_leaves((args, kwargs)) if self.is_row(one)]
+        rowlike = [one for one in tree_leaves((args, kwargs)) if _begins(one, MAGIC)]
+        leaves = [one for one in rowlike if self.is_row(one)]
         if not leaves:
+            if rowlike and not any(one.is_row(rowlike[0]) for one in _ACTIVE if one.model is self.model):
+                raise FtkitError(
+                    "The model was called with rows that were computed for another state of it, or of another model. "
+                    "Take them from the loader of the with block around."
+                )
             return None
         if module is not self.model:
             raise FtkitError("A copy of the model was called with kept rows: only the model itself takes them.")
@@ -283,6 +294,8 @@ class Player:
         for name, traced in traced_kwargs.items():
             if _fills(traced) and (name not in named or self.is_row(named[name])):
                 named[name] = self._filled(traced, run)
+        known = sum(isinstance(one, Slot) for one in tree_leaves(self.cut.inputs))
+        run.strict = sum(isinstance(one, torch.Tensor) for one in tree_leaves((given, named))) > known
         if any(self.is_row(one) for one in tree_leaves((given, named))):
             raise FtkitError("The model was called with kept rows where it took no input when they were computed.")
         return tuple(given), named
@@ -324,16 +337,21 @@ class Player:
             skip = self.cut.skips.get(key)
             if skip is None:
                 return original(*args, **kwargs)
-            self._check(key, args, kwargs)
+            self._check(key, args, kwargs, strict=run.strict)
             return self._filled(skip.output, run)
 
         return forward
 
-    def _check(self, key: Key, args: Any, kwargs: Any) -> None:
-        """See that a skipped call is the call that it was."""
+    def _check(self, key: Key, args: Any, kwargs: Any, *, strict: bool) -> None:
+        """See that a skipped call is the call that it was.
+
+        A mask may be there in one batch and None in the next, as its values decide. But if the caller passed a tensor
+        that was not passed then, it has to be ``strict``.
+        """
         skip = self.cut.skips[key]
-        now = tree_map_only(torch.Tensor, lambda _: Slot(None, None), (args, kwargs))
-        if _plain(now) != _plain(skip.args):
+        telling = {name: value for name, value in kwargs.items() if name not in _FOR_THE_LOSS}
+        now = tree_map_only(torch.Tensor, lambda _: Slot(None, None), (args, telling))
+        if _plain(now, strict) != _plain(skip.args, strict):
             raise FtkitError(
                 f"{key[0]} is called with other arguments than when its results were computed. Call the model in the "
                 "same way, or precompute() with it called in this way."
@@ -354,12 +372,24 @@ class Player:
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The plain values among a module's attributes: rates, sizes, switches. Its mode is looked at elsewhere."""
+    """The plain values among a module's attributes: rates, sizes, switches. Its mode is looked at elsewhere.
+
+    Names with an underscore are left out: frameworks mark with them what they have prepared.
+    """
     return {
         name: value
         for name, value in vars(module).items()
-        if name != "training" and type(value) in _PLAIN_VALUES and not name.startswith("_ftkit")
+        if name != "training" and type(value) in _PLAIN_VALUES and not name.startswith("_")
     }
+
+
+def _begins(value: Any, with_what: bytes) -> bool:
+    """Whether a value is a batch of rows that all begin with some bytes."""
+    if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not len(value):
+        return False
+    start = value[:, : len(with_what)].cpu()
+    wanted = torch.frombuffer(bytearray(with_what), dtype=torch.uint8)
+    return start.shape[1] == len(with_what) and bool((start == wanted).all())
 
 
 class _Idle:
@@ -377,10 +407,12 @@ def _fills(tree: Any) -> bool:
     return any(isinstance(one, Slot) and one != Slot(None, None) for one in tree_leaves(tree))
 
 
-def _plain(tree: Any) -> list[Any]:
-    return [
+def _plain(tree: Any, strict: bool) -> list[Any]:
+    nothing = Slot(None, None)
+    leaves = [
         one if isinstance(one, (Slot, bool, int, float, str, type(None))) else type(one) for one in tree_leaves(tree)
     ]
+    return leaves if strict else [nothing if one is None else one for one in leaves]
 
 
 def _with(args: Any, kwargs: Any, values: Mapping[int, torch.Tensor]) -> Any:
