@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from ftkit._arguments import byte_count, came, local_path, whole_number
 from ftkit._cost.measure import measure
+from ftkit._files import remove_litter
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
@@ -458,6 +459,7 @@ class _Filling:
         count = len(self.dataset)
         stem = self.tag.hex()[:16]
         with locked(self.folder):
+            remove_litter(self.folder)
             known = self.print
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
                 known = self._read()

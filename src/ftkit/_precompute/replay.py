@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ftkit._files import digest
+from ftkit._freezing.holding import is_held
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
@@ -61,6 +62,7 @@ class Guard:
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
         self.settings = {name: _settings(part) for name, part in self._plain}
+        self._sizes = {name: len(vars(part)) for name, part in self._plain}
         self.digests = self._digests(self._names)
         self._seen = self._look()
 
@@ -87,12 +89,20 @@ class Guard:
             FtkitError: Something has changed, or trains now.
         """
         for name, part in self._plain:
-            if (now := _settings(part)) != (then := self.settings[name]):
+            then, own = self.settings[name], vars(part)
+            if (
+                not thoroughly
+                and len(own) == self._sizes[name]
+                and all(own.get(one, part) is then[one] for one in then)
+            ):
+                continue
+            if (now := _settings(part)) != then:
                 what = next(one for one in {**then, **now} if then.get(one) != now.get(one))
                 raise FtkitError(
                     f"{name or 'the model'}.{what} was {then.get(what)!r} when the frozen part was computed, and is "
                     f"{now.get(what)!r} now. Call precompute() again, and use its loader from here on."
                 )
+            self.settings[name], self._sizes[name] = now, len(own)
         look = self._look()
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
         if not doubtful:
@@ -361,7 +371,9 @@ class Player:
                 "Autocast differs from what it was when the frozen part was computed. Call precompute() inside "
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
-        modes = key, (self.model.training, *[part.training for part in self._parts[key]])
+        # What is held is in eval mode when it runs, whatever it says now.
+        parts = [part.training and not is_held(part) for part in self._parts[key]]
+        modes = key, (self.model.training, *parts)
         if self.learning:
             self.cut.modes.add(modes)
         elif modes not in self.cut.modes:
