@@ -358,6 +358,13 @@ def test_mistakes(change: Any, said: str, tmp_path: Path) -> None:
         precompute(**kwargs)
 
 
+def test_a_misspelled_option_of_the_loader(tmp_path: Path) -> None:
+    """Is met with the closest."""
+    cached = precompute(small(), images(), tmp_path)
+    with pytest.raises(FtkitError, match="'batch_size'"):
+        cached.loader(batchsize=3)
+
+
 def test_the_report(tmp_path: Path) -> None:
     """Where the cut is, what is kept, what it saves."""
     cached = precompute(torchvision_head(), images(4, 32), tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from ftkit._precompute.trace import named_state, no_trace, put_back, same_bits
 from ftkit._reports import Grid, Parts, Report
 from ftkit._torch import compiled_from, tree_map_only
 from ftkit._wording import in_bytes, plural, some
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
 
 _PROBES: Final = 4
@@ -109,7 +110,8 @@ class Precomputed(Report):
             **options: As for ``torch.utils.data.DataLoader``: ``batch_size``, ``shuffle``, ``num_workers`` and so on.
 
         Raises:
-            FtkitError: The data set, or the frozen part of the model, has changed since.
+            FtkitError: The data set, or the frozen part of the model, has changed since; or torch does not take these
+                options.
         """
         if self._print is not None and samples.fingerprint(self._source) != self._print:
             raise FtkitError(
@@ -117,7 +119,12 @@ class Precomputed(Report):
                 "Call precompute() again."
             )
         self._player.guard.check(thoroughly=True)
-        return DataLoader(self._rows, **options)
+        try:
+            return DataLoader(self._rows, **options)
+        except (TypeError, ValueError) as error:
+            unknown = [one for one in options if one not in inspect.signature(DataLoader).parameters]
+            hint = did_you_mean(unknown[0], inspect.signature(DataLoader).parameters) if unknown else ""
+            raise FtkitError(f"torch can't build a DataLoader from these arguments: {error}.{hint}") from error
 
     def __enter__(self) -> Self:
         self._player.enter()

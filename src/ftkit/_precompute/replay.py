@@ -18,7 +18,7 @@ from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.trace import Key, autocast_state, install, instead
-from ftkit._torch import tree_leaves, tree_map_only, version_of
+from ftkit._torch import buffers_of, parameters_of, tree_leaves, tree_map_only, version_of
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
@@ -69,8 +69,9 @@ class Guard:
     def _look(self) -> dict[str, Any]:
         found = {}
         for name, module, key in self._owners:
-            one = getattr(module, key, None)
-            found[name] = (id(one), version_of(one), one.requires_grad) if isinstance(one, torch.Tensor) else None
+            one: torch.Tensor | None = parameters_of(module).get(key)
+            one = buffers_of(module).get(key) if one is None else one
+            found[name] = None if one is None else (id(one), version_of(one), one.requires_grad)
         return found
 
     def _digests(self, names: Iterable[str]) -> dict[str, str]:
