@@ -300,7 +300,7 @@ def _refused(model: nn.Module, trace: Trace) -> dict[str, str]:
         return telling
     if all(one.requires_grad for one in model.parameters()):
         return {"": "nothing in it is frozen"}
-    return {"": TRAINS if found else "its parameters are used outside of the modules that have them"}
+    return {"": TRAINS if found else "the modules that have its parameters do not run, or others use them"}
 
 
 def _cut(
