@@ -11,7 +11,7 @@ import functools
 import importlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeGuard, TypeVar, cast
 
@@ -81,6 +81,8 @@ __all__ = [
     "tree_map_only",
     "version_of",
     "without_step_hooks",
+    "wrapper_tensor",
+    "written_by",
 ]
 
 T_co = TypeVar("T_co", covariant=True)
@@ -347,6 +349,23 @@ def gives_views(func: Any) -> bool:
     """Whether an operator may give back views of its arguments; so it says where this torch does not tell."""
     schema = getattr(func, "_schema", None)
     return schema is None or any(returned.alias_info is not None for returned in schema.returns)
+
+
+def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
+    """Yield the tensors that an operator writes to, by what it declares."""
+    schema = needed(func, "_schema", "see what an operator writes to")
+    for number, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[number] if number < len(args) else kwargs.get(argument.name)
+            yield from (one for one in __getattr__("tree_leaves")(value) if isinstance(one, torch.Tensor))
+
+
+def wrapper_tensor(kind: type[torch.Tensor], like: torch.Tensor, device: torch.device) -> Any:
+    """Make a tensor of a subclass that has the shape of another one, and no memory."""
+    make = needed(torch.Tensor, "_make_wrapper_subclass", "stand for tensors without data")
+    return make(
+        kind, like.shape, strides=like.stride(), storage_offset=like.storage_offset(), dtype=like.dtype, device=device
+    )
 
 
 def eager_call(module: nn.Module) -> Callable[..., Any]:

@@ -1,0 +1,445 @@
+"""Where the frozen part of a model ends: which calls need not run, and which tensors pass over in their place."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftkit._models.dryrun import tensors_in
+from ftkit._precompute.placeholders import Placeholder
+from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Trace, named_state, no_trace, put_back, same_bits
+from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._wording import some
+from ftkit.errors import FtkitError
+
+Point = tuple[str, Key, int]
+"""A place where a replay puts a tensor: an input, an argument or an output; of which call; the how manieth."""
+
+_ROUNDS = 50
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a tensor is made of one part for each sample.
+
+    Attributes:
+        shape: Of the part of one sample.
+        dim: Along which the parts follow each other; None for a tensor that is the same for all samples.
+        dtype: Its type.
+        order: The dimensions of a part as they lie in memory, from the outermost on.
+    """
+
+    shape: tuple[int, ...]
+    dim: int | None
+    dtype: torch.dtype
+    order: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes the part of one sample takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @classmethod
+    def of(cls, long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int]) -> Layout | None:
+        """Compare the tensors of two batches of different sizes; None if they don't consist of samples."""
+        if long.dtype != short.dtype or long.dim() != short.dim():
+            return None
+        differ = [at for at, (one, two) in enumerate(zip(long.shape, short.shape, strict=True)) if one != two]
+        strides = long.stride()
+        order = tuple(sorted(range(long.dim()), key=lambda at: -strides[at]))
+        if not differ:
+            return cls(tuple(long.shape), None, long.dtype, order)
+        at = differ[0]
+        share = long.shape[at] // sizes[0]
+        if len(differ) > 1 or (long.shape[at], short.shape[at]) != (share * sizes[0], share * sizes[1]):
+            return None
+        return cls((*long.shape[:at], share, *long.shape[at + 1 :]), at, long.dtype, order)
+
+    def parts(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Cut a tensor into the parts of the samples, which come first."""
+        if self.dim is None:
+            return tensor[None]
+        shape = *tensor.shape[: self.dim], -1, *self.shape[self.dim :]
+        return tensor.reshape(shape).movedim(self.dim, 0)
+
+    def encode(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The bytes of each sample's part, in rows."""
+        plain = self.parts(tensor.detach().resolve_conj().resolve_neg())
+        laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous()
+        return laid.view(len(laid), -1).view(torch.uint8)
+
+    def decode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Make a tensor of the bytes of the samples, in memory of its own."""
+        laid = rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+        laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
+        parts = laid.permute(0, *(self.order.index(at) + 1 for at in range(len(self.shape))))
+        return parts[0] if self.dim is None else parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+
+    def stand_in(self, samples: int, device: torch.device) -> torch.Tensor:
+        """A placeholder for so many samples."""
+        shape = list(self.shape)
+        if self.dim is not None:
+            shape[self.dim] *= samples
+        strides, step = [0] * len(shape), 1
+        for at in reversed(self.order):
+            strides[at], step = step, step * shape[at]
+        return Placeholder(torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"), device)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The place of a tensor in what a call takes or gives.
+
+    Attributes:
+        layout: What the tensor looks like; None for one whose shape nobody needs to know.
+        kept: Which of the kept tensors it is; None for one that nobody needs.
+    """
+
+    layout: Layout | None
+    kept: int | None
+
+
+@dataclass
+class Skip:
+    """A call that does not run in a replay.
+
+    Attributes:
+        args: What it takes, with a slot for each tensor.
+        output: What it gives, with a slot for each tensor.
+        autocast: What autocast was.
+    """
+
+    args: Any
+    output: Any
+    autocast: tuple[Any, ...]
+
+
+@dataclass
+class Cut:
+    """The frontier of a model for a kind of inputs.
+
+    Attributes:
+        points: Where the kept tensors go.
+        layouts: What they look like.
+        skips: The calls that don't run.
+        inputs: What the model takes, with a slot for each tensor, or the tensor's number where it stays as it is.
+        stays: The inputs that no skipped call depends on: labels.
+        moody: Names of modules that change from run to run.
+        written: Names of the parameters and buffers that a forward pass writes to.
+        read: Names of the parameters and buffers that the skipped part reads.
+        refused: What can't be skipped though it is frozen, and why.
+        once: The tensors that are the same for all samples, by their number among the kept ones.
+        modes: The modes in which the skipped modules have run, for each call.
+    """
+
+    points: list[Point]
+    layouts: list[Layout]
+    skips: dict[Key, Skip]
+    inputs: Any
+    stays: set[int]
+    moody: set[str]
+    written: set[str]
+    read: set[str]
+    refused: dict[str, str]
+    once: dict[int, torch.Tensor] = field(default_factory=dict)
+    modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
+
+    @property
+    def per_sample(self) -> list[int]:
+        """The kept tensors of which each sample has its own."""
+        return [number for number, layout in enumerate(self.layouts) if layout.dim is not None]
+
+    @property
+    def description(self) -> list[Any]:
+        """What two cuts have in common that can use the same rows; ready for JSON."""
+        return [
+            [*point, list(one.shape), one.dim, str(one.dtype), list(one.order)]
+            for point, one in zip(self.points, self.layouts, strict=True)
+        ]
+
+
+def find(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order: list[int]) -> Cut:
+    """Find the frontier of a model in its current mode.
+
+    Args:
+        model: The model; it is left as it was.
+        call: Positional and keyword arguments for a small batch.
+        other: The same for a smaller one.
+        sizes: How many samples they have.
+        order: Which sample of the first batch each of the second one is.
+
+    Raises:
+        FtkitError: Nothing can be skipped; the message says why.
+    """
+    hints = Hints()
+    with no_trace(model):
+        _warm_up(model, call)  # what is remembered from the first run on is there in the others
+        return _found(model, call, other, sizes, order, hints)
+
+
+def _warm_up(model: nn.Module, call: Any) -> None:
+    before = [(one, one.detach().clone()) for one in model.buffers()]
+    try:
+        model(*call[0], **call[1])
+    except Exception as error:
+        raise FtkitError(
+            f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item of a "
+            "sample that is a tuple, or what its forward() takes of one that is a dict."
+        ) from error
+    put_back([pair for pair in before if not same_bits(*pair)])
+
+
+def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order: list[int], hints: Hints) -> Cut:
+    for _ in range(_ROUNDS):
+        known = set(hints.moved), dict(hints.moody)
+        first = _traced(model, call, hints)
+        hints.moody = first.moody | hints.moody
+        if (hints.moved, hints.moody) != known:
+            continue
+        hints.apart = {one.key for one in first.calls if _may_replace_args(first, one)}
+        long, short = _traced(model, call, hints), _traced(model, other, hints)
+        skipped = _maximal(long, short)
+        if not _learn(short, skipped, sizes, order, hints):
+            break
+    else:
+        raise FtkitError(f"The frontier of the {type(model).__name__} can't be found in {_ROUNDS} rounds.")
+    frozen_but = _refused(model, long)
+    if not skipped:
+        raise FtkitError(
+            f"No part of the {type(model).__name__} can be computed once: "
+            + some([f"{name or 'what is frozen'}: {why}" for name, why in frozen_but.items()], 4, "; ")
+            + ". Freeze what comes first with ftkit.freeze(), which also holds norms and Dropout in eval mode."
+        )
+    frozen_but.pop("", None)
+    return _cut(long, short, skipped, sizes, order, hints, frozen_but)
+
+
+def _traced(model: nn.Module, call: Any, hints: Hints) -> Trace:
+    trace = Trace(model, hints)
+    with no_trace(model):
+        trace.run(model, *call)
+    return trace
+
+
+def _may_replace_args(trace: Trace, call: Call) -> bool:
+    cold = any(not trace.nodes[one].hot and trace.nodes[one].varies for one in call.inputs)
+    return bool(call.key[0]) and bool(call.why_not) and not call.writes and cold
+
+
+def _maximal(long: Trace, short: Trace) -> list[Call]:
+    """The outermost calls that need not run, as both traces see it."""
+    good = {call.key for call in short.calls if not call.why_not}
+    chosen: dict[int, Call] = {}
+    for index, call in enumerate(long.calls):
+        if call.key[0] and not call.why_not and call.key in good and not any(one in chosen for one in call.within):
+            chosen[index] = call
+    return list(chosen.values())
+
+
+def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: list[int], hints: Hints) -> bool:
+    """Note the first call whose results depend on the other samples; return whether there was one."""
+    by_key = {call.key: call for call in short.calls}
+    for call in skipped:
+        other = by_key[call.key]
+        if _alike(call.args, other.args, sizes, order):
+            if _alike(call.output, other.output, sizes, order):
+                continue
+            hints.blocked[call.key[0]] = "it depends on the other samples of the batch"
+        else:
+            hints.hot.add(call.key)
+        return True
+    return False
+
+
+def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> bool:
+    """Whether the tensors of two batches are the same, sample by sample, up to what kernels make of batch sizes."""
+    ones, others = list(tensors_in(long)), list(tensors_in(short))
+    return len(ones) == len(others) and all(
+        _same(one, other, sizes, order) for one, other in zip(ones, others, strict=True)
+    )
+
+
+def _same(long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int], order: list[int]) -> bool:
+    layout = Layout.of(long, short, sizes)
+    if layout is None:
+        return False
+    one, other = layout.parts(long.detach()), layout.parts(short.detach())
+    return near(one if layout.dim is None else one[order], other)
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors differ by no more than kernels for different batch sizes do."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not (one.is_floating_point() or one.is_complex()):
+        return torch.equal(one, other)
+    if torch.equal(one.isfinite(), other.isfinite()):
+        scale = float(one[one.isfinite()].abs().max()) if one.isfinite().any() else 0.0
+        slack = 1000 * torch.finfo(one.dtype).eps * scale
+        return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
+    return False
+
+
+def _refused(model: nn.Module, trace: Trace) -> dict[str, str]:
+    """The frozen modules that can't be skipped, and why; of those inside each other the innermost."""
+    found: dict[str, str] = {}
+    around: set[int] = set()
+    for index, call in reversed(list(enumerate(trace.calls))):
+        own = list(call.module.parameters())
+        if call.why_not and index not in around and own and not any(one.requires_grad for one in own):
+            found[call.key[0]] = call.why_not
+            around.update(call.within)
+    telling = {name: why for name, why in reversed(found.items()) if why != TRAINS}
+    if telling:
+        return telling
+    if all(one.requires_grad for one in model.parameters()):
+        return {"": "nothing in it is frozen"}
+    return {"": TRAINS if found else "the modules that have its parameters do not run, or others use them"}
+
+
+def _cut(
+    long: Trace,
+    short: Trace,
+    skipped: list[Call],
+    sizes: tuple[int, int],
+    order: list[int],
+    hints: Hints,
+    refused: dict[str, str],
+) -> Cut:
+    """Choose the narrowest tensors that pass from the skipped calls to what needs them."""
+    twins = {node.point: node.tensor for node in short.nodes if node.point}
+    layouts: dict[int, Layout] = {}
+    for number, node in enumerate(long.nodes):
+        twin = twins.get(node.point) if node.point else None
+        if node.tensor is not None and twin is not None and _same(node.tensor, twin, sizes, order):
+            layout = Layout.of(node.tensor, twin, sizes)
+            if layout is not None:
+                layouts[number] = layout
+    indices = {index for index, call in enumerate(long.calls) if any(call is one for one in skipped)}
+    keys = {call.key for call in skipped}
+    free = {
+        number
+        for number, node in enumerate(long.nodes)
+        if node.point and (node.point[0] == "input" or (node.point[0] == "out" and node.point[1] in keys))
+    }
+    sinks = {node for node, within in long.sinks if not indices & set(within)}
+    behind = _ancestors(long, [one for call in skipped for one in call.inputs], set())
+    inputs = {
+        node.point[2]: number for number, node in enumerate(long.nodes) if node.point and node.point[0] == "input"
+    }
+    stays = {at for at, number in inputs.items() if number not in behind}
+    free -= {inputs[at] for at in stays}
+    bytes_of = {number: one.nbytes if one.dim is not None else 1 for number, one in layouts.items()}
+    kept = sorted(_narrowest(long, sinks, free, bytes_of))
+    number_of = {long.nodes[node].point: number for number, node in enumerate(kept)}
+
+    def slots(tree: Any, kind: str, key: Key) -> Any:
+        counter = iter(range(len(list(tensors_in(tree))) + 1))
+
+        def slot(tensor: torch.Tensor) -> Slot:
+            point = kind, key, next(counter)
+            if kind == "input" and point[2] in stays:
+                return Slot(None, None)
+            twin = twins.get(point)
+            return Slot(None if twin is None else Layout.of(tensor, twin, sizes), number_of.get(point))
+
+        return tree_map_only(torch.Tensor, slot, tree)
+
+    skips = {
+        call.key: Skip(
+            tree_map_only(torch.Tensor, lambda _: Slot(None, None), call.args),
+            slots(call.output, "out", call.key),
+            call.autocast,
+        )
+        for call in skipped
+    }
+    for call in skipped:
+        for leaf in tree_leaves(skips[call.key].output):
+            if isinstance(leaf, Slot) and leaf.layout is None:
+                raise FtkitError(f"What {call.key[0]} gives back is not made of samples.")
+    points = [point for node in kept if (point := long.nodes[node].point)]
+    once = {
+        number: tensor.detach().clone()
+        for number, node in enumerate(kept)
+        if layouts[node].dim is None and (tensor := long.nodes[node].tensor) is not None
+    }
+    root = long.calls[0]
+    return Cut(
+        points,
+        [layouts[node] for node in kept],
+        skips,
+        slots(root.args, "input", ("", 0)),
+        stays,
+        set(hints.moody),
+        {name for name, tensor in named_state(long.calls[0].module).items() if id(tensor) in long.written},
+        set(long.read),
+        refused,
+        once,
+    )
+
+
+def _ancestors(trace: Trace, nodes: Iterable[int], stop: set[int]) -> set[int]:
+    found: set[int] = set()
+    queue = list(nodes)
+    while queue:
+        one = queue.pop()
+        if one not in found:
+            found.add(one)
+            if one not in stop:
+                queue += trace.nodes[one].parents
+    return found
+
+
+def _narrowest(trace: Trace, sinks: set[int], free: set[int], bytes_of: Mapping[int, int]) -> set[int]:
+    """A minimum cut between the values that come for free and those that are needed, the one nearest to the latter."""
+    endless = 1 << 60
+    room: dict[Any, dict[Any, int]] = defaultdict(dict)
+
+    def edge(one: Any, other: Any, width: int) -> None:
+        room[one][other] = room[one].get(other, 0) + width
+        room[other].setdefault(one, 0)
+
+    for node in _ancestors(trace, sinks, free):
+        edge((node, 0), (node, 1), bytes_of.get(node, endless))
+        if node in free:
+            edge("source", (node, 0), endless)
+        else:
+            for parent in trace.nodes[node].parents:
+                edge((parent, 1), (node, 0), endless)
+    for node in sinks:
+        edge((node, 1), "sink", endless)
+    while True:
+        came: dict[Any, Any] = {"source": None}
+        queue = deque(["source"])
+        while queue and "sink" not in came:
+            one: Any = queue.popleft()
+            for other, width in room[one].items():
+                if width > 0 and other not in came:
+                    came[other] = one
+                    queue.append(other)
+        if "sink" not in came:
+            break
+        path = [("sink", came["sink"])]
+        while path[-1][1] != "source":
+            path.append((path[-1][1], came[path[-1][1]]))
+        width = min(room[one][other] for other, one in path)
+        if width >= endless:
+            raise FtkitError("A value that the frozen part passes on can't be kept: it is not made of samples.")
+        for other, one in path:
+            room[one][other] -= width
+            room[other][one] += width
+    reaches: set[Any] = {"sink"}
+    queue = deque(["sink"])
+    while queue:
+        one = queue.popleft()
+        for other in room[one]:
+            if room[other].get(one, 0) > 0 and other not in reaches:
+                reaches.add(other)
+                queue.append(other)
+    return {one[0] for one in reaches if one != "sink" and one[1] == 1 and (one[0], 0) not in reaches}

@@ -1,0 +1,82 @@
+"""Tensors without data that stand for what nobody needs: they can be reshaped and added, and never give a value."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, Self
+
+import torch
+
+from ftkit._torch import tree_leaves, tree_map_only, wrapper_tensor, written_by
+from ftkit.errors import FtkitError
+
+_HERE = threading.local()
+
+
+class Placeholder(torch.Tensor):
+    """A tensor of a certain shape, type and device that holds no data.
+
+    What is computed from one is one. Whatever needs its values, or joins it with what trains, is an error.
+    """
+
+    elem: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, elem: torch.Tensor, device: torch.device) -> Self:
+        """Stand for a tensor like ``elem``, which is on the meta device."""
+        made: Self = wrapper_tensor(cls, elem, device)
+        made.elem = elem
+        return made
+
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's reads the values
+        return f"Placeholder(shape={tuple(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch's own stands for none
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run an operator on shapes alone."""
+        kwargs = dict(kwargs or {})
+        if not getattr(_HERE, "allowed", 0):
+            raise _misuse(func, "outside of the forward pass that it belongs to (gradient checkpointing, perhaps)")
+        leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        if any(one.requires_grad for one in leaves):
+            raise _misuse(func, "together with something that trains")
+        if not all(isinstance(one, Placeholder) for one in written_by(func, args, kwargs)):
+            raise _misuse(func, "to write to a tensor")
+        device = next(one.device for one in leaves if isinstance(one, Placeholder))
+        if kwargs.get("device") is not None:
+            device, kwargs["device"] = torch.device(kwargs["device"]), torch.device("meta")
+        try:
+            output = func(*tree_map_only(torch.Tensor, _shape, args), **tree_map_only(torch.Tensor, _shape, kwargs))
+        except (NotImplementedError, RuntimeError) as error:
+            raise _misuse(func, f"({str(error).splitlines()[0][:120]})") from error
+        known = {id(one.elem): one for one in leaves if isinstance(one, Placeholder)}
+
+        def wrapped(one: torch.Tensor) -> torch.Tensor:
+            return known[id(one)] if id(one) in known else Placeholder(one, device)
+
+        return tree_map_only(torch.Tensor, wrapped, output)
+
+
+class allowed:  # noqa: N801  (a block)
+    """A block in which operators may run on placeholders, in this thread."""
+
+    def __enter__(self) -> None:
+        _HERE.allowed = getattr(_HERE, "allowed", 0) + 1
+
+    def __exit__(self, *exception: object) -> None:
+        _HERE.allowed -= 1
+
+
+def _shape(tensor: torch.Tensor) -> torch.Tensor:
+    if isinstance(tensor, Placeholder):
+        return tensor.elem
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+def _misuse(func: Any, how: str) -> FtkitError:
+    return FtkitError(
+        f"{func} was called {how}, on a value of the frozen part that was not kept. The forward pass takes another "
+        "way than when its frontier was looked for: train without precompute, or call it again."
+    )

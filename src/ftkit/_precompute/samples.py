@@ -1,0 +1,342 @@
+"""Samples of a data set: which part of one the model takes, what tells one from another, and how the rest is kept."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import random
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
+
+from ftkit._arguments import came
+from ftkit._models.contents import bytes_of
+from ftkit._tensors.bytes import DTYPES
+from ftkit.errors import FtkitError
+
+_PACKAGES = {"torch", "torchvision", "PIL", "builtins", "collections", "enum"}
+_KINDS = {int: torch.int64, float: torch.float64, bool: torch.bool}
+_SHARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
+_SAME_AS = {torch.empty(0, dtype=one).numpy().dtype: one for one in (*_SHARED, torch.bool)}
+
+
+def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a model is called with, of a batch: what ``forward`` takes of a dict; else the first or only thing."""
+    if isinstance(batch, Mapping):
+        takes = inspect.signature(model.forward).parameters
+        return (), {name: value for name, value in batch.items() if name in takes and isinstance(value, torch.Tensor)}
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(first, torch.Tensor):
+        raise FtkitError(
+            f"A sample must be a tensor, a tuple with the model's input first, or a dict of what its forward() takes "
+            f"by name; this one comes as {came(first)}."
+        )
+    return (first,), {}
+
+
+def rest(sample: Any, inside: list[str]) -> list[Any]:
+    """What a sample has beside the model's input."""
+    if isinstance(sample, Mapping):
+        return [value for name, value in sample.items() if name not in inside]
+    return list(sample[1:]) if isinstance(sample, list | tuple) else []
+
+
+def joined(like: Any, row: Any, others: list[Any], inside: list[str]) -> Any:
+    """A sample of the structure that ``like`` describes, with a row in the place of what the model takes."""
+    if isinstance(like, list):  # the names of a dict
+        left = iter(others)
+        return {name: row if name == inside[0] else next(left) for name in like if name not in inside[1:]}
+    return (row, *others) if like == "tuple" else row
+
+
+def shape_of(sample: Any) -> Any:
+    """A description of a sample's structure for :func:`joined`, ready for JSON."""
+    if isinstance(sample, Mapping):
+        return [str(name) for name in sample]
+    return "tuple" if isinstance(sample, list | tuple) else "one"
+
+
+def kind_of(value: Any) -> list[Any]:
+    """How a value beside the input is kept: its kind, type and shape, ready for JSON.
+
+    Raises:
+        FtkitError: It can't be.
+    """
+    for kind, dtype in _KINDS.items():
+        if type(value) is kind:
+            return [kind.__name__, str(dtype), []]
+    if isinstance(value, torch.Tensor):
+        return ["tensor", str(value.dtype), list(value.shape)]
+    if isinstance(value, np.ndarray | np.generic) and value.dtype in _SAME_AS:
+        return ["array" if isinstance(value, np.ndarray) else "scalar", str(_SAME_AS[value.dtype]), list(value.shape)]
+    raise FtkitError(
+        f"What a sample has beside the model's input must be numbers or tensors, all of one shape, not {came(value)}: "
+        "have the data set leave it out, or return it as a number."
+    )
+
+
+def rest_bytes(values: list[Any], kinds: list[list[Any]]) -> bytes:
+    """The bytes of what a sample has beside the input."""
+    if (found := [kind_of(value) for value in values]) != kinds:
+        raise FtkitError(f"Samples differ: beside the input one has {found}, another one {kinds}. Give all the same.")
+    return b"".join(
+        bytes(bytes_of(value if isinstance(value, torch.Tensor) else torch.tensor(value, dtype=_dtype(kind[1]))))
+        for value, kind in zip(values, kinds, strict=True)
+    )
+
+
+def rest_of(data: bytes, kinds: list[list[Any]]) -> list[Any]:
+    """The values of which :func:`rest_bytes` made bytes."""
+    values: list[Any] = []
+    at = 0
+    for kind, name, shape in kinds:
+        dtype = _dtype(name)
+        count = int(np.prod(shape, dtype=np.int64))
+        end = at + count * dtype.itemsize
+        raw = (
+            torch.frombuffer(bytearray(data[at:end]), dtype=torch.uint8) if count else torch.empty(0, dtype=torch.uint8)
+        )
+        tensor = raw.view(dtype).reshape(shape)
+        at = end
+        if kind == "tensor":
+            values.append(tensor)
+        elif kind in ("array", "scalar"):
+            values.append(tensor.numpy() if kind == "array" else tensor.numpy()[()])
+        else:
+            values.append(tensor.item())
+    return values
+
+
+def rest_size(kinds: list[list[Any]]) -> int:
+    """How many bytes :func:`rest_bytes` makes."""
+    return sum(int(np.prod(shape, dtype=np.int64)) * _dtype(name).itemsize for _, name, shape in kinds)
+
+
+def _dtype(name: str) -> torch.dtype:
+    return DTYPES[name.removeprefix("torch.")]
+
+
+def sample_digest(sample: Any) -> bytes:
+    """What tells a sample from any other."""
+    hasher = xxhash.xxh3_128()
+    _put(sample, hasher)
+    return hasher.digest()
+
+
+def digest_of_all(digests: list[bytes]) -> str:
+    """What tells samples, in their order, from any others."""
+    return xxhash.xxh3_128_hexdigest(b"".join(digests))
+
+
+def _put(value: Any, hasher: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        hasher.update(f"{value.dtype}{list(value.shape)}".encode())
+        hasher.update(bytes_of(value))
+    elif isinstance(value, np.ndarray | np.generic):
+        hasher.update(f"{value.dtype}{list(value.shape)}".encode())
+        hasher.update(np.ascontiguousarray(value).tobytes())
+    elif isinstance(value, Mapping):
+        for name, one in value.items():
+            hasher.update(f"{name}:".encode())
+            _put(one, hasher)
+    elif isinstance(value, list | tuple):
+        hasher.update(f"({len(value)}".encode())
+        for one in value:
+            _put(one, hasher)
+    else:
+        hasher.update(f"{type(value).__name__}{value!r}".encode())
+
+
+class Gather:
+    """Collates samples for the first pass, along with the digest and the rest of each."""
+
+    def __init__(self, inside: list[str], kinds: list[list[Any]]) -> None:
+        self._inside, self._kinds = inside, kinds
+
+    def __call__(self, samples: list[Any]) -> Any:
+        digests = [sample_digest(one) for one in samples]
+        others = [rest_bytes(rest(one, self._inside), self._kinds) for one in samples]
+        return digests, others, collated(samples)
+
+
+class Digests:
+    """Collates samples to their digests."""
+
+    def __call__(self, samples: list[Any]) -> list[bytes]:
+        return [sample_digest(one) for one in samples]
+
+
+def collated(samples: list[Any]) -> Any:
+    """A batch.
+
+    Raises:
+        FtkitError: The samples have different shapes.
+    """
+    try:
+        return default_collate(samples)
+    except (RuntimeError, TypeError) as error:
+        first = str(error).splitlines()[0][:200]
+        raise FtkitError(f"Samples can't be put into one batch: {first}. Pad or crop all to one size.") from error
+
+
+def draw_twice(dataset: Any, indices: Iterable[int]) -> list[Any]:
+    """Samples of a data set that is seen to give the same again.
+
+    Raises:
+        FtkitError: It draws random numbers.
+    """
+    samples = []
+    for index in indices:
+        before = _generators()
+        one = dataset[index]
+        if before != _generators() or sample_digest(one) != sample_digest(dataset[index]):
+            raise FtkitError(
+                f"Sample {index} of the data set is drawn at random: its transform augments. What is kept would be one "
+                "draw, used in every epoch. Pass a data set without random transforms, or train without precompute."
+            )
+        samples.append(one)
+    return samples
+
+
+def _generators() -> Any:
+    numbers: Any = np.random.get_state()  # noqa: NPY002
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), numbers[1].tobytes(), numbers[2]
+
+
+# ---------------- what tells one data set from another
+
+
+class _Unknown(Exception):  # noqa: N818
+    """Something in a data set can't be compared with what it was in another process."""
+
+
+def fingerprint(dataset: Any) -> str | None:
+    """What tells this data set from others without reading it: files by size and time, tensors by their bytes.
+
+    None if it has to be read to know: it is of a class that may take its samples from anywhere.
+    """
+    hasher = hashlib.blake2b(digest_size=16)
+    for package in ("torch", "torchvision", "PIL"):
+        hasher.update(f"{package} {getattr(sys.modules.get(package), '__version__', '')}".encode())
+    try:
+        _walk(dataset, hasher, {}, top=True)
+    except _Unknown:
+        return None
+    return hasher.hexdigest()
+
+
+def _walk(value: Any, hasher: Any, seen: dict[int, Any], *, top: bool = False) -> None:
+    """Take all in that a data set contains."""
+    if isinstance(value, type(None) | bool | int | float | complex):
+        hasher.update(f"{type(value).__name__}{value!r};".encode())
+        return
+    if isinstance(value, str | bytes | Path):
+        hasher.update(repr(value).encode())
+        _file(value, hasher)
+        return
+    if id(value) in seen:
+        hasher.update(b"again;")
+        return
+    seen[id(value)] = value
+    hasher.update(f"<{type(value).__module__}.{type(value).__qualname__}".encode())
+    if top:
+        _walk_dataset(value, hasher, seen)
+    elif isinstance(value, torch.Tensor):
+        if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
+            raise _Unknown
+        hasher.update(f"{value.dtype}{list(value.shape)}".encode())
+        hasher.update(xxhash.xxh3_128_digest(bytes_of(value)))
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufcSU":
+        hasher.update(f"{value.dtype}{list(value.shape)}".encode())
+        hasher.update(xxhash.xxh3_128_digest(np.ascontiguousarray(value).tobytes()))
+    elif type(value) in (list, tuple):
+        for one in value:
+            _walk(one, hasher, seen)
+    elif type(value) in (set, frozenset):
+        hasher.update(repr(sorted(map(repr, value))).encode())
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _walk(name, hasher, seen)
+            _walk(one, hasher, seen)
+    elif isinstance(value, torch.dtype | torch.device | np.dtype):
+        hasher.update(repr(value).encode())
+    else:
+        _walk_code(value, hasher, seen)
+    hasher.update(b">")
+
+
+def _walk_dataset(value: Any, hasher: Any, seen: dict[int, Any]) -> None:
+    """Take in a data set of a class that is known to take its samples from what it contains alone."""
+    torchvision = sys.modules.get("torchvision.datasets")
+    folders = (torchvision.DatasetFolder, torchvision.ImageFolder) if torchvision else ()
+    if type(value) in (list, tuple):
+        for one in value:
+            _walk(one, hasher, seen)
+    elif type(value) is ConcatDataset:
+        for one in value.datasets:
+            _walk(one, hasher, seen, top=True)
+    elif type(value) is Subset:
+        _walk(list(map(int, value.indices)), hasher, seen)
+        _walk(value.dataset, hasher, seen, top=True)
+    elif type(value) is TensorDataset:
+        _walk(value.tensors, hasher, seen)
+    elif type(value) in folders:
+        _walk(vars(value), hasher, seen)
+    else:
+        raise _Unknown
+
+
+def _file(path: str | bytes | Path, hasher: Any) -> None:
+    try:
+        found = Path(path.decode() if isinstance(path, bytes) else path).stat()
+    except (OSError, ValueError):
+        return
+    hasher.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+
+
+def _walk_code(value: Any, hasher: Any, seen: dict[int, Any]) -> None:
+    """Take in transforms and loaders: functions by their code, objects by their class and attributes."""
+    if isinstance(value, functools.partial):
+        _walk((value.func, value.args, value.keywords), hasher, seen)
+    elif isinstance(value, types.MethodType):
+        _walk((value.__func__, value.__self__), hasher, seen)
+    elif isinstance(value, types.FunctionType):
+        if _of_a_package(value):
+            hasher.update(f"{value.__module__}.{value.__qualname__}".encode())
+            return
+        _walk_function(value, hasher, seen)
+    elif isinstance(value, types.BuiltinFunctionType | type):
+        hasher.update(f"{value.__module__}.{value.__qualname__}".encode())
+        if isinstance(value, type) and not _of_a_package(value):
+            raise _Unknown
+    elif isinstance(value, nn.Module | object) and _of_a_package(type(value)) and hasattr(value, "__dict__"):
+        own = vars(value)
+        _walk({name: one for name, one in own.items() if not name.startswith("_backward")}, hasher, seen)
+    else:
+        raise _Unknown
+
+
+def _of_a_package(thing: Any) -> bool:
+    """Whether a class or function comes with torch, torchvision or Python, whose version is known."""
+    return str(thing.__module__).partition(".")[0] in _PACKAGES
+
+
+def _walk_function(value: Callable[..., Any], hasher: Any, seen: dict[int, Any]) -> None:
+    code = value.__code__
+    if code.co_names:  # it reads globals, or attributes, which may lead anywhere
+        raise _Unknown
+    hasher.update(code.co_code)
+    cells = [cell.cell_contents for cell in value.__closure__ or ()]
+    consts = [one for one in code.co_consts if not isinstance(one, types.CodeType)]
+    if len(consts) != len(code.co_consts):
+        raise _Unknown
+    _walk([consts, value.__defaults__, cells], hasher, seen)

@@ -1,0 +1,185 @@
+"""A file of rows, one for each sample: filled in any order, killed and resumed, read by many processes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import xxhash
+
+from ftkit._files import atomic_write, lock, sync_folder
+from ftkit._wording import in_bytes
+from ftkit.errors import DamagedFileError, FileWriteError, FtkitError
+
+_MAGIC: Final = b"ftkit rows 1\n\0\0\0"
+_PAGE: Final = 4096
+_ENTRY: Final = 32  # the digest of a row, and that of the sample that it was computed from
+
+READY: Final = ".rows"
+UNFINISHED: Final = ".rows-unfinished"
+
+
+class RowFile:
+    """A file of rows of one size, each with its digest.
+
+    Layout: 16 bytes that say what it is, 8 for the length of the header, the header in JSON, zeros up to a multiple of
+    4,096; a table with 32 bytes for each row, its XXH3-128 digest and that of its sample; the rows. A row counts from
+    the moment at which its digest, which is written last, is that of its bytes.
+    """
+
+    def __init__(self, path: Path, *, writable: bool = False) -> None:
+        self.path = path
+        self._file = path.open("r+b" if writable else "rb", buffering=0)
+        try:
+            size = os.fstat(self._file.fileno()).st_size
+            start = self._file.read(len(_MAGIC) + 8)
+            if start[: len(_MAGIC)] != _MAGIC:
+                raise ValueError
+            length = int.from_bytes(start[len(_MAGIC) :], "little")
+            if length > size:
+                raise ValueError
+            self.header: dict[str, Any] = json.loads(self._file.read(length))
+            self.rows, self.row_bytes = int(self.header["rows"]), int(self.header["row_bytes"])
+            self._table = _rounded(len(start) + length)
+            self._data = _rounded(self._table + self.rows * _ENTRY)
+            if size != self._data + self.rows * self.row_bytes or min(self.rows, self.row_bytes) < 1:
+                raise ValueError
+        except (ValueError, KeyError, TypeError) as error:
+            self._file.close()
+            raise DamagedFileError(
+                f"{path} is not a whole file of rows: delete it, and call precompute() again."
+            ) from error
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        if not writable:
+            self._file.close()  # the map stays
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any], rows: int, row_bytes: int) -> None:
+        """Create a file without rows; it takes no room on the disk until they are written."""
+        text = json.dumps({**header, "rows": rows, "row_bytes": row_bytes}).encode()
+        with atomic_write(path) as file:
+            file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
+            table = _rounded(len(_MAGIC) + 8 + len(text))
+            file.truncate(_rounded(table + rows * _ENTRY) + rows * row_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._map.close()
+        self._file.close()
+
+    def has(self, index: int) -> bool:
+        """Whether a row is there, whole."""
+        entry, row = self._entry(index), self._row(index)
+        return entry[:16] != bytes(16) and xxhash.xxh3_128_digest(row) == entry[:16]
+
+    def sample(self, index: int) -> bytes:
+        """The digest of the sample that a row was computed from."""
+        return self._entry(index)[16:]
+
+    def samples(self) -> dict[bytes, int]:
+        """The rows that are there, by the digests of their samples."""
+        return {self.sample(index): index for index in range(self.rows) if self._entry(index)[:16] != bytes(16)}
+
+    def read(self, index: int) -> bytes:
+        """Read a row.
+
+        Raises:
+            DamagedFileError: Its bytes are not the ones that were written.
+        """
+        row = self._row(index)
+        if xxhash.xxh3_128_digest(row) != self._entry(index)[:16]:
+            raise DamagedFileError(
+                f"Row {index} in {self.path} is damaged: delete the file, and call precompute() again."
+            )
+        return row
+
+    def write(self, index: int, row: bytes, sample: bytes) -> None:
+        """Write a row. Not through the map: on a full disk that would end the process.
+
+        Raises:
+            FileWriteError: It could not be written.
+        """
+        try:
+            self._put(self._data + index * self.row_bytes, row)
+            self._put(self._table + index * _ENTRY, xxhash.xxh3_128_digest(row) + sample)
+        except OSError as error:
+            raise FileWriteError(
+                f"Can't write {self.path}: {error.strerror or error}. What was computed is kept: make room, and call "
+                "precompute() again."
+            ) from error
+
+    def _put(self, position: int, data: bytes) -> None:
+        self._file.seek(position)
+        while data:
+            data = data[self._file.write(data) :]
+
+    def flush(self) -> None:
+        """Force all to disk."""
+        os.fsync(self._file.fileno())
+
+    def _entry(self, index: int) -> bytes:
+        at = self._table + index * _ENTRY
+        return self._map[at : at + _ENTRY]
+
+    def _row(self, index: int) -> bytes:
+        at = self._data + index * self.row_bytes
+        return self._map[at : at + self.row_bytes]
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time fill files in a folder; the others wait."""
+    descriptor = os.open(folder / ".ftkit-lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def finish(path: Path, name: str) -> Path:
+    """Give a file that is filled the name by which others read it."""
+    target = path.with_name(name)
+    path.replace(target)
+    sync_folder(path.parent)
+    return target
+
+
+def room_for(folder: Path, needed: int, most: float | None, what: str) -> None:
+    """See that a file of a size may be written.
+
+    Raises:
+        FtkitError: It is more than ``most``, or than the disk has room for.
+    """
+    free = shutil.disk_usage(folder).free
+    if most is not None and needed > most:
+        raise FtkitError(
+            f"{what} take {in_bytes(needed)}, more than max_bytes={most:,.0f}: allow more, or freeze more."
+        )
+    if needed > free:
+        raise FtkitError(
+            f"{what} take {in_bytes(needed)}, and {folder} has {in_bytes(free)} left: choose another disk."
+        )
+
+
+def picked(count: int, most: int) -> Sequence[int]:
+    """A few indices of many, chosen at random, without a trace in any generator that others use."""
+    chosen: Sequence[int] = np.random.default_rng().choice(count, min(count, most), replace=False).tolist()
+    return chosen

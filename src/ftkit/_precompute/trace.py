@@ -1,0 +1,500 @@
+"""A run of a model, watched below autograd: what each value comes from, and what each module call does."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ftkit._models.contents import bytes_of
+from ftkit._models.dryrun import alone, tensors_in
+from ftkit._models.undo import Undo
+from ftkit._torch import (
+    NoDynamo,
+    TorchDispatchMode,
+    below_dispatch,
+    buffers_of,
+    hooks_of,
+    parameters_of,
+    pre_hooks_of,
+    storage_id,
+    tree_leaves,
+    tree_map_only,
+    written_by,
+)
+
+Key = tuple[str, int]
+"""A call of a module: its name, and how many calls of it came before in the same run."""
+
+TRAINS = "it depends on what trains"
+_MIXED = "it depends on the other samples of the batch"
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+@dataclass
+class Node:
+    """A value: what a storage holds from one write to the next.
+
+    Attributes:
+        hot: Why it is no constant for a sample, if it is none: it depends on what trains, on random numbers or on what
+            the run itself writes.
+        varies: Whether it depends on the inputs.
+        parents: The values that it was computed from.
+        within: The calls that were open when it came to be.
+        point: What it is, if a replay can put another tensor in its place: an input, an argument or an output.
+        tensor: The tensor at that point.
+    """
+
+    hot: str
+    varies: bool
+    parents: tuple[int, ...] = ()
+    within: tuple[int, ...] = ()
+    point: tuple[str, Key, int] | None = None
+    tensor: torch.Tensor | None = None
+
+
+@dataclass
+class Call:
+    """One call of a module.
+
+    Attributes:
+        key: Which call it is.
+        module: What was called.
+        within: The calls around it, from the outermost on.
+        why_not: Why its results can't stand for it, if they can't.
+        args: Its positional and keyword arguments.
+        output: What it gave back.
+        inputs: The values of its tensor arguments.
+        outputs: The values at its output.
+        writes: Whether it wrote to memory that was there before it.
+        autocast: What autocast was.
+    """
+
+    key: Key
+    module: nn.Module
+    within: tuple[int, ...]
+    why_not: str = ""
+    args: tuple[Any, Any] = ((), {})
+    output: Any = None
+    inputs: list[int] = field(default_factory=list)
+    outputs: list[int] = field(default_factory=list)
+    writes: bool = False
+    autocast: tuple[Any, ...] = ()
+
+
+@dataclass
+class Hints:
+    """What earlier runs have found out.
+
+    Attributes:
+        blocked: Modules whose results depend on the other samples, and why.
+        hot: Calls whose arguments do already.
+        apart: Calls whose arguments a replay can replace.
+        moved: Buffers that operators write to without saying so, as batch norm does.
+        moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
+            numbers, or remember something.
+    """
+
+    blocked: dict[str, str] = field(default_factory=dict)
+    hot: set[Key] = field(default_factory=set)
+    apart: set[Key] = field(default_factory=set)
+    moved: set[str] = field(default_factory=set)
+    moody: dict[str, str] = field(default_factory=dict)
+
+
+class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
+    """Watches one run of a model.
+
+    Attributes:
+        nodes: Every value.
+        calls: Every call of a module, in the order in which they began.
+        sinks: The values that are needed for real: by what trains, by the caller, by Python; and in which calls.
+        read: Names of parameters and buffers that values of the frozen part were computed from.
+        written: Tensors that the run wrote to, by identity, and what they held before.
+        moody: Modules that drew Python's random numbers or remembered something.
+        output: What the model gave back.
+    """
+
+    def __init__(self, model: nn.Module, hints: Hints) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.nodes: list[Node] = []
+        self.calls: list[Call] = []
+        self.sinks: list[tuple[int, tuple[int, ...]]] = []
+        self.read: set[str] = set()
+        self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.moody: dict[str, str] = {}
+        self.output: Any = None
+        self._hints = hints
+        self._open: list[int] = []
+        self._leaked = ""  # why what comes now may be no constant, though no operator shows it
+        self._at: dict[int, int] = {}  # the value that a storage holds
+        self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
+        self._alive: list[Any] = []  # so that no identity is taken again
+        self._count: Counter[str] = Counter()
+        self._names = {id(tensor): name for name, tensor in named_state(model).items()}
+        self._own: dict[int, torch.Tensor] = {}
+        for tensor in named_state(model).values():
+            self._own.setdefault(_memory(tensor), tensor)
+            node = self._new(hot=self._why_hot(tensor), varies=False)
+            if not (_memory(tensor) in self._at and self.nodes[self._at[_memory(tensor)]].hot):
+                self._at[_memory(tensor)] = node
+            self._alive.append(tensor)
+
+    # ---------------- values
+
+    def _why_hot(self, tensor: torch.Tensor) -> str:
+        if self._names.get(id(tensor)) in self._hints.moved:
+            return f"it updates {self._names[id(tensor)]}"
+        return TRAINS if tensor.requires_grad else ""
+
+    def _new(self, *, hot: str, varies: bool, parents: tuple[int, ...] = ()) -> int:
+        self.nodes.append(Node(hot, varies, parents, tuple(self._open)))
+        return len(self.nodes) - 1
+
+    def node(self, tensor: torch.Tensor) -> int:
+        """The value of a tensor now; of one that came from nowhere, a constant."""
+        place = _memory(tensor)
+        if place not in self._at:
+            self._alive.append(tensor)
+            self._at[place] = self._new(hot=self._why_hot(tensor), varies=False)
+        return self._at[place]
+
+    def point(self, tensor: torch.Tensor, what: tuple[str, Key, int], *, hot: str = "") -> torch.Tensor:
+        """Put a copy in a tensor's place, as a replay will do."""
+        parent = self.node(tensor)
+        if self.nodes[parent].hot:
+            return tensor
+        with below_dispatch():
+            apart = tensor.detach().clone()
+        self._alive.append(apart)
+        node = self._at[_memory(apart)] = self._new(
+            hot=hot, varies=self.nodes[parent].varies or what[0] == "input", parents=(parent,)
+        )
+        if hot:
+            self.sinks.append((parent, tuple(self._open)))
+        self._born[_memory(apart)] = tuple(self._open)
+        self.nodes[node].point, self.nodes[node].tensor = what, apart
+        return apart
+
+    # ---------------- operators
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator, and note what it reads, writes and gives."""
+        kwargs = kwargs or {}
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        written = {_memory(one): one for one in written_by(func, args, kwargs)}
+        for place in written.keys() & self._own.keys():
+            tensor = self._own[place]
+            self.written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
+        parents = tuple(dict.fromkeys(map(self.node, given)))
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        before = _generators() if draws else None
+        output = func(*args, **kwargs)
+        draws = draws and before != _generators()
+        changed = [place for place in written if place not in self._born]
+        foreign = f"it updates {self._said(changed[0])}" if changed else ""
+        hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
+        hot = "it draws random numbers" if draws else hot or foreign or self._leaked
+        if not hot and self._open:
+            hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
+        if hot:
+            self._refuse(hot)
+        varies = any(self.nodes[one].varies for one in parents)
+        needs_values = func is torch.ops.aten._local_scalar_dense.default or bool(
+            {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+        )
+        if needs_values:
+            self.show_python(given)
+        elif hot:
+            self._need(parents)
+        else:
+            self.read.update(self._names[id(one)] for one in given if id(one) in self._names)
+        for one in given:
+            for call in self._born.get(_memory(one), ()):
+                if call not in self._open:
+                    self.calls[call].why_not = self.calls[call].why_not or "a value from inside it is used outside"
+        for place in written:
+            for call in self._open:
+                if call not in self._born.get(place, ()):
+                    self.calls[call].why_not = self.calls[call].why_not or "it writes to its input"
+                    self.calls[call].writes = True
+        made = None
+        for tensor in tensors_in(output):
+            place = _memory(tensor)
+            self._alive.append(tensor)
+            if place in written or place not in self._at:
+                if made is None:
+                    made = self._new(hot=hot, varies=varies, parents=parents)
+                self._at[place] = made
+                self._born.setdefault(place, tuple(self._open)) if place not in written else None
+        for place in written:  # an operator that writes need not give back what it wrote to
+            if made is None:
+                made = self._new(hot=hot, varies=varies, parents=parents)
+            self._at[place] = made
+        return output
+
+    def _need(self, values: Iterable[int]) -> None:
+        self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
+
+    def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
+        values = list(map(self.node, tensors))
+        self._need(values)
+        if any(self.nodes[one].hot for one in values):
+            self._leaked = "it may depend on what trains, of which Python has read a value before"
+            self._refuse(self._leaked)
+
+    def _said(self, place: int) -> str:
+        """The name of what lies in a storage."""
+        own = self._own.get(place)
+        return "a tensor that was there before" if own is None else self._names[id(own)]
+
+    def _refuse(self, why: str) -> None:
+        for call in self._open:
+            self.calls[call].why_not = self.calls[call].why_not or why
+
+    # ---------------- modules
+
+    def call(self, name: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module, and note what it did."""
+        key = name, self._count[name]
+        self._count[name] += 1
+        index, call = len(self.calls), Call(key, module, tuple(self._open))
+        self.calls.append(call)
+        if name in self._hints.blocked:
+            call.why_not = self._hints.blocked[name]
+        elif not any(map(own_tensors, module.modules())):
+            call.why_not = "it has no parameters or buffers"
+        elif any(map(has_foreign_hooks, module.modules())):
+            call.why_not = "it has hooks, which have to run"
+        call.autocast = autocast_state(args, kwargs)
+        self._open.append(index)
+        if name and (key in self._hints.apart or key in self._hints.hot):
+            number = iter(range(sys.maxsize))
+            args, kwargs = tree_map_only(
+                torch.Tensor,
+                lambda one: self.point(one, ("arg", key, next(number)), hot=_MIXED if key in self._hints.hot else ""),
+                (args, kwargs),
+            )
+        call.args = args, kwargs
+        call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
+        before, state = _python_generators(), _own_state(module)
+        output = forward(*args, **kwargs)
+        self._open.pop()
+        if before != _python_generators():
+            self._moody(index, "it draws random numbers")
+        if state != _own_state(module):
+            self._moody(index, "it keeps what it computed in an attribute")
+        leaves = tree_leaves(output)
+        tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
+        if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in leaves):
+            call.why_not = call.why_not or "it gives back something other than tensors"
+        call.why_not = call.why_not or next((why for one in tensors if (why := self.nodes[self.node(one)].hot)), "")
+        if not any(self.nodes[self.node(one)].varies for one in tensors):
+            call.why_not = call.why_not or "it does not depend on the sample"
+        if not call.why_not and name:
+            number = iter(range(sys.maxsize))
+            output = tree_map_only(torch.Tensor, lambda one: self.point(one, ("out", key, next(number))), output)
+        call.output = output
+        call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
+        if not name:
+            self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
+        return output
+
+    def _moody(self, index: int, why: str) -> None:
+        for each in (index, *self.calls[index].within):
+            self.calls[each].why_not = self.calls[each].why_not or why
+        name = self.calls[index].key[0]
+        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
+            self.moody.setdefault(name, why)  # the innermost
+
+    def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Run the model, and put back what it wrote to."""
+        with instead({id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}, model):
+            number = iter(range(sys.maxsize))
+            args, kwargs = tree_map_only(
+                torch.Tensor, lambda one: self.point(one, ("input", ("", 0), next(number))), (args, kwargs)
+            )
+            before = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
+            try:
+                with self, _Reading(self):
+                    self.output = model(*args, **kwargs)
+            finally:
+                put_back(self.written.values())
+                moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
+                put_back(moved.values())
+                self._hints.moved |= moved.keys()
+
+
+class _Reading(TorchFunctionMode):
+    """Sees where Python reads the values of a tensor without an operator."""
+
+    _READ = frozenset({"numpy", "tolist", "__array__", "__dlpack__", "__reduce_ex__", "__repr__", "__format__"})
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self._trace = trace
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self._READ:
+            self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
+        return func(*args, **(kwargs or {}))
+
+
+def own_tensors(module: nn.Module) -> bool:
+    """Whether a module itself has parameters or buffers: what has none is cheap, and may run on either side."""
+    return any(one is not None for table in (parameters_of(module), buffers_of(module)) for one in table.values())
+
+
+def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are the same to the last bit."""
+    return one.shape == other.shape and one.dtype == other.dtype and bytes_of(one) == bytes_of(other)
+
+
+def put_back(written: Any) -> None:
+    """Give tensors the values again that they had."""
+    with torch.no_grad():
+        for tensor, before in written:
+            tensor.copy_(before)
+
+
+def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of a model, each once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+# ---------------- what stands in the place of a module's forward
+
+
+class Stand:
+    """What is called instead of a module's ``forward`` for a while; copies and pickles of the module are free of it."""
+
+    def __init__(self, module: nn.Module, instead_of: Callable[..., Any] | None = None) -> None:
+        self.module = module
+        self.before = vars(module).get("forward")
+        self.over = instead_of is None
+        self._instead_of = instead_of
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.before or functools.partial(type(self.module).forward, self.module)
+        if self._instead_of is None or self.over:
+            return forward(*args, **kwargs)
+        return self._instead_of(forward, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(type(self.module).forward, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return Stand(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> Any:
+        return functools.partial, (type(self.module).forward, self.module)
+
+
+def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Callable[[], None]:
+    """Put functions in the place of the forward of some modules, by identity; return what takes them away."""
+    stands = []
+    for module in list(model.modules()):
+        if id(module) in forwards and not isinstance(module, torch.jit.ScriptModule):
+            stands.append((module, Stand(module, forwards[id(module)])))
+    for module, stand in stands:
+        vars(module)["forward"] = stand
+
+    def remove() -> None:
+        for module, stand in stands:
+            stand.over = True
+            top = vars(module).get("forward")
+            while isinstance(top, Stand) and top.over:  # those under one that is still needed go with it
+                top = top.before
+                if top is None:
+                    del vars(module)["forward"]
+                else:
+                    vars(module)["forward"] = top
+
+    return remove
+
+
+@contextlib.contextmanager
+def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
+    """Put functions in the place of the forward of some modules for the block."""
+    remove = install(forwards, model)
+    try:
+        yield
+    finally:
+        remove()
+
+
+@contextlib.contextmanager
+def no_trace(model: nn.Module) -> Iterator[None]:
+    """Run a model in the block; restore modes, attributes and random numbers afterwards."""
+    with alone(), contextlib.ExitStack() as after:
+        undo = Undo()
+        after.callback(undo.take_back)
+        for module in model.modules():
+            undo.remember(module)
+        undo.callback(torch.set_rng_state, torch.get_rng_state())
+        undo.callback(random.setstate, random.getstate())
+        if numpy_random := sys.modules.get("numpy.random"):
+            undo.callback(numpy_random.set_state, numpy_random.get_state())
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            undo.callback(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all())
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+
+
+def autocast_state(*given: Any) -> tuple[Any, ...]:
+    """What autocast does where some tensors are."""
+    kinds = {one.device.type for one in tensors_in(given)} or {"cpu"}
+    return tuple(
+        (kind, str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None)
+        for kind in sorted(kinds - {"meta"})
+    )
+
+
+def has_foreign_hooks(module: nn.Module) -> bool:
+    """Whether someone else than torch, ftkit or the module's own library watches or changes what a module does."""
+    home = {"torch", "ftkit", type(module).__module__.partition(".")[0]} - {"__main__"}
+    for function in (*pre_hooks_of(module).values(), *hooks_of(module).values()):
+        inner = getattr(function, "func", function)
+        place = getattr(inner, "__module__", None) or type(inner).__module__
+        if place.partition(".")[0] not in home:
+            return True
+    return False
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    try:
+        return storage_id(tensor)
+    except (NotImplementedError, RuntimeError):  # sparse tensors have none
+        return -id(tensor)
+
+
+def _generators() -> list[bytes]:
+    states = [torch.get_rng_state().numpy().tobytes()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states += [one.numpy().tobytes() for one in torch.cuda.get_rng_state_all()]
+    return states
+
+
+def _python_generators() -> Any:
+    numpy_random = sys.modules.get("numpy.random")
+    of_numpy = numpy_random.get_state()[1:3] if numpy_random else None
+    return random.getstate(), of_numpy and (of_numpy[0].tobytes(), of_numpy[1])
+
+
+def _own_state(module: nn.Module) -> dict[str, int]:
+    """What a module has as attributes now, by identity; its tables and mode aside."""
+    tables = {"_parameters", "_buffers", "_modules", "training", "forward", "_ftkit_statistics"}
+    return {name: id(value) for name, value in vars(module).items() if name not in tables}

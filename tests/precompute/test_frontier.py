@@ -1,0 +1,270 @@
+"""Where the frozen part ends: what may be looked up, what may not, and what is kept for it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ftkit import FtkitError, freeze_except, precompute
+
+
+class Model(nn.Module):
+    """Two layers and a head, in any order."""
+
+    def __init__(self, forward: Callable[..., Any], **parts: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self._run = forward
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        return self._run(self, x)
+
+
+def data() -> TensorDataset:
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(12, 4), torch.arange(12) % 2)
+
+
+def checked(model: nn.Module, folder: Any) -> Any:
+    """Compare rows with inputs, before and after the head has changed."""
+    cached = precompute(model, data(), folder, batch_size=6)
+    with cached:
+        for _ in range(2):
+            for (rows, _), start in zip(cached.loader(batch_size=6), (0, 6), strict=True):
+                state, torch_state = random.getstate(), torch.get_rng_state()
+                plain = model(data().tensors[0][start : start + 6])
+                random.setstate(state)
+                torch.set_rng_state(torch_state)
+                assert torch.equal(model(rows), plain)
+            with torch.no_grad():
+                for one in model.head.parameters():
+                    one.add_(torch.randn_like(one))
+    return cached
+
+
+class Leaking(nn.Module):
+    """Keeps what it computed, for others to find."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = self.layer(x)
+        return self.last
+
+
+class Random(nn.Module):
+    """Draws from Python's generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) * random.random()
+
+
+class Pair(nn.Module):
+    """Gives two views of one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.layer(x)
+        return y, y[:, :2]
+
+
+def in_place(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    z = m.b(y)
+    y += 1
+    return m.head(y * z)
+
+
+def in_place_by_what_trains(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    z = y.clone()
+    z[:, :2] += m.head(y)
+    return m.head(m.b(z))
+
+
+def views(m: Any, x: Tensor) -> Any:
+    y, v = m.pair(x)
+    y = y.relu_()
+    return m.head(torch.cat([v, v], 1) + y)
+
+
+def alias(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    z = m.same(y)
+    y.relu_()
+    return m.head(z)
+
+
+def by_value(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    return m.head(y * (2 if y.max().item() > 1 else 1) + torch.tensor(y.tolist()))
+
+
+CASES: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], nn.Module]], list[str]]] = {
+    "called twice": (lambda m, x: m.head(m.a(m.a(x)) + x), {}, ["a"]),
+    "in place": (in_place, {}, ["a", "b"]),
+    "in place, by what trains": (in_place_by_what_trains, {}, ["a"]),
+    "views of one memory": (views, {"pair": Pair}, ["pair"]),
+    "the same tensor by two names": (alias, {"same": nn.Identity}, ["a"]),
+    "values that Python reads": (by_value, {}, ["a"]),
+    "an attribute": (lambda m, x: m.head(m.leak(x).relu() + m.leak.last), {"leak": Leaking}, ["leak.layer"]),
+    "Python's random numbers": (lambda m, x: m.head(m.random(x)), {"random": Random}, ["random.layer"]),
+    "a norm of the batch": (
+        lambda m, x: m.head(m.b(m.norm(m.a(x)))),
+        {"norm": lambda: nn.BatchNorm1d(4, track_running_stats=False)},
+        ["a"],
+    ),
+    "a constant": (lambda m, x: m.head(m.a(x) + m.b(torch.ones(4))), {}, ["a"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_the_same_to_the_bit(case: str, tmp_path: Any) -> None:
+    """And what can't be looked up runs."""
+    forward, parts, skipped = CASES[case]
+    cached = checked(Model(forward, **{name: make() for name, make in parts.items()}), tmp_path)
+    assert cached.skipped == skipped
+
+
+def test_what_depends_on_trained_values_through_python_is_refused(tmp_path: Any) -> None:
+    """No operator shows it."""
+    with pytest.raises(FtkitError, match="Python has read a value"):
+        precompute(Model(lambda m, x: m.head(m.a(x * m.head.bias[0].item()))), data(), tmp_path)
+
+
+def test_a_changed_setting_is_noticed(tmp_path: Any) -> None:
+    """A rate or a size that a frozen module keeps as an attribute."""
+    model = Model(lambda m, x: m.head(m.norm(m.a(x))), norm=nn.LayerNorm(4))
+    cached = precompute(model, data(), tmp_path)
+    model.norm.eps = 0.5
+    with pytest.raises(FtkitError, match=r"norm\.eps was 1e-05 .* 0\.5 now"):
+        cached.loader()
+    assert precompute(model, data(), tmp_path).computed == 12
+
+
+def test_the_narrowest_tensors_are_kept(tmp_path: Any) -> None:
+    """Before an upsampling, behind a pooling."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.AvgPool2d(4), nn.Upsample(scale_factor=8), nn.Conv2d(4, 1, 1)
+    )
+    freeze_except(model, "3")
+    cached = precompute(model, TensorDataset(torch.randn(4, 1, 8, 8)), tmp_path)
+    assert [one[1] for one in cached.kept] == [(1, 4, 2, 2)]
+
+
+OPERATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "add": lambda x, y: x + y,
+    "multiply": lambda x, y: x * y,
+    "add in place": lambda x, y: x.add_(y) if x is not y and not x.is_leaf else x + y,
+    "rectify in place": lambda x, y: (x * 1).relu_() + y,
+    "shift": lambda x, y: torch.roll(x, 1, -1) - y,
+    "join": lambda x, y: torch.cat([x[:, :2], y[:, 2:]], 1),
+    "view": lambda x, y: x.view(-1, 2, 2).transpose(1, 2).reshape(-1, 4) + y,
+}
+
+
+class Graph(nn.Module):
+    """A random network: each step takes two earlier values, joins them, and runs a layer that may be shared."""
+
+    def __init__(self, steps: list[tuple[int, int, str, int]], outputs: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True)) if at % 2 else nn.Linear(4, 4) for at in range(5)
+        )
+        self.steps, self.outputs = steps, outputs
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        values = [x]
+        for one, other, name, layer in self.steps:
+            joined = OPERATORS[name](values[one % len(values)], values[other % len(values)])
+            values.append(self.layers[layer](joined))
+        return tuple(values[-self.outputs :])
+
+
+STEP = st.tuples(st.integers(0, 9), st.integers(0, 9), st.sampled_from(sorted(OPERATORS)), st.integers(0, 4))
+
+
+@given(st.lists(STEP, min_size=2, max_size=7), st.sets(st.integers(0, 4), min_size=1, max_size=3), st.integers(1, 3))
+@settings(max_examples=15, deadline=None)
+def test_random_graphs(tmp_path_factory: Any, steps: Any, trained: set[int], outputs: int) -> None:
+    """Plain training and training on rows end with the same weights, or nothing is skipped."""
+    model = Graph(steps, outputs)
+    freeze_except(model, *(model.layers[at] for at in trained))
+    plain = copy.deepcopy(model)
+    inputs = data().tensors[0]
+    try:
+        cached = precompute(model, TensorDataset(inputs), tmp_path_factory.mktemp("rows"), batch_size=6)
+    except FtkitError:
+        return
+    with cached:
+        batches = [rows for (rows,) in cached.loader(batch_size=6)]
+        assert fitted(model, batches) == fitted(plain, [inputs[:6], inputs[6:]])
+
+
+def fitted(model: nn.Module, batches: list[Tensor]) -> list[Any]:
+    used = [one for one in model.parameters() if one.requires_grad]
+    optimizer = torch.optim.SGD(used, lr=0.01)
+    for batch in batches * 2:
+        loss = sum((one.sin().sum() for one in model(batch)), torch.zeros(()))
+        if loss.requires_grad:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return [one.tolist() for one in used]
+
+
+class Masked(nn.Module):
+    """Leaves its mask out where a batch needs none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, mask: Tensor, y: Tensor | None = None) -> Any:
+        padding = None if bool(mask.all()) else ~mask
+        for block in self.blocks:
+            x = block(x, src_key_padding_mask=padding)
+        logits = self.head(x[:, 0])
+        return logits if y is None else nn.functional.cross_entropy(logits, y)
+
+
+def test_a_mask_may_be_none_in_some_batches(tmp_path: Any) -> None:
+    """As in transformers, where its values decide."""
+    model = Masked()
+    freeze_except(model, "head", "blocks.1")
+    samples = [
+        {"x": torch.randn(5, 4), "mask": torch.arange(5) < (5 if at < 6 else 3), "y": torch.tensor(at % 2)}
+        for at in range(12)
+    ]
+    model.eval()
+    with precompute(model, samples, tmp_path, batch_size=6) as cached:
+        assert cached.skipped == ["blocks.0"]
+        for batch, start in zip(cached.loader(batch_size=6), (0, 6), strict=True):
+            plain = torch.utils.data.default_collate(samples[start : start + 6])
+            assert batch.keys() == {"x", "y"}
+            assert torch.allclose(model(**batch), model(**plain))

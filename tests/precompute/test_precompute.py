@@ -1,0 +1,380 @@
+"""What is frozen is computed once: the same outputs, gradients and weights as without, to the bit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+from ftkit import FtkitError, freeze, freeze_except, precompute, unfreeze
+
+
+def small() -> nn.Module:
+    """A network with a norm and Dropout in its frozen part."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.5))
+    model = nn.Sequential(body, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.5), nn.Linear(32, 3))
+    freeze_except(model, "4")
+    return model
+
+
+def images(count: int = 24, side: int = 8) -> TensorDataset:
+    """Noise with labels."""
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(count, 3, side, side), torch.randint(0, 3, (count,)))
+
+
+def train(model: nn.Module, loader: Iterable[Any], epochs: int = 2) -> dict[str, Tensor]:
+    """A plain loop."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    model.train()
+    torch.manual_seed(2)
+    for _ in range(epochs):
+        for inputs, labels in loader:
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "last_stage"),
+    [
+        ("resnet18", True),
+        pytest.param("resnet18", False, marks=pytest.mark.slow),
+        pytest.param("vit_tiny_patch16_224", True, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite0", True, marks=pytest.mark.slow),
+        pytest.param("efficientnet_lite0", False, marks=pytest.mark.slow),
+    ],
+)
+def test_training_ends_with_the_same_weights(name: str, last_stage: bool, tmp_path: Path) -> None:
+    """The head alone, or the last stage too."""
+    torch.manual_seed(0)
+    options = {"img_size": 32} if "vit" in name else {}
+    model = timm.create_model(name, num_classes=3, **options)
+    freeze_except(model, model.get_classifier())
+    if last_stage:
+        unfreeze(model, {"r": "layer4", "v": "blocks.11", "e": "blocks.6"}[name[0]])
+    data, plain = images(8, 32), copy.deepcopy(model)
+    before = copy.deepcopy(model.state_dict())
+    cached = precompute(model, data, tmp_path, batch_size=4)
+    assert same(model.state_dict(), before)
+    with cached:
+        trained = train(model, cached.loader(batch_size=4, shuffle=True))
+    assert same(trained, train(plain, DataLoader(data, batch_size=4, shuffle=True)))
+    assert cached.share is not None
+    assert cached.share > 0.5
+
+
+def test_evaluation_takes_rows_too(tmp_path: Path) -> None:
+    """In eval mode, and plain inputs pass through as before."""
+    model, data = small(), images()
+    with precompute(model, data, tmp_path, batch_size=8) as cached:
+        model.eval()
+        for (rows, labels), (inputs, plain) in zip(cached.loader(batch_size=8), DataLoader(data, 8), strict=True):
+            assert torch.equal(labels, plain)
+            assert torch.equal(model(rows), model(inputs))
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_second_call_computes_nothing(tmp_path: Path) -> None:
+    """Nor one in which everything but a sample is the same computes more than that."""
+    model, data = small(), images()
+    assert precompute(model, data, tmp_path).computed == 24
+    assert precompute(model, data, tmp_path).computed == 0
+    data.tensors[0][5] += 1
+    changed = precompute(model, data, tmp_path)
+    assert changed.computed == 1
+    with changed:
+        rows, _ = next(iter(changed.loader(batch_size=24)))
+        model.eval()
+        assert torch.allclose(model(rows), model(data.tensors[0]))
+
+
+class Own(Dataset[Any]):
+    """A data set of a class that could take its samples from anywhere."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs, self.reads = inputs, 0
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return {"0": self.inputs[index], "label": index % 3}
+
+
+class Named(nn.Module):
+    """Takes its input by a name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, label: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.body(x).relu())
+        return {"logits": logits} if label is None else {"loss": nn.functional.cross_entropy(logits, label % 2)}
+
+
+def test_a_data_set_of_an_unknown_class_is_read_to_see_whether_it_changed(tmp_path: Path) -> None:
+    """And only what is new is computed."""
+
+    class Dicts(Own):
+        def __getitem__(self, index: int) -> Any:
+            return {"x": self.inputs[index], "label": index % 3}
+
+    model, data = Named(), Dicts(torch.randn(12, 4))
+    freeze(model, "body")
+    assert precompute(model, data, tmp_path).computed == 12
+    assert precompute(model, data, tmp_path).computed == 0
+    data.inputs[3] += 1
+    cached = precompute(model, data, tmp_path)
+    assert cached.computed == 1
+    with cached:
+        batch = next(iter(cached.loader(batch_size=12)))
+        assert batch.keys() == {"x", "label"}
+        labels = torch.arange(12) % 3
+        assert torch.allclose(model(**batch)["loss"], model(data.inputs, labels)["loss"])
+
+
+def test_weights_that_changed_are_noticed(tmp_path: Path) -> None:
+    """In the step after, and when the rows are asked for."""
+    model, data = small(), images()
+    cached = precompute(model, data, tmp_path)
+    rows, _ = next(iter(cached.loader(batch_size=4)))
+    with cached:
+        model(rows)
+        with torch.no_grad():
+            model[0][0].weight.mul_(2)
+        with pytest.raises(FtkitError, match=r"0\.0\.weight changed since"):
+            model(rows)
+    with pytest.raises(FtkitError, match="changed since"):
+        cached.loader()
+    with pytest.raises(FtkitError, match="changed since"), cached:
+        pass
+    again = precompute(model, data, tmp_path)
+    assert again.computed == 24
+    with again, pytest.raises(FtkitError, match="another state"):
+        model(rows)
+
+
+def test_unfreezing_past_the_frontier_is_noticed(tmp_path: Path) -> None:
+    """What trains now was computed as a constant."""
+    model, data = small(), images()
+    with precompute(model, data, tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        unfreeze(model, "0")
+        with pytest.raises(FtkitError, match="unfrozen past the frontier"):
+            model(rows)
+
+
+def test_a_data_set_that_changed_is_noticed(tmp_path: Path) -> None:
+    """By the loader."""
+    model, data = small(), images()
+    cached = precompute(model, data, tmp_path)
+    data.tensors[0][0] += 1
+    with pytest.raises(FtkitError, match="data set has changed"):
+        cached.loader()
+
+
+def test_random_transforms_are_refused(tmp_path: Path) -> None:
+    """Whatever they draw from."""
+
+    class Noisy(Own):
+        def __getitem__(self, index: int) -> Any:
+            return self.inputs[index] + torch.randn(()), 0
+
+    with pytest.raises(FtkitError, match="drawn at random"):
+        precompute(small(), Noisy(torch.randn(4, 3, 8, 8)), tmp_path)
+
+
+def test_what_is_not_constant_is_refused_by_name(tmp_path: Path) -> None:
+    """Weights without gradient alone don't make a norm or Dropout constant."""
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).requires_grad_(False)
+    model = nn.Sequential(body, nn.Flatten(), nn.Linear(288, 3))
+    cached = precompute(model, images(), tmp_path)
+    assert cached.skipped == ["0.0"]
+    assert cached.not_skipped == {"0.1": "it updates 0.1.num_batches_tracked"}
+    model[0][0].requires_grad_(True)
+    with pytest.raises(FtkitError, match=r"0\.1: it updates 0\.1\.num_batches_tracked"):
+        precompute(model, images(), tmp_path)
+
+
+class Mixing(nn.Module):
+    """Subtracts the mean of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.mixing, self.after = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.mixing.forward = self.mixed  # type: ignore[method-assign]
+        self.head = nn.Linear(4, 2)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x - x.mean(0), self.mixing.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.after(self.mixing(self.before(x))))
+
+
+def test_what_mixes_samples_runs_as_before(tmp_path: Path) -> None:
+    """And so does what comes behind it."""
+    model = Mixing()
+    freeze_except(model, "head")
+    data = TensorDataset(torch.randn(12, 4), torch.arange(12))
+    with precompute(model, data, tmp_path) as cached:
+        assert cached.skipped == ["before"]
+        assert "samples" in cached.not_skipped["mixing"]
+        for (rows, _), (inputs, _) in zip(cached.loader(batch_size=5), DataLoader(data, 5), strict=True):
+            assert torch.equal(model(rows), model(inputs))
+
+
+def test_autocast_belongs_to_what_is_kept(tmp_path: Path) -> None:
+    """Rows that were computed without are refused with it."""
+    model, data = small(), images()
+    cached = precompute(model, data, tmp_path)
+    rows, _ = next(iter(cached.loader(batch_size=8)))
+    with cached, torch.autocast("cpu", torch.bfloat16), pytest.raises(FtkitError, match="Autocast differs"):
+        model(rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = precompute(model, data, tmp_path, batch_size=8)
+        model.eval()
+        with mixed:
+            rows, _ = next(iter(mixed.loader(batch_size=8)))
+            assert torch.equal(model(rows), model(data.tensors[0][:8]))
+
+
+def test_frozen_modules_with_hooks_run(tmp_path: Path) -> None:
+    """Someone may look."""
+    model, seen = small(), []
+    model[0][1].register_forward_hook(lambda *_: seen.append(1))
+    cached = precompute(model, images(), tmp_path)
+    assert cached.skipped == ["0.0"]
+    assert "hooks" in cached.not_skipped["0.1"]
+    seen.clear()
+    with cached:
+        model(next(iter(cached.loader()))[0])
+    assert seen == [1]
+
+
+def test_copies_and_pickles_are_free_of_it(tmp_path: Path) -> None:
+    """A copy for averaging, made in the block, runs whole."""
+    model, data = small(), images()
+    model.eval()
+    with precompute(model, data, tmp_path) as cached:
+        twin = copy.deepcopy(model)
+        assert torch.equal(twin(data.tensors[0]), model(data.tensors[0]))
+        with pytest.raises(FtkitError, match="copy of the model"):
+            twin(next(iter(cached.loader(batch_size=4)))[0])
+        torch.save(model, tmp_path / "model.pt")
+    loaded = torch.load(tmp_path / "model.pt", weights_only=False)
+    assert torch.equal(loaded(data.tensors[0]), model(data.tensors[0]))
+
+
+def test_an_exception_in_the_block_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    """And so does one in the model."""
+    model, data = small(), images()
+    cached = precompute(model, data, tmp_path)
+    with pytest.raises(ZeroDivisionError), cached:
+        1 / 0  # noqa: B018
+    handle = model[4].register_forward_pre_hook(lambda *_: 1 / 0)
+    with cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        with pytest.raises(ZeroDivisionError):
+            model(rows)
+        handle.remove()
+        model(rows)
+        model(data.tensors[0])
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
+
+
+def test_two_data_sets_of_one_model(tmp_path: Path) -> None:
+    """Training and validation, in one folder and one block."""
+    model, data, other = small(), images(), images(9)
+    ours, theirs = precompute(model, data, tmp_path), precompute(model, other, tmp_path)
+    model.eval()
+    with ours, theirs:
+        assert torch.allclose(model(next(iter(ours.loader(batch_size=24)))[0]), model(data.tensors[0]))
+        assert torch.allclose(model(next(iter(theirs.loader(batch_size=9)))[0]), model(other.tensors[0]))
+
+
+@pytest.mark.slow
+def test_workers_read_it(tmp_path: Path) -> None:
+    """Spawned ones, which get it as a pickle."""
+    model, data = small(), images()
+    cached = precompute(model, data, tmp_path)
+    loader = cached.loader(batch_size=8, num_workers=1, multiprocessing_context="spawn")
+    alone = cached.loader(batch_size=8)
+    assert all(torch.equal(one[0], other[0]) for one, other in zip(loader, alone, strict=True))
+
+
+def test_checkpointing_over_the_frontier_is_refused(tmp_path: Path) -> None:
+    """It computes a part of the forward pass once more, without rows."""
+
+    class Checkpointed(Named):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return torch.utils.checkpoint.checkpoint(lambda y: self.head(self.body(y).relu()), x, use_reentrant=False)
+
+    model, data = Checkpointed(), TensorDataset(torch.randn(8, 4), torch.arange(8))
+    freeze(model, "body")
+    with pytest.raises(FtkitError, match="checkpointing"):
+        precompute(model, data, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda kwargs: kwargs.update(model=3), "Expected a module"),
+        (lambda kwargs: kwargs.update(dataset=DataLoader([1, 2])), "DataLoader"),
+        (lambda kwargs: kwargs.update(dataset=[torch.ones(3)]), "fewer than 2"),
+        (lambda kwargs: kwargs.update(dataset=3), "map-style"),
+        (lambda kwargs: kwargs.update(max_bytes=10), "more than max_bytes"),
+        (lambda kwargs: kwargs.update(batch_size=0), "batch_size"),
+        (lambda kwargs: kwargs.update(folder="s3://x"), "URL"),
+        (lambda kwargs: kwargs.update(model=nn.Linear(2, 2)), "Nothing in the model is frozen"),
+        (lambda kwargs: kwargs.update(model=nn.Linear(2, 2).requires_grad_(False)), "All of the model is frozen"),
+    ],
+)
+def test_mistakes(change: Any, said: str, tmp_path: Path) -> None:
+    """Each says what to do."""
+    kwargs: dict[str, Any] = {"model": small(), "dataset": images(), "folder": tmp_path / "f"}
+    change(kwargs)
+    with pytest.raises(FtkitError, match=said):
+        precompute(**kwargs)
+
+
+def test_a_misspelled_option_of_the_loader(tmp_path: Path) -> None:
+    """Is met with the closest."""
+    cached = precompute(small(), images(), tmp_path)
+    with pytest.raises(FtkitError, match="'batch_size'"):
+        cached.loader(batchsize=3)
+
+
+def test_the_report(tmp_path: Path) -> None:
+    """Where the cut is, what is kept, what it saves."""
+    cached = precompute(torchvision_head(), images(4, 32), tmp_path)
+    text = repr(cached)
+    assert "into fc" in text
+    assert "4 samples" in text
+    assert cached.to_dict()["samples"] == 4
+
+
+def torchvision_head() -> nn.Module:
+    model = torchvision.models.resnet18(num_classes=3)
+    freeze_except(model, "fc")
+    return model
