@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import ftkit
 from ftkit.selection import select
@@ -34,6 +35,7 @@ def of_models() -> dict[str, Any]:
     reports["comparison"] = ftkit.compare(before, reports["summary, frozen"])
     reports["head"] = ftkit.find_head(model)
     reports["selection"] = select(model, "1")
+    reports["groups"] = ftkit.param_groups(model, 1e-3, layer_decay=0.75)
     schedule = ftkit.FreezeSchedule({0: "6", 3: ["1", model[2], nn.LayerNorm]})
     schedule.step(0, model=model)
     return reports | {"schedule": schedule, "schedule by a function": ftkit.FreezeSchedule(lambda epoch: "6")}
@@ -58,6 +60,9 @@ def of_files(folder: Path) -> dict[str, Any]:
     assert manager.last_path is not None
     reports["checkpoint"] = ftkit.load_checkpoint(manager.last_path)
     reports["loader"] = ftkit.ResumableLoader(list(range(8)), batch_size=2)
+    ftkit.freeze_except(model, "6")
+    data = TensorDataset(torch.randn(4, 16), torch.arange(4))
+    reports["precomputed"] = ftkit.precompute(model, data, folder / f"frozen {HARD}")
     reports["stopping"] = stopping = ftkit.EarlyStopping(2, monitor="verlust_für_고양이", mode="min")
     stopping.step(0.5)
     stopping.step(0.7)

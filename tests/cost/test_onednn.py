@@ -35,20 +35,33 @@ def first_of(self, x):
     return (y[0] if isinstance(y, tuple) else y).flatten(1)
 
 
+def unfolding(layer, shape, capfd):
+    """Which of a convolution's kernels multiply an unfolded input, as oneDNN says: it chooses by the sizes of caches."""
+    capfd.readouterr()
+    with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+        output = layer(torch.randn(shape, requires_grad=True))
+        (output[0] if isinstance(output, tuple) else output).sum().backward()
+    lines = [line.split(",") for line in capfd.readouterr().out.splitlines() if "exec,cpu" in line]
+    return {line[7] for line in lines if "convolution" in line[5] and "gemm" in line[6]}
+
+
 @pytest.mark.skipif(not (NEW and AVX512), reason="the rules are those of its kernels")
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("layer", "shape", "unfolds"),
     [
-        (lambda: nn.Conv2d(128, 128, 3, padding=4, dilation=4), (2, 128, 8, 8)),
-        (lambda: nn.Conv2d(128, 32, 3, padding=12, dilation=12), (2, 128, 40, 40)),
-        (lambda: nn.Conv2d(3, 256, 16, stride=16), (2, 3, 64, 64)),
-        (lambda: nn.Conv3d(32, 32, 3, padding=1), (1, 32, 8, 16, 16)),
-        (lambda: nn.ConvTranspose2d(512, 16, 16, stride=16), (1, 512, 4, 4)),
-        (lambda: nn.LSTM(64, 128), (40, 16, 64)),
+        (lambda: nn.Conv2d(128, 128, 3, padding=4, dilation=4), (2, 128, 8, 8), {"backward_weights"}),
+        (lambda: nn.Conv2d(128, 32, 3, padding=12, dilation=12), (2, 128, 40, 40), {"backward_data"}),
+        (lambda: nn.Conv2d(3, 256, 16, stride=16), (2, 3, 64, 64), {"backward_weights"}),
+        (lambda: nn.Conv3d(32, 32, 3, padding=1), (1, 32, 8, 16, 16), set()),
+        (lambda: nn.ConvTranspose2d(512, 16, 16, stride=16), (1, 512, 4, 4), {"backward_weights"}),
+        (lambda: nn.LSTM(64, 128), (40, 16, 64), set()),
     ],
 )
-def test_peak_of_layers_that_need_scratch_memory(layer, shape):
+def test_peak_of_layers_that_need_scratch_memory(layer, shape, unfolds, capfd):
     """Unfolded inputs and copies in other layouts count while they last."""
+    found = unfolding(layer(), shape, capfd)
+    if found != unfolds:
+        pytest.skip(f"oneDNN unfolds {found or 'nothing'} on this processor, where the rules expect {unfolds}")
     model = Calls(
         first_of,
         first=nn.Conv1d(shape[1], shape[1], 1) if len(shape) == 3 else nn.PReLU(),

@@ -16,7 +16,7 @@ from ftkit.errors import FtkitError
 def inner_optimizer(optimizer: Any) -> Any:
     """Return the optimizer inside the wrappers of Accelerate, Lightning and fastai; anything else as it is."""
     inner: Any = optimizer
-    while inner is not None:
+    while hasattr(inner, "zero_grad"):  # schedulers and trainers have an optimizer, and are none
         optimizer, own = inner, getattr(inner, "__dict__", {})
         wrapped = (own.get(name) for name in ("optimizer", "_optimizer", "opt"))
         inner = next((one for one in wrapped if isinstance(one, torch.optim.Optimizer)), None)
