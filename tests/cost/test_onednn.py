@@ -36,7 +36,7 @@ def first_of(self, x):
 
 
 def unfolding(layer, shape, capfd):
-    """Which of a convolution's kernels multiply an unfolded input, as oneDNN says: it chooses by the sizes of caches."""
+    """Which of a convolution's kernels multiply an unfolded input; oneDNN chooses by the processor."""
     capfd.readouterr()
     with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
         output = layer(torch.randn(shape, requires_grad=True))
