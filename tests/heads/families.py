@@ -172,21 +172,16 @@ MONAI: dict[str, Callable[[Any, int], nn.Module]] = {
     "TorchVisionFCModel": lambda kind, n: kind("resnet18", num_classes=n),
     "UNETR": lambda kind, n: kind(3, n, (64, 64), 8, 32, 64, 2, spatial_dims=2),
     "UNet": lambda kind, n: kind(spatial_dims=2, in_channels=3, out_channels=n, num_res_units=2, **STAGES),
-    "VNet": lambda kind, n: kind(spatial_dims=2, in_channels=3, out_channels=n),
+    "VNet": lambda kind, n: kind(spatial_dims=2, in_channels=1, out_channels=n),
     "ViT": lambda kind, n: kind(
         3, (64, 64), (16, 16), 32, 64, 2, 2, classification=True, num_classes=n, spatial_dims=2
     ),
     "resnet18": lambda kind, n: kind(spatial_dims=3, n_input_channels=1, num_classes=n),
     "DAF3D": lambda kind, n: kind(1, n),
-    "DiNTS": lambda kind, n: kind(
-        of("monai.networks.nets", "TopologyInstance")(3, 2, 2, 2, spatial_dims=2),
-        in_channels=3,
-        num_classes=n,
-        spatial_dims=2,
-    ),
 }
+MONAI_INPUTS = {"MILModel": images(2, 4, 3, 64, 64)}
 for _name, _call in MONAI.items():
-    FAMILIES[f"monai-{_name}"] = Family("monai.networks.nets", _name, _call)
+    FAMILIES[f"monai-{_name}"] = Family("monai.networks.nets", _name, _call, MONAI_INPUTS.get(_name))
 
 # ---- nnU-Net's architectures
 
@@ -356,5 +351,6 @@ FAMILIES |= {
             ),
             of("speechbrain.nnet.linear", "Linear")(input_size=16, n_neurons=n),
         ),
+        images(2, 20, 40),
     ),
 }

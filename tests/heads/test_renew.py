@@ -282,10 +282,10 @@ class Beside(Plain):
     assert module.calls == []
 
 
-@pytest.mark.parametrize("kind", [Plain, Reporting, Answering])
-def test_strangers_functions_are_not_called(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["Plain", "Reporting", "Answering", "Uncalled", "Loading"])
+def test_strangers_functions_are_not_called(name: str) -> None:
     """Whatever they are called and whoever calls them: only what initializes layers does."""
-    model = kind()
+    model = globals()[name]()
     CALLED.clear()
     replace_head(model, 3, verify=False)  # a run would copy the model, and ask for its __deepcopy__
     assert CALLED == []
@@ -347,6 +347,76 @@ def test_code_that_starts_a_head_when_it_sees_its_holder() -> None:
     replace_head(model, 3)
     assert (model.fc.weight == 0.125).all()
     assert all(map(torch.equal, before, model.body.parameters()))
+
+
+class ByMethod(Plain):
+    """Its constructor applies a method of its own, as monai's DynUNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apply(self.initialize_weights)
+
+    @staticmethod
+    def initialize_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+
+
+class AllAtOnce(Plain):
+    """Its constructor calls a method that starts all layers in a loop, as VGGs and EfficientNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.constant_(module.weight, 0.5)
+
+
+class Around(nn.Module):
+    """A model inside another one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("build", [ByMethod, AllAtOnce, lambda: Around(AllAtOnce())], ids=["one", "all", "inside"])
+def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> None:
+    """And nothing else of the model moves."""
+    model = build()
+    inner = getattr(model, "inner", model)
+    body = [nn.init.normal_(value).clone() for value in inner.body.parameters()]
+    nn.init.normal_(inner.fc.weight)
+    assert replace_head(model, 3).proven
+    assert (inner.fc.weight == 0.5).all()
+    assert all(map(torch.equal, body, inner.body.parameters()))
+
+
+class Uncalled(Plain):
+    """Its constructor calls neither of these."""
+
+    def initialize_weights(self, module: nn.Module) -> None:
+        CALLED.append(module.weight)
+
+    def _initialize_weights(self) -> None:
+        CALLED.append(self.fc.weight)
+
+
+class Loading(Plain):
+    """Its constructor calls a method of such a name that sets no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        CALLED.append("weights.pth")
 
 
 class Lora(nn.Linear):
