@@ -254,6 +254,7 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
             "xresnet1d18plus",
             "mWDNPlus",
             "MiniRocketPlus",
+            "PatchTST",
             "HydraPlus",
             "HydraMultiRocketPlus",
             "MultiRocketPlus",

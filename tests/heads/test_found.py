@@ -97,6 +97,38 @@ def test_a_loss_that_holds_the_classes_is_told() -> None:
         replace_head(model, 3)
 
 
+class Forecaster(nn.Module):
+    """As many steps as go in, channel by channel, from a layer that is called a head; ``c_out`` is for looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Conv1d(3, 3, 5, padding=2), nn.Linear(64, 64)
+        self.seq_len, self.c_in = 64, 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x).relu())
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: wired(lambda self, x: self.model(x), model=model)])
+def test_a_forecasters_head_gives_no_classes(wrap: object) -> None:
+    """It gives as many steps as it takes: PatchTST. Who knows better says so."""
+    model = wrap(Forecaster())
+    with pytest.raises(HeadError, match="No layer of the .* looks like a classifier"):
+        replace_head(model, 7)
+    replace_head(model, 7, at=next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_tagger_with_as_many_classes_as_steps_is_known_by_its_counter(named: bool) -> None:
+    """Or by the number of classes, where that is another one."""
+    model = Forecaster()
+    if named:
+        model.num_classes = 64
+    else:
+        model.head = nn.Linear(64, 10)
+    assert replace_head(model, 7).proven
+
+
 @pytest.mark.parametrize(
     "model",
     [
