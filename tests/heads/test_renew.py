@@ -329,6 +329,20 @@ def test_ssd_and_senet_start_by_the_functions_of_their_files() -> None:
     assert [one.__name__ for one in _initializers(timm.create_model("legacy_seresnet18"))] == ["_weight_init"]
 
 
+@pytest.mark.parametrize(
+    ("name", "spread"), [("mobilenet_v3_small", 0.01), ("vgg11_bn", 0.01), ("efficientnet_b0", None)]
+)
+def test_torchvisions_models_start_in_a_loop_of_their_constructors(name: str, spread: float | None) -> None:
+    """With numbers of their own, which may hang on how many classes there are."""
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(num_classes=12)
+    model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, 12)
+    replace_head(model, 64, verify=False)
+    found = model.classifier[-1].weight.std().item()
+    assert found == pytest.approx(spread or (64 * 3) ** -0.5, rel=0.1)
+    assert not model.classifier[-1].bias.any()
+
+
 class Showing(Plain):
     """Its code starts the head when it is shown the whole model, as ModernBERT's does."""
 
@@ -375,6 +389,17 @@ class AllAtOnce(Plain):
                 nn.init.constant_(module.weight, 0.5)
 
 
+class InALoop(Plain):
+    """Its constructor starts all layers itself, as torchvision's MobileNet does."""
+
+    def __init__(self, init_weights: bool = True) -> None:
+        super().__init__()
+        if init_weights:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.constant_(module.weight, 0.5)
+
+
 class Around(nn.Module):
     """A model inside another one."""
 
@@ -386,7 +411,11 @@ class Around(nn.Module):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("build", [ByMethod, AllAtOnce, lambda: Around(AllAtOnce())], ids=["one", "all", "inside"])
+@pytest.mark.parametrize(
+    "build",
+    [ByMethod, AllAtOnce, InALoop, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
+    ids=["one", "all", "loop", "all inside", "loop inside"],
+)
 def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> None:
     """And nothing else of the model moves."""
     model = build()

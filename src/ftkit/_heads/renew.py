@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import dis
@@ -9,6 +10,7 @@ import inspect
 import logging
 import operator
 import re
+import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -28,7 +30,10 @@ _log = logging.getLogger("ftkit")
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 _SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
-_METHOD = re.compile(r"_*(init(ialize)?_weights?|weights?_init)_*")  # of a model's own that its constructor calls
+_METHOD = re.compile(
+    r"_*(init(ialize)?_(weights?|params|parameters)|weights?_init)_*"
+)  # of a model's own that its constructor calls
+_OVER_ALL = re.compile(r"(enumerate\()?self\.(named_)?modules\(\)")
 _WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
 _INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
@@ -217,19 +222,46 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
 
 
 def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
-    """Let a method without arguments start a layer that starts all layers of a module around it; tell if there is one.
+    """Start a layer by code that starts all layers of a module around it, if there is any; tell whether it did.
 
-    All the others are copies without values.
+    That is a method without arguments, or a loop in a constructor. All the others are copies without values.
     """
     steps = name.split(".")
     for depth in reversed(range(len(steps))):
         stem = ".".join(steps[:depth])
-        method = next((key for key, _ in _methods(model.get_submodule(stem), takes=0)), None)
-        shell = None if method is None else _shell(model, stem, name, bare)
-        if method is not None and shell is not None:
-            _initialize(operator.methodcaller(method), shell, bare, name)
-            return True
+        holder = model.get_submodule(stem)
+        methods = (operator.methodcaller(key) for key, _ in _methods(holder, takes=0))
+        own = next(methods, None) or next(filter(None, map(_loop, _own_classes(holder))), None)
+        shell = None if own is None else _shell(model, stem, name, bare)
+        before = [value.clone() for value in bare.parameters()]
+        if own is not None and shell is not None:
+            _initialize(own, shell, bare, name)
+            if not all(map(torch.equal, before, bare.parameters())):
+                return True
     return False
+
+
+def _loop(kind: type) -> Callable[[nn.Module], object] | None:
+    """The loops over all modules in a constructor, as a function: so torchvision's models start their layers."""
+    constructor = vars(kind).get("__init__")
+    if not inspect.isfunction(constructor):
+        return None
+    try:
+        written = ast.parse(textwrap.dedent(inspect.getsource(constructor))).body[0]
+    except (OSError, SyntaxError):  # a class of a notebook, or made by code
+        return None
+    loops = [
+        part for part in ast.walk(written) if isinstance(part, ast.For) and _OVER_ALL.match(ast.unparse(part.iter))
+    ]
+    if not (loops and isinstance(written, ast.FunctionDef)):
+        return None
+    written.name, written.body, written.decorator_list, written.returns = "start", list(loops), [], None
+    written.args = ast.arguments(posonlyargs=[], args=written.args.args[:1], kwonlyargs=[], kw_defaults=[], defaults=[])
+    made: dict[str, Any] = {}
+    code = compile(ast.fix_missing_locations(ast.Module([written], [])), constructor.__code__.co_filename, "exec")
+    exec(code, constructor.__globals__, made)  # noqa: S102 -- a part of what has run when the model was built
+    start: Callable[[nn.Module], object] = made["start"]
+    return start if _sets_weights(start) else None
 
 
 def _shell(model: nn.Module, stem: str, name: str, bare: nn.Module) -> nn.Module | None:
