@@ -226,7 +226,7 @@ def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
 
     That is a method without arguments, or a loop in a constructor. All the others are copies without values.
     """
-    steps = name.split(".")
+    steps = [] if any(value.is_meta for value in bare.parameters()) else name.split(".")
     for depth in reversed(range(len(steps))):
         stem = ".".join(steps[:depth])
         holder = model.get_submodule(stem)
