@@ -267,8 +267,9 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
     "TabTransformer": lambda kind, n: kind({"a": ["x", "y"], "b": ["u", "v"]}, ["c", "d"], n),
     "TabFusionTransformer": lambda kind, n: kind({"a": ["x", "y"], "b": ["u", "v"]}, ["c", "d"], n),
 }
+TSAI_INPUTS = {"PatchTST": images(2, 3, 64)}
 for _name, _call in TSAI.items():
-    FAMILIES[f"tsai-{_name}"] = Family("tsai.models.all", _name, _call)
+    FAMILIES[f"tsai-{_name}"] = Family("tsai.models.all", _name, _call, TSAI_INPUTS.get(_name))
 
 # ---- braindecode: eight channels, four seconds of 125 steps
 

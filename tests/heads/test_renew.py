@@ -389,6 +389,22 @@ class AllAtOnce(Plain):
                 nn.init.constant_(module.weight, 0.5)
 
 
+def init_cnn(module: nn.Module) -> None:
+    """As fastai starts its XResNets: a module and all in it."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.constant_(module.weight, 0.5)
+    for child in module.children():
+        init_cnn(child)
+
+
+class Downward(Plain):
+    """Its constructor calls a function that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        init_cnn(self)
+
+
 class InALoop(Plain):
     """Its constructor starts all layers itself, as torchvision's MobileNet does."""
 
@@ -413,8 +429,8 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize(
     "build",
-    [ByMethod, AllAtOnce, InALoop, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
-    ids=["one", "all", "loop", "all inside", "loop inside"],
+    [ByMethod, AllAtOnce, Downward, InALoop, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
+    ids=["one", "all", "function", "loop", "all inside", "loop inside"],
 )
 def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> None:
     """And nothing else of the model moves."""

@@ -29,9 +29,9 @@ _log = logging.getLogger("ftkit")
 
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
-_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
+_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
 _METHOD = re.compile(
-    r"_*(init(ialize)?_(weights?|params|parameters)|weights?_init)_*"
+    r"_*(init(ialize)?_(weights?|params|parameters|cnn)|weights?_init)_*"
 )  # of a model's own that its constructor calls
 _OVER_ALL = re.compile(r"(enumerate\()?self\.(named_)?modules\(\)")
 _WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
