@@ -30,9 +30,8 @@ _log = logging.getLogger("ftkit")
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 _SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
-_METHOD = re.compile(
-    r"_*(init(ialize)?_(weights?|params|parameters|cnn)|weights?_init)_*"
-)  # of a model's own that its constructor calls
+# What a method is called that a model's constructor calls, and a loop in that:
+_METHOD = re.compile(r"_*(init(ialize)?_(weights?|params|parameters|cnn)|weights?_init)_*")
 _OVER_ALL = re.compile(r"(enumerate\()?self\.(named_)?modules\(\)")
 _WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
 _INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
