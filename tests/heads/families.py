@@ -172,21 +172,16 @@ MONAI: dict[str, Callable[[Any, int], nn.Module]] = {
     "TorchVisionFCModel": lambda kind, n: kind("resnet18", num_classes=n),
     "UNETR": lambda kind, n: kind(3, n, (64, 64), 8, 32, 64, 2, spatial_dims=2),
     "UNet": lambda kind, n: kind(spatial_dims=2, in_channels=3, out_channels=n, num_res_units=2, **STAGES),
-    "VNet": lambda kind, n: kind(spatial_dims=2, in_channels=3, out_channels=n),
+    "VNet": lambda kind, n: kind(spatial_dims=2, in_channels=1, out_channels=n),
     "ViT": lambda kind, n: kind(
         3, (64, 64), (16, 16), 32, 64, 2, 2, classification=True, num_classes=n, spatial_dims=2
     ),
     "resnet18": lambda kind, n: kind(spatial_dims=3, n_input_channels=1, num_classes=n),
     "DAF3D": lambda kind, n: kind(1, n),
-    "DiNTS": lambda kind, n: kind(
-        of("monai.networks.nets", "TopologyInstance")(3, 2, 2, 2, spatial_dims=2),
-        in_channels=3,
-        num_classes=n,
-        spatial_dims=2,
-    ),
 }
+MONAI_INPUTS = {"MILModel": images(2, 4, 3, 64, 64)}
 for _name, _call in MONAI.items():
-    FAMILIES[f"monai-{_name}"] = Family("monai.networks.nets", _name, _call)
+    FAMILIES[f"monai-{_name}"] = Family("monai.networks.nets", _name, _call, MONAI_INPUTS.get(_name))
 
 # ---- nnU-Net's architectures
 
@@ -259,6 +254,7 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
             "xresnet1d18plus",
             "mWDNPlus",
             "MiniRocketPlus",
+            "PatchTST",
             "HydraPlus",
             "HydraMultiRocketPlus",
             "MultiRocketPlus",
@@ -271,8 +267,9 @@ TSAI: dict[str, Callable[[Any, int], nn.Module]] = {
     "TabTransformer": lambda kind, n: kind({"a": ["x", "y"], "b": ["u", "v"]}, ["c", "d"], n),
     "TabFusionTransformer": lambda kind, n: kind({"a": ["x", "y"], "b": ["u", "v"]}, ["c", "d"], n),
 }
+TSAI_INPUTS = {"PatchTST": images(2, 3, 64)}
 for _name, _call in TSAI.items():
-    FAMILIES[f"tsai-{_name}"] = Family("tsai.models.all", _name, _call)
+    FAMILIES[f"tsai-{_name}"] = Family("tsai.models.all", _name, _call, TSAI_INPUTS.get(_name))
 
 # ---- braindecode: eight channels, four seconds of 125 steps
 
@@ -355,6 +352,254 @@ FAMILIES |= {
                 input_size=40, cnn_blocks=1, cnn_channels=[8], rnn_neurons=16, dnn_neurons=16, dnn_blocks=1
             ),
             of("speechbrain.nnet.linear", "Linear")(input_size=16, n_neurons=n),
+        ),
+        images(2, 20, 40),
+    ),
+}
+
+# ---- pytorchcv: one of each of its architectures
+
+CV = [
+    "alexnet",
+    "bagnet17",
+    "bam_resnet50",
+    "bn_vgg11",
+    "bninception",
+    "cbam_resnet18",
+    "channelnet",
+    "condensenet74_c4_g4",
+    "darknet19",
+    "darknet53",
+    "densenet121",
+    "diapreresnet10",
+    "diaresnet10",
+    "diracnet18v2",
+    "dla34",
+    "dpn68",
+    "drnc26",
+    "efficientnet_b0",
+    "efficientnet_edge_small_b",
+    "espnetv2_w1",
+    "fastseresnet101b",
+    "fbnet_cb",
+    "ghostnet",
+    "hardnet39ds",
+    "hrnet_w18_small_v1",
+    "ibn_resnet50",
+    "ibnb_resnet50",
+    "igcv3_w1",
+    "inceptionv3",
+    "isqrtcovresnet18",
+    "menet108_8x1_g3",
+    "mixnet_s",
+    "mnasnet_a1",
+    "mobilenetb_w1",
+    "mobilenetv2_w1",
+    "mobilenetv3_large_w1",
+    "nasnet_4a1056",
+    "octresnet10_ad2",
+    "peleenet",
+    "preresnet10",
+    "proxylessnas_cpu",
+    "regnetx002",
+    "resattnet56",
+    "resnesta18",
+    "resnet10",
+    "resneta10",
+    "resnetd50b",
+    "resnext14_16x4d",
+    "scnet50",
+    "selecsls42",
+    "sepreresnet10",
+    "seresnet10",
+    "seresnext50_32x4d",
+    "shufflenetv2_w1",
+    "shufflenetv2b_w1",
+    "sknet50",
+    "spnasnet",
+    "sqnxt23_w1",
+    "squeezenet_v1_0",
+    "squeezeresnet_v1_0",
+    "visemenet20",
+    "vovnet27s",
+    "xception",
+    "zfnet",
+    "nin_cifar10",
+    "resnet20_cifar10",
+    "pyramidnet110_a48_cifar10",
+    "rir_cifar10",
+    "ror3_56_cifar10",
+    "resdropresnet20_cifar10",
+    "xdensenet40_2_k24_bc_cifar10",
+    "wrn20_10_1bit_cifar10",
+    "resnet18_cub",
+    "ntsnet_cub",
+    "enet_cityscapes",
+    "erfnet_cityscapes",
+    "cgnet_cityscapes",
+    "dabnet_cityscapes",
+    "edanet_cityscapes",
+    "espcnet_cityscapes",
+    "fastscnn_cityscapes",
+    "fpenet_cityscapes",
+    "lednet_cityscapes",
+    "linknet_cityscapes",
+    "segnet_cityscapes",
+    "sinet_cityscapes",
+    "sqnet_cityscapes",
+    "unet_cityscapes",
+    "icnet_resnetd50b_cityscapes",
+    "pspnet_resnetd50b_voc",
+    "deeplabv3_resnetd50b_voc",
+    "fcn8sd_resnetd50b_voc",
+]
+for _name in CV:
+    FAMILIES[f"pytorchcv-{_name}"] = Family(
+        "pytorchcv.model_provider",
+        "get_model",
+        lambda kind, n, name=_name: kind(name, num_classes=n),
+    )
+
+# ---- torchreid: models of identities, which give features in eval mode
+
+for _name in [
+    "resnet50_fc512",
+    "se_resnet50",
+    "densenet121",
+    "xception",
+    "inceptionv4",
+    "resnet50_ibn_a",
+    "nasnsetmobile",
+    "mobilenetv2_x1_0",
+    "shufflenet",
+    "squeezenet1_0",
+    "shufflenet_v2_x0_5",
+    "mudeep",
+    "resnet50mid",
+    "hacnn",
+    "pcb_p4",
+    "mlfn",
+    "osnet_x0_25",
+    "osnet_ain_x0_25",
+]:
+    FAMILIES[f"torchreid-{_name}"] = Family(
+        "torchreid.reid.models",
+        "build_model",
+        lambda kind, n, name=_name: kind(name, num_classes=n, pretrained=False, use_gpu=False),
+    )
+
+# ---- pretrainedmodels
+
+for _name in [
+    "fbresnet152",
+    "bninception",
+    "resnext101_32x4d",
+    "inceptionv4",
+    "inceptionresnetv2",
+    "alexnet",
+    "resnet18",
+    "squeezenet1_0",
+    "vgg11_bn",
+    "nasnetamobile",
+    "dpn68",
+    "xception",
+    "senet154",
+    "se_resnext50_32x4d",
+    "cafferesnet101",
+    "polynet",
+]:
+    FAMILIES[f"pretrainedmodels-{_name}"] = Family(
+        "pretrainedmodels", _name, lambda kind, n: kind(num_classes=n, pretrained=None)
+    )
+
+# ---- one or a few from each of many packages
+
+_TAB = {"d_in": 12, "n_blocks": 2, "d_block": 32}
+FAMILIES |= {
+    "torchxrayvision-DenseNet": Family(
+        "torchxrayvision.models", "DenseNet", lambda kind, n: kind(num_classes=n, block_config=(2, 2, 2, 2))
+    ),
+    "efficientnet_pytorch-b0": Family(
+        "efficientnet_pytorch", "EfficientNet", lambda kind, n: kind.from_name("efficientnet-b0", {"num_classes": n})
+    ),
+    "facenet_pytorch-InceptionResnetV1": Family(
+        "facenet_pytorch", "InceptionResnetV1", lambda kind, n: kind(classify=True, num_classes=n)
+    ),
+    "resnest-resnest50": Family("resnest.torch", "resnest50", lambda kind, n: kind(num_classes=n)),
+    "rtdl-MLP": Family("rtdl_revisiting_models", "MLP", lambda kind, n: kind(d_out=n, dropout=0.1, **_TAB)),
+    "rtdl-ResNet": Family(
+        "rtdl_revisiting_models",
+        "ResNet",
+        lambda kind, n: kind(d_out=n, dropout1=0.1, dropout2=0.0, d_hidden_multiplier=2.0, **_TAB),
+    ),
+    "rtdl-FTTransformer": Family(
+        "rtdl_revisiting_models",
+        "FTTransformer",
+        lambda kind, n: kind(n_cont_features=12, cat_cardinalities=[], d_out=n, **kind.get_default_kwargs(n_blocks=1)),
+        lambda: (torch.zeros(2, 12), None),
+    ),
+    "perceiver_pytorch-Perceiver": Family(
+        "perceiver_pytorch",
+        "Perceiver",
+        lambda kind, n: kind(
+            num_freq_bands=2, depth=1, max_freq=4, num_latents=8, latent_dim=32, latent_heads=2, num_classes=n
+        ),
+        images(2, 32, 32, 3),
+    ),
+    "mlp_mixer_pytorch-MLPMixer": Family(
+        "mlp_mixer_pytorch",
+        "MLPMixer",
+        lambda kind, n: kind(image_size=64, channels=3, patch_size=16, dim=32, depth=2, num_classes=n),
+    ),
+    "g_mlp_pytorch-gMLPVision": Family(
+        "g_mlp_pytorch",
+        "gMLPVision",
+        lambda kind, n: kind(image_size=64, patch_size=16, num_classes=n, dim=32, depth=2),
+    ),
+    "torch_mlp-MLP": Family("torch_mlp", "MLP", lambda kind, n: kind(d_in=12, d_hidden=16, d_out=n, depth=2)),
+    "pytorchvideo-resnet": Family(
+        "pytorchvideo.models", "create_resnet", lambda kind, n: kind(model_num_class=n, stem_dim_out=8)
+    ),
+    "pytorchvideo-x3d": Family(
+        "pytorchvideo.models.x3d",
+        "create_x3d",
+        lambda kind, n: kind(model_num_class=n, input_clip_length=4, input_crop_size=64),
+        images(2, 3, 4, 64, 64),
+    ),
+    "pytorchvideo-csn": Family("pytorchvideo.models.csn", "create_csn", lambda kind, n: kind(model_num_class=n)),
+    "pytorchvideo-r2plus1d": Family(
+        "pytorchvideo.models.r2plus1d", "create_r2plus1d", lambda kind, n: kind(model_num_class=n)
+    ),
+    "pytorchvideo-mvit": Family(
+        "pytorchvideo.models.vision_transformers",
+        "create_multiscale_vision_transformers",
+        lambda kind, n: kind(spatial_size=64, temporal_size=4, depth=2, head_num_classes=n),
+    ),
+    "lightly-LinearClassifier": Family(
+        "lightly.utils.benchmarking",
+        "LinearClassifier",
+        lambda kind, n: kind(of("torchvision.models", "resnet18")(num_classes=64), 2, feature_dim=64, num_classes=n),
+    ),
+    "pytorch_metric_learning-NormalizedSoftmaxLoss": Family(
+        "pytorch_metric_learning.losses", "NormalizedSoftmaxLoss", lambda kind, n: kind(n, 64)
+    ),
+    "performer_pytorch-PerformerLM": Family(
+        "performer_pytorch",
+        "PerformerLM",
+        lambda kind, n: kind(num_tokens=n, max_seq_len=64, dim=32, depth=1, heads=2, dim_head=16),
+    ),
+    "x_transformers-TransformerWrapper": Family(
+        "x_transformers",
+        "TransformerWrapper",
+        lambda kind, n: kind(
+            num_tokens=64, max_seq_len=16, logits_dim=n, attn_layers=of("x_transformers", "Encoder")(dim=32, depth=1)
+        ),
+    ),
+    "x_transformers-ContinuousTransformerWrapper": Family(
+        "x_transformers",
+        "ContinuousTransformerWrapper",
+        lambda kind, n: kind(
+            dim_in=8, dim_out=n, max_seq_len=16, attn_layers=of("x_transformers", "Encoder")(dim=32, depth=1)
         ),
     ),
 }

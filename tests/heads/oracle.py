@@ -107,7 +107,7 @@ def _starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]
     """Tell which parameter of a new head starts from other values than in a fresh model: all alike, or spread else."""
     for name in (f"{one}.{key}" for one in names for key, _ in model.get_submodule(one).named_parameters()):
         ours, theirs = (one.get_parameter(name).detach().float() for one in (model, fresh))
-        spreads = [float(value.std(correction=0)) for value in (ours, theirs)]
+        spreads = [0.0 if (one == one.flatten()[0]).all() else float(one.std(correction=0)) for one in (ours, theirs)]
         apart = max(spreads) > _ALIKE * min(spreads) if theirs.numel() >= _ENOUGH else 0 in spreads != [0, 0]
         if apart and ours.numel() > 1:
             return f"{name} starts with a spread of {spreads[0]:.3g} for {spreads[1]:.3g}"

@@ -97,6 +97,49 @@ def test_a_loss_that_holds_the_classes_is_told() -> None:
         replace_head(model, 3)
 
 
+def test_a_map_of_classes_after_a_block_that_may_make_them_is_refused() -> None:
+    """The block before it has a convolution as wide, one level further down: VNet."""
+    out = nn.Sequential()
+    out.add_module("block", nn.Sequential(nn.Conv2d(8, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU()))
+    out.add_module("conv", nn.Conv2d(10, 10, 1))
+    model = wired(lambda self, x: self.out_tr(self.stem(x)), stem=nn.Conv2d(3, 8, 3, padding=1), out_tr=out)
+    with pytest.raises(HeadError, match=r"nothing tells whether those of the first count classes too"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at="out_tr.conv").proven
+
+
+class Forecaster(nn.Module):
+    """As many steps as go in, channel by channel, from a layer that is called a head; ``c_out`` is for looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Conv1d(3, 3, 5, padding=2), nn.Linear(64, 64)
+        self.seq_len, self.c_in = 64, 3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.embed(x).relu())
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: wired(lambda self, x: self.model(x), model=model)])
+def test_a_forecasters_head_gives_no_classes(wrap: object) -> None:
+    """It gives as many steps as it takes: PatchTST. Who knows better says so."""
+    model = wrap(Forecaster())
+    with pytest.raises(HeadError, match="looks like a classifier"):
+        replace_head(model, 7)
+    replace_head(model, 7, at=next(name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)))
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_tagger_with_as_many_classes_as_steps_is_known_by_its_counter(named: bool) -> None:
+    """Or by the number of classes, where that is another one."""
+    model = Forecaster()
+    if named:
+        model.num_classes = 64
+    else:
+        model.head = nn.Linear(64, 10)
+    assert replace_head(model, 7).proven
+
+
 @pytest.mark.parametrize(
     "model",
     [

@@ -282,10 +282,10 @@ class Beside(Plain):
     assert module.calls == []
 
 
-@pytest.mark.parametrize("kind", [Plain, Reporting, Answering])
-def test_strangers_functions_are_not_called(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("name", ["Plain", "Reporting", "Answering", "Uncalled", "Loading"])
+def test_strangers_functions_are_not_called(name: str) -> None:
     """Whatever they are called and whoever calls them: only what initializes layers does."""
-    model = kind()
+    model = globals()[name]()
     CALLED.clear()
     replace_head(model, 3, verify=False)  # a run would copy the model, and ask for its __deepcopy__
     assert CALLED == []
@@ -329,6 +329,20 @@ def test_ssd_and_senet_start_by_the_functions_of_their_files() -> None:
     assert [one.__name__ for one in _initializers(timm.create_model("legacy_seresnet18"))] == ["_weight_init"]
 
 
+@pytest.mark.parametrize(
+    ("name", "spread"), [("mobilenet_v3_small", 0.01), ("vgg11_bn", 0.01), ("efficientnet_b0", None)]
+)
+def test_torchvisions_models_start_in_a_loop_of_their_constructors(name: str, spread: float | None) -> None:
+    """With numbers of their own, which may hang on how many classes there are."""
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(num_classes=12)
+    model.classifier[-1] = nn.Linear(model.classifier[-1].in_features, 12)
+    replace_head(model, 64, verify=False)
+    found = model.classifier[-1].weight.std().item()
+    assert found == pytest.approx(spread or (64 * 3) ** -0.5, rel=0.1)
+    assert not model.classifier[-1].bias.any()
+
+
 class Showing(Plain):
     """Its code starts the head when it is shown the whole model, as ModernBERT's does."""
 
@@ -347,6 +361,107 @@ def test_code_that_starts_a_head_when_it_sees_its_holder() -> None:
     replace_head(model, 3)
     assert (model.fc.weight == 0.125).all()
     assert all(map(torch.equal, before, model.body.parameters()))
+
+
+class ByMethod(Plain):
+    """Its constructor applies a method of its own, as monai's DynUNet does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apply(self.initialize_weights)
+
+    @staticmethod
+    def initialize_weights(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+
+
+class AllAtOnce(Plain):
+    """Its constructor calls a method that starts all layers in a loop, as VGGs and EfficientNets do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._initialize_weights()
+
+    def _initialize_weights(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.constant_(module.weight, 0.5)
+
+
+def init_cnn(module: nn.Module) -> None:
+    """As fastai starts its XResNets: a module and all in it."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.constant_(module.weight, 0.5)
+    for child in module.children():
+        init_cnn(child)
+
+
+class Downward(Plain):
+    """Its constructor calls a function that calls itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        init_cnn(self)
+
+
+class InALoop(Plain):
+    """Its constructor starts all layers itself, as torchvision's MobileNet does."""
+
+    def __init__(self, init_weights: bool = True) -> None:
+        super().__init__()
+        if init_weights:
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.constant_(module.weight, 0.5)
+
+
+class Around(nn.Module):
+    """A model inside another one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [ByMethod, AllAtOnce, Downward, InALoop, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
+    ids=["one", "all", "function", "loop", "all inside", "loop inside"],
+)
+def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> None:
+    """And nothing else of the model moves."""
+    model = build()
+    inner = getattr(model, "inner", model)
+    body = [nn.init.normal_(value).clone() for value in inner.body.parameters()]
+    nn.init.normal_(inner.fc.weight)
+    assert replace_head(model, 3).proven
+    assert (inner.fc.weight == 0.5).all()
+    assert all(map(torch.equal, body, inner.body.parameters()))
+
+
+class Uncalled(Plain):
+    """Its constructor calls neither of these."""
+
+    def initialize_weights(self, module: nn.Module) -> None:
+        CALLED.append(module.weight)
+
+    def _initialize_weights(self) -> None:
+        CALLED.append(self.fc.weight)
+
+
+class Loading(Plain):
+    """Its constructor calls a method of such a name that sets no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._init_weights()
+
+    def _init_weights(self) -> None:
+        CALLED.append("weights.pth")
 
 
 class Lora(nn.Linear):

@@ -23,7 +23,7 @@ from ftkit._heads.layers import (
     self_description,
 )
 from ftkit._heads.refusals import check_losses, check_maps, check_scorers, doubt, headless, nothing
-from ftkit._heads.trace import Trace, trace
+from ftkit._heads.trace import Run, Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
 from ftkit._models.dryrun import tensors_in
 
@@ -55,7 +55,7 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     seen = trace(model, every, given) if run or given is not None else None
     for at_once in (_declared, _obvious):
         settled = at_once(model, every)
-        if settled and (seen is None or _gives_outputs(settled, seen)):
+        if settled and (seen is None or _gives_outputs(model, settled, seen)):
             return Found(settled, settled[0].outputs, seen)
     evidence = _Evidence(model, every, seen or trace(model, every))
     found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
@@ -83,10 +83,11 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
 # ---- rules that need no run
 
 
-def _gives_outputs(settled: Layers, seen: Trace) -> bool:
+def _gives_outputs(model: nn.Module, settled: Layers, seen: Trace) -> bool:
     """Whether a run, if there was one, shows nothing against the layers that names settled."""
-    ends = seen.ends.where(lambda end: not end.body).layers.names
-    return not seen.run.complete or all(layer.name in ends for layer in settled)
+    ends = seen.ends.where(lambda end: not end.body)
+    again = not told(model, ()) and any(_is_the_series(end, seen.run) for end in ends.where(End.is_clean))
+    return not seen.run.complete or (all(layer.name in ends.layers.names for layer in settled) and not again)
 
 
 def _declared(model: nn.Module, every: Layers) -> Layers:
@@ -194,6 +195,8 @@ def _counted_by_the_model(evidence: _Evidence) -> Layers:
 def _named_for_classes(evidence: _Evidence) -> Layers:
     """The outputs of layers named for classes, or under a softmax: models that count nothing, one head among others."""
     group = evidence.ends.where(End.scores).where(lambda end: end.softmax or end.layer.names_classes())
+    if any(_is_the_series(end, evidence.trace.run) for end in group):
+        return Layers()
     return Layers() if all(map(End.helps_training, group)) else _of_one_size(evidence, group)
 
 
@@ -212,6 +215,13 @@ def _left_as_they_are(evidence: _Evidence) -> Layers:
 
 _FEWEST_NARROWED = 12  # numbers of an example that a narrow layer stands for
 _FEWEST_RESTORED = 32  # numbers of an example: a classifier may have as many classes as features, if these are few
+
+
+def _is_the_series(end: End, run: Run) -> bool:
+    """Whether a model gives as many steps of a series as it takes: a forecaster, whose last layer is a "head" too."""
+    given = [tensor.shape for tensor in tensors_in(run.inputs) if tensor.is_floating_point() and tensor.dim() == 3]
+    made = [end.shapes[port] for port in end.ports_within(CLEAN)]
+    return isinstance(end.layer.module, nn.Linear) and not end.softmax and any(shape in made for shape in given)
 
 
 def _gives_back(end: End, given: torch.Size, narrowest: int) -> bool:

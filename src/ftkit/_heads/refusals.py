@@ -62,8 +62,8 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
 def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
     """Refuse a convolution from classes to classes after another one: nothing tells where the classes begin."""
     for layer in (one for one in found if is_convolution(one.module)):
-        beside = [one for one in every if one.holder == layer.holder]
-        before = beside[: [one.names for one in beside].index(layer.names)][-1:]
+        around = every.inside(layer.holder) if layer.holder else every
+        before = around[: [one.names for one in around].index(layer.names)][-1:]
         if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
             raise HeadError(
                 f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "

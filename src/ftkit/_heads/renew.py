@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
 import dis
 import inspect
 import logging
+import operator
 import re
+import textwrap
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,7 +29,10 @@ _log = logging.getLogger("ftkit")
 
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
-_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$")
+_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
+# What a method is called that a model's constructor calls, and a loop in that:
+_METHOD = re.compile(r"_*(init(ialize)?_(weights?|params|parameters|cnn)|weights?_init)_*")
+_OVER_ALL = re.compile(r"(enumerate\()?self\.(named_)?modules\(\)")
 _WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
 _INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
@@ -185,10 +191,10 @@ def _start(model: nn.Module, layer: Layer, new: nn.Module, outputs: int) -> None
     own = _own_init(model, layer.name)
     if own is not None:
         _initialize(own, bare, bare, layer.name)
-        shell = _shell(model, layer.name, bare)
+        shell = _shell(model, layer.name.rpartition(".")[0], layer.name, bare)
         if shell is not None:  # some code starts a layer when it is shown what holds it
             _initialize(own, shell, bare, layer.name)
-    else:
+    elif not _start_all(model, layer.name, bare):
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
     for name, value in bare.named_parameters():
@@ -214,9 +220,51 @@ def _reset(bare: nn.Module, old: nn.Module) -> None:
             nn.init.zeros_(value) if value.dim() < 2 else nn.init.kaiming_uniform_(value, a=5**0.5)
 
 
-def _shell(model: nn.Module, name: str, bare: nn.Module) -> nn.Module | None:
-    """Copy what holds a layer without values, with a new layer in the old one's place."""
-    stem, _, child = name.rpartition(".")
+def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
+    """Start a layer by code that starts all layers of a module around it, if there is any; tell whether it did.
+
+    That is a method without arguments, or a loop in a constructor. All the others are copies without values.
+    """
+    steps = [] if any(value.is_meta for value in bare.parameters()) else name.split(".")
+    for depth in reversed(range(len(steps))):
+        stem = ".".join(steps[:depth])
+        holder = model.get_submodule(stem)
+        methods = (operator.methodcaller(key) for key, _ in _methods(holder, takes=0))
+        own = next(methods, None) or next(filter(None, map(_loop, _own_classes(holder))), None)
+        shell = None if own is None else _shell(model, stem, name, bare)
+        before = [value.clone() for value in bare.parameters()]
+        if own is not None and shell is not None:
+            _initialize(own, shell, bare, name)
+            if not all(map(torch.equal, before, bare.parameters())):
+                return True
+    return False
+
+
+def _loop(kind: type) -> Callable[[nn.Module], object] | None:
+    """The loops over all modules in a constructor, as a function: so torchvision's models start their layers."""
+    constructor = vars(kind).get("__init__")
+    if not inspect.isfunction(constructor):
+        return None
+    try:
+        written = ast.parse(textwrap.dedent(inspect.getsource(constructor))).body[0]
+    except (OSError, SyntaxError):  # a class of a notebook, or made by code
+        return None
+    loops = [
+        part for part in ast.walk(written) if isinstance(part, ast.For) and _OVER_ALL.match(ast.unparse(part.iter))
+    ]
+    if not (loops and isinstance(written, ast.FunctionDef)):
+        return None
+    written.name, written.body, written.decorator_list, written.returns = "start", list(loops), [], None
+    written.args = ast.arguments(posonlyargs=[], args=written.args.args[:1], kwonlyargs=[], kw_defaults=[], defaults=[])
+    made: dict[str, Any] = {}
+    code = compile(ast.fix_missing_locations(ast.Module([written], [])), constructor.__code__.co_filename, "exec")
+    exec(code, constructor.__globals__, made)  # noqa: S102 -- a part of what has run when the model was built
+    start: Callable[[nn.Module], object] = made["start"]
+    return start if _sets_weights(start) else None
+
+
+def _shell(model: nn.Module, stem: str, name: str, bare: nn.Module) -> nn.Module | None:
+    """Copy a module by name that holds a layer without values, with a new layer in the old one's place."""
     holder = model.get_submodule(stem)
     if type(holder).__module__.startswith("torch.nn."):
         return None
@@ -225,7 +273,8 @@ def _shell(model: nn.Module, name: str, bare: nn.Module) -> nn.Module | None:
     except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
         _log.debug("%s can't be copied: %s", type(holder).__name__, error)
         return None
-    shell.add_module(child, bare)
+    inner, _, child = name[len(stem) :].lstrip(".").rpartition(".")
+    shell.get_submodule(inner).add_module(child, bare)
     return shell
 
 
@@ -244,19 +293,31 @@ def _own_init(model: nn.Module, name: str) -> Callable[[nn.Module], object] | No
     """Find how the model's own code initializes a layer.
 
     That is the method ``_init_weights(module)`` of the classes of what holds the layer (the habit of transformers and
-    timm), or the one function that such a class calls by a name like ``_xavier_init`` and that sets weights. Nothing
-    else is called: a function that merely stands in the same file may do anything.
+    timm), or one that their constructors call by such a name, or the one function that such a class calls by a name
+    like ``_xavier_init``, if that sets weights. Nothing else is called: a function that merely stands in the same file
+    may do anything.
     """
     nearest = _own_holders(model, name)
-    methods = (method for method in map(_method, (*nearest, model)) if method is not None and _takes_one(method))
+    methods = (one for holder in (*nearest, model) for _, one in _methods(holder, takes=1))
     return next(methods, None) or next((found[0] for found in map(_initializers, nearest) if len(found) == 1), None)
 
 
-def _method(holder: nn.Module) -> Callable[[nn.Module], object] | None:
-    """The method ``_init_weights`` of a module's own classes."""
-    found = (vars(kind)["_init_weights"] for kind in _own_classes(holder) if "_init_weights" in vars(kind))
-    method: Any = next(found, None)
-    return method.__get__(holder, type(holder)) if hasattr(method, "__get__") else None
+def _methods(holder: nn.Module, takes: int) -> Iterator[tuple[str, Callable[..., object]]]:
+    """The methods of a module's own classes that initialize, by name: the usual one, and what constructors call so.
+
+    Args:
+        holder: The module.
+        takes: How many arguments they take.
+    """
+    kinds = _own_classes(holder)
+    code = [vars(kind).get("__init__") for kind in kinds]
+    called = {name: None for one in code if inspect.isfunction(one) for name in one.__code__.co_names}
+    usual = ["_init_weights"] * takes
+    for name in dict.fromkeys([*usual, *filter(_METHOD.fullmatch, called)]):
+        entry: Any = next((vars(kind)[name] for kind in kinds if name in vars(kind)), None)
+        method = entry.__get__(holder, type(holder)) if hasattr(entry, "__get__") else None
+        if callable(method) and _takes(method, takes) and (name in usual or _sets_weights(method)):
+            yield name, method
 
 
 def _initializers(holder: nn.Module) -> list[types.FunctionType]:
@@ -265,7 +326,7 @@ def _initializers(holder: nn.Module) -> list[types.FunctionType]:
         code = [getattr(entry, "__func__", entry) for entry in vars(kind).values()]
         known = [_referred_to(function) for function in code if inspect.isfunction(function)]
         named = {name: value for names in known for name, value in names.items() if _SAYS_INIT.search(name)}
-        if found := [value for value in named.values() if _takes_one(value) and _sets_weights(value)]:
+        if found := [value for value in named.values() if _takes(value, 1) and _sets_weights(value)]:
             return found
     return []
 
@@ -291,9 +352,9 @@ def _global_names(code: types.CodeType) -> set[str]:
     return own.union(*inner)
 
 
-def _sets_weights(function: types.FunctionType) -> bool:
+def _sets_weights(function: Callable[..., object]) -> bool:
     """Whether a function's code speaks of the weights of a module."""
-    return not _WEIGHTS.isdisjoint(function.__code__.co_names)
+    return not _WEIGHTS.isdisjoint(getattr(read(function, "__code__"), "co_names", ()))
 
 
 def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
@@ -301,14 +362,14 @@ def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
     return [module for module in reversed(holders(model, name)) if not type(module).__module__.startswith("torch.nn.")]
 
 
-def _takes_one(function: Callable[..., object]) -> bool:
-    """Whether a function needs one argument, the first."""
+def _takes(function: Callable[..., object], count: int) -> bool:
+    """Whether a function needs one argument, the first; or for a ``count`` of 0, takes none."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return False
     needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(needed) == 1 and needed == parameters[:1]
+    return len(needed) == count and needed == (parameters[:1] if count else parameters)
 
 
 def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str, nn.Parameter]:
