@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ftkit import ScanReport, scan_images
 from ftkit._images.copies import judge_group
@@ -55,6 +57,23 @@ def test_names_of_one_file() -> None:
     assert judge(train_cat_a=1, val_cat_b=1) == {"train_cat_a": "same_file"}
     assert judge(train_cat_a=1, train_cat_b=2, val_cat_c=1) == {"train_cat_a": "same_file", "train_cat_b": "leak"}
     assert judge(train_cat_a=1, train_dog_b=1) == dict.fromkeys(["train_cat_a", "train_dog_b"], "label_conflict")
+
+
+def test_the_best_of_near_copies_is_kept(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """It is the one with the most pixels, then the least compressed, then the first by name; training gives way."""
+    picture, cats = photo(40, (320, 260)), pets / "train/cat"
+    picture.resize((160, 130)).save(cats / "a-small.jpg", quality=95)
+    picture.save(cats / "b-poor.jpg", quality=40)
+    picture.save(cats / "c.jpg", quality=90)
+    report = scan_images(pets, workers=1)
+    assert kinds(report, "a-small.jpg") == kinds(report, "b-poor.jpg") == ["near_duplicate"]
+    assert kinds(report, "c.jpg") == []
+    (cats / "0-twin.jpg").write_bytes((cats / "c.jpg").read_bytes())
+    assert kinds(scan_images(pets, workers=1), "c.jpg") == ["duplicate", "near_duplicate"]
+    picture.resize((200, 162)).save(pets / "val/cat/d.jpg")
+    report = scan_images(pets, workers=1)
+    assert kinds(report, "d.jpg") == []
+    assert "near_leak" in kinds(report, "c.jpg")
 
 
 FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]

@@ -29,6 +29,15 @@ class Copied(NamedTuple):
     verdicts: dict[str, Verdict]
     pairs: dict[tuple[str, str], float]
 
+    @property
+    def worth(self) -> dict[str, tuple[int, int]]:
+        """How many pixels and bytes each file has."""
+        return {
+            path: (verdict.form.width * verdict.form.height, verdict.measures.bytes)
+            for path, verdict in self.verdicts.items()
+            if verdict.form and verdict.measures
+        }
+
 
 class Copies:
     """What it takes to find copies: 24 bytes for each usable image; the rest is in the journal and a temporary file."""
@@ -109,10 +118,13 @@ def judge_group(
     prefix: str,
     files: Mapping[str, Hashable] | None = None,
     pairs: Mapping[tuple[str, str], float] | None = None,
+    worth: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
     A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
+    Kept is the copy that the scores rest on; of several in one split the one with the most pixels, then the one with
+    the most bytes, then the first by name.
 
     Args:
         paths: The files, relative to the root.
@@ -121,8 +133,9 @@ def judge_group(
         prefix: What turns a relative path into one that opens as is.
         files: Which file each path stands for; by default each for its own.
         pairs: The similarity of each pair that was found, by its paths in order.
+        worth: The pixels and bytes of each path; by default all alike.
     """
-    pairs = pairs or {}
+    pairs, worth = pairs or {}, worth or {}
     files = files or {path: path for path in paths}
     paths = sorted(paths)
     places = {path: layout.place(path) for path in paths}
@@ -130,7 +143,12 @@ def judge_group(
     splits = sorted({place.split for place in places.values()} - {""})
     rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
     order = list(layout.splits.values())
-    keeper = max(paths, key=lambda path: (rank[path], order.index(places[path].split) if places[path].split else -1))
+
+    def value(path: str) -> tuple[int, int, tuple[int, int]]:
+        split = places[path].split
+        return rank[path], order.index(split) if split else -1, worth.get(path, (0, 0))
+
+    keeper = max(paths, key=value)
     near = "near_" if kind == "near" else ""
     notes = []
     for path in paths:

@@ -141,9 +141,10 @@ class Tally:
         for path, note in self._arrangement.notes(self._prefix):
             self.note(path, note)
         groups = []
-        for kind, verdicts, pairs in self._copies.groups():
+        for copied in self._copies.groups():
+            kind, verdicts, pairs = copied
             files = {path: self._folder.identity(path) for path in verdicts}
-            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files, pairs)
+            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files, pairs, copied.worth)
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:

@@ -94,6 +94,32 @@ def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode,
     assert not is_unusable(garbled, "a.tif")
 
 
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "jpeg"])
+def test_a_file_of_pages_that_ends_early(
+    image: Image.Image, encode: Encode, is_unusable: Judge, compression: str | None
+) -> None:
+    """It is as good as its first page, wherever behind that it ends: in the pixels of another, or in its directory."""
+    pages = [image.rotate(90), image.rotate(180)]
+    data = encode(image, "TIFF", save_all=True, append_images=pages, compression=compression)
+    for share in (0.2, 0.4, 0.6, 0.8, 0.99):
+        cut = data[: int(len(data) * share)]
+        kinds = [note.kind for note in check_bytes("a.tif", cut).notes if note.severity == "odd"]
+        loads = share > 1 / 3
+        assert is_unusable(cut, "a.tif") != loads
+        assert (kinds in (["damaged"], ["truncated"])) == loads
+
+
+def test_an_animated_png_that_ends_early(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:
+    """The first frame loads, which is what loaders read."""
+    data = encode(image, "PNG", save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    _, second, third = (at for at in range(len(data)) if data.startswith(b"fcTL", at))
+    for frame, cut in ((2, data[: second + 2000]), (3, data[: third + 2000])):
+        details = [note.detail for note in check_bytes("a.png", cut).notes]
+        assert any(f"the first frame loads, but frame {frame} does not" in detail for detail in details)
+        assert not is_unusable(cut, "a.png")
+    assert is_unusable(data[: second // 2], "a.png")
+
+
 def test_what_needs_a_package_names_it() -> None:
     """Pillow has plug-ins for it."""
     (note,) = check_bytes("a.heic", b"\0\0\0\x18ftypheic" + bytes(200)).notes

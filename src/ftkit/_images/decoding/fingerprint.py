@@ -61,7 +61,7 @@ def fingerprints(pixels: Pixels, size: tuple[int, int] | None = None) -> Prints:
     return Prints(tuple(words.tolist()), b64encode(stretched.tobytes()).decode())
 
 
-@lru_cache(64)  # a data set has few sizes
+@lru_cache(512)  # photos of 500 pixels have some 100 lengths of the shorter side, and each takes long to work out
 def _projections(length: int, exact: float) -> _Matrix:
     """Return what to take the sums of a row of pixels by: the cosines over each part of it, and `SIDE` equal pieces.
 

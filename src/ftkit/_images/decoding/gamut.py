@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -21,6 +20,11 @@ _MARGIN = 12  # levels
 _SATURATION = 0.75
 _SHARE, _FEWEST = 0.005, 4  # of the units
 _ERROR = 1 + 1.772  # in red, green or blue, of an error of one level in all three
+# What brightness, blue difference and red difference contribute to red, green and blue (ITU-T T.871).
+_PALER = np.array(((1, 0, 1.402), (1, -0.344136, -0.714136), (1, 1.772, 0)), np.float32) * np.array(
+    (1, _SATURATION, _SATURATION), np.float32
+)
+_NEUTRAL = _PALER @ np.array(((0,), (-128,), (-128,)), np.float32)  # where there is no difference, it is 128
 
 
 def is_out_of_gamut(pixels: Pixels, width: int, height: int, step: float) -> bool:
@@ -37,20 +41,18 @@ def is_out_of_gamut(pixels: Pixels, width: int, height: int, step: float) -> boo
         step: By how much the coarsest of the means is rounded, in levels.
     """
     low, high = -_MARGIN - _ERROR * step / 2, 255 + _MARGIN + _ERROR * step / 2
-    some = pixels[::height, ::width].transpose(2, 0, 1).astype(np.float32)
-    if not any(plane.min() < low or plane.max() > high for plane in _rgb(some)):  # as for nearly all pictures
+    some = _rgb(pixels[::height, ::width].reshape(-1, 3).T.astype(np.float32))
+    if some.min() >= low and some.max() <= high:  # as for nearly all pictures
         return False
     rows, columns = pixels.shape[0] // height, pixels.shape[1] // width
     whole = pixels[: rows * height, : columns * width].reshape(rows, height, columns, width, 3)
-    units = whole.mean(axis=(1, 3), dtype=np.float32).transpose(2, 0, 1)
-    wrong = np.logical_or.reduce([(plane < low) | (plane > high) for plane in _rgb(units)])
+    units = _rgb(whole.mean(axis=(1, 3), dtype=np.float32).reshape(-1, 3).T)
+    wrong = ((units < low) | (units > high)).any(0)
     return bool(wrong.sum() >= max(_FEWEST, _SHARE * wrong.size))
 
 
-def _rgb(components: _Planes) -> Iterator[_Planes]:
-    """Yield red, green and blue (ITU-T T.871), paler than they are."""
-    luma, blue, red = components
-    blue, red = _SATURATION * (blue - 128), _SATURATION * (red - 128)
-    yield luma + 1.402 * red
-    yield luma - 0.344136 * blue - 0.714136 * red
-    yield luma + 1.772 * blue
+def _rgb(components: _Planes) -> _Planes:
+    """Return red, green and blue, paler than they are."""
+    colours: _Planes = _PALER @ components
+    colours += _NEUTRAL
+    return colours

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 # Bytes that may be left over. Of 1,300 sound WebP files, 120 AVIF, 72 GIF, none could do without more than 7 of lossy
 # WebP (32 bits flush its coder), 4 of lossless (where one code may stand for all the rest), 2 of AVIF, and 2 of GIF.
+# Of 2,900 more by cwebp, img2webp, gif2webp, avifenc, gifsicle, ImageMagick, ffmpeg and netpbm, none is called damaged.
 _SPARE_LOSSY, _SPARE_LOSSLESS, _SPARE_AVIF, _SPARE_GIF = 16, 8, 8, 8
 
 

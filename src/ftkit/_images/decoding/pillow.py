@@ -147,16 +147,19 @@ def _judge_loaded(image: Image.Image, data: bytes) -> None:
 
 def _judge_frames(image: Image.Image, notes: Notes) -> None:
     """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
-    frames, frame = 0, 1
+    frames = frame = 0
     try:
         frames = getattr(image, "n_frames", 1)
         width, height = image.size
         for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
             image.seek(frame)
             image.load()
-    except _COMPLAINTS as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001  (a directory that was cut off raises whatever comes first)
         kind, detail, _ = _broken_by(error).note
-        notes.append(Note(kind, f"the first frame loads, but frame {frame + 1} does not: {detail}", "odd"))
+        which = f"frame {frame + 1}" if frame else "a later one"
+        notes.append(Note(kind, f"the first frame loads, but {which} does not: {detail}", "odd"))
     if frames > 1:
         notes.append(Note("animated", f"{frames} frames"))
 
