@@ -72,6 +72,25 @@ def test_peak_of_layers_that_need_scratch_memory(layer, shape, unfolds, capfd):
     assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
 
 
+@pytest.mark.skipif(not (NEW and torch.backends.mkl.is_available()), reason="the rule is that of its transforms")
+@pytest.mark.parametrize("sizes", [(16, 40, 32), (1, 40, 32), (4, 3, 40, 32)])
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda x: torch.fft.rfft(x, dim=1),
+        lambda x: torch.fft.rfft(x),
+        lambda x: torch.fft.irfft(torch.fft.rfft(x, dim=1), n=x.shape[1], dim=1),
+    ],
+    ids=["first", "last", "back"],
+)
+def test_a_fourier_transform_copies_what_does_not_lie_in_rows(transform, sizes):
+    """Its kernel takes the transformed dimensions last."""
+    model = Calls(lambda self, x: transform(self.first(x)).abs().flatten(1), first=nn.PReLU())
+    inputs, make = (torch.randn(sizes),), functools.partial(torch.optim.SGD, lr=0.0)
+    predicted = measure(model, inputs, {}).peak_training_bytes(make)
+    assert predicted == pytest.approx(real_peak(model, inputs, make), rel=0.02)
+
+
 @given(st.integers(1, 5000), st.sampled_from([2, 4]))
 def test_rows_are_whole_lines_of_the_cache_that_do_not_collide(columns, size):
     """As few as hold the row."""

@@ -416,6 +416,18 @@ class InALoop(Plain):
                     nn.init.constant_(module.weight, 0.5)
 
 
+class ByName(Plain):
+    """Its constructor starts one layer by its name, as many hand-written models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = nn.Sequential(self.fc)
+        nn.init.normal_(self.body[0].weight, std=0.1)
+        nn.init.normal_(self.fc.weight)
+        self.fc.weight.data.fill_(0.5)
+        CALLED.append("a line that starts nothing")
+
+
 class Around(nn.Module):
     """A model inside another one."""
 
@@ -429,8 +441,8 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize(
     "build",
-    [ByMethod, AllAtOnce, Downward, InALoop, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
-    ids=["one", "all", "function", "loop", "all inside", "loop inside"],
+    [ByMethod, AllAtOnce, Downward, InALoop, ByName, lambda: Around(AllAtOnce()), lambda: Around(InALoop())],
+    ids=["one", "all", "function", "loop", "name", "all inside", "loop inside"],
 )
 def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> None:
     """And nothing else of the model moves."""
@@ -438,7 +450,9 @@ def test_a_method_that_the_constructor_calls_starts_the_layer(build: object) -> 
     inner = getattr(model, "inner", model)
     body = [nn.init.normal_(value).clone() for value in inner.body.parameters()]
     nn.init.normal_(inner.fc.weight)
+    CALLED.clear()
     assert replace_head(model, 3).proven
+    assert not CALLED
     assert (inner.fc.weight == 0.5).all()
     assert all(map(torch.equal, body, inner.body.parameters()))
 

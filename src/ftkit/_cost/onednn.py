@@ -7,6 +7,7 @@ source is named, a rule is read off the events of torch's allocator around singl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -278,12 +279,31 @@ def _convolution_backward_scratch(args: tuple[Any, ...]) -> int:
     return found.backward(to_x, to_w, packed=y_grad.is_contiguous(memory_format=found.format))
 
 
+# ---------------------------------------------------------------- Fourier transforms
+
+
+def _transform_scratch(args: tuple[Any, ...], _: Any) -> int:
+    """A copy of what is transformed, unless its other dimensions lie in memory as one.
+
+    So it is in ATen/native/mkl/SpectralOps.cpp.
+    """
+    x, dims = args[:2]
+    transformed = {dim % x.dim() for dim in dims}
+    others = sorted(
+        ((x.stride(dim), x.shape[dim]) for dim in range(x.dim()) if dim not in transformed and x.shape[dim] > 1),
+        reverse=True,
+    )
+    as_one = all(outer == inner * size for (outer, _), (inner, size) in itertools.pairwise(others))
+    return 0 if as_one else x.numel() * x.element_size()
+
+
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
 _RULES: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
     "aten::convolution": _convolution_scratch,
     "aten::convolution_backward": lambda args, _: _convolution_backward_scratch(args),
     "aten::mkldnn_rnn_layer": lambda args, _: _lstm_scratch(args),
     "aten::mkldnn_rnn_layer_backward": lambda args, _: _lstm_scratch(args, args[10:13]),
+    **dict.fromkeys(("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r"), _transform_scratch),
     _FLASH: lambda args, _: _attention_scratch(args[0], args[1]),
     f"{_FLASH}_backward": lambda args, _: _attention_scratch(args[1], args[2], args[0]),
 }

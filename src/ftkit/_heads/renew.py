@@ -230,7 +230,9 @@ def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
         stem = ".".join(steps[:depth])
         holder = model.get_submodule(stem)
         methods = (operator.methodcaller(key) for key, _ in _methods(holder, takes=0))
-        own = next(methods, None) or next(filter(None, map(_loop, _own_classes(holder))), None)
+        own = next(methods, None) or next(
+            filter(None, (_in_constructor(kind, steps[depth:]) for kind in _own_classes(holder))), None
+        )
         shell = None if own is None else _shell(model, stem, name, bare)
         before = [value.clone() for value in bare.parameters()]
         if own is not None and shell is not None:
@@ -240,8 +242,11 @@ def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
     return False
 
 
-def _loop(kind: type) -> Callable[[nn.Module], object] | None:
-    """The loops over all modules in a constructor, as a function: so torchvision's models start their layers."""
+def _in_constructor(kind: type, path: list[str]) -> Callable[[nn.Module], object] | None:
+    """What a constructor does to start its layers, as a function: loops over all, and what sets the one at a path.
+
+    So torchvision's models start theirs. Nothing else of the constructor runs.
+    """
     constructor = vars(kind).get("__init__")
     if not inspect.isfunction(constructor):
         return None
@@ -249,12 +254,18 @@ def _loop(kind: type) -> Callable[[nn.Module], object] | None:
         written = ast.parse(textwrap.dedent(inspect.getsource(constructor))).body[0]
     except (OSError, SyntaxError):  # a class of a notebook, or made by code
         return None
-    loops = [
-        part for part in ast.walk(written) if isinstance(part, ast.For) and _OVER_ALL.match(ast.unparse(part.iter))
+    place = "".join(rf"\[({step}|-\d+)\]" if step.isdigit() else rf"\.{re.escape(step)}" for step in path)
+    alone = re.compile(rf"((torch\.)?(nn\.)?init\.\w+_\(self{place}\.|self{place}\.(weight|bias)\.(data\.)?\w+_\()")
+    parts: list[ast.stmt] = [
+        part
+        for part in ast.walk(written)
+        if (isinstance(part, ast.For) and _OVER_ALL.match(ast.unparse(part.iter)))
+        or (isinstance(part, ast.Expr) and alone.match(ast.unparse(part)))
     ]
-    if not (loops and isinstance(written, ast.FunctionDef)):
+    parts.sort(key=lambda part: part.lineno)
+    if not (parts and isinstance(written, ast.FunctionDef)):
         return None
-    written.name, written.body, written.decorator_list, written.returns = "start", list(loops), [], None
+    written.name, written.body, written.decorator_list, written.returns = "start", parts, [], None
     written.args = ast.arguments(posonlyargs=[], args=written.args.args[:1], kwonlyargs=[], kw_defaults=[], defaults=[])
     made: dict[str, Any] = {}
     code = compile(ast.fix_missing_locations(ast.Module([written], [])), constructor.__code__.co_filename, "exec")
