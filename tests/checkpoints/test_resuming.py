@@ -185,8 +185,9 @@ class Failure(Exception):
     """What is raised in the middle."""
 
 
-# Labels, optimizer, scheduler, loader, early stopping, generator, the guarded module, what is frozen, rng, weights.
-STEPS = 10
+# Optimizer, scheduler, loader, early stopping, generator, names of classes in the model and in its average, the guarded
+# module, what is frozen, rng, weights.
+STEPS = 11
 
 
 # Copying values that were compared, the last change, does not fail midway.

@@ -19,8 +19,8 @@ from ftkit import (
     save_checkpoint,
     save_delta,
 )
-from ftkit._heads.labels import labels_of
-from ftkit.errors import DamagedFileError, HeadError
+from ftkit._heads.labels import labels_of, plan_labels
+from ftkit.errors import CheckpointError, DamagedFileError, HeadError
 
 
 class Config:
@@ -48,6 +48,48 @@ class Configured(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.body(x).relu())  # type: ignore[no-any-return]
+
+
+class Wrapper(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(x)  # type: ignore[no-any-return]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.color, self.shape = nn.Linear(8, 16), nn.Linear(16, 5), nn.Linear(16, 7)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.body(x).relu()
+        return self.color(features), self.shape(features)
+
+
+class Own(nn.Module):
+    def __init__(self, names: Any) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 5)
+        self.class_names = names
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+class Property(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(8, 5)
+
+    @property
+    def class_names(self) -> list[str]:
+        return list("vwxyz")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)  # type: ignore[no-any-return]
 
 
 def plain() -> nn.Sequential:
@@ -166,13 +208,10 @@ def test_names_are_not_loaded_where_the_weights_do_not_fit(tmp_path: Path) -> No
 
 
 def test_no_names_in_a_hostile_file_are_believed() -> None:
-    from ftkit._heads.labels import label
-    from ftkit._models.undo import Undo
-
     hostile: list[Any] = [[], {"": "ant"}, {"": [1]}]
     for labels in hostile:
         with pytest.raises(DamagedFileError):
-            label(plain(), labels, Undo())
+            plan_labels(plain(), labels, {}, "The file")
 
 
 def test_transformers_get_their_labels(tmp_path: Path) -> None:
@@ -195,3 +234,145 @@ def test_transformers_get_their_labels(tmp_path: Path) -> None:
     tuned.save_pretrained(tmp_path / "saved")
     again = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "saved")
     assert again.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+
+
+def named(names: str, build: Any = plain) -> Any:
+    model = build()
+    replace_head(model, classes=list(names))
+    return model
+
+
+@pytest.mark.parametrize("delta", [False, True])
+@pytest.mark.parametrize("average", [copy.deepcopy, torch.optim.swa_utils.AveragedModel])
+def test_an_average_gets_the_names_that_its_model_gets(average: Any, delta: bool, tmp_path: Path) -> None:
+    tuned = plain()
+    freeze_except(tuned, replace_head(tuned, classes=["a", "b", "c"]))
+    manager = CheckpointManager(tmp_path / "runs", delta=delta)
+    manager.save(0, model=tuned, ema=average(tuned))
+    fresh = plain()
+    replace_head(fresh, 3)
+    ema = average(fresh)
+    manager.resume(model=fresh, ema=ema)
+    inner: Any = ema if average is copy.deepcopy else ema.module
+    assert labels_of(fresh) == {"": ["a", "b", "c"]}
+    assert inner.class_names == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("build", [plain, configured])
+@pytest.mark.parametrize("wrapped_first", [False, True])
+def test_names_follow_the_weights_out_of_a_wrapper(build: Any, wrapped_first: bool, tmp_path: Path) -> None:
+    tuned, fresh = build(), build()
+    wrapper = Wrapper(tuned)
+    replace_head(wrapper if wrapped_first else tuned, classes=["a", "b", "c"])
+    save_checkpoint(tmp_path / "run.safetensors", model=wrapper)
+    replace_head(fresh, 3)
+    load_checkpoint(tmp_path / "run.safetensors", model=fresh)
+    assert labels_of(fresh) == {"": ["a", "b", "c"]}
+
+
+def test_names_that_find_no_place_are_left_alone_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tuned: Any = Wrapper(plain())
+    fresh = plain()
+    replace_head(tuned.model, 10, classes=list("abcdefghij"))
+    tuned.register_module("aside", nn.ReLU())
+    tuned.aside.class_names = ["x", "y"]
+    save_checkpoint(tmp_path / "run.safetensors", model=tuned)
+    load_checkpoint(tmp_path / "run.safetensors", model=fresh)
+    assert labels_of(fresh) == {"": list("abcdefghij")}
+    assert "'aside'" in caplog.text
+
+
+@pytest.mark.parametrize("build", [plain, configured])
+@pytest.mark.parametrize("delta", [False, True])
+def test_a_run_is_not_resumed_with_its_classes_in_another_order(build: Any, delta: bool, tmp_path: Path) -> None:
+    tuned, other = build(), build()
+    for model, names in ((tuned, "abc"), (other, "bca")):
+        freeze_except(model, replace_head(model, classes=list(names)))
+    manager = CheckpointManager(tmp_path / "runs", delta=delta)
+    manager.save(0, model=tuned)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"(?s)\['a', 'b', 'c'\].*\['b', 'c', 'a'\].*replace_head"):
+        manager.resume(model=other)
+    assert labels_of(other) == {"": ["b", "c", "a"]}
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_wrapped_or_not_other_names_of_the_same_classes_are_seen(tmp_path: Path) -> None:
+    tuned, inner = Wrapper(plain()), named("cba")
+    replace_head(tuned, classes=["a", "b", "c"])
+    save_checkpoint(tmp_path / "run.safetensors", model=tuned)
+    for model in (inner, Wrapper(inner)):
+        with pytest.raises(CheckpointError, match="in another order"):
+            load_checkpoint(tmp_path / "run.safetensors", model=model)
+    assert inner.class_names == ["c", "b", "a"]
+
+
+def test_names_that_a_file_brought_give_way_to_those_of_the_next_file(tmp_path: Path) -> None:
+    for names in ("abc", "cba"):
+        save_checkpoint(tmp_path / f"{names}.safetensors", model=named(names))
+    fresh: Any = plain()
+    replace_head(fresh, 3)
+    for names in ("abc", "cba"):
+        load_checkpoint(tmp_path / f"{names}.safetensors", model=fresh)
+        assert fresh.class_names == list(names)
+
+
+@pytest.mark.parametrize("classes", [{"a", "b"}, frozenset("ab"), {"a": 0}.keys() | {"b"}])
+def test_names_in_no_order_are_refused(classes: Any) -> None:
+    model = plain()
+    with pytest.raises(HeadError, match=r"no order.*sorted\(classes\)"):
+        replace_head(model, classes=classes)
+    assert model[2].out_features == 10
+
+
+def test_the_keys_of_a_dict_are_in_order() -> None:
+    model: Any = plain()
+    replace_head(model, classes={"bee": 0, "ant": 1}.keys())  # type: ignore[arg-type]
+    assert model.class_names == ["bee", "ant"]
+
+
+@pytest.mark.parametrize("build", [Property, lambda: Own(list("vwxyz")), lambda: Own(tuple("vwxyz"))])
+def test_names_of_the_users_own_are_left_alone(build: Any) -> None:
+    model = build()
+    before, own = model.fc, model.class_names
+    for head in (None, 3, nn.Linear(8, 3)):
+        with pytest.raises(HeadError, match="class_names of its own"):
+            replace_head(model, head, classes=["a", "b", "c"])
+        assert model.fc is before
+    replace_head(model, 3)
+    assert model.class_names == own
+
+
+def test_names_of_one_head_are_not_those_of_another() -> None:
+    model: Any = TwoHeads()
+    replace_head(model, classes=list("abc"), at="color")
+    shape = model.shape
+    with pytest.raises(HeadError, match="names the classes of 'color'"):
+        replace_head(model, classes=list("wxyz"), at="shape")
+    assert model.shape is shape
+    replace_head(model, 4, at="shape")
+    assert model.class_names == list("abc")
+    replace_head(model, nn.Linear(16, 2), at="color")
+    assert not hasattr(model, "class_names")
+    replace_head(model, classes=list("wxyz"), at="shape")
+    assert model.class_names == list("wxyz")
+
+
+@pytest.mark.parametrize("head", [nn.Identity(), nn.ReLU(), lambda _: nn.Sequential(nn.Dropout())])
+def test_names_need_a_head_whose_outputs_can_be_counted(head: Any) -> None:
+    model = plain()
+    old = model[2]
+    with pytest.raises(HeadError, match="can't be told"):
+        replace_head(model, head, classes=["ant", "bee"])
+    assert model[2] is old
+
+
+def test_a_detector_that_counts_the_background_needs_a_name_for_it() -> None:
+    detection = pytest.importorskip("torchvision.models.detection")
+    model = detection.fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=5)
+    with pytest.raises(HeadError, match=r"classes=\['__background__', 'cat', 'dog'\]"):
+        replace_head(model, classes=["cat", "dog"], verify=False)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 5
+    replace_head(model, classes=["__background__", "cat", "dog"], verify=False)
+    assert model.roi_heads.box_predictor.cls_score.out_features == 3
+    assert model.class_names == ["__background__", "cat", "dog"]

@@ -12,6 +12,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -25,7 +26,7 @@ from ftkit._checkpoints.optimizers import LOAD_ERRORS
 from ftkit._checkpoints.runfile import Content
 from ftkit._deltas.changes import tensors_of
 from ftkit._deltas.placing import fill, place
-from ftkit._heads.labels import label
+from ftkit._heads.labels import plan_labels
 from ftkit._models.undo import Undo
 from ftkit._tensors.budget import Budget
 from ftkit._torch import loads_plainly
@@ -82,7 +83,6 @@ def _plans(
     states: list[tuple[str, nn.Module, Mapping[str, Any]]] = []
     if model is not None and not is_delta:
         states.append(("model", model, weights))
-        objects.append(partial(label, model, content.run.get("labels", {})))
     with_it: dict[str, _Plan] = {}  # changes that belong to that of another object
     globally: list[_Plan] = []
     if rng and "rng" in content.states:
@@ -105,6 +105,11 @@ def _plans(
     modules = [
         _Weights(module, state, f"The {name} in {content.path}", content.budget) for name, module, state in states
     ]
+    labels = content.run.get("delta", content.run).get("labels", {})
+    saved = {*(tensors_of(model) if model is not None and is_delta else weights)}
+    for (name, module, _), weights_of in zip(states, modules, strict=True):
+        if name in ("model", "ema"):  # any other module has classes of its own
+            objects.append(plan_labels(module, labels, weights_of.places_of(saved), str(content.path)))
     doubtful = [load.load_with_a_way_back for load in modules if not load.certain]
     sure: list[Callable[[], object]] = [load.load for load in modules if load.certain]
     if model is not None and is_delta:
@@ -180,6 +185,12 @@ class _Weights:
             with _spoken_of():  # another program's names, or another model
                 self.foreign = plan_weights(module, in_memory(state, source, budget=budget), ema=False)
         self.certain = _loads_as_torch_does(module) and (self.foreign is None or self.foreign.certain)
+
+    def places_of(self, saved: AbstractSet[str]) -> dict[str, str]:
+        """For each tensor of a model in the file, its name in the module, be that an average of the model."""
+        places = {name: name for name in self.own} if self.foreign is None else self.foreign.places
+        ends = {_end(name, saved): place for name, place in places.items()}
+        return {end: place for end, place in ends.items() if end}
 
     def load(self) -> None:
         """Give the module its state."""
@@ -262,6 +273,15 @@ def _spoken_of() -> Iterator[None]:
 def only_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return only the tensors of a state."""
     return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _end(name: str, names: AbstractSet[str]) -> str:
+    """The longest end of a name that is among some names; if these are unknown, what stands after a ``module``."""
+    if not names:
+        return "" if name == "n_averaged" else name.removeprefix("module.")
+    while name and name not in names:
+        name = name.partition(".")[2]
+    return name
 
 
 def by_suffix(tensors: Mapping[str, Tensor], name: str) -> Tensor | None:

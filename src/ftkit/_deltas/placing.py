@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ftkit._deltas.changes import fingerprint, tensors_of
 from ftkit._deltas.layers import Description, build
 from ftkit._heads.counters import counters
-from ftkit._heads.labels import label
+from ftkit._heads.labels import plan_labels
 from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
@@ -30,6 +30,8 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
         DamagedFileError: The record is none that ``split`` makes.
     """
     described, base = _parts(record)
+    names = [*tensors_of(model), *tensors]
+    label = plan_labels(model, record.get("labels", {}), dict(zip(names, names, strict=True)), "The delta")
     # Others have no place, which is said below; a file may name any number of them.
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = [_Layer(name, description, tensors) for name, description in described.items() if name in modules]
@@ -42,7 +44,7 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
         for name in sorted({_owner(name) for name in _misfits(model, tensors)} & modules.keys()):
             _Layer(name, [], tensors).resize(model, undo)
     _check_all_fit(model, tensors)
-    label(model, record.get("labels", {}), undo)
+    label(undo)
 
 
 def _parts(record: Any) -> tuple[dict[str, Description], dict[str, Any]]:

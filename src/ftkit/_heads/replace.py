@@ -14,8 +14,8 @@ from ftkit._heads.counters import counters
 from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
-from ftkit._heads.labels import checked_classes, name_classes, rename_kept
-from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta, read
+from ftkit._heads.labels import checked_classes, plan_names
+from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
 from ftkit._heads.proof import Proof
 from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
@@ -127,7 +127,7 @@ def replace_head(
         head: The number of classes, counted as the model counts them (torchvision's detectors count the background);
             or a module; or a function that makes one from the number of incoming features.
         classes: The names of the classes, in the order of the outputs, such as ``dataset.classes``. Without ``head``,
-            their number is the class count.
+            their number is the class count. torchvision's detectors need ``"__background__"`` first.
         at: The dotted name of the head, or the module itself, or several of them, or a :class:`Head`, if
             :func:`find_head` can't tell. A count replaces the last layer in each; a module replaces the whole of it.
         keep: For classes that stay, a dict from new index to old index. Their rows are carried over.
@@ -139,8 +139,8 @@ def replace_head(
 
     Raises:
         HeadError: There is no head, or several layers could be it, or the new one does not fit, or the model does
-            not work with it, or the number of its outputs is not that of the names in ``classes``. The model is left
-            unchanged.
+            not work with it, or the number of its outputs is not that of the names in ``classes``, or these have no
+            order, or the model keeps names of another head or of its own. The model is left unchanged.
 
     Example:
         >>> import torch
@@ -178,8 +178,7 @@ def replace_head(
     if not isinstance(head, int):
         return _put(model, found, head, _places(model, found, names), names_of_classes)
     keep = None if keep is None else _checked_keep(keep, found.classes, head)
-    made, proof = resize(model, found, head, keep)
-    _name_classes(model, found, head, names_of_classes, keep or {}, Undo())
+    made, proof = resize(model, found, head, keep, _names_follow(model, found, names_of_classes))
     return _as_head(model, made, head, proof if verify else None)
 
 
@@ -195,18 +194,12 @@ def _checked_new(head: NewHead | None, classes: list[str] | None) -> NewHead:
     return checked
 
 
-def _name_classes(
-    model: nn.Module, found: Found, count: int, classes: list[str] | None, keep: Mapping[int, int], undo: Undo
-) -> None:
-    """Let the names of the classes follow, in each configuration that counts them, or else in the model."""
-    rename_kept(model, count, keep, undo)
-    if classes is None:
-        return
-    owners = distinct(counter.owner for counter in counters(model, found.layers.names) if counter.value == count)
-    configured = [module for module in model.modules() if any(read(module, "config") is owner for owner in owners)]
-    homes = [module for module in configured if isinstance(getattr(module.config, "id2label", None), Mapping)]
-    for module in homes or [model]:
-        name_classes(module, classes, undo)
+def _names_follow(
+    model: nn.Module, found: Found, classes: list[str] | None
+) -> Callable[[int, Mapping[int, int], Undo], None]:
+    """Plan how the names of the classes follow: in each configuration that counts them, or else in the model."""
+    configs = [counter.owner for counter in counters(model, found.layers.names) if counter.value == found.classes]
+    return plan_names(model, found.layers.names, found.classes, configs, classes)
 
 
 @alone()
@@ -302,6 +295,7 @@ def _put(
             f"module can't replace them all. Pass a function of in_features that makes one for each, or "
             f"at={firsts[0]!r}."
         )
+    follow = _names_follow(model, found, classes)
     proof = Proof(model, found)
     known = set(map(id, model.modules()))
     with Undo() as undo:
@@ -310,7 +304,12 @@ def _put(
         last = [_checked(new, place)[-1:] for place, new in news]
         counts = [layer.outputs for several in last for layer in several]
         count = [found.classes, *counts][-1]
-        if classes is not None and counts and len(classes) != count:
+        if classes is not None and len(counts) < len(news):
+            raise HeadError(
+                "How many outputs the new head has can't be told, since it contains no linear or convolutional layer, "
+                "so classes= can't name them. Leave out the names, and keep them yourself."
+            )
+        if classes is not None and len(classes) != count:
             raise HeadError(
                 f"The new head has {plural(count, 'output')}, but classes= has {plural(len(classes), 'name')}."
             )
@@ -322,7 +321,7 @@ def _put(
             untie(model, layer, undo)
         if len(set(counts)) == 1:
             recount(model, found, counts[0], {}, undo)
-        _name_classes(model, found, count, classes, {}, undo)
+        follow(count, {}, undo)
         proof.check_module(model)
     return _as_head(model, places, count, proof if found.trace else None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,7 +28,13 @@ _log = logging.getLogger("ftkit")
 _USUAL_STD = 0.02  # of an embedding's start in the transformers family, for a table that has no values to tell its own
 
 
-def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] | None) -> tuple[Layers, Proof]:
+def resize(
+    model: nn.Module,
+    found: Found,
+    count: int,
+    keep: Mapping[int, int] | None,
+    follow: Callable[[int, Mapping[int, int], Undo], object],
+) -> tuple[Layers, Proof]:
     """Rebuild the layers of a head for ``count`` classes, and update everything that counts them.
 
     Args:
@@ -36,6 +42,7 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
         found: Its head.
         count: The new number of classes.
         keep: The new index of each class that stays, to its old index.
+        follow: What else is to follow the new count and the kept classes.
 
     Returns:
         The new layers, and what proves them.
@@ -67,6 +74,7 @@ def resize(model: nn.Module, found: Found, count: int, keep: Mapping[int, int] |
         if count != found.classes:
             _resize_relations(model, found.classes, count, keep or {}, undo)
         recount(model, found, count, keep or {}, undo)
+        follow(count, keep or {}, undo)
         proof.check(model, count)
     made = (dataclasses.replace(one, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes)
     return Layers(made), proof

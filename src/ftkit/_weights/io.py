@@ -201,10 +201,12 @@ class WeightsPlan(NamedTuple):
     Attributes:
         load: Loads them, while the source is open.
         certain: Whether nothing but damage can keep them from being loaded. A model's own method may refuse them yet.
+        places: For each tensor of the source that has a place in the model, its name there.
     """
 
     load: Callable[[], LoadReport]
     certain: bool
+    places: dict[str, str]
 
 
 def plan_weights(
@@ -244,15 +246,18 @@ def plan_weights(
             f"{shown(opened.name)} contains only an adapter of peft, and the {places.kind} has none. Wrap the model as "
             "in training, with peft.get_peft_model(model, config), and load the file into that."
         )
+    meant = {pair.key: pair.name for pair in match.fitting}
     if places.elsewhere or (places.translates and not perfect):
-        return WeightsPlan(lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False)
+        return WeightsPlan(
+            lambda: _fill_by_torch(model, match, places, report, strict=strict), certain=False, places=meant
+        )
     _refuse_misfit(report, match, places, strict=strict, drop_mismatched=drop_mismatched)
 
     def load() -> LoadReport:
         _fill(model, match, places)
         return report
 
-    return WeightsPlan(load, certain=True)
+    return WeightsPlan(load, certain=True, places=meant)
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str]) -> None:
