@@ -69,6 +69,8 @@ KINDS: dict[str, Kind] = {
         "not decoded within timeout; loaders stall", "set it aside, or raise timeout=", transient=True
     ),
     "out_of_memory": _unusable("decoding needs more memory than a worker may use", "scale it down", transient=True),
+    # A fault of ours: decoding/checks.py.
+    "unjudged": _odd("loaders take it, but its check failed; it may be sound or not", "look at it", transient=True),
     # The extension: decoding/checks.py.
     "wrong_suffix": _odd("loaders that go by the extension fail", "repair() renames a copy"),
     "unlisted_suffix": _odd("ImageFolder skips it because of its extension", "repair() makes a copy it takes"),

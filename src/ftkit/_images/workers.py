@@ -266,7 +266,7 @@ def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
 
 def _read_answer(line: bytes) -> Answer:
     if line.startswith(FAULT):
-        return Answer(b"", Note("crash", line[len(FAULT) :].decode().strip()))
+        return Answer(b"", Note("unjudged", line[len(FAULT) :].decode().strip()))
     return Answer(line.rstrip())
 
 

@@ -67,6 +67,31 @@ def test_odd_forms(found: Found, image: Image.Image, encode: Encode) -> None:
     assert found(encode(Image.new("RGB", (300, 200), (9, 90, 9)))) == ["constant"]
 
 
+@pytest.mark.parametrize("side", [1, 3, 7])
+def test_small_pictures_of_inks(found: Found, image: Image.Image, encode: Encode, side: int) -> None:
+    """An eighth of their sides is less than a pixel."""
+    small = image.resize((side, 40)).convert("CMYK")
+    assert set(found(encode(small))) <= {"tiny", "cmyk", "constant", "extreme_aspect"}
+    assert "cmyk" in found(encode(small))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_a_fault_of_a_check_condemns_no_file(
+    monkeypatch: pytest.MonkeyPatch, image: Image.Image, encode: Encode, form: str, is_unusable: Judge
+) -> None:
+    """A file that loads is not damaged because the check went wrong; one that doesn't is, whatever else happens."""
+
+    def fail(*arguments: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    monkeypatch.setattr("ftkit._images.decoding.jpeg.judge_orientation", fail)
+    monkeypatch.setattr("ftkit._images.decoding.jpeg._weigh", fail)
+    monkeypatch.setattr("ftkit._images.decoding.pillow.has_leftover", fail)
+    data = encode(image, form)
+    assert check_bytes(f"a.{form.lower()}", data).notes == [Note("unjudged", "ZeroDivisionError: a fault")]
+    assert is_unusable(data[: len(data) // 2], f"a.{form.lower()}")
+
+
 def test_a_cut_photo_that_was_saved_again(
     found: Found, monkeypatch: pytest.MonkeyPatch, jpegs: list[bytes], encode: Encode
 ) -> None:

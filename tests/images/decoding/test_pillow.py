@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -76,6 +78,20 @@ def test_zeros_in_the_midst_of_coded_pixels(
     for share in (0.4, 0.6):
         at = int(len(data) * share)
         assert is_unusable(data[:at] + bytes(512) + data[at + 512 :], f"a.{form.lower()}")
+
+
+# A checkerboard of 128 x 128 pixels by opj_compress -M 1 -n 2: bits that bypass the coder.
+BYPASS = (
+    "c-s5#|38pHlK})8pcn>F`Hbw0jQ@iectA`BMiv$zFNT5L!NJ2L;C~8(Dg&c)QEFmIYKlTqrGkG!YMxhstGhy3YEf}!ex8Dno~fR}{|O9SAd|QbF)"
+    ";q0+%Wm`AI6CiT*{0t2^u}DK&u4(JJ$cN|6l*T<$^qj9)+V2H(WIu1fy^?k&MF8L^2BLl1Lav!H5RHWN;Gzfew$p"
+)
+
+
+def test_zeros_that_a_jpeg_2000_may_have(is_unusable: Judge) -> None:
+    """Bits that bypass the arithmetic coder are as they come: regular pictures have sectors of zeros."""
+    data = zlib.decompress(base64.b85decode(BYPASS))
+    assert bytes(512) in data
+    assert not is_unusable(data, "a.jp2")
 
 
 def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:

@@ -71,7 +71,7 @@ def check_bytes(path: str, data: bytes) -> Verdict:
     except MemoryError:
         notes.append(Note("out_of_memory", "decoding exceeded a worker's memory limit"))
     except Exception as error:  # noqa: BLE001  (a decoder may raise anything on hostile bytes; the finding says what)
-        notes.append(Note("damaged", f"{type(error).__name__}: {error}"))
+        notes.append(Note("damaged" if _is_refused(data) else "unjudged", f"{type(error).__name__}: {error}"))
     else:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
@@ -87,6 +87,13 @@ def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     from ftkit._images.decoding import pillow  # slow to import, and most files are JPEG
 
     return pillow.check(data, notes)
+
+
+def _is_refused(data: bytes) -> bool:
+    """Whether loaders can't take it either: else the fault is the check's own, and no file is condemned for that."""
+    from ftkit._images.decoding import pillow
+
+    return pillow.complaint(data) != ""
 
 
 def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:

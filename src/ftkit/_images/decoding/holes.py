@@ -24,7 +24,8 @@ def has_hole(image: Image.Image, data: bytes) -> bool:
     parts = _tile_parts(data) if image.format == "JPEG2000" else ()
     if image.info.get("compression") in _CODED_TIFF:
         parts = _in_tiff(image)
-    return any(_HOLE in data[start:stop] for start, stop in parts)
+    has_zeros = any(_HOLE in data[start:stop] for start, stop in parts)
+    return has_zeros and not (image.format == "JPEG2000" and _may_have_zeros(data))
 
 
 def _inflates(packed: bytes) -> bool:
@@ -39,7 +40,7 @@ def _tile_parts(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield where the packets of each tile-part are (ITU-T T.800, annex A), unless markers stand among them."""
     at = data.find(b"\xff\x4f\xff\x51")  # start of codestream, and of the size
     style = data.find(b"\xff\x52", at)
-    if at < 0 or style < 0 or data[style + 4] & 6:  # packets have markers of their own
+    if at < 0 or not 0 <= style < len(data) - 12 or data[style + 4] & 6:  # packets have markers of their own
         return
     at = data.find(b"\xff\x90", style)
     while at >= 0 and data[at : at + 2] == b"\xff\x90":
@@ -50,6 +51,16 @@ def _tile_parts(data: bytes) -> Iterator[tuple[int, int]]:
             return
         yield start + 2, stop
         at = stop
+
+
+def _may_have_zeros(data: bytes) -> bool:
+    """Whether zeros may stand among the packets (A.6.1): bits that bypass the coder, or many packets that are empty."""
+    size = data.find(b"\xff\x4f\xff\x51")
+    style = data.find(b"\xff\x52", size)
+    has_precincts, bypasses = data[style + 4] & 1, data[style + 12] & 1
+    components, layers, levels = data[size + 40 : size + 42], data[style + 6 : style + 8], data[style + 9]
+    packets = int.from_bytes(components, "big") * int.from_bytes(layers, "big") * (levels + 1)
+    return bool(has_precincts or bypasses) or packets >= len(_HOLE)
 
 
 def _in_tiff(image: Image.Image) -> Iterator[tuple[int, int]]:

@@ -217,7 +217,7 @@ def colours(data: bytes) -> Pixels:
 def shrunk_jpeg(data: bytes) -> Pixels:
     """Return a JPEG of any colours in grey, shrunk."""
     with Image.open(io.BytesIO(data)) as image, _filling_gaps():  # an end marker may be missing
-        image.draft("L", (image.width // 8, image.height // 8))
+        image.draft("L", (-(-image.width // 8), -(-image.height // 8)))
         return np.asarray(image.convert("RGB").convert("L"))
 
 
