@@ -451,6 +451,7 @@ class _Filling:
             "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in self.player.cut.once.items()},
             "frozen": self.player.guard.digests,
             "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
+            "classes": self.player.guard.classes,
             "torch": torch.__version__,
             "device": str(_device(self.model).type),
             "inside": self.inside,

@@ -63,6 +63,7 @@ class Guard:
         self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
         self.settings = {name: _settings(part) for name, part in self._plain}
         self._sizes = {name: len(vars(part)) for name, part in self._plain}
+        self.classes = {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in self._plain}
         self.digests = self._digests(self._names)
         self._seen = self._look()
 
