@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ftkit import FtkitError, freeze_except, precompute
+from ftkit import FtkitError, freeze_except, precompute, unfreeze
 
 
 class Model(nn.Module):
@@ -99,3 +99,76 @@ def test_another_activation_is_another_file(tmp_path: Path) -> None:
     with precompute(model, data(), tmp_path) as cached:
         assert cached.computed == 32
         assert torch.allclose(model(first(cached)), model(data().tensors[0][:16]))
+
+
+def test_what_only_the_model_itself_takes_is_refused(tmp_path: Path) -> None:
+    """The rows are what the frozen part gives without it."""
+    model = Model()
+    mask = torch.tensor([1.0, 0] * 4)
+    with precompute(model, data(), tmp_path) as cached:
+        rows = first(cached)
+        with pytest.raises(FtkitError, match=r"mask=a tensor of \[8\]"):
+            model(rows, mask)
+        with pytest.raises(FtkitError, match=r"mask=a tensor of \[8\]"):
+            model(x=rows, mask=mask)
+        with pytest.raises(FtkitError, match="flip=True"):
+            model(rows, flip=True)
+        wanted = model(data().tensors[0][:16])
+        assert torch.equal(model(rows, None, flip=False), wanted)
+
+
+def test_an_input_of_ones_own_beside_the_rows_is_refused(tmp_path: Path) -> None:
+    """The rows stand for all that the frozen part takes of a sample."""
+    torch.manual_seed(1)
+    dicts = [{"x": torch.randn(8), "mask": torch.ones(8), "label": at} for at in range(8)]
+    model = Model()
+    with precompute(model, dicts, tmp_path) as cached:
+        batch = next(iter(cached.loader(batch_size=8)))
+        model(x=batch["x"])
+        with pytest.raises(FtkitError, match="mask=a tensor"):
+            model(x=batch["x"], mask=torch.zeros(8, 8))
+
+
+def test_rows_of_train_mode_are_proven_in_eval_mode(tmp_path: Path) -> None:
+    """They are refused there if the model would compute something else."""
+
+    def forward(self: Model, x: Tensor) -> Tensor:
+        return self.head(self.body(x if self.training else x.flip(-1)))
+
+    model = Model(forward=forward)
+    with precompute(model, data(), tmp_path) as cached:
+        rows = first(cached)
+        assert torch.equal(model.train()(rows), model(data().tensors[0][:16]))
+        with pytest.raises(FtkitError, match="another mode"):
+            model.eval()(rows)
+
+
+@pytest.mark.parametrize("put", [lambda model: model.body, lambda model: model.body[1]])
+def test_the_mode_of_what_is_around_counts(put: Callable[[Any], nn.Module], tmp_path: Path) -> None:
+    """A container that is not skipped may look at its own mode."""
+
+    class Around(nn.Module):
+        def __init__(self, scaled: nn.Module) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 16)
+            self.scaled = scaled
+
+        def __getitem__(self, _: int) -> nn.Module:
+            return self.scaled
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(self.scaled(x * 2 if self.training else x)))
+
+    class Scale(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 3 if self.training else x
+
+    model = Model(Around(Scale()))
+    unfreeze(model, "body.last")
+    with precompute(model, data(), tmp_path) as cached:
+        rows = first(cached)
+        model.train()
+        model(rows)
+        put(model).eval()
+        with pytest.raises(FtkitError, match="another mode"):
+            model(rows)
