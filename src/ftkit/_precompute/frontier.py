@@ -22,6 +22,7 @@ Point = tuple[str, Key, int]
 """A place where a replay puts a tensor: an input, an argument or an output; of which call; the how manieth."""
 
 _ROUNDS = 50
+_MIXES = "it depends on the other samples of the batch"
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
         hints.apart = {one.key for one in first.calls if _may_replace_args(first, one)}
         long, short = _traced(model, call, hints), _traced(model, other, hints)
         skipped = _maximal(long, short)
-        if not _learn(short, skipped, sizes, order, hints):
+        if not _learn(short, skipped, sizes, order, hints) and not _mix(model, call, short, skipped, sizes, hints):
             break
     else:
         raise FtkitError(f"The frontier of the {type(model).__name__} can't be found in {_ROUNDS} rounds.")
@@ -250,11 +251,50 @@ def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: lis
         if _alike(call.args, other.args, sizes, order):
             if _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = "it depends on the other samples of the batch"
+            hints.blocked[call.key[0]] = _MIXES
         else:
             hints.hot.add(call.key)
         return True
     return False
+
+
+def _mix(model: nn.Module, call: Any, short: Trace, skipped: list[Call], sizes: tuple[int, int], hints: Hints) -> bool:
+    """Note the first call in half precision that gives a sample something else in other company.
+
+    Roundings are so coarse there that they hide how samples mix. But kernels that get batches of one size do the same
+    with each sample, to the bit: so every other sample stays in its place, and those next to it are replaced.
+    """
+    if not any(map(_is_half, skipped)):
+        return False
+    company = torch.tensor([at if at % 2 else (at + 1) % sizes[0] for at in range(sizes[0])])
+    replaced = tree_map_only(torch.Tensor, lambda one: one[company.to(one.device)], call)
+    smaller = {one.key: one for one in short.calls}
+    others = {one.key: one for one in _traced(model, replaced, hints).calls}
+    for one in skipped:
+        if one.key not in others or not _keep(one.output, others[one.key].output, smaller[one.key].output, sizes):
+            hints.blocked[one.key[0]] = _MIXES
+            return True
+    return False
+
+
+def _is_half(call: Call) -> bool:
+    return any(kind for _, kind in call.autocast) or any(
+        one.is_floating_point() and one.dtype.itemsize < 4 for one in tensors_in((call.args, call.output))
+    )
+
+
+def _keep(ones: Any, others: Any, smaller: Any, sizes: tuple[int, int]) -> bool:
+    """Whether every other sample is the same to the bit."""
+    for one, other, small in zip(tensors_in(ones), tensors_in(others), tensors_in(smaller), strict=True):
+        layout = Layout.of(one, small, sizes)
+        if layout is None or one.shape != other.shape:
+            return False
+        first, second = (layout.parts(each.detach()) for each in (one, other))
+        if layout.dim is not None:
+            first, second = first[1::2], second[1::2]
+        if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
+            return False
+    return True
 
 
 def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> bool:
@@ -281,7 +321,7 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         return torch.equal(one, other)
     if torch.equal(one.isfinite(), other.isfinite()):
         scale = float(one[one.isfinite()].abs().max()) if one.isfinite().any() else 0.0
-        slack = 1000 * torch.finfo(one.dtype).eps * scale
+        slack = (8 if one.dtype.itemsize < 4 else 1000) * torch.finfo(one.dtype).eps * scale
         return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
     return False
 

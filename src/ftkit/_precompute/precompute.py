@@ -322,10 +322,10 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
+    values, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    rows = player.encode(values, count).to(_device(model))
     for mode in (True, False):
         model.train(mode)
-        values, _ = _restoring(model, cut, lambda: record(model, cut, call))
-        rows = player.encode(values, count).to(_device(model))
         replayed = (
             ((rows,), {})
             if call[0]
@@ -342,7 +342,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
-                continue  # rows are refused in eval mode, as its modes are not known
+                continue  # rows are refused in eval mode: all are computed in train mode
             if isinstance(error, FtkitError):
                 raise
             raise FtkitError(
@@ -353,6 +353,9 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             player.learning = False
         exact = _equal(plain, again)
         if not (_equal(plain, result) if exact else _close(plain, result)):
+            if not mode:
+                player.cut.modes = {one for one in player.cut.modes if one[1][0]}
+                continue
             raise FtkitError(
                 f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
                 "can't be computed once. Train without precompute."
@@ -451,6 +454,7 @@ class _Filling:
             "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in self.player.cut.once.items()},
             "frozen": self.player.guard.digests,
             "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
+            "classes": self.player.guard.classes,
             "torch": torch.__version__,
             "device": str(_device(self.model).type),
             "inside": self.inside,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +18,7 @@ from ftkit._freezing.holding import is_held
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
-from ftkit._precompute.trace import Key, autocast_state, install, instead
+from ftkit._precompute.trace import Key, autocast_state, install, instead, own_tensors
 from ftkit._torch import buffers_of, parameters_of, tree_leaves, tree_map_only, version_of
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -39,6 +40,14 @@ def parts_of(model: nn.Module, cut: Cut) -> dict[Key, list[nn.Module]]:
     """The modules in each skipped call."""
     named = dict(model.named_modules())
     return {key: list(named[key[0]].modules()) for key in cut.skips}
+
+
+def around(model: nn.Module, cut: Cut) -> list[nn.Module]:
+    """The modules whose own code leads to the skipped calls, and the parts of them that have no tensors."""
+    names = {name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == "."}
+    modules = [model, *map(model.get_submodule, sorted(names))]
+    bare = [one for module in modules for one in module.children() if not any(map(own_tensors, one.modules()))]
+    return list(dict.fromkeys([*modules, *bare]))
 
 
 class Guard:
@@ -63,6 +72,7 @@ class Guard:
         self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
         self.settings = {name: _settings(part) for name, part in self._plain}
         self._sizes = {name: len(vars(part)) for name, part in self._plain}
+        self.classes = {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in self._plain}
         self.digests = self._digests(self._names)
         self._seen = self._look()
 
@@ -192,6 +202,7 @@ class Player:
             self.offsets[number] = self.row_bytes
             self.row_bytes += -(-cut.layouts[number].nbytes // ALIGN) * ALIGN
         self._parts = parts_of(model, cut)
+        self._around = around(model, cut)
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
@@ -292,6 +303,7 @@ class Player:
 
     def _call(self, args: Any, kwargs: Any, run: _Run) -> Any:
         """What the model would have been called with."""
+        self._check_call(args, kwargs)
         traced_args, traced_kwargs = self.cut.inputs
         given, named = list(args), dict(kwargs)
         for at, traced in enumerate(traced_args):
@@ -310,6 +322,24 @@ class Player:
         if any(self.is_row(one) for one in tree_leaves((given, named))):
             raise FtkitError("The model was called with kept rows where it took no input when they were computed.")
         return tuple(given), named
+
+    def _check_call(self, args: Any, kwargs: Any) -> None:
+        """See that the model is called as it was; what no skipped call depends on may be there or not."""
+        signature = inspect.signature(self.model.forward)
+        then = _arguments(signature, *self.cut.inputs)
+        for name, value in _arguments(signature, args, kwargs).items():
+            if name in then:
+                free = then[name] == Slot(None, None) and (value is None or isinstance(value, torch.Tensor))
+                same = free or self.is_row(value)
+            else:
+                usual = signature.parameters[name].default if name in signature.parameters else inspect.Parameter.empty
+                same = name in _FOR_THE_LOSS or value is usual or _plain(value, True) == _plain(usual, True)
+            if not same:
+                raise FtkitError(
+                    f"The model is called with {name}={_shown(value)}, and was called without it when the frozen part "
+                    "was computed, so the rows may not be those for it. Call it with the rows alone; what a sample's "
+                    "result depends on belongs into the data set, as a dict with an item for each argument."
+                )
 
     def _filled(self, tree: Any, run: _Run) -> Any:
         return tree_map_only(Slot, lambda slot: self._value(slot, run), tree)
@@ -373,14 +403,15 @@ class Player:
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
         # What is held is in eval mode when it runs, whatever it says now.
-        parts = [part.training and not is_held(part) for part in self._parts[key]]
+        parts = [part.training and not is_held(part) for part in (*self._around, *self._parts[key])]
         modes = key, (self.model.training, *parts)
         if self.learning:
             self.cut.modes.add(modes)
         elif modes not in self.cut.modes:
             raise FtkitError(
-                f"{key[0]} is in another mode (train or eval) than when its results were computed. ftkit.freeze() "
-                "holds what it freezes in eval mode."
+                f"{key[0]}, or a module around it, is in another mode (train or eval) than when its results were "
+                "computed, and they may depend on it. ftkit.freeze() holds what it freezes in eval mode; if the "
+                "model's own forward() looks at its mode, pass plain inputs in the other one."
             )
 
 
@@ -426,6 +457,24 @@ def _plain(tree: Any, strict: bool) -> list[Any]:
         one if isinstance(one, (Slot, bool, int, float, str, type(None))) else type(one) for one in tree_leaves(tree)
     ]
     return leaves if strict else [nothing if one is None else one for one in leaves]
+
+
+def _arguments(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
+    """What is passed, by the names of the parameters, with those of ``*args`` numbered."""
+    found: dict[str, Any] = {}
+    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
+    for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
+            found.update({f"{name}[{at}]": one for at, one in enumerate(value)})
+        elif kinds[name] is inspect.Parameter.VAR_KEYWORD:
+            found.update(value)
+        else:
+            found[name] = value
+    return found
+
+
+def _shown(value: Any) -> str:
+    return f"a tensor of {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
 
 
 def _with(args: Any, kwargs: Any, values: Mapping[int, torch.Tensor]) -> Any:
