@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -80,6 +81,7 @@ __all__ = [
     "tree_leaves",
     "tree_map_only",
     "version_of",
+    "without_checkpointing",
     "without_step_hooks",
     "wrapper_tensor",
     "written_by",
@@ -443,6 +445,27 @@ def fake_tensors() -> FakeTensorMode:
     """Return a mode in which new tensors are fakes: they have shapes and a graph, and no memory."""
     mode: FakeTensorMode = __getattr__("FakeTensorMode")(allow_non_fake_inputs=True)
     return mode
+
+
+@contextlib.contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """Run what reentrant checkpointing wraps plainly in the block, in this thread, so that its graph is there to see.
+
+    Otherwise the graph has one node for all of it, until a backward pass runs it again.
+    """
+    checkpoint: Any = importlib.import_module("torch.utils.checkpoint")
+    wrapped, here = checkpoint.CheckpointFunction, threading.get_ident()
+
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        if threading.get_ident() == here:
+            return function(*args)
+        return wrapped.apply(function, preserve, *args)
+
+    checkpoint.CheckpointFunction = type("Plain", (), {"apply": staticmethod(apply)})
+    try:
+        yield
+    finally:
+        checkpoint.CheckpointFunction = wrapped
 
 
 def inabilities_of_fakes() -> tuple[type[Exception], ...]:

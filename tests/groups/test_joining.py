@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -49,17 +51,28 @@ def test_an_optimizer_with_its_own_way_of_adding_is_asked() -> None:
 
 
 def test_one_optimizer_may_serve_two_models() -> None:
-    """Newcomers follow the groups of their own model, and none of the other's if theirs has none yet."""
-    first, second, third = stack(), stack(2), stack(2)
+    """Newcomers follow the groups of their own model."""
+    first, second = stack(), stack(2)
     freeze_except(first, "2")
     freeze_except(second, "1")
     groups = param_groups(first, 0.1, rates={"2": 0.5}) + param_groups(second, 0.01, layer_decay=0.5)
     optimizer = torch.optim.SGD(groups)
     unfreeze(first, "1", optimizer=optimizer)
     unfreeze(second, "0", optimizer=optimizer)
-    unfreeze(third, optimizer=optimizer)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert [rates[id(layer.weight)] for layer in (*first[1:], *second, third[0])] == [0.1, 0.5, 0.005, 0.01, 0.005]
+    assert [rates[id(layer.weight)] for layer in (*first[1:], *second)] == [0.1, 0.5, 0.005, 0.01]
+
+
+def test_a_model_of_which_the_optimizer_has_nothing_is_an_error() -> None:
+    """A copy, or a model that was built anew, would join in silence, and nothing would train."""
+    model = stack()
+    freeze_except(model, "2")
+    optimizer = torch.optim.SGD(param_groups(model, 0.1, layer_decay=0.5))
+    other = copy.deepcopy(model)
+    with pytest.raises(FtkitError, match=r"has no parameter of this Sequential.*a copy"):
+        unfreeze(other, "1", optimizer=optimizer)
+    assert [group["param_names"] for group in optimizer.param_groups] == [["2.weight", "2.bias"]]
+    assert not other[1].weight.requires_grad
 
 
 def test_a_layout_of_another_model_is_an_error() -> None:

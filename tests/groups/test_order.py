@@ -12,6 +12,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.checkpoint import checkpoint
 
 from ftkit import load_checkpoint, save_checkpoint
 from ftkit._freezing.freeze import freeze_except, unfreeze
@@ -67,6 +68,32 @@ class Towers(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(torch.cat([self.text(x), self.vision(x)], 1))
+
+
+class Checkpointed(nn.Module):
+    """Blocks whose graph is made anew in the backward pass, or kept."""
+
+    def __init__(self, *, reentrant: bool | None) -> None:
+        super().__init__()
+        self.fc, self.blocks, self.stem = nn.Linear(2, 3), stack(3), nn.Linear(2, 2)
+        self.reentrant = reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_layers_inside_checkpointing_are_seen(*, reentrant: bool) -> None:
+    plain, model = Checkpointed(reentrant=None), Checkpointed(reentrant=reentrant)
+    assert rates(model) == rates(plain)
+    assert len(set(rates(model).values())) == 5
+    assert last_blocks(model, 1) == last_blocks(plain, 1)
+    model.stem(torch.ones(1, 2)).sum()
+    model(torch.ones(1, 2, requires_grad=True)).sum().backward()  # checkpointing itself is as it was
+    assert model.blocks[0].weight.grad is not None
 
 
 class LateToken(nn.Module):

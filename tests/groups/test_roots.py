@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit import FreezeSchedule, freeze_except, param_groups, unfreeze
+from ftkit import FreezeSchedule, FtkitError, freeze_except, param_groups, unfreeze
 
 
 def net() -> nn.Sequential:
@@ -44,6 +44,19 @@ def test_groups_of_the_whole_take_in_what_thaws_through_a_part(recipe: dict[str,
     optimizer = torch.optim.SGD(param_groups(outer, 0.01, **recipe))
     unfreeze(outer["net"], "2", "0", optimizer=optimizer)
     assert rates(optimizer) == wanted
+
+
+def test_a_part_of_which_nothing_trains_yet_has_no_known_place() -> None:
+    """Its names may start anywhere in the model that the groups were made of, so its rates can't be told."""
+    outer = nn.ModuleDict({"net": net(), "head": nn.Linear(2, 2)})
+    freeze_except(outer, "head")
+    optimizer = torch.optim.SGD(param_groups(outer, 0.01, layer_decay=0.5, rates={"net.2": 1e-6}))
+    with pytest.raises(FtkitError, match="the model that the groups were made of"):
+        unfreeze(outer["net"], "2", "4", optimizer=optimizer)
+    assert len(optimizer.param_groups) == 1
+    assert not outer["net"][2].weight.requires_grad
+    unfreeze(outer, "net.2", "net.4", optimizer=optimizer)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.01, 1e-6, 0.005]
 
 
 def test_a_rate_does_not_hit_a_part_of_the_same_name_outside() -> None:

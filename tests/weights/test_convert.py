@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,52 @@ def test_a_training_checkpoint(model: nn.Module, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", model=model, optimizer=torch.optim.Adam(model.parameters()), epoch=1)
     report = convert(tmp_path / "a.safetensors", tmp_path / "b.pt", part="model")
     assert report.tensors == 7
+    assert "model" not in report.left
+    assert len(set(report.left)) == len(report.left)
     load_weights(model, tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pt"])
+def test_of_a_training_checkpoint_the_model_is_taken(model: nn.Module, tmp_path: Path, name: str) -> None:
+    """It is what everybody means; the rest is listed."""
+    average, optimizer = copy.deepcopy(model), torch.optim.Adam(model.parameters())
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    save_checkpoint(tmp_path / name, model=model, optimizer=optimizer, ema=average, epoch=1)
+    report = convert(tmp_path / name, tmp_path / "b.safetensors")
+    assert report.tensors == 7
+    assert sum("ema" in left for left in report.left) == 1
+    assert sum(left.startswith("optimizer") for left in report.left) == 1
+    assert not any(left.startswith("model") for left in report.left)
+    load_weights(model, tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {0: torch.ones(2), "1": torch.zeros(2)},
+        {0: torch.ones(2), "0": torch.zeros(2)},
+        {0: torch.ones(2), 1: torch.zeros(2)},
+        {("a", "b"): torch.ones(2), "a": torch.zeros(2)},
+        {True: torch.ones(2), "a": torch.zeros(2)},
+        {"a.b": torch.ones(2), "a": {"b": torch.zeros(2)}},
+    ],
+)
+def test_tensors_without_a_name_of_their_own_are_not_dropped(tmp_path: Path, state: dict[object, object]) -> None:
+    """Whatever no file of weights can hold is an error, not a shorter file."""
+    torch.save(state, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="no names for"):
+        convert(tmp_path / "a.pt", tmp_path / "b.safetensors", part=".")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_numbered_tensors_are_listed(model: nn.Module, tmp_path: Path) -> None:
+    """What an optimizer keeps of each parameter is left out, and said to be."""
+    moments = {"state": {0: {"step": torch.ones(()), "exp_avg": torch.ones(3)}}}
+    torch.save({"state_dict": model.state_dict(), "optimizer": moments}, tmp_path / "a.pt")
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors").left == ("optimizer",)
+    whole = convert(tmp_path / "a.pt", tmp_path / "c.safetensors", part=".")
+    assert (whole.tensors, whole.left) == (7, ("optimizer.state.0.exp_avg", "optimizer.state.0.step"))
 
 
 def test_what_would_lose_something_is_refused(model: nn.Module, tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def unfreeze(
 
     Raises:
         SelectionError: A selector matches nothing; model and optimizer are untouched.
-        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out;
-            nothing is changed.
+        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out, or
+            to one that has no parameter of the model; nothing is changed.
 
     Example:
         >>> import torch
@@ -215,8 +215,8 @@ def freeze_except(
 
     Raises:
         SelectionError: A selector matches nothing, or there is none; the model is untouched.
-        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out;
-            nothing is changed.
+        FtkitError: Parameters would be added to an optimizer that has a scheduler, and ``scheduler`` was left out, or
+            to one that has no parameter of the model; nothing is changed.
 
     Example:
         >>> import torch

@@ -45,7 +45,8 @@ def join(
         The names of the parameters that were added.
 
     Raises:
-        FtkitError: The optimizer has a scheduler and none was given, or one of another optimizer. Nothing has changed.
+        FtkitError: The optimizer has a scheduler and none was given, or one of another optimizer; or it has no
+            parameter of the model, so that its recipe may be for another one. Nothing has changed.
 
     Example:
         >>> import torch
@@ -64,6 +65,7 @@ def join(
     if not missing:
         return ()
     check_told(optimizer, scheduler)
+    _check_shared(unwrap(model), optimizer)
     for lender, share in _lenders(unwrap(model), optimizer, missing, schedulers):
         for group in lender.groups_for(share):
             twin = _twin(group, optimizer)
@@ -72,6 +74,17 @@ def join(
             else:
                 _fill(twin, {**_named(twin), **_named(group)}, undo)
     return tuple(missing)
+
+
+def _check_shared(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse a model of which the optimizer has nothing: what its parameters would get can't be told."""
+    if held(optimizer).isdisjoint(model.parameters()):
+        raise FtkitError(
+            f"The optimizer has no parameter of this {type(model).__name__}, so what rates its parameters should get "
+            "can't be told. If it is a part of the model that the groups were made of, pass that model, and names that "
+            "start from there: unfreeze(model, 'backbone.layer4', optimizer=optimizer). If it is a copy, or was built "
+            "anew, pass the model that the optimizer trains. Any other model's go in by optimizer.add_param_group."
+        )
 
 
 def layout(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:

@@ -17,7 +17,14 @@ from ftkit._heads.graph import Ends, passages, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
 from ftkit._heads.layers import Layer, Layers, as_layer, copied, layers, own_parameters, tensors_of
 from ftkit._models.dryrun import named_tensors, quiet, tensors_in, untouched
-from ftkit._torch import answers_for_fakes, fake_tensors, hooks_of, inabilities_of_fakes, pre_hooks_of
+from ftkit._torch import (
+    answers_for_fakes,
+    fake_tensors,
+    hooks_of,
+    inabilities_of_fakes,
+    pre_hooks_of,
+    without_checkpointing,
+)
 from ftkit.errors import HeadError
 
 
@@ -212,7 +219,13 @@ class _Shadow:
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(id(parameter) in self.owners and parameter.requires_grad)
         attempts = _Attempts(self.model, self._dtype, follow=follow, calls=calls)
-        with untouched(), self._mode, answers_for_fakes(attempts.answer), torch.device("cpu"):
+        with (
+            untouched(),
+            without_checkpointing(),
+            self._mode,
+            answers_for_fakes(attempts.answer),
+            torch.device("cpu"),
+        ):
             return attempts.run(inputs)
 
 

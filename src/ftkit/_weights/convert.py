@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from ftkit._wording import in_bytes, plural, shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, did_you_mean
 
 _WRAPPERS: Final = ("state_dict", "model_state_dict")  # of a state dict; no attribute of a model is called that
+_MODELS: Final = ("model", "state_dict", "model_state_dict")  # of a training checkpoint of ours, by its formats
 _WHOLE: Final = "."
 
 
@@ -58,7 +59,8 @@ def convert(
     Args:
         source: A weights file of any format, an index of shards, or a folder with either.
         target: The file to write: safetensors, or a torch file by its suffix.
-        part: Which table in the source, by its keys (``"state_dict"``); ``"."`` for all. Can be omitted if it is clear.
+        part: Which table in the source, by its keys (``"state_dict"``); ``"."`` for all. Can be omitted if it is clear;
+            of a training checkpoint of ftkit's, it is the model.
         force: Whether to replace an existing file.
 
     Raises:
@@ -85,16 +87,38 @@ def convert(
     with open_source(source) as opened:
         _refuse_losses(opened)
         table = _table(opened, part)
+        if table.unnamed:
+            raise CheckpointError(
+                f"{shown(opened.name)} has tensors that a file of weights has no names for: {some(table.unnamed, 8)}. "
+                "Each needs a text of its own as its key."
+            )
         tensors = {name: entry.empty() for name, entry in table.entries.items()}
         opened.read_into((entry, tensors[name]) for name, entry in table.entries.items())
-        others = {one.path[0] for one in opened.tables if len(one.path) == 1} - set(table.path)
-        left = (*opened.metadata, *(sorted(others) if table.path else ()))
+        left = tuple(sorted({*_plain(opened, table), *_beside(opened.tables[0], table)}))
     save_weights(tensors, path)
     if diff := diff_checkpoints(tensors, path):
         raise DamagedFileError(f"{path} does not contain what was written to it: {diff}")
     nbytes = sum(tensor.nbytes for tensor in tensors.values())
     taken = ".".join(table.path)
     return Conversion(os.fsdecode(source), str(path), taken, len(tensors), nbytes, left)
+
+
+def _plain(source: Source, table: Table) -> set[str]:
+    """What a source says beyond tensors; a checkpoint's metadata also describe its parts."""
+    described = {one.path[0] for one in source.tables if one.path} if source.is_run else set()
+    return source.metadata.keys() - described - set(table.path)
+
+
+def _beside(whole: Table, table: Table) -> Iterator[str]:
+    """Name what holds the tensors outside of a table, as far up as it is outside."""
+    taken = ".".join(table.path).split(".") if table.path else []
+    for name in whole.entries.keys() | whole.numbered.keys():
+        keys = name.split(".")
+        apart = next((at for at, key in enumerate(taken) if keys[at : at + 1] != [key]), None)
+        if apart is not None:
+            yield ".".join(keys[: apart + 1])
+        elif name.removeprefix(".".join([*taken, ""]) if taken else "") not in table.entries:
+            yield name
 
 
 def _refuse_losses(source: Source) -> None:
@@ -123,6 +147,9 @@ def _table(source: Source, part: str | None) -> Table:
         return tables[""]
     if len(inner) == 1 and inner[0] in _WRAPPERS:
         return tables[inner[0]]
+    model = next((name for name in _MODELS if name in tables), None)
+    if source.is_run and model:
+        return tables[model]
     raise CheckpointError(
         f"{shown(source.name)} has several parts: {some(inner, 8)}. Say which with --part, or --part {_WHOLE} for all."
     )

@@ -33,6 +33,8 @@ WeightsSource: TypeAlias = str | os.PathLike[str] | Mapping[str, Any] | nn.Modul
 
 _MAX_INDEX: Final = 100_000_000  # bytes, as many as a header of safetensors may have
 
+_RUN: Final = "ftkit.checkpoint"  # in the metadata of a training checkpoint, or in its torch dict
+
 # What a folder is searched for, in this order: an index speaks for the shards beside it.
 _SEARCHED: Final = (".safetensors.index.json", ".safetensors", ".bin.index.json", *SUFFIXES)
 _TRAINERS_WEIGHTS: Final = "pytorch_model.bin"  # a trainer's own state lies beside it, under the same suffix
@@ -51,6 +53,7 @@ class Source:
         wanted: The classes and functions it names, which were not looked up and did not run.
         rare: The kinds of tensors in it that are not dense and are skipped: ``sparse``, ``quantized``, ...
         budget: What working on its names may cost.
+        is_run: Whether it is a training checkpoint of ours.
         files: What is closed with it.
     """
 
@@ -62,6 +65,7 @@ class Source:
     wanted: list[str] = field(default_factory=list)
     rare: list[str] = field(default_factory=list)
     budget: Budget = field(default_factory=partial(Budget, math.inf))
+    is_run: bool = False
     files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __enter__(self) -> Self:
@@ -126,9 +130,10 @@ def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
 
             entries = {name: Entry(info, read, name, file.budget) for name, info in file.tensors.items()}
             # A training checkpoint's parts are tables of their own.
-            parts = parts_of(entries) if "ftkit.checkpoint" in file.metadata else []
+            is_run = _RUN in file.metadata
+            parts = parts_of(entries) if is_run else []
             tables, metadata = [Table((), entries), *parts], dict(file.metadata)
-            return Source(file.path, file.format, tables, metadata, file.verified, budget=file.budget)
+            return Source(file.path, file.format, tables, metadata, file.verified, budget=file.budget, is_run=is_run)
         case PickleFile():
 
             def read_stored(pairs: list[tuple[Entry, Tensor]]) -> None:
@@ -136,7 +141,9 @@ def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
 
             tables, values = tables_in(file.tree, read_stored, file.budget), plain_values(file.tree)
             kind = "torchscript" if file.script else file.format
-            return Source(file.path, kind, tables, values, file.verified, file.wanted, file.rare, file.budget)
+            is_run = isinstance(file.tree, Mapping) and _RUN in file.tree
+            told = file.verified, file.wanted, file.rare, file.budget
+            return Source(file.path, kind, tables, values, *told, is_run=is_run)
 
 
 def _of_shards(path: Path, files: contextlib.ExitStack) -> Source:

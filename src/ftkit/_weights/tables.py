@@ -98,12 +98,14 @@ class Table:
         numbered: Those in tables that are keyed by numbers, as optimizers keep what they know of each parameter. Nobody
             takes them for weights, unless there is nothing else.
         mapped: By what mapping they were made from others, in words; empty if they are as the source has them.
+        unnamed: What no name stands for, in words: keys that are no text, and names that two tensors share.
     """
 
     path: tuple[str, ...]
     entries: dict[str, Entry]
     numbered: dict[str, Entry] = field(default_factory=dict)
     mapped: str = ""
+    unnamed: tuple[str, ...] = ()
 
 
 def copy_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
@@ -144,14 +146,20 @@ def tables_in(tree: Any, read: Reader = copy_into, budget: Budget | None = None)
             continue
         entries: dict[str, Entry] = {}
         numbered: dict[str, Entry] = {}
+        unnamed: list[str] = []
         for keys, one in walker.walk(part):
+            unnamed += map(repr, _unnamed(one))
             if _is_tensor(one):
                 name = walker.name(keys)
+                if name in entries or name in numbered:
+                    unnamed.append(f"{name!r} twice")
+                elif len(keys) == 1 and isinstance(keys[0], int):
+                    unnamed.append(name)
                 # What is in memory already, such as an array inside a pickle, needs no reading.
                 entry = Entry(one, read if isinstance(one, StoredTensor) else copy_into, name, walker.budget)
                 (numbered if any(isinstance(key, int) for key in keys) else entries)[name] = entry
         if entries or (numbered and not path):
-            tables.append(Table(tuple(map(str, path)), entries or numbered, numbered))
+            tables.append(Table(tuple(map(str, path)), entries or numbered, numbered, unnamed=tuple(unnamed)))
     return tables
 
 
@@ -250,6 +258,14 @@ def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
         yield from _children(_attributes(node.state))
         pairs = (item for item in node.items if isinstance(item, tuple) and len(item) == 2)
         yield from ((key, value) for key, value in pairs if isinstance(key, str))
+
+
+def _unnamed(node: Any) -> Iterator[Any]:
+    """The keys of a table that are no names, and under which there may be tensors."""
+    items = node.items if isinstance(node, Foreign) else node.items() if isinstance(node, Mapping) else ()
+    for item in items:
+        if isinstance(item, tuple) and len(item) == 2 and not (_is_name(item[0]) or _is_plain(item[1])):
+            yield item[0]
 
 
 def _is_name(key: Any) -> bool:
