@@ -23,7 +23,7 @@ def test_a_shift_in_color(
         blue[size[1] // 2 :] = red[size[1] // 2 :] = 230
         luma[size[1] // 2 :] //= 4
         shifted = Image.merge("YCbCr", [Image.fromarray(plane) for plane in (luma, blue, red)])
-        assert found(encode(shifted, **({"quality": 90} | options))) == ["damaged"]
+        assert found(encode(shifted, **({"quality": 90} | options))) == ["odd_colors"]
 
 
 @pytest.mark.parametrize("quality", [1, 5, 20, 75, 100])
@@ -34,7 +34,7 @@ def test_the_brightest_colors(found: Found, encode: Encode, quality: int, subsam
     for side in (1, 3, 8, 16):
         small = rng.integers(0, 2, (320 // side, 320 // side, 3), np.uint8) * 255
         sheet = Image.fromarray(np.kron(small, np.ones((side, side, 1), np.uint8)))
-        assert "damaged" not in found(encode(sheet, quality=quality, subsampling=subsampling))
+        assert "odd_colors" not in found(encode(sheet, quality=quality, subsampling=subsampling))
 
 
 def test_video_that_is_laxer(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:
@@ -43,6 +43,14 @@ def test_video_that_is_laxer(found: Found, photo: Callable[..., Image.Image], en
     colours = [np.clip(128 + (plane - 128) * 1.2, 0, 255) for plane in colours]
     planes = [Image.fromarray(plane.astype(np.uint8)) for plane in (np.clip(luma * 1.1 - 10, 0, 255), *colours)]
     assert found(encode(Image.merge("YCbCr", planes), quality=85)) == []
+
+
+def test_colors_that_were_strengthened(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """Video whose saturation was raised looks like a shift, and is a picture all the same: it is no damage."""
+    luma, *colours = (np.asarray(plane, np.float32) for plane in photo(1, (400, 300)).convert("YCbCr").split())
+    colours = [np.clip(128 + (plane - 128) * 6, 0, 255) for plane in colours]
+    planes = [Image.fromarray(plane.astype(np.uint8)) for plane in (luma, *colours)]
+    assert found(encode(Image.merge("YCbCr", planes), quality=90)) == ["odd_colors"]
 
 
 def test_pixels_that_are_red_green_and_blue(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:

@@ -199,7 +199,7 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     judge_pixel_count(header.width, header.height, notes)
     grey: Pixels | None = None
     try:
-        grey = _decode(data, header)
+        grey = _decode(data, header, notes)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
@@ -215,11 +215,11 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
 
 
-def _decode(data: bytes, header: JpegHeader) -> Pixels | None:
+def _decode(data: bytes, header: JpegHeader, notes: Notes) -> Pixels | None:
     """Return it in grey, shrunk but for small ones; None for inks. Raises ValueError for the decoder's last complaint.
 
     Raises:
-        Broken: The decoder does not complain, but blocks have shifted in brightness or colour.
+        Broken: The decoder does not complain, but blocks have shifted in brightness.
     """
     # Of a small one, 32 pixels a side are left, for the fingerprints.
     eighths = 1 if (side := min(header.width, header.height)) >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
@@ -228,7 +228,9 @@ def _decode(data: bytes, header: JpegHeader) -> Pixels | None:
     if header.is_luma_chroma:
         pixels = simplejpeg.decode_jpeg(_as_components(data, header), "RGB", False, True, *scale)
         if is_out_of_gamut(pixels, width, height, header.step / 8):
-            raise Broken("damaged", "there are colors that no picture has: brightness or colors are shifted")
+            notes.append(
+                Note("odd_colors", "a screen can't show them: brightness or colors were shifted, or strengthened")
+            )
     else:
         pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
     if header.mode == "CMYK":
