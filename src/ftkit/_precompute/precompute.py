@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ftkit._arguments import byte_count, came, local_path, whole_number
-from ftkit._cost.measure import measure
 from ftkit._files import remove_litter
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
@@ -33,7 +32,7 @@ from ftkit._wording import in_bytes, plural, some
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
 
-_PROBES: Final = 4
+_PROBES: Final = 2
 _RECOMPUTED: Final = 4
 
 
@@ -218,7 +217,6 @@ def precompute(
         inner.train()
         cut, inside = _frontier(inner, probes)
         player = _proven(inner, cut, _call(inner, samples.collated(probes)), inside)
-        share = _share(inner, cut, _call(inner, samples.collated(probes)))
         inner.train()
         place.mkdir(parents=True, exist_ok=True)
         shape, kinds = (
@@ -243,7 +241,7 @@ def precompute(
             for number in cut.per_sample
         ],
         filling.record_bytes,
-        share,
+        cut.share,
         cut.refused,
         computed,
         inner,
@@ -322,17 +320,18 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
+    values, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    rows = player.encode(values, count).to(_device(model))
+    _alone(model, cut, player, call, rows)
     for mode in (True, False):
         model.train(mode)
-        values, _ = _restoring(model, cut, lambda: record(model, cut, call))
-        rows = player.encode(values, count).to(_device(model))
         replayed = (
             ((rows,), {})
             if call[0]
             else ((), {inside[0]: rows, **{k: v for k, v in call[1].items() if k not in inside}})
         )
         try:
-            plain, again = (_restoring(model, cut, functools.partial(_step, model, call)) for _ in range(2))
+            plain = _restoring(model, cut, functools.partial(_step, model, call))
         except RuntimeError as error:
             raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
@@ -351,13 +350,44 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             ) from error
         finally:
             player.learning = False
-        exact = _equal(plain, again)
-        if not (_equal(plain, result) if exact else _close(plain, result)):
-            raise FtkitError(
-                f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
-                "can't be computed once. Train without precompute."
-            )
+        if _equal(plain, result):
+            continue
+        again = _restoring(model, cut, functools.partial(_step, model, call))
+        exact = _equal(plain, again)  # kernels that add in any order differ from run to run
+        if not exact and _close(plain, result):
+            continue
+        if not mode:  # what is kept comes from train mode, and eval mode gives something else
+            player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
+            continue
+        raise FtkitError(
+            f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
+            "can't be computed once. Train without precompute."
+        )
     return player
+
+
+def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Tensor) -> None:
+    """See that what is kept of a sample does not depend on the others, by changing those and nothing else.
+
+    Raises:
+        FtkitError: It does.
+    """
+    count = len(rows)
+    others = [0, *range(count - 1, 1, -1), *[0] * (count > 1)]  # the first one stays in its place
+
+    def mixed(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[others] if tensor.dim() and len(tensor) == count else tensor
+
+    values, _ = _restoring(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    if same_bits(player.encode(values, count)[0], rows[0].cpu()):
+        return
+    again, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
+    if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
+        raise FtkitError(
+            f"What the frozen part of the {type(model).__name__} gives for a sample depends on the other samples of "
+            "the batch, so it can't be computed once. Train without precompute."
+        )
 
 
 def _restoring(model: nn.Module, cut: Cut, run: Any) -> Any:
@@ -410,22 +440,6 @@ def _close(ones: list[Any], others: list[Any]) -> bool:
     )
 
 
-def _share(model: nn.Module, cut: Cut, call: Any) -> float | None:
-    """The share of the FLOPs of a forward pass that the skipped modules take."""
-    try:
-        cost = measure(model, *call, loss=_total)
-    except FtkitError:
-        return None
-    by_name = dict(zip((name for name, _ in model.named_modules()), cost.modules, strict=True))
-    calls = {name: sum(1 for one in cut.skips if one[0] == name) for name, _ in cut.skips}
-    saved = sum(by_name[name].forward_flops * count / max(by_name[name].calls, count) for name, count in calls.items())
-    return saved / cost.forward_flops if cost.forward_flops else None
-
-
-def _total(output: Any) -> torch.Tensor:
-    return sum((one.float().sum() for one in tensors_in(output) if one.requires_grad), torch.zeros(()))
-
-
 @dataclass
 class _Filling:
     """The first pass: fills a file with a row for each sample."""
@@ -453,6 +467,7 @@ class _Filling:
             "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
             "torch": torch.__version__,
             "device": str(_device(self.model).type),
+            "built": self.player.guard.built,
             "inside": self.inside,
             "beside": self.kinds,
             "sample": self.shape,
