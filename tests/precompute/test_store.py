@@ -55,6 +55,8 @@ def test_any_flipped_byte_of_a_row_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(data)
         with RowFile(path) as file, pytest.raises(DamagedFileError):
             [file.read(at) for at in range(5)]
+        with RowFile(path) as file, pytest.raises(DamagedFileError):
+            file.gather([4, 3, 2, 1, 0])
         data[position] ^= 4
 
 

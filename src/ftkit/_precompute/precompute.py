@@ -49,13 +49,21 @@ class Rows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         file = self._file()
-        at = int(index) + (file.rows if index < 0 else 0)
-        if not 0 <= at < file.rows:
-            raise IndexError(f"There are {file.rows} samples, no number {index}.")
-        data = file.read(at)
+        data = file.read(_place(index, file.rows))
         row = torch.frombuffer(bytearray(data[: self._row_bytes]), dtype=torch.uint8)
         rest = samples.rest_of(data[self._row_bytes : self._row_bytes + self._size], self._kinds)
         return samples.joined(self._like, row, rest, self._inside)
+
+    def batch(self, indices: list[int]) -> Any:
+        """Samples as torch's ``default_collate`` would put them together, read at once."""
+        file = self._file()
+        data = torch.from_numpy(file.gather([_place(index, file.rows) for index in indices]))
+        rest, at = [], self._row_bytes
+        for _, name, shape in self._kinds:
+            values = samples.tensor_of(data, at, name, shape)
+            at += values[0].nbytes
+            rest.append(values)
+        return samples.joined(self._like, data[:, : self._row_bytes], rest, self._inside)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}
@@ -64,6 +72,33 @@ class Rows(Dataset[Any]):
         if self._open is None or self._open[0] != os.getpid():
             self._open = os.getpid(), RowFile(self._path)
         return self._open[1]
+
+
+def _place(index: int, count: int) -> int:
+    at = int(index) + (count if index < 0 else 0)
+    if not 0 <= at < count:
+        raise IndexError(f"There are {count} samples, no number {index}.")
+    return at
+
+
+class Batches(Dataset[Any]):
+    """Rows for a loader that asks for all samples of a batch at once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self._rows.batch(indices)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @dataclass(repr=False)
@@ -119,7 +154,9 @@ class Precomputed(Report):
             )
         self._player.guard.check(thoroughly=True)
         try:
-            return DataLoader(self._rows, **options)
+            if options.get("collate_fn") is not None or options.get("batch_size", 1) is None:
+                return DataLoader(self._rows, **options)
+            return DataLoader(Batches(self._rows), **{**options, "collate_fn": _as_it_is})
         except (TypeError, ValueError) as error:
             unknown = [one for one in options if one not in inspect.signature(DataLoader).parameters]
             hint = did_you_mean(unknown[0], inspect.signature(DataLoader).parameters) if unknown else ""
