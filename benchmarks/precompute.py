@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ftkit import freeze_except, precompute, unfreeze
+from ftkit import freeze_except, unfreeze
+from ftkit._precompute.precompute import precompute
 
 SAMPLES, BATCH = 64, 32
 

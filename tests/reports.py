@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
-from torch.utils.data import TensorDataset
 
 import ftkit
 from ftkit.selection import select
@@ -60,9 +59,6 @@ def of_files(folder: Path) -> dict[str, Any]:
     assert manager.last_path is not None
     reports["checkpoint"] = ftkit.load_checkpoint(manager.last_path)
     reports["loader"] = ftkit.ResumableLoader(list(range(8)), batch_size=2)
-    ftkit.freeze_except(model, "6")
-    data = TensorDataset(torch.randn(4, 16), torch.arange(4))
-    reports["precomputed"] = ftkit.precompute(model, data, folder / f"frozen {HARD}")
     reports["stopping"] = stopping = ftkit.EarlyStopping(2, monitor="verlust_für_고양이", mode="min")
     stopping.step(0.5)
     stopping.step(0.7)

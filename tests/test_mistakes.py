@@ -249,8 +249,6 @@ last_blocks(model, 0)                                      must be a whole numbe
 last_blocks(model, 99)                                     Expected a Net with 99 blocks or more
 last_blocks(Net, 1)                                        is the class Net: call it
 verify_frozen(Net).__enter__()                             is the class Net: call it
-precompute("model", [0, 1], "frozen")                      Expected a module as model, got 'model'
-precompute(model, [0, 1], "frozen")                        Nothing in the model is frozen
 report.quarantine(None)                                    Expected a path as dest, got None
 report.quarantine("new", 3)                                kinds must be a list of kinds of findings, not 3
 report.quarantine("new", "unusabel")                       Did you mean 'unusable'

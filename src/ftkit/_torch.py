@@ -10,6 +10,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import operator
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -241,6 +242,12 @@ SCHEDULERS_INSIDE: Final = "_schedulers"  # those that torch's SequentialLR and 
 def version_of(tensor: torch.Tensor) -> int:
     """How often torch saw a tensor's values change; 0 for an inference tensor, of which torch keeps no count."""
     return 0 if tensor.is_inference() else int(needed(tensor, "_version", "see whether a pretrained weight has moved"))
+
+
+def versions_of(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """As :func:`version_of` for many, none of which is an inference tensor, at the speed of C."""
+    needed(torch.Tensor, "_version", "see whether a pretrained weight has moved")
+    return list(map(operator.attrgetter("_version"), tensors))
 
 
 # ---- loaders

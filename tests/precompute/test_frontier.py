@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ftkit import FtkitError, freeze_except, precompute
+from ftkit import FtkitError, freeze_except
+from ftkit._precompute.precompute import precompute
 
 
 class Model(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,7 +15,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ftkit import FtkitError, freeze, freeze_except, precompute, unfreeze
+from ftkit import FtkitError, freeze, freeze_except, unfreeze
+from ftkit._precompute.precompute import precompute
 
 
 def small() -> nn.Module:
@@ -311,6 +313,32 @@ def test_two_data_sets_of_one_model(tmp_path: Path) -> None:
     with ours, theirs:
         assert torch.allclose(model(next(iter(ours.loader(batch_size=24)))[0]), model(data.tensors[0]))
         assert torch.allclose(model(next(iter(theirs.loader(batch_size=9)))[0]), model(other.tensors[0]))
+
+
+@pytest.mark.parametrize("dicts", [False, True])
+def test_a_batch_read_at_once_is_what_torch_collates(dicts: bool, tmp_path: Path) -> None:
+    """Numbers, tensors, arrays and scalars; and each row is checked."""
+    samples: list[Any] = [
+        (torch.randn(4), at, at / 3, at % 2 == 0, torch.tensor([at, -at]), np.float32(at), np.full((2, 3), at))
+        for at in range(12)
+    ]
+    names = "x", "label", "part", "even", "pair", "scalar", "array"
+    samples = [dict(zip(names, one, strict=True)) for one in samples] if dicts else samples
+    model = Named()
+    freeze(model, "body")
+    cached = precompute(model, samples, tmp_path)
+    order = [[3, 0, 11], [5, 5], [-1]]
+    ours = cached.loader(batch_sampler=order)
+    plain = DataLoader(cached.dataset, batch_sampler=order)
+    for one, other in zip(ours, plain, strict=True):
+        values, others = (list(each.values()) if dicts else each for each in (one, other))
+        assert type(values[0]) is Tensor
+        assert len(values) == len(others) == 7
+        for value, wanted in zip(values, others, strict=True):
+            assert value.dtype == wanted.dtype
+            assert torch.equal(value, wanted)
+    assert cached.loader(batch_size=None).batch_size is None
+    assert isinstance(next(iter(cached.loader(batch_size=2, collate_fn=list))), list)
 
 
 @pytest.mark.slow

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ftkit import DamagedFileError, FtkitError, freeze_except, precompute
+from ftkit import DamagedFileError, FtkitError, freeze_except
+from ftkit._precompute.precompute import precompute
 from ftkit._precompute.store import READY, UNFINISHED, RowFile
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -55,6 +56,8 @@ def test_any_flipped_byte_of_a_row_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(data)
         with RowFile(path) as file, pytest.raises(DamagedFileError):
             [file.read(at) for at in range(5)]
+        with RowFile(path) as file, pytest.raises(DamagedFileError):
+            file.gather([4, 3, 2, 1, 0])
         data[position] ^= 4
 
 
@@ -78,7 +81,7 @@ def setup() -> tuple[nn.Module, TensorDataset]:
 FILL = f"""
 import sys; sys.path[:0] = [{str(SOURCE)!r}, {str(Path(__file__).parent)!r}]
 from test_store import setup
-from ftkit import precompute
+from ftkit._precompute.precompute import precompute
 print("ready", flush=True)
 print(precompute(*setup(), sys.argv[1], batch_size=4).computed)
 """

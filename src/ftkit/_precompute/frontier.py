@@ -13,7 +13,7 @@ from torch import nn
 
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Trace, named_state, no_trace, put_back, same_bits
+from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -22,7 +22,7 @@ Point = tuple[str, Key, int]
 """A place where a replay puts a tensor: an input, an argument or an output; of which call; the how manieth."""
 
 _ROUNDS = 50
-_MIXES = "it depends on the other samples of the batch"
+_MOST_SLACK = 0.03  # of the largest value, in half precision
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ class Cut:
         read: Names of the parameters and buffers that the skipped part reads.
         refused: What can't be skipped though it is frozen, and why.
         once: The tensors that are the same for all samples, by their number among the kept ones.
+        share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
     """
 
@@ -149,6 +150,7 @@ class Cut:
     read: set[str]
     refused: dict[str, str]
     once: dict[int, torch.Tensor] = field(default_factory=dict)
+    share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
 
     @property
@@ -180,33 +182,24 @@ def find(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order:
     """
     hints = Hints()
     with no_trace(model):
-        _warm_up(model, call)  # what is remembered from the first run on is there in the others
         return _found(model, call, other, sizes, order, hints)
 
 
-def _warm_up(model: nn.Module, call: Any) -> None:
-    before = [(one, one.detach().clone()) for one in model.buffers()]
-    try:
-        model(*call[0], **call[1])
-    except Exception as error:
-        raise FtkitError(
-            f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item of a "
-            "sample that is a tuple, or what its forward() takes of one that is a dict."
-        ) from error
-    put_back([pair for pair in before if not same_bits(*pair)])
-
-
 def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], order: list[int], hints: Hints) -> Cut:
-    for _ in range(_ROUNDS):
-        known = set(hints.moved), dict(hints.moody)
-        first = _traced(model, call, hints)
-        hints.moody = first.moody | hints.moody
-        if (hints.moved, hints.moody) != known:
+    seen: Any = None  # what was known when it was last seen which arguments can be replaced
+    for at in range(_ROUNDS):
+        known = hints.found
+        long = _traced(model, call, hints)
+        hints.moody = long.moody | hints.moody
+        apart = {one.key for one in long.calls if _may_replace_args(long, one)}
+        replaced = {one.key for one in long.calls if one.key in hints.apart and _takes_constants(long, one)}
+        settled = known == hints.found and (apart == replaced or seen == known)
+        if not settled or not at:  # what is remembered from the first run on is there in the others
+            hints.apart, seen = apart, known
             continue
-        hints.apart = {one.key for one in first.calls if _may_replace_args(first, one)}
-        long, short = _traced(model, call, hints), _traced(model, other, hints)
+        short = _traced(model, other, hints)
         skipped = _maximal(long, short)
-        if not _learn(short, skipped, sizes, order, hints) and not _mix(model, call, short, skipped, sizes, hints):
+        if not _learn(short, skipped, sizes, order, hints):
             break
     else:
         raise FtkitError(f"The frontier of the {type(model).__name__} can't be found in {_ROUNDS} rounds.")
@@ -224,8 +217,20 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
 def _traced(model: nn.Module, call: Any, hints: Hints) -> Trace:
     trace = Trace(model, hints)
     with no_trace(model):
-        trace.run(model, *call)
+        try:
+            trace.run(model, *call)
+        except FtkitError:
+            raise
+        except Exception as error:
+            raise FtkitError(
+                f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item "
+                "of a sample that is a tuple, or what its forward() takes of one that is a dict."
+            ) from error
     return trace
+
+
+def _takes_constants(trace: Trace, call: Call) -> bool:
+    return any(not trace.nodes[one].hot for one in call.inputs)
 
 
 def _may_replace_args(trace: Trace, call: Call) -> bool:
@@ -251,50 +256,11 @@ def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: lis
         if _alike(call.args, other.args, sizes, order):
             if _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = _MIXES
+            hints.blocked[call.key[0]] = "it depends on the other samples of the batch"
         else:
             hints.hot.add(call.key)
         return True
     return False
-
-
-def _mix(model: nn.Module, call: Any, short: Trace, skipped: list[Call], sizes: tuple[int, int], hints: Hints) -> bool:
-    """Note the first call in half precision that gives a sample something else in other company.
-
-    Roundings are so coarse there that they hide how samples mix. But kernels that get batches of one size do the same
-    with each sample, to the bit: so every other sample stays in its place, and those next to it are replaced.
-    """
-    if not any(map(_is_half, skipped)):
-        return False
-    company = torch.tensor([at if at % 2 else (at + 1) % sizes[0] for at in range(sizes[0])])
-    replaced = tree_map_only(torch.Tensor, lambda one: one[company.to(one.device)], call)
-    smaller = {one.key: one for one in short.calls}
-    others = {one.key: one for one in _traced(model, replaced, hints).calls}
-    for one in skipped:
-        if one.key not in others or not _keep(one.output, others[one.key].output, smaller[one.key].output, sizes):
-            hints.blocked[one.key[0]] = _MIXES
-            return True
-    return False
-
-
-def _is_half(call: Call) -> bool:
-    return any(kind for _, kind in call.autocast) or any(
-        one.is_floating_point() and one.dtype.itemsize < 4 for one in tensors_in((call.args, call.output))
-    )
-
-
-def _keep(ones: Any, others: Any, smaller: Any, sizes: tuple[int, int]) -> bool:
-    """Whether every other sample is the same to the bit."""
-    for one, other, small in zip(tensors_in(ones), tensors_in(others), tensors_in(smaller), strict=True):
-        layout = Layout.of(one, small, sizes)
-        if layout is None or one.shape != other.shape:
-            return False
-        first, second = (layout.parts(each.detach()) for each in (one, other))
-        if layout.dim is not None:
-            first, second = first[1::2], second[1::2]
-        if not torch.allclose(first, second, rtol=0, atol=0, equal_nan=True):
-            return False
-    return True
 
 
 def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> bool:
@@ -319,9 +285,11 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
+    if torch.equal(one, other):
+        return True
     if torch.equal(one.isfinite(), other.isfinite()):
         scale = float(one[one.isfinite()].abs().max()) if one.isfinite().any() else 0.0
-        slack = (8 if one.dtype.itemsize < 4 else 1000) * torch.finfo(one.dtype).eps * scale
+        slack = min(1000 * torch.finfo(one.dtype).eps, _MOST_SLACK) * scale
         return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
     return False
 
@@ -357,7 +325,7 @@ def _cut(
     layouts: dict[int, Layout] = {}
     for number, node in enumerate(long.nodes):
         twin = twins.get(node.point) if node.point else None
-        if node.tensor is not None and twin is not None and _same(node.tensor, twin, sizes, order):
+        if node.tensor is not None and twin is not None:
             layout = Layout.of(node.tensor, twin, sizes)
             if layout is not None:
                 layouts[number] = layout
@@ -375,8 +343,14 @@ def _cut(
     }
     stays = {at for at, number in inputs.items() if number not in behind}
     free -= {inputs[at] for at in stays}
-    bytes_of = {number: one.nbytes if one.dim is not None else 1 for number, one in layouts.items()}
-    kept = sorted(_narrowest(long, sinks, free, bytes_of))
+    while True:
+        bytes_of = {number: one.nbytes if one.dim is not None else 1 for number, one in layouts.items()}
+        kept = sorted(_narrowest(long, sinks, free, bytes_of))
+        mixed = [node for node in kept if not _same(*_twins(long.nodes[node], twins), sizes, order)]
+        if not mixed:
+            break
+        for number in mixed:
+            del layouts[number]
     number_of = {long.nodes[node].point: number for number, node in enumerate(kept)}
 
     def slots(tree: Any, kind: str, key: Key) -> Any:
@@ -421,7 +395,15 @@ def _cut(
         set(long.read),
         refused,
         once,
+        sum(call.flops for call in skipped) / root.flops if root.flops else None,
     )
+
+
+def _twins(node: Node, twins: Mapping[Any, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    one, other = node.tensor, twins.get(node.point)
+    assert one is not None
+    assert other is not None
+    return one, other
 
 
 def _ancestors(trace: Trace, nodes: Iterable[int], stop: set[int]) -> set[int]:

@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from ftkit._arguments import byte_count, came, local_path, whole_number
-from ftkit._cost.measure import measure
 from ftkit._files import remove_litter
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
@@ -33,7 +32,7 @@ from ftkit._wording import in_bytes, plural, some
 from ftkit.errors import FtkitError, did_you_mean
 from ftkit.selection import unwrap
 
-_PROBES: Final = 4
+_PROBES: Final = 2
 _RECOMPUTED: Final = 4
 
 
@@ -50,13 +49,21 @@ class Rows(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         file = self._file()
-        at = int(index) + (file.rows if index < 0 else 0)
-        if not 0 <= at < file.rows:
-            raise IndexError(f"There are {file.rows} samples, no number {index}.")
-        data = file.read(at)
+        data = file.read(_place(index, file.rows))
         row = torch.frombuffer(bytearray(data[: self._row_bytes]), dtype=torch.uint8)
         rest = samples.rest_of(data[self._row_bytes : self._row_bytes + self._size], self._kinds)
         return samples.joined(self._like, row, rest, self._inside)
+
+    def batch(self, indices: list[int]) -> Any:
+        """Samples as torch's ``default_collate`` would put them together, read at once."""
+        file = self._file()
+        data = torch.from_numpy(file.gather([_place(index, file.rows) for index in indices]))
+        rest, at = [], self._row_bytes
+        for _, name, shape in self._kinds:
+            values = samples.tensor_of(data, at, name, shape)
+            at += values[0].nbytes
+            rest.append(values)
+        return samples.joined(self._like, data[:, : self._row_bytes], rest, self._inside)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}
@@ -65,6 +72,33 @@ class Rows(Dataset[Any]):
         if self._open is None or self._open[0] != os.getpid():
             self._open = os.getpid(), RowFile(self._path)
         return self._open[1]
+
+
+def _place(index: int, count: int) -> int:
+    at = int(index) + (count if index < 0 else 0)
+    if not 0 <= at < count:
+        raise IndexError(f"There are {count} samples, no number {index}.")
+    return at
+
+
+class Batches(Dataset[Any]):
+    """Rows for a loader that asks for all samples of a batch at once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._rows[index]
+
+    def __getitems__(self, indices: list[int]) -> Any:
+        return self._rows.batch(indices)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 @dataclass(repr=False)
@@ -120,7 +154,9 @@ class Precomputed(Report):
             )
         self._player.guard.check(thoroughly=True)
         try:
-            return DataLoader(self._rows, **options)
+            if options.get("collate_fn") is not None or options.get("batch_size", 1) is None:
+                return DataLoader(self._rows, **options)
+            return DataLoader(Batches(self._rows), **{**options, "collate_fn": _as_it_is})
         except (TypeError, ValueError) as error:
             unknown = [one for one in options if one not in inspect.signature(DataLoader).parameters]
             hint = did_you_mean(unknown[0], inspect.signature(DataLoader).parameters) if unknown else ""
@@ -193,7 +229,8 @@ def precompute(
         >>> import torch
         >>> from torch import nn
         >>> from torch.utils.data import TensorDataset
-        >>> from ftkit import freeze_except, precompute
+        >>> from ftkit import freeze_except
+        >>> from ftkit._precompute.precompute import precompute
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2))
         >>> _ = freeze_except(model, "3")
         >>> cached = precompute(model, TensorDataset(torch.randn(10, 3, 8, 8), torch.arange(10) % 2), "frozen")
@@ -218,7 +255,6 @@ def precompute(
         inner.train()
         cut, inside = _frontier(inner, probes)
         player = _proven(inner, cut, _call(inner, samples.collated(probes)), inside)
-        share = _share(inner, cut, _call(inner, samples.collated(probes)))
         inner.train()
         place.mkdir(parents=True, exist_ok=True)
         shape, kinds = (
@@ -243,7 +279,7 @@ def precompute(
             for number in cut.per_sample
         ],
         filling.record_bytes,
-        share,
+        cut.share,
         cut.refused,
         computed,
         inner,
@@ -324,6 +360,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
     count = len(next(tensors_in(call)))
     values, _ = _restoring(model, cut, lambda: record(model, cut, call))
     rows = player.encode(values, count).to(_device(model))
+    _alone(model, cut, player, call, rows)
     for mode in (True, False):
         model.train(mode)
         replayed = (
@@ -332,7 +369,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             else ((), {inside[0]: rows, **{k: v for k, v in call[1].items() if k not in inside}})
         )
         try:
-            plain, again = (_restoring(model, cut, functools.partial(_step, model, call)) for _ in range(2))
+            plain = _restoring(model, cut, functools.partial(_step, model, call))
         except RuntimeError as error:
             raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
@@ -342,7 +379,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
-                continue  # rows are refused in eval mode: all are computed in train mode
+                continue  # rows are refused in eval mode, as its modes are not known
             if isinstance(error, FtkitError):
                 raise
             raise FtkitError(
@@ -351,16 +388,44 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             ) from error
         finally:
             player.learning = False
-        exact = _equal(plain, again)
-        if not (_equal(plain, result) if exact else _close(plain, result)):
-            if not mode:
-                player.cut.modes = {one for one in player.cut.modes if one[1][0]}
-                continue
-            raise FtkitError(
-                f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
-                "can't be computed once. Train without precompute."
-            )
+        if _equal(plain, result):
+            continue
+        again = _restoring(model, cut, functools.partial(_step, model, call))
+        exact = _equal(plain, again)  # kernels that add in any order differ from run to run
+        if not exact and _close(plain, result):
+            continue
+        if not mode:  # what is kept comes from train mode, and eval mode gives something else
+            player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
+            continue
+        raise FtkitError(
+            f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
+            "can't be computed once. Train without precompute."
+        )
     return player
+
+
+def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Tensor) -> None:
+    """See that what is kept of a sample does not depend on the others, by changing those and nothing else.
+
+    Raises:
+        FtkitError: It does.
+    """
+    count = len(rows)
+    others = [0, *range(count - 1, 1, -1), *[0] * (count > 1)]  # the first one stays in its place
+
+    def mixed(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[others] if tensor.dim() and len(tensor) == count else tensor
+
+    values, _ = _restoring(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    if same_bits(player.encode(values, count)[0], rows[0].cpu()):
+        return
+    again, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
+    if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
+        raise FtkitError(
+            f"What the frozen part of the {type(model).__name__} gives for a sample depends on the other samples of "
+            "the batch, so it can't be computed once. Train without precompute."
+        )
 
 
 def _restoring(model: nn.Module, cut: Cut, run: Any) -> Any:
@@ -413,22 +478,6 @@ def _close(ones: list[Any], others: list[Any]) -> bool:
     )
 
 
-def _share(model: nn.Module, cut: Cut, call: Any) -> float | None:
-    """The share of the FLOPs of a forward pass that the skipped modules take."""
-    try:
-        cost = measure(model, *call, loss=_total)
-    except FtkitError:
-        return None
-    by_name = dict(zip((name for name, _ in model.named_modules()), cost.modules, strict=True))
-    calls = {name: sum(1 for one in cut.skips if one[0] == name) for name, _ in cut.skips}
-    saved = sum(by_name[name].forward_flops * count / max(by_name[name].calls, count) for name, count in calls.items())
-    return saved / cost.forward_flops if cost.forward_flops else None
-
-
-def _total(output: Any) -> torch.Tensor:
-    return sum((one.float().sum() for one in tensors_in(output) if one.requires_grad), torch.zeros(()))
-
-
 @dataclass
 class _Filling:
     """The first pass: fills a file with a row for each sample."""
@@ -454,9 +503,9 @@ class _Filling:
             "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in self.player.cut.once.items()},
             "frozen": self.player.guard.digests,
             "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
-            "classes": self.player.guard.classes,
             "torch": torch.__version__,
             "device": str(_device(self.model).type),
+            "built": self.player.guard.built,
             "inside": self.inside,
             "beside": self.kinds,
             "sample": self.shape,

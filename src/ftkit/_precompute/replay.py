@@ -3,28 +3,43 @@
 from __future__ import annotations
 
 import functools
-import inspect
+import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
 from ftkit._models.contents import bytes_of
-from ftkit._precompute.frontier import Cut, Slot, near
+from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
-from ftkit._precompute.trace import Key, autocast_state, install, instead, own_tensors
-from ftkit._torch import buffers_of, parameters_of, tree_leaves, tree_map_only, version_of
+from ftkit._precompute.trace import Key, Stand, autocast_state, has_foreign_hooks, install, instead
+from ftkit._torch import (
+    buffers_of,
+    children_of,
+    hooks_of,
+    parameters_of,
+    pre_hooks_of,
+    tree_leaves,
+    tree_map_only,
+    version_of,
+    versions_of,
+)
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
 _FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
+_NUMBERS: Final = frozenset({int, float})
+_MODE: Final = operator.itemgetter("training")
+_TRAINS: Final = operator.attrgetter("requires_grad")
 _PLAIN_VALUES: Final = frozenset({bool, int, float, str, type(None)})
 MAGIC: Final = b"ftkitrow"
 """Bytes at the start of each row, by which it is known."""
@@ -42,16 +57,13 @@ def parts_of(model: nn.Module, cut: Cut) -> dict[Key, list[nn.Module]]:
     return {key: list(named[key[0]].modules()) for key in cut.skips}
 
 
-def around(model: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules whose own code leads to the skipped calls, and the parts of them that have no tensors."""
-    names = {name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == "."}
-    modules = [model, *map(model.get_submodule, sorted(names))]
-    bare = [one for module in modules for one in module.children() if not any(map(own_tensors, one.modules()))]
-    return list(dict.fromkeys([*modules, *bare]))
-
-
 class Guard:
-    """Watches that what the skipped part reads stays as it was."""
+    """Watches that what the skipped part reads stays as it was.
+
+    A look at all of it before each forward pass compares lists at the speed of C: attributes, parameters, buffers and
+    modules by identity, hooks by their keys, versions, places in memory, and some bytes of each tensor on the CPU. Only
+    where one differs it is found out what has changed.
+    """
 
     def __init__(self, model: nn.Module, cut: Cut) -> None:
         self._model = model
@@ -70,18 +82,65 @@ class Guard:
         inner.update(model.get_submodule(name) for name in around)
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
+        self._whole = {named[id(part)]: part for several in parts_of(model, cut).values() for part in several}
         self.settings = {name: _settings(part) for name, part in self._plain}
-        self._sizes = {name: len(vars(part)) for name, part in self._plain}
-        self.classes = {name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in self._plain}
+        self._structure = {name: _structure(part) for name, part in self._whole.items()}
+        self.built = {
+            name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in sorted(self._whole.items())
+        }
         self.digests = self._digests(self._names)
         self._seen = self._look()
+        self._quiet: Any = None
+        self.passes = 0
+        """How often it was looked closely."""
+        watched = [*self._whole.values(), *(part for name, part in self._plain if name not in self._whole)]
+        owners = [*self._whole.values(), *(module for _, module, _ in self._owners)]
+        self._attributes = [vars(part) for part in watched]
+        self._tables: list[dict[str, Any]] = [
+            table for part in dict.fromkeys(owners) for table in (parameters_of(part), buffers_of(part))
+        ] + [children_of(part) for part in self._whole.values()]  # fmt: skip
+        self._hooks = [table for part in self._whole.values() for table in (pre_hooks_of(part), hooks_of(part))]
+        self._tensors: list[torch.Tensor] = []
+        self._bytes: list[Any] = []
+
+    def _glance(self) -> Any:
+        return (
+            [*chain.from_iterable(map(dict.values, self._attributes))],
+            [*chain.from_iterable(map(dict.values, self._tables))],
+            [*chain.from_iterable(self._hooks)],
+            versions_of(self._tensors),
+            [*map(torch.Tensor.data_ptr, self._tensors)],
+            any(map(_TRAINS, self._tensors)),
+            np.concatenate(self._bytes).tobytes() if self._bytes else b"",
+        )
+
+    def _changed(self) -> bool:
+        if self._quiet is None:
+            return True
+        try:  # an attribute that is another object may refuse to be compared
+            return bool(self._glance() != self._quiet)
+        except (RuntimeError, ValueError, TypeError):
+            return True
+
+    def _remember(self) -> None:
+        state = (_tensor_of(module, key) for _, module, key in self._owners)
+        tensors = {id(one): one for one in state if one is not None and not one.is_inference()}
+        self._tensors = [one for one in tensors.values() if one.layout is torch.strided]
+        if len({*map(id, self._tensors)}) < len(tensors):
+            self._quiet = None  # look closely each time
+            return
+        self._bytes = [bytes_ for one in self._tensors if (bytes_ := _first_bytes(one)) is not None]
+        self._quiet = self._glance()
 
     def _look(self) -> dict[str, Any]:
         found = {}
         for name, module, key in self._owners:
-            one: torch.Tensor | None = parameters_of(module).get(key)
-            one = buffers_of(module).get(key) if one is None else one
-            found[name] = None if one is None else (id(one), version_of(one), one.requires_grad)
+            one = _tensor_of(module, key)
+            some_bytes = None if one is None else _first_bytes(one)
+            found[name] = one if one is None else (
+                id(one), version_of(one), one.requires_grad, one.data_ptr() if one.layout is torch.strided else 0,
+                None if some_bytes is None else some_bytes.tobytes(),
+            )  # fmt: skip
         return found
 
     def _digests(self, names: Iterable[str]) -> dict[str, str]:
@@ -99,25 +158,25 @@ class Guard:
         Raises:
             FtkitError: Something has changed, or trains now.
         """
+        if not thoroughly and not self._changed():
+            return
+        self.passes += 1
         for name, part in self._plain:
-            then, own = self.settings[name], vars(part)
-            if (
-                not thoroughly
-                and len(own) == self._sizes[name]
-                and all(own.get(one, part) is then[one] for one in then)
-            ):
-                continue
-            if (now := _settings(part)) != then:
-                what = next(one for one in {**then, **now} if then.get(one) != now.get(one))
+            then, now = self.settings[name], _settings(part)
+            names = [one for one in {**then, **now} if one in then or not one.startswith("_")]
+            if what := next((one for one in names if then.get(one) != now.get(one)), ""):
                 raise FtkitError(
                     f"{name or 'the model'}.{what} was {then.get(what)!r} when the frozen part was computed, and is "
                     f"{now.get(what)!r} now. Call precompute() again, and use its loader from here on."
                 )
-            self.settings[name], self._sizes[name] = now, len(own)
+        for name, part in self._whole.items():
+            if _structure(part) != self._structure[name]:
+                raise FtkitError(
+                    f"{name} has other submodules, hooks, or another forward() than when the frozen part was computed. "
+                    "Call precompute() again, and use its loader from here on."
+                )
         look = self._look()
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
-        if not doubtful:
-            return
         if trains := sorted(name for name in doubtful if (look[name] or (0, 0, False))[2]):
             raise FtkitError(
                 f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
@@ -130,6 +189,7 @@ class Guard:
                 "precompute() again, and use its loader from here on."
             )
         self._seen = look
+        self._remember()
 
 
 @dataclass
@@ -140,7 +200,6 @@ class _Run:
     device: torch.device
     values: dict[int, torch.Tensor]
     count: Counter[str] = field(default_factory=Counter)
-    strict: bool = False
 
 
 def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -> tuple[dict[int, torch.Tensor], Any]:
@@ -202,7 +261,12 @@ class Player:
             self.offsets[number] = self.row_bytes
             self.row_bytes += -(-cut.layouts[number].nbytes // ALIGN) * ALIGN
         self._parts = parts_of(model, cut)
-        self._around = around(model, cut)
+        self._modes = {key: [vars(part) for part in parts] for key, parts in self._parts.items()}
+        self._fine: dict[Key, Any] = {}  # the modes in which a call was last seen to be right
+        self._simple = {
+            key: len(skip.args[0]) if not skip.args[1] and all(isinstance(one, Slot) for one in skip.args[0]) else -1
+            for key, skip in cut.skips.items()
+        }
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
@@ -278,9 +342,11 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        rowlike = [one for one in tree_leaves((args, kwargs)) if _begins(one, MAGIC)]
-        leaves = [one for one in rowlike if self.is_row(one)]
+        given = [*args, *kwargs.values()]
+        given = given if all(map(_is_tensor_or_none, given)) else tree_leaves(given)
+        leaves = [one for one in given if self.is_row(one)]
         if not leaves:
+            rowlike = [one for one in given if _begins(one, MAGIC)]
             if rowlike and not any(one.is_row(rowlike[0]) for one in _ACTIVE if one.model is self.model):
                 raise FtkitError(
                     "The model was called with rows that were computed for another state of it, or of another model. "
@@ -303,7 +369,6 @@ class Player:
 
     def _call(self, args: Any, kwargs: Any, run: _Run) -> Any:
         """What the model would have been called with."""
-        self._check_call(args, kwargs)
         traced_args, traced_kwargs = self.cut.inputs
         given, named = list(args), dict(kwargs)
         for at, traced in enumerate(traced_args):
@@ -317,31 +382,21 @@ class Player:
         for name, traced in traced_kwargs.items():
             if _fills(traced) and (name not in named or self.is_row(named[name])):
                 named[name] = self._filled(traced, run)
-        known = sum(isinstance(one, Slot) for one in tree_leaves(self.cut.inputs))
-        run.strict = sum(isinstance(one, torch.Tensor) for one in tree_leaves((given, named))) > known
-        if any(self.is_row(one) for one in tree_leaves((given, named))):
+        more = {f"number {at}": one for at, one in enumerate(given[len(traced_args) :], start=len(traced_args) + 1)}
+        more |= {name: one for name, one in named.items() if name not in traced_kwargs and name not in _FOR_THE_LOSS}
+        if extra := [name for name, one in more.items() if one is not None]:
+            raise FtkitError(
+                f"The model was called with kept rows and with an argument that it did not get when they were computed "
+                f"({some(extra, 3)}), on which its frozen part may depend. Let the samples of the data set be dicts "
+                "with all that the model is called with, and call precompute() again."
+            )
+        if any(self.is_row(one) for one in (*given, *named.values())):
             raise FtkitError("The model was called with kept rows where it took no input when they were computed.")
         return tuple(given), named
 
-    def _check_call(self, args: Any, kwargs: Any) -> None:
-        """See that the model is called as it was; what no skipped call depends on may be there or not."""
-        signature = inspect.signature(self.model.forward)
-        then = _arguments(signature, *self.cut.inputs)
-        for name, value in _arguments(signature, args, kwargs).items():
-            if name in then:
-                free = then[name] == Slot(None, None) and (value is None or isinstance(value, torch.Tensor))
-                same = free or self.is_row(value)
-            else:
-                usual = signature.parameters[name].default if name in signature.parameters else inspect.Parameter.empty
-                same = name in _FOR_THE_LOSS or value is usual or _plain(value, True) == _plain(usual, True)
-            if not same:
-                raise FtkitError(
-                    f"The model is called with {name}={_shown(value)}, and was called without it when the frozen part "
-                    "was computed, so the rows may not be those for it. Call it with the rows alone; what a sample's "
-                    "result depends on belongs into the data set, as a dict with an item for each argument."
-                )
-
     def _filled(self, tree: Any, run: _Run) -> Any:
+        if isinstance(tree, Slot):
+            return self._value(tree, run)
         return tree_map_only(Slot, lambda slot: self._value(slot, run), tree)
 
     def _value(self, slot: Slot, run: _Run) -> torch.Tensor:
@@ -378,62 +433,90 @@ class Player:
             skip = self.cut.skips.get(key)
             if skip is None:
                 return original(*args, **kwargs)
-            self._check(key, args, kwargs, strict=run.strict)
+            self._check(key, skip, args, kwargs)
             return self._filled(skip.output, run)
 
         return forward
 
-    def _check(self, key: Key, args: Any, kwargs: Any, *, strict: bool) -> None:
+    def _check(self, key: Key, skip: Skip, args: Any, kwargs: Any) -> None:
         """See that a skipped call is the call that it was.
 
-        A mask may be there in one batch and None in the next, as its values decide. But if the caller passed a tensor
-        that was not passed then, it has to be ``strict``.
+        A mask may be there in one batch and None in the next, as its values decide.
         """
-        skip = self.cut.skips[key]
-        telling = {name: value for name, value in kwargs.items() if name not in _FOR_THE_LOSS}
-        now = tree_map_only(torch.Tensor, lambda _: Slot(None, None), (args, telling))
-        if _plain(now, strict) != _plain(skip.args, strict):
-            raise FtkitError(
-                f"{key[0]} is called with other arguments than when its results were computed. Call the model in the "
-                "same way, or precompute() with it called in this way."
-            )
-        if autocast_state(args, kwargs) != skip.autocast:
+        simple = not kwargs and self._simple[key] == len(args) and all(isinstance(one, torch.Tensor) for one in args)
+        if not simple:
+            telling = {name: value for name, value in kwargs.items() if name not in _FOR_THE_LOSS}
+            now = tree_map_only(torch.Tensor, lambda _: Slot(None, None), (args, telling))
+            if _plain(now) != _plain(skip.args):
+                raise FtkitError(
+                    f"{key[0]} is called with other arguments than when its results were computed. Call the model in "
+                    "the same way, or precompute() with it called in this way."
+                )
+        if autocast_state(args if simple else (args, kwargs)) != skip.autocast:
             raise FtkitError(
                 "Autocast differs from what it was when the frozen part was computed. Call precompute() inside "
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
+        switches = self.model.training, *map(_MODE, self._modes[key])
+        if self._fine.get(key) == (self.guard.passes, switches):
+            return
         # What is held is in eval mode when it runs, whatever it says now.
-        parts = [part.training and not is_held(part) for part in (*self._around, *self._parts[key])]
+        parts = [part.training and not is_held(part) for part in self._parts[key]]
         modes = key, (self.model.training, *parts)
         if self.learning:
             self.cut.modes.add(modes)
         elif modes not in self.cut.modes:
             raise FtkitError(
-                f"{key[0]}, or a module around it, is in another mode (train or eval) than when its results were "
-                "computed, and they may depend on it. ftkit.freeze() holds what it freezes in eval mode; if the "
-                "model's own forward() looks at its mode, pass plain inputs in the other one."
+                f"{key[0]} is in another mode (train or eval) than when its results were computed. ftkit.freeze() "
+                "holds what it freezes in eval mode."
             )
+        self._fine[key] = self.guard.passes, switches
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
     """The plain values among a module's attributes: rates, sizes, switches. Its mode is looked at elsewhere.
 
-    Names with an underscore are left out: frameworks mark with them what they have prepared.
+    Of names with an underscore only numbers count: frameworks mark with the others what they have prepared.
     """
     return {
         name: value
         for name, value in vars(module).items()
-        if name != "training" and type(value) in _PLAIN_VALUES and not name.startswith("_")
+        if name != "training" and type(value) in (_NUMBERS if name.startswith("_") else _PLAIN_VALUES)
     }
+
+
+def _structure(module: nn.Module) -> Any:
+    """What a module consists of, beside its attributes and tensors."""
+    forward = vars(module).get("forward")
+    while isinstance(forward, Stand):
+        forward = forward.before
+    return type(module), list(children_of(module).items()), forward, has_foreign_hooks(module)
+
+
+def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
+    one: torch.Tensor | None = parameters_of(module).get(key)
+    return buffers_of(module).get(key) if one is None else one
+
+
+def _first_bytes(tensor: torch.Tensor) -> Any:
+    """Some of a tensor's memory, as it changes; None for one that is not in the memory of the CPU."""
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.numel():
+        return None
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        return None
+    return tensor.detach().as_strided((1,), (1,)).view(torch.uint8).numpy()
+
+
+def _is_tensor_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, torch.Tensor)
 
 
 def _begins(value: Any, with_what: bytes) -> bool:
     """Whether a value is a batch of rows that all begin with some bytes."""
     if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not len(value):
         return False
-    start = value[:, : len(with_what)].cpu()
-    wanted = torch.frombuffer(bytearray(with_what), dtype=torch.uint8)
-    return start.shape[1] == len(with_what) and bool((start == wanted).all())
+    start = value[:, : len(with_what)].detach().cpu().numpy().tobytes()
+    return start == with_what * len(value)
 
 
 class _Idle:
@@ -451,30 +534,12 @@ def _fills(tree: Any) -> bool:
     return any(isinstance(one, Slot) and one != Slot(None, None) for one in tree_leaves(tree))
 
 
-def _plain(tree: Any, strict: bool) -> list[Any]:
+def _plain(tree: Any) -> list[Any]:
     nothing = Slot(None, None)
-    leaves = [
-        one if isinstance(one, (Slot, bool, int, float, str, type(None))) else type(one) for one in tree_leaves(tree)
+    return [
+        nothing if one is None else one if isinstance(one, (Slot, bool, int, float, str)) else type(one)
+        for one in tree_leaves(tree)
     ]
-    return leaves if strict else [nothing if one is None else one for one in leaves]
-
-
-def _arguments(signature: inspect.Signature, args: Any, kwargs: Any) -> dict[str, Any]:
-    """What is passed, by the names of the parameters, with those of ``*args`` numbered."""
-    found: dict[str, Any] = {}
-    kinds = {name: parameter.kind for name, parameter in signature.parameters.items()}
-    for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
-        if kinds[name] is inspect.Parameter.VAR_POSITIONAL:
-            found.update({f"{name}[{at}]": one for at, one in enumerate(value)})
-        elif kinds[name] is inspect.Parameter.VAR_KEYWORD:
-            found.update(value)
-        else:
-            found[name] = value
-    return found
-
-
-def _shown(value: Any) -> str:
-    return f"a tensor of {list(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)[:80]
 
 
 def _with(args: Any, kwargs: Any, values: Mapping[int, torch.Tensor]) -> Any:

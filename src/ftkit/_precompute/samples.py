@@ -116,6 +116,16 @@ def rest_of(data: bytes, kinds: list[list[Any]]) -> list[Any]:
     return values
 
 
+def tensor_of(data: torch.Tensor, at: int, name: str, shape: list[int]) -> torch.Tensor:
+    """The values that lie at a place in the rows of many samples, in one tensor."""
+    dtype = _dtype(name)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if not size:
+        return torch.empty(len(data), *shape, dtype=dtype)
+    part = data[:, at : at + size].clone(memory_format=torch.contiguous_format)
+    return part.view(dtype).reshape(len(data), *shape)
+
+
 def rest_size(kinds: list[list[Any]]) -> int:
     """How many bytes :func:`rest_bytes` makes."""
     return sum(int(np.prod(shape, dtype=np.int64)) * _dtype(name).itemsize for _, name, shape in kinds)
@@ -244,9 +254,9 @@ def _walk(value: Any, hasher: Any, seen: dict[int, Any], *, top: bool = False) -
         _file(value, hasher)
         return
     if id(value) in seen:
-        hasher.update(b"again;")
+        hasher.update(f"again {seen[id(value)][0]};".encode())
         return
-    seen[id(value)] = value
+    seen[id(value)] = len(seen), value
     hasher.update(f"<{type(value).__module__}.{type(value).__qualname__}".encode())
     if top:
         _walk_dataset(value, hasher, seen)

@@ -57,6 +57,7 @@ class RowFile:
                 f"{path} is not a whole file of rows: delete it, and call precompute() again."
             ) from error
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._right = np.zeros(self.rows, dtype=bool)  # the rows whose digests this object has compared
         if not writable:
             self._file.close()  # the map stays
 
@@ -105,6 +106,20 @@ class RowFile:
                 f"Row {index} in {self.path} is damaged: delete the file, and call precompute() again."
             )
         return row
+
+    def gather(self, indices: list[int]) -> np.ndarray[Any, Any]:
+        """Read several rows into one array, a row each. Their digests are compared at the first time.
+
+        Raises:
+            DamagedFileError: The bytes of one are not the ones that were written.
+        """
+        chosen = np.asarray(indices, dtype=np.int64)
+        for index in chosen[~self._right[chosen]].tolist():
+            self.read(index)
+            self._right[index] = True
+        kept = np.frombuffer(self._map, np.uint8, self.rows * self.row_bytes, self._data)
+        rows: np.ndarray[Any, Any] = kept.reshape(self.rows, self.row_bytes)[chosen]
+        return rows
 
     def write(self, index: int, row: bytes, sample: bytes) -> None:
         """Write a row. Not through the map: on a full disk that would end the process.

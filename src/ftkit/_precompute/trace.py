@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from ftkit._cost.flops import flops
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
@@ -78,6 +79,7 @@ class Call:
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
         autocast: What autocast was.
+        flops: What its operators cost.
     """
 
     key: Key
@@ -90,6 +92,7 @@ class Call:
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
     autocast: tuple[Any, ...] = ()
+    flops: int = 0
 
 
 @dataclass
@@ -110,6 +113,11 @@ class Hints:
     apart: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def found(self) -> Any:
+        """All but ``apart``, to compare with later."""
+        return dict(self.blocked), set(self.hot), set(self.moved), dict(self.moody)
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -139,6 +147,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
         self._at: dict[int, int] = {}  # the value that a storage holds
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
+        self._replaced: dict[int, int] = {}  # the call that a storage was put in for, as a copy of its argument
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
@@ -183,6 +192,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if hot:
             self.sinks.append((parent, tuple(self._open)))
         self._born[_memory(apart)] = tuple(self._open)
+        if what[0] == "arg":
+            self._replaced[_memory(apart)] = self._open[-1]
         self.nodes[node].point, self.nodes[node].tensor = what, apart
         return apart
 
@@ -200,6 +211,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         draws = torch.Tag.nondeterministic_seeded in func.tags
         before = _generators() if draws else None
         output = func(*args, **kwargs)
+        cost = flops(func, args, kwargs, output)
+        for call in self._open:
+            self.calls[call].flops += cost
         draws = draws and before != _generators()
         changed = [place for place in written if place not in self._born]
         foreign = f"it updates {self._said(changed[0])}" if changed else ""
@@ -224,6 +238,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 if call not in self._open:
                     self.calls[call].why_not = self.calls[call].why_not or "a value from inside it is used outside"
         for place in written:
+            if self._replaced.get(place) in self._open:
+                self.calls[self._replaced[place]].writes = True
             for call in self._open:
                 if call not in self._born.get(place, ()):
                     self.calls[call].why_not = self.calls[call].why_not or "it writes to its input"

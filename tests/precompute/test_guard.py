@@ -1,0 +1,160 @@
+"""What stands between a change of the model and a wrong answer: each is refused, at the latest in the next step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from ftkit import FtkitError, freeze_except
+from ftkit._precompute.precompute import precompute
+
+
+class Model(nn.Module):
+    """A body and a head, and inputs that only the root looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Sequential(nn.Linear(8, 16), nn.ReLU()), nn.Linear(16, 3)
+        self._scale = 1.0
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, flip: bool = False) -> Tensor:
+        x = x if mask is None else x * mask
+        x = x.flip(-1) if flip else x
+        return self.head(self.body(x * self._scale))
+
+
+def data() -> TensorDataset:
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(12, 8), torch.arange(12) % 3)
+
+
+def moved(model: Any) -> None:
+    for one in model.body.parameters():
+        one.data.mul_(0.9)
+
+
+def replaced(model: Any) -> None:
+    model.body[0].weight.data = model.body[0].weight.data * 0.9
+
+
+def rounded(model: Any) -> None:
+    model.body.half().float()
+
+
+def scaled(model: Any) -> None:
+    model._scale = 2.0
+
+
+def hooked(model: Any) -> None:
+    model.body[0].register_forward_hook(lambda _, __, output: output * 2)
+
+
+def swapped(model: Any) -> None:
+    model.body[1] = nn.Tanh()
+
+
+def longer(model: Any) -> None:
+    model.body.append(nn.Tanh())
+
+
+def patched(model: Any) -> None:
+    before = model.body[0].forward
+    model.body[0].forward = lambda x: before(x) * 3
+
+
+CHANGES = moved, replaced, rounded, scaled, hooked, swapped, longer, patched
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_is_noticed_in_the_next_step(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """Without a version that torch counts, too."""
+    model = Model()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        change(model)
+        with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"):
+            model(rows)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_before_the_block_is_noticed(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """Before the model takes any rows."""
+    model = Model()
+    cached = precompute(model, data(), tmp_path)
+    change(model)
+    with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
+        pass
+
+
+@pytest.mark.parametrize("more", [{"mask": torch.ones(8)}, {"flip": True}])
+def test_arguments_that_came_into_no_row_are_refused(more: dict[str, Any], tmp_path: Path) -> None:
+    """Only the root would look at them."""
+    model = Model()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        with pytest.raises(FtkitError, match="did not get when they were computed"):
+            model(rows, **more)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_norm_of_the_batch_is_seen_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rounding is no excuse."""
+    model = Model()
+    model.body[1] = nn.BatchNorm1d(16, track_running_stats=False)
+    freeze_except(model.to(dtype), "head")
+    inputs = data().tensors[0].to(dtype)
+    assert precompute(model, TensorDataset(inputs), tmp_path).skipped == ["body.0"]
+
+
+def test_another_activation_has_rows_of_its_own(tmp_path: Path) -> None:
+    """Though it has no weights."""
+    model = Model().bfloat16()
+    inputs = TensorDataset(data().tensors[0].bfloat16())
+    assert precompute(model, inputs, tmp_path).computed == 12
+    model.body[1] = nn.Tanh()
+    assert precompute(model, inputs, tmp_path).computed == 12
+
+
+def test_rows_of_train_mode_are_no_rows_of_eval_mode(tmp_path: Path) -> None:
+    """Where a forward tells them apart."""
+
+    class Flips(Model):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, flip=not self.training)
+
+    model = Flips()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        model.eval()
+        with pytest.raises(FtkitError, match="another mode"):
+            model(rows)
+
+
+def test_a_forward_that_moves_parameters_moves_none_meanwhile(tmp_path: Path) -> None:
+    """As a teacher that follows the head."""
+
+    class Teacher(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = nn.Linear(16, 3).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            with torch.no_grad():
+                self.teacher.weight.mul_(0.9).add_(self.head.weight, alpha=0.1)
+            features = self.body(x)
+            return self.head(features) + self.teacher(features)
+
+    model = Teacher()
+    before = model.teacher.weight.clone()
+    precompute(model, data(), tmp_path)
+    assert torch.equal(model.teacher.weight, before)
