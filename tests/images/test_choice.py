@@ -67,9 +67,8 @@ def test_a_list_of_raw_bytes(report: ScanReport, tmp_path: Path) -> None:
 
 
 def test_what_is_listed_moves_whatever_was_found(report: ScanReport, pets: Path, tmp_path: Path) -> None:
-    """Odd files, the copy that stays by default; with kinds, only those of them. Nothing listed moves nothing."""
+    """Odd files, the copy that stays by default; with kinds, only those of them."""
     listed = ["val/dog/0.jpg", "train/dog/1.png", "train/cat/cut.jpg"]
-    assert report.quarantine(tmp_path / "none", only=[]).manifest is None
     kinds = report.quarantine(tmp_path / "aside", ["odd"], only=listed, dry_run=True).files
     assert kinds == {"val/dog/0.jpg": ["duplicate"], "train/dog/1.png": ["wrong_suffix"]}
     gone = report.quarantine(tmp_path / "aside", only=listed)
@@ -96,6 +95,12 @@ def test_a_changed_copy_stays(report: ScanReport, pets: Path, tmp_path: Path) ->
         (3, "must be a list of paths, or the file that lists them, not 3"),
         ("missing.txt", r"Can't read the list missing\.txt: No such file"),
         ("", "is empty"),
+        ([], "only lists no path"),
+        ([" ", "\n"], "only lists no path"),
+        (["val/cat/5.jpg"], r"The file is in .*pets, and nothing was found about it"),
+        ("train/cat/cut.jpg", r"is a file of the data set, not a list. Pass only=\['train/cat/cut.jpg'\]"),
+        (["# the bad ones", "train/cat/cut.jpg"], "a list has no comments"),
+        (["train/cat/fead.jpg"], "Did you mean 'train/cat/"),
     ],
     ids=str,
 )
@@ -131,3 +136,27 @@ def test_repair_takes_a_list(report: ScanReport, pets: Path, tmp_path: Path) -> 
     assert (made.made, made.failed) == (plan.made, plan.failed)
     again = report.repair(tmp_path / "mended", only=listed[:1], dry_run=True)
     assert "already exists" in again.failed[str(pets / "train/dog/1.png")]
+
+
+def test_what_moved_before_is_gone_already(report: ScanReport, pets: Path, tmp_path: Path) -> None:
+    """The same list again, after a part of it or all has moved, with the old report or a new one."""
+    listed = ["train/cat/cut.jpg", "train/dog/1.png"]
+    report.quarantine(tmp_path / "aside", only=listed[:1])
+    again = scan_images(pets, workers=1)
+    with pytest.raises(FtkitError, match="no finding about"):  # that was another quarantine
+        again.quarantine(tmp_path / "other", only=listed)
+    rest = again.quarantine(tmp_path / "aside", only=listed)
+    assert (list(rest.files), rest.left) == (["train/dog/1.png"], [("train/cat/cut.jpg", "gone already")])
+    for known in (report, again, scan_images(pets, workers=1)):
+        nothing = known.quarantine(tmp_path / "aside", only=listed)
+        assert (nothing.moved, nothing.left) == (0, [(path, "gone already") for path in listed])
+
+
+def test_no_kinds_choose_nothing(report: ScanReport, tmp_path: Path) -> None:
+    """That is an error, not a success that moved nothing; so is an empty list in a file."""
+    (tmp_path / "list.txt").write_text("\n  \n")
+    for call in (report.quarantine, report.repair):
+        with pytest.raises(FtkitError, match="kinds is empty"):
+            call(tmp_path / "aside", kinds=[])
+        with pytest.raises(FtkitError, match="only lists no path"):
+            call(tmp_path / "aside", only=tmp_path / "list.txt")

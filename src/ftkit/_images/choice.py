@@ -24,6 +24,7 @@ def choose(
     groups: Sequence[DuplicateGroup],
     kinds: Iterable[str] | None,
     only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
+    gone: Iterable[str] = (),
 ) -> list[Finding]:
     """Return the findings that were chosen.
 
@@ -33,11 +34,15 @@ def choose(
         groups: The copies; one that stays by default, and has no finding, may be chosen, too.
         kinds: Kinds and the like; None for the default or, if there is a list, for all.
         only: Paths, or the file that lists them, one on each line.
+        gone: Paths relative to ``root`` that were moved away before, and may be listed still.
 
     Raises:
-        FtkitError: There is no such kind, list, or path in the report.
+        FtkitError: There is no such kind, list, or path in the report; or nothing is chosen.
     """
+    kinds = kinds if kinds is None or isinstance(kinds, str) else listed("kinds", kinds, "kinds of findings")
     wanted = chooser(kinds)
+    if kinds is not None and not kinds:
+        raise FtkitError("kinds is empty, so nothing is chosen. Name kinds of findings, or leave it out.")
     if only is None:
         return list(filter(wanted, findings))
     by_path: dict[str, list[Finding]] = {}
@@ -48,11 +53,18 @@ def choose(
             kind = "duplicate" if group.kind == "exact" else "near_duplicate"
             others = ", ".join(other for other in group.paths if other != path)
             by_path.setdefault(path, [Finding(path, kind, "odd", f"also at {others}")])
-    paths = _found(root, _entries(only, by_path), {below(root, path): path for path in by_path})
+    known = {below(root, path): path for path in by_path}
+    for name in gone:
+        if name not in known:
+            path = known[name] = os.path.join(root, name)  # noqa: PTH118  (as the scan joins them)
+            by_path[path] = [Finding(path, "vanished", "unusable", "moved before")]
+    paths = _found(root, _entries(root, only, known), known)
     return [finding for path in paths for finding in by_path[path] if kinds is None or wanted(finding)]
 
 
-def _entries(only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], known: Collection[str]) -> list[str]:
+def _entries(
+    root: str, only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], known: dict[str, str]
+) -> list[str]:
     """Return what a list contains."""
     if not isinstance(only, str | bytes | os.PathLike):
         entries = listed("only", only, "paths, or the file that lists them")
@@ -62,8 +74,12 @@ def _entries(only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], kn
         return [os.fsdecode(entry) for entry in entries]
     file = local_path("only", only)
     try:
-        data = file.read_bytes() if str(only) not in known else None
+        data = file.read_bytes() if str(only) not in known.values() else None
     except OSError as error:
+        if not known.keys().isdisjoint(_readings(root, str(file))):
+            raise FtkitError(
+                f"{shown(file)} is a file of the data set, not a list. Pass only=[{str(only)!r}]."
+            ) from error
         raise FtkitError(
             f"Can't read the list {shown(file)}: {error.strerror}. Pass the file that the page has saved, or the paths "
             f"as a list: only=[...]."
@@ -91,7 +107,10 @@ def _found(root: str, entries: Iterable[str], known: dict[str, str]) -> list[str
     """Return the paths that entries stand for, by their paths below ``root``, each once."""
     found: dict[str, None] = {}
     unknown = []
-    for entry in filter(str.strip, entries):
+    entries = list(filter(str.strip, entries))
+    if not entries:
+        raise FtkitError("only lists no path, so nothing is chosen. List paths, or leave it out.")
+    for entry in entries:
         name = next((reading for reading in _readings(root, entry) if reading in known), None)
         if name is None:
             unknown.append(entry)
@@ -100,14 +119,25 @@ def _found(root: str, entries: Iterable[str], known: dict[str, str]) -> list[str
     if unknown:
         first = unknown[0]
         others = f" (and {plural(len(unknown) - 1, 'more path')})" if len(unknown) > 1 else ""
+        if "://" not in root and any(os.path.lexists(Path(root, way)) for way in _below(root, first)):
+            raise FtkitError(
+                f"This report has no finding about {shown(repr(first))}{others}. The file is in {root}, and nothing "
+                f"was found about it. Take it off the list, or move it yourself."
+            )
         close = did_you_mean(_readings(root, first)[-1], _candidates(first, known))
         if not close:
             close = next((f" Did you mean {path!r}?" for path in known if path.endswith("/" + first.strip())), "")
+        comment = " Each line is a path: a list has no comments." if first.startswith("#") else ""
         raise FtkitError(
-            f"This report has no finding about {shown(repr(first))}{others}.{close} List paths as the page saves them, "
-            f"relative to {root}."
+            f"This report has no finding about {shown(repr(first))}{others}.{close}{comment} List paths as the page "
+            f"saves them, relative to {root}."
         )
     return list(found)
+
+
+def _below(root: str, entry: str) -> list[str]:
+    """Return the readings of an entry that lie below ``root``."""
+    return [way for way in _readings(root, entry) if not os.path.isabs(way) and ".." not in Path(way).parts]  # noqa: PTH117
 
 
 def _readings(root: str, entry: str) -> list[str]:
@@ -129,4 +159,5 @@ def _candidates(entry: str, known: Collection[str]) -> list[str]:
     """Return the paths that are worth comparing with one that is not known, those in its folder first."""
     *_, folder, name = ["", *entry.replace("\\", "/").split("/")]
     near = [path for path in known if path.endswith("/" + name) or folder in path.split("/")[-2:-1]]
-    return [*near, *known][:_MOST_CANDIDATES]
+    candidates = [*near, *known]
+    return sorted(candidates[:_MOST_CANDIDATES], key=lambda path: not path.isprintable())

@@ -155,6 +155,21 @@ def move_away(
     return _summary(home, folder, gone, left, manifest=manifest.path, gallery=gallery)
 
 
+def moved_before(root: str, dest: str | os.PathLike[str]) -> list[str]:
+    """Return what earlier quarantines to ``dest`` took away, relative to ``root``, and is not back."""
+    home, moved = Path(os.path.realpath(root)), []
+    for path in local_path("dest", dest, error=FileWriteError).glob("manifest*.json"):
+        with suppress(FtkitError, OSError):  # another's file of that name
+            manifest = Manifest.read(path)
+            if Path(os.path.realpath(manifest.root)) == home:
+                moved += [
+                    entry.path
+                    for entry in manifest.entries
+                    if os.path.lexists(manifest.folder / entry.path) and not os.path.lexists(home / entry.path)
+                ]
+    return moved
+
+
 def _summary(
     home: Path,
     folder: Path,

@@ -15,7 +15,7 @@ from typing import overload
 from ftkit._arguments import flag
 from ftkit._images.choice import choose
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
-from ftkit._images.quarantine import Judged, Quarantine, move_away
+from ftkit._images.quarantine import Judged, Quarantine, move_away, moved_before
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.table import ImageTable, escaped, outside, write_parquet
@@ -192,10 +192,12 @@ class ScanReport(Report):
             Where the files are now, how many were moved, what was left, and the manifest.
 
         Raises:
-            FtkitError: A kind is unknown, the report has no finding about a path in ``only``, ``dest`` can't be
-                written or is inside the data set, or the data set has gone.
+            FtkitError: A kind is unknown, nothing is chosen, the report has no finding about a path in ``only``
+                (nor was it moved to ``dest`` before), ``dest`` can't be written or is inside the data set, or
+                the data set has gone.
         """
-        chosen = choose(self.root, self.findings, self.duplicates, kinds, only)
+        gone = moved_before(self.root, dest) if only is not None else ()
+        chosen = choose(self.root, self.findings, self.duplicates, kinds, only, gone)
         copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
         groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
         note = "These were set aside; ftkit.restore(manifest) moves them back."
