@@ -166,6 +166,8 @@ def test_convert(run: Run, tmp_path: Path) -> None:
     ftkit.load_weights(fresh, "linear.safetensors")
     assert torch.equal(fresh.weight, model.weight)
     assert "--force" in run("convert", "last.ckpt", "linear.safetensors")[2]
+    status, _, err = run("convert", "last.ckpt", "linear.safetensors", "--forc")
+    assert (status, "unrecognized arguments: --forc" in err) == (2, True)
     status, out, _ = run("convert", "last.ckpt", "linear.safetensors", "--part", "state_dict", "--force", "--json")
     assert (status, json.loads(out)["left"]) == (0, ["epoch"])
 

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TextIO, cast
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import ftkit
 from ftkit._reports import Grid, Parts, Report
@@ -67,6 +67,9 @@ def _in_one_line(message: object) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)  # a mistyped word must not be taken for --force
+
     def error(self, message: str) -> NoReturn:
         self.exit(
             _FAILED, f"{_styled(f'{self.prog}:', _RED, sys.stderr)} {_in_one_line(message)} (see {self.prog} --help)\n"
