@@ -62,9 +62,11 @@ class ParamGroups(list[dict[str, Any]], Report):
 
     def __init__(self, groups: Iterable[dict[str, Any]], order: str = REGISTERED, why: str = "") -> None:
         super().__init__(groups)
-        self.order, self.why = order, why
+        self.order: str = order
+        self.why: str = why
 
-    __repr__ = Report.__repr__
+    def __repr__(self) -> str:  # not that of a list
+        return Report.__repr__(self)
 
     def _parts(self) -> Parts:
         tensors = sum(len(group["params"]) for group in self)
