@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ftkit import CheckpointManager, save_weights
+from ftkit import CheckpointManager, restore, save_weights
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -111,6 +111,8 @@ BEFORE: dict[tuple[str, int], Any] = {
     ("deltas", 2): lambda: save_weights(resnet50(), "resnet50.safetensors"),
     ("gallery", 0): pictures,
     ("images", 0): pictures,
+    ("images", 2): lambda: Path("pets-chosen.txt").write_text("train/cats/0.jpg\n") and {},  # as saved in the browser
+    ("images", 4): lambda: restore("data/pets-quarantine") and {},  # what was chosen, for all to be moved
     ("weights", 1): weights_files,
 }
 
