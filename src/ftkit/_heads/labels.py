@@ -13,6 +13,7 @@ from torch import nn
 from ftkit._arguments import came, listed
 from ftkit._heads.layers import holders, read
 from ftkit._models.undo import Undo
+from ftkit._torch import buffers_of, children_of, parameters_of
 from ftkit._wording import shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, FtkitError, HeadError
 
@@ -299,7 +300,7 @@ def _note(module: nn.Module) -> dict[str, Any] | None:
 
 def _has_own(module: nn.Module) -> bool:
     """Whether a module has names, or anything else, where ftkit would write the names, that ftkit did not write."""
-    tables = (vars(module), module._modules, module._parameters, module._buffers)
+    tables = (vars(module), children_of(module), parameters_of(module), buffers_of(module))
     held = any(_ATTRIBUTE in table for table in tables) and _note(module) is None
     return held or hasattr(type(module), _ATTRIBUTE)
 
