@@ -47,6 +47,7 @@ napoleon_use_rtype = False
 
 # Types of other projects are written as their own documentation names them; they have no page here.
 nitpick_ignore_regex = [("py:.*", r"^(?!ftkit\b).*")]
+nitpick_ignore = [("py:class", "ftkit._groups.recipe._Key")]  # a type variable: any selector
 
 highlight_options = {"python": {"stripnl": True}}  # no blank lines after a part of a file
 
