@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import nn
 from torch.utils.data import Dataset
+
+import ftkit
 
 
 class PowerCut(Exception):  # noqa: N818  (not an error)
@@ -37,3 +44,23 @@ def compare(name: str, a: nn.Module, b: nn.Module) -> None:
     print(f"{name}: {'NOT ' if different or left.keys() != right.keys() else ''}the same weights")
     if different or left.keys() != right.keys():
         raise SystemExit(f"{len(different)} of {len(left)} tensors differ, such as {different[:3]}")
+
+
+def prove(
+    train: Callable[[Path, Pictures], nn.Module],
+    pretrained: Callable[[], nn.Module],
+    count: int = 24,
+) -> None:
+    """Train twice, once with a power cut in the fourth epoch, and share the result: all end with the same weights."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        whole = train(folder / "whole", Pictures(count))
+        with contextlib.suppress(PowerCut):
+            train(folder / "killed", Pictures(count, power=count * 3 + count // 2))
+        resumed = train(folder / "killed", Pictures(count))
+        compare("killed and resumed", whole, resumed)
+
+        ftkit.save_delta(resumed, folder / "delta.safetensors")
+        shared = pretrained()
+        ftkit.load_delta(shared, folder / "delta.safetensors")
+        compare("pretrained network + delta", resumed, shared)

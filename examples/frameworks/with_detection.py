@@ -5,12 +5,10 @@ python examples/frameworks/with_detection.py
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 import torch
-from parts import Pictures, PowerCut, compare
+from parts import Pictures, prove
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
@@ -55,20 +53,5 @@ def train(folder: Path, data: Pictures) -> nn.Module:
 # -- to here
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = train(folder / "whole", Pictures(4))
-        with contextlib.suppress(PowerCut):
-            train(folder / "killed", Pictures(4, power=4 * 3 + 2))  # in the fourth epoch
-        resumed = train(folder / "killed", Pictures(4))
-        compare("killed and resumed", whole, resumed)
-
-        ftkit.save_delta(resumed, folder / "delta.safetensors")
-        shared = pretrained()
-        ftkit.load_delta(shared, folder / "delta.safetensors")
-        compare("pretrained network + delta", resumed, shared)
-
-
 if __name__ == "__main__":
-    main()
+    prove(train, pretrained, count=4)

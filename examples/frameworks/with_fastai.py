@@ -5,8 +5,6 @@ python examples/frameworks/with_fastai.py
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from fastai.callback.schedule import fit_one_cycle  # noqa: F401  (adds Learner.
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
-from parts import Pictures, PowerCut, compare
+from parts import Pictures, prove
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -72,20 +70,5 @@ def train(folder: Path, data: Pictures) -> nn.Module:
 # -- to here
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = train(folder / "whole", Pictures())
-        with contextlib.suppress(PowerCut):
-            train(folder / "killed", Pictures(power=24 * 3 + 10))  # in the fourth epoch
-        resumed = train(folder / "killed", Pictures())
-        compare("killed and resumed", whole, resumed)
-
-        ftkit.save_delta(resumed, folder / "delta.safetensors")
-        shared = pretrained()
-        ftkit.load_delta(shared, folder / "delta.safetensors")
-        compare("pretrained network + delta", resumed, shared)
-
-
 if __name__ == "__main__":
-    main()
+    prove(train, pretrained)

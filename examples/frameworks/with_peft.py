@@ -5,12 +5,10 @@ python examples/frameworks/with_peft.py
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 import torch
-from parts import Pictures, PowerCut, compare
+from parts import Pictures, prove
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from torch.utils.data import DataLoader
@@ -66,20 +64,5 @@ def train(folder: Path, data: Pictures) -> PeftModel:
 # -- to here
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = train(folder / "whole", Pictures())
-        with contextlib.suppress(PowerCut):
-            train(folder / "killed", Pictures(power=24 * 3 + 10))  # in the fourth epoch
-        resumed = train(folder / "killed", Pictures())
-        compare("killed and resumed", whole, resumed)
-
-        ftkit.save_delta(resumed, folder / "delta.safetensors")
-        shared = adapted()
-        ftkit.load_delta(shared, folder / "delta.safetensors")
-        compare("pretrained network + delta", resumed, shared)
-
-
 if __name__ == "__main__":
-    main()
+    prove(train, adapted)

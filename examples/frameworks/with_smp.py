@@ -5,13 +5,11 @@ python examples/frameworks/with_smp.py
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
 import torch
-from parts import Pictures, PowerCut, compare
+from parts import Pictures, prove
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -52,20 +50,5 @@ def train(folder: Path, data: Pictures) -> nn.Module:
 # -- to here
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = train(folder / "whole", Pictures())
-        with contextlib.suppress(PowerCut):
-            train(folder / "killed", Pictures(power=24 * 3 + 10))  # in the fourth epoch
-        resumed = train(folder / "killed", Pictures())
-        compare("killed and resumed", whole, resumed)
-
-        ftkit.save_delta(resumed, folder / "delta.safetensors")
-        shared = pretrained()
-        ftkit.load_delta(shared, folder / "delta.safetensors")
-        compare("pretrained network + delta", resumed, shared)
-
-
 if __name__ == "__main__":
-    main()
+    prove(train, pretrained)
