@@ -68,6 +68,11 @@ def with_torch(session: nox.Session, *names: str) -> Environment:
     return Environment(session, "--editable", ".", *groups(*names))
 
 
+def with_frameworks(session: nox.Session, *names: str) -> Environment:
+    """Return an environment over the shared one, with the frameworks that ftkit has adapters for."""
+    return Environment(session, *groups("frameworks", *names), name="frameworks", over=with_torch(session, "test"))
+
+
 @nox.session(venv_backend="none")
 def demo(session: nox.Session) -> None:
     """Fine-tune a pretrained network from a dirty zip to a shared result (examples/finetune.py)."""
@@ -88,10 +93,9 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def frameworks(session: nox.Session) -> None:
-    """Run the examples for other frameworks, in an environment over the shared one, and the code of the docs."""
-    env = Environment(session, *groups("frameworks"), name="frameworks", over=with_torch(session, "test"))
-    tests = session.posargs or ["tests/test_examples.py", "tests/test_docs_code.py"]
-    env.run("-m", "pytest", "-m", "slow or not slow", *tests)
+    """Run what concerns other frameworks, in an environment over the shared one, and the code of the docs."""
+    tests = session.posargs or [*FRAMEWORKS, "tests/test_examples.py", "tests/test_docs_code.py"]
+    with_frameworks(session).run("-m", "pytest", "-m", "slow or not slow", *tests)
 
 
 @nox.session(venv_backend="none", default=False)
@@ -115,7 +119,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
     """Check the types, and that everything public has one."""
-    env = with_torch(session, "types", "test")
+    env = with_frameworks(session, "types")
     env.run("-m", "mypy")
     path = os.pathsep.join([str(env.folder / BIN), os.environ["PATH"]])  # it looks at the first python there
     env.run("-m", "basedpyright", "--verifytypes", "ftkit", "--ignoreexternal", PATH=path)

@@ -19,44 +19,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import ftkit
-
-
-# -- copy from here
-class Freezing(L.Callback):
-    """Freezes and thaws by a schedule, which Lightning's own checkpoints resume."""
-
-    def __init__(self, schedule: ftkit.FreezeSchedule) -> None:
-        self.schedule, self.epoch = schedule, 0
-
-    def _step(self, trainer: L.Trainer, epoch: int) -> None:
-        self.schedule.step(
-            epoch,
-            model=trainer.model,  # as wrapped by DistributedDataParallel; pl_module isn't
-            optimizer=trainer.optimizers[0],
-            scheduler=[config.scheduler for config in trainer.lr_scheduler_configs],
-        )
-        self.epoch = epoch
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self.schedule.step(0, model=pl_module)  # before configure_optimizers
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for epoch in range(
-            self.epoch + 1
-        ):  # what had thawed, before Lightning restores the optimizer
-            self._step(trainer, epoch)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._step(trainer, trainer.current_epoch)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch = state["epoch"]
-
-
-# -- to here
+from ftkit.lightning import Freezing
 
 
 def pretrained() -> nn.Module:
@@ -65,6 +28,7 @@ def pretrained() -> nn.Module:
     return timm.create_model("resnet18")
 
 
+# -- copy from here
 class Classifier(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -84,10 +48,10 @@ def train(folder: Path, power: float = float("inf")) -> Classifier:
     """Train the head for two epochs, then layer4 too; resume if possible."""
     L.seed_everything(0, verbose=False)
     module = Classifier()
-    freezing = Freezing(ftkit.FreezeSchedule({0: "model.fc", 2: "model.layer4"}))
+    schedule = ftkit.FreezeSchedule({0: "model.fc", 2: "model.layer4"})
     trainer = L.Trainer(
         max_epochs=4,
-        callbacks=[freezing, ModelCheckpoint(folder, save_last=True)],
+        callbacks=[Freezing(schedule), ModelCheckpoint(folder, save_last=True)],
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -97,6 +61,9 @@ def train(folder: Path, power: float = float("inf")) -> Classifier:
     loader = DataLoader(Pictures(power=power), batch_size=8)
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
     return module
+
+
+# -- to here
 
 
 def main() -> None:

@@ -18,8 +18,6 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     Trainer,
-    TrainerCallback,
-    TrainerState,
     TrainingArguments,
     ViTConfig,
     ViTForImageClassification,
@@ -28,43 +26,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 import ftkit
-
-
-# -- copy from here
-class Freezing(TrainerCallback):
-    """Freezes and thaws by a schedule; set ``trainer`` on it."""
-
-    trainer: Trainer
-
-    def __init__(self, schedule: ftkit.FreezeSchedule) -> None:
-        self.schedule = schedule
-
-    def optimizer(self, model: nn.Module, folder: Path, **recipe: float) -> torch.optim.Optimizer:
-        """Return AdamW for what trains now, or for what trained at the folder's last checkpoint."""
-        self.schedule.step(0, model=model)
-        optimizer = torch.optim.AdamW(ftkit.param_groups(model, **recipe))
-        last = get_last_checkpoint(folder) if folder.is_dir() else None
-        if last:  # what had thawed, before the Trainer restores the optimizer
-            done = TrainerState.load_from_json(f"{last}/trainer_state.json").epoch
-            for epoch in range(round(done)):
-                self.schedule.step(epoch, model=model, optimizer=optimizer)
-        return optimizer
-
-    def on_train_begin(self, args, state, control, **_) -> None:
-        if state.global_step:  # of some models, transformers 5.24 has resumed only a part
-            ftkit.load_weights(self.trainer.model, get_last_checkpoint(args.output_dir))
-
-    def on_epoch_begin(self, args, state, control, **_) -> None:
-        optimizer = self.trainer.optimizer
-        self.schedule.step(
-            round(state.epoch),
-            model=self.trainer.model_wrapped,  # as wrapped by DistributedDataParallel
-            optimizer=getattr(optimizer, "optimizer", optimizer),  # without Accelerate's wrapper
-            scheduler=self.trainer.lr_scheduler,
-        )
-
-
-# -- to here
+from ftkit.transformers import FreezingCallback
 
 
 class Images(Pictures):
@@ -113,8 +75,8 @@ def train(pretrained: Callable[[], nn.Module], data: Dataset, folder: Path) -> n
     """Train the head for two epochs, then the last two blocks too; resume if possible."""
     model = pretrained()
     head = ftkit.replace_head(model, 3)
-    freezing = Freezing(ftkit.FreezeSchedule({0: head, 2: ftkit.last_blocks(model, 2)}))
-    optimizer = freezing.optimizer(model, folder, lr=1e-3, layer_decay=0.75)
+    schedule = ftkit.FreezeSchedule({0: head, 2: ftkit.last_blocks(model, 2)})
+    optimizer = torch.optim.AdamW(ftkit.param_groups(model, lr=1e-3, layer_decay=0.75))
     arguments = TrainingArguments(
         folder,
         num_train_epochs=4,
@@ -129,9 +91,12 @@ def train(pretrained: Callable[[], nn.Module], data: Dataset, folder: Path) -> n
         logging_strategy="no",
     )
     trainer = Trainer(
-        model, arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[freezing]
+        model,
+        arguments,
+        train_dataset=data,
+        optimizers=(optimizer, None),
+        callbacks=[FreezingCallback(schedule)],
     )
-    freezing.trainer = trainer
     last = get_last_checkpoint(folder) if folder.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return model

@@ -58,6 +58,7 @@ from .errors import DamagedFileError as DamagedFileError
 from .errors import FileWriteError as FileWriteError
 from .errors import FtkitError as FtkitError
 from .errors import HeadError as HeadError
+from .errors import MissingPackageError as MissingPackageError
 from .errors import SelectionError as SelectionError
 from .errors import UntrustedFileError as UntrustedFileError
 

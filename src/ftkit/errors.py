@@ -14,6 +14,7 @@ __all__ = [
     "FileWriteError",
     "FtkitError",
     "HeadError",
+    "MissingPackageError",
     "SelectionError",
     "UntrustedFileError",
     "did_you_mean",
@@ -69,6 +70,10 @@ class UntrustedFileError(CheckpointError):
 
 class ArchiveError(FtkitError):
     """An archive is damaged, or contains something that it is unsafe to write."""
+
+
+class MissingPackageError(FtkitError, ImportError):
+    """Something needs a package that is not installed."""
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, most: int = 3) -> str:

@@ -15,7 +15,7 @@ from ftkit._arguments import path_or_url
 from ftkit._images.suffixes import LITTER_FOLDERS
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
-from ftkit.errors import FtkitError, did_you_mean
+from ftkit.errors import FtkitError, MissingPackageError, did_you_mean
 
 _LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
 _LITTER_STARTS = ("._", "~$")
@@ -253,7 +253,9 @@ def _open_remote(url: str) -> tuple[Any, str]:
     try:
         from fsspec.core import url_to_fs  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError as error:
-        raise FtkitError(f"{url!r} needs fsspec and its plugin for the protocol: pip install fsspec.") from error
+        raise MissingPackageError(
+            f"{url!r} needs fsspec and its plugin for the protocol: pip install fsspec."
+        ) from error
     try:
         files, root = url_to_fs(url)
     except (ImportError, ValueError) as error:  # the plugin is missing, or the protocol is unknown

@@ -22,7 +22,7 @@ from ftkit._images.layout import Place
 from ftkit._images.verdict import Verdict
 from ftkit._reports import delivered
 from ftkit._wording import plural
-from ftkit.errors import FileWriteError, FtkitError
+from ftkit.errors import FileWriteError, FtkitError, MissingPackageError
 
 Target = TypeVar("Target", bound="str | os.PathLike[str] | None")
 
@@ -126,7 +126,7 @@ class ImageTable(Iterable[ImageRow]):
         """Write the table as Parquet (needs the extra ``parquet``); names that are not UTF-8 are escaped.
 
         Raises:
-            FtkitError: pyarrow is not installed.
+            MissingPackageError: pyarrow is not installed.
             FileWriteError: The file can't be written.
         """
         write_parquet(outside(self._root, path), _TYPES, map(_in_utf8, self))
@@ -206,13 +206,13 @@ def write_parquet(path: str | os.PathLike[str], columns: dict[str, type], rows: 
     """Write rows as a Parquet file, some at a time.
 
     Raises:
-        FtkitError: pyarrow is not installed.
+        MissingPackageError: pyarrow is not installed.
     """
     try:
         import pyarrow as pa  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
         import pyarrow.parquet as pq  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError as error:
-        raise FtkitError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
+        raise MissingPackageError("to_parquet needs pyarrow: pip install 'ftkit[parquet]', or use to_csv.") from error
     kinds = {int: pa.int64(), float: pa.float64(), str: pa.string()}
     schema = pa.schema([(name, kinds[kind]) for name, kind in columns.items()])
     rest = iter(rows)

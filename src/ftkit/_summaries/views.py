@@ -11,7 +11,7 @@ from ftkit._reports import cut, encodable, padded, printable, width_of, wrapped
 from ftkit._summaries.rows import SummaryData
 from ftkit._summaries.tree import Node, tree
 from ftkit._wording import in_bytes, in_counts, in_units
-from ftkit.errors import FileWriteError, FtkitError
+from ftkit.errors import FileWriteError, FtkitError, MissingPackageError
 
 if TYPE_CHECKING:
     import os
@@ -245,7 +245,7 @@ def to_picture(found: SummaryData, path: str | os.PathLike[str]) -> None:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
     except ImportError as error:
-        raise FtkitError("plot() needs matplotlib: pip install 'ftkit[plot]'.") from error
+        raise MissingPackageError("plot() needs matplotlib: pip install 'ftkit[plot]'.") from error
     root = tree(found.rows)
     shown = {
         place: row
