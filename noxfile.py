@@ -93,9 +93,8 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def frameworks(session: nox.Session) -> None:
-    """Run what concerns other frameworks, in an environment over the shared one, and the code of the docs."""
-    tests = session.posargs or [*FRAMEWORKS, "tests/test_examples.py", "tests/test_docs_code.py"]
-    with_frameworks(session).run("-m", "pytest", "-m", "slow or not slow", *tests)
+    """Run the tests and examples that need other frameworks, in an environment over the shared one, and the docs' code."""
+    with_frameworks(session).run("-m", "pytest", "-m", "frameworks", *(session.posargs or ["tests"]))
 
 
 @nox.session(venv_backend="none", default=False)

@@ -36,6 +36,7 @@ _head = ["| kind | severity | family | what it does | what to do |", "|---|---|-
 myst_substitutions = {"kinds_of_findings": "\n".join(_head + _rows)}
 exclude_patterns = ["_build"]
 
+autodoc_mock_imports = ["lightning", "pytorch_lightning", "transformers"]  # the callbacks need no more than their names
 autodoc_typehints = "description"
 autodoc_type_aliases = {"Selector": "ftkit.selection.Selector"}
 python_use_unqualified_type_names = True  # a type is called as users import it, wherever it lives

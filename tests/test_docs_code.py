@@ -26,6 +26,7 @@ PAGES = [
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.frameworks,
     pytest.mark.skipif(not (ROOT / ".github").exists(), reason="An sdist lacks some of the papers."),
     pytest.mark.filterwarnings("ignore:.*CUDA is not available"),
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler"),  # where "..." stands for the loop

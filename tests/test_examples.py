@@ -16,7 +16,7 @@ import pytest
 FOLDER = Path(__file__).parents[1] / "examples" / "frameworks"
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name != "parts.py")
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.frameworks]
 
 
 def needs(path: Path) -> set[str]:

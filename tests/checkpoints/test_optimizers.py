@@ -177,6 +177,7 @@ def test_groups_of_one_of_two_like_parts_are_that_of_the_optimizer(tmp_path: Pat
         load_checkpoint(tmp_path / "l.ckpt", model=fresh, optimizer=unnamed)
 
 
+@pytest.mark.frameworks
 def test_wrappers_of_accelerate_resume_after_a_thaw(tmp_path: Path) -> None:
     accelerate = pytest.importorskip("accelerate")
 

@@ -333,6 +333,7 @@ def with_adapter(seed: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
+@pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 @pytest.mark.parametrize("marked", [True, False])
 def test_an_adapter_with_a_new_head_is_loaded_by_others(marked: bool, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.frameworks]
 
 # What all runs begin with: two processes, a model in which the head trains first, and data that differ between them.
 START = """

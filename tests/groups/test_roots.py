@@ -139,6 +139,7 @@ def test_it_is_said_where_one_rate_and_a_list_look_alike(caplog: pytest.LogCaptu
 # ---- wrappers of frameworks
 
 
+@pytest.mark.frameworks
 def test_an_optimizer_of_accelerate_takes_in_what_thaws() -> None:
     accelerate = pytest.importorskip("accelerate")
     model = net()
@@ -153,6 +154,7 @@ def test_an_optimizer_of_accelerate_takes_in_what_thaws() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.001, 0.0005])
 
 
+@pytest.mark.frameworks
 def test_an_optimizer_of_lightning_takes_in_what_thaws() -> None:
     wrapper = pytest.importorskip("lightning.pytorch.core.optimizer").LightningOptimizer
     model = net()
@@ -162,6 +164,7 @@ def test_an_optimizer_of_lightning_takes_in_what_thaws() -> None:
     assert [group["lr"] for group in optimizer.param_groups] == [0.01, 0.005]
 
 
+@pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore")
 def test_an_optimizer_of_fastai_takes_in_what_thaws_if_it_wraps_one_of_torch() -> None:
     fastai = pytest.importorskip("fastai.optimizer")

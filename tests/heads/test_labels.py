@@ -214,6 +214,7 @@ def test_no_names_in_a_hostile_file_are_believed() -> None:
             plan_labels(plain(), labels, {}, "The file")
 
 
+@pytest.mark.frameworks
 def test_transformers_get_their_labels(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     options = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}

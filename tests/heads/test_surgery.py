@@ -130,6 +130,7 @@ def test_surgery_never_changes_an_unrelated_tensor(
     assert model(torch.zeros(3, model[0].in_features)).shape == (3, count)
 
 
+@pytest.mark.frameworks
 def test_transformers_labels_follow() -> None:
     """num_labels, the names of labels that stay, and the model's own loss."""
     transformers = pytest.importorskip("transformers")

@@ -14,7 +14,10 @@ from ftkit import load_weights, save_weights
 from ftkit.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # peft asks for it
+pytestmark = [
+    pytest.mark.frameworks,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated"),  # peft asks for it
+]
 
 IMAGES = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 IMAGES |= {"intermediate_size": 32}
