@@ -93,7 +93,7 @@ def zoo(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def frameworks(session: nox.Session) -> None:
-    """Run the tests and examples that need other frameworks, in an environment over the shared one, and the docs' code."""
+    """Run what needs other frameworks, and the code of the docs, in an environment over the shared one."""
     with_frameworks(session).run("-m", "pytest", "-m", "frameworks", *(session.posargs or ["tests"]))
 
 

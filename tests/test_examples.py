@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "examples" / "frameworks"
+PAGES = FOLDER.parents[1] / "docs" / "frameworks"
+OUTPUT = re.compile(r"^```(?:text|console\n\$ .*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name != "parts.py")
 
 pytestmark = [pytest.mark.slow, pytest.mark.frameworks]
@@ -62,6 +64,10 @@ def test_it_resumes_and_is_shared(path: Path, tmp_path: Path) -> None:
     said = run(tmp_path, path)
     assert "resumed: the same weights" in said
     assert "pretrained network + delta: the same weights" in said
+    pages = [page.read_text(encoding="utf-8") for page in PAGES.glob("*.md")]
+    shown = [block for page in pages if path.name in page for block in OUTPUT.findall(page)]
+    assert shown
+    assert [line for block in shown for line in block.splitlines() if line not in said.splitlines()] == []
 
 
 def test_the_notebook_runs(tmp_path: Path) -> None:

@@ -5,15 +5,13 @@ python examples/frameworks/with_lightning.py
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from pathlib import Path
 
 import lightning as L
 import timm
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from parts import Pictures, PowerCut, compare
+from parts import Pictures, prove
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -44,7 +42,7 @@ class Classifier(L.LightningModule):
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
 
 
-def train(folder: Path, power: float = float("inf")) -> Classifier:
+def train(folder: Path, data: Pictures) -> nn.Module:
     """Train the head for two epochs, then layer4 too; resume if possible."""
     L.seed_everything(0, verbose=False)
     module = Classifier()
@@ -58,28 +56,13 @@ def train(folder: Path, power: float = float("inf")) -> Classifier:
         enable_model_summary=False,
     )
     last = folder / "last.ckpt"
-    loader = DataLoader(Pictures(power=power), batch_size=8)
+    loader = DataLoader(data, batch_size=8)
     trainer.fit(module, loader, ckpt_path=last if last.exists() else None)
-    return module
+    return module.model
 
 
 # -- to here
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        whole = train(folder / "whole")
-        with contextlib.suppress(PowerCut):
-            train(folder / "killed", power=24 * 3 + 10)  # in the fourth epoch
-        resumed = train(folder / "killed")
-        compare("killed and resumed", whole, resumed)
-
-        ftkit.save_delta(resumed.model, folder / "delta.safetensors")
-        shared = pretrained()
-        ftkit.load_delta(shared, folder / "delta.safetensors")
-        compare("pretrained network + delta", resumed.model, shared)
-
-
 if __name__ == "__main__":
-    main()
+    prove(train, pretrained)

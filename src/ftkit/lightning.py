@@ -47,8 +47,9 @@ class Freezing(Callback):
     with ``self.parameters()`` or ``ftkit.param_groups(self, ...)``. They pass over what is frozen, and nothing has to
     be added to them or to their schedulers later, however many there are.
 
-    ``trainer.fit(..., ckpt_path=...)`` resumes exactly, in mid-epoch too: Lightning's checkpoints contain the state of
-    this callback. What thaws is averaged between the processes of ``DistributedDataParallel``.
+    ``trainer.fit(..., ckpt_path=...)`` resumes exactly, in mid-epoch too if the loader is a
+    :class:`ftkit.ResumableLoader`: Lightning's checkpoints contain the state of this callback. What thaws is averaged
+    between the processes of ``DistributedDataParallel``.
 
     Args:
         schedule: What trains from which epoch on. Its names are those in the ``LightningModule``, such as
