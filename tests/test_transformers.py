@@ -187,8 +187,9 @@ def test_what_trains_when(tmp_path: Path) -> None:
     assert moved == {name for name in before if "layer.1." in name or "layer.2." in name or "classifier" in name}
 
 
-@pytest.mark.parametrize("make", [bert, vit, gpt2, Plain], ids=lambda make: make.__name__)
-@pytest.mark.parametrize("steps", [9, 15, 27])
+@pytest.mark.parametrize(
+    ("make", "steps"), [(bert, 9), (bert, 15), (bert, 27), (vit, 15), (gpt2, 15), (Plain, 27)], ids=str
+)
 def test_a_killed_run_resumes(make: Callable[[], Any], steps: int, tmp_path: Path) -> None:
     """With the Trainer's own optimizer; in the epoch before the first thaw, in that of it, and after all."""
     check_resumed(tmp_path, make, steps=steps)
@@ -219,7 +220,7 @@ def test_with_an_option_of_the_trainer(options: dict[str, Any], tmp_path: Path) 
     check_resumed(tmp_path, **options)
 
 
-@pytest.mark.parametrize("steps", [9, 15, 21])
+@pytest.mark.parametrize("steps", [9, 15])
 @pytest.mark.parametrize(
     "plan",
     [
