@@ -188,7 +188,9 @@ def test_what_trains_when(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "steps"), [(bert, 9), (bert, 15), (bert, 27), (vit, 15), (gpt2, 15), (Plain, 27)], ids=str
+    ("make", "steps"),
+    [(bert, 9), (bert, 15), (bert, 27), (vit, 15), (gpt2, 15), (Plain, 27)],
+    ids=lambda one: getattr(one, "__name__", str(one)),
 )
 def test_a_killed_run_resumes(make: Callable[[], Any], steps: int, tmp_path: Path) -> None:
     """With the Trainer's own optimizer; in the epoch before the first thaw, in that of it, and after all."""

@@ -157,6 +157,7 @@ report(inner, before)
 
 LIGHTNING = """
 import lightning, logging
+from ftkit.lightning import Freezing
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 class Module(lightning.LightningModule):
@@ -166,16 +167,9 @@ class Module(lightning.LightningModule):
     def training_step(self, batch, _):
         return (self.net(batch[0]) - batch[1]).square().sum()
     def configure_optimizers(self):
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1)
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
-class Thaw(lightning.Callback):
-    def __init__(self):
-        self.schedule = FreezeSchedule({0: "net.4", 1: "net.2"})
-    def setup(self, trainer, pl_module, stage):
-        self.schedule.step(0, model=pl_module)
-    def on_train_epoch_start(self, trainer, pl_module):
-        optimizer = trainer.optimizers[0]
-        self.schedule.step(trainer.current_epoch, model=pl_module, optimizer=optimizer)
+class Report(lightning.Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         report(pl_module, before)
 
@@ -183,13 +177,15 @@ module = Module()
 before = copy_of(module)
 trainer = lightning.Trainer(
     accelerator="cpu", devices=1, num_nodes=2, strategy="ddp", max_epochs=2, logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, callbacks=[Thaw()],
+    enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    callbacks=[Freezing(FreezeSchedule({0: "net.4", 1: "net.2"})), Report()],
 )
 trainer.fit(module, torch.utils.data.DataLoader(Data(), batch_size=4))
 """
 
 TRAINER = """
 import transformers
+from ftkit.transformers import FreezingCallback
 transformers.logging.set_verbosity_error()
 
 class Net(nn.Module):
@@ -203,21 +199,18 @@ class Named(Data):
     def __getitem__(self, index):
         return dict(zip(("x", "labels"), super().__getitem__(index)))
 
-class Thaw(transformers.TrainerCallback):
-    schedule = FreezeSchedule({0: "net.4", 1: "net.2"})
-    def on_epoch_begin(self, args, state, control, model=None, optimizer=None, lr_scheduler=None, **kwargs):
-        self.schedule.step(round(state.epoch or 0), model=model, optimizer=optimizer, scheduler=lr_scheduler)
+class Report(transformers.TrainerCallback):
     def on_epoch_end(self, args, state, control, model=None, **kwargs):
         report(model, before)
 
 model = Net()
-Thaw.schedule.step(0, model=model)
 before = copy_of(model)
 arguments = transformers.TrainingArguments(
     folder, use_cpu=True, num_train_epochs=2, per_device_train_batch_size=4, report_to=[], save_strategy="no",
     optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", ddp_find_unused_parameters=False, disable_tqdm=True,
 )
-transformers.Trainer(model, arguments, train_dataset=Named(), callbacks=[Thaw()]).train()
+freezing = FreezingCallback(FreezeSchedule({0: "net.4", 1: "net.2"}))
+transformers.Trainer(model, arguments, train_dataset=Named(), callbacks=[freezing, Report()]).train()
 """
 
 
