@@ -126,6 +126,7 @@ def test_every_simple_layer_of_torch_comes_back(layer: nn.Module) -> None:
     assert [value.shape for value in again.state_dict().values()] == [v.shape for v in layer.state_dict().values()]
     assert "'bias': True" not in repr(description)
     assert ("'bias': False" in repr(description)) == isinstance(layer, nn.ConvTranspose2d)
+    assert "inplace" not in repr(description) or "inplace=True" in repr(layer)  # by default it needs no word
 
 
 def public(module: nn.Module) -> dict[str, object]:

@@ -153,6 +153,15 @@ def test_it_takes_a_kilobyte() -> None:
     assert outline(nn.Sequential(OrderedDict((f"{number:0100}", nn.ReLU()) for number in range(45_000)))) == ""
 
 
+def test_what_another_version_of_torch_declares_besides_is_no_difference() -> None:
+    """It is compared where both know it."""
+    model = nn.Sequential(nn.ELU(0.5))
+    for facts in ({"alpha": 0.5, "new": 3}, {}):
+        check_outline(packed(json.dumps([["ELU", facts, ["0"]]]).encode()), model)
+    with pytest.raises(CheckpointError, match=r"with ELU\(alpha=0.7\) at '0', where this one has ELU\(alpha=0.5\)"):
+        check_outline(packed(json.dumps([["ELU", {"alpha": 0.7, "new": 3}, ["0"]]]).encode()), model)
+
+
 def packed(text: bytes) -> str:
     """What a hostile file may have."""
     return base64.b85encode(zlib.compress(text, 9)).decode()

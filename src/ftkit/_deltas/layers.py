@@ -115,13 +115,23 @@ def _describe(module: nn.Module) -> Description | None:
     names = arguments_of(type(module))
     if names is None:
         return None
-    kept = {name: getattr(module, name, inspect.Parameter.empty) for name in names}
-    arguments = {name: _listed(value) for name, value in kept.items() if name != "bias" and is_plain(value)}
-    # No attribute keeps bias= as it was given, and only the layers of newer versions of torch all have it.
+    # Another version of torch may not know an argument that is as it is by default.
+    kept = {name: getattr(module, name, default) for name, default in _defaults(type(module)).items()}
+    arguments = {
+        name: _listed(value)
+        for name, value in kept.items()
+        if name != "bias" and is_plain(value) and value != _defaults(type(module))[name]
+    }
+    # No attribute keeps bias= as it was given.
     if "bias" in names and getattr(module, "bias", None) is None and getattr(module, "weight", None) is not None:
         arguments["bias"] = False
     description = [kind, arguments]
     return description if _makes(description, module) else None
+
+
+def _defaults(kind: type[nn.Module]) -> dict[str, Any]:
+    taken = _taken(kind)  # type: ignore[arg-type]  # mypy takes no class for hashable
+    return {parameter.name: parameter.default for parameter in taken}
 
 
 def _listed(value: Any) -> Any:

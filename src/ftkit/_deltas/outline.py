@@ -9,9 +9,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Final, TypeAlias
 
+import torch
 from torch import nn
 
-from ftkit._deltas.layers import Description, is_plain, of_torch, settings_of
+from ftkit._deltas.layers import BUILD_ERRORS, Description, build, is_plain, of_torch, settings_of
 from ftkit._torch import children_of
 from ftkit._wording import plural, shown
 from ftkit.errors import CheckpointError, DamagedFileError
@@ -87,16 +88,24 @@ def agrees(description: Description, module: nn.Module) -> bool:
             own = children_of(module)
             pairs = [(part, own[name]) for name, part in parts.items() if name in own]
             return len(own) == len(parts) == len(pairs) and all(one and agrees(part, one) for part, one in pairs)
-        case [str(kind), dict(arguments)] if of_torch(type(module)):
-            there = _kind(module) or _ABSENT
-            if there == _NOTHING:
-                return kind == "Identity" or kind.endswith(("Dropout", "Dropout1d", "Dropout2d", "Dropout3d"))
-            felt = {name: _one(value) for name, value in arguments.items()}
-            same = all(felt[name] == value for name, value in (there[1] or {}).items() if name in felt)
-            return same and type(module).__name__ == kind
+        case [str(), dict()] if of_torch(type(module)):
+            try:
+                with torch.device("meta"):
+                    wanted = _kind(build(description)) or _ABSENT
+            except (*BUILD_ERRORS, CheckpointError):
+                return False
+            return _alike(wanted, _kind(module) or _ABSENT)
         case [str(), dict()]:
             return True
     return False
+
+
+def _alike(one: Kind, other: Kind) -> bool:
+    """Whether two layers compute alike, by what is known of both: another version of torch may declare more."""
+    (kind, facts), (other_kind, other_facts) = one, other
+    if facts is None or other_facts is None:
+        return one == other
+    return kind == other_kind and all(facts[name] == other_facts[name] for name in facts.keys() & other_facts.keys())
 
 
 def _unpacked(recorded: Any) -> list[Any]:
@@ -132,7 +141,7 @@ def check_outline(recorded: Any, model: nn.Module) -> None:
     for name in wanted | there:
         one, other = wanted.get(name, _ABSENT), everything.get(name, _ABSENT)
         silent = [kind in (_NOTHING, _ABSENT) for kind in (one, other)]
-        if one == other or all(silent):
+        if _alike(one, other) or all(silent):
             continue
         if one[1] is not None and other[1] is not None:
             differing.append((name, one, other))
@@ -152,7 +161,8 @@ def _told(places: list[tuple[str, Kind, Kind]]) -> str:
     same = one[0] == other[0]
     facts = [dict(kind[1] or {}) for kind in (one, other)]
     words = [
-        kind[0] + _in_brackets({key: value for key, value in mine.items() if not same or theirs.get(key) != value})
+        kind[0]
+        + _in_brackets({key: value for key, value in mine.items() if not same or theirs.get(key, value) != value})
         for kind, mine, theirs in zip((one, other), facts, reversed(facts), strict=True)
     ]
     others = f" (and {plural(more, 'more such place')})" if more else ""
