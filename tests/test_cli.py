@@ -359,3 +359,62 @@ def test_the_table_of_a_scan(run: Run, pets: Path, tmp_path: Path) -> None:
     status, _, err = run("scan", "data", "--table", "table.xlsx")
     assert status == 2
     assert "must name a .csv or .parquet file" in err
+
+
+def test_no_report_lands_in_the_data_set(run: Run, pets: Path, tmp_path: Path) -> None:
+    """That is said before the scan, not after it."""
+    run("extract", "pets.zip", "data", "--strip")
+    for option, name in (("--table", "new.csv"), ("--csv", "cats/1.jpg"), ("--html", "report.html")):
+        status, out, err = run("scan", "data", option, f"data/{name}", "--workers", "0")  # which a scan would refuse
+        assert (status, out) == (2, "")
+        assert "the data set data. Choose a path outside, such as" in err
+
+
+def test_the_status_says_whether_all_is_done(run: Run, pets: Path, tmp_path: Path) -> None:
+    """What is done already is done: 0. What had to stay, or could not be written, gives 1; what is lost, 2."""
+    run("extract", "pets.zip", "data", "--strip")
+    (tmp_path / "list.txt").write_text("dogs/1.jpg\n")
+    move = ("quarantine", "data", "aside", "--workers", "1", "--only", "list.txt")
+    assert run(*move)[0] == 0
+    status, out, _ = run(*move)
+    assert (status, "gone already" in out) == (0, True)
+    assert run(*move, "--dry-run")[0] == 0
+    assert run("restore", "aside")[0] == 0
+    assert run("restore", "aside")[:2] == (0, "0 files restored\n")
+    (tmp_path / "data/link").symlink_to("dogs/1.jpg")
+    assert run(*move, "--dry-run")[0] == 1
+    assert run(*move)[0] == 1
+    (tmp_path / "data/link").unlink()
+    assert run(*move)[0] == 0
+    (tmp_path / "aside/manifest.json").unlink()  # of the first quarantine
+    (tmp_path / "aside/files-2/dogs/1.jpg").unlink()
+    for more in ([], ["--dry-run"]):
+        status, out, err = run("restore", "aside", *more)
+        assert (status, out, "1 can't be found" in err) == (2, "", True)
+    for status in (0, 0):
+        assert run("repair", "data", "mended", "--workers", "1")[0] == status
+    (tmp_path / "data/cats/1.jpg").rename(tmp_path / "data/cats/1.png")
+    for status in (0, 1):  # a copy that is there may be of something else
+        assert run("repair", "data", "mended", "--workers", "1")[0] == status
+
+
+@pytest.mark.parametrize("command", ["", "summary", "inspect", "diff", "convert", "scan", "quarantine", "restore"])
+def test_misspelled_options_get_the_closest_one(run: Run, command: str) -> None:
+    """Of the command that they were given to."""
+    parser = _parser()
+    commands = next(action.choices for action in parser._actions if isinstance(action.choices, dict))
+    known = commands[command] if command else parser
+    needed = ["x" for action in known._actions if not action.option_strings and action.nargs is None and command]
+    for option in (name for action in known._actions for name in action.option_strings if name.startswith("--")):
+        for wrong in (f"{option}{option[-1]}", f"{option}{option[-1]}=3"):
+            status, out, err = run(*[command] * bool(command), *needed, wrong)
+            assert (status, out) == (2, "")
+            assert f"unrecognized arguments: {wrong}. Did you mean '{option}'?" in err
+            assert f"(see {known.prog} --help)" in err
+
+
+def test_an_argument_too_many(run: Run) -> None:
+    """No option is close to it."""
+    status, _, err = run("extract", "pets.zip", "data", "--stripp", "--enc", "utf-8")
+    assert (status, "--stripp --enc utf-8. Did you mean '--strip'?" in err) == (2, True)
+    assert "unrecognized arguments: c. (see ftkit diff --help)" in run("diff", "a", "b", "c")[2]

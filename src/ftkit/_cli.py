@@ -70,6 +70,15 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options, allow_abbrev=False)  # a mistyped word must not be taken for --force
 
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse what is known; where the parser of a command is left with more, it names its own closest option."""
+        found, rest = super().parse_known_args(*arguments, **options)
+        if rest:
+            names = [name for action in self._actions for name in action.option_strings]
+            wrong = next((word for word in rest if word.startswith("-")), "").partition("=")[0]
+            self.error(f"unrecognized arguments: {' '.join(rest)}.{did_you_mean(wrong, names, most=1)}")
+        return found, rest
+
     def error(self, message: str) -> NoReturn:
         self.exit(
             _FAILED, f"{_styled(f'{self.prog}:', _RED, sys.stderr)} {_in_one_line(message)} (see {self.prog} --help)\n"
@@ -298,9 +307,13 @@ def _scanned(options: argparse.Namespace) -> ftkit.ScanReport:
 
 
 def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
+    from ftkit._images.table import outside
+
     suffix = Path(options.table or "").suffix.lower()
     if options.table and suffix not in (".csv", ".parquet"):
         raise FtkitError(f"--table must name a .csv or .parquet file, not {options.table!r}.")
+    for path in (options.html, options.csv, options.table):  # a scan may take long
+        outside(options.root, path)
     report = _scanned(options)
     if options.html:
         report.to_html(options.html)
@@ -313,8 +326,10 @@ def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
 
 
 def _quarantine(options: argparse.Namespace) -> tuple[Report, bool]:
+    from ftkit._images.folders import GONE
+
     done = _scanned(options).quarantine(options.dest, options.kinds, only=options.only, dry_run=options.dry_run)
-    return done, bool(done.left)
+    return done, any(why != GONE for _, why in done.left)
 
 
 def _repair(options: argparse.Namespace) -> tuple[Report, bool]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ftkit._deltas.layers import build, descriptions
+from ftkit._tensors.pytree import pack, unpack
 from ftkit.errors import CheckpointError
 
 LAYERS = st.one_of(
@@ -79,12 +80,16 @@ class Odd(nn.Linear):
     [
         Odd(2, 2),
         nn.Sequential(nn.Linear(2, 2), Odd(2, 2)),
-        nn.Bilinear(2, 2, 2),
+        nn.MultiheadAttention(2, 1),
+        nn.LSTM(2, 2),
+        nn.TransformerDecoderLayer(2, 1),
+        nn.LazyLinear(2),
+        nn.Sequential(nn.Linear(2, 2), nn.PairwiseDistance(3.0)),  # which keeps its p under another name
         nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)),
     ],
 )
 def test_other_layers_are_not_described(head: nn.Module) -> None:
-    """A class of somebody's own, a rare layer or a parametrized one can't be built from plain values."""
+    """Nor what is made of other modules, has no shape yet, or does not keep what it was made from."""
     assert described(head) is None
 
 
@@ -97,10 +102,52 @@ def test_only_what_changed_whole_is_described() -> None:
     assert not descriptions(model, [], names)
 
 
-def test_an_unknown_layer_is_an_error() -> None:
-    """A file of a newer version says so."""
-    with pytest.raises(CheckpointError, match="'Hologram'"):
-        build(["Sequential", {"0": ["Hologram", {}]}])
+SIMPLE: list[nn.Module] = [
+    nn.LeakyReLU(0.3), nn.ELU(0.5, inplace=True), nn.PReLU(), nn.PReLU(8, init=0.1), nn.Softmax(-1), nn.LogSoftmax(1),
+    nn.RMSNorm(8), nn.RMSNorm((2, 4), eps=1e-3, elementwise_affine=False), nn.GroupNorm(2, 8, affine=False),
+    nn.Softplus(2.0, 10.0), nn.Hardtanh(-2, 3.0), nn.Threshold(0.1, -float("inf")), nn.AlphaDropout(0.3),
+    nn.InstanceNorm1d(8, affine=True), nn.Unflatten(1, (2, 4)), nn.SyncBatchNorm(8), nn.Embedding(5, 8),
+    nn.MaxPool2d(2, stride=1), nn.Upsample(scale_factor=2.0), nn.ZeroPad2d(1), nn.ConvTranspose2d(4, 4, 2, bias=False),
+    nn.BatchNorm1d(4, affine=False), nn.Bilinear(2, 3, 4), nn.Softsign(), nn.LocalResponseNorm(2), nn.RReLU(0.1, 0.2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("layer", SIMPLE, ids=lambda layer: type(layer).__name__)
+def test_every_simple_layer_of_torch_comes_back(layer: nn.Module) -> None:
+    """By what torch declares of it, not by a list of ours; a bias is named only where there could be one and is not."""
+    model = model_with(nn.Sequential(nn.Linear(2, 2), layer))
+    names = list(model.state_dict())
+    before = torch.get_rng_state()
+    description = descriptions(model, [name for name in names if name.startswith("head.")], names)["head"]
+    assert torch.equal(torch.get_rng_state(), before)
+    again = build(unpack({}, pack(description)[1]))[1]
+    assert repr(again) == repr(layer)
+    assert public(again) == public(layer)
+    assert [value.shape for value in again.state_dict().values()] == [v.shape for v in layer.state_dict().values()]
+    assert "'bias': True" not in repr(description)
+    assert ("'bias': False" in repr(description)) == isinstance(layer, nn.ConvTranspose2d)
+    assert "inplace" not in repr(description) or "inplace=True" in repr(layer)  # by default it needs no word
+
+
+def public(module: nn.Module) -> dict[str, object]:
+    """The attributes of a layer that are plain values."""
+    return {name: value for name, value in vars(module).items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("kind", ["Hologram", "Module", "DataParallel", "LSTM", "Transformer", "Parameter", "init"])
+def test_an_unknown_layer_is_an_error(kind: str) -> None:
+    """A file of a newer version says so, and none can ask for anything in torch.nn but a plain layer."""
+    with pytest.raises(CheckpointError, match=repr(kind)):
+        build(["Sequential", {"0": [kind, {}]}])
+
+
+@pytest.mark.parametrize("value", [[[1]], {"a": 1}, list(range(1000)), b"x"])
+def test_only_plain_values_are_taken(value: object) -> None:
+    """A file decides nothing but numbers and the like."""
+    with pytest.raises(TypeError, match="Linear takes no 'in_features'"):
+        build(["Linear", {"in_features": value, "out_features": 1}])
+    with pytest.raises(TypeError, match="Linear takes no 'device'"):
+        build(["Linear", {"in_features": 1, "out_features": 1, "device": "cpu"}])
 
 
 def test_no_values_are_described() -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+from collections.abc import Callable
+
 import pytest
 import timm
 import torch
 from torch import nn
 
 from ftkit import FtkitError, adapt_input, append_head, find_head, freeze, replace_head, replace_modules
+from ftkit._heads.labels import plan_labels
+from ftkit._models.undo import Undo
 from ftkit.errors import HeadError, SelectionError
 from tests.heads.nets import Net
 
@@ -149,3 +155,126 @@ def test_a_new_module_is_as_frozen_as_the_old_one() -> None:
     freeze(model, "1")
     model.train()(torch.rand(8, 4))
     assert not model[1].running_mean.any()
+
+
+class Given(nn.Module):
+    """A model that keeps the configuration that it was given, in a part too; it needs a graph, so nothing runs it."""
+
+    def __init__(self, config: object) -> None:
+        super().__init__()
+        self.config = config
+        self.body = nn.Linear(8, 16)
+        self.classifier = nn.Linear(16, 10)
+        self.body.config = config
+
+
+@dataclasses.dataclass
+class Config:
+    """A configuration that counts, and names, classes."""
+
+    num_classes: int = 10
+    num_channels: int = 3
+    id2label: dict[int, str] = dataclasses.field(default_factory=lambda: dict(enumerate("abcdefghij")))
+
+
+@pytest.mark.parametrize("new", [4, nn.Linear(16, 4)], ids=["count", "module"])
+def test_another_model_with_the_same_configuration_keeps_it(new: int | nn.Module) -> None:
+    """The one that changes gets a copy, in all its parts; one that failed has its own again."""
+    config = Config()
+    ours, other = Given(config), Given(config)
+    replace_head(ours, new, verify=False)
+    assert ours.config.num_classes == 4
+    assert ours.config is ours.body.config
+    assert other.config is config
+    assert config == Config()
+    with pytest.raises(HeadError, match="features, but 16 come in"):
+        replace_head(other, nn.Linear(3, 2), verify=False)
+    assert other.config is other.body.config is config
+
+
+def test_a_configuration_that_can_not_be_copied_changes_in_place() -> None:
+    """The count must be right in any case."""
+    config = Config()
+    config.lock = threading.Lock()  # type: ignore[attr-defined]
+    model = Given(config)
+    replace_head(model, 4, verify=False)
+    assert model.config is config
+    assert config.num_classes == 4
+
+
+def test_two_models_of_transformers_from_one_configuration() -> None:
+    """Labels and counts of the other one stay, on replacing a head, on loading names and with other channels."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=5)
+    before = config.to_dict()
+    ours, other = (transformers.ViTForImageClassification(config) for _ in range(2))
+    adapt_input(ours, 1)
+    replace_head(ours, classes=["ant", "bee"])
+    assert other.config is config
+    assert config.to_dict() == before
+    assert (ours.config.num_labels, ours.config.id2label, ours.config.num_channels) == (2, {0: "ant", 1: "bee"}, 1)
+    assert ours.vit.config is ours.config
+    twins = [transformers.ViTForImageClassification(ours.config) for _ in range(2)]
+    with Undo() as undo:
+        plan_labels(twins[0], {"": ["cat", "dog"]}, {"classifier.weight": "classifier.weight"}, "The file")(undo)
+    assert twins[0].config.id2label == {0: "cat", 1: "dog"}
+    assert twins[1].config.id2label == {0: "ant", 1: "bee"}
+
+
+class HeadFirst(nn.Module):
+    """A model that makes its head before the rest, and takes more than tensors if ``graph`` is true."""
+
+    def __init__(self, first: str, last: str, *, graph: bool) -> None:
+        super().__init__()
+        self.names, self.graph = (first, last), graph
+        setattr(self, first, nn.Linear(64, 10))
+        setattr(self, last, nn.Linear(8, 64))
+
+    def forward(self, x: torch.Tensor, graph: object = None) -> torch.Tensor:
+        """Run the last layer first."""
+        if self.graph and not hasattr(graph, "edges"):
+            raise TypeError("needs a graph")
+        first, last = (self.get_submodule(name) for name in self.names)
+        return first(last(x).relu())
+
+
+@pytest.mark.parametrize(("first", "last"), [("output", "fc"), ("decoder", "fc"), ("decoder", "classifier")])
+def test_a_head_that_was_registered_first(first: str, last: str) -> None:
+    """A run finds it; without one it is not guessed, and the error names it all the same."""
+    assert find_head(HeadFirst(first, last, graph=False)).names == (first,)
+    assert replace_head(HeadFirst(first, last, graph=False), 3).names == (first,)
+    model = HeadFirst(first, last, graph=True)
+    for call in (find_head, lambda model: replace_head(model, 3)):
+        with pytest.raises(HeadError, match=rf"needs a graph.* may end in '{first}' .*at='{first}'\)"):
+            call(model)
+    assert str(replace_head(model, 3, at=first)).startswith(f"{first}: 64 -> 3")
+
+
+class Product(nn.Module):
+    """A layer of someone's own that does not tell which axis counts its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = nn.Parameter(torch.zeros(16, 5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Multiply."""
+        return x @ self.matrix
+
+
+@pytest.mark.parametrize(
+    ("new", "count"),
+    [(nn.ReLU, 16), (nn.Identity, 16), (Product, 5), (lambda: nn.Sequential(nn.Linear(16, 7), nn.ReLU()), 7)],
+)
+def test_what_a_module_gives_is_what_a_run_shows(new: Callable[[], nn.Module], count: int) -> None:
+    """Not the count of the old head. Without a run, only what its layers tell is said."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    head = replace_head(model(), new())
+    assert (head.out_features, head.proven) == (count, True)
+    told = replace_head(model(), new(), verify=False)
+    assert told.out_features == (7 if count == 7 else 0)
+    assert str(told).startswith("2: 16 -> 7" if count == 7 else "2: 16 -> an unknown number of outputs")

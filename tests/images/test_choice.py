@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from pathlib import Path
@@ -160,3 +161,38 @@ def test_no_kinds_choose_nothing(report: ScanReport, tmp_path: Path) -> None:
             call(tmp_path / "aside", kinds=[])
         with pytest.raises(FtkitError, match="only lists no path"):
             call(tmp_path / "aside", only=tmp_path / "list.txt")
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet", "json", "table csv", "table parquet"])
+def test_a_name_that_is_not_utf8_is_found_again(pets: Path, jpegs: list[bytes], tmp_path: Path, form: str) -> None:
+    """Whichever file its path was read from."""
+    sound, cut = (os.fsdecode(name) for name in (b"\xb1 \xed\x95\x9c.jpg", b"\xb0\xb3\n.jpg"))
+    (pets / "train/cat" / sound).write_bytes(jpegs[10])
+    (pets / "train/cat" / cut).write_bytes(jpegs[11][:3000])
+    report, file = scan_images(pets, workers=1), tmp_path / "report"
+    source = report.table if form.startswith("table") else report
+    kind = form.rpartition(" ")[2]
+    getattr(source, f"to_{kind}")(file)
+    if kind == "csv":
+        with file.open(newline="", encoding="utf-8") as lines:
+            paths = [row["path"] for row in csv.DictReader(lines)]
+    elif kind == "parquet":
+        paths = pytest.importorskip("pyarrow.parquet").read_table(file).column("path").to_pylist()
+    else:
+        paths = [finding["path"] for finding in json.loads(file.read_bytes())["findings"]]
+    hers = dict.fromkeys(path for path in paths if "udcb" in ascii(path))
+    found = [list(report.quarantine(tmp_path / "aside", only=[path], dry_run=True).files) for path in hers]
+    wanted = [sound] if form.startswith("table") else [cut, sound]
+    assert found == [[f"train/cat/{name}"] for name in wanted]
+
+
+def test_an_escaped_name_that_is_another_files_is_refused(pets: Path, jpegs: list[bytes], tmp_path: Path) -> None:
+    """Which of the two is meant can't be told."""
+    names = [os.fsdecode(b"\xb0.jpg"), r"\udcb0.jpg"]
+    for number, name in enumerate(names):
+        (pets / "train/cat" / name).write_bytes(jpegs[10][: 3000 + number])
+    report = scan_images(pets, workers=1)
+    with pytest.raises(FtkitError, match="stands for two files"):
+        report.quarantine(tmp_path / "aside", only=[rf"train/cat/{names[1]}"])
+    gone = report.quarantine(tmp_path / "aside", only=[pets / "train/cat" / names[0]])
+    assert list(gone.files) == [f"train/cat/{names[0]}"]

@@ -68,12 +68,30 @@ def test_the_best_of_near_copies_is_kept(pets: Path, photo: Callable[..., Image.
     report = scan_images(pets, workers=1)
     assert kinds(report, "a-small.jpg") == kinds(report, "b-poor.jpg") == ["near_duplicate"]
     assert kinds(report, "c.jpg") == []
+    why = {Path(finding.path).name: finding.detail for finding in report.findings}
+    assert why["a-small.jpg"].startswith(f"also at {cats / 'c.jpg'}, ")
+    assert why["a-small.jpg"].endswith(", which has more pixels")
+    assert why["b-poor.jpg"].endswith(", which has more bytes")
     (cats / "0-twin.jpg").write_bytes((cats / "c.jpg").read_bytes())
     assert kinds(scan_images(pets, workers=1), "c.jpg") == ["duplicate", "near_duplicate"]
     picture.resize((200, 162)).save(pets / "val/cat/d.jpg")
     report = scan_images(pets, workers=1)
     assert kinds(report, "d.jpg") == []
     assert "near_leak" in kinds(report, "c.jpg")
+
+
+def test_of_a_picture_and_its_crop_the_picture_is_kept(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """It has more pixels; a crop that somebody enlarged has more than it, and is kept."""
+    picture, cats = photo(41, (320, 260)), pets / "train/cat"
+    picture.save(cats / "whole.jpg", quality=90)
+    picture.crop((16, 13, 304, 247)).save(cats / "crop.jpg", quality=90)
+    report = scan_images(pets, workers=1)
+    gone = report.quarantine(pets.parent / "aside", ["duplicates"], dry_run=True)
+    assert list(gone.files) == ["train/cat/crop.jpg"]
+    assert "the copy with the most pixels is kept" in " ".join(str(report).split())
+    picture.crop((16, 13, 304, 247)).resize((640, 520)).save(cats / "crop.jpg", quality=90)
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside", ["duplicates"], dry_run=True)
+    assert list(gone.files) == ["train/cat/whole.jpg"]
 
 
 FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]

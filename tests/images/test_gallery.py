@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 
 from ftkit import DuplicateGroup, Finding, ScanReport, scan_images
+from ftkit._images.choice import choose
+from ftkit._images.gallery import write_gallery
+from ftkit._images.quarantine import move_away
 
 from .browser import CHROMIUM, Browser
 
@@ -99,6 +102,49 @@ def test_what_was_set_aside_is_shown_from_where_it_is_now(dirty: Path) -> None:
     assert not any(file["pick"] for file in data["files"])
     assert all(os.path.lexists(gone.gallery.parent / "files" / path) for path in gone.files)
     assert data["base"] == "files/"
+
+
+def shown_by(page: Path) -> tuple[list[str], list[bool]]:
+    """Return the files that a page shows, and whether each has a thumbnail."""
+    data, thumbnails, _ = content(page)
+    return [file["path"] for file in data["files"]], list(map(bool, thumbnails))
+
+
+def test_what_has_gone_already_is_not_shown_as_set_aside(dirty: Path, tmp_path: Path) -> None:
+    """Neither what another quarantine took, nor what somebody deleted since the scan."""
+    report = scan_images(dirty, workers=1)
+    names = [f"train/cat/{name}" for name in HOSTILE[:3]]
+    report.quarantine(tmp_path / "aside", only=names[:1])
+    (dirty / names[1]).unlink()
+    gone = report.quarantine(tmp_path / "aside", only=names)
+    assert sorted(gone.left) == sorted((name, "gone already") for name in names[:2])
+    assert gone.gallery
+    assert shown_by(gone.gallery) == ([names[2]], [True])
+    page = content(gone.gallery)[0]
+    assert [kind for kind, *_ in page["kinds"]] == ["truncated"]
+
+
+def test_what_another_process_took_meanwhile_is_not_shown(dirty: Path, tmp_path: Path, jpegs: list[bytes]) -> None:
+    """The page is right in the end, with previews of what has moved by then."""
+    names = [f"train/cat/{number}.jpg" for number in range(50, 53)]
+    for number, name in enumerate(names):
+        (dirty / name).write_bytes(jpegs[10][: 3000 + number])
+    report = scan_images(dirty, workers=1)
+
+    chosen = choose(str(dirty), report.findings, [], None, names)
+    pages: list[list[str]] = []
+
+    def show(page: Path, moved_to: str, paths: Collection[str]) -> None:
+        pages.append(sorted(paths))
+        (dirty / names[0]).unlink(missing_ok=True)
+        kept = [finding for finding in chosen if os.path.relpath(finding.path, dirty) in paths]
+        write_gallery(page, str(dirty), "", kept, [], report.table, {}, moved_to)
+
+    gone = move_away(str(dirty), chosen, tmp_path / "aside", {}, show)
+    assert pages == [names, names[1:]]
+    assert gone.left == [(names[0], "gone already")]
+    assert gone.gallery
+    assert shown_by(gone.gallery) == (names[1:], [True, True])
 
 
 # ---------------------------------------------------------------- in Chromium
@@ -259,3 +305,49 @@ def test_five_thousand_findings_are_there_in_two_seconds(tmp_path: Path, jpegs: 
     browser.run("while (!document.querySelector('#tiny .more').hidden) document.querySelector('#tiny .more').click()")
     assert browser.run(cards) == 5000
     assert browser.run("document.querySelectorAll('#tiny .card :checked').length") == 5000
+
+
+@pytest.mark.slow
+@needs_browser
+def test_pages_of_nothing_of_one_and_of_odd_names(
+    pets: Path, jpegs: list[bytes], tmp_path: Path, browser: Browser
+) -> None:
+    """Zero, one and a few findings; a list from each is what a quarantine takes, and it moves what was chosen."""
+    longest = "\U0001f431" * 50 + "x" * 46 + ".jpg"  # 250 bytes
+    names = [
+        "50% off.jpg",
+        "%2e%2e%2f.jpg",
+        "\u2066left\u2069.jpg",
+        "\U0001f469\u200d\U0001f52c \ufe0f.jpg",
+        longest,
+        "'.jpg",
+    ]
+    browser.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "downloads"))
+    for count in (0, 1, len(names)):
+        for number, name in enumerate(names[:count]):
+            (pets / "train/cat" / name).write_bytes(jpegs[10][: 3000 + number])
+        report = scan_images(pets, workers=1)
+        page = tmp_path / f"{count}.html"
+        report.to_html(page)
+        browser.open(page)
+        assert browser.run("document.querySelectorAll('section').length") == bool(count)
+        assert browser.run("document.querySelector('#save').disabled")
+        assert browser.run("document.querySelector('#tools').hidden") == (not count)  # there is nothing to choose
+        assert ("moves the files that you have chosen" in browser.run("document.body.innerText")) == bool(count)
+        assert ("No problems found." in browser.run("document.body.innerText")) == (not count)
+        if count:
+            words = browser.run("document.querySelector('#truncated label').textContent")
+            assert words == ("Choose it" if count == 1 else f"Choose all {count}")
+            browser.run("document.querySelector('#truncated label input').click()")
+            browser.run("document.querySelector('#save').click()")
+            saved = tmp_path / "downloads/pets-chosen.txt"
+            browser.wait("document.querySelector('#count').textContent.includes('saved to')")
+            for _ in range(100):
+                if saved.is_file():
+                    break
+                browser.run("new Promise(done => setTimeout(done, 50))")
+            gone = report.quarantine(tmp_path / "aside", only=saved)
+            saved.unlink()
+            assert set(gone.files) == {f"train/cat/{name}" for name in names[:count]}
+            assert gone.left == []
+        assert browser.complaints() == []

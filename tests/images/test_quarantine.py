@@ -118,6 +118,8 @@ def test_restore_says_what_is_lost(dirty: Path) -> None:
     """A file that somebody removed from the quarantine is named; the others come back."""
     gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
     (gone.folder / "train/cat/page.jpg").unlink()
+    with pytest.raises(FtkitError, match=r"3 files can be restored, but not all\. 1 can't be found .*page\.jpg"):
+        restore(gone.manifest, dry_run=True)
     with pytest.raises(FtkitError, match=r"3 files restored, but not all\. 1 can't be found .*page\.jpg"):
         restore(gone.manifest)
     assert (dirty / "train/cat/cut.jpg").exists()

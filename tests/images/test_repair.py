@@ -142,3 +142,18 @@ def test_what_was_asked_for_and_is_beyond_repair_is_named(odd: Path) -> None:
     assert list(made.failed) == [str(odd / "a/cut.jpg")]
     assert "truncated can't be mended (fetch it again)" in " ".join(str(made).split())
     assert len(made.made) == 1
+
+
+def test_what_was_replaced_since_the_scan_is_not_mended(odd: Path) -> None:
+    """It is not what was judged; nor is what has gone."""
+    report = scan_images(odd, workers=1)
+    for name in ("inks.jpg", "turned.jpg"):
+        (odd / "a" / name).write_bytes((odd / "a/noext").read_bytes())
+    (odd / "a/glass.png").unlink()
+    made = report.repair(kinds=["cmyk", "exif_rotated", "transparency", "wrong_suffix"])
+    assert made.failed == {
+        str(odd / "a/glass.png"): "gone already",
+        str(odd / "a/inks.jpg"): "it has changed since the scan",
+        str(odd / "a/turned.jpg"): "it has changed since the scan",
+    }
+    assert [Path(path).name for path in made.made] == ["named.jpg"]

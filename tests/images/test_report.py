@@ -108,8 +108,8 @@ def test_other_files_are_no_junk(pets: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["html", "csv", "json", "parquet"])
-def test_no_report_replaces_a_file_of_the_data_set(report: ScanReport, pets: Path, tmp_path: Path, form: str) -> None:
-    """Neither directly nor through a link; a new name is fine."""
+def test_no_report_is_written_into_the_data_set(report: ScanReport, pets: Path, tmp_path: Path, form: str) -> None:
+    """Neither over a file of it, directly or through a link, nor as a new one that the next scan would meet."""
     if form == "parquet":
         pytest.importorskip("pyarrow")
     image, link = pets / "train/cat/1.jpg", tmp_path / "link"
@@ -119,5 +119,8 @@ def test_no_report_replaces_a_file_of_the_data_set(report: ScanReport, pets: Pat
         with pytest.raises(FtkitError, match="is a file of the data set"):
             getattr(report, f"to_{form}")(path)
     assert image.read_bytes() == before
-    getattr(report, f"to_{form}")(pets / "new")
-    assert (pets / "new").is_file()
+    with pytest.raises(FtkitError, match=r"is inside the data set .* such as .*pets-new\.$"):
+        getattr(report, f"to_{form}")(pets / "new")
+    assert not (pets / "new").exists()
+    getattr(report, f"to_{form}")(tmp_path / "pets-new")
+    assert (tmp_path / "pets-new").is_file()

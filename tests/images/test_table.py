@@ -69,6 +69,9 @@ def test_it_replaces_no_file_of_the_data_set(pets: Path, tmp_path: Path, form: s
     with pytest.raises(FtkitError, match="is a file of the data set"):
         write(image)
     assert image.read_bytes() == before
+    with pytest.raises(FtkitError, match="is inside the data set"):
+        write(pets / f"table.{form}")
+    assert not (pets / f"table.{form}").exists()
     with pytest.raises(FileWriteError, match="is a URL"):
         write("memory://there/table")
     with pytest.raises(FileWriteError, match="it is a folder"):

@@ -146,3 +146,47 @@ def test_what_would_lose_something_is_refused(model: nn.Module, tmp_path: Path) 
     with pytest.raises(CheckpointError, match="no tensors"):
         convert(tmp_path / "none.pt", tmp_path / "b.pt")
     assert not (tmp_path / "b.pt").exists()
+
+
+def _deep(levels: int) -> dict[str, object]:
+    nested: dict[str, object] = {"w": torch.ones(1)}
+    for _ in range(levels):
+        nested = {"m": nested}
+    return nested
+
+
+_ENCODER = {"w": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"encoder": _ENCODER, "decoder": _ENCODER}, r"'decoder', which is 'encoder' too"),
+        ({"encoder": {"x": _ENCODER}, "decoder": [_ENCODER]}, r"'decoder.0', which is 'encoder.x' too"),
+        ({"layers": [torch.ones(1)] * 65}, r"'layers' in part"),
+        ({"layers": ({"w": torch.ones(1)},) * 64 + (1, 2, [torch.ones(1)])}, r"'layers' in part"),
+        ({"a": torch.ones(1), "m": _deep(12)}, r"'m(\.m){11}' in part"),
+    ],
+)
+def test_what_is_not_read_is_refused(content: object, words: str, tmp_path: Path) -> None:
+    """Else the file would lack it in silence."""
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=rf"than are read: .*{words}.* --part without these"):
+        convert(tmp_path / "a.pt", tmp_path / "b.safetensors", part=".")
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_what_has_no_tensors_may_be_long_or_shared(tmp_path: Path) -> None:
+    """Histories of numbers, one table of options in two places, a table that holds itself."""
+    options, tensor = {"lr": 0.1, "betas": [0.9, 0.99]}, torch.ones(2)
+    content = {
+        "a": tensor,
+        "b": tensor,
+        "history": [0.5] * 1000,
+        "one": options,
+        "two": options,
+        "deep": {"x": _deep(9)},
+    }
+    content["self"] = content
+    torch.save(content, tmp_path / "a.pt")
+    assert convert(tmp_path / "a.pt", tmp_path / "b.safetensors", part=".").tensors == 3

@@ -198,7 +198,16 @@ def test_reads_an_adapter_of_peft(tmp_path: Path) -> None:
 
 def test_an_adapter_needs_a_model_that_has_one(tmp_path: Path) -> None:
     with_adapter(1).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"only an adapter of peft.*get_peft_model"):
+    for strict in (True, False):
+        with pytest.raises(
+            CheckpointError, match=r"only an adapter of peft, and the Bert.* has no adapter.*get_peft_model"
+        ):
+            load_weights(build("BertForSequenceClassification"), tmp_path, strict=strict)
+    torch.save(with_adapter(1).state_dict(), tmp_path / "whole.pt")
+    for strict in (True, False):
+        with pytest.raises(CheckpointError, match=r"a model that peft has wrapped, with its adapter.*get_peft_model"):
+            load_weights(build("BertForSequenceClassification"), tmp_path / "whole.pt", strict=strict)
+    with pytest.raises(CheckpointError, match="only an adapter of peft"):
         load_weights(build("BertForSequenceClassification"), tmp_path)
 
 
@@ -223,3 +232,16 @@ def test_another_librarys_models_have_no_mapping() -> None:
 
     assert Library.of(nn.Linear(2, 2)) is None
     assert adapter_names(nn.Linear(2, 2)) == {}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_base_is_loaded_before_its_model_is_wrapped(strict: bool, tmp_path: Path) -> None:
+    """A renaming would fit all but the layers with an adapter, whose weights would stay random."""
+    build("BertForSequenceClassification").save_pretrained(tmp_path)
+    model = with_adapter(1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"contains the model without an adapter.* before the model is wrapped"):
+        load_weights(model, tmp_path, strict=strict)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with pytest.raises(CheckpointError, match="does not fit the PeftModel"):
+        load_weights(model, {"other.weight": torch.ones(2)}, strict=strict)

@@ -289,7 +289,8 @@ def load_checkpoint(
         Epoch, step, metrics and extra values.
 
     Raises:
-        CheckpointError: The file lacks a state that was asked for, or one does not fit.
+        CheckpointError: The file lacks a state that was asked for, or one does not fit; or the model was given other
+            names for its classes than the file has, or the same in another order.
         DamagedFileError: The file's bytes differ from those that were written.
 
     Example:

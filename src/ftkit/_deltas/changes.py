@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ftkit._deltas.layers import descriptions
+from ftkit._deltas.outline import outline
 from ftkit._files import digest
 from ftkit._freezing.holding import is_held
 from ftkit._heads.fresh import fresh_names
@@ -36,13 +37,14 @@ def split(
     """Divide a model's tensors into what changed, by name, and the base, which did not.
 
     Where the digests of the tensors have been taken, they are ``known``. The third thing that is returned is the record
-    by which a file describes both: the base's fingerprint, the layers that changed whole, and the names of the classes.
+    by which a file describes both: the base's fingerprint, the layers that changed whole, the names of the classes, and
+    what no tensor shows of the model.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
     found = fingerprint(base, known) if known else _remembered(model, base)
     layers = descriptions(model, moved.keys(), state.keys())
-    return moved, base, {"base": found, "layers": layers, "labels": labels_of(model)}
+    return moved, base, {"base": found, "layers": layers, "labels": labels_of(model), "outline": outline(model)}
 
 
 # ---- what changed

@@ -33,8 +33,9 @@ def save_delta(
 ) -> None:
     """Save only what fine-tuning changed in a model: kilobytes to share instead of the whole model.
 
-    The file contains the changed tensors under their own names, the layers of a new head, and a digest of
-    everything else, the base, by which :func:`load_delta` recognizes it.
+    The file contains the changed tensors under their own names, the layers of a new head, the names of the classes,
+    and what tells the rest, the base, by which :func:`load_delta` recognizes it: a digest of its tensors, and a list
+    of the model's layers, since no tensor shows an activation or a stride.
 
     Args:
         model: The fine-tuned model.
@@ -49,8 +50,8 @@ def save_delta(
             no longer that of the base.
 
     Raises:
-        CheckpointError: Nothing is trainable, the base is not a base of this model, the average is not one of this
-            model, or the file's extension is one of torch files.
+        CheckpointError: Nothing is trainable, the base is not a base of this model, ``model`` is itself an average,
+            the average is not one of this model, or the file's extension is one of torch files.
         FileWriteError: The file could not be written. Any existing file is left intact.
 
     Example:
@@ -70,10 +71,10 @@ def save_delta(
     """
     refuse_torch_name(local_path("path", path, error=FileWriteError))
     inner = unwrap(model)
-    if isinstance(inner, AveragedModel):
+    if _is_average(inner):
         raise CheckpointError(
-            "This is an average of a model, whose frozen weights are rounded: no base has those. Pass the model itself "
-            "too: save_delta(model, path, ema=averaged)."
+            f"This {type(inner).__name__} is an average of a model: its frozen weights are rounded, as in no base. "
+            "Pass the model itself too: save_delta(model, path, ema=averaged)."
         )
     state = tensors_of(inner)
     changed = may_have_changed(inner, state) if base is None else differing(state, base)
@@ -86,6 +87,12 @@ def save_delta(
             "before fine-tuning, or save the whole model with save_weights."
         )
     write_tensors(path, tensors if ema is None else _averaged(tensors, ema), {_KEY: pack(record)[1]})
+
+
+def _is_average(model: nn.Module) -> bool:
+    """Whether a module holds another one's average and nothing else, as torch's and timm's do."""
+    alone = [name for name, _ in model.named_children()] == ["module"]
+    return isinstance(model, AveragedModel) or (alone and isinstance(getattr(model, "decay", None), float))
 
 
 def _averaged(tensors: Mapping[str, Tensor], ema: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -106,15 +113,18 @@ def _averaged(tensors: Mapping[str, Tensor], ema: nn.Module | Mapping[str, Tenso
 def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Turn a base model into the fine-tuned one, in place.
 
-    A head that the base lacks is built from the file. Everything is checked before anything changes.
+    A head that the base lacks is built from the file. Everything is checked before anything changes. What differs in
+    training only (Dropout, momentum) may differ. Layers of somebody else's classes are compared by the names of these:
+    another name is a warning.
 
     Args:
         model: The base that the delta was made from, with its own head or with the new one.
         path: A file that :func:`save_delta` wrote.
 
     Raises:
-        CheckpointError: The file is not a delta, belongs to another base, or has a head that can't be built from
-            plain layers.
+        CheckpointError: The file is not a delta, or belongs to another base; or it has a head that can't be built
+            from plain layers; or the model has another layer, such as another activation, than the one that the
+            delta was saved from; or it was given other names for its classes, or the same in another order.
         DamagedFileError: The file's bytes are not the ones that were written.
 
     Example:

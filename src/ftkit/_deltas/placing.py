@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from ftkit._deltas.changes import fingerprint, tensors_of
-from ftkit._deltas.layers import Description, build
+from ftkit._deltas.layers import BUILD_ERRORS, Description, build
+from ftkit._deltas.outline import agrees, check_outline
 from ftkit._heads.counters import counters
 from ftkit._heads.labels import plan_labels
 from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
 from ftkit.errors import CheckpointError, DamagedFileError, HeadError, did_you_mean
+
+_AS_IN_TRAINING: Final = "Build the model as it was in training, head included (replace_head), and load again."
 
 
 @alone()
@@ -36,7 +39,7 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
     modules = dict(model.named_modules(remove_duplicate=False))
     layers = [_Layer(name, description, tensors) for name, description in described.items() if name in modules]
     lacking = [layer for layer in layers if not layer.fits(model)]
-    _check_base(model, base, {*tensors}, tuple(layer.prefix for layer in lacking))
+    _check_base(model, base, tensors, tuple(layer.prefix for layer in lacking))
     with torch.random.fork_rng(devices=[]):  # new layers draw their first weights, which are replaced at once
         for layer in lacking:
             if not layer.resize(model, undo):
@@ -44,6 +47,8 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
         for name in sorted({_owner(name) for name in _misfits(model, tensors)} & modules.keys()):
             _Layer(name, [], tensors).resize(model, undo)
     _check_all_fit(model, tensors)
+    if record.get("outline"):  # which older versions did not write
+        check_outline(record["outline"], model)
     label(undo)
 
 
@@ -77,9 +82,10 @@ class _Layer:
         return {name: tensor for name, tensor in tensors.items() if name.startswith(self.prefix)}
 
     def fits(self, model: nn.Module) -> bool:
-        """Whether the model's layer holds just the tensors of this one."""
+        """Whether the model's layer holds just the tensors of this one, and computes as it does."""
         there = self.inside(tensors_of(model))
-        return there.keys() == self.tensors.keys() and all(_alike(there[name], self.tensors[name]) for name in there)
+        same = there.keys() == self.tensors.keys() and all(_alike(there[name], self.tensors[name]) for name in there)
+        return same and (not self.description or agrees(self.description, model.get_submodule(self.name)))
 
     def resize(self, model: nn.Module, undo: Undo) -> bool:
         """Try to fit the model's layer by another count of classes, so that the model's own counters follow."""
@@ -121,7 +127,7 @@ class _Layer:
         try:
             with torch.device("meta"):
                 new = build(self.description)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        except BUILD_ERRORS as error:
             raise CheckpointError(f"The delta describes a layer {self.name!r} that can't be built: {error}.") from error
         described = {f"{self.prefix}{name}": tuple(value.shape) for name, value in new.state_dict().items()}
         if described != {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}:
@@ -169,20 +175,29 @@ def _check_all_fit(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         there = f"{state[name].dtype} of {list(state[name].shape)}" if name in state else "nothing"
         raise CheckpointError(
             f"The delta contains {name!r}, {tensors[name].dtype} of {list(tensors[name].shape)}; this model has "
-            f"{there} there, and the part can't be built from the file. Build the model as it was in training, "
-            f"head included (replace_head), and load again.{did_you_mean(name, state) if name not in state else ''}"
+            f"{there} there, and the part can't be built from the file. {_AS_IN_TRAINING}"
+            f"{did_you_mean(name, state) if name not in state else ''}"
         )
 
 
-def _check_base(model: nn.Module, wanted: Mapping[str, Any], changed: set[str], lacking: tuple[str, ...]) -> None:
+def _check_base(
+    model: nn.Module, wanted: Mapping[str, Any], changed: Mapping[str, Tensor], lacking: tuple[str, ...]
+) -> None:
     """Compare everything that neither is in the delta nor in a layer to be replaced with the delta's base."""
-    base = {
-        name: tensor
-        for name, tensor in tensors_of(model).items()
-        if name not in changed and not name.startswith(lacking)
-    }
+    state = tensors_of(model)
+    base = {name: tensor for name, tensor in state.items() if name not in changed and not name.startswith(lacking)}
     found = fingerprint(base)
     if found["shapes"] != wanted["shapes"]:
+        homeless = [name for name in changed if name not in state and not name.startswith(lacking)]
+        if homeless:
+            first, around = homeless[0], _around(state, homeless)
+            has = f"it contains {first!r}, for which this {type(model).__name__} has no place"
+            if around:
+                raise CheckpointError(f"This delta was saved from a module around or inside this one: {has}.{around}")
+            raise CheckpointError(
+                "This delta belongs to another architecture, or to a model with a head that can't be built from the "
+                f"file: {has}. {_AS_IN_TRAINING}{did_you_mean(first, state)}"
+            )
         raise CheckpointError(
             f"This delta belongs to another architecture: its base has {wanted['tensors']} tensors, this model "
             f"{found['tensors']} besides those in the delta, or their names or shapes differ. Build the model that "
@@ -193,3 +208,21 @@ def _check_base(model: nn.Module, wanted: Mapping[str, Any], changed: set[str], 
             "This delta belongs to a base of the same architecture with other weights. First load the pretrained "
             "weights that fine-tuning started from."
         )
+
+
+def _around(state: Collection[str], names: Sequence[str]) -> str:
+    """Say that names are those of the model inside, or of something around it, if that is what they are."""
+    for name in names:
+        outer = [own.removesuffix(name) for own in state if own.endswith(f".{name}")]
+        if outer and all(f"{outer[0]}{other}" in state for other in names):
+            inside = outer[0].rstrip(".")
+            return f" It was saved from what this model holds as {inside!r}: load_delta(model.{inside}, path)."
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            prefix = ".".join(parts[:depth])
+            if ".".join(parts[depth:]) in state and all(other.startswith(f"{prefix}.") for other in names):
+                return (
+                    f" It was saved from something that holds the model as {prefix!r}. Load it into such a thing, or "
+                    f"save the model alone: save_delta(outer.{prefix}, path)."
+                )
+    return ""

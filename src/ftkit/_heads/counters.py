@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +16,8 @@ from torch import nn
 from ftkit._heads.layers import distinct, has_parameters, holders, read
 from ftkit._heads.vocabulary import LOSSES, says
 from ftkit._models.undo import Undo
+
+_log = logging.getLogger("ftkit")
 
 _CLASSES = re.compile(
     r"_?((num|nb|n|number)_?(of_)?(class|classes|labels?|categor(y|ies)|cls|tags?|columns)|(class|classes|label|labels)_(num|count)|classes)"
@@ -68,6 +72,34 @@ def counters(
         itertools.chain.from_iterable(map(_in_attributes, distinct(_owners(places)))),
     )
     return [one for one in found if _COUNTING[of].fullmatch(one.name.lower()) or (of == "classes" and _is_short(one))]
+
+
+def own_configs(model: nn.Module, owners: Iterable[object], undo: Undo) -> None:
+    """Give a model copies of those of its configurations that are about to change: another model may have them too.
+
+    Args:
+        model: The model.
+        owners: What will be written to: configurations, or parts of them.
+        undo: What undoes it.
+    """
+    changing = {id(owner) for owner in owners}
+    copies: dict[int, Any] = {}
+    for module in model.modules():
+        for name in _CONFIGS:
+            config = vars(module).get(name)
+            parts = () if isinstance(config, _NO_CONFIGS) else (config, *_values(config).values())
+            if not changing.isdisjoint(map(id, parts)):
+                if id(config) not in copies:
+                    copies[id(config)] = _copied(config)
+                undo.set_item(vars(module), name, copies[id(config)])
+
+
+def _copied(config: Any) -> Any:
+    try:
+        return copy.deepcopy(config)
+    except Exception as error:  # noqa: BLE001 -- whatever somebody else's object raises that can't be copied
+        _log.debug("The %s stays shared, since it can't be copied: %s", type(config).__name__, error)
+        return config
 
 
 def _is_short(counter: Counter) -> bool:

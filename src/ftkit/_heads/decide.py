@@ -107,9 +107,14 @@ def _obvious(model: nn.Module, every: Layers) -> Layers:
         return Layers()
     at, holder = place
     chained = all(one.outputs == two.inputs for one, two in itertools.pairwise(every.inside(at)))
-    counts = told(model, ()) or [last.outputs]
+    counts = told(model, ()) or ([] if _may_feed_another(every, last) else [last.outputs])
     settled = chained and last.outputs in counts and not _has_rivals(holder, at.rpartition(".")[2])
     return Layers([last] if settled else [])
+
+
+def _may_feed_another(every: Layers, last: Layer) -> bool:
+    """Whether a layer that was registered earlier takes as many features as the last one gives: a head made first."""
+    return any(layer.inputs == last.outputs for layer in every if layer is not last)
 
 
 def _usual_place(model: nn.Module, name: str) -> tuple[str, nn.Module] | None:

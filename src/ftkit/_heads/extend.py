@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ftkit._arguments import whole_number
-from ftkit._heads.counters import counters
+from ftkit._heads.counters import counters, own_configs
 from ftkit._heads.inputs import Inputs, possible_inputs
 from ftkit._heads.layers import Layers, has_shapes, holders, layers, like
 from ftkit._heads.renew import with_channels
@@ -212,6 +212,8 @@ def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run
     with Undo() as undo:
         for entry in found:
             replace(model, entry.modules, with_channels(entry, channels), undo)
+            counting = [one.owner for one in counters(model, entry.names, of="channels") if one.value == before]
+            own_configs(model, counting, undo)
             for counter in counters(model, entry.names, of="channels"):
                 if counter.value == before:
                     counter.set(channels, undo)

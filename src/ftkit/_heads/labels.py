@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard
 from torch import nn
 
 from ftkit._arguments import came, listed
+from ftkit._heads.counters import own_configs
 from ftkit._heads.layers import holders, read
 from ftkit._models.undo import Undo
 from ftkit._torch import buffers_of, children_of, parameters_of
@@ -108,6 +109,7 @@ def plan_labels(model: nn.Module, labels: Any, places: Mapping[str, str], source
             del chosen[spot]
 
     def write(undo: Undo) -> None:
+        own_configs(model, [read(model.get_submodule(spot), "config") for spot in chosen], undo)
         for spot, names in chosen.items():
             _write(model.get_submodule(spot), names, undo)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ftkit._heads.decide import Found
-from ftkit._heads.graph import SQUASHED, End
+from ftkit._heads.graph import CLEAN, SQUASHED, End
 from ftkit._heads.trace import Run, run_on, run_with_labels
 from ftkit.errors import HeadError
 
@@ -48,13 +48,24 @@ class Proof:
             if failures:
                 raise self._error(model, f"{count} classes in place of {self._found.classes}", failures[0])
 
-    def check_module(self, model: nn.Module) -> None:
-        """Run the model with a module of the user's as its head, whose outputs are unknown.
+    def check_module(self, model: nn.Module) -> int:
+        """Run the model with a module of the user's as its head, and return how many outputs that has; 0 for unknown.
 
         Raises:
             HeadError: The model fails.
         """
-        self._runs_still(model, "the new module")
+        after = self._runs_still(model, "the new module")
+        sizes = set() if after is None or after.guessed else set(self._sizes(after))
+        return sizes.pop() if len(sizes) == 1 else 0
+
+    def _sizes(self, after: Run) -> Iterator[int]:
+        """Yield the size of each output of the model along the axis that counted what the head gave."""
+        for end in (end for layer in self._found.layers for end in self._ends.of(layer)):
+            for port in set(end.ports_within(CLEAN)) & self._run.outputs.keys() & after.outputs.keys():
+                before, now = self._run.outputs[port].shape, after.outputs[port].shape
+                axes = [axis for axis, size in enumerate(before) if axis and size == end.layer.outputs]
+                if len(before) == len(now) and len(axes) == 1:
+                    yield now[axes[0]]
 
     def _runs_still(self, model: nn.Module, what: str) -> Run | None:
         if self._found.trace is None or not self._run.complete:

@@ -113,10 +113,12 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
             "contains. Only a module can be replaced: put the parameter into an nn.Linear."
         )
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
-    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or every[-2:]
+    last = [one for one in every if not any(one.outputs == other.inputs for other in every if other is not one)]
+    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or last or every[-2:]
+    ends_in = "It ends in" if run.complete else "Judging by its layers' sizes, it may end in"
     error = UnsureError(
         f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
-        f"It ends in {describe(likely)}. To add a layer on top of the outputs, use append_head."
+        f"{ends_in} {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
     error.could_be, error.advice = [[likely[-1].name]], "If one is, name it"
     return error

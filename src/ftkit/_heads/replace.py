@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ftkit._arguments import call, came, flag, listed, whole_number
-from ftkit._heads.counters import counters
+from ftkit._heads.counters import counters, own_configs
 from ftkit._heads.decide import Found, find_layers, in_classes
 from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
@@ -42,7 +42,8 @@ class Head(Report):
         names: The dotted names of the layers; a layer with two names is listed under both.
         modules: The layers, one for each name.
         in_features: Number of features or channels that the first layer takes.
-        out_features: Number of classes. A layer may have more outputs: a detector's has one for each class and anchor.
+        out_features: Number of classes; 0 if neither a run nor its layers tell how many outputs a module of your own
+            has. A layer may have more outputs: a detector's has one for each class and anchor.
         proven: Whether a run on fake tensors showed that the model works with a new head. Always false for a head that
             was only found.
         unproven: Why no such run was possible.
@@ -57,7 +58,8 @@ class Head(Report):
 
     def _parts(self) -> Parts:
         doubt = f" (not proven: {self.unproven})" if self.unproven else ""
-        yield f"{some(self.names, 8)}: {self.in_features} -> {self.out_features}{doubt}"
+        outputs = self.out_features or "an unknown number of outputs"
+        yield f"{some(self.names, 8)}: {self.in_features} -> {outputs}{doubt}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values, with the modules' class names for the modules."""
@@ -114,7 +116,9 @@ def replace_head(
     Counters such as ``num_classes``, ``config.num_labels`` and ``config.id2label`` are updated, so that the model's own
     loss works. The names in ``classes`` go into the configuration if that keeps labels (``config.id2label`` and
     ``label2id`` of transformers), else into ``model.class_names``; checkpoints and deltas contain them, and whoever
-    loads one gets them back. A new parameter requires a gradient if the old one did, or if the whole model was frozen.
+    loads one gets them back. The configuration is copied first, since other models may have the same one: read
+    ``model.config`` afterwards. A new parameter requires a gradient if the old one did, or if the whole model was
+    frozen.
 
     A head whose weight is tied to an embedding gets its own weight, and the embedding stays as is. With ``keep``, they
     stay one table, which is cut or grown.
@@ -175,10 +179,12 @@ def replace_head(
         found = dataclasses.replace(found, trace=None)
     if any("" in layer.names for layer in found.layers):
         raise HeadError(f"The {type(model).__name__} is the head itself: no other module contains it.")
-    if not isinstance(head, int):
-        return _put(model, found, head, _places(model, found, names), names_of_classes)
-    keep = None if keep is None else _checked_keep(keep, found.classes, head)
-    made, proof = resize(model, found, head, keep, _names_follow(model, found, names_of_classes))
+    keep = None if keep is None or not isinstance(head, int) else _checked_keep(keep, found.classes, head)
+    with Undo() as undo:
+        own_configs(model, _counting(model, found), undo)
+        if not isinstance(head, int):
+            return _put(model, found, head, _places(model, found, names), names_of_classes)
+        made, proof = resize(model, found, head, keep, _names_follow(model, found, names_of_classes))
     return _as_head(model, made, head, proof if verify else None)
 
 
@@ -198,8 +204,12 @@ def _names_follow(
     model: nn.Module, found: Found, classes: list[str] | None
 ) -> Callable[[int, Mapping[int, int], Undo], None]:
     """Plan how the names of the classes follow: in each configuration that counts them, or else in the model."""
-    configs = [counter.owner for counter in counters(model, found.layers.names) if counter.value == found.classes]
-    return plan_names(model, found.layers.names, found.classes, configs, classes)
+    return plan_names(model, found.layers.names, found.classes, _counting(model, found), classes)
+
+
+def _counting(model: nn.Module, found: Found) -> list[object]:
+    """The modules and configurations that count the classes of a head."""
+    return [counter.owner for counter in counters(model, found.layers.names) if counter.value == found.classes]
 
 
 @alone()
@@ -301,12 +311,12 @@ def _put(
     with Undo() as undo:
         remember_random(undo)
         news = [(place, head if isinstance(head, nn.Module) else made_from(head, place.inputs)) for place in places]
-        last = [_checked(new, place)[-1:] for place, new in news]
+        last = [[layer for layer in _checked(new, place)[-1:] if layer.sure] for place, new in news]
         counts = [layer.outputs for several in last for layer in several]
         count = [found.classes, *counts][-1]
         if classes is not None and len(counts) < len(news):
             raise HeadError(
-                "How many outputs the new head has can't be told, since it contains no linear or convolutional layer, "
+                "How many outputs the new head has can't be told, since it ends in no linear or convolutional layer, "
                 "so classes= can't name them. Leave out the names, and keep them yourself."
             )
         if classes is not None and len(classes) != count:
@@ -322,8 +332,8 @@ def _put(
         if len(set(counts)) == 1:
             recount(model, found, counts[0], {}, undo)
         follow(count, {}, undo)
-        proof.check_module(model)
-    return _as_head(model, places, count, proof if found.trace else None)
+        gives = proof.check_module(model) or (counts or [0])[-1]
+    return _as_head(model, places, gives, proof if found.trace else None)
 
 
 def checked_head(head: NewHead) -> NewHead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from posixpath import normpath
@@ -16,6 +17,7 @@ from ftkit._wording import plural, shown
 from ftkit.errors import FtkitError, did_you_mean
 
 _MOST_CANDIDATES = 2000  # for the closest name, which takes a while to find
+_ESCAPE = re.compile(r"\\u(dc[89a-f][0-9a-f])")  # as to_csv and to_parquet write a byte that is not UTF-8
 
 
 def choose(
@@ -111,11 +113,18 @@ def _found(root: str, entries: Iterable[str], known: dict[str, str]) -> list[str
     if not entries:
         raise FtkitError("only lists no path, so nothing is chosen. List paths, or leave it out.")
     for entry in entries:
-        name = next((reading for reading in _readings(root, entry) if reading in known), None)
-        if name is None:
-            unknown.append(entry)
-        else:
-            found[known[name]] = None
+        texts = dict.fromkeys((entry, _unescaped(entry)))
+        names = (next((reading for reading in _plain_readings(root, text) if reading in known), None) for text in texts)
+        match list(filter(None, names)):
+            case []:
+                unknown.append(entry)
+            case [name]:
+                found[known[name]] = None
+            case _:
+                raise FtkitError(
+                    f"{shown(repr(entry))} stands for two files: one of that name, and one whose name is not UTF-8 and "
+                    f"is written like this. Rename one of them, and scan again."
+                )
     if unknown:
         first = unknown[0]
         others = f" (and {plural(len(unknown) - 1, 'more path')})" if len(unknown) > 1 else ""
@@ -140,8 +149,20 @@ def _below(root: str, entry: str) -> list[str]:
     return [way for way in _readings(root, entry) if not os.path.isabs(way) and ".." not in Path(way).parts]  # noqa: PTH117
 
 
+def _unescaped(entry: str) -> str:
+    """Return a path with the bytes that are not UTF-8, which tables of findings escape."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)), entry)
+
+
 def _readings(root: str, entry: str) -> list[str]:
-    """Return what an entry may mean, relative to ``root``: it may be a path from anywhere, or have other separators."""
+    """Return what an entry may mean, relative to ``root``, the likeliest first.
+
+    It may be a path from anywhere, have other separators, or have escapes for what is not UTF-8.
+    """
+    return [name for text in dict.fromkeys((entry, _unescaped(entry))) for name in _plain_readings(root, text)]
+
+
+def _plain_readings(root: str, entry: str) -> list[str]:
     plain = entry.strip()
     names = [entry, plain, normpath(plain), normpath(plain.replace("\\", "/"))]
     if "://" not in root:

@@ -154,6 +154,7 @@ def judge_group(
     for path in paths:
         like = pairs.get((min(path, keeper), max(path, keeper)), 1.0)
         copy = f"also at {prefix}{keeper}" + (f", similarity {like:.3f}" if like < 1 else "")
+        larger = _larger(worth.get(keeper), worth.get(path))
         if len(classes) > 1:
             others = ", ".join(label for label in classes if label != places[path].label)
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
@@ -161,6 +162,13 @@ def judge_group(
             is_same = files[path] == files[keeper]
             notes.append((path, Note("same_file" if is_same else near + "leak", copy)))
         elif len(classes) <= 1 and files[path] != files[keeper]:
-            notes.append((path, Note(near + "duplicate", copy)))
+            notes.append((path, Note(near + "duplicate", copy + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
     return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes
+
+
+def _larger(keeper: tuple[int, int] | None, other: tuple[int, int] | None) -> str:
+    """Say why the copy that is kept is worth more, by its pixels and bytes; nothing if both are worth the same."""
+    if keeper is None or other is None or keeper == other:
+        return ""
+    return ", which has more pixels" if keeper[0] > other[0] else ", which has more bytes"

@@ -12,6 +12,7 @@ from posixpath import join
 from typing import Any, TypeAlias
 
 from ftkit._arguments import path_or_url
+from ftkit._files import digest
 from ftkit._images.suffixes import LITTER_FOLDERS
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
@@ -34,6 +35,11 @@ _SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
 TakeNote: TypeAlias = Callable[[str, Note], None]
 #: What tells whether a file has changed; JSON.
 Stamp: TypeAlias = tuple[Any, ...]
+#: What a scan saw of a file: its stamp, and its digest where it was made.
+Judged: TypeAlias = tuple[Stamp, str]
+
+#: What may have become of a file since it was judged.
+GONE, CHANGED = "gone already", "it has changed since the scan"
 
 
 class Folder:
@@ -115,6 +121,17 @@ class Folder:
         """Return the state of a file that a journal remembers."""
         status = Path(self.place, path).stat()
         return status.st_size, status.st_mtime_ns
+
+    def change(self, path: str, stamp: Stamp, known: str) -> str:
+        """Return what has become of a file since it was judged: by size, time and, where there is one, its digest."""
+        place = Path(self.place, path)
+        if not os.path.lexists(place):
+            return GONE
+        now: Stamp = ()
+        with suppress(FileNotFoundError):  # a link to nothing
+            now = self.stamp(path)
+        is_same = now == tuple(stamp) and (not known or digest(place.read_bytes()) == known)
+        return "" if is_same else CHANGED
 
     def identity(self, path: str) -> Hashable:
         """Return what is the same for all names of one file."""

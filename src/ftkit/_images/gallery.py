@@ -104,9 +104,16 @@ def write_gallery(
         "data": json.dumps(data).replace("<", "\\u003c"),
     }
     first = set(sorted(ranks, key=ranks.__getitem__)[:_THUMBNAILS])
+
+    def place(name: str) -> str:
+        """Return where a file is now."""
+        there = "" if moved_to is None else str(Path(path).parent / moved_to / below(root, name))
+        return there if os.path.lexists(there) else name
+
+    wanted = (place(name) if name in first else "" for name in numbers)
     with atomic_write(path) as file:
         file.write(_MARK.sub(lambda mark: parts[mark[1]], before).encode())
-        for thumbnail in _thumbnails(name if name in first and not _is_folder(name) else "" for name in numbers):
+        for thumbnail in _thumbnails("" if _is_folder(name) else name for name in wanted):
             file.write(f"{thumbnail}\n".encode())
         file.write(after.encode())
 

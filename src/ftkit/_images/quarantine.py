@@ -11,22 +11,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
-from typing import TypeAlias
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._images.folders import Folder, Stamp, below, require_folder
+from ftkit._images.folders import GONE, Folder, Judged, below, require_folder
 from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
-_CHANGED, _GONE = "it has changed since the scan", "gone already"
 _MOST_HOPS = 40  # from link to link, as systems have it
-
-#: What a scan saw of a file: what tells whether it has changed, and its digest where it was made.
-Judged: TypeAlias = tuple[Stamp, str]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -68,7 +63,7 @@ class Quarantine(Report):
         yield Grid([(f"{number:,}", kind) for kind, number in numbers], names=(1,), right=(0,))
         if self.emptied:
             yield f"  folders left empty, and {'to be ' if self.dry_run else ''}removed: {some(self.emptied, 8)}"
-        yield Grid([(path, why if why == _GONE else f"left in place: {why}") for path, why in self.left])
+        yield Grid([(path, why if why == GONE else f"left in place: {why}") for path, why in self.left])
         if self.manifest:
             yield f"Look at {self.gallery}; undo with ftkit.restore({str(self.manifest)!r})."
 
@@ -78,7 +73,7 @@ def move_away(
     findings: Iterable[Finding],
     dest: str | os.PathLike[str],
     judged: Mapping[str, Judged],
-    show: Callable[[Path, str], None] | None,
+    show: Callable[[Path, str, Collection[str]], None] | None,
 ) -> Quarantine:
     """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
 
@@ -87,8 +82,9 @@ def move_away(
         findings: What moves.
         dest: A folder outside.
         judged: What the scan saw of the files; one that has changed since stays.
-        show: Writes the gallery, before anything moves; gets its path, and the name of the folder next to it that the
-            files move to. None for a dry run.
+        show: Writes the gallery; gets its path, the name of the folder next to it that the files move to, and their
+            paths relative to ``root``. It is called before anything moves, and again if not all of that moves. None for
+            a dry run.
     """
     if "://" in root:
         raise FtkitError(f"Files in {root} can't be moved. Skip them with image_folder_filter().")
@@ -108,16 +104,16 @@ def move_away(
         if finding.path in judged:
             seen[path] = judged[finding.path]
 
-    def has_changed(path: str) -> bool:
-        return path in seen and _has_changed(data, path, *seen[path])
+    def change(path: str) -> str:
+        return data.change(path, *seen[path]) if path in seen else ""
 
-    entries, left = _plan(home, reasons, has_changed, dry_run=show is None)
+    entries, left = _plan(home, reasons, change, dry_run=show is None)
     if show is None or not entries:
         return _summary(home, target, entries, left, dry_run=show is None)
     folder, place = _claim(target)
     gallery = place.with_suffix(".html")
     try:
-        show(gallery, folder.name)
+        show(gallery, folder.name, {entry.path for entry in entries})
         manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
         manifest.write()
     except BaseException:
@@ -130,15 +126,15 @@ def move_away(
         try:
             if entry.is_folder:
                 (home / entry.path).rmdir()
-            elif entry.type == "file" and has_changed(entry.path):  # a link may have lost what it leads to by now
-                left.append((entry.path, _CHANGED if os.path.lexists(home / entry.path) else _GONE))
+            elif entry.type == "file" and (why := change(entry.path)):  # a link may have lost what it leads to by now
+                left.append((entry.path, why))
                 continue
             else:
                 _move(home / entry.path, folder / entry.path)
             gone.append(entry)
         except OSError as error:
             if entry.kinds:  # a folder that would have been empty is no loss
-                left.append((entry.path, _reason(error) if os.path.lexists(home / entry.path) else _GONE))
+                left.append((entry.path, _reason(error) if os.path.lexists(home / entry.path) else GONE))
     if len(gone) < len(entries):  # another process was faster, say: a manifest lists what is here
         moved = {entry.path for entry in gone}
         there = [
@@ -152,6 +148,7 @@ def move_away(
             _remove_empty(folder, {(folder / entry.path).parent for entry in entries})
             return _summary(home, target, gone, left)
         manifest._replace(entries=there).write()
+        show(gallery, folder.name, {entry.path for entry in there})
     return _summary(home, folder, gone, left, manifest=manifest.path, gallery=gallery)
 
 
@@ -216,20 +213,12 @@ def _unusable(target: Path, error: OSError) -> FtkitError:
     return FtkitError(f"Can't quarantine to {target}: {_reason(error)}. Nothing was moved. Choose another folder.")
 
 
-def _has_changed(data: Folder, path: str, stamp: Stamp, known: str) -> bool:
-    """Whether a file is another than the one that was scanned: by size, time and, where it is known, its digest."""
-    now: Stamp = ()
-    with suppress(FileNotFoundError):  # a link to nothing
-        now = data.stamp(path)
-    return now != tuple(stamp) or (known != "" and digest(Path(data.place, path).read_bytes()) != known)
-
-
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
 def _plan(
-    root: Path, reasons: dict[str, list[str]], has_changed: Callable[[str], bool], *, dry_run: bool
+    root: Path, reasons: dict[str, list[str]], change: Callable[[str], str], *, dry_run: bool
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay.
 
@@ -242,9 +231,9 @@ def _plan(
             why = obstacle(root, path) if names_inside(path) else "a manifest can't record its name"
             if not why:
                 entry = Entry.of(root, path, kinds)
-                why = _CHANGED if (entry.type == "link" or dry_run) and has_changed(path) else ""
+                why = change(path) if entry.type == "link" or dry_run else ""
         except FileNotFoundError:
-            why = _GONE
+            why = GONE
         except OSError as error:
             why = _reason(error)
         if why:
@@ -349,8 +338,8 @@ def restore(
 
     Raises:
         FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
-            is not there; or something else is now in a file's old place. Nothing is moved then. Or, after
-            the others were restored, files are in neither place or can't be moved.
+            is not there; or something else is now in a file's old place. Nothing is moved then. Or files
+            are in neither place or can't be moved; the others are restored before, except in a dry run.
 
     Example:
         >>> from pathlib import Path
@@ -375,7 +364,11 @@ def restore(
             f"Move what is in the way elsewhere, and call restore again."
         )
     if flag("dry_run", dry_run):
-        return [str(home / entry.path) for entry in files if os.path.lexists(folder / entry.path)]
+        there = [str(home / entry.path) for entry in files if os.path.lexists(folder / entry.path)]
+        lost = [str(home / entry.path) for entry in files if not _is_anywhere(entry, home, folder)]
+        if lost:
+            raise FtkitError(f"{plural(len(there), 'file')} can be restored, but not all.{_lost(lost, folder)}")
+        return there
     for place in {(home / entry.path).parent for entry in files}:
         with suppress(OSError):
             remove_litter(place)  # of a restore that was killed
@@ -408,10 +401,18 @@ def restore(
             old.chmod(mode)
     _remove_empty(folder, {parent for entry in files for parent in (folder / entry.path).parents})
     if lost or failed:
-        where = f" {len(lost):,} can't be found in {folder} or the old place: {some(lost, 3)}." if lost else ""
+        where = _lost(lost, folder) if lost else ""
         how = f" {len(failed):,} can't be moved: {some(failed, 3)}. Fix that and call restore again." if failed else ""
         raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{where}{how}")
     return back
+
+
+def _is_anywhere(entry: Entry, home: Path, folder: Path) -> bool:
+    return os.path.lexists(folder / entry.path) or os.path.lexists(home / entry.path)
+
+
+def _lost(files: Sequence[str], folder: Path) -> str:
+    return f" {len(files):,} can't be found in {folder} or the old place: {some(files, 3)}."
 
 
 def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:

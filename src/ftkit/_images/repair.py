@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit._arguments import local_path
 from ftkit._images.findings import KINDS, SEVERITIES, Finding
-from ftkit._images.folders import require_folder
+from ftkit._images.folders import Folder, Judged, below, require_folder
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural
@@ -50,6 +50,7 @@ def repair(
     findings: Sequence[Finding],
     dest: str | os.PathLike[str] | None,
     choose: Callable[[], Iterable[Finding]],
+    judged: Mapping[str, Judged],
     *,
     report_others: bool,
     dry_run: bool,
@@ -61,6 +62,7 @@ def repair(
         findings: All of them.
         dest: The folder for the copies.
         choose: Returns the findings to mend.
+        judged: What the scan saw of the files; one that has changed since is not mended.
         report_others: Whether those of them that can't be mended are reported.
         dry_run: Whether nothing is written.
     """
@@ -84,12 +86,15 @@ def repair(
             chosen.setdefault(finding.path, []).append(finding.kind)
         elif report_others:
             beyond[finding.path] = hopeless.get(finding.path, finding.kind)
+    changed = {path: why for path in chosen if path in judged and (why := _change(Folder(root), path, judged[path]))}
+    for path in changed:
+        del chosen[path]
     jobs = [
         Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root)), dry_run))
         for path, why in chosen.items()
     ]
-    result = Repair(folder, dry_run=dry_run)
-    for path in sorted(beyond.keys() - chosen.keys()):
+    result = Repair(folder, failed=changed, dry_run=dry_run)
+    for path in sorted(beyond.keys() - chosen.keys() - changed.keys()):
         result.failed[path] = f"{beyond[path]} can't be mended ({KINDS[beyond[path]].remedy})"
     try:
         for path, answer in zip(chosen, run_jobs(jobs, _SECONDS), strict=True):
@@ -100,3 +105,11 @@ def repair(
     finally:
         close_workers()
     return result
+
+
+def _change(data: Folder, path: str, seen: Judged) -> str:
+    """Return what has become of a file since the scan, or why that can't be told."""
+    try:
+        return data.change(below(data.name, path), *seen)
+    except OSError as error:
+        return error.strerror or str(error)

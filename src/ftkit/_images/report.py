@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,8 @@ from typing import overload
 from ftkit._arguments import flag
 from ftkit._images.choice import choose
 from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
-from ftkit._images.quarantine import Judged, Quarantine, move_away, moved_before
+from ftkit._images.folders import Judged, below
+from ftkit._images.quarantine import Quarantine, move_away, moved_before
 from ftkit._images.repair import Repair, repair
 from ftkit._images.suffixes import LISTED_SUFFIXES
 from ftkit._images.table import ImageTable, escaped, outside, write_parquet
@@ -104,6 +105,8 @@ class ScanReport(Report):
                 f"{plural(len(self.duplicates), 'group')} of duplicates ({kinds['exact']:,} exact, {kinds['near']:,} "
                 f"near), {crossing:,} across classes, {len(self.leaks):,} across splits"
             )
+            if kinds["near"]:
+                yield "  of near copies in one split, the copy with the most pixels is kept, so not a crop"
         if not self.findings:
             yield "no problems found"
         elif self.unusable or self.junk:
@@ -198,13 +201,14 @@ class ScanReport(Report):
         """
         gone = moved_before(self.root, dest) if only is not None else ()
         chosen = choose(self.root, self.findings, self.duplicates, kinds, only, gone)
-        copies = {finding.path for finding in chosen if KINDS[finding.kind].family}
-        groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
         note = "These were set aside; ftkit.restore(manifest) moves them back."
         dry_run = flag("dry_run", dry_run)
 
-        def show(page: Path, moved_to: str) -> None:
-            self._show(page, note, chosen, groups, moved_to)
+        def show(page: Path, moved_to: str, paths: Collection[str]) -> None:
+            moving = [finding for finding in chosen if below(self.root, finding.path) in paths]
+            copies = {finding.path for finding in moving if KINDS[finding.kind].family}
+            groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
+            self._show(page, note, moving, groups, moved_to)
 
         return move_away(self.root, chosen, dest, self._judged, None if dry_run else show)
 
@@ -238,6 +242,7 @@ class ScanReport(Report):
             self.findings,
             dest,
             lambda: choose(self.root, self.findings, self.duplicates, kinds if asked else mendable, only),
+            self._judged,
             report_others=asked,
             dry_run=flag("dry_run", dry_run),
         )

@@ -188,18 +188,27 @@ def escaped(name: str) -> str:
 
 
 def outside(root: str, path: Target) -> Target:
-    """Return the path of a file to write, if it is not a file of the data set.
+    """Return the path of a file to write, if it is not in the data set.
 
     Raises:
-        FtkitError: It is.
+        FtkitError: It is: a file of the data set, or one that the next scan would take for such a file.
         FileWriteError: It is not a local path.
     """
     name = None if path is None else local_path("path", path, error=FileWriteError)
-    if name is not None and root and "://" not in root and os.path.lexists(name):
+    if name is not None and root and "://" not in root:
         places = ((way(root), way(name)) for way in (os.path.abspath, os.path.realpath))
         if any(Path(place).is_relative_to(above) for above, place in places):
-            raise FtkitError(f"{name} is a file of the data set {root}. Choose another path.")
+            taken = "a file of" if os.path.lexists(name) else "inside"
+            raise FtkitError(
+                f"{name} is {taken} the data set {root}. Choose a path outside, such as {_beside(root, name)}."
+            )
     return path
+
+
+def _beside(root: str, name: Path) -> Path:
+    """Return a path next to a data set for a file that was to be written into it."""
+    home = Path(os.path.abspath(root))  # noqa: PTH100  (Path keeps the dots)
+    return home.with_name(f"{home.name}-{name.name}")
 
 
 def write_parquet(path: str | os.PathLike[str], columns: dict[str, type], rows: Iterable[list[Any]]) -> None:

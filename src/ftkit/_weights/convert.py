@@ -13,7 +13,7 @@ from ftkit._reports import Parts, Report
 from ftkit._weights.inspection import diff_checkpoints
 from ftkit._weights.io import reads_delta, save_weights
 from ftkit._weights.sources import Source, open_source
-from ftkit._weights.tables import Table
+from ftkit._weights.tables import MAX_DEPTH, MAX_ITEMS, Table
 from ftkit._wording import in_bytes, plural, shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError, did_you_mean
 
@@ -91,6 +91,12 @@ def convert(
             raise CheckpointError(
                 f"{shown(opened.name)} has tensors that a file of weights has no names for: {some(table.unnamed, 8)}. "
                 "Each needs a text of its own as its key."
+            )
+        if table.unread:
+            raise CheckpointError(
+                f"{shown(opened.name)} has more tensors, or names for them, than are read: {some(table.unread, 8)}. "
+                f"Lists are read up to {MAX_ITEMS} items, tables up to {MAX_DEPTH} levels deep, each under one name. "
+                "Save what you need as a plain state dict, or name a --part without these."
             )
         tensors = {name: entry.empty() for name, entry in table.entries.items()}
         opened.read_into((entry, tensors[name]) for name, entry in table.entries.items())

@@ -32,6 +32,8 @@ from ftkit.selection import unwrap
 _log = logging.getLogger("ftkit")
 
 _LISTED: Final = 24
+_OF_PEFT: Final = "base_model.model."  # before all names in a model that peft has wrapped
+_BASE_LAYER: Final = ".base_layer."  # in those of the layers that it has adapted
 _STEPS: Final = (torch.int8, torch.uint8)  # in which weights are quantized; wider integers stand for themselves
 
 
@@ -241,11 +243,8 @@ def plan_weights(
             f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
             "which it compares with the base of the file."
         )
-    if strict and not perfect and not adapter and _holds_adapter(match):
-        raise CheckpointError(
-            f"{shown(opened.name)} contains only an adapter of peft, and the {places.kind} has none. Wrap the model as "
-            "in training, with peft.get_peft_model(model, config), and load the file into that."
-        )
+    if not match.fitting and (wrong := _mixed_up(match, places, has_adapter=bool(adapter))):
+        raise CheckpointError(f"{shown(opened.name)} {wrong}")
     meant = {pair.key: pair.name for pair in match.fitting}
     if places.elsewhere or (places.translates and not perfect):
         return WeightsPlan(
@@ -365,9 +364,24 @@ def reads_delta(metadata: Mapping[str, Any]) -> str:
     return "load_checkpoint(path, model=model)" if is_delta else ""
 
 
-def _holds_adapter(match: Match) -> bool:
-    """Whether what was found looks like a file of peft's ``save_pretrained``."""
-    return not match.fitting and all(key.startswith("base_model.model.") for key, _ in match.entries.values())
+def _mixed_up(match: Match, places: Places, *, has_adapter: bool) -> str:
+    """What to do where either the source or the model is peft's, and the other is not; "" if that is not the case."""
+    if not has_adapter:
+        if not all(key.startswith(_OF_PEFT) for key, _ in match.entries.values()):
+            return ""
+        is_whole = any(_BASE_LAYER in key for key, _ in match.entries.values())
+        what = "a model that peft has wrapped, with its adapter" if is_whole else "only an adapter of peft"
+        return (
+            f"contains {what}, and the {places.kind} has no adapter. Wrap the model as in training, with "
+            "peft.get_peft_model(model, config), and load the file into that."
+        )
+    bare = {name.removeprefix(_OF_PEFT).replace(_BASE_LAYER, ".") for name in places.tensors}
+    if 2 * len(bare & match.entries.keys()) < len(match.entries):
+        return ""
+    return (
+        f"contains the model without an adapter, and the {places.kind} has one, which renames its weights. "
+        "Load the file before the model is wrapped: load_weights(model, ...), then peft.get_peft_model(model, config)."
+    )
 
 
 def _refuse_misfit(report: LoadReport, match: Match, places: Places, *, strict: bool, drop_mismatched: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -22,8 +22,8 @@ from ftkit.errors import CheckpointError
 _MAX_BITS: Final = 10_000  # of a number: Python refuses to write one of more than 4,300 digits
 _PART: Final = 64  # bytes that it takes to note a part
 _NAME: Final = 512  # bytes that an entry takes, and its places in tables
-_MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
-_MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
+MAX_DEPTH: Final = 12  # levels of a checkpoint, or of modules in modules, that are looked into
+MAX_ITEMS: Final = 64  # of a list: optimizers and models in one are few, and numbers are many
 _FREE_BYTES: Final = 1 << 20  # a tensor may repeat its storage up to this size: scalars are often expanded
 
 # The tables in a pickled module that make up its state dict, and the set of names that it leaves out.
@@ -31,6 +31,9 @@ _REGISTERED: Final = ("_parameters", "_buffers", "_modules")
 _PASSING: Final = "_non_persistent_buffers_set"
 
 _Keys: TypeAlias = tuple[str | int, ...]
+
+_Skipped: TypeAlias = tuple[_Keys, _Keys | None]
+"""Where something is that a walk does not go into, and where it was met before, if that is why."""
 
 Reader: TypeAlias = "Callable[[list[tuple[Entry, Tensor]]], None]"
 """Fills several targets at once with entries of one file."""
@@ -99,6 +102,8 @@ class Table:
             takes them for weights, unless there is nothing else.
         mapped: By what mapping they were made from others, in words; empty if they are as the source has them.
         unnamed: What no name stands for, in words: keys that are no text, and names that two tensors share.
+        unread: Where there are more tensors, or other names for these, in words: what is too deep or too long to be
+            looked into, and tables that were met under another name.
     """
 
     path: tuple[str, ...]
@@ -106,6 +111,7 @@ class Table:
     numbered: dict[str, Entry] = field(default_factory=dict)
     mapped: str = ""
     unnamed: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 def copy_into(pairs: Iterable[tuple[Entry, Tensor]]) -> None:
@@ -147,7 +153,8 @@ def tables_in(tree: Any, read: Reader = copy_into, budget: Budget | None = None)
         entries: dict[str, Entry] = {}
         numbered: dict[str, Entry] = {}
         unnamed: list[str] = []
-        for keys, one in walker.walk(part):
+        skipped: list[_Skipped] = []
+        for keys, one in walker.walk(part, skipped):
             unnamed += map(repr, _unnamed(one))
             if _is_tensor(one):
                 name = walker.name(keys)
@@ -159,8 +166,19 @@ def tables_in(tree: Any, read: Reader = copy_into, budget: Budget | None = None)
                 entry = Entry(one, read if isinstance(one, StoredTensor) else copy_into, name, walker.budget)
                 (numbered if any(isinstance(key, int) for key in keys) else entries)[name] = entry
         if entries or (numbered and not path):
-            tables.append(Table(tuple(map(str, path)), entries or numbered, numbered, unnamed=tuple(unnamed)))
+            unread = tuple(_unread(skipped, entries.keys() | numbered.keys()))
+            tables.append(Table(tuple(map(str, path)), entries or numbered, numbered, "", tuple(unnamed), unread))
     return tables
+
+
+def _unread(skipped: list[_Skipped], names: Collection[str]) -> Iterator[str]:
+    """Say in words what a walk has passed by that may hold tensors; of what it met twice, whether it does is known."""
+    for keys, first in skipped:
+        place, known = (".".join(map(str, way)) for way in (keys, first or ()))
+        if first is None:
+            yield f"{place!r} in part"
+        elif any(f"{name}.".startswith(f"{known}.") for name in names):
+            yield f"{place!r}, which is {known!r} too"
 
 
 def plain_values(tree: Any) -> dict[str, Any]:
@@ -185,24 +203,42 @@ class _Walker:
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
         self._arrays: dict[int, Any] = {}
+        self._overlong: dict[int, bool] = {}
 
-    def walk(self, root: Any) -> Iterator[tuple[_Keys, Any]]:
+    def walk(self, root: Any, skipped: list[_Skipped] | None = None) -> Iterator[tuple[_Keys, Any]]:
         """Every part below a root, itself included, with the keys that lead there; what is reached twice comes once.
 
-        Arrays come as the tensors that they are. One tensor comes under each of its names.
+        Arrays come as the tensors that they are. One tensor comes under each of its names. What is passed by is noted
+        in ``skipped``, but for what leads back to where it lies in, which never ends.
         """
-        seen: set[int] = set()
+        seen: dict[int, _Keys] = {}
+        skipped = [] if skipped is None else skipped
         stack: list[tuple[_Keys, Any]] = [((), root)]
         while stack:
             path, node = stack.pop()
             if _is_tensor(part := self._as_tensor(node)):
                 yield path, part
-            elif id(node) not in seen:
-                seen.add(id(node))
+            elif (first := seen.get(id(node))) is not None:
+                if not _is_plain(node) and path[: len(first)] != first:
+                    skipped.append((path, first))
+            else:
+                seen[id(node)] = path
                 yield path, node
-                if len(path) < _MAX_DEPTH:
+                if self._is_cut(node, len(path)):
+                    skipped.append((path, None))
+                if len(path) < MAX_DEPTH:
                     self.budget.charge(steps=1 + (count := _breadth(node)), nbytes=_PART * count)
                     stack += reversed([((*path, key), child) for key, child in _children(node)])
+
+    def _is_cut(self, node: Any, depth: int) -> bool:
+        """Whether parts of something are not looked at that may be or hold tensors."""
+        if depth >= MAX_DEPTH:
+            return next(_children(node), None) is not None
+        if not isinstance(node, list | tuple) or len(node) <= MAX_ITEMS:
+            return False
+        if id(node) not in self._overlong:
+            self._overlong[id(node)] = not all(map(_is_plain, node[MAX_ITEMS:]))
+        return self._overlong[id(node)]
 
     def name(self, keys: _Keys) -> str:
         """The dotted name of what lies under these keys."""
@@ -227,7 +263,7 @@ def _breadth(node: Any) -> int:
         state = _slotless(node.state)
         inside = sum(_breadth(part) for name in _REGISTERED if (part := state.get(name)) is not None)
         return len(node.items) + len(state) + inside
-    return _MAX_ITEMS if isinstance(node, list | tuple) else 0
+    return MAX_ITEMS if isinstance(node, list | tuple) else 0
 
 
 def _is_tensor(node: Any) -> bool:
@@ -253,7 +289,7 @@ def _children(node: Any) -> Iterator[tuple[str | int, Any]]:
     if isinstance(node, Mapping):
         yield from ((key, part) for key, part in node.items() if _is_name(key) and not _is_plain(part))
     elif isinstance(node, list | tuple):
-        yield from ((str(at), part) for at, part in enumerate(node[:_MAX_ITEMS]) if not _is_plain(part))
+        yield from ((str(at), part) for at, part in enumerate(node[:MAX_ITEMS]) if not _is_plain(part))
     elif isinstance(node, Foreign):
         yield from _children(_attributes(node.state))
         pairs = (item for item in node.items if isinstance(item, tuple) and len(item) == 2)
