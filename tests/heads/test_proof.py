@@ -55,6 +55,22 @@ def test_a_loss_of_its_own_that_counts_the_classes_is_an_error() -> None:
     assert model.out.out_features == 2
 
 
+def test_a_loss_on_one_hot_labels_gets_labels_for_the_new_count() -> None:
+    """As transformers' classifiers of audio frames take them; they say as little against the new head as indices do."""
+
+    def forward(self: Wired, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        scores = self.out(self.body(x))
+        given = {"scores": scores}
+        if labels is not None:
+            classes = self.out.out_features
+            given["loss"] = nn.functional.cross_entropy(scores, labels.view(-1, classes).argmax(dim=1))
+        return given
+
+    model = wired(forward, body=features(), out=nn.Linear(8, 11))
+    assert replace_head(model, 7).proven
+    assert model.out.out_features == 7
+
+
 class Blind(nn.Module):
     """A model that nobody can make an input for."""
 
