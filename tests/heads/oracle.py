@@ -111,6 +111,9 @@ def _starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]
         apart = max(spreads) > _ALIKE * min(spreads) if theirs.numel() >= _ENOUGH else 0 in spreads != [0, 0]
         if apart and ours.numel() > 1:
             return f"{name} starts with a spread of {spreads[0]:.3g} for {spreads[1]:.3g}"
+        first, expected = float(ours.flatten()[0]), float(theirs.flatten()[0])
+        if spreads == [0, 0] and abs(first - expected) > 1e-3 * max(1, abs(expected)):
+            return f"{name} starts at {first:.3g} for {expected:.3g}"
     return ""
 
 

@@ -71,7 +71,9 @@ class Proof:
         """Tell why the model's own loss fails on such labels as before. Those shaped like an output follow it."""
         if self._with_labels.complete:
             args, kwargs = self._with_labels.inputs
-            now = {old.shape: after.outputs[port].shape for port, old in self._run.outputs.items() if port in after.outputs}
+            now = {
+                old.shape: after.outputs[port].shape for port, old in self._run.outputs.items() if port in after.outputs
+            }
             labels = {key: kwargs[key] for key in kwargs if key not in self._run.inputs[1]}
             follow = {key: one.new_empty(now.get(one.shape, one.shape)) for key, one in labels.items()}
             with_labels = run_on(model, (args, kwargs | follow))
