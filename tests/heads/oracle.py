@@ -71,7 +71,7 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
     wrong = (
         _first(_differences(shapes_of(model), expected))
         or _first(_differences(numbers_of(model), numbers_of(fresh)))
-        or (_starts_otherwise(model, fresh, head.names) if small else "")
+        or (starts_otherwise(model, fresh, head.names) if small else "")
         or (_runs_otherwise(model, fresh, inputs) if small else "")
     )
     if moved or wrong:
@@ -103,7 +103,7 @@ _ALIKE = 1.5  # the ratio of the spreads of two starts that are drawn alike, of 
 _ENOUGH = 64
 
 
-def _starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]) -> str:
+def starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]) -> str:
     """Tell which parameter of a new head starts from other values than in a fresh model: all alike, or spread else."""
     for name in (f"{one}.{key}" for one in names for key, _ in model.get_submodule(one).named_parameters()):
         ours, theirs = (one.get_parameter(name).detach().float() for one in (model, fresh))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -686,3 +687,38 @@ class LogFrequencies(Base):
         counts = torch.arange(1, classes + 1)
         nn.init.normal_(self.fc.weight, std=0.01)
         self.fc.bias.data.copy_((counts / counts.sum()).log())
+
+
+# ---- what must not be run again
+
+
+class Reading(Base):
+    """A constructor that does more than to start its layers, in the same lines too."""
+
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, classes: int, path: str = "weights.pth") -> None:
+        super().__init__(classes)
+        self.calls.append("constructor")
+        checkpoint = self.read(path)
+        self.calls.append(f"read {len(checkpoint)}")
+        self.init_and_report(0.5)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        self.fc.bias.data.fill_(self.count())
+        for name in ("a", "b"):
+            self.calls.append(name)
+        if self.count() > 1e9:
+            nn.init.zeros_(self.fc.weight)
+
+    def read(self, path: str) -> dict[str, torch.Tensor]:
+        """Stand for something with an effect."""
+        self.calls.append(path)
+        return {}
+
+    def count(self) -> float:
+        self.calls.append("count")
+        return 0.0
+
+    def init_and_report(self, std: float) -> None:
+        nn.init.normal_(self.fc.weight, std=std)
+        self.calls.append("reported")

@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from ftkit._heads.layers import Layer, like
 from ftkit._heads.starts import start, starts_alike
+from ftkit._heads.untrained import is_constant
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
@@ -62,6 +63,10 @@ def renewed(
         for name, value in bare.named_parameters():
             if bare is not new:
                 _assign(new, name, value.detach())
+        for name, value in new.named_parameters():  # such as the lengths of a weight norm that all are one
+            source = old.get_parameter(name)
+            if bare is not new and source.numel() > 1 and is_constant(source):
+                value.fill_(source.flatten()[0])
         if rows:
             _carry(layer, new, rows)
     _need_gradients_like(old, new, thaw)
