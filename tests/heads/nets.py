@@ -7,6 +7,8 @@ import warnings
 import torch
 from torch import nn
 
+from ftkit._heads.layers import Layer, as_layer
+
 
 def features(width: int = 8) -> nn.Sequential:
     """A small body for images."""
@@ -72,3 +74,10 @@ def on_meta(build: object) -> nn.Module:
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return build()
+
+
+def as_a_layer(module: nn.Module) -> Layer:
+    """A module as a layer of a head."""
+    layer = as_layer(module, "fc")
+    assert layer is not None
+    return layer

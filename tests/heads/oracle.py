@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import logging
+import os
 import random
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -47,7 +49,7 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
         build: How to build the model for a number of classes.
         inputs: What the model takes, if that can't be made up.
     """
-    small = sum(parameter.numel() for parameter in quietly(build, AFTER).parameters()) < _MOST
+    small = is_small(quietly(build, AFTER))
     fresh, model = quietly(build, AFTER, values=small), quietly(build, BEFORE, values=small)
     changed = looked_at(model, inputs, AFTER if small else None)
     if changed:
@@ -71,12 +73,17 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
     wrong = (
         _first(_differences(shapes_of(model), expected))
         or _first(_differences(numbers_of(model), numbers_of(fresh)))
-        or (_starts_otherwise(model, fresh, head.names) if small else "")
+        or (starts_otherwise(model, fresh, head.names) if small else "")
         or (_runs_otherwise(model, fresh, inputs) if small else "")
     )
     if moved or wrong:
         return WRONG, f"{', '.join(moved[:3])} {wrong} {head.names}"
     return RIGHT, str(head)
+
+
+def is_small(model: nn.Module) -> bool:
+    """Whether a model is built with values."""
+    return sum(parameter.numel() for parameter in model.parameters()) < _MOST
 
 
 def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
@@ -103,7 +110,7 @@ _ALIKE = 1.5  # the ratio of the spreads of two starts that are drawn alike, of 
 _ENOUGH = 64
 
 
-def _starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]) -> str:
+def starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]) -> str:
     """Tell which parameter of a new head starts from other values than in a fresh model: all alike, or spread else."""
     for name in (f"{one}.{key}" for one in names for key, _ in model.get_submodule(one).named_parameters()):
         ours, theirs = (one.get_parameter(name).detach().float() for one in (model, fresh))
@@ -111,6 +118,9 @@ def _starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]
         apart = max(spreads) > _ALIKE * min(spreads) if theirs.numel() >= _ENOUGH else 0 in spreads != [0, 0]
         if apart and ours.numel() > 1:
             return f"{name} starts with a spread of {spreads[0]:.3g} for {spreads[1]:.3g}"
+        first, expected = float(ours.flatten()[0]), float(theirs.flatten()[0])
+        if spreads == [0, 0] and abs(first - expected) > 1e-3 * max(1, abs(expected)):
+            return f"{name} starts at {first:.3g} for {expected:.3g}"
     return ""
 
 
@@ -202,9 +212,15 @@ class State:
             "threads and backends": (torch.get_num_threads(), torch.backends.mha.get_fastpath_enabled()),
             "hooks on all modules": [len(table) for table in _tables(nn.modules.module) if "hooks" in table.name],
             "warning filters": list(warnings.filters),
+            "default device": str(torch.get_default_device()),
+            "logging": (logging.root.manager.disable, logging.root.level),
+            "environment": dict(os.environ),
         }
         for name, module in self._model.named_modules(remove_duplicate=False):
             found[f"class of {name}"] = type(module)
+            for kind in type(module).__mro__[:-1]:
+                if not kind.__module__.startswith("torch."):
+                    found[f"attributes of {kind}"] = {key: _content(value) for key, value in vars(kind).items()}
             for key, value in vars(module).items():
                 found[f"{name}.{key}"] = _content(value)
             for key, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
@@ -246,18 +262,19 @@ def _is_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.shape == other.shape and (one.is_meta or torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 
-def looked_at(model: nn.Module, inputs: Inputs | None, count: int | None) -> str:
+def looked_at(model: nn.Module, inputs: Inputs | None, count: int | None, ways: Collection[str] | None = None) -> str:
     """Look at a model in all ways, in eval and in training mode; tell what that changed, which must be nothing.
 
     Args:
         model: The model.
         inputs: What it takes, if that can't be made up.
         count: Of classes, for attempts to put a head where none fits, or None for no such attempts.
+        ways: The names of ways to look, if not all.
     """
     for training in (False, True):
         model.train(training)
         state = State(model)
-        for way, look in _WAYS.items():
+        for way, look in _WAYS.items() if ways is None else ((way, _WAYS[way]) for way in ways):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")

@@ -201,3 +201,16 @@ def test_a_refitted_model_is_like_a_fresh_one(case: str) -> None:
     family = FAMILIES.get(case)
     verdict, why = oracle.judge(build, (family.inputs(), {}) if family and family.inputs else None)
     assert verdict != oracle.WRONG, why
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_to_find_a_head_changes_nothing(case: str) -> None:
+    """No tensor, mode, attribute, cache or random number, of the model, its classes and what is around it."""
+    try:
+        build = CASES[case]()
+        model = oracle.quietly(build, oracle.BEFORE, values=oracle.is_small(oracle.quietly(build, oracle.BEFORE)))
+    except Exception as error:
+        pytest.skip(f"not built here: {error}")
+    family = FAMILIES.get(case)
+    inputs = (family.inputs(), {}) if family and family.inputs else None
+    assert not oracle.looked_at(model, inputs, None, ["find_head"])

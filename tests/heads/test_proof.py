@@ -55,6 +55,47 @@ def test_a_loss_of_its_own_that_counts_the_classes_is_an_error() -> None:
     assert model.out.out_features == 2
 
 
+def test_a_loss_on_one_hot_labels_gets_labels_for_the_new_count() -> None:
+    """As transformers' classifiers of audio frames take them; they say as little against the new head as indices do."""
+
+    def forward(self: Wired, x: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        scores = self.out(self.body(x))
+        given = {"scores": scores}
+        if labels is not None:
+            classes = self.out.out_features
+            given["loss"] = nn.functional.cross_entropy(scores, labels.view(-1, classes).argmax(dim=1))
+        return given
+
+    model = wired(forward, body=features(), out=nn.Linear(8, 11))
+    assert replace_head(model, 7).proven
+    assert model.out.out_features == 7
+
+
+def test_all_heads_of_a_model_that_cannot_be_run_are_found() -> None:
+    """One is named for classes, the other has their count, which no layer takes: NTS-Net, which computes with NumPy."""
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.num_classes = 11
+            self.body = features()
+            self.backbone_classifier, self.scores, self.concat_net = (
+                nn.Linear(8, 11),
+                nn.Linear(8, 3),
+                nn.Linear(16, 11),
+            )
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.body(x)
+            best = torch.from_numpy(self.scores(x).detach().numpy()).argmax()
+            return self.concat_net(torch.cat([x, x * best], 1)) + self.backbone_classifier(x)
+
+    model = Parts()
+    head = replace_head(model, 7)
+    assert set(head.names) == {"backbone_classifier", "concat_net"}
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+
+
 class Blind(nn.Module):
     """A model that nobody can make an input for."""
 

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from ftkit import freeze, is_frozen, replace_head
-from ftkit._heads.renew import _initializers
+from ftkit._heads.starts import _initializers
 from ftkit.errors import HeadError
 from tests.heads.nets import Net, features
 

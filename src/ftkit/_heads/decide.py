@@ -171,7 +171,7 @@ class _Evidence:
     Attributes:
         unseen: The layers that did not run.
         ends: Those that could be class outputs: no layer comes after them, and no name says otherwise.
-        named: The same, and where the run was cut short those that would have run after, told by their names.
+        named: The same, and where the run was cut short those that would have run after, told by their names or counts.
         told: The counts of classes that counters tell, the most telling first.
     """
 
@@ -184,7 +184,15 @@ class _Evidence:
             late = {layer.names for layer in every[every.index(self.unseen[-1]) :]}
             possible = Ends([*self.ends, *map(End, self.unseen)])
             self.ends = self.ends.where(lambda end: end.layer.names in late)
-            self.named = possible.where(lambda end: end in self.ends or end.layer.names_classes())
+            taken = {layer.inputs for layer in every}
+            counted = {count for count in told(model, ()) if count > 1} - taken  # what no layer takes, leaves the model
+            self.named = possible.where(
+                lambda end: (
+                    end in self.ends
+                    or end.layer.names_classes()
+                    or (end.layer in self.unseen and end.layer.outputs in counted and not end.layer.names_another())
+                )
+            )
 
 
 def _counted_by_the_model(evidence: _Evidence) -> Layers:
@@ -250,7 +258,8 @@ _RULES: tuple[Callable[[_Evidence], Layers], ...] = (
 
 def _fitting(evidence: _Evidence, classes: int) -> Ends:
     """The layers that a number of classes fits. Scores that are squashed or normed must be named so."""
-    possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes())
+    unseen = evidence.unseen
+    possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes() or end.layer in unseen)
     found = Ends()
     for end in possible:
         layer = _counted(evidence.model, end.layer, classes, evidence.trace.shapes_of(end.layer, CLEAN))

@@ -44,7 +44,7 @@ class Proof:
         """
         after = self._runs_still(model, f"{count} classes in place of {self._found.classes}")
         if after is not None:
-            failures = [*self._astray(after, count), *self._fails_with_labels(model)]
+            failures = [*self._astray(after, count), *self._fails_with_labels(model, after)]
             if failures:
                 raise self._error(model, f"{count} classes in place of {self._found.classes}", failures[0])
 
@@ -78,11 +78,18 @@ class Proof:
             raise self._error(model, what, f": {after.failure}")
         return after
 
-    def _fails_with_labels(self, model: nn.Module) -> Iterator[str]:
+    def _fails_with_labels(self, model: nn.Module, after: Run) -> Iterator[str]:
+        """Tell why the model's own loss fails on such labels as before. Those shaped like an output follow it."""
         if self._with_labels.complete:
-            after = run_on(model, self._with_labels.inputs)
-            if not (after.complete or after.unable):
-                yield f": {after.failure}"
+            args, kwargs = self._with_labels.inputs
+            now = {
+                old.shape: after.outputs[port].shape for port, old in self._run.outputs.items() if port in after.outputs
+            }
+            labels = {key: kwargs[key] for key in kwargs if key not in self._run.inputs[1]}
+            follow = {key: one.new_empty(now.get(one.shape, one.shape)) for key, one in labels.items()}
+            with_labels = run_on(model, (args, kwargs | follow))
+            if not (with_labels.complete or with_labels.unable):
+                yield f": {with_labels.failure}"
 
     def _error(self, model: nn.Module, what: str, failure: str) -> HeadError:
         names = ", ".join(map(repr, self._found.layers.names))

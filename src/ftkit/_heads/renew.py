@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import copy
-import dis
-import inspect
-import logging
-import operator
-import re
-import textwrap
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.layers import Layer, holders, layers, like, on_meta, read
+from ftkit._heads.layers import Layer, like
+from ftkit._heads.starts import start, starts_alike
+from ftkit._heads.untrained import is_constant
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
 
-_log = logging.getLogger("ftkit")
-
 _COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
-_SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
-# What a method is called that a model's constructor calls, and a loop in that:
-_METHOD = re.compile(r"_*(init(ialize)?_(weights?|params|parameters|cnn)|weights?_init)_*")
-_OVER_ALL = re.compile(r"(enumerate\()?self\.(named_)?modules\(\)")
-_WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
-_INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
-_SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
 
 
-def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int], thaw: bool) -> nn.Module:
+def is_as_started(model: nn.Module, layer: Layer) -> bool:
+    """Whether a layer is as the model's own code starts one, as far as it can be seen: so its code can be trusted.
+
+    To be asked before the model counts other classes, on which a start may hang.
+    """
+    twin = _twin(layer.module, layer.outputs, layer.outputs, layer.axis)
+    with torch.no_grad(), _resting(layer.module):
+        return starts_alike(model, layer, _bare(twin, layer, layer.outputs))
+
+
+def renewed(
+    model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int], *, as_started: bool, thaw: bool
+) -> nn.Module:
     """Return a layer like the old one, initialized, with another number of outputs.
 
     Args:
-        model: The model that holds it.
+        model: The model that holds it. It counts the new classes already.
         layer: The old layer.
         outputs: How many outputs the new one has.
         rows: Which of them are carried over: each one's index to its old index.
+        as_started: Whether the old layer is as the model's own code starts it.
         thaw: Whether it trains even where the old one was frozen.
 
     Raises:
@@ -59,7 +58,15 @@ def renewed(model: nn.Module, layer: Layer, outputs: int, rows: Mapping[int, int
     if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
     with torch.no_grad(), _resting(old):
-        _start(model, layer, new, outputs)
+        bare = _bare(new, layer, outputs)
+        start(model, layer, bare, as_started=as_started)
+        for name, value in bare.named_parameters():
+            if bare is not new:
+                _assign(new, name, value.detach())
+        for name, value in new.named_parameters():  # such as the lengths of a weight norm that all are one
+            source = old.get_parameter(name)
+            if bare is not new and source.numel() > 1 and is_constant(source):
+                value.fill_(source.flatten()[0])
         if rows:
             _carry(layer, new, rows)
     _need_gradients_like(old, new, thaw)
@@ -179,248 +186,6 @@ def _need_gradients_like(old: nn.Module, new: nn.Module, thaw: bool) -> None:
 def _drop(prefix: str, table: dict[Any, Any]) -> None:
     for key in [key for key in table if str(key).startswith(prefix)]:
         del table[key]
-
-
-# ---- how a new layer starts
-
-
-def _start(model: nn.Module, layer: Layer, new: nn.Module, outputs: int) -> None:
-    """Initialize a new layer as the model would have: its class's way, then by what the model's own code does."""
-    old, bare = layer.module, _bare(new, layer, outputs)
-    _reset(bare, old)
-    own = _own_init(model, layer.name)
-    if own is not None:
-        _initialize(own, bare, bare, layer.name)
-        shell = _shell(model, layer.name.rpartition(".")[0], layer.name, bare)
-        if shell is not None:  # some code starts a layer when it is shown what holds it
-            _initialize(own, shell, bare, layer.name)
-    elif not _start_all(model, layer.name, bare):
-        for name, value in _as_constructed(model, layer, bare).items():
-            bare.get_parameter(name).copy_(value)
-    for name, value in bare.named_parameters():
-        source: torch.Tensor = getattr(old, name)
-        constant = source.flatten()[0]
-        if not value.is_meta and source.numel() > 1 and bool((source == constant).all()):
-            value.fill_(constant)  # a start that no training has moved yet
-        if bare is not new:
-            _assign(new, name, value.detach())
-
-
-def _reset(bare: nn.Module, old: nn.Module) -> None:
-    """Initialize a layer the way of its class, or of torch's linear layer where its class has none."""
-    reset = read(bare, "reset_parameters")
-    if callable(reset):
-        reset()
-        for name, value in bare.named_parameters():  # what a subclass adds (LoRA), and this does not know, adds nothing
-            if value.dim() > 1 and value.shape != getattr(old, name).shape and not value.is_meta:
-                value.copy_(torch.where((value == value.flatten()[0]).all(), 0, value))
-        return
-    for name, value in bare.named_parameters():
-        if value.shape != getattr(old, name).shape:  # not a temperature or a scale, which the classes have no part in
-            nn.init.zeros_(value) if value.dim() < 2 else nn.init.kaiming_uniform_(value, a=5**0.5)
-
-
-def _start_all(model: nn.Module, name: str, bare: nn.Module) -> bool:
-    """Start a layer by code that starts all layers of a module around it, if there is any; tell whether it did.
-
-    That is a method without arguments, or a loop in a constructor. All the others are copies without values.
-    """
-    steps = [] if any(value.is_meta for value in bare.parameters()) else name.split(".")
-    for depth in reversed(range(len(steps))):
-        stem = ".".join(steps[:depth])
-        holder = model.get_submodule(stem)
-        methods = (operator.methodcaller(key) for key, _ in _methods(holder, takes=0))
-        own = next(methods, None) or next(
-            filter(None, (_in_constructor(kind, steps[depth:]) for kind in _own_classes(holder))), None
-        )
-        shell = None if own is None else _shell(model, stem, name, bare)
-        before = [value.clone() for value in bare.parameters()]
-        if own is not None and shell is not None:
-            _initialize(own, shell, bare, name)
-            if not all(map(torch.equal, before, bare.parameters())):
-                return True
-    return False
-
-
-def _in_constructor(kind: type, path: list[str]) -> Callable[[nn.Module], object] | None:
-    """What a constructor does to start its layers, as a function: loops over all, and what sets the one at a path.
-
-    So torchvision's models start theirs. Nothing else of the constructor runs.
-    """
-    constructor = vars(kind).get("__init__")
-    if not inspect.isfunction(constructor):
-        return None
-    try:
-        written = ast.parse(textwrap.dedent(inspect.getsource(constructor))).body[0]
-    except (OSError, SyntaxError):  # a class of a notebook, or made by code
-        return None
-    place = "".join(rf"\[({step}|-\d+)\]" if step.isdigit() else rf"\.{re.escape(step)}" for step in path)
-    alone = re.compile(rf"((torch\.)?(nn\.)?init\.\w+_\(self{place}\.|self{place}\.(weight|bias)\.(data\.)?\w+_\()")
-    parts: list[ast.stmt] = [
-        part
-        for part in ast.walk(written)
-        if (isinstance(part, ast.For) and _OVER_ALL.match(ast.unparse(part.iter)))
-        or (isinstance(part, ast.Expr) and alone.match(ast.unparse(part)))
-    ]
-    parts.sort(key=lambda part: part.lineno)
-    if not (parts and isinstance(written, ast.FunctionDef)):
-        return None
-    written.name, written.body, written.decorator_list, written.returns = "start", parts, [], None
-    written.args = ast.arguments(posonlyargs=[], args=written.args.args[:1], kwonlyargs=[], kw_defaults=[], defaults=[])
-    made: dict[str, Any] = {}
-    code = compile(ast.fix_missing_locations(ast.Module([written], [])), constructor.__code__.co_filename, "exec")
-    exec(code, constructor.__globals__, made)  # noqa: S102 -- a part of what has run when the model was built
-    start: Callable[[nn.Module], object] = made["start"]
-    return start if _sets_weights(start) else None
-
-
-def _shell(model: nn.Module, stem: str, name: str, bare: nn.Module) -> nn.Module | None:
-    """Copy a module by name that holds a layer without values, with a new layer in the old one's place."""
-    holder = model.get_submodule(stem)
-    if type(holder).__module__.startswith("torch.nn."):
-        return None
-    try:
-        shell = on_meta(holder)
-    except Exception as error:  # noqa: BLE001 -- a model may refuse to be copied in any way it likes
-        _log.debug("%s can't be copied: %s", type(holder).__name__, error)
-        return None
-    inner, _, child = name[len(stem) :].lstrip(".").rpartition(".")
-    shell.get_submodule(inner).add_module(child, bare)
-    return shell
-
-
-def _initialize(own: Callable[[nn.Module], object], shown: nn.Module, bare: nn.Module, name: str) -> None:
-    """Initialize a layer by the model's own code. Where that was written for other layers, nothing changes."""
-    before = [value.detach().clone() for value in bare.parameters()]
-    try:
-        own(shown)
-    except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
-        _log.debug("the model's own %r does not initialize %r: %s", own, name, error)
-        for value, previous in zip(bare.parameters(), before, strict=True):
-            value.copy_(previous)
-
-
-def _own_init(model: nn.Module, name: str) -> Callable[[nn.Module], object] | None:
-    """Find how the model's own code initializes a layer.
-
-    That is the method ``_init_weights(module)`` of the classes of what holds the layer (the habit of transformers and
-    timm), or one that their constructors call by such a name, or the one function that such a class calls by a name
-    like ``_xavier_init``, if that sets weights. Nothing else is called: a function that merely stands in the same file
-    may do anything.
-    """
-    nearest = _own_holders(model, name)
-    methods = (one for holder in (*nearest, model) for _, one in _methods(holder, takes=1))
-    return next(methods, None) or next((found[0] for found in map(_initializers, nearest) if len(found) == 1), None)
-
-
-def _methods(holder: nn.Module, takes: int) -> Iterator[tuple[str, Callable[..., object]]]:
-    """The methods of a module's own classes that initialize, by name: the usual one, and what constructors call so.
-
-    Args:
-        holder: The module.
-        takes: How many arguments they take.
-    """
-    kinds = _own_classes(holder)
-    code = [vars(kind).get("__init__") for kind in kinds]
-    called = {name: None for one in code if inspect.isfunction(one) for name in one.__code__.co_names}
-    usual = ["_init_weights"] * takes
-    for name in dict.fromkeys([*usual, *filter(_METHOD.fullmatch, called)]):
-        entry: Any = next((vars(kind)[name] for kind in kinds if name in vars(kind)), None)
-        method = entry.__get__(holder, type(holder)) if hasattr(entry, "__get__") else None
-        if callable(method) and _takes(method, takes) and (name in usual or _sets_weights(method)):
-            yield name, method
-
-
-def _initializers(holder: nn.Module) -> list[types.FunctionType]:
-    """The functions that the code of a module's class refers to and that initialize one module, the nearest class's."""
-    for kind in _own_classes(holder):
-        code = [getattr(entry, "__func__", entry) for entry in vars(kind).values()]
-        known = [_referred_to(function) for function in code if inspect.isfunction(function)]
-        named = {name: value for names in known for name, value in names.items() if _SAYS_INIT.search(name)}
-        if found := [value for value in named.values() if _takes(value, 1) and _sets_weights(value)]:
-            return found
-    return []
-
-
-def _own_classes(holder: nn.Module) -> list[type]:
-    return [kind for kind in type(holder).__mro__ if not kind.__module__.startswith("torch.nn.")]
-
-
-def _referred_to(function: types.FunctionType) -> dict[str, types.FunctionType]:
-    """The functions to which the code of a function refers by a name."""
-    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
-    found = {name: function.__globals__.get(name) for name in _global_names(function.__code__)}
-    for name, cell in cells.items():
-        with contextlib.suppress(ValueError):  # it has no value yet
-            found[name] = cell.cell_contents
-    return {name: value for name, value in found.items() if isinstance(value, types.FunctionType)}
-
-
-def _global_names(code: types.CodeType) -> set[str]:
-    """The names that a function's code looks up in its module, also inside the functions that it makes."""
-    own = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
-    inner = (_global_names(part) for part in code.co_consts if isinstance(part, types.CodeType))
-    return own.union(*inner)
-
-
-def _sets_weights(function: Callable[..., object]) -> bool:
-    """Whether a function's code speaks of the weights of a module."""
-    return not _WEIGHTS.isdisjoint(getattr(read(function, "__code__"), "co_names", ()))
-
-
-def _own_holders(model: nn.Module, name: str) -> list[nn.Module]:
-    """The modules that hold a layer, the nearest first, without torch's own containers."""
-    return [module for module in reversed(holders(model, name)) if not type(module).__module__.startswith("torch.nn.")]
-
-
-def _takes(function: Callable[..., object], count: int) -> bool:
-    """Whether a function needs one argument, the first; or for a ``count`` of 0, takes none."""
-    try:
-        parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):
-        return False
-    needed = [p for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return len(needed) == count and needed == (parameters[:1] if count else parameters)
-
-
-def _as_constructed(model: nn.Module, layer: Layer, bare: nn.Module) -> dict[str, nn.Parameter]:
-    """Build the module that holds the layer once more, and return how its constructor starts the layer, or nothing.
-
-    So a focal-loss detector's prior comes along, which is written nowhere else. Only for a small holder below the
-    model, all of whose arguments are numbers that can be read off it.
-    """
-    name = layer.name
-    holder = next(iter(_own_holders(model, name)), model)
-    wanted = dict(bare.named_parameters())
-    on_meta = any(value.is_meta for value in wanted.values())
-    if holder is model or on_meta or sum(value.numel() for value in holder.parameters()) > _SMALL:
-        return {}
-    stem = next(known for known, module in model.named_modules() if module is holder)
-    arguments = _arguments(holder)
-    counts = [key for key, value in arguments.items() if layer.outputs_for(value) == layer.outputs]
-    if len(counts) != 1:
-        return {}
-    outputs = wanted["weight"].shape[layer.axis]
-    arguments[counts[0]] = (outputs - layer.extra) // layer.times
-    try:
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
-            again = type(holder)(**arguments).get_submodule(name.removeprefix(stem).lstrip("."))
-    except Exception as error:  # noqa: BLE001 -- a constructor that wants more than its attributes tell
-        _log.debug("%s can't be rebuilt: %s", type(holder).__name__, error)
-        return {}
-    made = dict(again.named_parameters())
-    fits = made.keys() == wanted.keys() and all(made[key].shape == value.shape for key, value in wanted.items())
-    return made if fits else {}
-
-
-def _arguments(holder: nn.Module) -> dict[str, int]:
-    """Read what it can of the arguments of its constructor off a module; nothing if one of them is no number."""
-    names = inspect.signature(type(holder).__init__).parameters
-    told = {name: vars(holder).get(name) for name in names} | dict.fromkeys(
-        _INPUTS & names.keys(), layers(holder)[0].inputs
-    )
-    plain = {name: value for name, value in told.items() if isinstance(value, int | float | str)}
-    return {name: int(value) for name, value in plain.items()} if set(map(type, plain.values())) == {int} else {}
 
 
 # ---- weights that are computed: weight norm, spectral norm, parametrizations

@@ -16,7 +16,7 @@ from ftkit._heads.decide import Found
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
 from ftkit._heads.proof import Proof
-from ftkit._heads.renew import renewed
+from ftkit._heads.renew import is_as_started, renewed
 from ftkit._models.dryrun import remember_random
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
@@ -56,10 +56,16 @@ def resize(
     changes: list[tuple[Layer, nn.Module, dict[int, int]]] = []
     with Undo() as undo:
         remember_random(undo)
-        for one in found.layers:  # all are made before the first is put in
+        as_started = [is_as_started(model, one) for one in found.layers]
+        _resize_class_weights(model, found, count, keep or {}, undo)
+        if count != found.classes:
+            _resize_relations(model, found, count, keep or {}, undo)
+        recount(model, found, count, keep or {}, undo)
+        for one, started in zip(found.layers, as_started, strict=True):  # all are made before the first is put in
             rows = {} if keep is None else _rows(one, found.classes, count, keep)
             regrown = keep and _tables(model, one)
-            new = one.module if regrown else renewed(model, one, one.outputs_for(count), rows, thaw)
+            outputs = one.outputs_for(count)
+            new = one.module if regrown else renewed(model, one, outputs, rows, as_started=started, thaw=thaw)
             changes.append((one, new, rows))
         for one, new, rows in changes:
             if new is one.module:
@@ -70,10 +76,6 @@ def resize(
                 replace(model, one.modules, new, undo)
                 untie(model, one, undo)
             _resize_biases(model, one, one.outputs_for(count), rows, undo)
-        _resize_class_weights(model, found, count, keep or {}, undo)
-        if count != found.classes:
-            _resize_relations(model, found.classes, count, keep or {}, undo)
-        recount(model, found, count, keep or {}, undo)
         follow(count, keep or {}, undo)
         proof.check(model, count)
     made = (dataclasses.replace(one, modules=(new,), outputs=one.outputs_for(count)) for one, new, _ in changes)
@@ -183,9 +185,10 @@ def _is_class_weight(name: str, tensor: torch.Tensor, classes: int) -> bool:
     return fits and "weight" in name and not isinstance(tensor, nn.Parameter)
 
 
-def _resize_relations(model: nn.Module, classes: int, count: int, keep: Mapping[int, int], undo: Undo) -> None:
+def _resize_relations(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
     """Make anew what a module that counts the classes has for each, or each two, of them: a CRF's transitions."""
-    for module in list(model.modules()):
+    classes, head = found.classes, {id(module) for layer in found.layers for module in layer.modules}
+    for module in [module for module in model.modules() if id(module) not in head]:
         counts = [
             key
             for key, value in vars(module).items()

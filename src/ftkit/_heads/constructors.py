@@ -1,0 +1,340 @@
+"""The statements of a constructor that start weights, to be run once more on a copy of the model.
+
+Not all of a constructor: it may download, read files and log. What is run again does nothing but start weights (calls
+that write in place, as torch's own initializers do, and functions of which all the code is of that kind, or which are
+named for it), and computes plain values for that. It did run when the model was built. Arguments that are needed are
+taken from attributes of the same name, from what a library notes of them, from the call in the constructor of a
+subclass or of the holder, and else from their defaults.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import copy
+import functools
+import inspect
+import re
+import textwrap
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ftkit._heads.layers import read
+
+SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
+_WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
+
+# Calls that change nothing beyond what they are given: into these modules, of these functions, of these methods.
+_MODULES = ("math", "torch", "nn", "init", "np", "numpy", "functools")
+_FUNCTIONS = (
+    *("abs", "enumerate", "float", "getattr", "hasattr", "int", "isinstance", "len", "list", "max", "min", "partial"),
+    *("prod", "range", "reversed", "round", "sqrt", "sum", "tuple", "zip"),
+)
+_METHODS = (
+    *("children", "dim", "get", "get_parameter", "get_submodule", "item", "items", "keys", "modules", "named_children"),
+    *("named_modules", "named_parameters", "numel", "parameters", "size", "startswith", "endswith", "values", "view"),
+)
+_OUTSIDE = re.compile(r"load|save|hub|compile|hook|share|file|distributed|seed")
+_DEEPEST = 4  # functions that call functions
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The statements of one function that start weights: of a constructor, or of one that makes a layer for it."""
+
+    function: types.FunctionType
+    statements: tuple[types.CodeType, ...]
+    aliases: tuple[tuple[str, str], ...]  # names of local layers, and where the model keeps them
+    passed: tuple[tuple[str, types.CodeType], ...]  # the arguments that its caller passes
+    caller: types.FunctionType | None
+
+
+def starts_weights(kind: type) -> bool:
+    """Whether the constructors of a class have statements that start weights."""
+    return any(part.statements for part in _parts(kind))
+
+
+def replay(shell: nn.Module, holder: nn.Module | None, name: str) -> Iterator[Callable[[], object]]:
+    """The statements of the constructors of a module that start weights, in their order, as actions on the module.
+
+    Args:
+        shell: The module.
+        holder: What holds it in the model.
+        name: Under which name.
+    """
+    scopes: dict[types.FunctionType | None, dict[str, Any]] = {}
+    modules: dict[str, nn.Module] = dict(shell.named_modules(remove_duplicate=False))
+    kind: type = type(shell)
+    parts = _parts(kind)
+    passed = _passed_by(holder, name, parts[-1].function) if parts and holder is not None else {}
+    for part in reversed(parts):  # those who call first
+        scope = scopes[part.function] = surroundings(part.function)
+        passed = passed if part is parts[-1] else _values(part.passed, scopes.get(part.caller, {}))
+        scope.update(_known_arguments(part.function, passed, shell))
+        scope.update((name, modules[place]) for name, place in part.aliases if place in modules)
+        scope["self"] = shell
+    for part in parts:
+        for statement in part.statements:
+            yield functools.partial(exec, statement, scopes[part.function])
+
+
+def sets_weights(function: object) -> bool:
+    """Whether a function's code speaks of the weights of a module."""
+    code = getattr(getattr(function, "__func__", function), "__code__", None)
+    return not _WEIGHTS.isdisjoint(getattr(code, "co_names", ()))
+
+
+def own_classes(module: nn.Module) -> list[type]:
+    """The classes of a module, the nearest first, without torch's own."""
+    return [kind for kind in type(module).__mro__ if not kind.__module__.startswith("torch.nn.")]
+
+
+# ---- reading
+
+
+@functools.lru_cache(maxsize=128)
+def _parts(kind: type) -> tuple[_Part, ...]:
+    """What the constructors of a class do to start weights, that of the class it inherits from first."""
+    found: list[_Part] = []
+    caller: tuple[types.FunctionType, list[ast.stmt]] | None = None
+    for one in kind.__mro__:
+        function = (
+            inspect.unwrap(vars(one).get("__init__", object)) if not one.__module__.startswith("torch.") else None
+        )
+        body = _body(function)
+        if isinstance(function, types.FunctionType) and body is not None:
+            names = surroundings(function) | {"self": kind} | _local_functions(body)
+            passed = () if caller is None else _passed(_call_of_super(caller[1]), function)
+            found.append(_part(function, body, names, _kept_names(body), passed, caller and caller[0]))
+            found += _makers(function, body, names)
+            caller = (function, body)
+    return tuple(reversed(found)) if any(part.statements for part in found) else ()
+
+
+def _part(
+    function: types.FunctionType,
+    body: list[ast.stmt],
+    names: Mapping[str, object],
+    aliases: Iterable[tuple[str, str]],
+    passed: tuple[tuple[str, types.CodeType], ...],
+    caller: types.FunctionType | None,
+) -> _Part:
+    kept = list(_kept(body, names))
+    trees = [tree for part in kept if not isinstance(part, ast.FunctionDef) for tree in ast.walk(part)]
+    if not any(_does_start(tree, names) for tree in trees):
+        kept = []
+    codes = (compile(ast.fix_missing_locations(ast.Module([part], [])), "<a start>", "exec") for part in kept)
+    return _Part(function, tuple(codes), tuple(aliases), passed, caller)
+
+
+def _does_start(tree: ast.AST, names: Mapping[str, object]) -> bool:
+    if isinstance(tree, ast.Assign | ast.AugAssign):
+        return any(map(_is_weight, tree.targets if isinstance(tree, ast.Assign) else [tree.target]))
+    return isinstance(tree, ast.Call) and _starts(tree, names)
+
+
+def _body(function: object) -> list[ast.stmt] | None:
+    """The statements of a function as they are written."""
+    if not isinstance(function, types.FunctionType):
+        return None
+    try:
+        written = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, SyntaxError, TypeError):  # made by code
+        return None
+    return written.body if isinstance(written, ast.FunctionDef) else None
+
+
+def _kept(body: Iterable[ast.stmt], names: Mapping[str, object]) -> Iterator[ast.stmt]:
+    """Leave of some statements what starts weights or computes plain values, in loops and under conditions too."""
+    for one in body:
+        if isinstance(one, ast.For | ast.If | ast.With):
+            inner, other = (list(_kept(getattr(one, part, []), names)) for part in ("body", "orelse"))
+            heads = [one.iter] if isinstance(one, ast.For) else [one.test] if isinstance(one, ast.If) else one.items
+            if (inner or other) and all(_is_harmless(head, names) for head in heads):
+                left = copy.copy(one)
+                left.body = inner or [ast.Pass()]
+                if not isinstance(left, ast.With):
+                    left.orelse = other
+                yield left
+        elif isinstance(one, ast.FunctionDef):
+            if _does_nothing_else(one.body, names):
+                yield one
+        elif isinstance(one, ast.Expr):
+            if _is_harmless(one, names) and any(_does_start(tree, names) for tree in ast.walk(one)):
+                yield one
+        elif isinstance(one, ast.Assign | ast.AugAssign) and _is_harmless(one.value, names):
+            targets = one.targets if isinstance(one, ast.Assign) else [one.target]
+            if all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target) for target in targets):
+                yield one
+
+
+def _is_weight(target: ast.expr) -> bool:
+    """Whether an assignment writes into a weight: ``layer.bias.data[0] = 1``."""
+    written = ast.unparse(target)
+    return re.search(
+        r"\.data$" if isinstance(target, ast.Attribute) else r"\.(data|weight|bias)\b.*\]$", written
+    ) is not None and (written != "self.data")
+
+
+def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], depth: int = 0) -> bool:
+    """Whether all that some statements do is to start weights."""
+    said = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
+    trees = [tree for one in said for tree in ast.walk(one)]
+    wrong = (ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.Delete, ast.ClassDef, ast.Yield, ast.Await)
+    targets = [target for tree in trees if isinstance(tree, ast.Assign) for target in tree.targets]
+    targets += [tree.target for tree in trees if isinstance(tree, ast.AugAssign | ast.AnnAssign)]
+    return (
+        all(_is_harmless(one, names, depth + 1) for one in said)
+        and not any(isinstance(tree, wrong) for tree in trees)
+        and all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target) for target in targets)
+        and any(isinstance(tree, ast.Call) and _starts(tree, names, depth + 1) for tree in trees)
+    )
+
+
+def _is_harmless(tree: ast.AST, names: Mapping[str, object], depth: int = 0) -> bool:
+    """Whether an expression calls nothing but what starts weights, computes, or looks at modules and tensors."""
+    for call in (one for one in ast.walk(tree) if isinstance(one, ast.Call)):
+        owner, _, last = ast.unparse(call.func).rpartition(".")
+        known = owner.partition(".")[0] in _MODULES and last.lstrip("_")[:1].islower()
+        known = known or last in (_METHODS if owner else _FUNCTIONS) or last.endswith("Error")
+        if _OUTSIDE.search(last) or not (known or _starts(call, names, depth)):
+            return False
+    return True
+
+
+def _starts(call: ast.Call, names: Mapping[str, object], depth: int = 0) -> bool:
+    """Whether a call starts weights: in place, as torch's own initializers do, or by a function that does so."""
+    name = ast.unparse(call.func)
+    last = name.rpartition(".")[2]
+    if last == "apply":
+        given = [part for one in call.args for part in ast.walk(one)]
+        named = [ast.unparse(part) for part in given if isinstance(part, ast.Name | ast.Attribute)]
+        inline = any(isinstance(one, ast.Lambda) for one in given)
+        return inline or any(_is_start(_meant(one, names), one, names, depth) for one in named)
+    in_place = last.endswith("_") and not last.endswith("__") and last != "requires_grad_"
+    return in_place or _is_start(_meant(name, names), last, names, depth)
+
+
+def _is_start(found: object, name: str, names: Mapping[str, object], depth: int) -> bool:
+    """Whether a function starts weights: by its name and as its code speaks of them, or as it does nothing else."""
+    if isinstance(found, ast.FunctionDef):
+        return _does_nothing_else(found.body, names, depth)
+    if SAYS_INIT.search(name.rpartition(".")[2]) and sets_weights(found):
+        return True
+    body = _body(found) if depth < _DEEPEST and getattr(found, "__name__", "") != "forward" else None
+    around = (surroundings(found) if isinstance(found, types.FunctionType) else {}) | {"self": names.get("self")}
+    return body is not None and _does_nothing_else(body, around, depth + 1)
+
+
+def _meant(name: str, names: Mapping[str, object]) -> object:
+    """What a dotted name means, without computing anything."""
+    first, *rest = name.split(".")
+    found = names.get(first)
+    for step in rest:
+        found = None if found is None else inspect.getattr_static(found, step, None)
+    return getattr(found, "__func__", found)
+
+
+def surroundings(function: types.FunctionType) -> dict[str, Any]:
+    """The names that a function's code sees around it."""
+    found = dict(function.__globals__)
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # it has no value yet
+            found[name] = cell.cell_contents
+    return found
+
+
+def _local_functions(body: list[ast.stmt]) -> dict[str, object]:
+    return {one.name: one for one in body if isinstance(one, ast.FunctionDef)}
+
+
+# ---- where local layers go
+
+
+def _kept_names(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:
+    """Local names of what a constructor then registers, and the names under which it does."""
+    for one in body:
+        if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Attribute):
+            yield from _names_in(one.value, ast.unparse(one.targets[0]).removeprefix("self."))
+
+
+def _names_in(value: ast.expr | None, place: str) -> Iterator[tuple[str, str]]:
+    """A local name, or those that an ``nn.Sequential`` is made of."""
+    if isinstance(value, ast.Name):
+        yield value.id, place
+    elif isinstance(value, ast.Call) and ast.unparse(value.func).endswith("Sequential"):
+        for index, part in enumerate(value.args):
+            yield from _names_in(part, f"{place}.{index}")
+
+
+def _makers(caller: types.FunctionType, body: list[ast.stmt], names: Mapping[str, object]) -> Iterator[_Part]:
+    """The functions by which a constructor makes what it registers: ``self.head = make_head(32, classes)``."""
+    for one in body:
+        if (
+            isinstance(one, ast.Assign)
+            and isinstance(one.targets[0], ast.Attribute)
+            and isinstance(one.value, ast.Call)
+        ):
+            function = _meant(ast.unparse(one.value.func), names)
+            inner = _body(function)
+            if isinstance(function, types.FunctionType) and inner is not None and function is not caller:
+                place = ast.unparse(one.targets[0]).removeprefix("self.")
+                returned = [tree.value for tree in ast.walk(ast.Module(inner, [])) if isinstance(tree, ast.Return)]
+                aliases = [pair for value in returned for pair in _names_in(value, place)]
+                around = surroundings(function) | {"self": names["self"]} | _local_functions(inner)
+                yield _part(function, inner, around, aliases, _passed(one.value, function), caller)
+
+
+# ---- arguments
+
+
+def _call_of_super(body: list[ast.stmt]) -> ast.Call | None:
+    calls = (one.value for one in body if isinstance(one, ast.Expr) and isinstance(one.value, ast.Call))
+    return next((call for call in calls if re.fullmatch(r"super\(.*\)\.__init__", ast.unparse(call.func))), None)
+
+
+def _passed(call: ast.Call | None, function: types.FunctionType) -> tuple[tuple[str, types.CodeType], ...]:
+    """The arguments that a call passes to a function, by name, as far as they are plain."""
+    if call is None:
+        return ()
+    free = [name for name in inspect.signature(function).parameters if name != "self"]
+    given = [*zip(free, call.args, strict=False), *((one.arg, one.value) for one in call.keywords if one.arg)]
+    plain = [(name, value) for name, value in given if _is_harmless(value, {}) and not isinstance(value, ast.Starred)]
+    return tuple((name, compile(ast.Expression(value), "<an argument>", "eval")) for name, value in plain)
+
+
+def _values(passed: Iterable[tuple[str, types.CodeType]], scope: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, code in passed:
+        with contextlib.suppress(Exception):  # a name that nothing tells
+            found[name] = eval(code, dict(scope))  # noqa: S307 -- a plain value of a constructor that has run
+    return found
+
+
+def _passed_by(holder: nn.Module, name: str, function: types.FunctionType) -> dict[str, Any]:
+    """The arguments with which the constructor of a holder makes the module of that name: plain ones."""
+    for kind in own_classes(holder):
+        caller = inspect.unwrap(vars(kind).get("__init__", object))
+        for one in _body(caller) or ():
+            made = isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == f"self.{name}" and one.value
+            if isinstance(made, ast.Call) and isinstance(caller, types.FunctionType):
+                return _values(_passed(made, function), surroundings(caller) | _known_arguments(caller, {}, holder))
+    return {}
+
+
+def _known_arguments(function: types.FunctionType, passed: Mapping[str, Any], holder: nn.Module) -> dict[str, Any]:
+    """What is known of the arguments of a function that makes a module, or a part of it."""
+    own = vars(holder)
+    places = [own, *(value for value in own.values() if isinstance(value, Mapping))]
+    found: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        values = [] if parameter.default is parameter.empty else [parameter.default]
+        values += [passed[name]] if name in passed else []
+        values += [place[key] for place in places for key in (f"_{name}", name) if key in place]
+        if values or name in own.get("_modules", {}):
+            found[name] = values[-1] if values else read(holder, name)
+    return found
