@@ -192,6 +192,18 @@ def test_another_model_with_the_same_configuration_keeps_it(new: int | nn.Module
     assert other.config is other.body.config is config
 
 
+def test_what_configurations_share_stays_shared_and_no_model_is_copied() -> None:
+    """A part that a submodule has as its own is still the same object; a model among the values is not copied."""
+    config, part, teacher = Config(), Config(num_classes=3), nn.Linear(2, 2)
+    config.part, config.teacher = part, teacher  # type: ignore[attr-defined]
+    model = Given(config)
+    model.body.config = part
+    replace_head(model, 4, verify=False)
+    assert model.config is not config
+    assert model.body.config is model.config.part is not part
+    assert model.config.teacher is teacher
+
+
 def test_a_configuration_that_can_not_be_copied_changes_in_place() -> None:
     """The count must be right in any case."""
     config = Config()

@@ -83,23 +83,31 @@ def own_configs(model: nn.Module, owners: Iterable[object], undo: Undo) -> None:
         undo: What undoes it.
     """
     changing = {id(owner) for owner in owners}
-    copies: dict[int, Any] = {}
-    for module in model.modules():
-        for name in _CONFIGS:
-            config = vars(module).get(name)
-            parts = () if isinstance(config, _NO_CONFIGS) else (config, *_values(config).values())
-            if not changing.isdisjoint(map(id, parts)):
-                if id(config) not in copies:
-                    copies[id(config)] = _copied(config)
-                undo.set_item(vars(module), name, copies[id(config)])
+    places = [
+        (vars(module), name, config)
+        for module in model.modules()
+        for name in _CONFIGS
+        if not isinstance(config := vars(module).get(name), _NO_CONFIGS)
+    ]
+    copies: dict[int, Any] = {}  # what two configurations share stays shared
+    for _, _, config in places:
+        if not changing.isdisjoint(map(id, (config, *_values(config).values()))):
+            _copy(config, copies)
+    for table, name, config in places:
+        if id(config) in copies:
+            undo.set_item(table, name, copies[id(config)])
 
 
-def _copied(config: Any) -> Any:
+def _copy(config: Any, copies: dict[int, Any]) -> None:
+    """Copy a configuration, but no model or tensor that is in it; by the identity of all that is copied."""
+    memo = {id(value): value for value in _values(config).values() if isinstance(value, nn.Module | torch.Tensor)}
+    memo |= copies
     try:
-        return copy.deepcopy(config)
+        copy.deepcopy(config, memo)
     except Exception as error:  # noqa: BLE001 -- whatever somebody else's object raises that can't be copied
         _log.debug("The %s stays shared, since it can't be copied: %s", type(config).__name__, error)
-        return config
+    else:
+        copies.update(memo)
 
 
 def _is_short(counter: Counter) -> bool:
