@@ -64,7 +64,7 @@ def test_what_newcomers_write_is_there() -> None:
     rows = re.findall(r"^\|[^|]*\|(.*)\|$", text(ROOT / "docs/frameworks/coming-from.md"), flags=re.MULTILINE)
     calls = {name for row in rows for name in re.findall(r"(?<![\w.])(\w+)\(", row)}
     assert len(calls) > 12
-    assert sorted(calls - {"print", "peak_training_bytes"} - set(ftkit.__all__)) == []
+    assert sorted(calls - {"print", "peak_training_bytes", "Freezing"} - set(ftkit.__all__)) == []  # of ftkit.lightning
 
 
 def test_the_reference_has_every_public_name() -> None:
