@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 import random
 import warnings
@@ -73,7 +74,7 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
     wrong = (
         _first(_differences(shapes_of(model), expected))
         or _first(_differences(numbers_of(model), numbers_of(fresh)))
-        or (starts_otherwise(model, fresh, head.names) if small else "")
+        or (starts_otherwise(model, fresh, head.names, off=_OFF) if small else "")
         or (_runs_otherwise(model, fresh, inputs) if small else "")
     )
     if moved or wrong:
@@ -108,10 +109,18 @@ def numbers_of(model: nn.Module) -> dict[str, object]:
 
 _ALIKE = 1.5  # the ratio of the spreads of two starts that are drawn alike, of as many numbers
 _ENOUGH = 64
+_OFF = math.log(BEFORE / AFTER)  # a prior for the old number of classes, where only the old head tells it: YOLO's
 
 
-def starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...]) -> str:
-    """Tell which parameter of a new head starts from other values than in a fresh model: all alike, or spread else."""
+def starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...], *, off: float = 0.0) -> str:
+    """Tell which parameter of a new head starts from other values than in a fresh model: all alike, or spread else.
+
+    Args:
+        model: The model with the new head.
+        fresh: The fresh one.
+        names: The layers of the head.
+        off: How far off a number that is the same everywhere may be.
+    """
     for name in (f"{one}.{key}" for one in names for key, _ in model.get_submodule(one).named_parameters()):
         ours, theirs = (one.get_parameter(name).detach().float() for one in (model, fresh))
         spreads = [0.0 if (one == one.flatten()[0]).all() else float(one.std(correction=0)) for one in (ours, theirs)]
@@ -119,7 +128,7 @@ def starts_otherwise(model: nn.Module, fresh: nn.Module, names: tuple[str, ...])
         if apart and ours.numel() > 1:
             return f"{name} starts with a spread of {spreads[0]:.3g} for {spreads[1]:.3g}"
         first, expected = float(ours.flatten()[0]), float(theirs.flatten()[0])
-        if spreads == [0, 0] and abs(first - expected) > 1e-3 * max(1, abs(expected)):
+        if spreads == [0, 0] and abs(first - expected) > off + 1e-3 * max(1, abs(expected)):
             return f"{name} starts at {first:.3g} for {expected:.3g}"
     return ""
 

@@ -333,6 +333,29 @@ class FactoryFunction(Base):
         self.fc = linear(WIDTH, classes)
 
 
+def downwards(module: nn.Module) -> None:
+    for child in module.children():
+        downwards(child)
+    if isinstance(module, nn.Linear):
+        nn.init.constant_(module.bias, 0.25)
+        nn.init.normal_(module.weight, std=0.004)
+
+
+@start
+class FunctionThatCallsItself(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+
+        def again(module: nn.Module) -> None:
+            for child in module.children():
+                again(child)
+            if isinstance(module, nn.Conv2d):
+                nn.init.zeros_(module.bias)
+
+        downwards(self)
+        again(self)
+
+
 # ---- methods
 
 

@@ -19,7 +19,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -39,7 +39,9 @@ _METHODS = (
     *("named_modules", "named_parameters", "numel", "parameters", "size", "startswith", "endswith", "values", "view"),
 )
 _OUTSIDE = re.compile(r"load|save|hub|compile|hook|share|file|distributed|seed")
-_DEEPEST = 4  # functions that call functions
+_DEEPEST = 5  # functions that call functions
+
+_Inside: TypeAlias = tuple[object, ...]  # the functions that are being read
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,7 @@ def _does_start(tree: ast.AST, names: Mapping[str, object]) -> bool:
     return isinstance(tree, ast.Call) and _starts(tree, names)
 
 
+@functools.lru_cache(maxsize=512)
 def _body(function: object) -> list[ast.stmt] | None:
     """The statements of a function as they are written."""
     if not isinstance(function, types.FunctionType):
@@ -180,7 +183,7 @@ def _is_weight(target: ast.expr) -> bool:
     ) is not None and (written != "self.data")
 
 
-def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], depth: int = 0) -> bool:
+def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], inside: _Inside = ()) -> bool:
     """Whether all that some statements do is to start weights."""
     said = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
     trees = [tree for one in said for tree in ast.walk(one)]
@@ -188,25 +191,25 @@ def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], depth:
     targets = [target for tree in trees if isinstance(tree, ast.Assign) for target in tree.targets]
     targets += [tree.target for tree in trees if isinstance(tree, ast.AugAssign | ast.AnnAssign)]
     return (
-        all(_is_harmless(one, names, depth + 1) for one in said)
+        all(_is_harmless(one, names, inside) for one in said)
         and not any(isinstance(tree, wrong) for tree in trees)
         and all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target) for target in targets)
-        and any(isinstance(tree, ast.Call) and _starts(tree, names, depth + 1) for tree in trees)
+        and any(isinstance(tree, ast.Call) and _starts(tree, names, inside) for tree in trees)
     )
 
 
-def _is_harmless(tree: ast.AST, names: Mapping[str, object], depth: int = 0) -> bool:
+def _is_harmless(tree: ast.AST, names: Mapping[str, object], inside: _Inside = ()) -> bool:
     """Whether an expression calls nothing but what starts weights, computes, or looks at modules and tensors."""
     for call in (one for one in ast.walk(tree) if isinstance(one, ast.Call)):
         owner, _, last = ast.unparse(call.func).rpartition(".")
         known = owner.partition(".")[0] in _MODULES and last.lstrip("_")[:1].islower()
         known = known or last in (_METHODS if owner else _FUNCTIONS) or last.endswith("Error")
-        if _OUTSIDE.search(last) or not (known or _starts(call, names, depth)):
+        if _OUTSIDE.search(last) or not (known or _starts(call, names, inside)):
             return False
     return True
 
 
-def _starts(call: ast.Call, names: Mapping[str, object], depth: int = 0) -> bool:
+def _starts(call: ast.Call, names: Mapping[str, object], inside: _Inside = ()) -> bool:
     """Whether a call starts weights: in place, as torch's own initializers do, or by a function that does so."""
     name = ast.unparse(call.func)
     last = name.rpartition(".")[2]
@@ -214,20 +217,22 @@ def _starts(call: ast.Call, names: Mapping[str, object], depth: int = 0) -> bool
         given = [part for one in call.args for part in ast.walk(one)]
         named = [ast.unparse(part) for part in given if isinstance(part, ast.Name | ast.Attribute)]
         inline = any(isinstance(one, ast.Lambda) for one in given)
-        return inline or any(_is_start(_meant(one, names), one, names, depth) for one in named)
+        return inline or any(_is_start(_meant(one, names), one, names, inside) for one in named)
     in_place = last.endswith("_") and not last.endswith("__") and last != "requires_grad_"
-    return in_place or _is_start(_meant(name, names), last, names, depth)
+    return in_place or _is_start(_meant(name, names), last, names, inside)
 
 
-def _is_start(found: object, name: str, names: Mapping[str, object], depth: int) -> bool:
+def _is_start(found: object, name: str, names: Mapping[str, object], inside: _Inside) -> bool:
     """Whether a function starts weights: by its name and as its code speaks of them, or as it does nothing else."""
+    if any(found is one for one in inside) or len(inside) == _DEEPEST:
+        return len(inside) < _DEEPEST  # one that calls itself adds nothing
     if isinstance(found, ast.FunctionDef):
-        return _does_nothing_else(found.body, names, depth)
+        return _does_nothing_else(found.body, names, (*inside, found))
     if SAYS_INIT.search(name.rpartition(".")[2]) and sets_weights(found):
         return True
-    body = _body(found) if depth < _DEEPEST and getattr(found, "__name__", "") != "forward" else None
+    body = _body(found)
     around = (surroundings(found) if isinstance(found, types.FunctionType) else {}) | {"self": names.get("self")}
-    return body is not None and _does_nothing_else(body, around, depth + 1)
+    return body is not None and _does_nothing_else(body, around, (*inside, found))
 
 
 def _meant(name: str, names: Mapping[str, object]) -> object:
