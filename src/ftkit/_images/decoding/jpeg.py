@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator
@@ -10,9 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
-from ftkit._images.decoding.gamut import is_out_of_gamut
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
-from ftkit._images.decoding.seams import confirm_seam, find_seams
+from ftkit._images.decoding.seams import find_seam, may_have_seam
 from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
@@ -199,12 +199,14 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     judge_pixel_count(header.width, header.height, notes)
     grey: Pixels | None = None
     try:
-        grey = _decode(data, header, notes)
+        grey = _decode(data, header)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
     except ValueError as error:
         _weigh(data, header, str(error), notes)
+        with contextlib.suppress(ValueError):  # a kind of JPEG that only Pillow reads
+            grey = _decode(data, header, strict=False)
     if grey is None:
         from ftkit._images.decoding.pillow import shrunk_jpeg
 
@@ -215,48 +217,52 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
 
 
-def _decode(data: bytes, header: JpegHeader, notes: Notes) -> Pixels | None:
-    """Return it in grey, shrunk but for small ones; None for inks. Raises ValueError for the decoder's last complaint.
+def _decode(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels | None:
+    """Return it in grey, shrunk but for small ones; None for inks.
 
     Raises:
-        Broken: The decoder does not complain, but blocks have shifted in brightness.
+        ValueError: The decoder complains, and is to be strict.
+        Broken: Blocks have shifted in brightness or color.
     """
     # Of a small one, 32 pixels a side are left, for the fingerprints.
     eighths = 1 if (side := min(header.width, header.height)) >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
     scale = -(-header.height * eighths // 8), -(-header.width * eighths // 8), 1
-    width, height = (side * eighths // 8 for side in header.unit)
-    if header.is_luma_chroma:
-        pixels = simplejpeg.decode_jpeg(_as_components(data, header), "RGB", False, True, *scale)
-        if is_out_of_gamut(pixels, width, height, header.step / 8):
-            notes.append(
-                Note("odd_colors", "a screen can't show them: brightness or colors were shifted, or strengthened")
-            )
-    else:
-        pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+    pixels = _components(data, header, strict, *scale)
     if header.mode == "CMYK":
         return None
-    grey: Pixels = np.ascontiguousarray(pixels[:, :, 0])
-    if header.in_one_scan and header.step < 8 * _COARSE:
-        _look_for_seam(data, header, _shrink(grey, eighths))
-    return grey
+    if header.interleaved:
+        eighth, (width, height) = _shrink(pixels, eighths), header.unit
+        if may_have_seam(eighth, width // 8, height // 8) and np.ptp(eighth[-1, :, 0]) > 2:  # else see half_grey
+            _look_for_seam(data, header)
+    return np.ascontiguousarray(pixels[:, :, 0])
 
 
-_COARSE = 8  # levels of brightness between shades, from which on blocks are flat and all their edges sharp
+def _components(data: bytes, header: JpegHeader, strict: bool, *scale: int) -> Pixels:
+    """Return brightness and color differences as they are, or else inks, or grey: height x width x components."""
+    if header.is_luma_chroma:
+        data, colours = _as_components(data, header), "RGB"
+    else:
+        colours = header.colours
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colours, False, True, *scale, strict=strict)
+    return pixels
+
+
 _AS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's segment, with no transform
 
 
 def _as_components(data: bytes, header: JpegHeader) -> bytes:
     """Return a file that decodes to its components as they are."""
     at, name = header.jfif + 4, b"JFIF" if header.jfif else b""
-    return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, data[header.frame :]))
+    rest = memoryview(data)[header.frame :]  # most of it, which is copied once
+    return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, rest))
 
 
-def _shrink(grey: Pixels, by: int) -> Pixels:
+def _shrink(pixels: Pixels, by: int) -> Pixels:
     """Return the means over squares of pixels."""
     if by == 1:
-        return grey
-    rows, columns = (length // by for length in grey.shape)
-    whole = grey[: rows * by, : columns * by].reshape(rows, by, columns, by)
+        return pixels
+    rows, columns, components = pixels.shape[0] // by, pixels.shape[1] // by, pixels.shape[2]
+    whole = pixels[: rows * by, : columns * by].reshape(rows, by, columns, by, components)
     means: Pixels = whole.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
     return means
 
@@ -270,16 +276,21 @@ def _complaint_of(data: bytes, header: JpegHeader) -> str:
     return ""
 
 
-def _look_for_seam(data: bytes, header: JpegHeader, eighth: Pixels) -> None:
-    """Raise Broken when blocks have shifted in brightness without a complaint of the decoder."""
-    width, height = header.unit
-    seams = find_seams(eighth, width // 8, height // 8)
-    if not seams or eighth[-1].max() - eighth[-1].min() <= 2:  # a gap filled with grey begins alike: see half_grey
-        return
-    for row, column in seams:
-        full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
-        if confirm_seam(full, row, column, width, height):
-            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels are shifted")
+def _look_for_seam(data: bytes, header: JpegHeader) -> None:
+    """Raise Broken when blocks have shifted in brightness or color without a complaint of the decoder."""
+    whole = _components(data, header, strict=False)
+    sampling = header.sampling if header.components > 1 else ((1, 1),)
+    widest, highest = (max(factors) for factors in zip(*sampling, strict=True))
+    for which in range(whole.shape[2]):
+        across, down = sampling[which]
+        plane = whole[:: highest // down, :: widest // across, which]
+        place = find_seam(plane, 8 * across, 8 * down, is_color=which > 0)
+        if place:
+            row, column = place
+            what = "a color difference" if which else "brightness"
+            raise Broken(
+                "damaged", f"from row {row * 8 * highest}, column {column * 8 * widest} on, {what} is shifted"
+            )
 
 
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
