@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
+from ftkit._images.decoding.gaps import filled_share
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import find_seam, may_have_seam
 from ftkit._images.verdict import Broken, Form, Note, Notes
@@ -20,7 +21,7 @@ from ftkit._wording import plural
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
-_SOS, _DQT, _DRI = 0xDA, 0xDB, 0xDD  # start of a scan, quantization tables, restart interval
+_SOS, _DRI = 0xDA, 0xDD  # start of a scan, restart interval
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE  # where JFIF, EXIF, MPF and Adobe's segment stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
@@ -43,7 +44,6 @@ class JpegHeader:
         restarts: Whether the coded pixels are cut into restart intervals.
         jfif: Where JFIF's segment begins; 0 when there is none.
         transform: What the components are by Adobe's segment; 0 for red, green and blue. None when there is none.
-        step: The coarsest step that means of blocks are rounded to.
         foreign: Slices of bytes that belong to no segment.
     """
 
@@ -61,7 +61,6 @@ class JpegHeader:
     restarts: bool = False
     jfif: int = 0
     transform: int | None = None
-    step: int = 0
     foreign: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -159,16 +158,8 @@ def _read_adobe(header: JpegHeader, body: bytes) -> None:
         header.transform = body[11]
 
 
-def _read_steps(header: JpegHeader, body: bytes) -> None:
-    at = 0
-    while at < len(body):
-        wide = body[at] >> 4 > 0
-        header.step = max(header.step, int.from_bytes(body[at + 1 : at + 2 + wide], "big"))
-        at += 1 + (64 << wide)
-
-
 _READERS = {
-    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _DQT: _read_steps,
+    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval,
     _APP1: _read_exif, _APP2: _read_mpf, _APP14: _read_adobe,
 }  # fmt: skip
 
@@ -230,11 +221,13 @@ def _decode(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels | No
     pixels = _components(data, header, strict, *scale)
     if header.mode == "CMYK":
         return None
+    grey: Pixels = np.ascontiguousarray(pixels[:, :, 0])
     if header.interleaved:
-        eighth, (width, height) = _shrink(pixels, eighths), header.unit
-        if may_have_seam(eighth, width // 8, height // 8) and np.ptp(eighth[-1, :, 0]) > 2:  # else see half_grey
-            _look_for_seam(data, header)
-    return np.ascontiguousarray(pixels[:, :, 0])
+        width, height = header.unit
+        doubtful = may_have_seam(_shrink(pixels, eighths), width // 8, height // 8)
+        if doubtful and not filled_share(grey):  # else see half_grey
+            _look_for_seam(data, header, doubtful)
+    return grey
 
 
 def _components(data: bytes, header: JpegHeader, strict: bool, *scale: int) -> Pixels:
@@ -276,12 +269,12 @@ def _complaint_of(data: bytes, header: JpegHeader) -> str:
     return ""
 
 
-def _look_for_seam(data: bytes, header: JpegHeader) -> None:
+def _look_for_seam(data: bytes, header: JpegHeader, components: list[int]) -> None:
     """Raise Broken when blocks have shifted in brightness or color without a complaint of the decoder."""
     whole = _components(data, header, strict=False)
     sampling = header.sampling if header.components > 1 else ((1, 1),)
     widest, highest = (max(factors) for factors in zip(*sampling, strict=True))
-    for which in range(whole.shape[2]):
+    for which in components:
         across, down = sampling[which]
         plane = whole[:: highest // down, :: widest // across, which]
         place = find_seam(plane, 8 * across, 8 * down, is_color=which > 0)

@@ -9,6 +9,7 @@ on. Natural edges seldom turn by one row of units on the way.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -25,9 +26,10 @@ _Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
 # To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
 # How many times as high as the others a seam is to be worth a look in full size (in brightness, in color differences),
 # and to be one.
-_WORTH, _CLEAR = np.array((8, 7, 7)), 10
+_WORTH, _CLEAR = np.array((7.5, 6, 6), np.float32)[:, None, None], 10
+_GRID = 8  # parts of the width, at whose ends a seam is looked for at first
 _EACH_SIDE = 0.4  # of its mean height, that each side of the turn has at least
-_HALF_LEVEL = 1  # as the steps of `_Lines` are doubled
+_HALF_LEVEL = 1  # half a level, as the steps of `_Lines` are doubled
 # In full size:
 _HEIGHT, _HEIGHT_MOSTLY = (12, 6), (10, 5)  # levels, in brightness and color differences: the mean, the median
 _STRAIGHT = 0.35  # of its mean height, that the edges may have which would make it go on straight at the turn
@@ -36,6 +38,7 @@ _STEP, _STEEPER = 3, 1.5  # levels of such a step, and how many times it is as h
 _EVEN, _ABOUT = 0.3, (0.5, 1.6)  # of the units on each side, that are about as high as the median
 _ROUGH = 1, 0.2  # levels between pixels next to the line: drawings are plain, and have any edges
 _TILES = 3  # times as high as elsewhere are the steps on all lines between units, in sheets of tiles
+OB = 3
 _LOOKS = 3  # of the clearest are looked at
 
 
@@ -45,24 +48,47 @@ class _Seam(NamedTuple):
     height: float  # doubled, and negative for a step down
 
 
-def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> bool:
-    """Whether a picture at an eighth of its size looks as if it had a seam.
+def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int]:
+    """Return the components of a picture at an eighth of its size that look as if they had a seam.
 
     Args:
         eighth: Its components, a pixel for each 8 x 8: height x width x components.
         unit_width: How many of these pixels a unit of the coding (an MCU) is wide.
         unit_height: How many it is high.
     """
-    lines = _Lines(eighth, unit_width, unit_height)
-    if lines.rows < 6 or lines.columns < 8:  # too few units around a seam for it to stand out
-        return False
-    heights = np.abs(lines.seams)
-    most = _WORTH[: heights.shape[1]] * (heights.mean(0) + _HALF_LEVEL * lines.width)
-    found = heights > most
-    # The first test is that of nearly all pictures.
-    return bool(found.any()) and any(
-        next(lines.turning(np.flatnonzero(column), which, 2, 1.0), None) for which, column in enumerate(found.T)
+    rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
+    if rows < 6 or columns < 8:  # too few units around a seam for it to stand out
+        return []
+    height, width = rows * unit_height, columns * unit_width
+    up_to = _up_to(columns, unit_width)
+    sums = eighth[:height, :width].transpose(2, 0, 1).astype(np.float32, "C") @ up_to
+    steps = np.zeros((len(sums), height + 1, sums.shape[2]), np.float32)
+    np.subtract(sums[:, 1:], sums[:, :-1], out=steps[:, 1:-1])
+    on, above, below = (steps[:, unit_height + shift : height + shift : unit_height] for shift in (0, -1, 1))
+    excess = 2 * on - above - below
+    ends = excess[:, :, 1:-1]
+    before, left = ends[:, :-1], ends[:, 1:]
+    right, after = excess[:, :-1, -1:] - before, excess[:, 1:, -1:] - left
+    seams = left + right
+    heights = np.abs(seams)
+    high = heights > _WORTH[: len(seams)] * (heights.mean((1, 2), keepdims=True) + _HALF_LEVEL * width)
+    if not high.any():  # as for nearly all pictures
+        return []
+    share = up_to.mean(0)[1:-1]
+    turns = (
+        (left * seams >= _EACH_SIDE * share * seams**2)
+        & (right * seams >= _EACH_SIDE * (1 - share) * seams**2)
+        & (np.abs(before) <= share * heights)
+        & (np.abs(after) <= (1 - share) * heights)
     )
+    return np.flatnonzero((high & turns).any((1, 2))).tolist()
+
+
+@lru_cache(64)
+def _up_to(columns: int, unit_width: int) -> npt.NDArray[np.float32]:
+    """Return what to take the sums of a row of pixels by: up to each of some columns of units."""
+    ends = np.arange(_GRID + 1) * columns // _GRID * unit_width
+    return (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
 
 
 def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) -> tuple[int, int] | None:
@@ -111,10 +137,16 @@ class _Lines:
             steps[unit_height + shift : height + shift : unit_height] for shift in (0, -1, 1)
         )
         excess = 2 * self.on - self.above - self.below
+        self._excess = excess
         by_unit: _Integers = sum((excess[:, at::unit_width] for at in range(1, unit_width)), excess[:, ::unit_width])
         self._sums = np.zeros((by_unit.shape[0] * self.columns + 1, pixels.shape[2]), np.int32)
         by_unit.reshape(-1, pixels.shape[2]).cumsum(0, dtype=np.int32, out=self._sums[1:])
         self.seams: _Integers = self._sums[self.columns :] - self._sums[: -self.columns]
+
+    @property
+    def usual(self) -> float:
+        """The height of the steps over a line, on average, with no regard to their sign."""
+        return float(np.median(np.abs(self._excess).mean((1, 2))))
 
     def turning(self, places: npt.NDArray[np.intp], which: int, margin: int, straight: float) -> Iterator[_Seam]:
         """Yield those seams that turn.
@@ -156,18 +188,18 @@ def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
     most = float(np.median(heights))
     even = (heights > _ABOUT[0] * most) & (heights < _ABOUT[1] * most)
     rough = (np.abs(above) + np.abs(below)).mean() / 2
+    other = np.where(x < turn, seam.row, seam.row + 1)
+    straight = np.abs(2 * lines.on[other, x, 0] - lines.above[other, x, 0] - lines.below[other, x, 0]).mean()
     return bool(
         sharp.mean() >= _SHARP
         and min(sharp[:turn].mean(), sharp[turn:].mean()) >= _SHARP_SIDE
         and min(even[: seam.column].mean(), even[seam.column :].mean()) >= _EVEN
         and most >= _HEIGHT_MOSTLY[is_color]
+        and straight <= OB * (lines.usual + 1)
         and rough >= _ROUGH[is_color]
     )
 
 
 def _is_laid_of_tiles(lines: _Lines, plane: Pixels, unit_height: int) -> bool:
     between = _Lines(plane[unit_height // 2 :, :, None], lines.width // lines.columns, unit_height)
-    on_lines, elsewhere = (
-        np.abs(2 * some.on - some.above - some.below).mean() for some in (lines, between)
-    )
-    return bool(on_lines > _TILES * (elsewhere + _HALF_LEVEL))
+    return bool(lines.usual > _TILES * (between.usual + _HALF_LEVEL))
