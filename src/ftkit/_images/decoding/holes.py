@@ -8,9 +8,13 @@ from collections.abc import Iterator
 
 from PIL import Image
 
+from ftkit._images.decoding import jpeg
+
+_BITS, _PLANES, _TILE, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
 _HOLE = bytes(512)  # a sector of a disk
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
-_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma"))  # raw ones may be black
+# Raw ones may be black.
+_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
 
 
 def has_hole(image: Image.Image, data: bytes) -> bool:
@@ -19,6 +23,12 @@ def has_hole(image: Image.Image, data: bytes) -> bool:
         return True
     if str(image.info.get("compression")).endswith("deflate"):
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
+    if image.info.get("compression") == "jpeg":
+        tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
+        if any(jpeg.is_damaged(tables[:-2] + data[start + 2 : stop]) for start, stop in _in_tiff(image)):
+            return True
+    if image.info.get("compression") == "packbits" and not _unpacks(image, data):
+        return True
     if _HOLE not in data:  # as in nearly all files
         return False
     parts = _tile_parts(data) if image.format == "JPEG2000" else ()
@@ -26,6 +36,22 @@ def has_hole(image: Image.Image, data: bytes) -> bool:
         parts = _in_tiff(image)
     has_zeros = any(_HOLE in data[start:stop] for start, stop in parts)
     return has_zeros and not (image.format == "JPEG2000" and _may_have_zeros(data))
+
+
+def _unpacks(image: Image.Image, data: bytes) -> bool:
+    """Whether each strip of a TIFF in PackBits unpacks to whole rows of pixels (TIFF 6.0, section 9)."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, (1,))
+    row = -(-image.width * (sum(bits) if tags.get(_PLANES, 1) == 1 else bits[0]) // 8)
+    for start, stop in _in_tiff(image):
+        at, size = start, 0
+        while at < stop:
+            head = data[at]
+            at += 2 + head if head < 128 else 2 if head > 128 else 1
+            size += 1 + head if head < 128 else 257 - head if head > 128 else 0
+        if (at != stop or size % row) and _TILE not in tags:
+            return False
+    return True
 
 
 def _inflates(packed: bytes) -> bool:

@@ -309,6 +309,19 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         raise Broken("damaged", complaint)
 
 
+def is_damaged(data: bytes) -> bool:
+    """Whether a JPEG within another file has lost pixels that the strict decoder complains of."""
+    header = read_header(data)
+    if header is None or header.precision != 8 or not header.mode or header.process not in _FAST:
+        return False
+    complaint = _complaint_of(data, header)
+    return bool(complaint) and not (
+        complaint.startswith("tj")
+        or _HARMLESS.search(complaint)
+        or _is_about_foreign_bytes(data, header, complaint)
+    )
+
+
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
     """Whether the scans of a file that lacks its end code all bits of all coefficients.
 
