@@ -26,7 +26,7 @@ _Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
 # To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
 # How many times as high as the others a seam is to be worth a look in full size (in brightness, in color differences),
 # and to be one.
-_WORTH, _CLEAR = np.array((7.5, 6, 6), np.float32)[:, None, None], 10
+_WORTH, _CLEAR = np.array((12, 9, 9), np.float32)[:, None, None], 10
 _GRID = 8  # parts of the width, at whose ends a seam is looked for at first
 _EACH_SIDE = 0.4  # of its mean height, that each side of the turn has at least
 _HALF_LEVEL = 1  # half a level, as the steps of `_Lines` are doubled
@@ -71,7 +71,9 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
     right, after = excess[:, :-1, -1:] - before, excess[:, 1:, -1:] - left
     seams = left + right
     heights = np.abs(seams)
-    high = heights > _WORTH[: len(seams)] * (heights.mean((1, 2), keepdims=True) + _HALF_LEVEL * width)
+    flat = heights.reshape(len(seams), -1)
+    usual = np.partition(flat, flat.shape[1] // 2)[:, flat.shape[1] // 2, None, None]
+    high = heights > _WORTH[: len(seams)] * (usual + _HALF_LEVEL * width)
     if not high.any():  # as for nearly all pictures
         return []
     share = up_to.mean(0)[1:-1]
