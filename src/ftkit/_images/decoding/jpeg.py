@@ -281,9 +281,7 @@ def _look_for_seam(data: bytes, header: JpegHeader, components: list[int]) -> No
         if place:
             row, column = place
             what = "a color difference" if which else "brightness"
-            raise Broken(
-                "damaged", f"from row {row * 8 * highest}, column {column * 8 * widest} on, {what} is shifted"
-            )
+            raise Broken("damaged", f"from row {row * 8 * highest}, column {column * 8 * widest} on, {what} is shifted")
 
 
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
@@ -316,9 +314,7 @@ def is_damaged(data: bytes) -> bool:
         return False
     complaint = _complaint_of(data, header)
     return bool(complaint) and not (
-        complaint.startswith("tj")
-        or _HARMLESS.search(complaint)
-        or _is_about_foreign_bytes(data, header, complaint)
+        complaint.startswith("tj") or _HARMLESS.search(complaint) or _is_about_foreign_bytes(data, header, complaint)
     )
 
 

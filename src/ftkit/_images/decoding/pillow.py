@@ -11,7 +11,7 @@ import stat
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -70,8 +70,8 @@ def broken(text: str) -> Broken:
     return Broken("truncated" if "runcated" in text else "damaged", text)
 
 
-def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
-    """Decode all of it with Pillow."""
+def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = lambda _: False) -> tuple[Form, Pixels]:
+    """Decode all of it with Pillow; judge a JPEG within it by ``is_damaged_jpeg``."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if name := _by_start(start, _NOT_IMAGES):
         raise Broken("not_an_image", name)
@@ -87,7 +87,7 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
             said = _load(image)
-            _judge_loaded(image, data, said)
+            _judge_loaded(image, data, said, is_damaged_jpeg)
             _judge_form(image, notes)
             grey = _to_grey(image)
             _judge_frames(image, notes)
@@ -146,14 +146,14 @@ def _load(image: Image.Image) -> str:
         return printed.read().decode(errors="replace")
 
 
-_MADE_UP = re.compile(r"\w+Decode\w*: .*")  # what libtiff says begins with where; other remarks are about tags
+_MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
 
 
-def _judge_loaded(image: Image.Image, data: bytes, said: str) -> None:
+def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: Callable[[bytes], bool]) -> None:
     """Raise for lost pixels that Pillow does not mind."""
     if remark := _MADE_UP.search(said):
         raise Broken("damaged", remark[0])
-    if has_hole(image, data):
+    if has_hole(image, data, is_damaged_jpeg):
         raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
     if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
         raise Broken("damaged", "the last bytes of the pixels stand for none: the decoder has lost its place")

@@ -170,9 +170,8 @@ class _Lines:
             height = (end - int(sums[place])) / self.columns
             right, left = (turn - int(sums[place])) / (self.columns - column), (end - turn) / column
             before, after = (int(sums[place]) - start) / column, (stop - end) / (self.columns - column)
-            if (
-                min(right / height, left / height) >= _EACH_SIDE
-                and max(abs(before), abs(after)) <= straight * abs(height)
+            if min(right / height, left / height) >= _EACH_SIDE and max(abs(before), abs(after)) <= straight * abs(
+                height
             ):
                 yield _Seam(row, column, height)
 
