@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 _Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
+_Matrix: TypeAlias = "npt.NDArray[np.float32]"
 
 # To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
 # How many times as high as the others a seam is to be worth a look in full size (in brightness, in color differences),
@@ -60,15 +61,11 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
     if rows < 6 or columns < 8:  # too few units around a seam for it to stand out
         return []
     height, width = rows * unit_height, columns * unit_width
-    up_to = _up_to(columns, unit_width)
-    sums = eighth[:height, :width].transpose(2, 0, 1).astype(np.float32, "C") @ up_to
-    steps = np.zeros((len(sums), height + 1, sums.shape[2]), np.float32)
-    np.subtract(sums[:, 1:], sums[:, :-1], out=steps[:, 1:-1])
-    on, above, below = (steps[:, unit_height + shift : height + shift : unit_height] for shift in (0, -1, 1))
-    excess = 2 * on - above - below
-    ends = excess[:, :, 1:-1]
-    before, left = ends[:, :-1], ends[:, 1:]
-    right, after = excess[:, :-1, -1:] - before, excess[:, 1:, -1:] - left
+    sides, share = _sides(columns, unit_width)
+    planes = eighth[:height, :width].transpose(2, 0, 1).astype(np.float32, "C")
+    excess = _over_lines(rows, unit_height) @ (planes @ sides)
+    before, left = excess[:, :-1, : _GRID - 1], excess[:, 1:, : _GRID - 1]
+    right, after = excess[:, :-1, _GRID - 1 :], excess[:, 1:, _GRID - 1 :]
     seams = left + right
     heights = np.abs(seams)
     flat = heights.reshape(len(seams), -1)
@@ -76,21 +73,34 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
     high = heights > _WORTH[: len(seams)] * (usual + _HALF_LEVEL * width)
     if not high.any():  # as for nearly all pictures
         return []
-    share = up_to.mean(0)[1:-1]
     turns = (
         (left * seams >= _EACH_SIDE * share * seams**2)
         & (right * seams >= _EACH_SIDE * (1 - share) * seams**2)
         & (np.abs(before) <= share * heights)
         & (np.abs(after) <= (1 - share) * heights)
     )
-    return np.flatnonzero((high & turns).any((1, 2))).tolist()
+    doubtful: list[int] = np.flatnonzero((high & turns).any((1, 2))).tolist()
+    return doubtful
 
 
 @lru_cache(64)
-def _up_to(columns: int, unit_width: int) -> npt.NDArray[np.float32]:
-    """Return what to take the sums of a row of pixels by: up to each of some columns of units."""
-    ends = np.arange(_GRID + 1) * columns // _GRID * unit_width
-    return (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
+def _sides(columns: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
+    """Return what to take the sums of a row of pixels by, up to some columns of units and from there on; their places."""
+    ends = np.arange(1, _GRID) * columns // _GRID * unit_width
+    left = (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
+    return np.hstack((left, 1 - left)), left.mean(0)
+
+
+@lru_cache(64)
+def _over_lines(rows: int, unit_height: int) -> _Matrix:
+    """Return what to take the steps over the lines between rows of units by, as they are in `_Lines`."""
+    steps = np.diff(np.eye(rows * unit_height, dtype=np.float32), axis=0, prepend=0, append=0)
+    steps[0] = steps[-1] = 0
+    return (
+        2 * steps[unit_height:-1:unit_height]
+        - steps[unit_height - 1 : -2 : unit_height]
+        - steps[unit_height + 1 :: unit_height]
+    )
 
 
 def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) -> tuple[int, int] | None:
