@@ -97,7 +97,6 @@ KINDS: dict[str, Kind] = {
     "dark": _odd("hardly anything is brighter than dark gray", "look, then keep it or set it aside"),
     "bright": _odd("hardly anything is darker than white", "look, then keep it or set it aside"),
     "blurry": _odd("no fine detail, compared with the contrast", "look, then keep it or set it aside"),
-    "odd_colors": _odd("colors that no screen shows: of a damaged file, or strengthened", "look, then keep or drop it"),
     "low_information": _odd("a few levels of gray make up all of it", "look, then keep it or set it aside"),
     # The name: tally.py.
     "name_not_utf8": _odd("tools that print or store names fail", "rename it"),

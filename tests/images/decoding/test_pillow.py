@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import random
 import zlib
 from collections.abc import Callable
 
@@ -92,6 +93,23 @@ def test_zeros_that_a_jpeg_2000_may_have(is_unusable: Judge) -> None:
     data = zlib.decompress(base64.b85decode(BYPASS))
     assert bytes(512) in data
     assert not is_unusable(data, "a.jp2")
+
+
+@pytest.mark.parametrize("compression", ["tiff_ccitt", "group4", "packbits", "jpeg"])
+def test_what_libtiff_makes_up(
+    is_unusable: Judge, compression: str, photo: Callable[..., Image.Image], encode: Encode
+) -> None:
+    """Pillow takes what libtiff only grumbles about; of PackBits, the runs of pixels don't add up to rows."""
+    rng = random.Random(0)
+    found = 0
+    for seed in range(4):
+        picture = photo(seed).convert("RGB" if compression in ("packbits", "jpeg") else "1")
+        data = encode(picture, "TIFF", compression=compression)
+        assert not is_unusable(data, "a.tif")
+        for size in (64, 512):
+            at = rng.randrange(len(data) // 4, len(data) // 2)
+            found += is_unusable(data[:at] + rng.randbytes(size) + data[at + size :], "a.tif")
+    assert found >= (4 if compression == "jpeg" else 7)
 
 
 def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:

@@ -1,4 +1,4 @@
-"""The seam that a shift in brightness leaves."""
+"""The seam that a shift in brightness or color leaves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ftkit._images.decoding.seams import confirm_seam
+from ftkit._images.decoding.seams import find_seam
 
 Encode = Callable[..., bytes]
 Found = Callable[..., list[str]]
@@ -37,12 +37,13 @@ def test_a_shift_that_no_decoder_complains_of(
 
 def test_a_frame_on_a_line_of_blocks_is_no_seam() -> None:
     """An edge that ends at a column of blocks is a seam only if it goes on above the row from there."""
-    turning = np.full((160, 160), 200, np.uint8)
-    turning[112:, :96] = 100
+    rng = np.random.default_rng(0)
+    turning = rng.integers(195, 205, (160, 160), np.uint8)
+    turning[112:, :96] -= 100
     ending = turning.copy()
-    turning[96:, 96:] = 100
-    assert confirm_seam(turning, 6, 6, 16, 16)
-    assert not confirm_seam(ending, 6, 6, 16, 16)
+    turning[96:, 96:] -= 100
+    assert find_seam(turning, 16, 16, is_color=False) == (6, 6)
+    assert find_seam(ending, 16, 16, is_color=False) is None
 
 
 def test_rows_of_tiles_are_no_seam() -> None:
@@ -52,7 +53,44 @@ def test_rows_of_tiles_are_no_seam() -> None:
     for number, shade in enumerate(shades):
         sheet[:96, number * 32 : number * 32 + 32] = shade
     sheet[96:112, :32] = 30  # the last row, begun
-    assert not confirm_seam(sheet, 6, 2, 16, 16)
+    sheet += np.random.default_rng(0).integers(0, 5, sheet.shape, np.uint8)
+    assert find_seam(sheet, 16, 16, is_color=False) is None
+
+
+def test_a_drawing_that_ends_within_a_row_is_no_seam(found: Found, encode: Encode) -> None:
+    """What is filled row by row, as a bar that shows progress or the text of a terminal, is plain: it was drawn so."""
+    sheet = np.full((240, 320, 3), (20, 30, 90), np.uint8)
+    sheet[:112] = sheet[112:128, :160] = (200, 210, 120)
+    for subsampling in ("4:4:4", "4:2:0"):
+        assert "damaged" not in found(encode(Image.fromarray(sheet), subsampling=subsampling))
+
+
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"progressive": True}])
+def test_a_shift_in_color(
+    found: Found, which: int, options: dict[str, object], photo: Callable[..., Image.Image], encode: Encode
+) -> None:
+    """The same of a color difference, by less than would do in brightness."""
+    unit = 8 if options.get("subsampling") == "4:4:4" else 16
+
+    def shifted(seed: int, turn: int) -> bytes:
+        planes = [np.asarray(plane, np.int16) // 2 + 64 for plane in photo(seed, (512, 384)).convert("YCbCr").split()]
+        planes[which][10 * unit :, 7 * unit :] += 20
+        planes[which][10 * unit + turn :, : 7 * unit] += 20
+        whole = Image.merge("YCbCr", [Image.fromarray(plane.astype(np.uint8)) for plane in planes])
+        return encode(whole, quality=92, **options)
+
+    assert [found(shifted(seed, unit)) for seed in range(10)].count(["damaged"]) >= 8
+    assert all(found(shifted(seed, turn)) == [] for seed in range(10) for turn in (0, 3 * unit))
+
+
+def test_colors_that_were_strengthened(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """Frames of video may have colors that no screen shows."""
+    luma, *colours = (np.asarray(plane, np.float32) for plane in photo(1, (400, 300)).convert("YCbCr").split())
+    for gain in (1.2, 3, 6):
+        planes = [luma, *(np.clip(128 + (plane - 128) * gain, 0, 255) for plane in colours)]
+        frame = Image.merge("YCbCr", [Image.fromarray(plane.astype(np.uint8)) for plane in planes])
+        assert found(encode(frame, quality=85)) == []
 
 
 def test_small_pictures(found: Found, photo: Callable[..., Image.Image], encode: Encode) -> None:

@@ -86,7 +86,7 @@ def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
         return jpeg.check(data, notes)
     from ftkit._images.decoding import pillow  # slow to import, and most files are JPEG
 
-    return pillow.check(data, notes)
+    return pillow.check(data, notes, jpeg.is_damaged)
 
 
 def _is_refused(data: bytes) -> bool:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from PIL import Image
 
+_BITS, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
 _HOLE = bytes(512)  # a sector of a disk
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
-_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma"))  # raw ones may be black
+# Raw ones may be black.
+_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
 
 
-def has_hole(image: Image.Image, data: bytes) -> bool:
-    """Whether a sector's worth of zeros stands where only coded pixels can be, or a checksum within a TIFF is wrong."""
+def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes], bool]) -> bool:
+    """Whether a sector's worth of zeros stands where only coded pixels can be, or what is within a TIFF is wrong."""
     if image.format == "JPEG2000" and any(_MARKER.search(data, start, stop) for start, stop in _tile_parts(data)):
         return True
     if str(image.info.get("compression")).endswith("deflate"):
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
+    if image.info.get("compression") == "jpeg":
+        tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
+        if any(is_damaged_jpeg(tables[:-2] + data[start + 2 : stop]) for start, stop in _in_tiff(image)):
+            return True
+    if image.info.get("compression") == "packbits" and not _unpacks(image, data):
+        return True
     if _HOLE not in data:  # as in nearly all files
         return False
     parts = _tile_parts(data) if image.format == "JPEG2000" else ()
@@ -26,6 +34,22 @@ def has_hole(image: Image.Image, data: bytes) -> bool:
         parts = _in_tiff(image)
     has_zeros = any(_HOLE in data[start:stop] for start, stop in parts)
     return has_zeros and not (image.format == "JPEG2000" and _may_have_zeros(data))
+
+
+def _unpacks(image: Image.Image, data: bytes) -> bool:
+    """Whether each strip of a TIFF in PackBits unpacks to whole rows of pixels (TIFF 6.0, section 9)."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS, (1,))
+    row = -(-tags.get(_TILE_WIDTH, image.width) * (sum(bits) if tags.get(_PLANES, 1) == 1 else bits[0]) // 8)
+    for start, stop in _in_tiff(image):
+        at, size = start, 0
+        while at < min(stop, len(data)):
+            head = data[at]
+            at += 2 + head if head < 128 else 2 if head > 128 else 1
+            size += 1 + head if head < 128 else 257 - head if head > 128 else 0
+        if at != stop or (size % row and image.mode != "YCbCr"):  # whose rows may share their colours
+            return False
+    return True
 
 
 def _inflates(packed: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator
@@ -10,9 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
-from ftkit._images.decoding.gamut import is_out_of_gamut
+from ftkit._images.decoding.gaps import filled_share
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
-from ftkit._images.decoding.seams import confirm_seam, find_seams
+from ftkit._images.decoding.seams import find_seam, may_have_seam
 from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
@@ -20,7 +21,7 @@ from ftkit._wording import plural
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
-_SOS, _DQT, _DRI = 0xDA, 0xDB, 0xDD  # start of a scan, quantization tables, restart interval
+_SOS, _DRI = 0xDA, 0xDD  # start of a scan, restart interval
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE  # where JFIF, EXIF, MPF and Adobe's segment stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
@@ -43,7 +44,6 @@ class JpegHeader:
         restarts: Whether the coded pixels are cut into restart intervals.
         jfif: Where JFIF's segment begins; 0 when there is none.
         transform: What the components are by Adobe's segment; 0 for red, green and blue. None when there is none.
-        step: The coarsest step that means of blocks are rounded to.
         foreign: Slices of bytes that belong to no segment.
     """
 
@@ -61,7 +61,6 @@ class JpegHeader:
     restarts: bool = False
     jfif: int = 0
     transform: int | None = None
-    step: int = 0
     foreign: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -159,16 +158,8 @@ def _read_adobe(header: JpegHeader, body: bytes) -> None:
         header.transform = body[11]
 
 
-def _read_steps(header: JpegHeader, body: bytes) -> None:
-    at = 0
-    while at < len(body):
-        wide = body[at] >> 4 > 0
-        header.step = max(header.step, int.from_bytes(body[at + 1 : at + 2 + wide], "big"))
-        at += 1 + (64 << wide)
-
-
 _READERS = {
-    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval, _DQT: _read_steps,
+    **dict.fromkeys(_SOF, _read_frame), _DRI: _read_restart_interval,
     _APP1: _read_exif, _APP2: _read_mpf, _APP14: _read_adobe,
 }  # fmt: skip
 
@@ -199,12 +190,14 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     judge_pixel_count(header.width, header.height, notes)
     grey: Pixels | None = None
     try:
-        grey = _decode(data, header, notes)
+        grey = _decode(data, header)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
     except ValueError as error:
         _weigh(data, header, str(error), notes)
+        with contextlib.suppress(ValueError):  # a kind of JPEG that only Pillow reads
+            grey = _decode(data, header, strict=False)
     if grey is None:
         from ftkit._images.decoding.pillow import shrunk_jpeg
 
@@ -215,48 +208,54 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
 
 
-def _decode(data: bytes, header: JpegHeader, notes: Notes) -> Pixels | None:
-    """Return it in grey, shrunk but for small ones; None for inks. Raises ValueError for the decoder's last complaint.
+def _decode(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels | None:
+    """Return it in grey, shrunk but for small ones; None for inks.
 
     Raises:
-        Broken: The decoder does not complain, but blocks have shifted in brightness.
+        ValueError: The decoder complains, and is to be strict.
+        Broken: Blocks have shifted in brightness or color.
     """
     # Of a small one, 32 pixels a side are left, for the fingerprints.
     eighths = 1 if (side := min(header.width, header.height)) >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
     scale = -(-header.height * eighths // 8), -(-header.width * eighths // 8), 1
-    width, height = (side * eighths // 8 for side in header.unit)
-    if header.is_luma_chroma:
-        pixels = simplejpeg.decode_jpeg(_as_components(data, header), "RGB", False, True, *scale)
-        if is_out_of_gamut(pixels, width, height, header.step / 8):
-            notes.append(
-                Note("odd_colors", "a screen can't show them: brightness or colors were shifted, or strengthened")
-            )
-    else:
-        pixels = simplejpeg.decode_jpeg(data, header.colours, False, False, *scale)
+    pixels = _components(data, header, strict, *scale)
     if header.mode == "CMYK":
         return None
     grey: Pixels = np.ascontiguousarray(pixels[:, :, 0])
-    if header.in_one_scan and header.step < 8 * _COARSE:
-        _look_for_seam(data, header, _shrink(grey, eighths))
+    if header.interleaved:
+        width, height = header.unit
+        doubtful = may_have_seam(_shrink(pixels, eighths), width // 8, height // 8)
+        if doubtful and not filled_share(grey):  # else see half_grey
+            _look_for_seam(data, header, doubtful)
     return grey
 
 
-_COARSE = 8  # levels of brightness between shades, from which on blocks are flat and all their edges sharp
+def _components(data: bytes, header: JpegHeader, strict: bool, *scale: int) -> Pixels:
+    """Return brightness and color differences as they are, or else inks, or grey: height x width x components."""
+    if header.is_luma_chroma:
+        data, colours = _as_components(data, header), "RGB"
+    else:
+        colours = header.colours
+    pixels: Pixels = simplejpeg.decode_jpeg(data, colours, False, True, *scale, strict=strict)
+    return pixels
+
+
 _AS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"  # Adobe's segment, with no transform
 
 
 def _as_components(data: bytes, header: JpegHeader) -> bytes:
     """Return a file that decodes to its components as they are."""
     at, name = header.jfif + 4, b"JFIF" if header.jfif else b""
-    return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, data[header.frame :]))
+    rest = memoryview(data)[header.frame :]  # most of it, which is copied once
+    return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, rest))
 
 
-def _shrink(grey: Pixels, by: int) -> Pixels:
+def _shrink(pixels: Pixels, by: int) -> Pixels:
     """Return the means over squares of pixels."""
     if by == 1:
-        return grey
-    rows, columns = (length // by for length in grey.shape)
-    whole = grey[: rows * by, : columns * by].reshape(rows, by, columns, by)
+        return pixels
+    rows, columns, components = pixels.shape[0] // by, pixels.shape[1] // by, pixels.shape[2]
+    whole = pixels[: rows * by, : columns * by].reshape(rows, by, columns, by, components)
     means: Pixels = whole.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
     return means
 
@@ -270,16 +269,19 @@ def _complaint_of(data: bytes, header: JpegHeader) -> str:
     return ""
 
 
-def _look_for_seam(data: bytes, header: JpegHeader, eighth: Pixels) -> None:
-    """Raise Broken when blocks have shifted in brightness without a complaint of the decoder."""
-    width, height = header.unit
-    seams = find_seams(eighth, width // 8, height // 8)
-    if not seams or eighth[-1].max() - eighth[-1].min() <= 2:  # a gap filled with grey begins alike: see half_grey
-        return
-    for row, column in seams:
-        full = simplejpeg.decode_jpeg(data, header.colours)[:, :, 0]
-        if confirm_seam(full, row, column, width, height):
-            raise Broken("damaged", f"from row {row * height}, column {column * width} on, all pixels are shifted")
+def _look_for_seam(data: bytes, header: JpegHeader, components: list[int]) -> None:
+    """Raise Broken when blocks have shifted in brightness or color without a complaint of the decoder."""
+    whole = _components(data, header, strict=False)
+    sampling = header.sampling if header.components > 1 else ((1, 1),)
+    widest, highest = (max(factors) for factors in zip(*sampling, strict=True))
+    for which in components:
+        across, down = sampling[which]
+        plane = whole[:: highest // down, :: widest // across, which]
+        place = find_seam(plane, 8 * across, 8 * down, is_color=which > 0)
+        if place:
+            row, column = place
+            what = "a color difference" if which else "brightness"
+            raise Broken("damaged", f"from row {row * 8 * highest}, column {column * 8 * widest} on, {what} is shifted")
 
 
 # Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
@@ -303,6 +305,17 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         notes.append(Note("decoder_warning", complaint))
     elif not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
         raise Broken("damaged", complaint)
+
+
+def is_damaged(data: bytes) -> bool:
+    """Whether a JPEG within another file has lost pixels that the strict decoder complains of."""
+    header = read_header(data)
+    if header is None or header.precision != 8 or not header.mode or header.process not in _FAST:
+        return False
+    complaint = _complaint_of(data, header)
+    return bool(complaint) and not (
+        complaint.startswith("tj") or _HARMLESS.search(complaint) or _is_about_foreign_bytes(data, header, complaint)
+    )
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:

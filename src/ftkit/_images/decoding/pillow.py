@@ -6,10 +6,12 @@ import base64
 import contextlib
 import io
 import os
+import re
 import stat
 import struct
+import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -68,8 +70,8 @@ def broken(text: str) -> Broken:
     return Broken("truncated" if "runcated" in text else "damaged", text)
 
 
-def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
-    """Decode all of it with Pillow."""
+def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = lambda _: False) -> tuple[Form, Pixels]:
+    """Decode all of it with Pillow; judge a JPEG within it by ``is_damaged_jpeg``."""
     start = data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if name := _by_start(start, _NOT_IMAGES):
         raise Broken("not_an_image", name)
@@ -84,8 +86,8 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
                 raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw on its own")
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
-            image.load()
-            _judge_loaded(image, data)
+            said = _load(image)
+            _judge_loaded(image, data, said, is_damaged_jpeg)
             _judge_form(image, notes)
             grey = _to_grey(image)
             _judge_frames(image, notes)
@@ -127,9 +129,31 @@ def _broken_by(error: Exception) -> Broken:
     return broken(str(error) or type(error).__name__)
 
 
-def _judge_loaded(image: Image.Image, data: bytes) -> None:
+def _load(image: Image.Image) -> str:
+    """Decode the pixels; return what libtiff prints, which is all that tells of some that it has made up."""
+    if image.format != "TIFF":
+        image.load()
+        return ""
+    with tempfile.TemporaryFile() as printed:
+        stderr = os.dup(2)
+        os.dup2(printed.fileno(), 2)
+        try:
+            image.load()
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        printed.seek(0)
+        return printed.read().decode(errors="replace")
+
+
+_MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
+
+
+def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: Callable[[bytes], bool]) -> None:
     """Raise for lost pixels that Pillow does not mind."""
-    if has_hole(image, data):
+    if remark := _MADE_UP.search(said):
+        raise Broken("damaged", remark[0])
+    if has_hole(image, data, is_damaged_jpeg):
         raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
     if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
         raise Broken("damaged", "the last bytes of the pixels stand for none: the decoder has lost its place")

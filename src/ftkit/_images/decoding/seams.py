@@ -1,8 +1,17 @@
-"""The seam that changed bits leave in a JPEG even when the decoder notices nothing."""
+"""The seam that changed bits leave in a JPEG even when the decoder notices nothing.
+
+The mean of a block is coded as the difference from the block before (the DC coefficient). When a changed bit makes one
+difference wrong, all blocks behind it, to the end, are off by the same amount, in brightness or in a color difference:
+the picture has a step that runs under a row of units of the coding as far as some column, and above that row from there
+on. Natural edges seldom turn by one row of units on the way.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -13,117 +22,195 @@ if TYPE_CHECKING:
 
 
 _Integers: TypeAlias = "npt.NDArray[np.signedinteger]"
+_Matrix: TypeAlias = "npt.NDArray[np.float32]"
 
 # To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
-_LEAST = 16  # levels of brightness that a seam is high, at least
-_STEP = 4  # levels of a single pixel's step
-_CLEAR = 2.5  # how many times it stands out from the steps around it, to be worth a second look
-_ONE_SIGN = 0.75  # of its steps taken without their signs is left with them: it goes up nearly everywhere, or down
-_EACH_SIDE = 0.5  # of its mean height that each side of the turn has, at least
-_TURN = 0.4, 2.5  # times its mean height that the step within the row has, where the seam turns
-_SHARP = 0.45  # of its pixels that step on the very line; in photographs up to 0.26 of them do
-# How many of the units step about as high as the middle one: rows of tiles step all over. A turn near to a side, in
-# shares of the width, proves little else.
-_EVEN, _EVEN_AT_SIDE, _SIDE = 0.4, 0.75, 0.25
-_ABOUT = 0.5, 1.6  # times as high
-_LOOKS, _MOST = 16, 4  # how many of the clearest are looked at, and how many returned
+# How many times as high as the others a seam is to be worth a look in full size (in brightness, in color differences),
+# and to be one.
+_WORTH, _CLEAR = np.array((12, 9, 9), np.float32)[:, None, None], 10
+_GRID = 8  # parts of the width, at whose ends a seam is looked for at first
+_EACH_SIDE = 0.4  # of its mean height, that each side of the turn has at least
+_HALF_LEVEL = 1  # half a level, as the steps of `_Lines` are doubled
+# In full size:
+_HEIGHT, _HEIGHT_MOSTLY = (12, 6), (10, 5)  # levels, in brightness and color differences: the mean, the median
+_STRAIGHT = 0.35  # of its mean height, that the edges may have which would make it go on straight at the turn
+_SHARP, _SHARP_SIDE = 0.45, 0.3  # of the pixels, that step on the very line, and of those on each side of the turn
+_STEP, _STEEPER = 3, 1.5  # levels of such a step, and how many times it is as high as those next to it
+_EVEN, _ABOUT = 0.3, (0.5, 1.6)  # of the units on each side, that are about as high as the median
+_ROUGH = 1, 0.2  # levels between pixels next to the line: drawings are plain, and have any edges
+_TILES = 3  # times as high as elsewhere are the steps on all lines between units, in sheets of tiles
+OB = 3
+_LOOKS = 3  # of the clearest are looked at
 
 
-def find_seams(eighth: Pixels, unit_width: int, unit_height: int) -> list[tuple[int, int]]:
-    """Return where a seam may begin: rows and columns of blocks, at most four, the clearest first.
+class _Seam(NamedTuple):
+    row: int  # the line below this row of units, from the column on; the line below the next one, up to it
+    column: int
+    height: float  # doubled, and negative for a step down
 
-    The brightness of a block is coded as the difference from the block before (the DC coefficient). When
-    a changed bit makes one difference wrong, all blocks behind it, to the end, are off by the same amount:
-    the picture has a step that runs under a row of blocks as far as some column, and above that row from
-    there on. Natural edges seldom turn by one row of blocks on the way.
+
+def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int]:
+    """Return the components of a picture at an eighth of its size that look as if they had a seam.
 
     Args:
-        eighth: The picture at an eighth of its size: a pixel for each 8 x 8.
+        eighth: Its components, a pixel for each 8 x 8: height x width x components.
         unit_width: How many of these pixels a unit of the coding (an MCU) is wide.
         unit_height: How many it is high.
     """
     rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
-    if rows < 6 or columns < 8:  # too few blocks around a seam for it to stand out
+    if rows < 6 or columns < 8:  # too few units around a seam for it to stand out
         return []
-    grey = eighth[: rows * unit_height, : columns * unit_width]
-    steps = _steps(grey, unit_width, unit_height)
-    # One row after the other, the steps of a seam follow each other, as many as there are columns: from behind some
-    # column c in a row up to c in the row below. Summed so far, up to any step, they give the sum over each seam.
-    along = _sums(steps)
-    shape = rows - 2, columns  # a seam for each c
-    before, after = along[1:-columns].reshape(shape), along[columns + 1 :].reshape(shape)
-    seam = np.abs(after - before)
-    across = columns * unit_width
-    if seam.max() < _LEAST * across:
+    height, width = rows * unit_height, columns * unit_width
+    sides, share = _sides(columns, unit_width)
+    planes = eighth[:height, :width].transpose(2, 0, 1).astype(np.float32, "C")
+    excess = _over_lines(rows, unit_height) @ (planes @ sides)
+    before, left = excess[:, :-1, : _GRID - 1], excess[:, 1:, : _GRID - 1]
+    right, after = excess[:, :-1, _GRID - 1 :], excess[:, 1:, _GRID - 1 :]
+    seams = left + right
+    heights = np.abs(seams)
+    flat = heights.reshape(len(seams), -1)
+    usual = np.partition(flat, flat.shape[1] // 2)[:, flat.shape[1] // 2, None, None]
+    high = heights > _WORTH[: len(seams)] * (usual + _HALF_LEVEL * width)
+    if not high.any():  # as for nearly all pictures
         return []
-    size = _sums(np.abs(steps))
-    seam_size = (size[columns + 1 :] - size[1:-columns]).reshape(shape)
-    ends = size[::columns, None]
-    rest = (ends[2:] - ends[:-2] + across) - seam_size  # the other steps in the two rows
-    places = np.flatnonzero((seam >= np.maximum(_CLEAR * rest, _LEAST * across)).any(1))
-    if not len(places):  # as for nearly all pictures
-        return []
-    turns = along[columns:-columns:columns, None]
-    inside = slice(1, columns - 2)  # for each c but the outermost
-    right, left, seam, seam_size, rest = (
-        values[places, inside] for values in (turns - before, after - turns, seam, seam_size, rest)
+    turns = (
+        (left * seams >= _EACH_SIDE * share * seams**2)
+        & (right * seams >= _EACH_SIDE * (1 - share) * seams**2)
+        & (np.abs(before) <= share * heights)
+        & (np.abs(after) <= (1 - share) * heights)
     )
-    count = np.arange(2, columns - 1)
-    is_high = seam >= _LEAST * across
-    has_one_sign = (seam >= _ONE_SIGN * seam_size) & (np.sign(right) * left > 0)
-    runs_right = np.abs(right) * columns >= _EACH_SIDE * seam * (columns - count)
-    runs_left = np.abs(left) * columns >= _EACH_SIDE * seam * count
-    clear = np.where(is_high & has_one_sign & runs_right & runs_left, seam / rest, 0)
-    found = []
-    for flat in np.argsort(-clear, axis=None)[:_LOOKS]:
-        place, at = divmod(int(flat), clear.shape[1])
-        row, column = int(places[place]) + 1, at + 2
-        line = grey[row * unit_height]
-        turn = int(line[column * unit_width]) - int(line[column * unit_width - 1])
-        if clear[place, at] >= _CLEAR and _TURN[0] < turn * across / (right + left)[place, at] < _TURN[1]:
-            found.append((row, column))
-    return found[:_MOST]
+    doubtful: list[int] = np.flatnonzero((high & turns).any((1, 2))).tolist()
+    return doubtful
 
 
-def _steps(grey: Pixels, unit_width: int, unit_height: int) -> _Integers:
-    """Return by how much each unit is brighter at its top than the one above at its bottom, summed over its width."""
-    steps = np.subtract(grey[unit_height::unit_height], grey[unit_height - 1 : -1 : unit_height], dtype=np.int32)
-    for at in range(1, unit_width):
-        steps[:, ::unit_width] += steps[:, at::unit_width]
-    return steps[:, ::unit_width]
+@lru_cache(64)
+def _sides(columns: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
+    """Return what to take the sums of a row of pixels by, up to some columns of units and from there on; their places."""
+    ends = np.arange(1, _GRID) * columns // _GRID * unit_width
+    left = (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
+    return np.hstack((left, 1 - left)), left.mean(0)
 
 
-def _sums(values: _Integers) -> _Integers:
-    """Return the sums over all values before the first, the second, ... and over all."""
-    sums = np.zeros(values.size + 1, np.int32)  # may overflow, which their differences never do
-    values.cumsum(dtype=np.int32, out=sums[1:])
-    return sums
+@lru_cache(64)
+def _over_lines(rows: int, unit_height: int) -> _Matrix:
+    """Return what to take the steps over the lines between rows of units by, as they are in `_Lines`."""
+    steps = np.diff(np.eye(rows * unit_height, dtype=np.float32), axis=0, prepend=0, append=0)
+    steps[0] = steps[-1] = 0
+    return (
+        2 * steps[unit_height:-1:unit_height]
+        - steps[unit_height - 1 : -2 : unit_height]
+        - steps[unit_height + 1 :: unit_height]
+    )
 
 
-def confirm_seam(grey: Pixels, row: int, column: int, width: int, height: int) -> bool:
-    """Whether the picture in full size steps sharply on the very line between blocks, all along the seam.
+def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) -> tuple[int, int] | None:
+    """Return the row and the column of units where one component of a picture begins to be shifted.
 
     Args:
-        grey: The picture.
-        row: The row of units in which the seam begins.
-        column: The column where it does.
-        width: The width of a unit in pixels.
-        height: Its height.
+        plane: The component in full size.
+        unit_width: The width in its pixels of a unit of the coding.
+        unit_height: The height.
+        is_color: Whether it is a color difference, else brightness.
     """
-    values = grey.astype(np.int16)
-    x = np.arange(values.shape[1] // width * width)
-    y = np.minimum(np.where(x < column * width, row + 1, row) * height, len(values) - 2)
-    on = values[y, x] - values[y - 1, x]
-    above, below = values[y - 1, x] - values[y - 2, x], values[y + 1, x] - values[y, x]
-    sign = 1 if np.median(on) > 0 else -1
-    sharp = sign * on > np.maximum(_STEP, 1.5 * np.maximum(np.abs(above), np.abs(below)))
-    # An edge of a frame that lies on a line of blocks by chance does not turn.
-    sides = sharp[: column * width], sharp[column * width :]
-    if sharp.mean() <= _SHARP or any(side.mean() <= _SHARP / 2 for side in sides):
-        return False
-    heights = on.reshape(-1, width).mean(1)
-    middle = float(np.median(heights))
-    low, high = sorted(times * middle for times in _ABOUT)
-    place = column / len(heights)
-    wanted = _EVEN_AT_SIDE if min(place, 1 - place) < _SIDE else _EVEN
-    return bool(((heights > low) & (heights < high)).mean() >= wanted)
+    lines = _Lines(plane[:, :, None], unit_width, unit_height)
+    if lines.rows < 6 or lines.columns < 8 or unit_height < 4 or _is_laid_of_tiles(lines, plane, unit_height):
+        return None
+    heights = np.abs(lines.seams[:, 0])
+    levels = heights / (2 * lines.width)
+    clear = heights / (1.5 * np.median(heights) + 0.5 * _HALF_LEVEL * lines.width)
+    order = np.argsort(-clear)
+    order = order[(clear[order] >= _CLEAR) & (levels[order] >= _HEIGHT[is_color])]
+    seams = islice(lines.turning(order, 0, 3, _STRAIGHT), _LOOKS)
+    return next(((seam.row + 1, seam.column) for seam in seams if _is_sharp(lines, seam, is_color)), None)
+
+
+class _Lines:
+    """The lines between rows of units, and how high the picture steps over them.
+
+    Attributes:
+        rows: How many units the picture is high.
+        columns: How many it is wide.
+        width: How many pixels that is.
+        on: The step over each line, by pixel: lines x width x components.
+        above: The step one pixel above it.
+        below: The one below it.
+        seams: The height of a seam that begins at each unit, one row after the other: the sum over the line that is
+            above the row from there on, and under it up to there. Steps are doubled, less what the picture steps
+            above and below the line.
+    """
+
+    def __init__(self, pixels: Pixels, unit_width: int, unit_height: int) -> None:
+        self.rows, self.columns = pixels.shape[0] // unit_height, pixels.shape[1] // unit_width
+        height, self.width = self.rows * unit_height, self.columns * unit_width
+        steps = np.zeros((height + 1, self.width, pixels.shape[2]), np.int16)
+        whole = pixels[:height, : self.width]
+        np.subtract(whole[1:], whole[:-1], out=steps[1:-1], dtype=np.int16)
+        self.on, self.above, self.below = (
+            steps[unit_height + shift : height + shift : unit_height] for shift in (0, -1, 1)
+        )
+        excess = 2 * self.on - self.above - self.below
+        self._excess = excess
+        by_unit: _Integers = sum((excess[:, at::unit_width] for at in range(1, unit_width)), excess[:, ::unit_width])
+        self._sums = np.zeros((by_unit.shape[0] * self.columns + 1, pixels.shape[2]), np.int32)
+        by_unit.reshape(-1, pixels.shape[2]).cumsum(0, dtype=np.int32, out=self._sums[1:])
+        self.seams: _Integers = self._sums[self.columns :] - self._sums[: -self.columns]
+
+    @property
+    def usual(self) -> float:
+        """The height of the steps over a line, on average, with no regard to their sign."""
+        return float(np.median(np.abs(self._excess).mean((1, 2))))
+
+    def turning(self, places: npt.NDArray[np.intp], which: int, margin: int, straight: float) -> Iterator[_Seam]:
+        """Yield those seams that turn.
+
+        Args:
+            places: Where the seams begin.
+            which: In which component.
+            margin: Units between the turn and the sides of the picture, at least.
+            straight: Height that may be where it would go on straight, on average, in shares of its own.
+        """
+        sums = self._sums[:, which]
+        for place in places.tolist():
+            row, column = divmod(place, self.columns)
+            if not (margin <= column < self.columns - margin and row < self.rows - 2):
+                continue
+            start, turn, end, stop = (int(sums[at]) for at in (
+                row * self.columns, (row + 1) * self.columns, place + self.columns, (row + 2) * self.columns
+            ))  # fmt: skip
+            height = (end - int(sums[place])) / self.columns
+            right, left = (turn - int(sums[place])) / (self.columns - column), (end - turn) / column
+            before, after = (int(sums[place]) - start) / column, (stop - end) / (self.columns - column)
+            if min(right / height, left / height) >= _EACH_SIDE and max(abs(before), abs(after)) <= straight * abs(
+                height
+            ):
+                yield _Seam(row, column, height)
+
+
+def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
+    """Whether the picture steps sharply on the very line between units, all along the seam and by the same height."""
+    unit = lines.width // lines.columns
+    x, turn = np.arange(lines.width), seam.column * unit
+    row = np.where(x < turn, seam.row + 1, seam.row)
+    sign = 1 if seam.height > 0 else -1
+    on, above, below = (sign * steps[row, x, 0] for steps in (lines.on, lines.above, lines.below))
+    around = np.maximum(np.abs(above), np.abs(below))
+    sharp = on > np.maximum(_STEP, _STEEPER * around)
+    heights = (2 * on - above - below).reshape(-1, unit).mean(1) / 2
+    most = float(np.median(heights))
+    even = (heights > _ABOUT[0] * most) & (heights < _ABOUT[1] * most)
+    rough = (np.abs(above) + np.abs(below)).mean() / 2
+    other = np.where(x < turn, seam.row, seam.row + 1)
+    straight = np.abs(2 * lines.on[other, x, 0] - lines.above[other, x, 0] - lines.below[other, x, 0]).mean()
+    return bool(
+        sharp.mean() >= _SHARP
+        and min(sharp[:turn].mean(), sharp[turn:].mean()) >= _SHARP_SIDE
+        and min(even[: seam.column].mean(), even[seam.column :].mean()) >= _EVEN
+        and most >= _HEIGHT_MOSTLY[is_color]
+        and straight <= OB * (lines.usual + 1)
+        and rough >= _ROUGH[is_color]
+    )
+
+
+def _is_laid_of_tiles(lines: _Lines, plane: Pixels, unit_height: int) -> bool:
+    between = _Lines(plane[unit_height // 2 :, :, None], lines.width // lines.columns, unit_height)
+    return bool(lines.usual > _TILES * (between.usual + _HALF_LEVEL))
