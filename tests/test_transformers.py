@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -200,21 +201,18 @@ def test_a_killed_run_resumes(make: Callable[[], Any], steps: int, tmp_path: Pat
 @pytest.mark.parametrize(
     "options",
     [
-        {"rates": {"layer_decay": 0.5}},
-        {"rates": {}, "lr_scheduler_type": "cosine", "warmup_steps": 8},
-        {"lr_scheduler_type": "cosine", "warmup_steps": 8, "weight_decay": 0.1},
-        {"optim": "adafactor"},
-        {"optim": "sgd", "optim_args": None, "max_grad_norm": 0.1},
-        {"gradient_accumulation_steps": 4},
-        {"gradient_checkpointing": True},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
-        {"bf16": True},
-        {"torch_compile": True, "torch_compile_backend": "eager"},
-        {"max_steps": 28},
-        {"save_strategy": "steps", "save_steps": 4},
+        {"rates": {"layer_decay": 0.5}, "lr_scheduler_type": "cosine", "warmup_steps": 8},
+        {"lr_scheduler_type": "cosine", "warmup_steps": 8, "weight_decay": 0.1, "bf16": True},
+        {"gradient_accumulation_steps": 4, "gradient_checkpointing": True, "steps": 7},
+        {"optim": "sgd", "max_grad_norm": 0.1, "max_steps": 28},
+        {"make": Plain, "torch_compile": True, "torch_compile_backend": "eager"},
         {"save_strategy": "steps", "save_steps": 5},
-        {"restore_callback_states_from_checkpoint": True},
-        {"eval_strategy": "epoch", "load_best_model_at_end": True},
+        {
+            "eval_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "restore_callback_states_from_checkpoint": True,
+            "optim": "adafactor",
+        },
     ],
     ids=str,
 )
@@ -234,15 +232,12 @@ def test_turns(plan: Callable[[Any], FreezeSchedule], steps: int, tmp_path: Path
     check_resumed(tmp_path, Plain, plan=plan, steps=steps)
 
 
-@pytest.mark.parametrize("make", [bert, vit], ids=lambda make: make.__name__)
-def test_the_best_model_is_loaded_whole(make: Callable[[], Any], tmp_path: Path) -> None:
+def test_the_best_model_is_loaded_whole(tmp_path: Path) -> None:
     """All of its weights, though the Trainer passes over those that the file calls otherwise."""
     worst = {"eval_strategy": "epoch", "load_best_model_at_end": True, "greater_is_better": True, "save_total_limit": 3}
-    model, _ = fit(tmp_path, make, metric_for_best_model="eval_runtime", **worst)
-    import json
-
+    model, _ = fit(tmp_path, vit, metric_for_best_model="eval_runtime", **worst)
     state = json.loads(max(tmp_path.glob("*/trainer_state.json"), key=lambda path: path.stat().st_mtime).read_text())
-    best = make()
+    best = vit()
     load_weights(best, state["best_model_checkpoint"])
     assert same(model, best)
 
@@ -294,7 +289,7 @@ def test_what_was_frozen_before_is_refused(tmp_path: Path) -> None:
         freeze_except(model, "classifier")
         return model
 
-    with pytest.raises(FtkitError, match=r"trains layers\.2\.weight.*which no optimizer has.*phase 0"):
+    with pytest.raises(FtkitError, match=r"trains layers\.1\.weight.*which no optimizer has.*phase 0"):
         fit(tmp_path, frozen)
 
 
