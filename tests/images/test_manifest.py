@@ -48,7 +48,7 @@ def build(world: Path) -> Path:
     (pets / "val/bad-link.jpg").symlink_to("nowhere")
     (pets / "out").symlink_to(world / "home")
     bad = [Finding(str(path), "damaged", "unusable", "") for path in sorted(pets.rglob("bad*"))]
-    gone = move_away(str(pets), bad, world / "store/deep/aside", {}, lambda page, name: None)
+    gone = move_away(str(pets), bad, world / "store/deep/aside", {}, lambda page, name, paths: None)
     assert gone.moved == 4
     (gone.folder / "elsewhere").symlink_to(world / "home")
     (gone.folder / "train/cat/extra.jpg").write_text("no entry names it")
