@@ -453,11 +453,12 @@ CV = [
     "deeplabv3_resnetd50b_voc",
     "fcn8sd_resnetd50b_voc",
 ]
+_CV_SIZES = {"cityscapes": {"in_size": (128, 256)}, "voc": {"in_size": (128, 128)}}  # not as large as photos of streets
 for _name in CV:
     FAMILIES[f"pytorchcv-{_name}"] = Family(
         "pytorchcv.model_provider",
         "get_model",
-        lambda kind, n, name=_name: kind(name, num_classes=n),
+        lambda kind, n, name=_name: kind(name, num_classes=n, **_CV_SIZES.get(name.rpartition("_")[2], {})),
     )
 
 # ---- torchreid: models of identities, which give features in eval mode
