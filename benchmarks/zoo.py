@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.heads import oracle
-from tests.heads.zoo import CASES, NOT_BUILT, judged, share_right
+from tests.heads.zoo import CASES, GOOD, NOT_BUILT, judged, share_right
 
 SLOW = 40  # seconds of CPU time that are worth a line
 
@@ -25,11 +25,12 @@ def main(wanted: str) -> int:
     verdicts = []
     for one in judged(case for case in CASES if wanted in case):
         verdicts.append(one)
-        if one.verdict not in (oracle.RIGHT, oracle.RIGHTLY_REFUSED) or one.seconds > SLOW:
+        if one.verdict not in GOOD or one.seconds > SLOW:
             print(f"{one.case}: {one.verdict} ({one.seconds:.0f} s): {one.why}", flush=True)
     counts = Counter(one.verdict for one in verdicts)
     print(*(f"{count:5} {verdict}" for verdict, count in counts.most_common()), sep="\n")
-    print(f"{share_right(verdicts):.1%} of {counts.total() - counts[NOT_BUILT]} are right, or rightly refused")
+    built = counts.total() - counts[NOT_BUILT]
+    print(f"{share_right(verdicts):.1%} of {built} are right, or refused with what to do instead")
     return counts[oracle.WRONG]
 
 

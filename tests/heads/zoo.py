@@ -18,9 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ftkit._heads.inputs import Inputs
 from tests.heads import oracle
 from tests.heads.families import FAMILIES, Family, images
 from tests.heads.test_zoo import SMALL
+from tests.heads.written import WRITTEN
 
 # ---- transformers: every class with labels that a small configuration builds
 
@@ -187,10 +189,22 @@ FAMILIES |= {
 
 
 CASES |= {case: family.build for case, family in FAMILIES.items()}
+CASES |= {case: (lambda build=build: build) for case, (build, _) in WRITTEN.items()}
+
+
+def inputs_of(case: str) -> Inputs | None:
+    """What the models of a case take, if that can't be made up."""
+    make = WRITTEN[case][1] if case in WRITTEN else FAMILIES[case].inputs if case in FAMILIES else None
+    return None if make is None else (make(), {})
 
 
 # ---- judging them, in processes of their own
 
+RIGHTLY_REFUSED = {  # what the error says of heads that no layer is, and what to do instead
+    "braindecode-SSTDPN": "put the parameter into an nn.Linear",
+    "speechbrain-ECAPA.Classifier": "put the parameter into an nn.Linear",
+}
+GOOD = (oracle.RIGHT, oracle.RIGHTLY_REFUSED, oracle.ADVISED)
 TOO_MUCH, CRASHED, NOT_BUILT = "too slow or too large", "crashed", "not built here"
 _SECONDS, _BYTES = 150, 6 << 30  # of CPU time and of memory, for one case
 _HANGS = 10  # times as long on the clock
@@ -212,9 +226,10 @@ def judge(case: str) -> tuple[str, str]:
         oracle.quietly(build, oracle.AFTER)
     except Exception as error:
         return NOT_BUILT, f"{type(error).__name__}: {error}"
-    family = FAMILIES.get(case)
     try:
-        return oracle.judge(build, (family.inputs(), {}) if family and family.inputs else None)
+        verdict, why = oracle.judge(build, inputs_of(case))
+        expected = verdict == oracle.REFUSED and case in RIGHTLY_REFUSED and RIGHTLY_REFUSED[case] in why
+        return (oracle.RIGHTLY_REFUSED if expected else verdict), why
     except Exception as error:
         return CRASHED, f"{type(error).__name__}: {error}"
 
@@ -304,6 +319,6 @@ def _serve(pipe: multiprocessing.connection.Connection) -> None:
 
 
 def share_right(verdicts: Iterable[Verdict]) -> float:
-    """Which share of what was built is right, or rightly refused."""
-    built = [one.verdict in (oracle.RIGHT, oracle.RIGHTLY_REFUSED) for one in verdicts if one.verdict != NOT_BUILT]
+    """Which share of what was built is right, or refused with what to do instead."""
+    built = [one.verdict in GOOD for one in verdicts if one.verdict != NOT_BUILT]
     return sum(built) / max(len(built), 1)

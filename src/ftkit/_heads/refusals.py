@@ -134,7 +134,11 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
         f"It ends in {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
-    error.could_be, error.advice = [[likely[-1].name]], "If one is, name it"
+    last = likely[-1]
+    same = [
+        one.name for one in likely if (one.holder, one.inputs, one.outputs) == (last.holder, last.inputs, last.outputs)
+    ]
+    error.could_be, error.advice = [same], "If one is, name it"
     return error
 
 

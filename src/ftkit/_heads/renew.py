@@ -222,7 +222,7 @@ def _start(model: nn.Module, layer: Layer, new: nn.Module, outputs: int) -> None
         shell = _shell(model, layer.name.rpartition(".")[0], layer.name, bare)
         if shell is not None:  # some code starts a layer when it is shown what holds it
             _initialize(own, shell, bare, layer.name)
-    elif not _start_all(model, layer.name, bare):
+    elif not (_start_all(model, layer.name, bare) or is_norm(bare)):
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
     for name, value in bare.named_parameters():
