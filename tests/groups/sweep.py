@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map_only
 from ftkit._groups import param_groups
 from ftkit._heads.trace import run_on
 from tests.groups import flow
-from tests.heads.test_more_zoo import tasks_of_transformers, transformer
+from tests.heads.zoo import tasks_of_transformers, transformer
 
 DECAY = 0.75
 TASKS = ("ForSequenceClassification", "ForTokenClassification", "ForImageClassification")

@@ -126,6 +126,36 @@ def test_rates_rise_on_every_path(build: type[nn.Module]) -> None:
     assert param_groups(model, 1.0, layer_decay=0.5).order == "executed"
 
 
+class Pieces(nn.Module):
+    """Blocks in lists beside each other, or each in a list of its own."""
+
+    def __init__(self, *, beside: bool) -> None:
+        super().__init__()
+        kinds = nn.Linear, nn.LayerNorm, nn.Bilinear
+        rows = [[nn.Linear(2, 2), nn.LayerNorm(2), nn.Bilinear(2, 2, 2)] for _ in range(4)]
+        lists = zip(*rows, strict=True) if beside else rows
+        self.lists = nn.ModuleList(map(nn.ModuleList, lists)) if not beside else None
+        for kind, one in zip(kinds, lists, strict=True) if beside else ():
+            self.add_module(kind.__name__.lower(), nn.ModuleList(one))
+        self.head = nn.Linear(2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.lists or zip(self.linear, self.layernorm, self.bilinear, strict=True)
+        for linear, norm, bilinear in rows:
+            x = norm(linear(x))
+            x = x + bilinear(x, x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_block_in_pieces_is_one_layer(*, beside: bool) -> None:
+    """Depth counts blocks, however they are registered."""
+    model = Pieces(beside=beside)
+    found = rates(model)
+    assert sorted(set(found.values())) == [0.5**4, 0.5**3, 0.5**2, 0.5, 1]
+    assert not flow.inverted(flow.follow(model, (torch.zeros(2, 2),), {}), found)
+
+
 def test_a_head_that_is_registered_first_is_on_top() -> None:
     """The dense layer in it comes right below the output layer."""
     found = rates(HeadFirst())

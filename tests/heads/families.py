@@ -33,6 +33,19 @@ def images(*shape: int) -> Callable[[], tuple[torch.Tensor, ...]]:
     return lambda: (torch.zeros(shape),)
 
 
+class Recognition(nn.Module):
+    """Features, and in training a loss that has the directions of the classes."""
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.loss_func = loss
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        x = self.trunk(x)
+        return self.loss_func(x, labels) if self.training else x
+
+
 FAMILIES: dict[str, Family] = {}
 
 # ---- vit_pytorch
@@ -453,11 +466,12 @@ CV = [
     "deeplabv3_resnetd50b_voc",
     "fcn8sd_resnetd50b_voc",
 ]
+_CV_SIZES = {"cityscapes": {"in_size": (128, 256)}, "voc": {"in_size": (128, 128)}}  # not as large as photos of streets
 for _name in CV:
     FAMILIES[f"pytorchcv-{_name}"] = Family(
         "pytorchcv.model_provider",
         "get_model",
-        lambda kind, n, name=_name: kind(name, num_classes=n),
+        lambda kind, n, name=_name: kind(name, num_classes=n, **_CV_SIZES.get(name.rpartition("_")[2], {})),
     )
 
 # ---- torchreid: models of identities, which give features in eval mode
@@ -582,6 +596,50 @@ FAMILIES |= {
     ),
     "pytorch_metric_learning-NormalizedSoftmaxLoss": Family(
         "pytorch_metric_learning.losses", "NormalizedSoftmaxLoss", lambda kind, n: kind(n, 64)
+    ),
+    **{
+        f"pytorch_metric_learning-{name}": Family(
+            "pytorch_metric_learning.losses",
+            name,
+            lambda kind, n: Recognition(kind(n, 8)),
+            lambda: (torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)),
+        )
+        for name in ("ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss")
+    },
+    "open_clip-probe": Family(
+        "open_clip.transformer",
+        "VisionTransformer",
+        lambda kind, n: nn.Sequential(
+            kind(image_size=32, patch_size=8, width=32, layers=2, heads=2, mlp_ratio=2.0, output_dim=24),
+            nn.Linear(24, n),
+        ),
+        images(2, 3, 32, 32),
+    ),
+    "kornia-classifier": Family(
+        "kornia.contrib",
+        "ClassificationHead",
+        lambda kind, n: nn.Sequential(
+            of("kornia.contrib", "VisionTransformer")(
+                image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, in_channels=3
+            ),
+            kind(32, n),
+        ),
+        images(2, 3, 32, 32),
+    ),
+    "sentence_transformers-CrossEncoder": Family(
+        "transformers",
+        "BertForSequenceClassification",
+        lambda kind, n: kind(
+            kind.config_class(
+                vocab_size=60,
+                hidden_size=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=32,
+                num_labels=n,
+                sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
+            )
+        ),
     ),
     "performer_pytorch-PerformerLM": Family(
         "performer_pytorch",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import logging
 import math
 import os
 import random
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -25,6 +27,7 @@ from ftkit.errors import FtkitError, HeadError
 BEFORE, AFTER = 11, 7
 
 RIGHT, RIGHTLY_REFUSED, REFUSED, WRONG = "right", "rightly refused", "refused needlessly", "wrong in silence"
+ADVISED = "refused with a call that is right"
 
 _MOST = 60_000_000  # parameters of a model that is built with values, and run
 
@@ -51,17 +54,29 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
         inputs: What the model takes, if that can't be made up.
     """
     small = is_small(quietly(build, AFTER))
-    fresh, model = quietly(build, AFTER, values=small), quietly(build, BEFORE, values=small)
+    model = quietly(build, BEFORE, values=small)
     changed = looked_at(model, inputs, AFTER if small else None)
     if changed:
         return WRONG, f"looking changed {changed}"
+    verdict, why = _replaced(model, quietly(build, AFTER, values=small), inputs, small)
+    if verdict == REFUSED and (called := re.search(r"replace_head\(model, n, at=([^()]+)\)", why)):
+        again = [quietly(build, count, values=small) for count in (BEFORE, AFTER)]
+        advised, so = _replaced(*again, inputs, small, at=ast.literal_eval(called[1]))
+        return {RIGHT: (ADVISED, why)}.get(advised, (advised, f"{why} So: {so}"))
+    return verdict, why
+
+
+def _replaced(
+    model: nn.Module, fresh: nn.Module, inputs: Inputs | None, small: bool, at: str | list[str] | None = None
+) -> tuple[str, str]:
+    """Replace the head, and compare with a fresh model."""
     before = dict(model.named_parameters(remove_duplicate=False))
     values = {name: value.detach().clone() for name, value in before.items()}
     state = State(model)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            head = replace_head(model, AFTER, example_inputs=inputs)
+            head = replace_head(model, AFTER, at=at, example_inputs=inputs)
     except HeadError as error:
         if changed := state.changed():
             return WRONG, f"the error left a change: {changed}"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from ftkit import find_head, replace_head
 from ftkit.errors import HeadError
+from tests.heads import oracle
 from tests.heads.nets import features, wired
 
 
@@ -97,15 +101,96 @@ def test_a_loss_that_holds_the_classes_is_told() -> None:
         replace_head(model, 3)
 
 
-def test_a_map_of_classes_after_a_block_that_may_make_them_is_refused() -> None:
-    """The block before it has a convolution as wide, one level further down: VNet."""
+def segmenter(classes: int, norm: Callable[[int], nn.Module] = nn.BatchNorm2d, width: int = 8) -> nn.Module:
+    """VNet: classes, normed, and a map of them to classes."""
     out = nn.Sequential()
-    out.add_module("block", nn.Sequential(nn.Conv2d(8, 10, 3, padding=1), nn.BatchNorm2d(10), nn.ReLU()))
-    out.add_module("conv", nn.Conv2d(10, 10, 1))
-    model = wired(lambda self, x: self.out_tr(self.stem(x)), stem=nn.Conv2d(3, 8, 3, padding=1), out_tr=out)
+    out.add_module("block", nn.Sequential(nn.Conv2d(width, classes, 3, padding=1), norm(classes), nn.ReLU()))
+    out.add_module("conv", nn.Conv2d(classes, classes, 1))
+    return wired(lambda self, x: self.out_tr(self.stem(x)), stem=nn.Conv2d(3, width, 3, padding=1), out_tr=out)
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, partial(nn.BatchNorm2d, affine=False), partial(nn.GroupNorm, 1)])
+def test_a_map_of_classes_follows_with_the_norm_and_the_layer_before_it(norm: Callable[[int], nn.Module]) -> None:
+    """Nothing else in the model is as wide."""
+    assert oracle.judge(lambda classes: segmenter(classes, norm))[0] == oracle.RIGHT
+    model = segmenter(10, norm)
+    old = [model.out_tr.block[0].weight[3], model.out_tr.conv.weight[3, 5]]
+    assert replace_head(model, 4, keep={0: 3, 1: 5}).names == ("out_tr.block.0", "out_tr.block.1", "out_tr.conv")
+    assert torch.equal(model.out_tr.block[0].weight[0], old[0])
+    assert torch.equal(model.out_tr.conv.weight[0, 1], old[1])
+
+
+def test_a_module_takes_the_place_of_layers_in_a_row_only_by_name() -> None:
+    """Each of them is of another width now."""
+    model = segmenter(10)
+    with pytest.raises(HeadError, match="name the module that holds"):
+        replace_head(model, lambda width: nn.Conv2d(width, 7, 1))
+    assert replace_head(model, lambda width: nn.Conv2d(width, 7, 1), at="out_tr").out_features == 7
+
+
+def test_a_map_of_classes_where_the_classes_may_begin_earlier_is_refused() -> None:
+    """The body is as wide: the first of the two may be of the body."""
     with pytest.raises(HeadError, match=r"nothing tells whether those of the first count classes too"):
+        replace_head(segmenter(10, width=10), 7)
+    model = segmenter(10, width=10)
+    assert replace_head(model, 7, at="out_tr.conv").names == ("out_tr.conv",)
+
+
+def normed(classes: int, norm: nn.Module) -> nn.Module:
+    return wired(lambda self, x: self.norm(self.fc(self.body(x))), body=features(), fc=nn.Linear(8, classes), norm=norm)
+
+
+def test_a_norm_of_the_scores_follows_where_something_says_that_they_are_scores() -> None:
+    """As in networks for CIFAR; features are normed in the same way."""
+
+    def build(classes: int) -> nn.Module:
+        model = normed(classes, nn.BatchNorm1d(classes))
+        model.num_classes = classes
+        return model
+
+    assert oracle.judge(build)[0] == oracle.RIGHT
+    model = build(10)
+    model.norm.running_mean.copy_(torch.arange(10))
+    replace_head(model, 4, keep={1: 5})
+    assert model.norm.running_mean.tolist() == [0, 5, 0, 0]
+
+
+def test_a_norm_of_what_may_be_features_is_refused_with_a_call_that_works() -> None:
+    model = normed(10, nn.LayerNorm(10))
+    with pytest.raises(HeadError, match=r"replaces the norm too: replace_head\(model, n, at='fc'\)"):
         replace_head(model, 7)
-    assert replace_head(model, 7, at="out_tr.conv").proven
+    assert replace_head(model, 7, at="fc").names == ("fc", "norm")
+
+
+def test_a_norm_of_groups_that_can_not_share_the_scores_is_refused() -> None:
+    model = normed(10, nn.GroupNorm(5, 10))
+    with pytest.raises(HeadError, match="a norm of 5 groups"):
+        replace_head(model, 7, at="fc")
+    assert replace_head(model, 15, at="fc").proven
+
+
+def test_groups_of_which_each_gives_all_classes_follow() -> None:
+    """Their scores are averaged: TCFormer. Groups that share the classes are as many as these."""
+
+    def build(classes: int) -> nn.Module:
+        return wired(
+            lambda self, x: self.conv(self.stem(x).mean((2, 3), keepdim=True)).view(len(x), 3, -1).mean(1),
+            stem=nn.Conv2d(3, 12, 3),
+            conv=nn.Conv2d(12, 3 * classes, 1, groups=3),
+            n_outputs=classes,
+        )
+
+    assert oracle.judge(build)[0] == oracle.RIGHT
+    with pytest.raises(HeadError, match="5 groups"):
+        replace_head(
+            wired(
+                lambda self, x: self.conv(self.stem(x)).mean((2, 3)),
+                stem=nn.Conv2d(3, 10, 3),
+                conv=nn.Conv2d(10, 5, 1, groups=5),
+                num_classes=5,
+            ),
+            7,
+        )
 
 
 class Forecaster(nn.Module):

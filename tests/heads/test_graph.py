@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ftkit._heads.graph import CLEAN, MIXED, NORMED, SQUASHED, Walk, unused, walk
+from ftkit._heads.graph import CLEAN, MIXED, SCALED, SQUASHED, Walk, unused, walk
 from ftkit._heads.layers import layers, own_parameters
 
 
@@ -34,10 +34,10 @@ WAYS: dict[str, tuple[Callable[[Two, Tensor], Tensor], int]] = {
     "times a number": (lambda m, y: y * 3 + 1, CLEAN),
     "activation": (lambda m, y: y.relu(), SQUASHED),
     "activation and softmax": (lambda m, y: y.tanh().softmax(1), SQUASHED),
-    "norm": (lambda m, y: m.norm(y), NORMED),
-    "norm without weights": (lambda m, y: nn.functional.normalize(y), NORMED),
-    "a temperature for each class": (lambda m, y: y * m.scale, NORMED),
-    "by itself": (lambda m, y: y * y, NORMED),
+    "norm": (lambda m, y: m.norm(y), SCALED),
+    "norm without weights": (lambda m, y: nn.functional.normalize(y), SCALED),
+    "a temperature for each class": (lambda m, y: y * m.scale, SCALED),
+    "by itself": (lambda m, y: y * y, SCALED),
     "product with itself": (lambda m, y: y @ y.T, MIXED),
 }
 
@@ -66,7 +66,7 @@ def test_the_nearest_way_counts() -> None:
     model = Two()
     y = model.head(model.body(torch.zeros(2, 4)))
     (end,) = walk_of(model, {"both": y.relu() + y, "far": model.norm(y)}).ends
-    assert (end.level, end.ports) == (CLEAN, {"both": CLEAN, "far": NORMED})
+    assert (end.level, end.ports) == (CLEAN, {"both": CLEAN, "far": SCALED})
     assert end.ports_within(SQUASHED) == ["both"]
 
 

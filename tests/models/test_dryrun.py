@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import random
 import sys
@@ -242,3 +243,30 @@ def test_each_tensor_lies_where_its_path_says(tree: object) -> None:
     assert all(follow(tree, path) is tensor for path, tensor in named)
     assert len(named) == count(tree)
     assert [id(tensor) for tensor in tensors_in(tree)] == [id(tensor) for _, tensor in named]
+
+
+class Positioned(nn.Module):
+    """Adds positions that are computed once for all models, as DETR does; nothing names its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.readout = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    @staticmethod
+    @functools.lru_cache(maxsize=1)
+    def positions(shape: torch.Size) -> torch.Tensor:
+        return torch.arange(6.0).expand(shape)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.readout(self.inside(x + self.positions(x.shape)))
+
+
+@pytest.mark.parametrize("look", [find_head, lambda model: summary(model, (2, 6))])
+def test_no_fake_tensor_stays_in_a_cache_of_functions(look: Callable[[nn.Module], object]) -> None:
+    """Nor does a real one from there come into the run."""
+    model, x = Positioned(), torch.ones(2, 6)
+    look(model)
+    first = model(x)
+    assert type(first) is torch.Tensor
+    look(model)
+    assert torch.equal(model(x), first)

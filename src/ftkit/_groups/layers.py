@@ -89,6 +89,7 @@ class _Part(NamedTuple):
     total: int
     inside_list: bool
     rows: bool
+    in_pieces: bool = False  # whether it is one of the blocks that a list has in pieces
 
 
 def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
@@ -96,8 +97,9 @@ def _taken_apart(part: _Part) -> Iterator[tuple[list[nn.Parameter], bool]]:
     opens = not any(rule(part) for rule in _ONE_LAYER) and any(rule(part) for rule in _SEVERAL_LAYERS)
     yield list(part.module.parameters(recurse=not opens)), not opens
     inside_list = part.inside_list or is_list(part.module)
+    in_pieces = part.rows and _lists_blocks_in_pieces(part.module)
     for child in _children(part.module) if opens else ():
-        yield from _taken_apart(_Part(child, part.total, inside_list, part.rows))
+        yield from _taken_apart(_Part(child, part.total, inside_list, part.rows, in_pieces))
 
 
 def _has_no_parts(part: _Part) -> bool:
@@ -111,8 +113,13 @@ def _is_parametrized(part: _Part) -> bool:
 
 
 def _has_one_kernel(part: _Part) -> bool:
-    """A convolution with its norm."""
-    return kernels_of(part.module) < 2
+    """A convolution with its norm; not a list of norms, which are used in turn, where rows count."""
+    return kernels_of(part.module) < 2 and not (part.rows and isinstance(part.module, nn.ModuleList))
+
+
+def _is_in_pieces(part: _Part) -> bool:
+    """A list of attention and feed-forward in the list of such blocks, where rows count: vit-pytorch's transformers."""
+    return part.in_pieces
 
 
 def _is_most_of_the_model(part: _Part) -> bool:
@@ -140,7 +147,7 @@ def _is_row_to_open(part: _Part) -> bool:
 
 
 # A part opens if none of the first and one of the second is true of it.
-_ONE_LAYER = (_has_no_parts, _is_parametrized, _has_one_kernel)
+_ONE_LAYER = (_has_no_parts, _is_parametrized, _has_one_kernel, _is_in_pieces)
 _SEVERAL_LAYERS = (_is_most_of_the_model, _is_list_of_parts, _is_stage, _is_row_to_open)
 
 
@@ -169,6 +176,13 @@ def _lists_blocks(module: nn.Module) -> bool:
     """Tell whether a module is a list with two blocks of a kind."""
     kinds = Counter(map(type, filter(_is_block, module.children()))) if is_list(module) else Counter()
     return max(kinds.values(), default=0) >= 2
+
+
+def _lists_blocks_in_pieces(module: nn.Module) -> bool:
+    """Tell whether a list has lists alike, each of parts of different kinds; a stage has several of one kind."""
+    pieces = [[*map(type, child)] if isinstance(child, nn.ModuleList) else [] for child in module.children()]
+    distinct = all(len(kinds) > 1 and len(kinds) == len({*kinds}) for kinds in pieces)
+    return isinstance(module, nn.ModuleList) and len(pieces) > 1 and distinct and pieces.count(pieces[0]) == len(pieces)
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -99,18 +99,47 @@ def _executed(
     """Count for each part how many layers lie above it, on the longest way to the outputs."""
     by_name = dict(model.named_parameters())
     parts = [*_units(model, set(head)), (head, True)]
+    for block in list(_blocks_across_lists(model, *_placed(model, parts, used))):
+        parts[min(block)] = [one for place in sorted(block) for one in parts[place][0]], True
+        for place in block - {min(block)}:
+            parts[place] = [], False
     units = [unit for unit, _ in parts]
-    unit_of = {parameter: place for place, unit in enumerate(units) for parameter in unit}
+    unit_of, after = _placed(model, parts, used)
     ran = {unit_of[by_name[name]] for name in used}
-    after = [0] * len(units)  # for each unit, a bit for each one that comes after it
-    for late, several in used.items():
-        for early in several:
-            after[unit_of[by_name[early]]] |= 1 << unit_of[by_name[late]]
-    after[-1] = 0  # an auxiliary head may feed what comes next, but is on top
     layer = [whole and any(map(is_kernel, unit)) for unit, whole in parts]
     above = _layers_above(after, layer, has_head=bool(head))
     depths = {parameter: -above[place] for place in ran - {len(units) - 1} for parameter in units[place]}
     return _by_depth(complete(model, depths) | dict.fromkeys(head, 0))
+
+
+def _placed(
+    model: nn.Module, parts: list[tuple[list[nn.Parameter], bool]], used: Mapping[str, Iterable[str]]
+) -> tuple[dict[nn.Parameter, int], list[int]]:
+    """Tell in which unit each parameter is, and of each unit with a bit for each one which come after it."""
+    by_name = dict(model.named_parameters())
+    unit_of = {parameter: place for place, (unit, _) in enumerate(parts) for parameter in unit}
+    after = [0] * len(parts)
+    for late, several in used.items():
+        for early in several:
+            after[unit_of[by_name[early]]] |= 1 << unit_of[by_name[late]]
+    after[-1] = 0  # an auxiliary head may feed what comes next, but is on top
+    return unit_of, after
+
+
+def _blocks_across_lists(model: nn.Module, unit_of: Mapping[nn.Parameter, int], after: list[int]) -> Iterator[set[int]]:
+    """Yield the units that make up a block, where lists beside each other have a part of each: attention, feed-forward.
+
+    So it is where all that is first in such lists comes before all that is second, and so on.
+    """
+    _close(after)
+    for holder in model.modules():
+        lists = [child for child in holder.children() if isinstance(child, nn.ModuleList) and len(child) > 1]
+        for size in {*map(len, lists)}:
+            beside = [[*one] for one in lists if len(one) == size]
+            rows = [{unit_of[p] for member in row for p in member.parameters()} for row in zip(*beside, strict=True)]
+            steps = [(early, late) for one, other in itertools.pairwise(rows) for early in one for late in other]
+            if len(beside) > 1 and all(rows) and all(after[one] >> two & ~after[two] >> one & 1 for one, two in steps):
+                yield from rows
 
 
 def _units(model: nn.Module, head: set[nn.Parameter]) -> Iterator[tuple[list[nn.Parameter], bool]]:

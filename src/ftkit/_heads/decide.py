@@ -21,11 +21,21 @@ from ftkit._heads.layers import (
     own_tensors,
     read,
     self_description,
+    width_of_norm,
 )
-from ftkit._heads.refusals import check_losses, check_maps, check_scorers, doubt, headless, nothing
+from ftkit._heads.refusals import (
+    check_losses,
+    check_maps,
+    check_scorers,
+    doubt,
+    headless,
+    normed_otherwise,
+    nothing,
+)
 from ftkit._heads.trace import Run, Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
 from ftkit._models.dryrun import tensors_in
+from ftkit._torch import is_convolution
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,10 +73,11 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
         raise nothing(model, every, evidence.trace)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
+    classes, boxes = found[0].classes, _boxes(evidence, found)
+    found = with_norms(model, _with_maps(every, found, evidence.trace), evidence.trace)
     check_maps(model, every, found)
-    classes = found[0].classes
-    order = [layer.names for layer in every]
-    whole = sorted([*found, *_boxes(evidence, found)], key=lambda layer: order.index(layer.names))
+    order = list(dict(model.named_modules(remove_duplicate=False)))
+    whole = sorted([*found, *boxes], key=lambda layer: order.index(layer.name))
     return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
 
 
@@ -78,6 +89,43 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
         layer = (seen.ends.of(layer).layers or [layer])[0]
         layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
     return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
+
+
+def with_norms(model: nn.Module, found: Layers, seen: Trace) -> Layers:
+    """Add the norms that the outputs of layers pass on their way out, which have as many features.
+
+    Raises:
+        HeadError: A norm counts something else too.
+    """
+    norms: dict[str, Layer] = {}
+    for layer in found:
+        for name in sorted({name for end in seen.ends.leaving(layer) for name in _norms_behind(end, layer)}):
+            norm = model.get_submodule(name)
+            if width_of_norm(norm) != layer.outputs:
+                raise normed_otherwise(model, layer, name)
+            norms[name] = replace(layer, names=(name,), modules=(norm,), inputs=layer.outputs, axis=0)
+    return Layers([*found, *norms.values()])
+
+
+def _norms_behind(end: End, layer: Layer) -> Iterable[str]:
+    return end.norms if layer.names == end.layer.names else next(n for one, n in end.chain if one.names == layer.names)
+
+
+def _with_maps(every: Layers, found: Layers, seen: Trace) -> Layers:
+    """Add what comes before convolutions from classes to classes, as far as it gives the classes: VNet, USleep.
+
+    That is sure only where one module holds just these, and nothing else in the model has as many outputs.
+    """
+    parts = {layer.names: layer for layer in found}
+    for layer in (one for one in found if is_convolution(one.module) and one.outputs == one.classes):
+        for chain in ([one for one, _ in end.chain] for end in seen.ends.of(layer) if end.chain):
+            row = {layer.names, *(one.names for one in chain)}
+            held = {one.names for one in every.inside(layer.holder)}  # of the model itself, none
+            alike = {one.names for one in every.of_size(layer.outputs)} - parts.keys()
+            if held == row >= alike and len(held) < len(every):
+                parts |= {one.names: replace(one, from_classes=True) for one in (layer, *chain[:-1])}
+                parts[chain[-1].names] = chain[-1]
+    return Layers(parts.values())
 
 
 # ---- rules that need no run
@@ -158,8 +206,8 @@ def _is_counted_elsewhere(model: nn.Module, layer: Layer) -> bool:
         return True
     inside = {id(module) for one in layer.modules for module in one.modules()}
     rest = itertools.dropwhile(lambda module: module is not layer.module, model.modules())
-    after = (module.parameters(recurse=False) for module in rest if id(module) not in inside)
-    return any(p.shape == (layer.outputs,) for p in itertools.chain.from_iterable(after))
+    after = (own_tensors(module) for module in rest if id(module) not in inside)
+    return any(one.shape == (layer.outputs,) for one in itertools.chain.from_iterable(after))
 
 
 # ---- rules on what a run told
@@ -278,7 +326,7 @@ def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torc
     """Tell how a number of classes could make a layer's outputs, or that it can't.
 
     Several for each class, as detectors have them for their anchors, only where that number is near: in what holds the
-    layer, the model itself left out, or in the shapes in which the scores come out.
+    layer, the model itself left out, in the shapes in which the scores come out, or in the groups of the layer.
     """
     if layer.outputs == classes:
         return layer
@@ -287,6 +335,7 @@ def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torc
     around = [one for one in counters(model, layer.names) if isinstance(one.owner, nn.Module)]
     near = {one.value for one in around if one.owner is not model and counts_classes(one.name)}
     near |= {shape[-1] for shape in shapes if len(shape) > 2}
+    near |= {layer.outputs // getattr(layer.module, "groups", layer.outputs)}  # all classes in each group
     return replace(layer, times=layer.outputs // classes) if classes in near else None
 
 

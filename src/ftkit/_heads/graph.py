@@ -8,7 +8,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -17,9 +17,9 @@ from ftkit._heads.layers import Layer, Layers
 from ftkit._heads.vocabulary import AUXILIARY, says
 from ftkit._torch import node_number
 
-# How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by weights
-# that count its outputs (a norm, a temperature for each class), by a product with other data.
-CLEAN, SQUASHED, NORMED, MIXED = range(4)
+# How far what a layer gives is from being an output as it stands: by nothing that matters, by an activation, by a norm,
+# by other weights that count its outputs (a temperature for each class), by a product with other data.
+CLEAN, SQUASHED, NORMED, SCALED, MIXED = range(5)
 
 
 @dataclass(eq=False)
@@ -34,6 +34,8 @@ class End:
     body: bool = False  # whether it feeds another one
     beside: bool = False  # whether it feeds another one, and gives an output of its own too
     cut: set[str] = field(default_factory=set)  # those outputs that take a slice of what the layer gives
+    norms: set[str] = field(default_factory=set)  # the names of norms behind it
+    chain: list[tuple[Layer, frozenset[str]]] = field(default_factory=list)  # of _chain
     training_only: bool = False  # whether only a run in training mode, or the loss, uses it
 
     def is_clean(self) -> bool:
@@ -56,14 +58,15 @@ class End:
         """The outputs that are no further than ``level`` from what the layer gives."""
         return [port for port, its_level in self.ports.items() if its_level <= level]
 
-    def reached(self, port: str, shape: torch.Size, level: int, softmax: bool, cuts: frozenset[int]) -> None:
-        """Note that an output comes from the layer, on one more way, with slices of axes of some sizes on it."""
-        if self.layer.outputs in cuts:
+    def reached(self, port: str, shape: torch.Size, way: _Way) -> None:
+        """Note that an output comes from the layer, on one more way."""
+        if self.layer.outputs in way.cuts:
             self.cut.add(port)
-        self.level = min(self.level, level)
-        self.ports[port] = min(self.ports.get(port, level), level)
+        self.level = min(self.level, way.level)
+        self.ports[port] = min(self.ports.get(port, way.level), way.level)
         self.shapes[port] = shape
-        self.softmax = self.softmax or (softmax and level <= SQUASHED)
+        self.softmax = self.softmax or (way.softmax and way.level <= SQUASHED)
+        self.norms |= way.norms
 
 
 class Ends(list[End]):
@@ -86,6 +89,14 @@ class Ends(list[End]):
         """The end that a layer is, if it is one."""
         return Ends(end for end in self if end.layer.names == layer.names)
 
+    def leaving(self, layer: Layer) -> Ends:
+        """The ends through which leaves what a layer, or a norm, gives."""
+        return self.of(layer) or self.where(
+            lambda end: (
+                layer.name in end.norms or any(layer.name in {before.name, *norms} for before, norms in end.chain)
+            )
+        )
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -96,26 +107,29 @@ class Walk:
     bare: set[str]  # the names of parameters in the place of a layer's that belong to no layer
 
 
-def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer]) -> Walk:
+def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer], norms: Norms | None = None) -> Walk:
     """Find the layers that outputs come from.
 
     Args:
         outputs: Outputs of a model by name, with their graph.
         owners: The layer of each parameter, by the parameter's identity.
+        norms: The modules that norm: by the node of what each gave, its name and the node of what it took.
     """
-    graph = _Graph(outputs)
+    graph = _Graph(outputs, norms)
     ends: dict[Layer, End] = {}
     nodes: dict[Layer, list[Any]] = {}
     bare: set[str] = set()
     for port, root in graph.roots.items():
-        for node, weight, level, softmax, cuts in graph.ways_back(root):
+        for way, weight in graph.ways_back(root):
             layer = owners.get(id(weight))
             if layer is None:
                 bare.add(getattr(weight, "dotted", "?"))
             else:
-                nodes.setdefault(layer, []).append(node)
-                ends.setdefault(layer, End(layer, level)).reached(port, outputs[port].shape, level, softmax, cuts)
+                nodes.setdefault(layer, []).append(way.node)
+                ends.setdefault(layer, End(layer, way.level)).reached(port, outputs[port].shape, way)
     _mark_body(graph, ends, nodes)
+    for layer, end in ends.items():
+        end.chain = [] if end.body else list(_chain(graph, owners, layer, nodes[layer][0]))
     return Walk(Ends(ends.values()), {owners[leaf] for leaf in owners.keys() & graph.leaves.keys()}, bare)
 
 
@@ -129,6 +143,20 @@ def _mark_body(graph: _Graph, ends: Mapping[Layer, End], nodes: Mapping[Layer, l
             feeding.body = True
             feeding.beside = feeding.beside or not end.ports.keys() >= set(feeding.ports_within(CLEAN))
             end.body = end.body or source is layer or not feeding.ports.keys().isdisjoint(end.ports)
+
+
+def _chain(
+    graph: _Graph, owners: Mapping[int, Layer], layer: Layer, node: Any
+) -> Iterator[tuple[Layer, frozenset[str]]]:
+    """Yield the layers before one that gives as many features as it takes, with the norms behind each, backwards."""
+    while layer.inputs == layer.outputs:
+        ways = [(way, owners.get(id(weight))) for one in graph.data(node) for way, weight in graph.ways_back(one)]
+        sources = {source for _, source in ways}
+        before = sources.pop() if len(sources) == 1 else None
+        if before is None or before is layer or before.outputs != layer.inputs or ways[0][0].level > NORMED:
+            return
+        yield before, frozenset[str]().union(*(way.norms for way, _ in ways))
+        layer, node = before, ways[0][0].node
 
 
 def passages(outputs: Mapping[str, torch.Tensor]) -> dict[str, frozenset[str]]:
@@ -198,10 +226,24 @@ def _cut_at(node: Any) -> frozenset[int]:
     return frozenset(map(int, sizes[axis : axis + 1 or None]))
 
 
+Norms: TypeAlias = Mapping[Any, tuple[str, Any]]
+
+
+class _Way(NamedTuple):
+    """A way back from an output, as far as a node."""
+
+    node: Any
+    level: int = CLEAN
+    softmax: bool = False  # whether it leads through one
+    cuts: frozenset[int] = frozenset()  # the sizes of the axes of which only a slice went on
+    norms: frozenset[str] = frozenset()  # the names of the modules that norm
+
+
 class _Graph:
     """The autograd graph behind some outputs, and what in it is computed from parameters or from inputs alone."""
 
-    def __init__(self, outputs: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, outputs: Mapping[str, torch.Tensor], norms: Norms | None = None) -> None:
+        self._norms = norms or {}
         self.roots = {key: tensor.grad_fn for key, tensor in outputs.items() if tensor.grad_fn is not None}
         self.edges: dict[Any, list[Any]] = {}  # what each node takes, as far as that has a history
         self.unseen: set[Any] = set()  # the nodes that take data without one beside their parameters
@@ -282,32 +324,39 @@ class _Graph:
                 stack += self.data(node)
         return found
 
-    def ways_back(self, root: Any) -> Iterator[tuple[Any, torch.Tensor, int, bool, frozenset[int]]]:
-        """Yield the first nodes behind an output where data meet weights: each of these, the level, if under a softmax.
+    def ways_back(self, root: Any) -> Iterator[tuple[_Way, torch.Tensor]]:
+        """Yield the ways to the first nodes behind an output where data meet weights, with each of these.
 
-        Last come the sizes of the axes of which only a slice went on. A node is met again where another way leads to
-        it at a lower level.
+        A node is met again where another way leads to it at a lower level.
         """
         levels: dict[Any, int] = {}
-        queue = deque([(root, CLEAN, False, frozenset[int]())])
+        queue = deque([_Way(root)])
         while queue:
-            node, level, softmax, cuts = queue.popleft()
-            if levels.get(node, MIXED + 1) <= level:
+            way = queue.popleft()
+            if levels.get(way.node, MIXED + 1) <= way.level:
                 continue
-            levels[node] = level
-            weights = self._multiplied(node)
-            yield from ((node, weight, level, softmax, cuts) for weight in weights)
-            if (
-                not weights and "Embedding" not in node.name()
-            ):  # a table of inputs, which an output layer may be tied to
-                level, softmax = max(level, self.level(node)), softmax or "Softmax" in node.name()
-                cuts = cuts | _cut_at(node)
-                queue.extend((target, level, softmax, cuts) for target in self.data(node))
+            levels[way.node] = way.level
+            weights = self._multiplied(way.node)
+            yield from ((way, weight) for weight in weights)
+            if not weights:
+                queue.extend(self._further(way))
+
+    def _further(self, way: _Way) -> Iterator[_Way]:
+        """The ways that lead on from a node where no weight enters."""
+        node, name = way.node, way.node.name()
+        if node in self._norms:
+            norm, before = self._norms[node]
+            if before in self.edges:
+                yield way._replace(node=before, level=max(way.level, NORMED), norms=way.norms | {norm})
+        elif "Embedding" not in name:  # a table of inputs, which an output layer may be tied to
+            level, softmax = max(way.level, self.level(node)), way.softmax or "Softmax" in name
+            for target in self.data(node):
+                yield _Way(target, level, softmax, way.cuts | _cut_at(node), way.norms)
 
     def _multiplied(self, node: Any) -> list[torch.Tensor]:
         """The weights that data are multiplied by at ``node``: a layer's, and not a bias or a scale."""
         name = node.name()
-        if "Embedding" in name or (_SUM.match(name) and node not in self.pure):
+        if "Embedding" in name or node in self._norms or (_SUM.match(name) and node not in self.pure):
             return []
         product = _PRODUCT.match(name) is not None
         return [w for w in self.weights(node) if w.dim() >= 2 and (product or w.numel() > max(w.shape))]
@@ -330,9 +379,9 @@ class _Graph:
 
 
 _LEVELS: tuple[tuple[Callable[[_Graph, Any], bool], int], ...] = (  # in the order in which they are tried
-    (lambda _, node: bool(_NORM.search(node.name())), NORMED),
+    (lambda _, node: bool(_NORM.search(node.name())), SCALED),
     (lambda _, node: bool(_SQUASH.match(node.name())), SQUASHED),
     (_Graph.masks, CLEAN),
     (lambda _, node: bool(_PRODUCT.match(node.name())), MIXED),
-    (_Graph.scales, NORMED),
+    (_Graph.scales, SCALED),
 )

@@ -36,6 +36,7 @@ class Layer:
     times: int = 1  # outputs for each class: anchors of a detector, coordinates of a box
     extra: int = 0  # outputs beside the classes, such as "no object"
     by_class: bool = False  # whether the outputs of one class are neighbors (boxes), or those of one anchor
+    from_classes: bool = False  # whether it takes the classes too, and gives as many: a map of classes, a norm of them
 
     def __str__(self) -> str:
         return f"{self.name!r} ({type(self.module).__name__}, {self.inputs} -> {self.outputs})"
@@ -160,6 +161,13 @@ def has_shapes(module: nn.Module) -> bool:
 def own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
     """The parameters and buffers of a module itself."""
     return itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
+
+
+def width_of_norm(norm: nn.Module) -> int | None:
+    """How many features a norm has; None where it counts something else too."""
+    told = read(norm, "num_features") or read(norm, "num_channels") or read(norm, "normalized_shape")
+    width = told[0] if isinstance(told, tuple) and len(told) == 1 else told
+    return width if isinstance(width, int) else None
 
 
 def tensors_of(model: nn.Module) -> list[torch.Tensor]:

@@ -27,7 +27,7 @@ class Proof:
         if found.trace is not None:
             self._ends, self._run = found.trace.ends, found.trace.run
             self._with_labels = run_with_labels(model, self._run) if self._run.complete else Run()
-            unused = [layer.name for layer in found.layers if not self._ends.of(layer)]
+            unused = [layer.name for layer in found.layers if not self._ends.leaving(layer)]
             self.missing = f"{unused[0]!r} does not contribute to the model's outputs" if unused else ""
             if not self._run.complete:
                 self.missing = self._run.unproven

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from ftkit._heads.graph import NORMED, SQUASHED, End, Ends
+from ftkit._heads.graph import NORMED, SCALED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
 from ftkit._heads.vocabulary import LOSSES, says
 from ftkit._torch import is_convolution
+from ftkit._wording import some
 from ftkit.errors import HeadError
 
 
@@ -63,13 +64,21 @@ def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
     """Refuse a convolution from classes to classes after another one: nothing tells where the classes begin."""
     for layer in (one for one in found if is_convolution(one.module)):
         around = every.inside(layer.holder) if layer.holder else every
-        before = around[: [one.names for one in around].index(layer.names)][-1:]
+        before = [] if layer.from_classes else around[: [one.names for one in around].index(layer.names)][-1:]
         if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
             raise HeadError(
                 f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
                 f"tells whether those of the first count classes too. If they do, pass a module for both; if not, "
                 f"replace_head(model, n, at={layer.name!r})."
             )
+
+
+def normed_otherwise(model: nn.Module, layer: Layer, name: str) -> HeadError:
+    """Say that a norm of the scores fits their number alone."""
+    return HeadError(
+        f"The outputs of {layer} pass through {name!r} in the {type(model).__name__}, whose weights count more than "
+        "them, so another count would not fit. Replace both with replace_modules, or rebuild the head."
+    )
 
 
 def doubt(model: nn.Module, group: Ends) -> DoubtError:
@@ -100,11 +109,18 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         )
         error.could_be, error.advice = [[layer.name for layer in trained]], "To replace that"
         return error
-    normed = [layer for layer in seen.ends.where(lambda end: end.level == NORMED).layers if layer.names_classes()]
-    if normed:
+    named = seen.ends.where(lambda end: end.layer.names_classes())
+    for end in named.where(lambda end: end.level == NORMED):
+        error = UnsureError(
+            f"The outputs of {end.layer} pass through a norm, {some(sorted(map(repr, end.norms)), 2)}, before they "
+            f"leave the {kind}, as features do, and nothing says that they are class scores."
+        )
+        error.could_be, error.advice = [[end.layer.name]], "If they are, which replaces the norm too"
+        return error
+    for end in named.where(lambda end: end.level == SCALED):
         return HeadError(
-            f"The outputs of {describe(normed[:1])} pass through a layer with its own weights before they leave the "
-            f"{kind}, so another count would not fit. Replace both with replace_modules, or rebuild the head."
+            f"The outputs of {end.layer} are scaled by other weights before they leave the {kind}, so another count "
+            "would not fit. Replace both with replace_modules, or rebuild the head."
         )
     ends = seen.ends.where(lambda end: not end.body)
     if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
@@ -113,14 +129,18 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
             "contains. Only a module can be replaced: put the parameter into an nn.Linear."
         )
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
-    last = [one for one in every if not any(one.outputs == other.inputs for other in every if other is not one)]
-    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or last or every[-2:]
+    outermost = [one for one in every if not any(one.outputs == other.inputs for other in every if other is not one)]
+    likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or outermost or every[-2:]
     ends_in = "It ends in" if run.complete else "Judging by its layers' sizes, it may end in"
     error = UnsureError(
         f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
         f"{ends_in} {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
-    error.could_be, error.advice = [[likely[-1].name]], "If one is, name it"
+    last = likely[-1]
+    same = [
+        one.name for one in likely if (one.holder, one.inputs, one.outputs) == (last.holder, last.inputs, last.outputs)
+    ]
+    error.could_be, error.advice = [same], "If one is, name it"
     return error
 
 

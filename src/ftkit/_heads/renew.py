@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,13 @@ from ftkit._heads.starts import start, starts_alike
 from ftkit._heads.untrained import is_constant
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
-from ftkit._torch import parameters_of, power_iterate, pre_hooks_of
+from ftkit._torch import buffers_of, is_convolution, is_norm, parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
 
-_COUNTS = ("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings")
+_COUNTS = (
+    *("out_features", "out_channels", "nf", "num_classes", "num_labels", "n_classes", "num_embeddings"),
+    *("num_features", "num_channels"),  # of norms
+)
 _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 
 
@@ -51,9 +54,14 @@ def renewed(
         HeadError: Something that hangs on the layer fits the old number alone.
     """
     old = layer.module
-    _check_free(layer, "another count would not fit them")
+    _check_free(layer, "another count would not fit them", outputs)
     new = _twin(old, layer.outputs, outputs, layer.axis)
     vars(new).update({name: outputs for name in _COUNTS if vars(new).get(name) == layer.outputs})
+    if layer.from_classes and is_convolution(old):
+        new = _twin(new, layer.inputs, outputs, 1 - layer.axis, vectors=False)
+        vars(new)["in_channels"] = outputs
+    if vars(new).get("normalized_shape") == (layer.outputs,):
+        vars(new)["normalized_shape"] = (outputs,)
     padding = vars(new).get("padding_idx")
     if padding is not None and padding >= layer.outputs - layer.extra:
         vars(new)["padding_idx"] = padding + outputs - layer.outputs
@@ -101,13 +109,19 @@ def _resting(layer: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_free(layer: Layer, what: str) -> None:
-    """Refuse a layer that something fits to its sizes as they are."""
+def _check_free(layer: Layer, what: str, outputs: int = 0) -> None:
+    """Refuse a layer that something fits to its sizes as they are.
+
+    Groups do not, where each of them gives every class.
+    """
     if _hooks_that(layer.module, "apply_mask"):
         raise HeadError(f"{layer.name!r} is pruned; end the pruning with torch.nn.utils.prune.remove first.")
     groups = getattr(layer.module, "groups", 1)
-    if groups != 1:
+    if groups != 1 and (not outputs or layer.times % groups or layer.extra or layer.by_class):
         raise HeadError(f"{layer.name!r} is a convolution with {groups} groups: {what}.")
+    groups = getattr(layer.module, "num_groups", 1)
+    if outputs % groups:
+        raise HeadError(f"{layer.name!r} is a norm of {groups} groups, which can't share {outputs} class scores.")
 
 
 def _twin(old: nn.Module, before: int, after: int, axis: int, *, vectors: bool = True) -> nn.Module:
@@ -154,24 +168,38 @@ def _along(tensor: torch.Tensor, axis: int) -> int:
 
 
 def _carry(layer: Layer, new: nn.Module, rows: Mapping[int, int]) -> None:
-    """Carry the rows of outputs that stay over from the old layer."""
-    fresh, taken = list(rows), list(rows.values())
+    """Carry the rows of outputs that stay over from the old layer; of one that takes the classes too, no others."""
     names = dict.fromkeys(("weight", "bias", *parameters_of(layer.module)))  # these two may be computed from others
+    if is_norm(layer.module):
+        names |= dict.fromkeys(buffers_of(layer.module))
     for name in [name for name in names if not name.endswith(("_g", "_v", "_orig"))]:
         source, value = getattr(layer.module, name, None), getattr(new, name, None)
         if not isinstance(source, torch.Tensor) or not isinstance(value, torch.Tensor):
             continue
         axis = _along(source, layer.axis)
         if source.shape[axis : axis + 1] == (layer.outputs,):
-            kept = source.detach().index_select(axis, torch.tensor(taken, device=source.device)).to(value.dtype)
-            carried = value.detach().index_copy(axis, torch.tensor(fresh, device=value.device), kept)
+            axes = (axis, 1 - axis) if layer.from_classes and source.dim() > 1 else (axis,)
+            kept = _chosen(source.detach(), axes, rows.values()).to(value.dtype)
+            first = _chosen(value.detach(), axes[:-1], rows)
+            first = first.index_copy(axes[-1], torch.tensor([*rows], device=value.device), kept)
+            carried = first
+            if len(axes) > 1:
+                carried = value.detach().index_copy(axis, torch.tensor([*rows], device=value.device), first)
             _assign(new, name, carried)
             now: torch.Tensor = getattr(new, name)
-            if not (now.is_meta or torch.allclose(now.index_select(axis, torch.tensor(fresh)), kept, atol=1e-4)):
+            if not (now.is_meta or torch.allclose(_chosen(now, axes, rows), kept, atol=1e-4)):
                 raise HeadError(
                     f"The {name} of {layer.name!r} is computed by a parametrization that can't carry rows over. "
                     "Leave keep= out, or remove the parametrization first."
                 )
+
+
+def _chosen(tensor: torch.Tensor, axes: Iterable[int], places: Iterable[int]) -> torch.Tensor:
+    """Take the same places along some axes."""
+    index = torch.tensor([*places], device=tensor.device)
+    for axis in axes:
+        tensor = tensor.index_select(axis, index)
+    return tensor
 
 
 def _need_gradients_like(old: nn.Module, new: nn.Module, thaw: bool) -> None:
@@ -206,6 +234,8 @@ def _bare(new: nn.Module, layer: Layer, outputs: int) -> nn.Module:
         value = getattr(layer.module, name, None)  # of the old layer: what the new one computes from has no values yet
         bare.__dict__.pop(name, None)
         made = None if value is None else _sized(name, value.detach(), layer.outputs, outputs, layer.axis)
+        if made is not None and made.dim() > 1 and layer.from_classes:
+            made = _sized(name, made, layer.inputs, outputs, 1 - layer.axis)
         setattr(bare, name, None if made is None else nn.Parameter(made))
     return bare
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ftkit._arguments import call, came, flag, listed, whole_number
 from ftkit._heads.counters import counters, own_configs
-from ftkit._heads.decide import Found, find_layers, in_classes
+from ftkit._heads.decide import Found, find_layers, in_classes, with_norms
 from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
 from ftkit._heads.labels import checked_classes, plan_names
@@ -24,7 +24,7 @@ from ftkit._models.dryrun import alone, as_call, remember_random, untouched
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
 from ftkit._reports import Parts, Report
-from ftkit._torch import is_convolution
+from ftkit._torch import is_convolution, is_norm
 from ftkit._wording import plural, some
 from ftkit.errors import HeadError, SelectionError, did_you_mean
 from ftkit.selection import Selector, select, unwrap
@@ -287,6 +287,12 @@ def _places(model: nn.Module, found: Found, at: list[str] | None) -> Layers:
         raise HeadError(
             f"The {type(model).__name__} has class embeddings that must be resized too: pass a class count."
         )
+    in_a_row = [one.name for one in found.layers if one.from_classes or is_norm(one.module)]
+    if in_a_row:
+        raise HeadError(
+            f"The class scores of the {type(model).__name__} also pass through {some(list(map(repr, in_a_row)), 2)}. "
+            "Pass a class count, or name the module that holds all of this with at=."
+        )
     return found.layers
 
 
@@ -422,7 +428,7 @@ def _found_at(model: nn.Module, at: list[str], given: Inputs | None, *, run: boo
     last = [_layers_in(model, name)[-1] for name in at]
     seen = trace(model, layers(model), given) if run else None
     named = Layers(in_classes(model, layer, seen) for layer in {layer.names: layer for layer in last}.values())
-    return Found(named, named[-1].classes, seen)
+    return Found(named if seen is None else with_norms(model, named, seen), named[-1].classes, seen)
 
 
 def as_inputs(example_inputs: Any) -> Inputs | None:

@@ -23,6 +23,7 @@ from torch import nn
 from ftkit._heads.constructors import SAYS_INIT, own_classes, replay, sets_weights, starts_weights, surroundings
 from ftkit._heads.layers import Layer, holders, layers, on_meta, read
 from ftkit._heads.untrained import are_alike, draw_like, is_constant, is_untrained, shows_its_law
+from ftkit._torch import is_norm
 
 _log = logging.getLogger("ftkit")
 
@@ -109,7 +110,7 @@ def _start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
             outer, _, place = stem.rpartition(".")
             for action in replay(shell, model.get_submodule(outer) if stem else None, place):
                 _try(lambda _, action=action: action(), shell, bare, told)
-    if not told.started:
+    if not (told.started or is_norm(bare)):
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
             told.started.add(name)

@@ -16,12 +16,13 @@ from torch.utils.hooks import RemovableHandle
 from ftkit._heads.graph import Ends, passages, unused, walk
 from ftkit._heads.inputs import Inputs, labeled, possible_inputs
 from ftkit._heads.layers import Layer, Layers, as_layer, copied, layers, own_parameters, tensors_of
-from ftkit._models.dryrun import named_tensors, quiet, tensors_in, untouched
+from ftkit._models.dryrun import caches_apart, named_tensors, quiet, tensors_in, untouched
 from ftkit._torch import (
     answers_for_fakes,
     fake_tensors,
     hooks_of,
     inabilities_of_fakes,
+    is_norm,
     pre_hooks_of,
     without_checkpointing,
 )
@@ -43,6 +44,7 @@ class Run:
     first: dict[str, None] = field(default_factory=dict)  # the layers that the input went into before any other
     made: dict[str, torch.Tensor] = field(default_factory=dict)  # what all layers gave, in the order of their runs
     widths: dict[str, int] = field(default_factory=dict)  # how many features each layer gave last
+    norms: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # what norms, as of walk
     misfit: int | None = None  # how many features too many the last linear layer got
 
     @property
@@ -144,8 +146,8 @@ def _check_given(model: nn.Module, given: Inputs | None, run: Run) -> None:
 
 def _add_ends(told: Trace, shadow: _Shadow, run: Run, seen: set[Layer], *, training_only: bool) -> set[Layer]:
     """Add where the outputs of a run come from, but not layers ``seen`` in another; return all that are seen now."""
-    walks = [(walk(run.outputs, shadow.owners), training_only)]
-    walks += [(walk(unused(run.made), shadow.owners), True)]  # what ran for the loss alone
+    walks = [(walk(run.outputs, shadow.owners, run.norms), training_only)]
+    walks += [(walk(unused(run.made), shadow.owners, run.norms), True)]  # what ran for the loss alone
     told.bare |= walks[0][0].bare
     for back, only in walks:
         fresh = [end for end in back.ends if end.layer not in seen]
@@ -221,6 +223,7 @@ class _Shadow:
         attempts = _Attempts(self.model, self._dtype, follow=follow, calls=calls)
         with (
             untouched(),
+            caches_apart(self.model.modules()),
             without_checkpointing(),
             self._mode,
             answers_for_fakes(attempts.answer),
@@ -270,6 +273,7 @@ class _Attempts:
     def run(self, given: Sequence[Inputs]) -> Run:
         """Return the first run that comes to its end, or else the one that came furthest."""
         handles = [handle for name in self._names for handle in self._watch(name)]
+        handles += [self._watch_norm(name, one) for name, one in self._model.named_modules() if is_norm(one)]
         try:
             for inputs in map(_again, given) if given else self._made_up():
                 if self._attempt(inputs):
@@ -357,6 +361,16 @@ class _Attempts:
         layer = self._model.get_submodule(name)
         yield layer.register_forward_pre_hook(before)
         yield layer.register_forward_hook(after)
+
+    def _watch_norm(self, name: str, norm: nn.Module) -> RemovableHandle:
+        """Put a hook on a norm that notes between which nodes it stands."""
+
+        def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            tensors = (*args[:1], output)
+            if len(tensors) == 2 and all(isinstance(one, torch.Tensor) and one.grad_fn is not None for one in tensors):
+                self._now.norms[output.grad_fn] = (name, tensors[0].grad_fn)
+
+        return norm.register_forward_hook(after)
 
 
 def _again(inputs: Inputs) -> Inputs:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
+import itertools
 import random
 import sys
 import threading
+import types
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -52,6 +55,7 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
     Args:
         modules: Every module that runs, unless it is a copy that no one else sees.
     """
+    modules = list(modules)
     with alone(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
@@ -67,8 +71,44 @@ def untouched(modules: Iterable[nn.Module] = ()) -> Iterator[None]:
         undo.callback(setattr, FAKE_TENSOR_LOG, "disabled", FAKE_TENSOR_LOG.disabled)
         FAKE_TENSOR_LOG.disabled = True
         torch.backends.mha.set_fastpath_enabled(False)  # training never takes it, and it hides the layers
-        with quiet(), torch.inference_mode(False), torch.enable_grad():
+        with caches_apart(modules), quiet(), torch.inference_mode(False), torch.enable_grad():
             yield
+
+
+@contextlib.contextmanager
+def caches_apart(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let nothing from outside of the block into it, or out of it, by a cache of functools in the code of some modules.
+
+    Else a fake tensor in one, such as a table of positions, would be in the next run of any model that shares it.
+    """
+    caches = list(_caches(modules))
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+_CACHE = type(functools.cache(lambda: None))
+
+
+def _caches(modules: Iterable[nn.Module]) -> Iterator[Any]:
+    """The caches in the methods of modules, and in functions beside their classes, decorated once more or not."""
+    kinds = {
+        kind for one in modules for kind in type(one).__mro__ if not kind.__module__.startswith(("torch.", "builtins"))
+    }
+    homes = {sys.modules[kind.__module__] for kind in kinds if kind.__module__ in sys.modules}
+    for entry in itertools.chain.from_iterable(list(vars(place).values()) for place in (*kinds, *homes)):
+        function = entry.__func__ if isinstance(entry, staticmethod | classmethod) else entry
+        if isinstance(function, _CACHE):
+            yield function
+        elif isinstance(function, types.FunctionType):
+            for cell in function.__closure__ or ():
+                with contextlib.suppress(ValueError):  # it has no value yet
+                    if isinstance(cell.cell_contents, _CACHE):
+                        yield cell.cell_contents
 
 
 def remember_random(undo: Undo) -> None:
