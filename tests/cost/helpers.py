@@ -14,7 +14,6 @@ from ftkit._models.dryrun import tensors_in
 
 # What rules on the scratch memory of kernels were read off.
 NEW = torch.torch_version.TorchVersion(torch.__version__) >= (2, 14)
-AVX512 = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Calls(nn.Module):
@@ -69,7 +68,7 @@ def kept_besides(model, given):
         yield kept
 
 
-def real_peak(model, inputs, make):
+def real_peak(model, inputs, make, loss=None):
     """The most that the allocator held in one steady step, by its own events."""
     from torch.autograd.profiler import profile, record_function
 
@@ -86,9 +85,9 @@ def real_peak(model, inputs, make):
         with record_function("start"):
             pass
         output = model(*inputs)
-        loss = F.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
-        loss.backward()
-        del output, loss
+        scalar = loss(output) if loss else F.cross_entropy(output, torch.zeros(len(output), dtype=torch.long))
+        scalar.backward()
+        del output, scalar
         optimizer.step()
     current = peak = 0
     for event in sorted(record.kineto_results.events(), key=lambda event: event.start_ns()):

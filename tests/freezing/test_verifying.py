@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -93,3 +95,66 @@ def test_an_error_inside_is_not_hidden_and_nothing_frozen_is_an_error() -> None:
     with pytest.raises(ZeroDivisionError), verify_frozen(model):
         model.backbone[0].bias.data += 1
         1 / 0  # noqa: B018
+
+
+def test_a_weight_with_two_names_is_one() -> None:
+    """It is checked once, and hasn't changed because it goes by another name."""
+    words, scores = nn.Embedding(4, 3), nn.Linear(3, 4, bias=False)
+    scores.weight = words.weight
+    model = nn.Sequential(words, nn.Linear(3, 3), scores)
+    freeze(model, "0")
+    with verify_frozen(model):
+        step(model, torch.tensor([0, 1]))
+    with pytest.raises(FtkitError, match=r"1 of 1 frozen tensor changed: 0\.weight"), verify_frozen(model):
+        scores.weight.data += 1
+
+
+def estimated() -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+
+
+def whitened() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, affine=False))
+
+
+@pytest.mark.parametrize("make", [estimated, whitened])
+def test_what_has_no_parameters_is_frozen_with_what_it_is_in(make: Callable[[], nn.Module]) -> None:
+    """A spectral norm of a frozen weight, a norm without weights of its own; but not one that stands by itself."""
+    torch.manual_seed(0)
+    model = nn.Sequential(make().requires_grad_(False), nn.BatchNorm1d(8, affine=False), nn.Linear(8, 2)).train()
+    with pytest.raises(FtkitError, match=r"frozen tensors changed: 0\.") as caught, verify_frozen(model):
+        model(torch.randn(8, 8))
+    assert " 1." not in str(caught.value)
+
+
+def test_looking_changes_nothing() -> None:
+    """Memory that could be resized before can be resized after: observers do so with their ranges."""
+    layer, ranges = nn.Linear(3, 3), torch.zeros(1)
+    layer.register_buffer("ranges", ranges)
+    model = nn.Sequential(layer, nn.Linear(3, 2))
+    freeze(model, "0")
+    with verify_frozen(model):
+        pass
+    assert ranges.resize_(5).shape == (5,)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(3, device="meta"),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged),
+        lambda: torch.eye(3).to_sparse(),
+        lambda: torch.zeros(3, dtype=torch.float8_e4m3fn),
+        lambda: torch.zeros(1).expand(5),
+    ],
+)
+def test_tensors_of_all_kinds_are_compared(make: Callable[[], torch.Tensor]) -> None:
+    """Whatever a frozen module has."""
+    layer = nn.Linear(3, 3)
+    layer.register_buffer("odd", make())
+    model = nn.Sequential(layer, nn.Linear(3, 2))
+    freeze(model, "0")
+    with verify_frozen(model):
+        step(model, torch.randn(4, 3))

@@ -157,11 +157,24 @@ def _norm(fakes: Fakes, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     return output, *rest
 
 
+def _loss(fakes: Fakes, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    """A loss whose one number lies in memory for all that it was reduced from: the kernel has shrunk its output."""
+    output: torch.Tensor = func(*args, **kwargs)
+    if output.dim() or output.device.type != "cpu":
+        return output
+    size = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()  # type: ignore[no-untyped-call]
+    return fakes.make(TensorSpec((size,), (1,), output.dtype, output.device))[0]
+
+
+_SHRUNK = "aten::binary_cross_entropy", "aten::mse_loss", "aten::smooth_l1_loss", "aten::soft_margin_loss"
+
 _MENDED = {
+    **dict.fromkeys(_SHRUNK, _loss),
     "aten::_grouped_mm": _grouped_product,
     "aten::mkldnn_rnn_layer": _lstm,
     "aten::native_batch_norm": _norm,
     "aten::native_batch_norm_backward": _norm,
     "aten::native_group_norm": _norm,
 }
-_DECIDED_BY_MORE = {"aten::_grouped_mm", "aten::mkldnn_rnn_layer"}  # than shapes: by whether gradients are needed
+# By more than shapes: by whether gradients are needed, or by memory that shapes don't show.
+_DECIDED_BY_MORE = {"aten::_grouped_mm", "aten::mkldnn_rnn_layer", *_SHRUNK}

@@ -41,6 +41,17 @@ class TensorSpec(NamedTuple):
             return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
         return torch.empty(0, dtype=self.dtype, device="meta").set_(storage, self.offset, self.shape, self.stride)
 
+    def needed_bytes(self) -> int:
+        """The least memory in which it fits."""
+        return (
+            1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        ) * self.dtype.itemsize
+
+    def zeros(self) -> torch.Tensor:
+        """A tensor of zeros in the least memory, on the CPU."""
+        memory = torch.zeros(self.needed_bytes() // self.dtype.itemsize, dtype=self.dtype, device="cpu")
+        return memory.as_strided(self.shape, self.stride)
+
 
 class Fakes:
     """Makes fake tensors, by the shortest way that this torch has.

@@ -274,7 +274,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         except Exception:
             self.stuck_at = func
             raise
-        counted, scratch = flops(func, args, kwargs, output), scratch_bytes(func, args, output)
+        counted, scratch = flops(func, args, kwargs, output), scratch_bytes(func, args, kwargs, output)
         found = Answer.of(func, args, output, counted, scratch) if asked is not None else None
         if found is not None:
             if len(_ANSWERS) >= _MOST_ANSWERS:

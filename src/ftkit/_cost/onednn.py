@@ -1,27 +1,42 @@
 """The scratch memory of kernels on the CPU, which no tensor shows: most of it oneDNN's.
 
-oneDNN copies the operands of convolutions and LSTMs into layouts of its own, and documents no size of them. Where no
-source is named, a rule is read off the events of torch's allocator around single layers (torch 2.14, AVX-512), as
-``torch.profiler.profile(profile_memory=True)`` records them; tests measure some layers anew in that way.
+oneDNN copies the operands of convolutions and LSTMs into layouts of its own, and documents no size of them. Common
+kernels have a rule, so that a summary computes nothing. Where no source is named, it is read off the events of torch's
+allocator around single layers (torch 2.14, AVX-512). What differs from processor to processor, and what is rare, is
+tried instead.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
+from ftkit._cost.trials import tried
 from ftkit._torch import operator_name
 
 
-def scratch_bytes(func: Any, args: tuple[Any, ...], output: Any) -> int:
+def scratch_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int:
     """The most bytes that an operator holds while it runs, besides its arguments and its results; 0 if unknown."""
-    rule = _RULES.get(operator_name(func))
-    return rule(args, output) if rule and args[0].device.type == "cpu" else 0
+    name = operator_name(func)
+    tensors = [one for one in args if isinstance(one, torch.Tensor)]
+    if not tensors or tensors[0].device.type != "cpu":
+        return 0
+    if any(one.dtype is torch.half or one.is_complex() for one in tensors):  # copied and cast behind the scenes
+        return tried(func, args, kwargs) if func.namespace == "aten" else 0
+    if name in _RULES and not (name in _TRIED and tensors[0].dtype is torch.bfloat16):
+        return _RULES[name](func, args, output)
+    if name in _TRIED and not (name in _PLAIN and _lie_plainly(tensors)):
+        return tried(func, args, kwargs, rows=_TRIED[name])
+    return 0
+
+
+def _lie_plainly(tensors: Sequence[torch.Tensor]) -> bool:
+    return tensors[0].dim() > 2 and all(one.is_contiguous() for one in tensors)
 
 
 # ---------------------------------------------------------------- LSTM
@@ -118,39 +133,38 @@ class _Unfolded:
 
     def __post_init__(self) -> None:
         self.size = self.x.element_size()
-        self.half = self.size == 2
         self.x_bytes, self.w_bytes, self.y_bytes = (one.numel() * self.size for one in (self.x, self.w, self.y))
         self.bias = self.y.shape[1] * self.size
         self.examples, self.channels = self.x.shape[:2]
         self.kernel, self.places = math.prod(self.w.shape[2:]), math.prod(self.y.shape[2:])
-        self.column = self.kernel * self.places * self.size  # one channel of one example, unfolded
-        self.threads = torch.get_num_threads()
         self.depthwise = self.groups == self.channels == self.y.shape[1] > 1
-        self.large_depthwise = self.depthwise and self.kernel > 9  # 3 x 3 has a kernel of its own
-        self.dilated = self.size == 4 and max(self.dilation) > 1
-        self.reach = [(side - 1) * step for side, step in zip(self.w.shape[2:], self.dilation, strict=True)]
+
+    @property
+    def known(self) -> bool:
+        """Whether what it holds is the same on every processor."""
+        return True
 
     @property
     def taken_by_onednn(self) -> bool:
         """Whether torch leaves it to oneDNN: ``use_mkldnn`` in ATen/native/Convolution.cpp."""
         several = self.kernel > 1 or max(self.stride) > 1 or max(self.dilation) > 1
-        worthwhile = several or self.threads > 1 or self.examples >= 16
+        worthwhile = several or torch.get_num_threads() > 1 or self.examples >= 16
         wide = self.w.dim() > 3 and min(self.w.shape[-2:]) > 3
         large = wide or self.groups > 1 or self.examples > 1 or math.prod(self.x.shape[:4]) > 20480
         built_in = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return built_in and (self.half or (self.size == 4 and worthwhile and large))
+        return built_in and (self.size == 2 or (self.size == 4 and worthwhile and large))
 
     @property
     def format(self) -> torch.memory_format:
         """The order of dimensions in which torch hands the operands over."""
-        last = torch.channels_last
-        tensors = (self.x, self.w) if self.x.dim() == 4 else ()
-        found = any(one.is_contiguous(memory_format=last) and not one.is_contiguous() for one in tensors)
+        last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(self.x.dim(), torch.contiguous_format)
+        found = any(one.is_contiguous(memory_format=last) and not one.is_contiguous() for one in (self.x, self.w))
         return last if found else torch.contiguous_format
 
     def forward(self) -> int:
         """What is alive at the worst moment, besides x, w and y."""
-        return 0 if self.kernel == 1 and self.stride[0] == 1 else self.examples * self.channels * self.column
+        unfolded = self.examples * self.channels * self.kernel * self.places * self.size
+        return 0 if self.kernel == 1 and self.stride[0] == 1 else unfolded
 
     def backward(self, to_x: bool, to_w: bool, *, packed: bool) -> int:  # noqa: ARG002  (others need them)
         """What is alive at the worst moment, besides x, w, y's gradient (copied unless ``packed``) and the results."""
@@ -160,48 +174,38 @@ class _Unfolded:
 class _Blocked(_Unfolded):
     """x * w = y as oneDNN computes it, on copies in blocks of channels."""
 
+    @property
+    def known(self) -> bool:
+        """Whether it is one of the plain ones, for which oneDNN has the same kernels on all that has AVX-512.
+
+        For others they depend on sizes of caches and on instructions: some multiply an unfolded input.
+        """
+        small = max(self.w.shape[2:]) <= 7 and self.kernel <= 49
+        plain = self.size == 4 and max(self.dilation) == 1 and small
+        small_depthwise = self.depthwise and self.x.dim() == 4 and self.kernel <= 9
+        return plain and (self.groups == 1 or small_depthwise) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
     def forward(self) -> int:
-        copies = self.copied_x + self.copied_w + self.copied_y + self._sums(self.y_bytes)
+        copies = self.copied_x + self.copied_w + self.copied_y
         return max(copies - self.y_bytes, self.copied_y)
 
     def backward(self, to_x: bool, to_w: bool, *, packed: bool) -> int:
         x_grad = w_grad = for_x = for_w = 0
         if to_x:
-            x_grad, for_x = self.x_bytes, self._unfolded_for_x() or self._for_x()
+            x_grad, for_x = self.x_bytes, self._for_x()
         if to_w:
-            w_grad, for_w = self.w_bytes + self.bias, x_grad + (self._unfolded_for_w() or self._for_w())
+            w_grad, for_w = self.w_bytes + self.bias, x_grad + self._for_w()
         return max(for_x, for_w) - x_grad - w_grad + self.repacked + (0 if packed else self.y_bytes)
 
-    # ---- the gradient of x, and what is held with it
-
-    def _unfolded_for_x(self) -> int:
-        """Where a dilated kernel reaches too far over the edge of a row, oneDNN's refuse (7 and 28 are measured)."""
-        far = self.reach[-1] - self.padding[-1] > 7 and self.x.shape[-1] > 28
-        return self.x_bytes + self.columns if self.dilated and far else 0
-
     def _for_x(self) -> int:
-        computed = self.copied_x + self.copied_w + self.copied_y + self._sums(self.x_bytes)
+        """The gradient of x, and what is held with it."""
         reorders = 2 if max(self.stride) > 1 and self.groups == 1 else 1
-        return max(computed, self.x_bytes + reorders * self.copied_x)
-
-    # ---- the gradients of w and of the bias, and what is held with them
-
-    def _unfolded_for_w(self) -> int:
-        """A kernel that reaches beyond x is refused, and one of more than 14 (``jcp.kw > 14`` in oneDNN's source)."""
-        outgrown = any(far >= side for far, side in zip(self.reach, self.x.shape[2:], strict=True))
-        wide = self.size == 4 and max(self.w.shape[2:]) > 14
-        taken = self.w_bytes + self.bias + 4 * self.busy * self.w_bytes + self.columns
-        return taken if wide or (self.dilated and outgrown) else 0
+        return max(self.copied_x + self.copied_w + self.copied_y, self.x_bytes + reorders * self.copied_x)
 
     def _for_w(self) -> int:
-        held = self.copied_x + self.copied_y
-        if self.large_depthwise:  # unfolded, channel by channel
-            threads = self.threads if self.places < 256 * self.threads else 1
-            held = 0 if self.half else threads * (self.column + 4 * self.w_bytes)
-        summed = held + self.copied_w + self.bias + self._sums_for_w(self.copied_w)
+        """The gradients of w and of the bias, and what is held with them."""
+        summed = self.copied_x + self.copied_y + self.copied_w + self.bias
         return max(summed, self.copied_w + self.w_bytes + 2 * self.bias)
-
-    # ---- copies, and sums
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -217,25 +221,14 @@ class _Blocked(_Unfolded):
             else _blocked(_blocked(self.w_bytes, filters), inner)
         )
         self.repacked = 0 if self.w.is_contiguous(memory_format=self.format) else self.w_bytes
-        self.busy = min(self.examples, self.threads)
-        self.columns = self.busy * self.channels // self.groups * self.column  # unfolded at one time, of each a group
-
-    def _sums(self, halves: int) -> int:
-        """In single precision, of one example for each thread: for kernels of one element in half precision."""
-        taken = self.half and self.kernel == 1 and not self.depthwise
-        return 2 * halves * self.threads // self.examples if taken else 0
-
-    def _sums_for_w(self, copied: int) -> int:
-        """In single precision for half, for each thread if examples are shared out: where they are large (measured)."""
-        if not self.half:
-            return 0
-        shared_out = self.x_bytes + self.y_bytes > (16 if self.depthwise else 3) * self.w_bytes
-        operands = 0 if self.kernel == 1 else (self.x_bytes + self.y_bytes) // self.examples
-        return (self.busy if shared_out else 1) * (2 * copied + operands)
 
 
 class _ChannelsLast(_Blocked):
     """x * w = y as oneDNN computes it where channels come last: x and y are taken as they are."""
+
+    @property
+    def known(self) -> bool:
+        return super().known and self.x.dim() == 4
 
     def forward(self) -> int:
         return self.repacked + self.copied_w
@@ -244,8 +237,7 @@ class _ChannelsLast(_Blocked):
         return self.x_bytes + self.copied_w
 
     def _for_w(self) -> int:
-        copied = 256 * self.w_bytes if self.large_depthwise else self.copied_w  # a channel in 16 x 16
-        return copied + self.bias + max(self._sums_for_w(copied), 2 * self.w_bytes + self.bias)
+        return self.copied_w + 2 * self.bias + 2 * self.w_bytes
 
 
 def _convolution(*given: Any) -> _Unfolded:
@@ -253,7 +245,7 @@ def _convolution(*given: Any) -> _Unfolded:
     found = _Unfolded(*given)
     if not found.taken_by_onednn:
         return found
-    return (_ChannelsLast if found.format is torch.channels_last else _Blocked)(*given)
+    return (_Blocked if found.format is torch.contiguous_format else _ChannelsLast)(*given)
 
 
 def _blocked(size: int, channels: int) -> int:
@@ -261,28 +253,40 @@ def _blocked(size: int, channels: int) -> int:
     return size // channels * _rounded_up(channels, _BLOCK)
 
 
-def _convolution_scratch(args: tuple[Any, ...], y: Any) -> int:
+def _convolution_scratch(func: Any, args: tuple[Any, ...], y: Any) -> int:
     x, w, _, stride, padding, dilation, transposed, _, groups = args[:9]
     if transposed:  # it is how a convolution from its output to its input sends gradients back
         found = _convolution(y, w, x, stride, padding, dilation, groups)
-        return found.backward(True, False, packed=x.is_contiguous(memory_format=found.format))
-    return _convolution(x, w, y, stride, padding, dilation, groups).forward()
+        foreseen = found.backward(True, False, packed=x.is_contiguous(memory_format=found.format))
+    else:
+        found = _convolution(x, w, y, stride, padding, dilation, groups)
+        foreseen = found.forward()
+    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, [0])
 
 
-def _convolution_backward_scratch(args: tuple[Any, ...]) -> int:
+def _convolution_backward_scratch(func: Any, args: tuple[Any, ...], _: Any) -> int:
     y_grad, x, w, _, stride, padding, dilation, transposed, _, groups, (to_x, to_w, _) = args
     if transposed:
         found = _convolution(y_grad, w, x, stride, padding, dilation, groups)
         through = found.forward() - (found.w_bytes if to_w else 0) if to_x else 0
-        return max(through, found.backward(False, to_w, packed=True))
-    found = _convolution(x, w, y_grad, stride, padding, dilation, groups)
-    return found.backward(to_x, to_w, packed=y_grad.is_contiguous(memory_format=found.format))
+        foreseen = max(through, found.backward(False, to_w, packed=True))
+    else:
+        found = _convolution(x, w, y_grad, stride, padding, dilation, groups)
+        foreseen = found.backward(to_x, to_w, packed=y_grad.is_contiguous(memory_format=found.format))
+    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, [0, 1])
+
+
+def _tried_convolution(found: _Unfolded, foreseen: int, func: Any, args: tuple[Any, ...], rows: list[int]) -> int:
+    """What a trial shows; or what is foreseen, if there is more of it: copies outgrow what each thread unfolds."""
+    held = tried(func, args, {}, rows=rows, otherwise=foreseen)
+    outgrown = found.groups == 1 and max(found.dilation) > 1 and found.size == 4
+    return max(held, foreseen) if outgrown else held
 
 
 # ---------------------------------------------------------------- Fourier transforms
 
 
-def _transform_scratch(args: tuple[Any, ...], _: Any) -> int:
+def _transform_scratch(_: Any, args: tuple[Any, ...], __: Any) -> int:
     """A copy of what is transformed, unless its other dimensions lie in memory as one.
 
     So it is in ATen/native/mkl/SpectralOps.cpp.
@@ -297,13 +301,88 @@ def _transform_scratch(args: tuple[Any, ...], _: Any) -> int:
     return 0 if as_one else x.numel() * x.element_size()
 
 
+# ---------------------------------------------------------------- products
+
+
+def _product_scratch(_: Any, args: tuple[Any, ...], __: Any) -> int:
+    """Copies of the matrices that lie in memory neither row by row nor column by column, such as a sum's gradient."""
+    matrices = [one for one in args if isinstance(one, torch.Tensor)][-2:]
+    return sum(one.numel() * one.element_size() for one in matrices if not _lies_in_lines(one))
+
+
+def _lies_in_lines(matrix: torch.Tensor) -> bool:
+    (rows, columns), (row, column) = matrix.shape[-2:], matrix.stride()[-2:]
+    return (column == 1 and row >= max(1, columns)) or (row == 1 and column >= max(1, rows))
+
+
+def _exponential_scratch(_: Any, args: tuple[Any, ...], __: Any) -> int:
+    """Powers of the matrix, as many as its largest values need (measured)."""
+    return int(12 * args[0].numel() * args[0].element_size())
+
+
 _FLASH = "aten::_scaled_dot_product_flash_attention_for_cpu"
-_RULES: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
+_RULES: dict[str, Callable[[Any, tuple[Any, ...], Any], int]] = {
     "aten::convolution": _convolution_scratch,
-    "aten::convolution_backward": lambda args, _: _convolution_backward_scratch(args),
-    "aten::mkldnn_rnn_layer": lambda args, _: _lstm_scratch(args),
-    "aten::mkldnn_rnn_layer_backward": lambda args, _: _lstm_scratch(args, args[10:13]),
+    "aten::convolution_backward": _convolution_backward_scratch,
+    "aten::mkldnn_rnn_layer": lambda _, args, __: _lstm_scratch(args),
+    "aten::mkldnn_rnn_layer_backward": lambda _, args, __: _lstm_scratch(args, args[10:13]),
+    **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), _product_scratch),
+    "aten::linalg_matrix_exp": _exponential_scratch,
     **dict.fromkeys(("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r"), _transform_scratch),
-    _FLASH: lambda args, _: _attention_scratch(args[0], args[1]),
-    f"{_FLASH}_backward": lambda args, _: _attention_scratch(args[1], args[2], args[0]),
+    _FLASH: lambda _, args, __: _attention_scratch(args[0], args[1]),
+    f"{_FLASH}_backward": lambda _, args, __: _attention_scratch(args[1], args[2], args[0]),
+}
+
+
+# Kernels that hold what only a run tells, each with the places of the arguments that have a row for each example.
+_TRIED: dict[str, tuple[int, ...]] = {
+    "aten::_adaptive_avg_pool2d_backward": (0, 1),
+    "aten::_embedding_bag_backward": (),
+    "aten::_euclidean_dist": (),
+    "aten::_linalg_eigh": (),
+    "aten::_linalg_svd": (),
+    "aten::_log_softmax": (0,),
+    "aten::_softmax": (0,),
+    "aten::_trilinear": (),
+    "aten::_upsample_bicubic2d_aa": (0,),
+    "aten::_upsample_bilinear2d_aa": (0,),
+    "aten::_upsample_nearest_exact2d": (0,),
+    "aten::affine_grid_generator": (),
+    "aten::avg_pool2d_backward": (0, 1),
+    "aten::binary_cross_entropy_with_logits": (0, 1),
+    "aten::huber_loss": (0, 1),
+    "aten::im2col": (0,),
+    "aten::kthvalue": (),
+    "aten::linalg_inv_ex": (),
+    "aten::linalg_pinv": (),
+    "aten::logsumexp": (0,),
+    "aten::max_pool2d_with_indices_backward": (0, 1, 7),
+    "aten::median": (),
+    "aten::mse_loss": (0, 1),
+    "aten::native_batch_norm_backward": (),
+    "aten::native_group_norm_backward": (),
+    "aten::native_layer_norm": (0,),
+    "aten::native_layer_norm_backward": (0, 1, 3, 4),
+    "aten::reflection_pad1d": (0,),
+    "aten::reflection_pad2d_backward": (0, 1),
+    "aten::roll": (),
+    "aten::smooth_l1_loss": (0, 1),
+    "aten::soft_margin_loss_backward": (1, 2),
+    "aten::upsample_bilinear2d": (0,),
+    "aten::upsample_nearest2d": (0,),
+    _FLASH: (0, 1, 2),
+    f"{_FLASH}_backward": (0, 1, 2, 3, 4, 5),
+}
+# Those of them that hold nothing where their arguments lie in memory in the order of their dimensions.
+_PLAIN = {
+    "aten::_adaptive_avg_pool2d_backward",
+    "aten::_log_softmax",
+    "aten::_softmax",
+    "aten::avg_pool2d_backward",
+    "aten::max_pool2d_with_indices_backward",
+    "aten::native_batch_norm_backward",
+    "aten::native_group_norm_backward",
+    "aten::native_layer_norm",
+    "aten::native_layer_norm_backward",
+    "aten::reflection_pad2d_backward",
 }

@@ -58,7 +58,7 @@ def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
     if not before:
         raise FtkitError(f"Nothing selected in the {type(inner).__name__} is frozen: call freeze(model, ...) first.")
     yield
-    now = {**dict(inner.named_parameters()), **dict(inner.named_buffers())}
+    now = dict((*inner.named_parameters(remove_duplicate=False), *inner.named_buffers(remove_duplicate=False)))
     moved = [name for name, digest in before.items() if name not in now or _digest(now[name]) != digest]
     if moved:
         raise FtkitError(
@@ -70,7 +70,12 @@ def verify_frozen(model: nn.Module, *selectors: Selector) -> Iterator[None]:
 
 
 def _frozen(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The frozen parameters, and the buffers of what is held or of what has frozen parts and trains none of its own."""
+    """The frozen parameters, and the buffers of what is held or of what has frozen parts and trains none of its own.
+
+    A module without parameters, such as an observer, is a part of the nearest module around it that has some.
+    """
+    seen: set[int] = set()
+    still: dict[str, bool] = {}  # whether all parameters of a module, or of the nearest one around it, are frozen
     for prefix, module in model.named_modules():
         name = f"{prefix}." if prefix else ""
         own = list(module.parameters(recurse=False))
@@ -78,16 +83,24 @@ def _frozen(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             (name + key, parameter)
             for key, parameter in module.named_parameters(recurse=False)
             if not parameter.requires_grad and not isinstance(parameter, UninitializedParameter)
+            if id(parameter) not in seen and not seen.add(id(parameter))  # type: ignore[func-returns-value]
         )
-        still = any(not parameter.requires_grad for parameter in module.parameters())
+        trains = [parameter.requires_grad for parameter in module.parameters()]
+        still[prefix] = not any(trains) if trains else still.get(prefix.rpartition(".")[0], False)
         if is_held(module) or (
-            still and not any(parameter.requires_grad for parameter in own) and not lets_statistics_move(module)
+            (still[prefix] or not all(trains))
+            and not any(parameter.requires_grad for parameter in own)
+            and not lets_statistics_move(module)
         ):
             yield from ((name + key, buffer) for key, buffer in module.named_buffers(recurse=False))
 
 
 def _digest(tensor: torch.Tensor) -> bytes:
     plain = tensor.detach()
+    if plain.is_nested:
+        return b"".join(map(_digest, plain.unbind()))
+    if plain.is_meta:  # no values, so that none can move
+        return str(plain.shape).encode()
     if plain.is_quantized:
         plain = plain.dequantize()
     return xxhash.xxh3_128_digest(bytes_of(plain if plain.layout is torch.strided else plain.to_dense()))

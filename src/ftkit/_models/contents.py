@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,5 +15,6 @@ def bytes_of(tensor: Tensor) -> memoryview:
         return memoryview(b"")
     plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     flat = plain.as_strided((plain.numel(),), (1,))  # a side of one element may have any stride
-    array: Any = flat.view(torch.uint8).numpy()  # numpy's types hide that it is a buffer before Python 3.12
+    # numpy's types hide that it is a buffer before Python 3.12; and after .numpy() a tensor can't be resized any more
+    array: Any = np.from_dlpack(flat.view(torch.uint8))
     return memoryview(array)

@@ -85,7 +85,7 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
 
 @lru_cache(64)
 def _sides(columns: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
-    """Return what to take the sums of rows of pixels by, up to some columns and from there on; the columns as shares."""
+    """Return what to take the sums of rows of pixels by, up to some columns and from there on; these as shares."""
     ends = np.arange(1, _GRID) * columns // _GRID * unit_width
     left = (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
     return np.hstack((left, 1 - left)), left.mean(0)
