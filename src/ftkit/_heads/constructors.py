@@ -49,7 +49,7 @@ class _Part:
     """The statements of one function that start weights: of a constructor, or of one that makes a layer for it."""
 
     function: types.FunctionType
-    statements: tuple[types.CodeType, ...]
+    statements: tuple[tuple[types.CodeType, bool], ...]  # each with whether it starts weights itself
     aliases: tuple[tuple[str, str], ...]  # names of local layers, and where the model keeps them
     passed: tuple[tuple[str, types.CodeType], ...]  # the arguments that its caller passes
     caller: types.FunctionType | None
@@ -80,8 +80,12 @@ def replay(shell: nn.Module, holder: nn.Module | None, name: str) -> Iterator[Ca
         scope.update((name, modules[place]) for name, place in part.aliases if place in modules)
         scope["self"] = shell
     for part in parts:
-        for statement in part.statements:
-            yield functools.partial(exec, statement, scopes[part.function])
+        for statement, starts in part.statements:
+            if starts:
+                yield functools.partial(exec, statement, scopes[part.function])
+            else:
+                with contextlib.suppress(Exception):  # a value that hangs on what nothing tells
+                    exec(statement, scopes[part.function])  # noqa: S102 -- computes plain values, as it did when the model was built
 
 
 def sets_weights(function: object) -> bool:
@@ -125,11 +129,9 @@ def _part(
     passed: tuple[tuple[str, types.CodeType], ...],
     caller: types.FunctionType | None,
 ) -> _Part:
-    kept = list(_kept(body, names))
-    trees = [tree for part in kept if not isinstance(part, ast.FunctionDef) for tree in ast.walk(part)]
-    if not any(_does_start(tree, names) for tree in trees):
-        kept = []
-    codes = (compile(ast.fix_missing_locations(ast.Module([part], [])), "<a start>", "exec") for part in kept)
+    kept = [(part, any(_does_start(tree, names) for tree in ast.walk(part))) for part in _kept(body, names)]
+    codes = [(compile(ast.fix_missing_locations(ast.Module([part], [])), "<a start>", "exec"), it) for part, it in kept]
+    codes = codes if any(starts for _, starts in kept) else []
     return _Part(function, tuple(codes), tuple(aliases), passed, caller)
 
 

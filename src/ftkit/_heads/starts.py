@@ -109,7 +109,7 @@ def _start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
             _try(shown, shell, bare, told)
             outer, _, place = stem.rpartition(".")
             for action in replay(shell, model.get_submodule(outer) if stem else None, place):
-                _try(lambda _, action=action: action(), shell, bare, told)
+                told.failed |= not _try(lambda _, action=action: action(), shell, bare, told)
     if not (told.started or is_norm(bare)):
         for name, value in _as_constructed(model, layer, bare).items():
             bare.get_parameter(name).copy_(value)
@@ -132,18 +132,19 @@ def _reset(bare: nn.Module, old: nn.Module) -> bool:
     return False
 
 
-def _try(own: Callable[..., object] | None, shown: nn.Module, bare: nn.Module, told: _Told) -> None:
-    """Initialize a layer by the model's own code. Where that was written for other layers, nothing changes."""
+def _try(own: Callable[..., object] | None, shown: nn.Module, bare: nn.Module, told: _Told) -> bool:
+    """Initialize a layer by the model's own code. Where that fails, as it was written for others, nothing changes."""
     before = {name: value.detach().clone() for name, value in bare.named_parameters()}
     try:
         if own is not None:
             own(shown)
     except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
         _log.debug("the model's own %r does not initialize the layer: %s", own, error)
-        told.failed = True
         for name, previous in before.items():
             bare.get_parameter(name).copy_(previous)
+        return False
     told.started |= {n for n, value in bare.named_parameters() if not (value.is_meta or torch.equal(value, before[n]))}
+    return True
 
 
 def _shell(model: nn.Module, stem: str, name: str, bare: nn.Module) -> nn.Module | None:
