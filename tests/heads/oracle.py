@@ -29,7 +29,7 @@ BEFORE, AFTER = 11, 7
 RIGHT, RIGHTLY_REFUSED, REFUSED, WRONG = "right", "rightly refused", "refused needlessly", "wrong in silence"
 ADVISED = "refused with a call that is right"
 
-_MOST = 60_000_000  # parameters of a model that is built with values, and run
+_MOST = 20_000_000  # parameters of a model that is built with values, and run
 
 
 def quietly(build: Callable[[int], nn.Module], classes: int, *, values: bool = False) -> nn.Module:
