@@ -39,7 +39,7 @@ _STEP, _STEEPER = 3, 1.5  # levels of such a step, and how many times it is as h
 _EVEN, _ABOUT = 0.3, (0.5, 1.6)  # of the units on each side, that are about as high as the median
 _ROUGH = 1, 0.2  # levels between pixels next to the line: drawings are plain, and have any edges
 _TILES = 3  # times as high as elsewhere are the steps on all lines between units, in sheets of tiles
-OB = 3
+_AROUND = 3  # times as high as on other lines, with no regard to signs, the edges there are, at most
 _LOOKS = 3  # of the clearest are looked at
 
 
@@ -85,7 +85,7 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
 
 @lru_cache(64)
 def _sides(columns: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
-    """Return what to take the sums of rows of pixels by, up to some columns and from there on; these as shares."""
+    """Return what to take the sums of rows of pixels by, up to some columns and from there on; the shares."""
     ends = np.arange(1, _GRID) * columns // _GRID * unit_width
     left = (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
     return np.hstack((left, 1 - left)), left.mean(0)
@@ -206,7 +206,7 @@ def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
         and min(sharp[:turn].mean(), sharp[turn:].mean()) >= _SHARP_SIDE
         and min(even[: seam.column].mean(), even[seam.column :].mean()) >= _EVEN
         and most >= _HEIGHT_MOSTLY[is_color]
-        and straight <= OB * (lines.usual + 1)
+        and straight <= _AROUND * (lines.usual + _HALF_LEVEL)
         and rough >= _ROUGH[is_color]
     )
 
