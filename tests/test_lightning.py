@@ -270,7 +270,6 @@ def test_a_killed_run_resumes(make: type, batches: int, tmp_path: Path) -> None:
         {"precision": "bf16-mixed"},
         {"compiled": True},
         {"check_val_every_n_epoch": 2},
-        {"val_check_interval": 0.5},
         {"dataset": Endless()},
         {"reload_dataloaders_every_n_epochs": 1},
     ],
