@@ -360,6 +360,12 @@ def test_what_a_function_thaws_must_be_in_an_optimizer_too(tmp_path: Path) -> No
         fit(tmp_path, Head, schedule=phases)
 
 
+@pytest.mark.parametrize("schedule", [{0: "head"}, FreezeSchedule, None])
+def test_only_a_schedule_is_taken(schedule: Any) -> None:
+    with pytest.raises(FtkitError, match="takes a FreezeSchedule"):
+        Freezing(schedule)
+
+
 def test_a_wrong_name_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match=r"net\.44"):
         fit(tmp_path, schedule=FreezeSchedule({0: "net.4", 9: "net.44"}))
