@@ -270,7 +270,6 @@ def test_a_killed_run_resumes(make: type, batches: int, tmp_path: Path) -> None:
         {"precision": "bf16-mixed"},
         {"compiled": True},
         {"check_val_every_n_epoch": 2},
-        {"val_check_interval": 0.5},
         {"dataset": Endless()},
         {"reload_dataloaders_every_n_epochs": 1},
     ],
@@ -359,6 +358,12 @@ def test_what_a_function_thaws_must_be_in_an_optimizer_too(tmp_path: Path) -> No
     phases = FreezeSchedule(lambda epoch: "net.4" if epoch < 1 else ["net.4", "net.2"])
     with pytest.raises(FtkitError, match=r"trains net\.2\.weight.*net\.2\.bias, which no optimizer has"):
         fit(tmp_path, Head, schedule=phases)
+
+
+@pytest.mark.parametrize("schedule", [{0: "head"}, FreezeSchedule, None])
+def test_only_a_schedule_is_taken(schedule: Any) -> None:
+    with pytest.raises(FtkitError, match="takes a FreezeSchedule"):
+        Freezing(schedule)
 
 
 def test_a_wrong_name_is_an_error_before_training(tmp_path: Path) -> None:

@@ -293,6 +293,12 @@ def test_what_was_frozen_before_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, frozen)
 
 
+@pytest.mark.parametrize("schedule", [{0: "head"}, FreezeSchedule, None])
+def test_only_a_schedule_is_taken(schedule: Any) -> None:
+    with pytest.raises(FtkitError, match="takes a FreezeSchedule"):
+        FreezingCallback(schedule)
+
+
 def test_a_wrong_name_is_an_error_before_training(tmp_path: Path) -> None:
     with pytest.raises(SelectionError, match="clasifier"):
         fit(tmp_path, plan=lambda model: FreezeSchedule({0: "classifier", 9: "clasifier"}))

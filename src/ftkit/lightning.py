@@ -11,7 +11,7 @@ import types
 from typing import TYPE_CHECKING, Any, Final
 
 from ftkit._freezing.schedules import FreezeSchedule
-from ftkit._freezing.trainers import Run
+from ftkit._freezing.trainers import Run, checked
 from ftkit.errors import MissingPackageError
 
 __all__ = ["Freezing"]
@@ -58,7 +58,7 @@ class Freezing(Callback):
     Raises:
         MissingPackageError: On import: neither ``lightning`` nor ``pytorch_lightning`` is installed.
         SelectionError: When ``fit`` starts: a name of the schedule matches nothing in the model.
-        FtkitError: When ``fit`` starts: something that will thaw is in no optimizer.
+        FtkitError: This is no schedule; or, when ``fit`` starts: something that will thaw is in no optimizer.
 
     Example:
         >>> import lightning, torch
@@ -78,7 +78,7 @@ class Freezing(Callback):
     """
 
     def __init__(self, schedule: FreezeSchedule) -> None:
-        self.schedule = schedule
+        self.schedule = checked(schedule)
         self._run: Run | None = None
         self._epoch = 0
         self._state: dict[str, Any] | None = None

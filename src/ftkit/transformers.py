@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from ftkit._freezing.schedules import FreezeSchedule
-from ftkit._freezing.trainers import Run
+from ftkit._freezing.trainers import Run, checked
 from ftkit._weights.inspection import inspect_checkpoint
 from ftkit._weights.io import load_weights
 from ftkit.errors import MissingPackageError
@@ -51,7 +51,7 @@ class FreezingCallback(TrainerCallback):
     Raises:
         MissingPackageError: On import: transformers is not installed.
         SelectionError: When ``train`` starts: a name of the schedule matches nothing in the model.
-        FtkitError: When ``train`` starts: something that will thaw is not in the optimizer.
+        FtkitError: This is no schedule; or, when ``train`` starts: something that will thaw is not in the optimizer.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -64,7 +64,7 @@ class FreezingCallback(TrainerCallback):
     """
 
     def __init__(self, schedule: FreezeSchedule) -> None:
-        self.schedule = schedule
+        self.schedule = checked(schedule)
         self._run: Run | None = None
         self._epoch = 0
 

@@ -8,11 +8,26 @@ from typing import Any
 
 from torch import nn
 
+from ftkit._arguments import came
 from ftkit._freezing.schedules import FreezeSchedule
 from ftkit._groups import held
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 from ftkit.selection import select, unwrap
+
+
+def checked(schedule: object) -> FreezeSchedule:
+    """Return what a callback was given, if that is a schedule.
+
+    Raises:
+        FtkitError: It isn't.
+    """
+    if not isinstance(schedule, FreezeSchedule):
+        raise FtkitError(
+            "The callback takes a FreezeSchedule, such as FreezeSchedule({0: 'head', 5: 'layer4'}), not "
+            f"{came(schedule)}."
+        )
+    return schedule
 
 
 class Run:
