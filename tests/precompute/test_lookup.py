@@ -138,8 +138,9 @@ def test_keywords_in_any_order(tmp_path: Path) -> None:
     with precompute(model, loader, tmp_path) as cached:
         for given in (batch, dict(reversed(batch.items())), {"a": batch["b"], "b": batch["a"]}):
             assert torch.equal(model(**given), plain(**given))
-        assert cached.computed == 12
         assert torch.equal(model(batch["a"], batch["b"]), plain(batch["a"], batch["b"]))
+        assert torch.equal(model(batch["b"], b=batch["a"]), plain(batch["b"], batch["a"]))
+        assert cached.computed == 12
 
 
 def test_what_was_not_watched_runs_as_before(tmp_path: Path) -> None:
@@ -148,6 +149,7 @@ def test_what_was_not_watched_runs_as_before(tmp_path: Path) -> None:
     (x, _) = next(iter(loader))
     with precompute(model, loader, tmp_path) as cached:
         assert torch.equal(model(x), plain(x))
+        assert torch.equal(model(x=x, mask=None, flip=False), plain(x))
         assert torch.equal(model(x, flip=True), plain(x, flip=True))
         assert torch.equal(model(x, torch.ones(8) / 2), plain(x, torch.ones(8) / 2))
         assert torch.equal(model(x[:, None]), plain(x[:, None]))

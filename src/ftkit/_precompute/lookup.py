@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 import warnings
@@ -65,7 +66,8 @@ class Lookup:
         self._doubtful, self._full, self._here = True, False, threading.local()
         cut = player.cut
         self._inputs = [one for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
-        self._like, self._order = skeleton(call), list(call[1])
+        self._like, self._call = skeleton(call), call
+        self._takes = inspect.signature(player.model.forward)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
         self._autocast = {skip.autocast for skip in cut.skips.values()}
 
@@ -80,8 +82,7 @@ class Lookup:
         busy = getattr(self._here, "busy", False)
         if busy or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
             return None
-        if kwargs.keys() == set(self._order):
-            kwargs = {name: kwargs[name] for name in self._order}
+        args, kwargs = self._arranged(args, kwargs)
         if why := self._unlike(args, kwargs):
             self.as_before[why] = self.as_before.get(why, 0) + 1
             return None
@@ -99,6 +100,21 @@ class Lookup:
                 self._recompute(rows, (args, kwargs))
             self.found += len(keys)
         return put_rows(self._player.cut, args, kwargs, rows.to(device))
+
+    def _arranged(self, args: Any, kwargs: Any) -> Any:
+        """The arguments of a call as the one that was watched had them: by position or by name, without defaults."""
+        if len(args) == len(self._call[0]) and list(kwargs) == list(self._call[1]):
+            return args, kwargs
+        try:
+            bound, like = self._takes.bind(*args, **kwargs), self._takes.bind(*self._call[0], **self._call[1])
+        except TypeError:
+            return args, kwargs  # the model will say what is wrong with them
+        defaults = {name: one.default for name, one in self._takes.parameters.items()}
+        given = {name: one for name, one in bound.arguments.items() if one is not defaults[name]}
+        if given.keys() != like.arguments.keys() or len(like.arguments) != len(self._call[0]) + len(self._call[1]):
+            return args, kwargs
+        names = list(self._takes.parameters)[: len(self._call[0])]
+        return tuple(given[name] for name in names), {name: given[name] for name in self._call[1]}
 
     def _unlike(self, args: Any, kwargs: Any) -> str:
         """Why a call is not like the one that was watched; empty if it is."""

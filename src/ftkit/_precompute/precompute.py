@@ -134,8 +134,8 @@ def precompute(
     if by_content and draws is not None:
         raise FtkitError("views= needs a data set, not a loader: pass its dataset, and take cached.loader().")
     source = dataset if by_content or draws is None else samples.Views(dataset, draws)
-    count = 0 if by_content else _length(dataset)
     with no_trace(inner):
+        count = 0 if by_content else _length(dataset)
         probe = _of_loader(inner, dataset) if by_content else _of_samples(inner, source, count * (draws or 1))
         inner.train()
         cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)

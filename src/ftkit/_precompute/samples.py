@@ -325,9 +325,9 @@ def draw_twice(dataset: Any, indices: Iterable[int]) -> list[Any]:
     """
     samples, drew = [], False
     for index in indices:
+        drew |= isinstance(dataset, Views) and _draws(dataset.dataset, index // dataset.views)
         before = _generators()
         one = _taken(dataset, index)
-        drew |= isinstance(dataset, Views) and _draws(dataset.dataset, index // dataset.views)
         if before != _generators() or sample_digest(one) != sample_digest(_taken(dataset, index)):
             if isinstance(dataset, Views):
                 raise FtkitError(
