@@ -501,6 +501,8 @@ class _Filling:
         known = self.print
         if known is not None and (found := self.folder / f"{stem}-{known[:16]}{READY}").exists():
             return found, 0
+        if not any(self.folder.glob(f"{stem}-*")):
+            self._see_room(count)  # before there is a folder
         with locked(self.folder):
             remove_litter(self.folder)
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
@@ -509,7 +511,7 @@ class _Filling:
                 return found, 0
             unfinished = self.folder / f"{stem}-{known[:16] if known else f'read-{count}'}{UNFINISHED}"
             if not unfinished.exists():
-                room_for(self.folder, self.record_bytes * count, self.most, f"The rows of {plural(count, 'sample')}")
+                self._see_room(count)
                 RowFile.create(unfinished, self.header, count, self.record_bytes)
             with RowFile(unfinished, writable=True) as file:
                 if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.stem):
@@ -520,6 +522,9 @@ class _Filling:
                     f"{stem}-{(known or samples.digest_of_all([file.sample(at) for at in range(count)]))[:16]}{READY}"
                 )
             return finish(unfinished, name), computed
+
+    def _see_room(self, count: int) -> None:
+        room_for(self.folder, self.record_bytes * count, self.most, f"The rows of {plural(count, 'sample')}")
 
     def _read(self) -> str:
         """Read the data set, and return the digest of the digests of its samples."""

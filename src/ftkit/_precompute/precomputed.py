@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,8 +162,8 @@ class Precomputed(Report):
         self.samples, self.computed, self.seconds = there, computed, seconds
 
     def _parts(self) -> Parts:
-        share = "" if self.share is None else f": {self.share:.1%} of the FLOPs of a forward pass are saved"
-        yield f"{type(self._player.model).__name__}, its frozen part computed once{share}."
+        saved = "" if self.share is None else f", which saves {math.floor(1000 * self.share) / 10}% of a forward pass"
+        yield f"{type(self._player.model).__name__}: the frozen part is computed once{saved}."
         yield f"  skipped: {some(self.skipped, 6)}"
         rows = [(name, "x".join(map(str, shape)) or "1", kind, in_bytes(size)) for name, shape, kind, size in self.kept]
         yield Grid(rows, titles=("kept per sample", "shape", "type", "size"), right=(3,))

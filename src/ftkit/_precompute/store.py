@@ -301,7 +301,7 @@ def room_for(folder: Path, needed: int, most: float | None, what: str) -> None:
     Raises:
         FtkitError: It is more than ``most``, or than the disk has room for.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())).free
     if most is not None and needed > most:
         raise FtkitError(
             f"{what} take {in_bytes(needed)}, more than max_bytes={most:,.0f}: allow more, or freeze more."
