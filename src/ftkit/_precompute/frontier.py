@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ftkit._models.dryrun import tensors_in
+from ftkit._precompute.mixing import MIXED
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
@@ -138,6 +139,7 @@ class Cut:
         once: The tensors that are the same for all samples, by their number among the kept ones.
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
+        decides: Whether Python reads truth values of the batch on the way.
     """
 
     points: list[Point]
@@ -152,6 +154,7 @@ class Cut:
     once: dict[int, torch.Tensor] = field(default_factory=dict)
     share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
+    decides: bool = False
 
     @property
     def per_sample(self) -> list[int]:
@@ -189,7 +192,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     seen: Any = None  # what was known when it was last seen which arguments can be replaced
     for at in range(_ROUNDS):
         known = hints.found
-        long = _traced(model, call, hints)
+        long = _traced(model, call, hints, sizes[0])
         hints.moody = long.moody | hints.moody
         apart = {one.key for one in long.calls if _may_replace_args(long, one)}
         replaced = {one.key for one in long.calls if one.key in hints.apart and _takes_constants(long, one)}
@@ -197,7 +200,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
         if not settled or not at:  # what is remembered from the first run on is there in the others
             hints.apart, seen = apart, known
             continue
-        short = _traced(model, other, hints)
+        short = _traced(model, other, hints, sizes[1])
         skipped = _maximal(long, short)
         if not _learn(short, skipped, sizes, order, hints):
             break
@@ -214,8 +217,8 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     return _cut(long, short, skipped, sizes, order, hints, frozen_but)
 
 
-def _traced(model: nn.Module, call: Any, hints: Hints) -> Trace:
-    trace = Trace(model, hints)
+def _traced(model: nn.Module, call: Any, hints: Hints, samples: int) -> Trace:
+    trace = Trace(model, hints, samples)
     with no_trace(model):
         try:
             trace.run(model, *call)
@@ -256,7 +259,7 @@ def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: lis
         if _alike(call.args, other.args, sizes, order):
             if _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = "it depends on the other samples of the batch"
+            hints.blocked[call.key[0]] = MIXED
         else:
             hints.hot.add(call.key)
         return True
@@ -327,7 +330,7 @@ def _cut(
         twin = twins.get(node.point) if node.point else None
         if node.tensor is not None and twin is not None:
             layout = Layout.of(node.tensor, twin, sizes)
-            if layout is not None:
+            if layout is not None and long.owners.keeps_apart(node.tensor, layout.parts):
                 layouts[number] = layout
     indices = {index for index, call in enumerate(long.calls) if any(call is one for one in skipped)}
     keys = {call.key for call in skipped}
@@ -396,6 +399,7 @@ def _cut(
         refused,
         once,
         sum(call.flops for call in skipped) / root.flops if root.flops else None,
+        decides=long.decides or short.decides,
     )
 
 

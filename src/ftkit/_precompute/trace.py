@@ -20,6 +20,7 @@ from ftkit._cost.flops import flops
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
+from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
 from ftkit._torch import (
     NoDynamo,
     TorchDispatchMode,
@@ -38,7 +39,6 @@ Key = tuple[str, int]
 """A call of a module: its name, and how many calls of it came before in the same run."""
 
 TRAINS = "it depends on what trains"
-_MIXED = "it depends on the other samples of the batch"
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -131,9 +131,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         written: Tensors that the run wrote to, by identity, and what they held before.
         moody: Modules that drew Python's random numbers or remembered something.
         output: What the model gave back.
+        owners: Which sample each element of a value comes from.
+        decides: Whether Python has read a truth value of the batch.
     """
 
-    def __init__(self, model: nn.Module, hints: Hints) -> None:
+    def __init__(self, model: nn.Module, hints: Hints, samples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
@@ -142,6 +144,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.moody: dict[str, str] = {}
         self.output: Any = None
+        self.owners = Owners(samples)
+        self.decides = False
         self._hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
@@ -186,6 +190,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         with below_dispatch():
             apart = tensor.detach().clone()
         self._alive.append(apart)
+        with below_dispatch():
+            if what[0] == "input":
+                self.owners.give(apart)
+            else:
+                self.owners.copy(apart, tensor)
         node = self._at[_memory(apart)] = self._new(
             hot=hot, varies=self.nodes[parent].varies or what[0] == "input", parents=(parent,)
         )
@@ -221,12 +230,12 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         hot = "it draws random numbers" if draws else hot or foreign or self._leaked
         if not hot and self._open:
             hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
+        varies = any(self.nodes[one].varies for one in parents)
+        needs_values = _needs_values(func, args)
+        mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output)
+        hot = hot or mixes
         if hot:
             self._refuse(hot)
-        varies = any(self.nodes[one].varies for one in parents)
-        needs_values = func is torch.ops.aten._local_scalar_dense.default or bool(
-            {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        )
         if needs_values:
             self.show_python(given)
         elif hot:
@@ -248,7 +257,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         for tensor in tensors_in(output):
             place = _memory(tensor)
             self._alive.append(tensor)
-            if place in written or place not in self._at:
+            if place in written or place not in self._at or mixes:
                 if made is None:
                     made = self._new(hot=hot, varies=varies, parents=parents)
                 self._at[place] = made
@@ -259,15 +268,34 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._at[place] = made
         return output
 
+    def _mixes(self, func: Any, args: Any, kwargs: Any, output: Any) -> str:
+        """Why the samples of a batch are not known to stay apart in an operator, if they are not."""
+        try:
+            with below_dispatch():
+                self.owners.follow(func, args, kwargs, output)
+        except Mixing as mixing:
+            return str(mixing)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):  # it can't be tried
+            return f"{func} is not known to keep samples apart"
+        return ""
+
     def _need(self, values: Iterable[int]) -> None:
         self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
 
     def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
         """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
+        tensors = list(tensors)
         values = list(map(self.node, tensors))
         self._need(values)
-        if any(self.nodes[one].hot for one in values):
-            self._leaked = "it may depend on what trains, of which Python has read a value before"
+        for tensor, value in zip(tensors, map(self.nodes.__getitem__, values), strict=True):
+            if decides(tensor) and value.varies and value.hot in ("", MIXED, PLACED):
+                self.decides = True  # a replay decides by the same value, and sees whether it has decided so before
+                self._refuse("Python decides by values of the batch inside it")
+            elif value.hot in (MIXED, PLACED) or (value.varies and not value.hot):
+                self._leaked = self._leaked or "it may depend on the batch, of which Python has read a value before"
+            elif value.hot:
+                self._leaked = "it may depend on what trains, of which Python has read a value before"
+        if self._leaked:
             self._refuse(self._leaked)
 
     def _said(self, place: int) -> str:
@@ -299,7 +327,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor,
-                lambda one: self.point(one, ("arg", key, next(number)), hot=_MIXED if key in self._hints.hot else ""),
+                lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self._hints.hot else ""),
                 (args, kwargs),
             )
         call.args = args, kwargs
@@ -365,6 +393,35 @@ class _Reading(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
         return func(*args, **(kwargs or {}))
+
+
+def decides(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a single truth value."""
+    return tensor.dtype is torch.bool and tensor.numel() == 1
+
+
+def _needs_values(func: Any, args: Any) -> bool:
+    """Whether Python, or the shape of a result, depends on the values of tensors."""
+    if func is torch.ops.aten.index.Tensor:  # it is said of all, and true of masks
+        return any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return func is torch.ops.aten._local_scalar_dense.default or bool(
+        {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+    )
+
+
+class Decisions(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
+    """Notes the truth values that Python reads."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default and decides(args[0]):
+            self.seen.append(output)
+        return output
 
 
 def own_tensors(module: nn.Module) -> bool:
