@@ -132,7 +132,7 @@ class Cut:
         skips: The calls that don't run.
         inputs: What the model takes, with a slot for each tensor, or the tensor's number where it stays as it is.
         stays: The inputs that no skipped call depends on: labels.
-        moody: Names of modules that change from run to run.
+        changing: What the run itself changes, by its place: attributes, globals.
         written: Names of the parameters and buffers that a forward pass writes to.
         read: Names of the parameters and buffers that the skipped part reads.
         refused: What can't be skipped though it is frozen, and why.
@@ -147,7 +147,7 @@ class Cut:
     skips: dict[Key, Skip]
     inputs: Any
     stays: set[int]
-    moody: set[str]
+    changing: set[str]
     written: set[str]
     read: set[str]
     refused: dict[str, str]
@@ -393,7 +393,7 @@ def _cut(
         skips,
         slots(root.args, "input", ("", 0)),
         stays,
-        set(hints.moody),
+        set(hints.changing),
         {name for name, tensor in named_state(long.calls[0].module).items() if id(tensor) in long.written},
         set(long.read),
         refused,

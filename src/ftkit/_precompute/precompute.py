@@ -23,9 +23,10 @@ from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, find, near
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player, record
+from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player, numbered
 from ftkit._precompute.store import READY, UNFINISHED, RowFile, finish, locked, picked, room_for
-from ftkit._precompute.trace import named_state, no_trace, put_back, same_bits
+from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._reports import Grid, Parts, Report
 from ftkit._torch import compiled_from, tree_map_only
 from ftkit._wording import in_bytes, plural, some
@@ -39,7 +40,10 @@ _RECOMPUTED: Final = 4
 class Rows(Dataset[Any]):
     """A data set of what is kept: each sample as it was, with one row of bytes in the place of the model's input."""
 
-    def __init__(self, path: Path, row_bytes: int, kinds: list[Any], like: Any, inside: list[str]) -> None:
+    def __init__(
+        self, path: Path, row_bytes: int, kinds: list[Any], like: Any, inside: list[str], source: int
+    ) -> None:
+        self._source = source
         self._path, self._row_bytes, self._kinds, self._like, self._inside = path, row_bytes, kinds, like, inside
         self._size = samples.rest_size(kinds)
         self._open: tuple[int, RowFile] | None = None
@@ -51,6 +55,7 @@ class Rows(Dataset[Any]):
         file = self._file()
         data = file.read(_place(index, file.rows))
         row = torch.frombuffer(bytearray(data[: self._row_bytes]), dtype=torch.uint8)
+        numbered(row[None], [_place(index, file.rows)], self._source)
         rest = samples.rest_of(data[self._row_bytes : self._row_bytes + self._size], self._kinds)
         return samples.joined(self._like, row, rest, self._inside)
 
@@ -63,7 +68,8 @@ class Rows(Dataset[Any]):
             values = samples.tensor_of(data, at, name, shape)
             at += values[0].nbytes
             rest.append(values)
-        return samples.joined(self._like, data[:, : self._row_bytes], rest, self._inside)
+        rows = numbered(data[:, : self._row_bytes], [_place(index, file.rows) for index in indices], self._source)
+        return samples.joined(self._like, rows, rest, self._inside)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}
@@ -263,8 +269,9 @@ def precompute(
         )
         filling = _Filling(inner, player, dataset, place, inside, kinds, shape, size, workers, most)
         path, computed = filling.run()
-        rows = Rows(path, player.row_bytes, kinds, shape, inside)
+        rows = Rows(path, player.row_bytes, kinds, shape, inside, player.source)
         filling.recompute(path)
+    player.watch(lambda numbers: _call(inner, samples.collated([dataset[at] for at in numbers])))
     return Precomputed(
         path,
         count,
@@ -358,7 +365,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
-    values, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     rows = player.encode(values, count).to(_device(model))
     _alone(model, cut, player, call, rows)
     for mode in (True, False):
@@ -369,13 +376,13 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             else ((), {inside[0]: rows, **{k: v for k, v in call[1].items() if k not in inside}})
         )
         try:
-            plain = _restoring(model, cut, functools.partial(_step, model, call))
+            plain = undisturbed(model, cut, functools.partial(_step, model, call))
         except RuntimeError as error:
             raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
             player.learning = True
             with player:
-                result = _restoring(model, cut, functools.partial(_step, model, replayed))
+                result = undisturbed(model, cut, functools.partial(_step, model, replayed))
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
@@ -390,7 +397,7 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             player.learning = False
         if _equal(plain, result):
             continue
-        again = _restoring(model, cut, functools.partial(_step, model, call))
+        again = undisturbed(model, cut, functools.partial(_step, model, call))
         exact = _equal(plain, again)  # kernels that add in any order differ from run to run
         if not exact and _close(plain, result):
             continue
@@ -416,31 +423,16 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
     def mixed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[others] if tensor.dim() and len(tensor) == count else tensor
 
-    values, _ = _restoring(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
     if same_bits(player.encode(values, count)[0], rows[0].cpu()):
         return
-    again, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    again, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
     if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
         raise FtkitError(
             f"What the frozen part of the {type(model).__name__} gives for a sample depends on the other samples of "
             "the batch, so it can't be computed once. Train without precompute."
         )
-
-
-def _restoring(model: nn.Module, cut: Cut, run: Any) -> Any:
-    """Run something; restore what it writes to buffers, and the random numbers that it draws."""
-    state = named_state(model)
-    wanted = [
-        (one, one.detach().clone())
-        for name, one in state.items()
-        if name in cut.written or not isinstance(one, nn.Parameter)
-    ]
-    with no_trace(model):
-        try:
-            return run()
-        finally:
-            put_back([(one, before) for one, before in wanted if not same_bits(one, before)])
 
 
 def _step(model: nn.Module, call: Any) -> list[torch.Tensor | None]:
@@ -584,7 +576,7 @@ class _Filling:
 
     def _rows(self, batch: Any, count: int) -> torch.Tensor:
         call = _call(self.model, batch)
-        values, _ = _restoring(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
+        values, _ = undisturbed(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
         return self.player.encode(values, count)
 
     def recompute(self, path: Path) -> None:
@@ -597,7 +589,7 @@ class _Filling:
             chosen = picked(file.rows, _RECOMPUTED)
             drawn = [self.dataset[at] for at in chosen]
             same = [samples.sample_digest(one) == file.sample(at) for at, one in zip(chosen, drawn, strict=True)]
-            values, _ = _restoring(
+            values, _ = undisturbed(
                 self.model,
                 self.player.cut,
                 lambda: record(self.model, self.player.cut, _call(self.model, samples.collated(drawn))),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -21,11 +21,14 @@ from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
 from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
+from ftkit._precompute.stands import instead
+from ftkit._precompute.surroundings import Surroundings
 from ftkit._torch import (
     NoDynamo,
     TorchDispatchMode,
     below_dispatch,
     buffers_of,
+    global_hooks,
     hooks_of,
     parameters_of,
     pre_hooks_of,
@@ -106,6 +109,7 @@ class Hints:
         moved: Buffers that operators write to without saying so, as batch norm does.
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
+        changing: What they change, by its place.
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
@@ -113,6 +117,7 @@ class Hints:
     apart: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
+    changing: set[str] = field(default_factory=set)
 
     @property
     def found(self) -> Any:
@@ -155,6 +160,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
+        self._surroundings = {name: Surroundings(module, name) for name, module in model.named_modules()}
         self._own: dict[int, torch.Tensor] = {}
         for tensor in named_state(model).values():
             self._own.setdefault(_memory(tensor), tensor)
@@ -218,12 +224,13 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
         parents = tuple(dict.fromkeys(map(self.node, given)))
         draws = torch.Tag.nondeterministic_seeded in func.tags
+        own = draws and any(isinstance(one, torch.Generator) for one in (*args, *kwargs.values()))
         before = _generators() if draws else None
         output = func(*args, **kwargs)
         cost = flops(func, args, kwargs, output)
         for call in self._open:
             self.calls[call].flops += cost
-        draws = draws and before != _generators()
+        draws = own or (draws and before != _generators())
         changed = [place for place in written if place not in self._born]
         foreign = f"it updates {self._said(changed[0])}" if changed else ""
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
@@ -332,13 +339,17 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             )
         call.args = args, kwargs
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
-        before, state = _python_generators(), _own_state(module)
+        around = self._surroundings[name]
+        before, state, there = _python_generators(), _own_state(module), around.now()
         output = forward(*args, **kwargs)
         self._open.pop()
         if before != _python_generators():
             self._moody(index, "it draws random numbers")
         if state != _own_state(module):
             self._moody(index, "it keeps what it computed in an attribute")
+        elif there != around.now():
+            drew = there[3] != around.now()[3]
+            self._moody(index, "it draws random numbers" if drew else "it keeps what it computed")
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
         if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in leaves):
@@ -362,6 +373,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
             self.moody.setdefault(name, why)  # the innermost
 
+    def _note_changes(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            before, after = self._surroundings[name].values, Surroundings(module, name).values
+            self._hints.changing |= {one for one in {**before, **after} if before.get(one) != after.get(one)}
+
     def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Run the model, and put back what it wrote to."""
         with instead({id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}, model):
@@ -374,6 +390,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 with self, _Reading(self):
                     self.output = model(*args, **kwargs)
             finally:
+                if self.moody:
+                    self._note_changes(model)
                 put_back(self.written.values())
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
@@ -446,69 +464,6 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-# ---------------- what stands in the place of a module's forward
-
-
-class Stand:
-    """What is called instead of a module's ``forward`` for a while; copies and pickles of the module are free of it."""
-
-    def __init__(self, module: nn.Module, instead_of: Callable[..., Any] | None = None) -> None:
-        self.module = module
-        self.before = vars(module).get("forward")
-        self.over = instead_of is None
-        self._instead_of = instead_of
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self.before or functools.partial(type(self.module).forward, self.module)
-        if self._instead_of is None or self.over:
-            return forward(*args, **kwargs)
-        return self._instead_of(forward, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(type(self.module).forward, name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return Stand(copy.deepcopy(self.module, memo))
-
-    def __reduce__(self) -> Any:
-        return functools.partial, (type(self.module).forward, self.module)
-
-
-def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Callable[[], None]:
-    """Put functions in the place of the forward of some modules, by identity; return what takes them away."""
-    stands = []
-    for module in list(model.modules()):
-        if id(module) in forwards and not isinstance(module, torch.jit.ScriptModule):
-            stands.append((module, Stand(module, forwards[id(module)])))
-    for module, stand in stands:
-        vars(module)["forward"] = stand
-
-    def remove() -> None:
-        for module, stand in stands:
-            stand.over = True
-            top = vars(module).get("forward")
-            while isinstance(top, Stand) and top.over:  # those under one that is still needed go with it
-                top = top.before
-                if top is None:
-                    del vars(module)["forward"]
-                else:
-                    vars(module)["forward"] = top
-
-    return remove
-
-
-@contextlib.contextmanager
-def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
-    """Put functions in the place of the forward of some modules for the block."""
-    remove = install(forwards, model)
-    try:
-        yield
-    finally:
-        remove()
-
-
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
     """Run a model in the block; restore modes, attributes and random numbers afterwards."""
@@ -537,14 +492,15 @@ def autocast_state(*given: Any) -> tuple[Any, ...]:
 
 
 def has_foreign_hooks(module: nn.Module) -> bool:
-    """Whether someone else than torch, ftkit or the module's own library watches or changes what a module does."""
-    home = {"torch", "ftkit", type(module).__module__.partition(".")[0]} - {"__main__"}
-    for function in (*pre_hooks_of(module).values(), *hooks_of(module).values()):
-        inner = getattr(function, "func", function)
-        place = getattr(inner, "__module__", None) or type(inner).__module__
-        if place.partition(".")[0] not in home:
-            return True
-    return False
+    """Whether someone else than torch or ftkit watches or changes what a module does."""
+    hooks = pre_hooks_of(module), hooks_of(module), *global_hooks()
+    return any(map(_is_foreign, chain.from_iterable(map(dict.values, hooks))))
+
+
+def _is_foreign(hook: Any) -> bool:
+    inner = getattr(hook, "func", hook)
+    place = getattr(inner, "__module__", None) or type(inner).__module__
+    return place.partition(".")[0] not in {"torch", "ftkit"}
 
 
 def _memory(tensor: torch.Tensor) -> int:
