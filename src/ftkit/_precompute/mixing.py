@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch
 
-from ftkit._torch import gives_views, operator_name, storage_id, tree_leaves, tree_map_only, written_by
+from ftkit._torch import operator_name, storage_id, tree_leaves, tree_map_only, written_by
 
 MIXED: Final = "it depends on the other samples of the batch"
 PLACED: Final = "it depends on the place of a sample in the batch"
@@ -120,13 +120,20 @@ class Owners:
             return
         name = operator_name(func).partition("::")[2]
         made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
-        if gives_views(func) and not written and all(self._is_view(one, given) for one in made):
-            if name in _TAKES:
+        if not written and made and all(self._is_view(one, given) for one in made):
+            if name in _TAKES and not self._is_even(name, args, known):
                 self._see_whole(known.values(), map(self.of, made))
             return
         targets = written or made
         for tensor, owners in zip(targets, self._owners(name, func, args, kwargs, known, targets), strict=True):
             self._put(tensor, owners)
+
+    def _is_even(self, name: str, args: Any, known: dict[int, torch.Tensor]) -> bool:
+        """Whether all that follows itself along the dimension from which something is taken is of one sample."""
+        if name in ("as_strided", "diagonal") or id(args[0]) not in known:
+            return False
+        at = 2 if name.startswith("split") else 1
+        return known[id(args[0])].shape[args[at] if len(args) > at else 0] == 1
 
     def _is_view(self, tensor: torch.Tensor, given: list[torch.Tensor]) -> bool:
         return any(storage_id(tensor) == storage_id(one) for one in given)
@@ -243,6 +250,7 @@ class _Map:
         self._geometry: Any = _geometry(tensor)
         self._owners = _small(owners.to(torch.int8).reshape(*[1] * (tensor.dim() - owners.dim()), *owners.shape))
         self._buffer = torch.empty(0)
+        self._views: dict[Any, torch.Tensor] = {}
         self._item = tensor.itemsize
         self._bytes = tensor.untyped_storage().nbytes()
         self.like = tensor
@@ -254,15 +262,19 @@ class _Map:
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._geometry == _geometry(tensor):
             return self._owners
+        if _geometry(tensor) in self._views:
+            return self._views[_geometry(tensor)]
         self._spread(tensor.itemsize)
         ratio = tensor.itemsize // self._item
         strides = [one * ratio for one in tensor.stride()]
         first, *others = [
             self._buffer.as_strided(tensor.shape, strides, tensor.storage_offset() * ratio + at) for at in range(ratio)
         ]
-        return functools.reduce(_joined, others, first)
+        found = self._views[_geometry(tensor)] = _small(functools.reduce(_joined, others, first)).clone()
+        return found
 
     def write(self, tensor: torch.Tensor, owners: torch.Tensor) -> None:
+        self._views = {}
         self._spread(tensor.itemsize)
         ratio = tensor.itemsize // self._item
         strides = [one * ratio for one in tensor.stride()]
@@ -288,7 +300,7 @@ def _geometry(tensor: torch.Tensor) -> Any:
 
 def _small(owners: torch.Tensor) -> torch.Tensor:
     """The same with one element along each dimension where all are equal."""
-    for at in range(owners.dim()):
+    for at in sorted(range(owners.dim()), key=lambda at: -owners.shape[at]):
         if owners.shape[at] > 1 and bool((owners.narrow(at, 0, 1) == owners).all()):
             owners = owners.narrow(at, 0, 1)
     return owners
@@ -322,6 +334,12 @@ def _moved(name: str, func: Any, args: Any, kwargs: Any, known: dict[int, torch.
         found = known.get(id(one))
         return torch.zeros(one.shape, device=one.device) if found is None else found.expand(one.shape).float()
 
+    found = [known[id(one)] for one in tree_leaves(args) if isinstance(one, torch.Tensor) and id(one) in known]
+    if name == "constant_pad_nd" and set(found[0].shape[-(len(args[1]) // 2) :]) == {1}:
+        return found  # what is put in has no owner, and may be said to have one
+    if name == "cat" and all(one.shape == found[0].shape and bool((one == found[0]).all()) for one in found):
+        if found[0].shape[args[1] if len(args) > 1 else 0] == 1:
+            return found[:1]
     if name == "embedding":
         if id(args[0]) in known or id(args[1]) not in known:
             raise Mixing(MIXED)

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from ftkit._files import digest
@@ -45,6 +46,8 @@ ALIGN: Final = 16
 _ODD: Final = 0x1E3779B97F4A7C15
 _FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
 _PLACES: Final = 8
+_PIECE: Final = 1 << 14
+_PIECES: Final = 4
 _SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
 _MODE: Final = operator.itemgetter("training")
 _TRAINS: Final = operator.attrgetter("requires_grad")
@@ -132,6 +135,9 @@ class Guard:
         self._places: list[Callable[[], Any]] = []
         self._tensors: list[torch.Tensor] = []
         self._bytes: list[list[Any]] = []
+        self._turns: list[tuple[Any, int]] = []  # pieces of the tensors' memory, and their hashes
+        self._turn = 0
+        self._kept: Any = None
 
     def _glance(self) -> Any:
         return (
@@ -169,7 +175,19 @@ class Guard:
             return
         parts = [part for one in self._tensors if (part := _some_bytes(one)) is not None]
         self._bytes = [[part for part in parts if part.shape[1] == size] for size in {part.shape[1] for part in parts}]
+        kept = [(id(one), one.data_ptr(), version_of(one)) for one in self._tensors]
+        if kept != self._kept:
+            memory = (memoryview(bytes_of(one)) for one in self._tensors if _lies_plainly(one))
+            pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
+            self._turns = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
+            self._kept = kept
         self._quiet = self._glance()
+
+    def _piece_changed(self) -> bool:
+        """Whether one more piece of the weights is not what it was; so that in some steps all are looked at."""
+        self._turn = (self._turn + 1) % len(self._turns)
+        piece, hash_ = self._turns[self._turn]
+        return xxhash.xxh3_64_intdigest(piece) != hash_
 
     def _surroundings(self) -> list[Surroundings]:
         return [Surroundings(part, name) for name, part in self._plain]
@@ -205,8 +223,10 @@ class Guard:
         Raises:
             FtkitError: Something has changed, or trains now.
         """
-        if not thoroughly and not self._changed():
+        changed = any(self._piece_changed() for _ in range(min(len(self._turns), _PIECES)))
+        if not thoroughly and not changed and not self._changed():
             return
+        thoroughly = thoroughly or changed
         self.passes += 1
         then, now = self.settings, self._read_settings()
         new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
@@ -568,6 +588,10 @@ def _some_bytes(tensor: torch.Tensor) -> Any:
     first = tensor.detach().as_strided((1,), (1,)).view(torch.uint8).numpy()
     shape, strides = (min(_PLACES, last + 1), len(first)), (step * len(first), 1)
     return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+
+
+def _lies_plainly(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 def _is_tensor_or_none(value: Any) -> bool:

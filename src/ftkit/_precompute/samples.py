@@ -44,17 +44,17 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
 
 
 def rest(sample: Any, inside: list[str]) -> list[Any]:
-    """What a sample has beside the model's input."""
+    """What a sample has beside the model's input; of a dict, in the order of the names, which may come in any."""
     if isinstance(sample, Mapping):
-        return [value for name, value in sample.items() if name not in inside]
+        return [sample[name] for name in sorted(sample, key=str) if name not in inside]
     return list(sample[1:]) if isinstance(sample, list | tuple) else []
 
 
 def joined(like: Any, row: Any, others: list[Any], inside: list[str]) -> Any:
     """A sample of the structure that ``like`` describes, with a row in the place of what the model takes."""
     if isinstance(like, list):  # the names of a dict
-        left = iter(others)
-        return {name: row if name == inside[0] else next(left) for name in like if name not in inside[1:]}
+        beside = dict(zip(sorted(set(like) - set(inside)), others, strict=True))
+        return {name: row if name == inside[0] else beside[name] for name in like if name not in inside[1:]}
     return (row, *others) if like == "tuple" else row
 
 

@@ -72,8 +72,8 @@ def code_of(kind: type, own: Any = None) -> Code:
             if name not in function.__globals__:
                 continue
             value = function.__globals__[name]
-            if isinstance(value, types.ModuleType):
-                if not _known(value.__name__):
+            if isinstance(value, types.ModuleType | type):
+                if not _known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
                     for inner in mentioned & vars(value).keys():
                         todo.append(vars(value)[inner])
                         places[id(value), inner] = f"{value.__name__}.{inner}", vars(value), inner
