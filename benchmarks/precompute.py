@@ -17,8 +17,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ftkit import freeze_except, unfreeze
-from ftkit._precompute.precompute import precompute
+from ftkit import freeze_except, precompute, unfreeze
 
 SAMPLES, BATCH = 64, 32
 

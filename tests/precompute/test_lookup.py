@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from ftkit import FtkitError, freeze_except, unfreeze
-from ftkit._precompute.precompute import precompute
+from ftkit import FtkitError, freeze_except, precompute, unfreeze
 from ftkit._precompute.store import KEYED
 
 

@@ -15,8 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from ftkit import FtkitError, freeze, freeze_except, unfreeze
-from ftkit._precompute.precompute import precompute
+from ftkit import FtkitError, freeze, freeze_except, precompute, unfreeze
 
 
 def small() -> nn.Module:

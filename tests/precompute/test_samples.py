@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
-from ftkit import FtkitError, freeze_except
-from ftkit._precompute.precompute import precompute
+from ftkit import FtkitError, freeze_except, precompute
 
 
 class Two(nn.Module):

@@ -15,8 +15,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from ftkit import DamagedFileError, FtkitError, freeze_except
-from ftkit._precompute.precompute import precompute
+from ftkit import DamagedFileError, FtkitError, freeze_except, precompute
 from ftkit._precompute.store import READY, UNFINISHED, RowFile
 
 SOURCE = Path(__file__).parents[2] / "src"
@@ -80,7 +79,7 @@ def setup() -> tuple[nn.Module, TensorDataset]:
 FILL = f"""
 import sys; sys.path[:0] = [{str(SOURCE)!r}, {str(Path(__file__).parent)!r}]
 from test_store import setup
-from ftkit._precompute.precompute import precompute
+from ftkit import precompute
 print("ready", flush=True)
 print(precompute(*setup(), sys.argv[1], batch_size=4).computed)
 """
@@ -112,7 +111,7 @@ KILLED = f"""
 import contextlib, os, random, signal, sys, time; sys.path[:0] = [{str(SOURCE)!r}, {str(Path(__file__).parent)!r}]
 import torch
 from test_store import by_content, setup
-from ftkit._precompute.precompute import precompute
+from ftkit import precompute
 torch.set_num_threads(1)
 def state():
     return [os.stat(one.path).st_mtime_ns for one in os.scandir(sys.argv[1]) if ".rows" in one.name]

@@ -28,10 +28,11 @@ from ftkit._precompute.frontier import Cut, Slot, find, near
 from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.precomputed import Precomputed
-from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player, record
+from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
-from ftkit._precompute.trace import named_state, no_trace, put_back, same_bits
+from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._torch import compiled_from, tree_leaves, tree_map_only
 from ftkit._wording import plural
 from ftkit.errors import FtkitError
@@ -172,8 +173,12 @@ def _fill(cached: Precomputed, filling: _Filling) -> None:
     cached.path, cached.computed = filling.run()
     cached.seconds = time.perf_counter() - begin
     cached._print, cached.bytes_per_sample = filling.print, filling.record_bytes
-    cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views)
+    cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views, cached._player.source)
     filling.recompute(cached.path)
+    cached._player.watch(
+        lambda numbers: _call(filling.model, samples.collated([filling.dataset[at] for at in numbers])),
+        filling.packing.near_values,
+    )
 
 
 def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any, most: float | None) -> None:
@@ -189,7 +194,7 @@ def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any,
     def rows_of(call: Any, count: int) -> torch.Tensor:
         with no_trace(model):
             model.train()
-            values, _ = _restoring(model, player.cut, lambda: record(model, player.cut, call))
+            values, _ = undisturbed(model, player.cut, lambda: record(model, player.cut, call))
             return player.encode(values, count)
 
     cached._lookup = Lookup(player, packing, file, most, rows_of, call, cached._count)
@@ -354,20 +359,20 @@ def _proven(
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
-    values, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     rows = player.encode(values, count).to(_device(model))
     _alone(model, cut, player, call, rows)
     for mode in (True, False):
         model.train(mode)
         replayed = with_rows(call, rows)
         try:
-            plain = _restoring(model, cut, functools.partial(_step, model, call))
+            plain = undisturbed(model, cut, functools.partial(_step, model, call))
         except RuntimeError as error:
             raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
             player.learning = True
             with player:
-                result = _restoring(model, cut, functools.partial(_step, model, replayed))
+                result = undisturbed(model, cut, functools.partial(_step, model, replayed))
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
@@ -382,7 +387,7 @@ def _proven(
             player.learning = False
         if _equal(plain, result):
             continue
-        again = _restoring(model, cut, functools.partial(_step, model, call))
+        again = undisturbed(model, cut, functools.partial(_step, model, call))
         exact = _equal(plain, again)  # kernels that add in any order differ from run to run
         if not exact and _close(plain, result):
             continue
@@ -408,31 +413,16 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
     def mixed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[others] if tensor.dim() and len(tensor) == count else tensor
 
-    values, _ = _restoring(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
     if same_bits(player.encode(values, count)[0], rows[0].cpu()):
         return
-    again, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    again, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
     if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
         raise FtkitError(
             f"What the frozen part of the {type(model).__name__} gives for a sample depends on the other samples of "
             "the batch, so it can't be computed once. Train without precompute."
         )
-
-
-def _restoring(model: nn.Module, cut: Cut, run: Any) -> Any:
-    """Run something; restore what it writes to buffers, and the random numbers that it draws."""
-    state = named_state(model)
-    wanted = [
-        (one, one.detach().clone())
-        for name, one in state.items()
-        if name in cut.written or not isinstance(one, nn.Parameter)
-    ]
-    with no_trace(model):
-        try:
-            return run()
-        finally:
-            put_back([(one, before) for one, before in wanted if not same_bits(one, before)])
 
 
 def _step(model: nn.Module, call: Any) -> list[torch.Tensor | None]:
@@ -572,7 +562,7 @@ class _Filling:
 
     def _rows(self, batch: Any, count: int) -> torch.Tensor:
         call = _call(self.model, batch)
-        values, _ = _restoring(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
+        values, _ = undisturbed(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
         return self.packing.pack(self.player.encode(values, count))
 
     def recompute(self, path: Path) -> None:
@@ -585,7 +575,7 @@ class _Filling:
             chosen = picked(file.rows, _RECOMPUTED)
             drawn = [self.dataset[at] for at in chosen]
             same = [samples.sample_digest(one) == file.sample(at) for at, one in zip(chosen, drawn, strict=True)]
-            values, _ = _restoring(
+            values, _ = undisturbed(
                 self.model,
                 self.player.cut,
                 lambda: record(self.model, self.player.cut, _call(self.model, samples.collated(drawn))),

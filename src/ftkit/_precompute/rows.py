@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import near
-from ftkit._precompute.replay import ALIGN, TAG, Player
+from ftkit._precompute.replay import ALIGN, HEAD, Player, numbered, signed
 from ftkit._precompute.store import RowFile
 from ftkit.errors import FtkitError
 
@@ -51,8 +51,8 @@ class Packing:
     """
 
     def __init__(self, player: Player, dtype: torch.dtype | None) -> None:
-        self._plain = dtype is None
-        self.row_bytes, self.kept_bytes, self.pieces = player.row_bytes, TAG, list[Piece]()
+        self._dtype = dtype
+        self.row_bytes, self.kept_bytes, self.pieces = player.row_bytes, HEAD, list[Piece]()
         for number, at in player.offsets.items():
             layout = player.cut.layouts[number]
             narrows = dtype is not None and layout.dtype.is_floating_point and layout.dtype.itemsize > dtype.itemsize
@@ -72,10 +72,10 @@ class Packing:
         Raises:
             FtkitError: A value does not fit into the narrower type.
         """
-        if self._plain:
+        if self._dtype is None:
             return rows
         kept = torch.zeros(len(rows), self.kept_bytes, dtype=torch.uint8)
-        kept[:, :TAG] = rows[:, :TAG]
+        kept[:, :HEAD] = rows[:, :HEAD]
         for piece in self.pieces:
             values = _values(rows, piece.at, piece.nbytes, piece.dtype)
             narrow = values.to(piece.kept_as)
@@ -89,29 +89,34 @@ class Packing:
 
     def unpack(self, kept: torch.Tensor) -> torch.Tensor:
         """Rows as the model takes them."""
-        if self._plain:
+        if self._dtype is None:
             return kept
         rows = torch.zeros(len(kept), self.row_bytes, dtype=torch.uint8)
-        rows[:, :TAG] = kept[:, :TAG]
+        rows[:, :HEAD] = kept[:, :HEAD]
         for piece in self.pieces:
             values = _values(kept, piece.kept_at, piece.kept_bytes, piece.kept_as)
             rows[:, piece.at : piece.at + piece.nbytes] = values.to(piece.dtype).view(torch.uint8)
-        return rows
+        return signed(rows)
 
     def near(self, kept: torch.Tensor, row: torch.Tensor) -> bool:
-        """Whether a kept row is that of a sample computed anew, up to what kernels and types round."""
-        for piece in self.pieces:
-            one, other = (_values(each[None], piece.at, piece.nbytes, piece.dtype) for each in (kept, row))
-            if piece.kept_as == piece.dtype:
-                if not near(one, other):
-                    return False
-            elif not torch.allclose(one, other, torch.finfo(piece.kept_as).eps, 1e-4 * _largest(other), equal_nan=True):
-                return False
-        return True
+        """Whether a row that was kept is that of a sample computed anew."""
+        each = (
+            [_values(one[None], piece.at, piece.nbytes, piece.dtype) for one in (row, kept)] for piece in self.pieces
+        )
+        return all(self.near_values(computed, there) for computed, there in each)
+
+    def near_values(self, computed: torch.Tensor, kept: torch.Tensor) -> bool:
+        """Whether values that are kept are those computed anew, up to what kernels and types round."""
+        if self._dtype is None or not computed.is_floating_point() or computed.dtype.itemsize <= self._dtype.itemsize:
+            return near(computed, kept)
+        if computed.shape != kept.shape:
+            return False
+        eps = torch.finfo(self._dtype).eps
+        return torch.allclose(computed, kept, eps, 1e-4 * _largest(computed), equal_nan=True)
 
     def rounding(self, rows: torch.Tensor) -> tuple[float, float] | None:
         """The largest and the mean relative error of the values of rows; None if they are kept as they are."""
-        if self._plain:
+        if self._dtype is None:
             return None
         again, errors = self.unpack(self.pack(rows)), [torch.zeros(1, dtype=torch.float64)]
         for piece in self.pieces:
@@ -138,8 +143,11 @@ class Rows(Dataset[Any]):
     With several views of each sample it gives the next one each time that it is asked for a sample, in any process.
     """
 
-    def __init__(self, path: Path, packing: Packing, kinds: list[Any], form: samples.Form, views: int) -> None:
-        self._path, self.packing, self._kinds, self._form, self._views = path, packing, kinds, form, views
+    def __init__(
+        self, path: Path, packing: Packing, kinds: list[Any], form: samples.Form, views: int, source: int
+    ) -> None:
+        self._path, self.packing, self._kinds, self._form = path, packing, kinds, form
+        self._views, self._source = views, source
         self._size = samples.rest_size(kinds)
         self._open: tuple[int, RowFile] | None = None
         self._turns: torch.Tensor | None = None
@@ -155,12 +163,14 @@ class Rows(Dataset[Any]):
         data = self._file().read(at)
         kept = torch.frombuffer(bytearray(data[: self.packing.kept_bytes]), dtype=torch.uint8)
         beside = data[self.packing.kept_bytes : self.packing.kept_bytes + self._size]
-        return self._form.joined(self.packing.unpack(kept[None])[0], samples.rest_of(beside, self._kinds))
+        row = numbered(self.packing.unpack(kept[None]), [at], self._source)[0]
+        return self._form.joined(row, samples.rest_of(beside, self._kinds))
 
     def batch(self, indices: list[int]) -> Any:
         """Samples as torch's ``default_collate`` would put them together, read at once."""
-        kept, rest = self._gathered(self._places(indices))
-        return self._form.joined(self.packing.unpack(kept), rest)
+        places = self._places(indices)
+        kept, rest = self._gathered(places)
+        return self._form.joined(numbered(self.packing.unpack(kept), places, self._source), rest)
 
     def every(self, part: int, decode: Any) -> Any:
         """All samples as one batch, every view of each, with ``decode`` of so many rows at a time."""
