@@ -140,6 +140,8 @@ class Cut:
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
         decides: Whether Python reads truth values of the batch on the way.
+        tail: The one call in which all happens that skipped calls don't, with what it takes, if there is one and it
+            gives what the model gives.
     """
 
     points: list[Point]
@@ -155,6 +157,7 @@ class Cut:
     share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
     decides: bool = False
+    tail: tuple[Key, Any] | None = None
 
     @property
     def per_sample(self) -> list[int]:
@@ -387,6 +390,10 @@ def _cut(
         if layouts[node].dim is None and (tensor := long.nodes[node].tensor) is not None
     }
     root = long.calls[0]
+    tail = None if stays else _tail(long, indices, hints)
+    takes = None if tail is None else slots(tail.args, "arg", tail.key)
+    if any(isinstance(one, Slot) and one.kept is None for one in tree_leaves(takes)):
+        takes = None
     return Cut(
         points,
         [layouts[node] for node in kept],
@@ -400,7 +407,23 @@ def _cut(
         once,
         sum(call.flops for call in skipped) / root.flops if root.flops else None,
         decides=long.decides or short.decides,
+        tail=None if tail is None or takes is None else (tail.key, takes),
     )
+
+
+def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
+    """The innermost call in which all happens that the skipped calls don't, if it gives what the model gives."""
+    root = trace.calls[0]
+    if trace.decides or hints.moody or hints.changing:
+        return None
+    happens = [node.within for node in trace.nodes if node.hot and node.parents]
+    happens += [within for _, within in trace.sinks if not skipped & set(within)]
+    for index, call in reversed(list(enumerate(trace.calls))):
+        alone = sum(one.key[0] == call.key[0] for one in trace.calls) == 1
+        around = (call.autocast, call.grad) == (root.autocast, root.grad)
+        if index and alone and around and call.output is root.output and all(index in within for within in happens):
+            return call
+    return None
 
 
 def _twins(node: Node, twins: Mapping[Any, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:

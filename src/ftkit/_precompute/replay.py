@@ -266,6 +266,7 @@ class _Run:
     device: torch.device
     values: dict[int, torch.Tensor]
     rows: torch.Tensor
+    straight: bool = False
     decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
 
@@ -301,7 +302,8 @@ class Player:
         self._parts = parts_of(model, cut)
         self._around = _around(model, cut)
         self._modes = {key: [vars(part) for part in parts] for key, parts in self._parts.items()}
-        self._fine: dict[Key, Any] = {}  # the modes in which a call was last seen to be right
+        self._all_modes = [vars(part) for part in dict.fromkeys(p for parts in self._parts.values() for p in parts)]
+        self._fine: dict[Any, Any] = {}  # the modes in which a call was last seen to be right
         self._simple = {
             key: len(skip.args[0]) if not skip.args[1] and all(isinstance(one, Slot) for one in skip.args[0]) else -1
             for key, skip in cut.skips.items()
@@ -309,6 +311,8 @@ class Player:
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
+        self._passed: list[Any] = []  # the hooks of the modules that need not even be called, and their keys
+        self._hooks: list[Any] = []
         self._entered = 0
 
     # ---------------- rows
@@ -368,7 +372,16 @@ class Player:
         after = self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True)
         named = dict(self.model.named_modules())
         names = {key[0] for key in self.cut.skips} | {key[0] for kind, key, _ in self.cut.points if kind == "arg"}
-        remove = install({id(named[name]): self._through(name) for name in names}, self.model)
+        forwards = {id(named[name]): self._through(name) for name in names}
+        self._passed = []
+        if self.cut.tail is not None and "" not in names:
+            forwards[id(self.model)] = self._straight
+            inside = set(named[self.cut.tail[0][0]].modules()) | {self.model}
+            passed = [one for one in self.model.modules() if one not in inside]
+            if not any(map(has_foreign_hooks, passed)):
+                self._passed = [table for one in passed for table in (pre_hooks_of(one), hooks_of(one))]
+        self._hooks = [*chain.from_iterable(self._passed)]
+        remove = install(forwards, self.model)
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
@@ -418,7 +431,8 @@ class Player:
         run = _Run(len(rows), rows.device, values, rows)
         if not self.learning:
             self.guard.check()
-        call = self._call(args, kwargs, run)
+        run.straight = len(given) == 1 and self._goes_straight()
+        call = (args, kwargs) if run.straight else self._call(args, kwargs, run)
         self._here.run = run
         if self.cut.decides:
             run.decisions = Decisions()
@@ -506,7 +520,7 @@ class Player:
 
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             run: _Run | None = getattr(self._here, "run", None)
-            if run is None:
+            if run is None or run.straight:
                 return original(*args, **kwargs)
             key = name, run.count[name]
             run.count[name] += 1
@@ -519,6 +533,31 @@ class Player:
             return self._filled(skip.output, run)
 
         return forward
+
+    def _goes_straight(self) -> bool:
+        """Whether the tail can be called at once, without the way there, on which nothing happens.
+
+        Raises:
+            FtkitError: As :meth:`_check`.
+        """
+        if not self._passed or self._hooks != [*chain.from_iterable(self._passed)]:
+            return False
+        for state in {skip.autocast for skip in self.cut.skips.values()}:
+            self._check_autocast(tuple((kind, _autocast(kind)) for kind, _ in state), state)
+        switches = self.guard.passes, self.model.training, *map(_MODE, self._all_modes)
+        if self.learning or self._fine.get("all") != switches:
+            for key in self.cut.skips:
+                self._check_modes(key)
+            self._fine["all"] = switches
+        return True
+
+    def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        run: _Run | None = getattr(self._here, "run", None)
+        if run is None or not run.straight or self.cut.tail is None:
+            return original(*args, **kwargs)
+        (name, _), takes = self.cut.tail
+        given, named = self._filled(takes, run)
+        return self.model.get_submodule(name)(*given, **named)
 
     def _check(self, key: Key, skip: Skip, args: Any, kwargs: Any) -> None:
         """See that a skipped call is the call that it was.
@@ -534,11 +573,17 @@ class Player:
                     f"{key[0]} is called with other arguments than when its results were computed. Call the model in "
                     "the same way, or precompute() with it called in this way."
                 )
-        if autocast_state(args if simple else (args, kwargs)) != skip.autocast:
+        self._check_autocast(autocast_state(args if simple else (args, kwargs)), skip.autocast)
+        self._check_modes(key)
+
+    def _check_autocast(self, now: Any, then: Any) -> None:
+        if now != then:
             raise FtkitError(
                 "Autocast differs from what it was when the frozen part was computed. Call precompute() inside "
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
+
+    def _check_modes(self, key: Key) -> None:
         switches = self.model.training, *map(_MODE, self._modes[key])
         if self._fine.get(key) == (self.guard.passes, switches):
             return
@@ -565,6 +610,10 @@ def _around(model: nn.Module, cut: Cut) -> list[nn.Module]:
 
 def _alike(one: Any, other: Any) -> bool:
     return type(one) is type(other) and (one == other or (one != one and other != other))
+
+
+def _autocast(kind: str) -> str | None:
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
 
 def _structure(module: nn.Module) -> Any:

@@ -82,6 +82,7 @@ class Call:
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
         autocast: What autocast was.
+        grad: Whether gradients were recorded.
         flops: What its operators cost.
     """
 
@@ -95,6 +96,7 @@ class Call:
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
     autocast: tuple[Any, ...] = ()
+    grad: bool = True
     flops: int = 0
 
 
@@ -328,7 +330,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             call.why_not = "it has no parameters or buffers"
         elif any(map(has_foreign_hooks, module.modules())):
             call.why_not = "it has hooks, which have to run"
-        call.autocast = autocast_state(args, kwargs)
+        call.autocast, call.grad = autocast_state(args, kwargs), torch.is_grad_enabled()
         self._open.append(index)
         if name and (key in self._hints.apart or key in self._hints.hot):
             number = iter(range(sys.maxsize))
