@@ -308,11 +308,9 @@ def test_an_exception_in_the_block_leaves_the_model_as_it_was(tmp_path: Path) ->
 @pytest.mark.parametrize("case", ["plain", "autocast", "hooked"])
 def test_where_only_the_head_is_left_it_is_called_at_once(case: str, tmp_path: Path) -> None:
     """Unless something on the way, or around it, counts."""
-    calls = []
 
     class Around(Named):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            calls.append(1)
             features = self.body(x).relu()
             with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
                 return self.head(features)
@@ -328,9 +326,8 @@ def test_where_only_the_head_is_left_it_is_called_at_once(case: str, tmp_path: P
             with pytest.raises(FtkitError, match="hooks"):
                 model(rows)
             return
-        calls.clear()
         ours = model(rows)
-        assert len(calls) == (0 if case == "plain" else 1)
+        assert (cached._player.cut.tail is not None) == (case == "plain")
         theirs = model(data.tensors[0])
         assert ours.dtype == theirs.dtype
         assert torch.equal(ours, theirs)

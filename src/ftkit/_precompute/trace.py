@@ -468,12 +468,14 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
-    """Run a model in the block; restore modes, attributes and random numbers afterwards."""
+    """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
     with alone(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
             undo.remember(module)
+            for restore in Surroundings(module).to_restore():
+                undo.callback(restore)
         undo.callback(torch.set_rng_state, torch.get_rng_state())
         undo.callback(random.setstate, random.getstate())
         if numpy_random := sys.modules.get("numpy.random"):
