@@ -384,7 +384,9 @@ def test_checkpointing_over_the_frontier_is_refused(tmp_path: Path) -> None:
 
     class Checkpointed(Named):
         def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-            return torch.utils.checkpoint.checkpoint(lambda y: self.head(self.body(y).relu()) * 2, x, use_reentrant=False)
+            return torch.utils.checkpoint.checkpoint(
+                lambda y: self.head(self.body(y).relu()) * 2, x, use_reentrant=False
+            )
 
     model, data = Checkpointed(), TensorDataset(torch.randn(8, 4), torch.arange(8))
     freeze(model, "body")

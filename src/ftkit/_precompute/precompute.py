@@ -40,9 +40,7 @@ _RECOMPUTED: Final = 4
 class Rows(Dataset[Any]):
     """A data set of what is kept: each sample as it was, with one row of bytes in the place of the model's input."""
 
-    def __init__(
-        self, path: Path, row_bytes: int, kinds: list[Any], like: Any, inside: list[str], source: int
-    ) -> None:
+    def __init__(self, path: Path, row_bytes: int, kinds: list[Any], like: Any, inside: list[str], source: int) -> None:
         self._source = source
         self._path, self._row_bytes, self._kinds, self._like, self._inside = path, row_bytes, kinds, like, inside
         self._size = samples.rest_size(kinds)

@@ -125,11 +125,12 @@ class Surroundings:
     """
 
     def __init__(self, module: nn.Module, name: str = "") -> None:
-        code = code_of(type(module), _plain_function(own_forward(module)))
+        kind: Any = type(module)
+        code = code_of(kind, _plain_function(own_forward(module)))
         self._names = code.names
         self.tables: list[Any] = []
         """Containers that may change, and tables of the attributes of objects."""
-        self.places: list[Callable[[], Any]] = []
+        self.places: list[functools.partial[Any]] = []
         """What gives the value of each global, class attribute, or attribute of an object."""
         self.values: dict[str, Any] = {}
         """What is there, by where it was found: numbers and the like as they are, of all else what tells it apart."""
@@ -140,7 +141,11 @@ class Surroundings:
         prefix = f"{name}." if name else ""
         for key, value in list(vars(module).items()):
             plain = type(value) in _PLAIN
-            if key in _OWN or key.startswith("_ftkit") or (plain and key.startswith("_") and type(value) not in (int, float)):
+            if (
+                key in _OWN
+                or key.startswith("_ftkit")
+                or (plain and key.startswith("_") and type(value) not in (int, float))
+            ):
                 continue
             self._visit(prefix + key, value)
         for where, table, key in code.places:
@@ -169,7 +174,9 @@ class Surroundings:
                 self.tensors.append(value)
                 self.values[where] = f"{value.dtype} {list(value.shape)} {_digest(bytes_of(value))}"
         elif isinstance(value, np.ndarray):
-            self.values[where] = f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
+            self.values[where] = (
+                f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
+            )
         elif (state := state_of(value)) is not None:
             self.generators.append(value)
             self.values[where] = _digest(state)
@@ -204,8 +211,11 @@ class Surroundings:
     def to_restore(self) -> Iterator[Callable[[], object]]:
         """What gives generators, containers and attributes of objects the state again that they have now."""
         for one in self.generators:
-            if isinstance(one, torch.Generator | np.random.RandomState):
+            if isinstance(one, torch.Generator):
                 yield functools.partial(one.set_state, one.get_state())
+            elif isinstance(one, np.random.RandomState):
+                state: Any = one.get_state()
+                yield functools.partial(one.set_state, state)
             elif isinstance(one, random.Random):
                 yield functools.partial(one.setstate, one.getstate())
             else:
@@ -214,8 +224,9 @@ class Surroundings:
             if not isinstance(table, tuple | frozenset):
                 yield functools.partial(_refill, table, copy.copy(table))
         for get in self.places:
-            if isinstance(get, functools.partial) and get.func is _item and isinstance(get.args[0], dict):
-                yield functools.partial(_put_item, *get.args, get())
+            if get.func is _item and isinstance(get.args[0], dict):
+                table, key = get.args
+                yield functools.partial(_put_item, table, key, get())
 
     def now(self) -> list[Any]:
         """What is there, by identity; to compare with what was there before."""
