@@ -1,8 +1,8 @@
 """What an epoch costs when the frozen part is computed once, beside a plain epoch and a loop cut by hand.
 
 Ratios of CPU time in one run: ``python benchmarks/precompute.py [resnet50 bert efficientnet vit layer4]``. With
-``photos`` the head of a ResNet-50 trains on photos, which are decoded; ``--plot PNG`` draws where the time of that goes.
-With ``growth`` a small network computes 1,000 to 100,000 samples, in time and memory.
+``photos`` the head of a ResNet-50 trains on photos, which are decoded; ``--plot PNG`` draws where the time of that
+goes. With ``growth`` a small network computes 1,000 to 100,000 samples, in time and memory.
 """
 
 from __future__ import annotations
@@ -146,9 +146,9 @@ def draw(picture: str, parts: dict[str, tuple[float, ...]], epochs: dict[str, tu
     left.invert_yaxis()
     left.set(title="An epoch after the first one, % of a plain one", xlim=(0, 112))
     left.legend(frameon=False, loc="lower right")
-    at = np.arange(1, 21)
+    numbers = np.arange(1, 21)
     for name, (first, later) in epochs.items():
-        right.plot(at, (first + later * (at - 1)) / whole, "-", color=colors[name], label=name)
+        right.plot(numbers, (first + later * (numbers - 1)) / whole, "-", color=colors[name], label=name)
     right.set(title="All epochs so far, in plain ones", xlabel="epoch", ylim=(0, None), xlim=(1, 20))
     right.xaxis.get_major_locator().set_params(integer=True)
     right.legend(frameon=False)

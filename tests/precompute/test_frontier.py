@@ -233,9 +233,9 @@ class Odd(nn.Linear):
 
 
 ODD = (
-    "mean largest place size threshold generator numbers counter memory running dropout order neighbors plain plain "
-    "plain plain"
-).split() + ["in place"]
+    "mean", "largest", "place", "size", "threshold", "generator", "numbers", "counter", "memory", "running", "dropout",
+    "order", "neighbors", "in place", *["plain"] * 4,
+)  # fmt: skip
 
 
 class Graph(nn.Module):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import copy
-import functools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -339,6 +337,7 @@ def test_state(forward: Body, tmp_path: Path) -> None:
 
 def test_state_that_others_read(tmp_path: Path) -> None:
     """A plain number out of what is skipped."""
+
     def forward(m: Any, x: Tensor) -> Tensor:
         m.seen.append(1)
         return m.layer(x)
@@ -394,8 +393,7 @@ class Scaled(Frozen):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer(x) * self.scale * type(self).scale_of_all * _SCALE * _SCALES["scale"]
-        y = y * self.options.scale * self.options.shape["scale"][0] * helper()
-        return y
+        return y * self.options.scale * self.options.shape["scale"][0] * helper()
 
 
 def helper() -> float:
@@ -528,7 +526,7 @@ ALTERED: dict[str, Callable[[Tensor], Tensor]] = {
     "normalized": lambda rows: (rows.float() / 255 - 0.5) / 0.5,
     "cast": lambda rows: rows.long(),
     "doubled": lambda rows: rows * 2,
-    "mixed": lambda rows: (0.3 * rows + 0.7 * rows.flip(0)),
+    "mixed": lambda rows: 0.3 * rows + 0.7 * rows.flip(0),
     "mixed, as bytes": lambda rows: (0.3 * rows + 0.7 * rows.flip(0)).round().to(torch.uint8),
     "cut and mixed": lambda rows: torch.cat([rows[:, :40], rows.flip(0)[:, 40:]], 1),
     "mirrored": lambda rows: rows.flip(1),
@@ -574,9 +572,6 @@ def test_samples_with_names_in_another_order(tmp_path: Path) -> None:
         assert batch["high"].tolist() == list(range(100, 116))
         plain = torch.stack([one["x"] for one in samples])
         assert torch.allclose(model(x=batch["x"]), model(plain))
-
-
-Pair = collections.namedtuple("Pair", "x y")  # noqa: PYI024
 
 
 def test_what_nothing_else_shows_is_met_by_computing_anew(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 import warnings
@@ -18,6 +17,7 @@ from ftkit._precompute.frontier import Cut, Slot
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.replay import Player
 from ftkit._precompute.rows import Packing
+from ftkit._precompute.samples import takes_of
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import autocast_state
 from ftkit._torch import tree_leaves, tree_map_only
@@ -67,7 +67,7 @@ class Lookup:
         cut = player.cut
         self._inputs = [one for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
         self._like, self._call = skeleton(call), call
-        self._takes = inspect.signature(player.model.forward)
+        self._takes = takes_of(player.model)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
         self._autocast = {skip.autocast for skip in cut.skips.values()}
 

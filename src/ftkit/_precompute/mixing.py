@@ -17,37 +17,46 @@ PLACED: Final = "it depends on the place of a sample in the batch"
 
 _NOBODY: Final = 0  # a constant; the samples count from 1, so that what operators fill with zeros is a constant
 
-_MOVES: Final = frozenset(
-    "cat stack flip roll index_select index gather repeat constant_pad_nd tril triu diag_embed diagonal_scatter embedding "
-    "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d im2col "
-    "pixel_shuffle pixel_unshuffle channel_shuffle slice_scatter select_scatter repeat_interleave rot90 unfold_copy "
-    "view_copy permute_copy slice_copy select_copy expand_copy transpose_copy unsqueeze_copy squeeze_copy t_copy "
-    "split_copy split_with_sizes_copy unbind_copy _unsafe_view _reshape_copy _reshape_alias_copy take_along_dim "
-    "index_put index_put_ _unsafe_index scatter scatter_ index_copy index_copy_".split()
-)
-_BY_ELEMENT: Final = frozenset(
-    "clone _to_copy copy_ copy where masked_fill masked_fill_ lift_fresh_copy contiguous native_dropout threshold_ "
-    "hardtanh_ nan_to_num_ view_as_complex_copy view_as_real_copy complex".split()
-)
-_ALONG: Final = frozenset(
-    "sum mean prod any all amax amin argmax argmin max min median nanmedian mode std var var_mean std_mean logsumexp norm "
-    "linalg_vector_norm _softmax _log_softmax _safe_softmax cumsum cumsum_ cumprod cummax cummin logcumsumexp sort "
-    "argsort topk kthvalue glu _fft_r2c _fft_c2c _fft_c2r nansum count_nonzero aminmax".split()
-)
-_BY_FIRST: Final = frozenset(
-    "convolution mkldnn_convolution _slow_conv2d_forward max_pool2d_with_indices max_pool3d_with_indices mkldnn_max_pool2d "
-    "max_pool1d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d "
-    "adaptive_max_pool2d upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d "
-    "_upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_linear1d upsample_trilinear3d "
-    "native_group_norm native_layer_norm _fused_rms_norm grid_sampler_2d bmm cudnn_convolution mps_convolution "
-    "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention "
-    "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention".split()
-)
-_BY_SHAPE: Final = frozenset(
-    "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full "
-    "new_empty_strided zero_ fill_ sym_size sym_stride sym_numel resize_ bernoulli_ uniform_ normal_".split()
-)
-_TAKES: Final = frozenset("select slice narrow split split_with_sizes unbind as_strided diagonal chunk unfold".split())
+
+def _named(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_MOVES: Final = _named("""
+    cat stack flip roll index_select index gather repeat constant_pad_nd tril triu diag_embed diagonal_scatter
+    embedding reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
+    replication_pad3d im2col pixel_shuffle pixel_unshuffle channel_shuffle slice_scatter select_scatter
+    repeat_interleave rot90 unfold_copy view_copy permute_copy slice_copy select_copy expand_copy transpose_copy
+    unsqueeze_copy squeeze_copy t_copy split_copy split_with_sizes_copy unbind_copy _unsafe_view _reshape_copy
+    _reshape_alias_copy take_along_dim index_put index_put_ _unsafe_index scatter scatter_ index_copy
+    index_copy_
+""")
+_BY_ELEMENT: Final = _named("""
+    clone _to_copy copy_ copy where masked_fill masked_fill_ lift_fresh_copy contiguous native_dropout
+    threshold_ hardtanh_ nan_to_num_ view_as_complex_copy view_as_real_copy complex
+""")
+_ALONG: Final = _named("""
+    sum mean prod any all amax amin argmax argmin max min median nanmedian mode std var var_mean std_mean
+    logsumexp norm linalg_vector_norm _softmax _log_softmax _safe_softmax cumsum cumsum_ cumprod cummax cummin
+    logcumsumexp sort argsort topk kthvalue glu _fft_r2c _fft_c2c _fft_c2r nansum count_nonzero aminmax
+""")
+_BY_FIRST: Final = _named("""
+    convolution mkldnn_convolution _slow_conv2d_forward max_pool2d_with_indices max_pool3d_with_indices
+    mkldnn_max_pool2d max_pool1d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d
+    _adaptive_avg_pool3d adaptive_max_pool2d upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d
+    upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d _upsample_bicubic2d_aa upsample_linear1d
+    upsample_trilinear3d native_group_norm native_layer_norm _fused_rms_norm grid_sampler_2d bmm
+    cudnn_convolution mps_convolution _scaled_dot_product_flash_attention_for_cpu
+    _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
+    _scaled_dot_product_cudnn_attention
+""")
+_BY_SHAPE: Final = _named("""
+    empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full
+    new_empty_strided zero_ fill_ sym_size sym_stride sym_numel resize_ bernoulli_ uniform_ normal_
+""")
+_TAKES: Final = _named("""
+    select slice narrow split split_with_sizes unbind as_strided diagonal chunk unfold
+""")
 
 
 class Mixing(Exception):  # noqa: N818
@@ -183,7 +192,7 @@ class Owners:
 
     def _see_even(self, constant: torch.Tensor, owners: torch.Tensor) -> None:
         """See that a constant is the same for each sample that it meets."""
-        shape = torch.broadcast_shapes(constant.shape, owners.shape)
+        shape = (torch.empty(constant.shape, device="meta") + torch.empty(owners.shape, device="meta")).shape
         meets = [
             at
             for at in range(1, min(constant.dim(), owners.dim()) + 1)
@@ -193,7 +202,7 @@ class Owners:
             return
         whole, whose = constant.expand(shape), owners.expand(shape)
         parts = [whole[whose == at] for at in sorted(self._present([owners]))]
-        if not all(one.shape == parts[0].shape and bool(((one == parts[0]) | (one != one)).all()) for one in parts):
+        if not all(one.shape == parts[0].shape and bool(((one == parts[0]) | one.isnan()).all()) for one in parts):
             raise Mixing(PLACED)
 
     def _tried(
@@ -219,8 +228,10 @@ class Owners:
             def put(one: torch.Tensor, sample: int = sample) -> torch.Tensor:
                 if id(one) not in known:
                     return one.clone()
-                return plain[id(one)].masked_fill(known[id(one)].expand(one.shape) == sample, math.nan) if sample else (
-                    plain[id(one)].clone()
+                return (
+                    plain[id(one)].masked_fill(known[id(one)].expand(one.shape) == sample, math.nan)
+                    if sample
+                    else (plain[id(one)].clone())
                 )
 
             replaced = tree_map_only(torch.Tensor, put, (args, kwargs))
@@ -230,12 +241,12 @@ class Owners:
             for at, (one, like) in enumerate(zip(results, made, strict=True)):
                 if not one.numel():
                     continue
+                beside = None
                 if not one.is_floating_point() and not one.is_complex():
                     beside = next((x for x in results if x.is_floating_point() and x.shape == one.shape), None)
                     if beside is None:
                         raise Mixing(MIXED)
-                    one = beside
-                met = one.isnan()
+                met = (one if beside is None else beside).isnan()
                 if one.shape != like.shape or bool((met & ((owners[at] != _NOBODY) | (sample == 0))).any()):
                     raise Mixing(MIXED)
                 owners[at].masked_fill_(met, sample)
@@ -337,8 +348,9 @@ def _moved(name: str, func: Any, args: Any, kwargs: Any, known: dict[int, torch.
     found = [known[id(one)] for one in tree_leaves(args) if isinstance(one, torch.Tensor) and id(one) in known]
     if name == "constant_pad_nd" and set(found[0].shape[-(len(args[1]) // 2) :]) == {1}:
         return found  # what is put in has no owner, and may be said to have one
-    if name == "cat" and all(one.shape == found[0].shape and bool((one == found[0]).all()) for one in found):
-        if found[0].shape[args[1] if len(args) > 1 else 0] == 1:
+    if name == "cat" and all(one.shape == found[0].shape and bool((one == found[0]).all()) for one in found[1:]):
+        along = args[1] if len(args) > 1 else 0
+        if found[0].shape[along] == 1:
             return found[:1]
     if name == "embedding":
         if id(args[0]) in known or id(args[1]) not in known:
@@ -402,7 +414,9 @@ def _by_first(
 ) -> list[torch.Tensor]:
     """Whose the items of a batch are."""
     lines = [
-        _lines(known[id(one)], list(range(1, one.dim()))).flatten().expand(len(one)) for one in tensors if id(one) in known
+        _lines(known[id(one)], list(range(1, one.dim()))).flatten().expand(len(one))
+        for one in tensors
+        if id(one) in known
     ]
     if len({len(one) for one in lines}) > 1:
         raise Mixing(MIXED)

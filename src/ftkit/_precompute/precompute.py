@@ -394,6 +394,9 @@ def _proven(
         if not mode:  # what is kept comes from train mode, and eval mode gives something else
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             continue
+        if cut.tail is not None:  # something around it counts, after all
+            cut.tail, cut.modes = None, set()
+            return _proven(model, cut, call, with_rows)
         raise FtkitError(
             f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
             "can't be computed once. Train without precompute."

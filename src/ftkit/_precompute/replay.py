@@ -173,7 +173,10 @@ class Guard:
         self._dicts = [one for one in tables if isinstance(one, dict)]
         self._lists = [one for one in tables if not isinstance(one, dict)]
         self._places = list({(get.func, *map(id, get.args)): get for one in around for get in one.places}.values())
-        state = [*(_tensor_of(module, key) for _, module, key in self._owners), *(t for one in around for t in one.tensors)]
+        state = [
+            *(_tensor_of(module, key) for _, module, key in self._owners),
+            *(t for one in around for t in one.tensors),
+        ]
         tensors = {id(one): one for one in state if one is not None and not one.is_inference()}
         self._tensors = [one for one in tensors.values() if one.layout is torch.strided]
         if len({*map(id, self._tensors)}) < len(tensors):
@@ -617,7 +620,7 @@ def _around(model: nn.Module, cut: Cut) -> list[nn.Module]:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    return type(one) is type(other) and (one == other or (one != one and other != other))
+    return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
 
 
 def _autocast(kind: str) -> str | None:
@@ -635,7 +638,7 @@ def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
 
 
 def _some_bytes(tensor: torch.Tensor) -> Any:
-    """Some elements of a tensor's memory, as it changes, in bytes; None for one that is not in the memory of the CPU."""
+    """Some elements of a tensor's memory, as it changes, in bytes; None for one that is not in the CPU's memory."""
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.numel():
         return None
     if type(tensor) not in (torch.Tensor, nn.Parameter):

@@ -22,6 +22,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, defa
 
 from ftkit._arguments import came
 from ftkit._models.contents import bytes_of
+from ftkit._precompute.stands import own_forward
 from ftkit._tensors.bytes import DTYPES
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -40,7 +41,7 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
     """
     if dataclasses.is_dataclass(batch) and not isinstance(batch, Mapping):
         batch = {one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)}
-    takes = inspect.signature(model.forward).parameters
+    takes = takes_of(model).parameters
     if isinstance(batch, Mapping):
         named = {name: value for name, value in batch.items() if name in takes and isinstance(value, torch.Tensor)}
         if not named:
@@ -56,6 +57,11 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
     if batch and isinstance(batch[0], list | tuple):
         return _tensors(list(batch[0])), {}
     return _tensors(list(batch[: _required(takes.values())])), {}
+
+
+def takes_of(model: nn.Module) -> inspect.Signature:
+    """What the forward of a model takes, whatever stands in its place for a while."""
+    return inspect.signature(own_forward(model) or functools.partial(type(model).forward, model))
 
 
 def _required(parameters: Iterable[inspect.Parameter]) -> int:

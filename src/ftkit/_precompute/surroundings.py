@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import enum
 import functools
@@ -124,11 +125,12 @@ class Surroundings:
     """
 
     def __init__(self, module: nn.Module, name: str = "") -> None:
-        code = code_of(type(module), _plain_function(own_forward(module)))
+        kind: Any = type(module)
+        code = code_of(kind, _plain_function(own_forward(module)))
         self._names = code.names
         self.tables: list[Any] = []
         """Containers that may change, and tables of the attributes of objects."""
-        self.places: list[Callable[[], Any]] = []
+        self.places: list[functools.partial[Any]] = []
         """What gives the value of each global, class attribute, or attribute of an object."""
         self.values: dict[str, Any] = {}
         """What is there, by where it was found: numbers and the like as they are, of all else what tells it apart."""
@@ -139,7 +141,11 @@ class Surroundings:
         prefix = f"{name}." if name else ""
         for key, value in list(vars(module).items()):
             plain = type(value) in _PLAIN
-            if key in _OWN or key.startswith("_ftkit") or (plain and key.startswith("_") and type(value) not in (int, float)):
+            if (
+                key in _OWN
+                or key.startswith("_ftkit")
+                or (plain and key.startswith("_") and type(value) not in (int, float))
+            ):
                 continue
             self._visit(prefix + key, value)
         for where, table, key in code.places:
@@ -168,7 +174,9 @@ class Surroundings:
                 self.tensors.append(value)
                 self.values[where] = f"{value.dtype} {list(value.shape)} {_digest(bytes_of(value))}"
         elif isinstance(value, np.ndarray):
-            self.values[where] = f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
+            self.values[where] = (
+                f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
+            )
         elif (state := state_of(value)) is not None:
             self.generators.append(value)
             self.values[where] = _digest(state)
@@ -200,6 +208,26 @@ class Surroundings:
                 self.places.append(functools.partial(getattr, value, key, None))
                 self._visit(f"{where}.{key}", getattr(value, key, None))
 
+    def to_restore(self) -> Iterator[Callable[[], object]]:
+        """What gives generators, containers and attributes of objects the state again that they have now."""
+        for one in self.generators:
+            if isinstance(one, torch.Generator):
+                yield functools.partial(one.set_state, one.get_state())
+            elif isinstance(one, np.random.RandomState):
+                state: Any = one.get_state()
+                yield functools.partial(one.set_state, state)
+            elif isinstance(one, random.Random):
+                yield functools.partial(one.setstate, one.getstate())
+            else:
+                yield functools.partial(setattr, one.bit_generator, "state", one.bit_generator.state)
+        for table in self.tables:
+            if not isinstance(table, tuple | frozenset):
+                yield functools.partial(_refill, table, copy.copy(table))
+        for get in self.places:
+            if get.func is _item and isinstance(get.args[0], dict):
+                table, key = get.args
+                yield functools.partial(_put_item, table, key, get())
+
     def now(self) -> list[Any]:
         """What is there, by identity; to compare with what was there before."""
         return [
@@ -226,6 +254,25 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
+def _put_item(table: dict[str, Any], key: str, value: Any) -> None:
+    if key in table and table[key] is not value:
+        table[key] = value
+
+
+def _refill(table: Any, before: Any) -> None:
+    """Let a container have the items again that it had."""
+    if isinstance(table, dict):
+        if list(map(id, table.values())) != list(map(id, before.values())):
+            table.clear()
+            table.update(before)
+    elif isinstance(table, set):
+        table.clear()
+        table.update(before)
+    elif list(map(id, table)) != list(map(id, before)):
+        table.clear()
+        table.extend(before)
+
+
 def _slots(kind: type) -> tuple[str, ...]:
     slots = vars(kind).get("__slots__", ())
     return (slots,) if isinstance(slots, str) else tuple(slots)
@@ -241,23 +288,6 @@ def state_of(value: Any) -> bytes | None:
     if isinstance(value, random.Random):
         return repr(value.getstate()).encode()
     return None
-
-
-def give_back(value: Any, state: Any) -> None:
-    """Let a generator have a state again that :func:`kept_state` has returned."""
-    if isinstance(value, torch.Generator | np.random.RandomState):
-        value.set_state(state)
-    elif isinstance(value, random.Random):
-        value.setstate(state)
-    else:
-        value.bit_generator.state = state
-
-
-def kept_state(value: Any) -> Any:
-    """The state of a generator, for :func:`give_back`."""
-    if isinstance(value, torch.Generator | np.random.RandomState):
-        return value.get_state()
-    return value.getstate() if isinstance(value, random.Random) else value.bit_generator.state
 
 
 def _digest(data: Any) -> str:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -436,6 +436,13 @@ class Decisions(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[bool] = []
 
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator."""
         output = func(*args, **(kwargs or {}))
@@ -468,12 +475,14 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
-    """Run a model in the block; restore modes, attributes and random numbers afterwards."""
+    """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
     with alone(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
             undo.remember(module)
+            for restore in Surroundings(module).to_restore():
+                undo.callback(restore)
         undo.callback(torch.set_rng_state, torch.get_rng_state())
         undo.callback(random.setstate, random.getstate())
         if numpy_random := sys.modules.get("numpy.random"):
