@@ -24,7 +24,7 @@ def model_of_blocks() -> nn.Sequential:
     return nn.Sequential(*blocks, nn.Linear(16, 5))
 
 
-def of_models() -> dict[str, Any]:
+def of_models(folder: Path) -> dict[str, Any]:
     """Return what tells of a model."""
     model = model_of_blocks()
     reports: dict[str, Any] = {"summary without an input": ftkit.summary(model)}
@@ -37,6 +37,16 @@ def of_models() -> dict[str, Any]:
     reports["groups"] = ftkit.param_groups(model, 1e-3, layer_decay=0.75)
     schedule = ftkit.FreezeSchedule({0: "6", 3: ["1", model[2], nn.LayerNorm]})
     schedule.step(0, model=model)
+    model = model_of_blocks()
+    ftkit.freeze_except(model, "6")
+    samples = [(torch.randn(16), at) for at in range(4)]
+    reports["once"] = ftkit.precompute(model, samples, folder / HARD)
+    reports["once, rounded"] = ftkit.precompute(model, samples, folder / HARD, dtype=torch.bfloat16)
+    loader = torch.utils.data.DataLoader(samples, 2)
+    with ftkit.precompute(model, loader, folder / HARD) as reports["once, by content"]:
+        for inputs, _ in (*loader, *loader):
+            model(inputs)
+        model(inputs[None])
     return reports | {"schedule": schedule, "schedule by a function": ftkit.FreezeSchedule(lambda epoch: "6")}
 
 
@@ -93,4 +103,4 @@ def of_data(folder: Path) -> dict[str, Any]:
 
 def every_report(folder: Path) -> dict[str, Any]:
     """Return one of everything, by what it is."""
-    return of_models() | of_files(folder) | of_data(folder)
+    return of_models(folder) | of_files(folder) | of_data(folder)

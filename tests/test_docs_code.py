@@ -6,7 +6,9 @@ import contextlib
 import io
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,6 +83,22 @@ def weights_files() -> dict[str, Any]:
     return {}
 
 
+def frozen() -> dict[str, Any]:
+    """Return a small network with its data, and a trainer."""
+    torch.manual_seed(0)
+    samples = [(torch.randn(3, 8, 8), at % 3) for at in range(12)]
+    body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(OrderedDict(body=body, head=nn.Linear(4, 10)))
+
+    def fit(module: nn.Module, *loaders: Any) -> None:
+        for loader in loaders:
+            for rows, _ in loader:
+                assert module(rows).shape == (12, 37)
+
+    data = {"train_set": samples, "val_set": samples[::-1]}
+    return data | {"model": model, "module": model, "trainer": SimpleNamespace(fit=fit)}
+
+
 def loop() -> dict[str, Any]:
     """Return what a training loop has: a model, an optimizer, data, and functions of one's own."""
     model = nn.Linear(4, 2)
@@ -114,6 +132,7 @@ BEFORE: dict[tuple[str, int], Any] = {
     ("images", 0): pictures,
     ("images", 2): lambda: Path("pets-chosen.txt").write_text("train/cats/0.jpg\n") and {},  # as saved in the browser
     ("images", 4): lambda: restore("data/pets-quarantine") and {},  # what was chosen, for all to be moved
+    ("precompute", 0): frozen,
     ("weights", 1): weights_files,
 }
 
@@ -130,6 +149,7 @@ INSTEAD = {
         'Client("scheduler:8786")': "Client(n_workers=1, processes=False, dashboard_address=None)",
         '"/mnt/pets"': '"data/pets"',
     },
+    "precompute": {"range(100)": "range(2)"},
     "weights": {'"vit_giant_patch14_224"': '"vit_giant_patch14_224", depth=1'},
 }
 

@@ -70,15 +70,30 @@ def report(place: Path) -> ftkit.ScanReport:
     return ftkit.scan_images(place / "img", workers=1)
 
 
+@pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> ftkit.Precomputed:
+    """What is kept of a model that is half frozen."""
+    model, pixels = Net(), [torch.randn(SIZE[1:]) for _ in range(3)]
+    ftkit.freeze_except(model, "classifier")
+    return ftkit.precompute(model, pixels, tmp_path_factory.mktemp("kept"))
+
+
 @pytest.fixture
-def things(place: Path, report: ftkit.ScanReport, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def things(
+    place: Path, report: ftkit.ScanReport, cached: ftkit.Precomputed, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
     """What the calls below may name."""
     monkeypatch.chdir(place)
     model = Net()
     optimizer = torch.optim.AdamW(model.parameters())
+    half = Net()
+    ftkit.freeze_except(half, "classifier")
     things = {"model": model, "optimizer": optimizer, "report": report, "state": model.state_dict()}
     things |= {"StringIO": StringIO, "ThreadPoolExecutor": ThreadPoolExecutor}
     things |= {
+        "half": half,
+        "cached": cached,
+        "pixels": [torch.randn(SIZE[1:]) for _ in range(3)],
         "schedule": ftkit.FreezeSchedule({0: "classifier"}),
         "summed": ftkit.summary(model, SIZE),
         "stopping": ftkit.EarlyStopping(3, mode="min"),
@@ -122,6 +137,24 @@ schedule.step(1.5, model=model)                            not 1.5
 schedule.step(0, model=model, optimizer="adam")            not 'adam'
 schedule.load_state_dict(None)                             None is not a state_dict() of a FreezeSchedule
 schedule.load_state_dict({"phase": 1})                     it lacks 'trainable', 'groups'
+precompute(state, [1], "kept")                             Expected a module as model, got an OrderedDict
+precompute(model, [1, 2], "kept")                          Nothing in the model is frozen: call ftkit.freeze()
+precompute(half, ["a", "b"], "kept")                       this one comes as
+precompute(half, 3, "kept")                                indexable, with a length), such as a list, or a loader, not 3
+precompute(half, [torch.ones(3)], "kept")                  fewer than 2 samples
+precompute(half, [torch.ones(3), 4], "kept")               can't put these samples into one batch
+precompute(half, pixels, None)                             Expected a path as folder, got None
+precompute(half, pixels, "s3://kept")                      URL
+precompute(half, pixels, "kept", batch_size=0)             batch_size must be a whole number of at least 1, not 0
+precompute(half, pixels, "kept", num_workers="2")          num_workers must be a whole number of at least 0, not '2'
+precompute(half, pixels, "kept", views=2.5)                views must be a whole number of at least 1, not 2.5
+precompute(half, pixels, "kept", views=2)                  gives the same each time. Leave views out
+precompute(half, pixels, "kept", dtype="bf16")             dtype must be torch.bfloat16, torch.float16 or None (as
+precompute(half, pixels, "kept", max_bytes="ten")          max_bytes must be a number of bytes, or a size such as '8GB'
+precompute(half, pixels, "kept", max_bytes=10)             more than max_bytes=10: allow more, or freeze more
+precompute(half, pixels, "kept", progress="no")            progress must be True or False, not 'no'
+cached.loader(batchsize=2)                                 Did you mean 'batch_size'
+cached.features("fc")                                      kept must be one of
 param_groups(model, lr="1e-3")                             lr must be a number of at least 0, not '1e-3'
 param_groups(model, lr=None)                               not None
 param_groups(model, lr=True)                               not True

@@ -35,6 +35,8 @@ from ._images import restore as restore
 from ._images import scan_images as scan_images
 from ._loaders import ResumableLoader as ResumableLoader
 from ._monitor import EarlyStopping as EarlyStopping
+from ._precompute.precompute import precompute as precompute
+from ._precompute.precomputed import Precomputed as Precomputed
 from ._summaries.comparison import Comparison as Comparison
 from ._summaries.comparison import compare as compare
 from ._summaries.rows import SummaryRow as SummaryRow

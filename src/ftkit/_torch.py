@@ -60,6 +60,7 @@ __all__ = [
     "fake_maker",
     "fake_tensors",
     "gives_views",
+    "global_hooks",
     "holds_value",
     "hooks_of",
     "inabilities_of_fakes",
@@ -155,6 +156,13 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
 def pre_hooks_of(module: nn.Module) -> dict[Any, Callable[..., Any]]:
     """The hooks that run before a module's forward, by torch's keys and our own."""
     return cast("dict[Any, Callable[..., Any]]", needed(module, "_forward_pre_hooks", "hold modules in eval mode"))
+
+
+def global_hooks() -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..., Any]]]:
+    """The hooks that run before and after the forward of every module."""
+    place = nn.modules.module
+    purpose = "see whether hooks watch all modules"
+    return needed(place, "_global_forward_pre_hooks", purpose), needed(place, "_global_forward_hooks", purpose)
 
 
 # ---- storages

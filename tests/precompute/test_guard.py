@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from ftkit import FtkitError, freeze_except
-from ftkit._precompute.precompute import precompute
+from ftkit import FtkitError, freeze_except, precompute
 
 
 class Model(nn.Module):

@@ -18,8 +18,7 @@ from timm.models._registry import _model_to_module
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ftkit import find_head, freeze, last_blocks, unfreeze
-from ftkit._precompute.precompute import precompute
+from ftkit import find_head, freeze, last_blocks, precompute, unfreeze
 from ftkit.errors import FtkitError
 
 pytestmark = pytest.mark.slow

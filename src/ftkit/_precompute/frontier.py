@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ftkit._models.dryrun import tensors_in
+from ftkit._precompute.mixing import MIXED
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
@@ -131,13 +132,16 @@ class Cut:
         skips: The calls that don't run.
         inputs: What the model takes, with a slot for each tensor, or the tensor's number where it stays as it is.
         stays: The inputs that no skipped call depends on: labels.
-        moody: Names of modules that change from run to run.
+        changing: What the run itself changes, by its place: attributes, globals.
         written: Names of the parameters and buffers that a forward pass writes to.
         read: Names of the parameters and buffers that the skipped part reads.
         refused: What can't be skipped though it is frozen, and why.
         once: The tensors that are the same for all samples, by their number among the kept ones.
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
+        decides: Whether Python reads truth values of the batch on the way.
+        tail: The one call in which all happens that skipped calls don't, with what it takes, if there is one and it
+            gives what the model gives.
     """
 
     points: list[Point]
@@ -145,13 +149,15 @@ class Cut:
     skips: dict[Key, Skip]
     inputs: Any
     stays: set[int]
-    moody: set[str]
+    changing: set[str]
     written: set[str]
     read: set[str]
     refused: dict[str, str]
     once: dict[int, torch.Tensor] = field(default_factory=dict)
     share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
+    decides: bool = False
+    tail: tuple[Key, Any] | None = None
 
     @property
     def per_sample(self) -> list[int]:
@@ -189,7 +195,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     seen: Any = None  # what was known when it was last seen which arguments can be replaced
     for at in range(_ROUNDS):
         known = hints.found
-        long = _traced(model, call, hints)
+        long = _traced(model, call, hints, sizes[0])
         hints.moody = long.moody | hints.moody
         apart = {one.key for one in long.calls if _may_replace_args(long, one)}
         replaced = {one.key for one in long.calls if one.key in hints.apart and _takes_constants(long, one)}
@@ -197,7 +203,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
         if not settled or not at:  # what is remembered from the first run on is there in the others
             hints.apart, seen = apart, known
             continue
-        short = _traced(model, other, hints)
+        short = _traced(model, other, hints, sizes[1])
         skipped = _maximal(long, short)
         if not _learn(short, skipped, sizes, order, hints):
             break
@@ -214,8 +220,8 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     return _cut(long, short, skipped, sizes, order, hints, frozen_but)
 
 
-def _traced(model: nn.Module, call: Any, hints: Hints) -> Trace:
-    trace = Trace(model, hints)
+def _traced(model: nn.Module, call: Any, hints: Hints, samples: int) -> Trace:
+    trace = Trace(model, hints, samples)
     with no_trace(model):
         try:
             trace.run(model, *call)
@@ -256,7 +262,7 @@ def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: lis
         if _alike(call.args, other.args, sizes, order):
             if _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = "it depends on the other samples of the batch"
+            hints.blocked[call.key[0]] = MIXED
         else:
             hints.hot.add(call.key)
         return True
@@ -327,7 +333,7 @@ def _cut(
         twin = twins.get(node.point) if node.point else None
         if node.tensor is not None and twin is not None:
             layout = Layout.of(node.tensor, twin, sizes)
-            if layout is not None:
+            if layout is not None and long.owners.keeps_apart(node.tensor, layout.parts):
                 layouts[number] = layout
     indices = {index for index, call in enumerate(long.calls) if any(call is one for one in skipped)}
     keys = {call.key for call in skipped}
@@ -384,19 +390,40 @@ def _cut(
         if layouts[node].dim is None and (tensor := long.nodes[node].tensor) is not None
     }
     root = long.calls[0]
+    tail = None if stays else _tail(long, indices, hints)
+    takes = None if tail is None else slots(tail.args, "arg", tail.key)
+    if any(isinstance(one, Slot) and one.kept is None for one in tree_leaves(takes)):
+        takes = None
     return Cut(
         points,
         [layouts[node] for node in kept],
         skips,
         slots(root.args, "input", ("", 0)),
         stays,
-        set(hints.moody),
+        set(hints.changing),
         {name for name, tensor in named_state(long.calls[0].module).items() if id(tensor) in long.written},
         set(long.read),
         refused,
         once,
         sum(call.flops for call in skipped) / root.flops if root.flops else None,
+        decides=long.decides or short.decides,
+        tail=None if tail is None or takes is None else (tail.key, takes),
     )
+
+
+def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
+    """The innermost call in which all happens that the skipped calls don't, if it gives what the model gives."""
+    root = trace.calls[0]
+    if trace.decides or hints.moody or hints.changing:
+        return None
+    happens = [node.within for node in trace.nodes if node.hot and node.parents]
+    happens += [within for _, within in trace.sinks if not skipped & set(within)]
+    for index, call in reversed(list(enumerate(trace.calls))):
+        alone = sum(one.key[0] == call.key[0] for one in trace.calls) == 1
+        around = (call.autocast, call.grad) == (root.autocast, root.grad)
+        if index and alone and around and call.output is root.output and all(index in within for within in happens):
+            return call
+    return None
 
 
 def _twins(node: Node, twins: Mapping[Any, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:

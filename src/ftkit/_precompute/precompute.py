@@ -2,186 +2,55 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-import inspect
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from types import SimpleNamespace
+from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
-from ftkit._arguments import byte_count, came, local_path, whole_number
-from ftkit._files import remove_litter
+from ftkit._arguments import byte_count, came, flag, local_path, whole_number
+from ftkit._files import digest, remove_litter
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
-from ftkit._precompute.frontier import Cut, find, near
+from ftkit._precompute.frontier import Cut, Slot, find, near
+from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player, record
-from ftkit._precompute.store import READY, UNFINISHED, RowFile, finish, locked, picked, room_for
-from ftkit._precompute.trace import named_state, no_trace, put_back, same_bits
-from ftkit._reports import Grid, Parts, Report
-from ftkit._torch import compiled_from, tree_map_only
-from ftkit._wording import in_bytes, plural, some
-from ftkit.errors import FtkitError, did_you_mean
+from ftkit._precompute.precomputed import Precomputed
+from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player
+from ftkit._precompute.rows import Packing, Rows
+from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
+from ftkit._precompute.trace import named_state, no_trace, same_bits
+from ftkit._torch import compiled_from, tree_leaves, tree_map_only
+from ftkit._wording import plural
+from ftkit.errors import FtkitError
 from ftkit.selection import unwrap
 
 _PROBES: Final = 2
 _RECOMPUTED: Final = 4
 
 
-class Rows(Dataset[Any]):
-    """A data set of what is kept: each sample as it was, with one row of bytes in the place of the model's input."""
+@dataclass
+class _Probe:
+    """The first samples of a source, and how the model takes them."""
 
-    def __init__(self, path: Path, row_bytes: int, kinds: list[Any], like: Any, inside: list[str]) -> None:
-        self._path, self._row_bytes, self._kinds, self._like, self._inside = path, row_bytes, kinds, like, inside
-        self._size = samples.rest_size(kinds)
-        self._open: tuple[int, RowFile] | None = None
-
-    def __len__(self) -> int:
-        return self._file().rows
-
-    def __getitem__(self, index: int) -> Any:
-        file = self._file()
-        data = file.read(_place(index, file.rows))
-        row = torch.frombuffer(bytearray(data[: self._row_bytes]), dtype=torch.uint8)
-        rest = samples.rest_of(data[self._row_bytes : self._row_bytes + self._size], self._kinds)
-        return samples.joined(self._like, row, rest, self._inside)
-
-    def batch(self, indices: list[int]) -> Any:
-        """Samples as torch's ``default_collate`` would put them together, read at once."""
-        file = self._file()
-        data = torch.from_numpy(file.gather([_place(index, file.rows) for index in indices]))
-        rest, at = [], self._row_bytes
-        for _, name, shape in self._kinds:
-            values = samples.tensor_of(data, at, name, shape)
-            at += values[0].nbytes
-            rest.append(values)
-        return samples.joined(self._like, data[:, : self._row_bytes], rest, self._inside)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_open": None}
-
-    def _file(self) -> RowFile:
-        if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), RowFile(self._path)
-        return self._open[1]
-
-
-def _place(index: int, count: int) -> int:
-    at = int(index) + (count if index < 0 else 0)
-    if not 0 <= at < count:
-        raise IndexError(f"There are {count} samples, no number {index}.")
-    return at
-
-
-class Batches(Dataset[Any]):
-    """Rows for a loader that asks for all samples of a batch at once."""
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._rows[index]
-
-    def __getitems__(self, indices: list[int]) -> Any:
-        return self._rows.batch(indices)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-@dataclass(repr=False)
-class Precomputed(Report):
-    """What :func:`precompute` returns: the frozen part of a model, computed once for each sample of a data set.
-
-    Use its :meth:`loader` in the place of yours, and call the model in a ``with`` block. It is a report, too.
-
-    Attributes:
-        path: The file that keeps it.
-        samples: How many samples there are.
-        skipped: The modules that need not run any more.
-        kept: The tensors that are kept for each sample: where they go, their shapes, types and sizes in bytes.
-        bytes_per_sample: What the file takes for one sample.
-        share: The share of the FLOPs of a forward pass that is saved; None if they can't be counted.
-        not_skipped: Frozen modules that run as before, and why.
-        computed: How many samples were computed by this call; the others were in the file.
-    """
-
-    path: Path
-    samples: int
-    skipped: list[str]
-    kept: list[tuple[str, tuple[int, ...], str, int]]
-    bytes_per_sample: int
-    share: float | None
-    not_skipped: dict[str, str]
-    computed: int
-    _model: nn.Module = field(repr=False)
-    _player: Player = field(repr=False)
-    _rows: Rows = field(repr=False)
-    _source: Any = field(repr=False)
-    _print: str | None = field(repr=False)
-
-    @property
-    def dataset(self) -> Dataset[Any]:
-        """The samples, each with a row of bytes (uint8) in the place of the model's input, for a loader of your own."""
-        return self._rows
-
-    def loader(self, **options: Any) -> DataLoader[Any]:
-        """Return a loader of the samples, for the model in a ``with`` block.
-
-        Args:
-            **options: As for ``torch.utils.data.DataLoader``: ``batch_size``, ``shuffle``, ``num_workers`` and so on.
-
-        Raises:
-            FtkitError: The data set, or the frozen part of the model, has changed since; or torch does not take these
-                options.
-        """
-        if self._print is not None and samples.fingerprint(self._source) != self._print:
-            raise FtkitError(
-                "The data set has changed since the frozen part was computed: its files, its transform or its samples. "
-                "Call precompute() again."
-            )
-        self._player.guard.check(thoroughly=True)
-        try:
-            if options.get("collate_fn") is not None or options.get("batch_size", 1) is None:
-                return DataLoader(self._rows, **options)
-            return DataLoader(Batches(self._rows), **{**options, "collate_fn": _as_it_is})
-        except (TypeError, ValueError) as error:
-            unknown = [one for one in options if one not in inspect.signature(DataLoader).parameters]
-            hint = did_you_mean(unknown[0], inspect.signature(DataLoader).parameters) if unknown else ""
-            raise FtkitError(f"torch can't build a DataLoader from these arguments: {error}.{hint}") from error
-
-    def __enter__(self) -> Self:
-        self._player.enter()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._player.leave()
-
-    def _parts(self) -> Parts:
-        share = "" if self.share is None else f", {self.share:.1%} of the FLOPs of its forward pass"
-        yield f"{type(self._model).__name__}: the frozen part is computed once{share}."
-        yield f"  skipped: {some(self.skipped, 6)}"
-        rows = [(name, "x".join(map(str, shape)) or "1", kind, in_bytes(size)) for name, shape, kind, size in self.kept]
-        yield Grid(rows, titles=("kept per sample", "shape", "type", "size"), right=(3,))
-        whole = in_bytes(self.bytes_per_sample * self.samples)
-        done = f"{plural(self.computed, 'sample')} computed now" if self.computed else "nothing left to compute"
-        yield f"  {plural(self.samples, 'sample')} of {in_bytes(self.bytes_per_sample)}, {whole} in all; {done}"
-        yield f"  file: {self.path}"
-        for name, why in self.not_skipped.items():
-            if name:
-                yield f"  runs as before: {name}, as {why}"
+    call: Any
+    other: Any
+    sizes: tuple[int, int]
+    order: list[int]
+    sample: Any = None
 
 
 def precompute(
@@ -191,7 +60,10 @@ def precompute(
     *,
     batch_size: int = 32,
     num_workers: int = 0,
+    views: int | None = None,
+    dtype: torch.dtype | None = None,
     max_bytes: float | str | None = None,
+    progress: bool | None = None,
 ) -> Precomputed:
     """Compute the frozen part of a model once for each sample, and keep what passes from it to the part that trains.
 
@@ -209,28 +81,34 @@ def precompute(
     the data set: its tensors, or the names, sizes and times of its files, and its transform. A data set of a class of
     your own is read once at each call, to see whether its samples are the same. Only new samples are computed.
 
+    If you pass a loader in the place of the data set, keep your loop: in the block, each sample of a batch is looked up
+    by the bytes of its inputs, and computed and added if it is new.
+
     Args:
         model: Any module, partly frozen, on its device; ``DistributedDataParallel`` is looked through.
-        dataset: An indexable data set. A sample is a tensor; or a tuple, whose first item is the model's input; or a
-            dict, of which the model gets what its ``forward`` takes by name. What else is in it (numbers, tensors of
-            one shape) comes along. It must give the same each time: no random transform.
+        dataset: An indexable data set, or your own loader. A sample is a tensor; or a tuple, whose first items are the
+            inputs that the model's ``forward`` requires; or a dict, of which the model gets what its ``forward`` takes
+            by name. What else is in it (numbers, tensors of one shape) comes along.
         folder: Where to keep the file. A run that is killed is resumed there; several runs may use one folder.
         batch_size: Samples that are computed at a time.
         num_workers: Processes that read the data set meanwhile.
+        views: For a data set that augments: how many draws of each sample to keep. They are used in turn.
+        dtype: ``torch.bfloat16`` or ``torch.float16`` to keep floating-point values in half the bytes, rounded; by
+            default they are kept as computed.
         max_bytes: The most bytes that the file may take, or a size such as ``"20GB"``. The room on the disk is
-            looked at first in any case.
+            looked at first in any case. With your own loader, what comes after that is computed each time.
+        progress: Show a progress bar of the first pass; by default only in a terminal.
 
     Raises:
-        FtkitError: Nothing of the model can be skipped; the data set draws at random, or its samples differ in shape;
-            the file would be too large.
+        FtkitError: Nothing of the model can be skipped; the data set draws at random and no ``views`` are asked for, or
+            its samples differ in shape; the file would be too large.
         FileWriteError: The file can't be written.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from torch.utils.data import TensorDataset
-        >>> from ftkit import freeze_except
-        >>> from ftkit._precompute.precompute import precompute
+        >>> from ftkit import freeze_except, precompute
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 2))
         >>> _ = freeze_except(model, "3")
         >>> cached = precompute(model, TensorDataset(torch.randn(10, 3, 8, 8), torch.arange(10) % 2), "frozen")
@@ -249,50 +127,167 @@ def precompute(
     size = whole_number("batch_size", batch_size, least=1)
     workers = whole_number("num_workers", num_workers, least=0)
     most = None if max_bytes is None else byte_count("max_bytes", max_bytes)
-    count = _length(dataset)
+    bar = None if progress is None else flag("progress", progress)
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise FtkitError(f"dtype must be torch.bfloat16, torch.float16 or None (as computed), not {came(dtype)}.")
+    draws = None if views is None else whole_number("views", views, least=1)
+    by_content = _is_loader(dataset)
+    if by_content and draws is not None:
+        raise FtkitError("views= needs a data set, not a loader: pass its dataset, and take cached.loader().")
+    source = dataset if by_content or draws is None else samples.Views(dataset, draws)
     with no_trace(inner):
-        probes = samples.draw_twice(dataset, sorted({count * at // _PROBES for at in range(_PROBES)} | {count - 1}))
+        count = 0 if by_content else _length(dataset)
+        probe = _of_loader(inner, dataset) if by_content else _of_samples(inner, source, count * (draws or 1))
         inner.train()
-        cut, inside = _frontier(inner, probes)
-        player = _proven(inner, cut, _call(inner, samples.collated(probes)), inside)
+        cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
+        form = None if by_content else samples.Form.of(probe.sample, probe.call, cut.stays)
+        player, rows = _proven(inner, cut, probe.call, functools.partial(_with_rows, cut, form))
+        packing = Packing(player, dtype)
         inner.train()
-        place.mkdir(parents=True, exist_ok=True)
-        shape, kinds = (
-            samples.shape_of(probes[0]),
-            [samples.kind_of(one) for one in samples.rest(probes[0], inside)],
+        cached = Precomputed(
+            place,
+            count,
+            draws or 1,
+            list(dict.fromkeys(name for name, _ in cut.skips)),
+            _kept(cut, packing),
+            packing.kept_bytes,
+            cut.share,
+            packing.rounding(rows.cpu()),
+            cut.refused,
+            0,
+            0.0,
+            player,
+            None,
+            source,
+            None,
         )
-        filling = _Filling(inner, player, dataset, place, inside, kinds, shape, size, workers, most)
-        path, computed = filling.run()
-        rows = Rows(path, player.row_bytes, kinds, shape, inside)
-        filling.recompute(path)
-    return Precomputed(
-        path,
-        count,
-        list(dict.fromkeys(name for name, _ in cut.skips)),
-        [
-            (
-                _where(cut.points[number]),
-                cut.layouts[number].shape,
-                str(cut.layouts[number].dtype)[6:],
-                cut.layouts[number].nbytes,
-            )
-            for number in cut.per_sample
-        ],
-        filling.record_bytes,
-        cut.share,
-        cut.refused,
-        computed,
-        inner,
-        player,
-        rows,
-        dataset,
-        filling.print,
+        if form is None:
+            _look_up(cached, inner, packing, probe.call, most)
+        else:
+            _fill(cached, _Filling(inner, player, packing, source, place, form, probe.sample, size, workers, most, bar))
+    return cached
+
+
+def _fill(cached: Precomputed, filling: _Filling) -> None:
+    begin = time.perf_counter()
+    cached.path, cached.computed = filling.run()
+    cached.seconds = time.perf_counter() - begin
+    cached._print, cached.bytes_per_sample = filling.print, filling.record_bytes
+    cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views, cached._player.source)
+    filling.recompute(cached.path)
+    cached._player.watch(
+        lambda numbers: _call(filling.model, samples.collated([filling.dataset[at] for at in numbers])),
+        filling.packing.near_values,
     )
 
 
+def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any, most: float | None) -> None:
+    player = cached._player
+    fixed = [one for slot, one in zip(tree_leaves(player.cut.inputs), tree_leaves(call), strict=True)
+             if isinstance(slot, Slot) and slot.layout is not None and slot.layout.dim is None]  # fmt: skip
+    header, stem = _bound(model, player, packing, {
+        "call": skeleton(call), "fixed": [digest(bytes_of(one)) for one in fixed], "by": "content",
+    })  # fmt: skip
+    cached.path = cached.path / f"{stem[:16]}{KEYED}"
+    file = KeyedFile(cached.path, header, packing.kept_bytes)
+
+    def rows_of(call: Any, count: int) -> torch.Tensor:
+        with no_trace(model):
+            model.train()
+            values, _ = undisturbed(model, player.cut, lambda: record(model, player.cut, call))
+            return player.encode(values, count)
+
+    cached._lookup = Lookup(player, packing, file, most, rows_of, call, cached._count)
+    cached.samples = len(file)
+
+
+def _bound(model: nn.Module, player: Player, packing: Packing, more: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """All to which rows are bound, and its digest, of which each row has a part."""
+    header = {
+        "cut": player.cut.description,
+        "skipped": sorted(map(str, player.cut.skips.items())),
+        "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in player.cut.once.items()},
+        "frozen": player.guard.digests,
+        "settings": {name: repr(one) for name, one in player.guard.settings.items()},
+        "torch": torch.__version__,
+        "device": str(_device(model).type),
+        "built": player.guard.built,
+        "kept_as": packing.description,
+        **more,
+    }
+    tag = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).digest()[:16]
+    player.tag = MAGIC + tag[: TAG - len(MAGIC)]
+    return {"tag": tag.hex(), **header}, tag.hex()
+
+
+def _kept(cut: Cut, packing: Packing) -> list[tuple[str, tuple[int, ...], str, int]]:
+    return [
+        (_where(cut.points[number]), cut.layouts[number].shape, str(piece.kept_as)[6:], piece.kept_bytes)
+        for number, piece in zip(cut.per_sample, packing.pieces, strict=True)
+    ]
+
+
 def _where(point: tuple[str, tuple[str, int], int]) -> str:
-    kind, (name, _), at = point
-    return {"input": f"input {at}", "arg": f"into {name}", "out": f"out of {name}"}[kind]
+    kind, (name, call), at = point
+    place = {"input": f"input {at}", "arg": f"into {name}", "out": f"out of {name}"}[kind]
+    return place + (f" (call {call + 1})" if call else "") + (f" [{at}]" if at and kind != "input" else "")
+
+
+def _is_loader(source: Any) -> bool:
+    if isinstance(source, DataLoader):
+        return True
+    return hasattr(source, "__iter__") and not hasattr(source, "__getitem__")
+
+
+def _of_samples(model: nn.Module, source: Any, count: int) -> _Probe:
+    """Samples from here and there in a data set."""
+    probes = samples.draw_twice(source, sorted({count * at // _PROBES for at in range(_PROBES)} | {count - 1}))
+    return _collated(model, probes, samples.collated)
+
+
+def _collated(model: nn.Module, probes: list[Any], collate: Any) -> _Probe:
+    order = list(range(len(probes)))[::-1][:-1] or [0]
+    call, other = (_call(model, collate(some_of)) for some_of in (probes, [probes[at] for at in order]))
+    return _Probe(call, other, (len(probes), len(order)), order, probes[0])
+
+
+def _of_loader(model: nn.Module, loader: Any) -> _Probe:
+    """The first samples of a loader; if they have an index, without a trace in its generators."""
+    source = getattr(loader, "dataset", None)
+    indexed = source is not None and not isinstance(source, IterableDataset) and hasattr(source, "__getitem__")
+    if indexed and getattr(loader, "batch_size", None) is not None and hasattr(loader, "collate_fn"):
+        count = _length(source)
+        drawn = samples.draw_twice(source, sorted({0, count // 2, count - 1}))
+        try:
+            return _collated(model, drawn, loader.collate_fn)
+        except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+            raise FtkitError(f"The loader can't collate its samples: {type(error).__name__}: {error}") from error
+    if iter(loader) is loader:
+        raise FtkitError(
+            "The loader is an iterator, of which a batch would be lost: pass what can be iterated over again, such as "
+            "a DataLoader."
+        )
+    batch = next(iter(loader), None)
+    if batch is None:
+        raise FtkitError("The loader gives no batches.")
+    call = _call(model, batch)
+    tensors = list(tensors_in(call))
+    whole = len(tensors[0]) if tensors[0].dim() else 0
+    if whole < 2:
+        raise FtkitError("The first batch of the loader has fewer than 2 samples.")
+    size = min(whole, _PROBES + 1)
+    order = list(range(size))[::-1][:-1]
+
+    def chosen(places: list[int]) -> Any:
+        return tree_map_only(
+            torch.Tensor, lambda one: one[places] if one.dim() and len(one) == whole else one, call
+        )  # fmt: skip
+
+    return _Probe(chosen(list(range(size))), chosen(order), (size, len(order)), order)
+
+
+def _with_rows(cut: Cut, form: samples.Form | None, call: Any, rows: torch.Tensor) -> Any:
+    return form.call(call, rows) if form is not None else put_rows(cut, call[0], call[1], rows)
 
 
 def _checked_model(model: nn.Module) -> nn.Module:
@@ -318,19 +313,32 @@ def _checked_model(model: nn.Module) -> nn.Module:
 
 
 def _length(dataset: Any) -> int:
-    if isinstance(dataset, DataLoader):
-        raise FtkitError("Expected a data set, got a DataLoader: pass its dataset, loader.dataset.")
+    if isinstance(dataset, IterableDataset):
+        raise FtkitError(
+            "An IterableDataset has no index: pass your loader instead, DataLoader(dataset, batch_size=...), and "
+            "samples are known by their content."
+        )
     try:
         count = len(dataset)
         if count:
             dataset[0]
     except (TypeError, NotImplementedError, KeyError) as error:
         raise FtkitError(
-            f"The dataset must be map-style (indexable, with a length), such as a list, not {came(dataset)}."
+            "The dataset must be map-style (indexable, with a length), such as a list, or a loader, not "
+            f"{came(dataset)}."
         ) from error
     if count < 2:
         raise FtkitError("The data set has fewer than 2 samples.")
     return int(count)
+
+
+def _bar(wanted: bool | None, total: int) -> Any:
+    """A progress bar, or what takes its place where none is wanted."""
+    if not total or wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return contextlib.nullcontext(SimpleNamespace(update=lambda _: None))
+    from tqdm import tqdm
+
+    return tqdm(total=total, unit="sample", desc="computing once")
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -341,41 +349,30 @@ def _call(model: nn.Module, batch: Any) -> Any:
     return tree_map_only(torch.Tensor, lambda one: one.to(_device(model)), samples.call_of(model, batch))
 
 
-def _frontier(model: nn.Module, probes: list[Any]) -> tuple[Cut, list[str]]:
-    """The cut, and the names of the inputs that a row replaces, where a sample is a dict."""
-    order = list(range(len(probes)))[::-1][:-1] or [0]
-    call, other = (_call(model, samples.collated(some_of)) for some_of in (probes, [probes[at] for at in order]))
-    cut = find(model, call, other, (len(probes), len(order)), order)
-    names = list(call[1])
-    return cut, [name for at, name in enumerate(names) if at not in cut.stays] if not call[0] else []
-
-
-def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
-    """Run the model in both ways and compare, in train and in eval mode.
+def _proven(
+    model: nn.Module, cut: Cut, call: Any, with_rows: Callable[[Any, torch.Tensor], Any]
+) -> tuple[Player, torch.Tensor]:
+    """Run the model in both ways and compare, in train and in eval mode; return the rows of the call, too.
 
     Raises:
         FtkitError: Outputs, gradients or buffers differ.
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
-    values, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     rows = player.encode(values, count).to(_device(model))
     _alone(model, cut, player, call, rows)
     for mode in (True, False):
         model.train(mode)
-        replayed = (
-            ((rows,), {})
-            if call[0]
-            else ((), {inside[0]: rows, **{k: v for k, v in call[1].items() if k not in inside}})
-        )
+        replayed = with_rows(call, rows)
         try:
-            plain = _restoring(model, cut, functools.partial(_step, model, call))
+            plain = undisturbed(model, cut, functools.partial(_step, model, call))
         except RuntimeError as error:
             raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
         try:
             player.learning = True
             with player:
-                result = _restoring(model, cut, functools.partial(_step, model, replayed))
+                result = undisturbed(model, cut, functools.partial(_step, model, replayed))
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
@@ -390,18 +387,21 @@ def _proven(model: nn.Module, cut: Cut, call: Any, inside: list[str]) -> Player:
             player.learning = False
         if _equal(plain, result):
             continue
-        again = _restoring(model, cut, functools.partial(_step, model, call))
+        again = undisturbed(model, cut, functools.partial(_step, model, call))
         exact = _equal(plain, again)  # kernels that add in any order differ from run to run
         if not exact and _close(plain, result):
             continue
         if not mode:  # what is kept comes from train mode, and eval mode gives something else
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             continue
+        if cut.tail is not None:  # something around it counts, after all
+            cut.tail, cut.modes = None, set()
+            return _proven(model, cut, call, with_rows)
         raise FtkitError(
             f"The {type(model).__name__} gives other outputs or gradients when its frozen part does not run: it "
             "can't be computed once. Train without precompute."
         )
-    return player
+    return player, rows
 
 
 def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Tensor) -> None:
@@ -416,31 +416,16 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
     def mixed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[others] if tensor.dim() and len(tensor) == count else tensor
 
-    values, _ = _restoring(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
     if same_bits(player.encode(values, count)[0], rows[0].cpu()):
         return
-    again, _ = _restoring(model, cut, lambda: record(model, cut, call))
+    again, _ = undisturbed(model, cut, lambda: record(model, cut, call))
     repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
     if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
         raise FtkitError(
             f"What the frozen part of the {type(model).__name__} gives for a sample depends on the other samples of "
             "the batch, so it can't be computed once. Train without precompute."
         )
-
-
-def _restoring(model: nn.Module, cut: Cut, run: Any) -> Any:
-    """Run something; restore what it writes to buffers, and the random numbers that it draws."""
-    state = named_state(model)
-    wanted = [
-        (one, one.detach().clone())
-        for name, one in state.items()
-        if name in cut.written or not isinstance(one, nn.Parameter)
-    ]
-    with no_trace(model):
-        try:
-            return run()
-        finally:
-            put_back([(one, before) for one, before in wanted if not same_bits(one, before)])
 
 
 def _step(model: nn.Module, call: Any) -> list[torch.Tensor | None]:
@@ -484,54 +469,45 @@ class _Filling:
 
     model: nn.Module
     player: Player
+    packing: Packing
     dataset: Any
     folder: Path
-    inside: list[str]
-    kinds: list[Any]
-    shape: Any
+    form: samples.Form
+    sample: Any
     batch_size: int
     workers: int
     most: float | None
+    progress: bool | None
     print: str | None = None
 
     def __post_init__(self) -> None:
+        self.kinds = [samples.kind_of(one) for one in self.form.rest(self.sample)]
         self.rest = samples.rest_size(self.kinds)
-        self.record_bytes = -(-(self.player.row_bytes + self.rest) // ALIGN) * ALIGN
-        self.header = {
-            "cut": self.player.cut.description,
-            "skipped": sorted(map(str, self.player.cut.skips.items())),
-            "once": {number: hashlib.sha256(bytes_of(one)).hexdigest() for number, one in self.player.cut.once.items()},
-            "frozen": self.player.guard.digests,
-            "settings": {name: repr(one) for name, one in self.player.guard.settings.items()},
-            "torch": torch.__version__,
-            "device": str(_device(self.model).type),
-            "built": self.player.guard.built,
-            "inside": self.inside,
-            "beside": self.kinds,
-            "sample": self.shape,
-        }
-        self.tag = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode()).digest()[:16]
-        self.player.tag = MAGIC + self.tag[: TAG - len(MAGIC)]
+        self.record_bytes = -(-(self.packing.kept_bytes + self.rest) // ALIGN) * ALIGN
+        beside = {"form": [*map(str, self.form.names), "/", *map(str, self.form.inside), self.form.inner]}
+        self.header, self.stem = _bound(self.model, self.player, self.packing, {**beside, "beside": self.kinds})
         self.print = samples.fingerprint(self.dataset)
 
     def run(self) -> tuple[Path, int]:
         """Fill the file, or find it filled; return it, and how many samples were computed."""
-        count = len(self.dataset)
-        stem = self.tag.hex()[:16]
+        count, stem = len(self.dataset), self.stem[:16]
+        known = self.print
+        if known is not None and (found := self.folder / f"{stem}-{known[:16]}{READY}").exists():
+            return found, 0
+        if not any(self.folder.glob(f"{stem}-*")):
+            self._see_room(count)  # before there is a folder
         with locked(self.folder):
             remove_litter(self.folder)
-            known = self.print
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
                 known = self._read()
             if known is not None and (found := self.folder / f"{stem}-{known[:16]}{READY}").exists():
                 return found, 0
             unfinished = self.folder / f"{stem}-{known[:16] if known else f'read-{count}'}{UNFINISHED}"
-            needed = self.record_bytes * count
             if not unfinished.exists():
-                room_for(self.folder, needed, self.most, f"The rows of {plural(count, 'sample')}")
-                RowFile.create(unfinished, {"tag": self.tag.hex(), **self.header}, count, self.record_bytes)
+                self._see_room(count)
+                RowFile.create(unfinished, self.header, count, self.record_bytes)
             with RowFile(unfinished, writable=True) as file:
-                if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.tag.hex()):
+                if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.stem):
                     raise FtkitError(f"{unfinished} belongs to something else: delete it.")
                 computed = self._fill(file, known is not None)
                 file.flush()
@@ -540,37 +516,42 @@ class _Filling:
                 )
             return finish(unfinished, name), computed
 
+    def _see_room(self, count: int) -> None:
+        room_for(self.folder, self.record_bytes * count, self.most, f"The rows of {plural(count, 'sample')}")
+
     def _read(self) -> str:
         """Read the data set, and return the digest of the digests of its samples."""
         loader = DataLoader(self.dataset, self.batch_size, num_workers=self.workers, collate_fn=samples.Digests())
         return samples.digest_of_all([one for several in loader for one in several])
 
     def _fill(self, file: RowFile, known: bool) -> int:
-        others = [RowFile(path) for path in self.folder.glob(f"{self.tag.hex()[:16]}-*{READY}")]
+        others = [RowFile(path) for path in self.folder.glob(f"{self.stem[:16]}-*{READY}")]
         where = {digest: (other, at) for other in others for digest, at in other.samples().items()}
         indices = [at for at in range(file.rows) if not known or not file.has(at)]
         computed = 0
         position = iter(indices)
-        for digests, rest, batch in self._batches(indices):
-            numbers = [next(position) for _ in digests]
-            missing = []
-            for at, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
-                if file.sample(number) == digest and file.has(number):
-                    continue
-                if (
-                    digest in where
-                    and where[digest][0].row_bytes == file.row_bytes
-                    and where[digest][0].has(where[digest][1])
-                ):
-                    file.write(number, where[digest][0].read(where[digest][1]), digest)
-                else:
-                    missing.append(at)
-            if missing:
-                rows = self._rows(batch, len(digests))
-                for at in missing:
-                    data = bytes(bytes_of(rows[at])) + rest[at]
-                    file.write(numbers[at], data + bytes(self.record_bytes - len(data)), digests[at])
-                computed += len(missing)
+        with _bar(self.progress, len(indices)) as bar:
+            for digests, rest, batch in self._batches(indices):
+                bar.update(len(digests))
+                numbers = [next(position) for _ in digests]
+                missing = []
+                for at, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
+                    if file.sample(number) == digest and file.has(number):
+                        continue
+                    if (
+                        digest in where
+                        and where[digest][0].row_bytes == file.row_bytes
+                        and where[digest][0].has(where[digest][1])
+                    ):
+                        file.write(number, where[digest][0].read(where[digest][1]), digest)
+                    else:
+                        missing.append(at)
+                if missing:
+                    rows = self._rows(batch, len(digests))
+                    for at in missing:
+                        data = bytes(bytes_of(rows[at])) + rest[at]
+                        file.write(numbers[at], data + bytes(self.record_bytes - len(data)), digests[at])
+                    computed += len(missing)
         for other in others:
             other.close()
         return computed
@@ -578,14 +559,14 @@ class _Filling:
     def _batches(self, indices: list[int]) -> Iterator[Any]:
         if not indices:
             return iter(())
-        gather = samples.Gather(self.inside, self.kinds)
+        gather = samples.Gather(self.form, self.kinds)
         source = Subset(self.dataset, indices)
         return iter(DataLoader(source, self.batch_size, num_workers=self.workers, collate_fn=gather))
 
     def _rows(self, batch: Any, count: int) -> torch.Tensor:
         call = _call(self.model, batch)
-        values, _ = _restoring(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
-        return self.player.encode(values, count)
+        values, _ = undisturbed(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
+        return self.packing.pack(self.player.encode(values, count))
 
     def recompute(self, path: Path) -> None:
         """Compute a few samples anew, and see that the file has the same.
@@ -597,15 +578,15 @@ class _Filling:
             chosen = picked(file.rows, _RECOMPUTED)
             drawn = [self.dataset[at] for at in chosen]
             same = [samples.sample_digest(one) == file.sample(at) for at, one in zip(chosen, drawn, strict=True)]
-            values, _ = _restoring(
+            values, _ = undisturbed(
                 self.model,
                 self.player.cut,
                 lambda: record(self.model, self.player.cut, _call(self.model, samples.collated(drawn))),
             )
             rows = self.player.encode(values, len(drawn))
             for at, row, equal in zip(chosen, rows, same, strict=True):
-                kept = torch.frombuffer(bytearray(file.read(at)[: self.player.row_bytes]), dtype=torch.uint8)
-                if not equal or not self.player.near(kept, row):
+                kept = torch.frombuffer(bytearray(file.read(at)[: self.packing.kept_bytes]), dtype=torch.uint8)
+                if not equal or not self.packing.near(self.packing.unpack(kept[None])[0], row):
                     raise FtkitError(
                         f"Sample {at} gives another result than in {path}: the data set, or what the model does, has "
                         "changed in a way that can't be seen from outside. Delete the file, and call precompute() "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import operator
+import secrets
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from ftkit._files import digest
@@ -20,10 +23,14 @@ from ftkit._freezing.holding import is_held
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
-from ftkit._precompute.trace import Key, Stand, autocast_state, has_foreign_hooks, install, instead
+from ftkit._precompute.spotcheck import SpotChecks
+from ftkit._precompute.stands import install, own_forward
+from ftkit._precompute.surroundings import Surroundings
+from ftkit._precompute.trace import Decisions, Key, autocast_state, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
     children_of,
+    global_hooks,
     hooks_of,
     parameters_of,
     pre_hooks_of,
@@ -36,19 +43,47 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
+_ODD: Final = 0x1E3779B97F4A7C15
 _FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
-_NUMBERS: Final = frozenset({int, float})
+_PLACES: Final = 8
+_PIECE: Final = 1 << 14
+_PIECES: Final = 4
+_SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
 _MODE: Final = operator.itemgetter("training")
 _TRAINS: Final = operator.attrgetter("requires_grad")
-_PLAIN_VALUES: Final = frozenset({bool, int, float, str, type(None)})
 MAGIC: Final = b"ftkitrow"
 """Bytes at the start of each row, by which it is known."""
 TAG: Final = 16
 """Bytes at the start of each row, with those, that say which cut it belongs to."""
+_NUMBER: Final = 24
+"""Where the number of the sample ends, which follows."""
+HEAD: Final = 32
+"""Where what is kept begins, behind a sum by which it is seen whether someone has changed it."""
 
 
-class Enough(BaseException):
-    """Ends a forward pass once all that is kept has been seen."""
+def numbered(rows: torch.Tensor, numbers: list[int], source: int) -> torch.Tensor:
+    """Note in rows, in place, which samples they are of, and of which player's data set."""
+    whole = torch.tensor(numbers, dtype=torch.int64) + (source << _SOURCE)
+    rows[:, TAG:_NUMBER] = whole.view(torch.uint8).view(len(rows), -1)
+    return rows
+
+
+def _numbers(rows: torch.Tensor) -> list[int]:
+    numbers: list[int] = rows[:, TAG:_NUMBER].contiguous().view(torch.int64)[:, 0].tolist()
+    return numbers
+
+
+def _sums(rows: torch.Tensor) -> torch.Tensor:
+    """A sum of what each row keeps, in which each place counts differently."""
+    words = rows[:, HEAD:].view(torch.int64)
+    weights = torch.arange(1, 2 * words.shape[1], 2, device=rows.device) * _ODD
+    return (words * weights).sum(1)
+
+
+def signed(rows: torch.Tensor) -> torch.Tensor:
+    """Note in rows, in place, the sum of what each keeps."""
+    rows[:, _NUMBER:HEAD] = _sums(rows)[:, None].view(torch.uint8)
+    return rows
 
 
 def parts_of(model: nn.Module, cut: Cut) -> dict[Key, list[nn.Module]]:
@@ -81,9 +116,10 @@ class Guard:
         inner = {part for several in parts_of(model, cut).values() for part in several}
         inner.update(model.get_submodule(name) for name in around)
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
-        self._plain = [(named[id(part)], part) for part in inner if named[id(part)] not in cut.moody]
+        self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
+        self._changing = cut.changing
         self._whole = {named[id(part)]: part for several in parts_of(model, cut).values() for part in several}
-        self.settings = {name: _settings(part) for name, part in self._plain}
+        self.settings = self._read_settings()
         self._structure = {name: _structure(part) for name, part in self._whole.items()}
         self.built = {
             name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in sorted(self._whole.items())
@@ -93,25 +129,34 @@ class Guard:
         self._quiet: Any = None
         self.passes = 0
         """How often it was looked closely."""
-        watched = [*self._whole.values(), *(part for name, part in self._plain if name not in self._whole)]
         owners = [*self._whole.values(), *(module for _, module, _ in self._owners)]
-        self._attributes = [vars(part) for part in watched]
+        self._attributes = [vars(part) for _, part in self._plain]
         self._tables: list[dict[str, Any]] = [
             table for part in dict.fromkeys(owners) for table in (parameters_of(part), buffers_of(part))
         ] + [children_of(part) for part in self._whole.values()]  # fmt: skip
-        self._hooks = [table for part in self._whole.values() for table in (pre_hooks_of(part), hooks_of(part))]
+        own = [table for part in self._whole.values() for table in (pre_hooks_of(part), hooks_of(part))]
+        self._hooks = [*own, *global_hooks()]
+        self._lists: list[Any] = []
+        self._dicts: list[dict[Any, Any]] = []
+        self._places: list[Callable[[], Any]] = []
         self._tensors: list[torch.Tensor] = []
-        self._bytes: list[Any] = []
+        self._bytes: list[list[Any]] = []
+        self._turns: list[tuple[Any, int]] = []  # pieces of the tensors' memory, and their hashes
+        self._turn = 0
+        self._kept: Any = None
 
     def _glance(self) -> Any:
         return (
             [*chain.from_iterable(map(dict.values, self._attributes))],
+            [*chain.from_iterable(self._lists)],
+            [*chain.from_iterable(map(dict.values, self._dicts))],
+            [get() for get in self._places],
             [*chain.from_iterable(map(dict.values, self._tables))],
             [*chain.from_iterable(self._hooks)],
             versions_of(self._tensors),
             [*map(torch.Tensor.data_ptr, self._tensors)],
             any(map(_TRAINS, self._tensors)),
-            np.concatenate(self._bytes).tobytes() if self._bytes else b"",
+            [np.concatenate(several).tobytes() for several in self._bytes],
         )
 
     def _changed(self) -> bool:
@@ -119,24 +164,53 @@ class Guard:
             return True
         try:  # an attribute that is another object may refuse to be compared
             return bool(self._glance() != self._quiet)
-        except (RuntimeError, ValueError, TypeError):
+        except (RuntimeError, ValueError, TypeError, FtkitError):
             return True
 
     def _remember(self) -> None:
-        state = (_tensor_of(module, key) for _, module, key in self._owners)
+        around = self._surroundings()
+        tables = {id(table): table for one in around for table in one.tables}.values()
+        self._dicts = [one for one in tables if isinstance(one, dict)]
+        self._lists = [one for one in tables if not isinstance(one, dict)]
+        self._places = list({(get.func, *map(id, get.args)): get for one in around for get in one.places}.values())
+        state = [
+            *(_tensor_of(module, key) for _, module, key in self._owners),
+            *(t for one in around for t in one.tensors),
+        ]
         tensors = {id(one): one for one in state if one is not None and not one.is_inference()}
         self._tensors = [one for one in tensors.values() if one.layout is torch.strided]
         if len({*map(id, self._tensors)}) < len(tensors):
             self._quiet = None  # look closely each time
             return
-        self._bytes = [bytes_ for one in self._tensors if (bytes_ := _first_bytes(one)) is not None]
+        parts = [part for one in self._tensors if (part := _some_bytes(one)) is not None]
+        self._bytes = [[part for part in parts if part.shape[1] == size] for size in {part.shape[1] for part in parts}]
+        kept = [(id(one), one.data_ptr(), version_of(one)) for one in self._tensors]
+        if kept != self._kept:
+            memory = (memoryview(bytes_of(one)) for one in self._tensors if _lies_plainly(one))
+            pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
+            self._turns = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
+            self._kept = kept
         self._quiet = self._glance()
+
+    def _piece_changed(self) -> bool:
+        """Whether one more piece of the weights is not what it was; so that in some steps all are looked at."""
+        self._turn = (self._turn + 1) % len(self._turns)
+        piece, hash_ = self._turns[self._turn]
+        return xxhash.xxh3_64_intdigest(piece) != hash_
+
+    def _surroundings(self) -> list[Surroundings]:
+        return [Surroundings(part, name) for name, part in self._plain]
+
+    def _read_settings(self) -> dict[str, Any]:
+        """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
+        found = {where: value for one in self._surroundings() for where, value in one.values.items()}
+        return {where: value for where, value in found.items() if where not in self._changing}
 
     def _look(self) -> dict[str, Any]:
         found = {}
         for name, module, key in self._owners:
             one = _tensor_of(module, key)
-            some_bytes = None if one is None else _first_bytes(one)
+            some_bytes = None if one is None else _some_bytes(one)
             found[name] = one if one is None else (
                 id(one), version_of(one), one.requires_grad, one.data_ptr() if one.layout is torch.strided else 0,
                 None if some_bytes is None else some_bytes.tobytes(),
@@ -158,17 +232,18 @@ class Guard:
         Raises:
             FtkitError: Something has changed, or trains now.
         """
-        if not thoroughly and not self._changed():
+        changed = any(self._piece_changed() for _ in range(min(len(self._turns), _PIECES)))
+        if not thoroughly and not changed and not self._changed():
             return
+        thoroughly = thoroughly or changed
         self.passes += 1
-        for name, part in self._plain:
-            then, now = self.settings[name], _settings(part)
-            names = [one for one in {**then, **now} if one in then or not one.startswith("_")]
-            if what := next((one for one in names if then.get(one) != now.get(one)), ""):
-                raise FtkitError(
-                    f"{name or 'the model'}.{what} was {then.get(what)!r} when the frozen part was computed, and is "
-                    f"{now.get(what)!r} now. Call precompute() again, and use its loader from here on."
-                )
+        then, now = self.settings, self._read_settings()
+        new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
+        if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
+            raise FtkitError(
+                f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. Call "
+                "precompute() again, and use its loader from here on."
+            )
         for name, part in self._whole.items():
             if _structure(part) != self._structure[name]:
                 raise FtkitError(
@@ -199,48 +274,14 @@ class _Run:
     samples: int
     device: torch.device
     values: dict[int, torch.Tensor]
+    rows: torch.Tensor
+    straight: bool = False
+    decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
 
 
-def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -> tuple[dict[int, torch.Tensor], Any]:
-    """Run a model, and return the tensors that pass over, by their number, and the output if it ran to the end."""
-    wanted = {point: number for number, point in enumerate(cut.points)}
-    found: dict[int, torch.Tensor] = {}
-    count: Counter[str] = Counter()
-    by_module = {id(module): name for name, module in model.named_modules()}
-    names = {key[0] for kind, key, _ in cut.points if kind != "input"}
-
-    def note(tree: Any, kind: str, key: Key) -> None:
-        for at, tensor in enumerate(one for one in tree_leaves(tree) if isinstance(one, torch.Tensor)):
-            if (number := wanted.get((kind, key, at))) is not None:
-                found[number] = tensor.detach().clone()
-        if len(found) == len(wanted) and not to_the_end:
-            raise Enough
-
-    def through(name: str) -> Callable[..., Any]:
-        def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            key = name, count[name]
-            count[name] += 1
-            note((args, kwargs), "arg", key)
-            output = original(*args, **kwargs)
-            note(output, "out", key)
-            return output
-
-        return forward
-
-    output = None
-    with instead({one: through(name) for one, name in by_module.items() if name in names}, model):
-        try:
-            note(call, "input", ("", 0))
-            output = model(*call[0], **call[1])
-        except Enough:
-            pass
-    if missing := [cut.points[number] for number in wanted.values() if number not in found]:
-        raise FtkitError(f"The forward pass did not come by {some([p[1][0] for p in missing], 3)} for these samples.")
-    return found, output
-
-
 _ACTIVE: list[Player] = []
+_SOURCES: weakref.WeakValueDictionary[int, SpotChecks] = weakref.WeakValueDictionary()
 
 
 class Player:
@@ -256,13 +297,22 @@ class Player:
         self.model, self.cut, self.tag = model, cut, tag
         self.guard = Guard(model, cut)
         self.offsets: dict[int, int] = {}
-        self.row_bytes = TAG
+        self.row_bytes = HEAD
         for number in cut.per_sample:
             self.offsets[number] = self.row_bytes
             self.row_bytes += -(-cut.layouts[number].nbytes // ALIGN) * ALIGN
+        taken = [one.layout for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
+        self._taken = [one for one in taken if one is not None]
+        while any(self.row_bytes in one.shape for one in self._taken):  # so that no input has the shape of rows
+            self.row_bytes += ALIGN
+        self.spots: SpotChecks | None = None
+        self.source = secrets.randbits(30)
+        """By which its rows are known, among those of other data sets."""
         self._parts = parts_of(model, cut)
+        self._around = _around(model, cut)
         self._modes = {key: [vars(part) for part in parts] for key, parts in self._parts.items()}
-        self._fine: dict[Key, Any] = {}  # the modes in which a call was last seen to be right
+        self._all_modes = [vars(part) for part in dict.fromkeys(p for parts in self._parts.values() for p in parts)]
+        self._fine: dict[Any, Any] = {}  # the modes in which a call was last seen to be right
         self._simple = {
             key: len(skip.args[0]) if not skip.args[1] and all(isinstance(one, Slot) for one in skip.args[0]) else -1
             for key, skip in cut.skips.items()
@@ -270,6 +320,8 @@ class Player:
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
+        self._passed: list[Any] = []  # the hooks of the modules that need not even be called, and their keys
+        self._hooks: list[Any] = []
         self._entered = 0
 
     # ---------------- rows
@@ -287,7 +339,15 @@ class Player:
                     f"{list(values[number].shape)} for {samples} samples. Pad or crop all samples to one size."
                 )
             rows[:, offset : offset + layout.nbytes] = part.cpu()
-        return rows
+        return signed(rows)
+
+    def watch(self, inputs: Callable[[list[int]], Any], alike: Callable[[torch.Tensor, torch.Tensor], bool]) -> None:
+        """Compute samples anew now and then; ``inputs`` gives the model's arguments for those of some numbers.
+
+        ``alike`` tells whether a value that was computed anew is the one that is kept.
+        """
+        self.spots = SpotChecks(self.model, self.cut, inputs, alike)
+        _SOURCES[self.source] = self.spots
 
     def _decode(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
         values = {
@@ -323,7 +383,16 @@ class Player:
         after = self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True)
         named = dict(self.model.named_modules())
         names = {key[0] for key in self.cut.skips} | {key[0] for kind, key, _ in self.cut.points if kind == "arg"}
-        remove = install({id(named[name]): self._through(name) for name in names}, self.model)
+        forwards = {id(named[name]): self._through(name) for name in names}
+        self._passed = []
+        if self.cut.tail is not None and "" not in names:
+            forwards[id(self.model)] = self._straight
+            inside = set(named[self.cut.tail[0][0]].modules()) | {self.model}
+            passed = [one for one in self.model.modules() if one not in inside]
+            if not any(map(has_foreign_hooks, passed)):
+                self._passed = [table for one in passed for table in (pre_hooks_of(one), hooks_of(one))]
+        self._hooks = [*chain.from_iterable(self._passed)]
+        remove = install(forwards, self.model)
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
@@ -352,20 +421,53 @@ class Player:
                     "The model was called with rows that were computed for another state of it, or of another model. "
                     "Take them from the loader of the with block around."
                 )
+            if any(map(self._was_row, given)):
+                raise FtkitError(
+                    "The model was called with rows of kept bytes that something has changed on the way: normalized, "
+                    "cast, mixed or cut. Pass them to the model as the loader gives them, and do to the images what is "
+                    "to be done to images in the transform of the data set."
+                )
             return None
         if module is not self.model:
             raise FtkitError("A copy of the model was called with kept rows: only the model itself takes them.")
         if len(leaves) > 1:
             raise FtkitError("The model was called with several batches of kept rows: one is expected.")
+        rows = leaves[0]
+        if not torch.equal(_sums(rows), rows[:, _NUMBER:HEAD].contiguous().view(torch.int64)[:, 0]):
+            raise FtkitError(
+                "Rows of kept bytes were changed on the way to the model. Pass them as the loader gives them: they are "
+                "no images that could be mixed, cut or scaled."
+            )
+        values = self._decode(rows)
+        run = _Run(len(rows), rows.device, values, rows)
         if not self.learning:
             self.guard.check()
-        rows = leaves[0]
-        values = self._decode(rows)
-        run = _Run(len(rows), rows.device, values)
-        call = self._call(args, kwargs, run)
+        run.straight = len(given) == 1 and self._goes_straight()
+        call = (args, kwargs) if run.straight else self._call(args, kwargs, run)
         self._here.run = run
+        if self.cut.decides:
+            run.decisions = Decisions()
+            run.decisions.__enter__()
         allowed().__enter__()
         return call
+
+    def _spot(self, run: _Run) -> None:
+        """Compute some of the batch anew, if it is time for it, in this process or where its rows come from."""
+        spots = _SOURCES.get(_numbers(run.rows[:1])[0] >> _SOURCE)
+        modes = tuple(map(_MODE, map(vars, self._around)))
+        kind = run.samples, torch.is_grad_enabled(), modes, () if run.decisions is None else tuple(run.decisions.seen)
+        places = [] if spots is None else spots.due(kind, run.samples)
+        # Hooks that someone else has put on the model would see the samples twice.
+        if spots is not None and places and not any(map(has_foreign_hooks, self.model.modules())):
+            numbers = [one & ((1 << _SOURCE) - 1) for one in _numbers(run.rows)]
+            spots.run(places, numbers, self._decode(run.rows))
+
+    def _was_row(self, value: Any) -> bool:
+        """Whether a tensor that is no row has the shape of some, and no input has it."""
+        if not isinstance(value, torch.Tensor) or value.dim() != 2 or _begins(value, MAGIC):
+            return False
+        own = any(len(one.shape) == 2 and one.dtype is value.dtype for one in self._taken)
+        return value.shape[1] == self.row_bytes or (value.dtype is torch.uint8 and not own)
 
     def _call(self, args: Any, kwargs: Any, run: _Run) -> Any:
         """What the model would have been called with."""
@@ -406,15 +508,20 @@ class Player:
         return slot.layout.stand_in(run.samples, run.device)
 
     def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
-        if getattr(self._here, "run", None) is None:
+        run: _Run | None = getattr(self._here, "run", None)
+        if run is None:
             return
         self._here.run = None
         allowed().__exit__()
+        if run.decisions is not None:
+            run.decisions.__exit__(None, None, None)
         if any(isinstance(one, Placeholder) for one in tree_leaves(output)):
             raise FtkitError(
                 "The model gives back a value of its frozen part that was not kept. It takes another way through its "
                 "forward pass than when its frontier was looked for: call precompute() with it in this state."
             )
+        if output is not None and not self.learning:
+            self._spot(run)
 
     def _through(self, name: str) -> Callable[..., Any]:
         replaced: dict[Key, list[tuple[int, int]]] = {key: [] for kind, key, _ in self.cut.points if kind == "arg"}
@@ -424,7 +531,7 @@ class Player:
 
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             run: _Run | None = getattr(self._here, "run", None)
-            if run is None:
+            if run is None or run.straight:
                 return original(*args, **kwargs)
             key = name, run.count[name]
             run.count[name] += 1
@@ -437,6 +544,31 @@ class Player:
             return self._filled(skip.output, run)
 
         return forward
+
+    def _goes_straight(self) -> bool:
+        """Whether the tail can be called at once, without the way there, on which nothing happens.
+
+        Raises:
+            FtkitError: As :meth:`_check`.
+        """
+        if not self._passed or self._hooks != [*chain.from_iterable(self._passed)]:
+            return False
+        for state in {skip.autocast for skip in self.cut.skips.values()}:
+            self._check_autocast(tuple((kind, _autocast(kind)) for kind, _ in state), state)
+        switches = self.guard.passes, self.model.training, *map(_MODE, self._all_modes)
+        if self.learning or self._fine.get("all") != switches:
+            for key in self.cut.skips:
+                self._check_modes(key)
+            self._fine["all"] = switches
+        return True
+
+    def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        run: _Run | None = getattr(self._here, "run", None)
+        if run is None or not run.straight or self.cut.tail is None:
+            return original(*args, **kwargs)
+        (name, _), takes = self.cut.tail
+        given, named = self._filled(takes, run)
+        return self.model.get_submodule(name)(*given, **named)
 
     def _check(self, key: Key, skip: Skip, args: Any, kwargs: Any) -> None:
         """See that a skipped call is the call that it was.
@@ -452,11 +584,17 @@ class Player:
                     f"{key[0]} is called with other arguments than when its results were computed. Call the model in "
                     "the same way, or precompute() with it called in this way."
                 )
-        if autocast_state(args if simple else (args, kwargs)) != skip.autocast:
+        self._check_autocast(autocast_state(args if simple else (args, kwargs)), skip.autocast)
+        self._check_modes(key)
+
+    def _check_autocast(self, now: Any, then: Any) -> None:
+        if now != then:
             raise FtkitError(
                 "Autocast differs from what it was when the frozen part was computed. Call precompute() inside "
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
+
+    def _check_modes(self, key: Key) -> None:
         switches = self.model.training, *map(_MODE, self._modes[key])
         if self._fine.get(key) == (self.guard.passes, switches):
             return
@@ -473,24 +611,25 @@ class Player:
         self._fine[key] = self.guard.passes, switches
 
 
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """The plain values among a module's attributes: rates, sizes, switches. Its mode is looked at elsewhere.
+def _around(model: nn.Module, cut: Cut) -> list[nn.Module]:
+    """The modules whose own code leads to the skipped calls, and the parts of them without parameters."""
+    names = {name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == "."}
+    modules = [model, *map(model.get_submodule, sorted(names))]
+    bare = [one for module in modules for one in module.children() if not any(True for _ in one.parameters())]
+    return list(dict.fromkeys([*modules, *bare]))
 
-    Of names with an underscore only numbers count: frameworks mark with the others what they have prepared.
-    """
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if name != "training" and type(value) in (_NUMBERS if name.startswith("_") else _PLAIN_VALUES)
-    }
+
+def _alike(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
+
+
+def _autocast(kind: str) -> str | None:
+    return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
 
 def _structure(module: nn.Module) -> Any:
     """What a module consists of, beside its attributes and tensors."""
-    forward = vars(module).get("forward")
-    while isinstance(forward, Stand):
-        forward = forward.before
-    return type(module), list(children_of(module).items()), forward, has_foreign_hooks(module)
+    return type(module), list(children_of(module).items()), own_forward(module), has_foreign_hooks(module)
 
 
 def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
@@ -498,13 +637,21 @@ def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
     return buffers_of(module).get(key) if one is None else one
 
 
-def _first_bytes(tensor: torch.Tensor) -> Any:
-    """Some of a tensor's memory, as it changes; None for one that is not in the memory of the CPU."""
+def _some_bytes(tensor: torch.Tensor) -> Any:
+    """Some elements of a tensor's memory, as it changes, in bytes; None for one that is not in the CPU's memory."""
     if tensor.device.type != "cpu" or tensor.layout is not torch.strided or not tensor.numel():
         return None
     if type(tensor) not in (torch.Tensor, nn.Parameter):
         return None
-    return tensor.detach().as_strided((1,), (1,)).view(torch.uint8).numpy()
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    step = max(last // (_PLACES - 1), 1)
+    first = tensor.detach().as_strided((1,), (1,)).view(torch.uint8).numpy()
+    shape, strides = (min(_PLACES, last + 1), len(first)), (step * len(first), 1)
+    return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+
+
+def _lies_plainly(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 def _is_tensor_or_none(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -9,6 +10,7 @@ import random
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,13 @@ import numpy as np
 import torch
 import xxhash
 from torch import nn
-from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, default_collate
 
 from ftkit._arguments import came
 from ftkit._models.contents import bytes_of
+from ftkit._precompute.stands import own_forward
 from ftkit._tensors.bytes import DTYPES
+from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 _PACKAGES = {"torch", "torchvision", "PIL", "builtins", "collections", "enum"}
@@ -30,39 +34,133 @@ _SAME_AS = {torch.empty(0, dtype=one).numpy().dtype: one for one in (*_SHARED, t
 
 
 def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What a model is called with, of a batch: what ``forward`` takes of a dict; else the first or only thing."""
+    """What a model is called with, of a batch.
+
+    That is what its ``forward`` takes by name of a dict, or the first items of a tuple, as many as it requires; a first
+    item that is a tuple or dict itself has all inputs.
+    """
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, Mapping):
+        batch = {one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)}
+    takes = takes_of(model).parameters
     if isinstance(batch, Mapping):
-        takes = inspect.signature(model.forward).parameters
-        return (), {name: value for name, value in batch.items() if name in takes and isinstance(value, torch.Tensor)}
-    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(first, torch.Tensor):
-        raise FtkitError(
-            f"A sample must be a tensor, a tuple with the model's input first, or a dict of what its forward() takes "
-            f"by name; this one comes as {came(first)}."
-        )
-    return (first,), {}
+        named = {name: value for name, value in batch.items() if name in takes and isinstance(value, torch.Tensor)}
+        if not named:
+            raise FtkitError(
+                f"A sample that is a dict must have what the forward() of the {type(model).__name__} takes by name "
+                f"({some(list(takes), 6)}), as tensors; this one has {some(list(map(str, batch)), 6)}."
+            )
+        return (), named
+    if not isinstance(batch, list | tuple):
+        return _tensors([batch]), {}
+    if batch and isinstance(batch[0], Mapping):
+        return (), call_of(model, batch[0])[1]
+    if batch and isinstance(batch[0], list | tuple):
+        return _tensors(list(batch[0])), {}
+    return _tensors(list(batch[: _required(takes.values())])), {}
 
 
-def rest(sample: Any, inside: list[str]) -> list[Any]:
-    """What a sample has beside the model's input."""
-    if isinstance(sample, Mapping):
-        return [value for name, value in sample.items() if name not in inside]
-    return list(sample[1:]) if isinstance(sample, list | tuple) else []
+def takes_of(model: nn.Module) -> inspect.Signature:
+    """What the forward of a model takes, whatever stands in its place for a while."""
+    return inspect.signature(own_forward(model) or functools.partial(type(model).forward, model))
 
 
-def joined(like: Any, row: Any, others: list[Any], inside: list[str]) -> Any:
-    """A sample of the structure that ``like`` describes, with a row in the place of what the model takes."""
-    if isinstance(like, list):  # the names of a dict
+def _required(parameters: Iterable[inspect.Parameter]) -> int:
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return max(1, sum(one.kind in by_position and one.default is one.empty for one in parameters))
+
+
+def _tensors(values: list[Any]) -> tuple[Any, ...]:
+    if values and all(isinstance(one, torch.Tensor) for one in values):
+        return tuple(values)
+    raise FtkitError(
+        "A sample must be a tensor, a tuple with the model's inputs first, or a dict of what its forward() takes by "
+        f"name; this one comes as {came(next((one for one in values if not isinstance(one, torch.Tensor)), values))}."
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a sample is put together.
+
+    Attributes:
+        names: The names of a dict, or the positions of a tuple; empty for a sample that is the input itself.
+        inside: Those of them in whose place a row goes.
+        inner: What the first one is itself: "", "list", or the name of one of its inputs.
+        maker: The class of a named tuple.
+    """
+
+    names: tuple[Any, ...]
+    inside: tuple[Any, ...]
+    inner: str = ""
+    maker: Any = None
+
+    @classmethod
+    def of(cls, sample: Any, call: Any, stays: set[int]) -> Form:
+        """The form of a sample, of whose inputs (as :func:`call_of` gives them) some stay beside a row.
+
+        Raises:
+            FtkitError: Those are inside of the first item of a tuple.
+        """
+        args, kwargs = call
+        if isinstance(sample, Mapping):
+            return cls(tuple(sample), tuple(name for at, name in enumerate(kwargs) if at not in stays))
+        if not isinstance(sample, list | tuple):
+            return cls((), ())
+        places = tuple(range(len(sample)))
+        if not isinstance(sample[0], Mapping | list | tuple):
+            inside = tuple(at for at in range(len(args)) if at not in stays)
+            if stays and len(inside) > 1:
+                raise FtkitError(
+                    "Of the model's inputs, the frozen part takes several, and others not. Let a sample be a dict of "
+                    "what forward() takes by name."
+                )
+            return cls(places, inside, maker=type(sample) if hasattr(sample, "_make") else None)
+        if stays:
+            raise FtkitError(
+                "The first item of a sample has inputs on which nothing frozen depends, such as labels. Let the sample "
+                "be a dict with all inputs, or a tuple of them."
+            )
+        return cls(places, (0,), next(iter(kwargs)) if kwargs else "list")
+
+    def rest(self, sample: Any) -> list[Any]:
+        """What a sample has beside the model's inputs.
+
+        Raises:
+            FtkitError: It has another form.
+        """
+        if not self.names:
+            return []
+        if isinstance(sample, Mapping):
+            same = sample.keys() == set(self.names)
+        else:
+            same = isinstance(sample, list | tuple) and tuple(range(len(sample))) == self.names
+        if not same:
+            has = some(list(sample), 6) if isinstance(sample, Mapping) else came(sample)
+            raise FtkitError(f"Samples differ: one has {some(self.names, 6)}, another one {has}. Give all the same.")
+        return [sample[name] for name in self.names if name not in self.inside]
+
+    def joined(self, row: Any, others: list[Any]) -> Any:
+        """A sample, or a batch of them, with a row in the place of the inputs."""
+        if not self.names:
+            return row
         left = iter(others)
-        return {name: row if name == inside[0] else next(left) for name in like if name not in inside[1:]}
-    return (row, *others) if like == "tuple" else row
+        first = [row] if self.inner == "list" else {self.inner: row} if self.inner else row
+        values = {
+            name: first if name == self.inside[0] else next(left) for name in self.names if name not in self.inside[1:]
+        }
+        if any(isinstance(name, str) for name in self.names):
+            return values
+        return self.maker._make(values.values()) if self.maker and len(self.inside) == 1 else [*values.values()]
 
-
-def shape_of(sample: Any) -> Any:
-    """A description of a sample's structure for :func:`joined`, ready for JSON."""
-    if isinstance(sample, Mapping):
-        return [str(name) for name in sample]
-    return "tuple" if isinstance(sample, list | tuple) else "one"
+    def call(self, call: Any, row: Any) -> Any:
+        """What the model is called with in the place of ``call``, with a row."""
+        args, kwargs = call
+        if args:
+            inside = tuple(range(len(args))) if self.inner or not self.names else self.inside
+            return tuple(row if at == inside[0] else one for at, one in enumerate(args) if at not in inside[1:]), {}
+        replaced = set(kwargs) if self.inner else set(self.inside)
+        first = next(name for name in kwargs if name in replaced)
+        return (), {first: row, **{name: value for name, value in kwargs.items() if name not in replaced}}
 
 
 def kind_of(value: Any) -> list[Any]:
@@ -169,12 +267,12 @@ def _put(value: Any, hasher: Any) -> None:
 class Gather:
     """Collates samples for the first pass, along with the digest and the rest of each."""
 
-    def __init__(self, inside: list[str], kinds: list[list[Any]]) -> None:
-        self._inside, self._kinds = inside, kinds
+    def __init__(self, form: Form, kinds: list[list[Any]]) -> None:
+        self._form, self._kinds = form, kinds
 
     def __call__(self, samples: list[Any]) -> Any:
         digests = [sample_digest(one) for one in samples]
-        others = [rest_bytes(rest(one, self._inside), self._kinds) for one in samples]
+        others = [rest_bytes(self._form.rest(one), self._kinds) for one in samples]
         return digests, others, collated(samples)
 
 
@@ -193,28 +291,83 @@ def collated(samples: list[Any]) -> Any:
     """
     try:
         return default_collate(samples)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
         first = str(error).splitlines()[0][:200]
-        raise FtkitError(f"Samples can't be put into one batch: {first}. Pad or crop all to one size.") from error
+        raise FtkitError(
+            f"torch can't put these samples into one batch: {first}. Pad or crop all to one size; or pass your own "
+            "DataLoader in the place of the data set, and samples are known by their content."
+        ) from error
+
+
+class Views(Dataset[Any]):
+    """A data set of several draws of each sample of another one: the same ones each time."""
+
+    def __init__(self, dataset: Any, views: int) -> None:
+        self.dataset, self.views = dataset, views
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.views
+
+    def __getitem__(self, index: int) -> Any:
+        at, view = divmod(index, self.views)
+        seed = xxhash.xxh32_intdigest(f"{at} {view}".encode())
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            torch.default_generator.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            return self.dataset[at]
+        finally:
+            torch.set_rng_state(before[0])
+            random.setstate(before[1])
+            np.random.set_state(before[2])  # noqa: NPY002
 
 
 def draw_twice(dataset: Any, indices: Iterable[int]) -> list[Any]:
     """Samples of a data set that is seen to give the same again.
 
     Raises:
-        FtkitError: It draws random numbers.
+        FtkitError: It draws random numbers; or it does not, though several views of each sample are asked for.
     """
-    samples = []
+    samples, drew = [], False
     for index in indices:
+        drew |= isinstance(dataset, Views) and _draws(dataset.dataset, index // dataset.views)
         before = _generators()
-        one = dataset[index]
-        if before != _generators() or sample_digest(one) != sample_digest(dataset[index]):
+        one = _taken(dataset, index)
+        if before != _generators() or sample_digest(one) != sample_digest(_taken(dataset, index)):
+            if isinstance(dataset, Views):
+                raise FtkitError(
+                    f"Sample {index // dataset.views} of the data set is drawn with a generator of its own, so its "
+                    "views can't be drawn again. Let the transform draw from torch, random or numpy.random, or train "
+                    "without precompute()."
+                )
             raise FtkitError(
-                f"Sample {index} of the data set is drawn at random: its transform augments. What is kept would be one "
-                "draw, used in every epoch. Pass a data set without random transforms, or train without precompute."
+                f"Sample {index} of the data set is drawn at random: its transform augments. One draw would be used in "
+                "every epoch. Say what to keep: views=4 keeps four draws of each sample and uses them in turn; or pass "
+                "a data set without random transforms; or train without precompute()."
             )
         samples.append(one)
+    if isinstance(dataset, Views) and not drew:
+        raise FtkitError(
+            f"views={dataset.views} keeps several draws of each sample, and this data set gives the same each time. "
+            "Leave views out."
+        )
     return samples
+
+
+def _draws(dataset: Any, index: int) -> bool:
+    before = _generators()
+    _taken(dataset, index)
+    return bool(before != _generators())
+
+
+def _taken(dataset: Any, index: int) -> Any:
+    try:
+        return dataset[index]
+    except FtkitError:
+        raise
+    except Exception as error:
+        raise FtkitError(f"Sample {index} of the data set can't be read: {type(error).__name__}: {error}") from error
 
 
 def _generators() -> Any:
@@ -291,6 +444,9 @@ def _walk_dataset(value: Any, hasher: Any, seen: dict[int, Any]) -> None:
     if type(value) in (list, tuple):
         for one in value:
             _walk(one, hasher, seen)
+    elif type(value) is Views:
+        _walk(value.views, hasher, seen)
+        _walk(value.dataset, hasher, seen, top=True)
     elif type(value) is ConcatDataset:
         for one in value.datasets:
             _walk(one, hasher, seen, top=True)

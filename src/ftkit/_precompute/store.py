@@ -7,6 +7,8 @@ import json
 import mmap
 import os
 import shutil
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -19,11 +21,13 @@ from ftkit._wording import in_bytes
 from ftkit.errors import DamagedFileError, FileWriteError, FtkitError
 
 _MAGIC: Final = b"ftkit rows 1\n\0\0\0"
+_KEYED: Final = b"ftkit keyed 1\n\0\0"
 _PAGE: Final = 4096
 _ENTRY: Final = 32  # the digest of a row, and that of the sample that it was computed from
 
 READY: Final = ".rows"
 UNFINISHED: Final = ".rows-unfinished"
+KEYED: Final = ".rows-by-content"
 
 
 class RowFile:
@@ -36,7 +40,7 @@ class RowFile:
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
         self.path = path
-        self._file = path.open("r+b" if writable else "rb", buffering=0)
+        self._file = _opened(path, "r+b" if writable else "rb")
         try:
             size = os.fstat(self._file.fileno()).st_size
             start = self._file.read(len(_MAGIC) + 8)
@@ -158,10 +162,121 @@ def _rounded(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
 
 
+class KeyedFile:
+    """A file of rows of one size, known by the content of their samples, to which processes add at any time.
+
+    Layout: 16 bytes that say what it is, 8 for the length of the header, the header in JSON, zeros up to a multiple of
+    4,096; then one record for each row: its XXH3-128 digest (of key and row), its key, the row. What is not whole is as
+    if it were not there; a later record of the same key counts.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], row_bytes: int) -> None:
+        self.path, self.row_bytes = path, row_bytes
+        self._record, self._lock = _ENTRY + row_bytes, f".{path.stem}.ftkit-lock"
+        text = json.dumps({**header, "row_bytes": row_bytes}, sort_keys=True).encode()
+        self._start = _rounded(len(_KEYED) + 8 + len(text))
+        begin = _KEYED + len(text).to_bytes(8, "little") + text
+        with locked(path.parent, self._lock):
+            if not path.exists():
+                with atomic_write(path) as file:
+                    file.write(begin)
+                    file.truncate(self._start)
+        self._open()
+        if self._file.read(len(begin)) != begin:
+            raise DamagedFileError(f"{path} is not a whole file of rows: delete it, and call precompute() again.")
+        self._where: dict[bytes, int] = {}
+        self._right: set[int] = set()
+        self._records = 0
+        self._alone = threading.Lock()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def _open(self) -> None:
+        """Open the file in this process: a position is shared with a process from which it was forked."""
+        self._file, self._process = _opened(self.path, "r+b"), os.getpid()
+        weakref.finalize(self, self._file.close)
+
+    @property
+    def nbytes(self) -> int:
+        """How large the file is."""
+        if self._process != os.getpid():
+            self._open()
+        return os.fstat(self._file.fileno()).st_size
+
+    def refresh(self) -> None:
+        """Take in what others have added."""
+        there = max(0, self.nbytes - self._start) // self._record
+        while self._records < there:
+            self._file.seek(self._start + self._records * self._record + 16)
+            self._where[self._file.read(16)] = self._records
+            self._records += 1
+
+    def find(self, keys: Sequence[bytes]) -> np.ndarray[Any, Any] | None:
+        """The rows of samples; None if one of them is not there."""
+        places = [self._where.get(key) for key in keys]
+        if None in places or not self.nbytes:
+            return None
+        records = np.empty((len(keys), self._record), np.uint8)
+        for at, (key, place) in enumerate(zip(keys, places, strict=True)):
+            assert place is not None
+            with self._alone:
+                self._file.seek(self._start + place * self._record)
+                read = self._file.readinto(records[at].data)
+            if place not in self._right:
+                if read != self._record or xxhash.xxh3_128_digest(records[at, 16:].data) != records[at, :16].tobytes():
+                    del self._where[key]
+                    return None
+                self._right.add(place)
+        return records[:, _ENTRY:]
+
+    def missing(self, keys: Sequence[bytes]) -> list[int]:
+        """Which of the keys are not there, each once."""
+        return [at for key, at in {key: at for at, key in enumerate(keys)}.items() if key not in self._where]
+
+    def add(self, keys: Sequence[bytes], rows: np.ndarray[Any, Any], most: float | None) -> int:
+        """Add the rows that are not there yet; return how many there was no room for.
+
+        Raises:
+            FileWriteError: They can't be written.
+        """
+        with self._alone, locked(self.path.parent, self._lock):
+            self.refresh()
+            new = self.missing(keys)
+            needed = len(new) * self._record
+            room = shutil.disk_usage(self.path.parent).free
+            if needed > room or (most is not None and self.nbytes + needed > most):
+                return len(new)
+            data = b""
+            for at in new:
+                body = keys[at] + rows[at].tobytes()
+                data += xxhash.xxh3_128_digest(body) + body
+            try:
+                self._file.seek(self._start + self._records * self._record)
+                while data:
+                    data = data[self._file.write(data) :]
+            except OSError as error:
+                raise FileWriteError(f"Can't write {self.path}: {error.strerror or error}. Make room.") from error
+            self.refresh()
+        return 0
+
+
+def _opened(path: Path, mode: str) -> Any:
+    try:
+        return path.open(mode, buffering=0)
+    except OSError as error:
+        raise FtkitError(f"Can't open {path}: {error.strerror or error}.") from error
+
+
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, name: str = ".ftkit-lock") -> Iterator[None]:
     """Let one process at a time fill files in a folder; the others wait."""
-    descriptor = os.open(folder / ".ftkit-lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise FileWriteError(f"Can't write to {folder}: {error.strerror or error}. Name a folder for it.") from error
     try:
         lock(descriptor, wait=True)
         yield
@@ -172,7 +287,10 @@ def locked(folder: Path) -> Iterator[None]:
 def finish(path: Path, name: str) -> Path:
     """Give a file that is filled the name by which others read it."""
     target = path.with_name(name)
-    path.replace(target)
+    try:
+        path.replace(target)
+    except OSError as error:
+        raise FileWriteError(f"Can't write {target}: {error.strerror or error}. Move it away.") from error
     sync_folder(path.parent)
     return target
 
@@ -183,7 +301,7 @@ def room_for(folder: Path, needed: int, most: float | None, what: str) -> None:
     Raises:
         FtkitError: It is more than ``most``, or than the disk has room for.
     """
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())).free
     if most is not None and needed > most:
         raise FtkitError(
             f"{what} take {in_bytes(needed)}, more than max_bytes={most:,.0f}: allow more, or freeze more."

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import random
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -20,11 +20,15 @@ from ftkit._cost.flops import flops
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
+from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
+from ftkit._precompute.stands import instead
+from ftkit._precompute.surroundings import Surroundings
 from ftkit._torch import (
     NoDynamo,
     TorchDispatchMode,
     below_dispatch,
     buffers_of,
+    global_hooks,
     hooks_of,
     parameters_of,
     pre_hooks_of,
@@ -38,7 +42,6 @@ Key = tuple[str, int]
 """A call of a module: its name, and how many calls of it came before in the same run."""
 
 TRAINS = "it depends on what trains"
-_MIXED = "it depends on the other samples of the batch"
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -79,6 +82,7 @@ class Call:
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
         autocast: What autocast was.
+        grad: Whether gradients were recorded.
         flops: What its operators cost.
     """
 
@@ -92,6 +96,7 @@ class Call:
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
     autocast: tuple[Any, ...] = ()
+    grad: bool = True
     flops: int = 0
 
 
@@ -106,6 +111,7 @@ class Hints:
         moved: Buffers that operators write to without saying so, as batch norm does.
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
+        changing: What they change, by its place.
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
@@ -113,6 +119,7 @@ class Hints:
     apart: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
+    changing: set[str] = field(default_factory=set)
 
     @property
     def found(self) -> Any:
@@ -131,9 +138,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         written: Tensors that the run wrote to, by identity, and what they held before.
         moody: Modules that drew Python's random numbers or remembered something.
         output: What the model gave back.
+        owners: Which sample each element of a value comes from.
+        decides: Whether Python has read a truth value of the batch.
     """
 
-    def __init__(self, model: nn.Module, hints: Hints) -> None:
+    def __init__(self, model: nn.Module, hints: Hints, samples: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
@@ -142,6 +151,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.moody: dict[str, str] = {}
         self.output: Any = None
+        self.owners = Owners(samples)
+        self.decides = False
         self._hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
@@ -151,6 +162,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
+        self._surroundings = {name: Surroundings(module, name) for name, module in model.named_modules()}
         self._own: dict[int, torch.Tensor] = {}
         for tensor in named_state(model).values():
             self._own.setdefault(_memory(tensor), tensor)
@@ -186,6 +198,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         with below_dispatch():
             apart = tensor.detach().clone()
         self._alive.append(apart)
+        with below_dispatch():
+            if what[0] == "input":
+                self.owners.give(apart)
+            else:
+                self.owners.copy(apart, tensor)
         node = self._at[_memory(apart)] = self._new(
             hot=hot, varies=self.nodes[parent].varies or what[0] == "input", parents=(parent,)
         )
@@ -209,24 +226,25 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
         parents = tuple(dict.fromkeys(map(self.node, given)))
         draws = torch.Tag.nondeterministic_seeded in func.tags
+        own = draws and any(isinstance(one, torch.Generator) for one in (*args, *kwargs.values()))
         before = _generators() if draws else None
         output = func(*args, **kwargs)
         cost = flops(func, args, kwargs, output)
         for call in self._open:
             self.calls[call].flops += cost
-        draws = draws and before != _generators()
+        draws = own or (draws and before != _generators())
         changed = [place for place in written if place not in self._born]
         foreign = f"it updates {self._said(changed[0])}" if changed else ""
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
         hot = "it draws random numbers" if draws else hot or foreign or self._leaked
         if not hot and self._open:
             hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
+        varies = any(self.nodes[one].varies for one in parents)
+        needs_values = _needs_values(func, args)
+        mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output)
+        hot = hot or mixes
         if hot:
             self._refuse(hot)
-        varies = any(self.nodes[one].varies for one in parents)
-        needs_values = func is torch.ops.aten._local_scalar_dense.default or bool(
-            {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
-        )
         if needs_values:
             self.show_python(given)
         elif hot:
@@ -248,7 +266,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         for tensor in tensors_in(output):
             place = _memory(tensor)
             self._alive.append(tensor)
-            if place in written or place not in self._at:
+            if place in written or place not in self._at or mixes:
                 if made is None:
                     made = self._new(hot=hot, varies=varies, parents=parents)
                 self._at[place] = made
@@ -259,15 +277,34 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._at[place] = made
         return output
 
+    def _mixes(self, func: Any, args: Any, kwargs: Any, output: Any) -> str:
+        """Why the samples of a batch are not known to stay apart in an operator, if they are not."""
+        try:
+            with below_dispatch():
+                self.owners.follow(func, args, kwargs, output)
+        except Mixing as mixing:
+            return str(mixing)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):  # it can't be tried
+            return f"{func} is not known to keep samples apart"
+        return ""
+
     def _need(self, values: Iterable[int]) -> None:
         self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
 
     def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
         """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
+        tensors = list(tensors)
         values = list(map(self.node, tensors))
         self._need(values)
-        if any(self.nodes[one].hot for one in values):
-            self._leaked = "it may depend on what trains, of which Python has read a value before"
+        for tensor, value in zip(tensors, map(self.nodes.__getitem__, values), strict=True):
+            if decides(tensor) and value.varies and value.hot in ("", MIXED, PLACED):
+                self.decides = True  # a replay decides by the same value, and sees whether it has decided so before
+                self._refuse("Python decides by values of the batch inside it")
+            elif value.hot in (MIXED, PLACED) or (value.varies and not value.hot):
+                self._leaked = self._leaked or "it may depend on the batch, of which Python has read a value before"
+            elif value.hot:
+                self._leaked = "it may depend on what trains, of which Python has read a value before"
+        if self._leaked:
             self._refuse(self._leaked)
 
     def _said(self, place: int) -> str:
@@ -293,24 +330,28 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             call.why_not = "it has no parameters or buffers"
         elif any(map(has_foreign_hooks, module.modules())):
             call.why_not = "it has hooks, which have to run"
-        call.autocast = autocast_state(args, kwargs)
+        call.autocast, call.grad = autocast_state(args, kwargs), torch.is_grad_enabled()
         self._open.append(index)
         if name and (key in self._hints.apart or key in self._hints.hot):
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor,
-                lambda one: self.point(one, ("arg", key, next(number)), hot=_MIXED if key in self._hints.hot else ""),
+                lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self._hints.hot else ""),
                 (args, kwargs),
             )
         call.args = args, kwargs
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
-        before, state = _python_generators(), _own_state(module)
+        around = self._surroundings[name]
+        before, state, there = _python_generators(), _own_state(module), around.now()
         output = forward(*args, **kwargs)
         self._open.pop()
         if before != _python_generators():
             self._moody(index, "it draws random numbers")
         if state != _own_state(module):
             self._moody(index, "it keeps what it computed in an attribute")
+        elif there != around.now():
+            drew = there[3] != around.now()[3]
+            self._moody(index, "it draws random numbers" if drew else "it keeps what it computed")
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
         if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in leaves):
@@ -334,6 +375,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
             self.moody.setdefault(name, why)  # the innermost
 
+    def _note_changes(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            before, after = self._surroundings[name].values, Surroundings(module, name).values
+            self._hints.changing |= {one for one in {**before, **after} if before.get(one) != after.get(one)}
+
     def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Run the model, and put back what it wrote to."""
         with instead({id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}, model):
@@ -346,6 +392,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 with self, _Reading(self):
                     self.output = model(*args, **kwargs)
             finally:
+                if self.moody:
+                    self._note_changes(model)
                 put_back(self.written.values())
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
@@ -365,6 +413,42 @@ class _Reading(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
         return func(*args, **(kwargs or {}))
+
+
+def decides(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is a single truth value."""
+    return tensor.dtype is torch.bool and tensor.numel() == 1
+
+
+def _needs_values(func: Any, args: Any) -> bool:
+    """Whether Python, or the shape of a result, depends on the values of tensors."""
+    if func is torch.ops.aten.index.Tensor:  # it is said of all, and true of masks
+        return any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return func is torch.ops.aten._local_scalar_dense.default or bool(
+        {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags)
+    )
+
+
+class Decisions(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
+    """Notes the truth values that Python reads."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen: list[bool] = []
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._local_scalar_dense.default and decides(args[0]):
+            self.seen.append(output)
+        return output
 
 
 def own_tensors(module: nn.Module) -> bool:
@@ -389,77 +473,16 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-# ---------------- what stands in the place of a module's forward
-
-
-class Stand:
-    """What is called instead of a module's ``forward`` for a while; copies and pickles of the module are free of it."""
-
-    def __init__(self, module: nn.Module, instead_of: Callable[..., Any] | None = None) -> None:
-        self.module = module
-        self.before = vars(module).get("forward")
-        self.over = instead_of is None
-        self._instead_of = instead_of
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        forward = self.before or functools.partial(type(self.module).forward, self.module)
-        if self._instead_of is None or self.over:
-            return forward(*args, **kwargs)
-        return self._instead_of(forward, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(type(self.module).forward, name)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return Stand(copy.deepcopy(self.module, memo))
-
-    def __reduce__(self) -> Any:
-        return functools.partial, (type(self.module).forward, self.module)
-
-
-def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Callable[[], None]:
-    """Put functions in the place of the forward of some modules, by identity; return what takes them away."""
-    stands = []
-    for module in list(model.modules()):
-        if id(module) in forwards and not isinstance(module, torch.jit.ScriptModule):
-            stands.append((module, Stand(module, forwards[id(module)])))
-    for module, stand in stands:
-        vars(module)["forward"] = stand
-
-    def remove() -> None:
-        for module, stand in stands:
-            stand.over = True
-            top = vars(module).get("forward")
-            while isinstance(top, Stand) and top.over:  # those under one that is still needed go with it
-                top = top.before
-                if top is None:
-                    del vars(module)["forward"]
-                else:
-                    vars(module)["forward"] = top
-
-    return remove
-
-
-@contextlib.contextmanager
-def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
-    """Put functions in the place of the forward of some modules for the block."""
-    remove = install(forwards, model)
-    try:
-        yield
-    finally:
-        remove()
-
-
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
-    """Run a model in the block; restore modes, attributes and random numbers afterwards."""
+    """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
     with alone(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
             undo.remember(module)
+            for restore in Surroundings(module).to_restore():
+                undo.callback(restore)
         undo.callback(torch.set_rng_state, torch.get_rng_state())
         undo.callback(random.setstate, random.getstate())
         if numpy_random := sys.modules.get("numpy.random"):
@@ -480,14 +503,15 @@ def autocast_state(*given: Any) -> tuple[Any, ...]:
 
 
 def has_foreign_hooks(module: nn.Module) -> bool:
-    """Whether someone else than torch, ftkit or the module's own library watches or changes what a module does."""
-    home = {"torch", "ftkit", type(module).__module__.partition(".")[0]} - {"__main__"}
-    for function in (*pre_hooks_of(module).values(), *hooks_of(module).values()):
-        inner = getattr(function, "func", function)
-        place = getattr(inner, "__module__", None) or type(inner).__module__
-        if place.partition(".")[0] not in home:
-            return True
-    return False
+    """Whether someone else than torch or ftkit watches or changes what a module does."""
+    hooks = pre_hooks_of(module), hooks_of(module), *global_hooks()
+    return any(map(_is_foreign, chain.from_iterable(map(dict.values, hooks))))
+
+
+def _is_foreign(hook: Any) -> bool:
+    inner = getattr(hook, "func", hook)
+    place = getattr(inner, "__module__", None) or type(inner).__module__
+    return place.partition(".")[0] not in {"torch", "ftkit"}
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -1,0 +1,247 @@
+"""Samples that are known by their content: what is kept is looked up while the model is called with plain inputs."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+
+from ftkit._models.contents import bytes_of
+from ftkit._precompute.frontier import Cut, Slot
+from ftkit._precompute.placeholders import Placeholder
+from ftkit._precompute.replay import Player
+from ftkit._precompute.rows import Packing
+from ftkit._precompute.samples import takes_of
+from ftkit._precompute.store import KeyedFile
+from ftkit._precompute.trace import autocast_state
+from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._wording import in_bytes, plural
+from ftkit.errors import FtkitError
+
+_NOTHING = Slot(None, None)
+_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+
+
+class Lookup:
+    """Puts rows in the place of a model's inputs, by the bytes of each sample; what is new is computed and added.
+
+    A call that is not like the one for which the frontier was looked for runs as before.
+
+    Args:
+        player: Who runs the model with rows.
+        packing: How rows are kept.
+        file: Where they are kept.
+        most: The most bytes that the file may take.
+        rows_of: Computes the rows of a call.
+        call: One for which the frontier was looked for.
+        tell: Is told how many samples there are, how many were computed, and in how many seconds.
+
+    Attributes:
+        found: How many samples were looked up.
+        computed: How many were computed.
+        seconds: How long that took.
+        as_before: How many calls ran as before, by the reason.
+    """
+
+    def __init__(
+        self,
+        player: Player,
+        packing: Packing,
+        file: KeyedFile,
+        most: float | None,
+        rows_of: Callable[[Any, int], torch.Tensor],
+        call: Any,
+        tell: Callable[[int, int, float], None],
+    ) -> None:
+        self._player, self._packing, self.file, self._most, self._rows_of = player, packing, file, most, rows_of
+        self.found, self.computed, self.seconds = 0, 0, 0.0
+        self.as_before: dict[str, int] = {}
+        self._tell = tell
+        self._doubtful, self._full, self._here = True, False, threading.local()
+        cut = player.cut
+        self._inputs = [one for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
+        self._like, self._call = skeleton(call), call
+        self._takes = takes_of(player.model)
+        self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
+        self._autocast = {skip.autocast for skip in cut.skips.values()}
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Lookup:
+        return self
+
+    def __reduce__(self) -> Any:
+        return _Idle, ()
+
+    def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Put rows in the place of inputs, before the model is called."""
+        busy = getattr(self._here, "busy", False)
+        if busy or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
+            return None
+        args, kwargs = self._arranged(args, kwargs)
+        if why := self._unlike(args, kwargs):
+            self.as_before[why] = self.as_before.get(why, 0) + 1
+            return None
+        self._player.guard.check()
+        keys, device = self._keys(args, kwargs)
+        if self.file.missing(keys):
+            self.file.refresh()  # another run may have them by now
+        kept = self.file.find(keys)
+        new = set(self.file.missing(keys))
+        if kept is None:
+            rows = self._computed(keys, (args, kwargs), new)
+        else:
+            rows = self._packing.unpack(torch.from_numpy(kept.copy()))
+            if self._doubtful:
+                self._recompute(rows, (args, kwargs))
+            self.found += len(keys)
+        return put_rows(self._player.cut, args, kwargs, rows.to(device))
+
+    def _arranged(self, args: Any, kwargs: Any) -> Any:
+        """The arguments of a call as the one that was watched had them: by position or by name, without defaults."""
+        if len(args) == len(self._call[0]) and list(kwargs) == list(self._call[1]):
+            return args, kwargs
+        try:
+            bound, like = self._takes.bind(*args, **kwargs), self._takes.bind(*self._call[0], **self._call[1])
+        except TypeError:
+            return args, kwargs  # the model will say what is wrong with them
+        defaults = {name: one.default for name, one in self._takes.parameters.items()}
+        given = {name: one for name, one in bound.arguments.items() if one is not defaults[name]}
+        if given.keys() != like.arguments.keys() or len(like.arguments) != len(self._call[0]) + len(self._call[1]):
+            return args, kwargs
+        names = list(self._takes.parameters)[: len(self._call[0])]
+        return tuple(given[name] for name in names), {name: given[name] for name in self._call[1]}
+
+    def _unlike(self, args: Any, kwargs: Any) -> str:
+        """Why a call is not like the one that was watched; empty if it is."""
+        model = self._player.model
+        given = _leaves((args, kwargs))
+        if not any(mode[1][0] == model.training for mode in self._player.cut.modes):
+            return f"the frozen part gives something else in {'train' if model.training else 'eval'} mode"
+        if skeleton((args, kwargs)) != self._like:
+            return "other arguments"
+        if any(one.requires_grad for one in given):
+            return "inputs that want gradients"
+        if any(isinstance(one, Placeholder) or one.layout is not torch.strided for one in given):
+            return "inputs without plain values"
+        state = autocast_state((args, kwargs))
+        if any(state != one and dict(one).items() - dict(state).items() for one in self._autocast):
+            return "another autocast"
+        counts = set()
+        for one, slot, fixed in zip(given, self._inputs, self._fixed, strict=True):
+            layout = slot.layout
+            if layout is None:
+                continue
+            if layout.dim is None and bytes_of(one) != fixed:
+                return "other values of an input that all samples share"
+            if one.dtype != layout.dtype or one.dim() != len(layout.shape):
+                return "inputs of another type"
+            sides = [side for at, side in enumerate(one.shape) if at != layout.dim]
+            if sides != [side for at, side in enumerate(layout.shape) if at != layout.dim]:
+                return "samples of another shape"
+            if layout.dim is not None:
+                counts.add(one.shape[layout.dim] / layout.shape[layout.dim])
+        return "" if len(counts) == 1 and counts.pop() >= 1 else "batches that are not made of samples"
+
+    def _keys(self, args: Any, kwargs: Any) -> tuple[list[bytes], torch.device]:
+        given = _leaves((args, kwargs))
+        parts = [
+            slot.layout.parts(one.detach().resolve_conj().resolve_neg()).cpu().contiguous()
+            for one, slot in zip(given, self._inputs, strict=True)
+            if slot.layout is not None and slot.layout.dim is not None
+        ]
+        keys = []
+        for sample in zip(*parts, strict=True):
+            hasher = xxhash.xxh3_128()
+            for part in sample:
+                hasher.update(bytes_of(part))
+            keys.append(hasher.digest())
+        return keys, given[0].device
+
+    def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
+        begin = time.perf_counter()
+        self._player.guard.check(thoroughly=True)  # others will use these rows
+        rows = self._plainly(call, len(keys))
+        kept = self._packing.pack(rows)
+        if not self._full and (left := self.file.add(keys, kept.numpy(), self._most)):
+            self._full = True
+            warnings.warn(
+                f"No room in {self.file.path} for {plural(left, 'sample')} more, at {in_bytes(self.file.nbytes)}: what "
+                "is new from here on is computed each time. Allow more with max_bytes, or make room on the disk.",
+                stacklevel=2,
+            )
+        self.computed += len(new)
+        self.found += len(keys) - len(new)
+        self.seconds += time.perf_counter() - begin
+        self._tell(len(self.file), self.computed, self.seconds)
+        return self._packing.unpack(kept)
+
+    def _recompute(self, rows: torch.Tensor, call: Any) -> None:
+        """Compute a batch that was kept by an earlier run once more, and compare.
+
+        Raises:
+            FtkitError: It differs.
+        """
+        self._doubtful = False
+        again = self._plainly(call, len(rows))
+        if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):
+            raise FtkitError(
+                f"What the model gives for a sample differs from what {self.file.path} has for it: what it does has "
+                "changed in a way that can't be seen from outside. Delete the file, and call precompute() again; if "
+                "that fails too, the model can't be computed once."
+            )
+
+    def _plainly(self, call: Any, count: int) -> torch.Tensor:
+        self._here.busy = True
+        try:
+            return self._rows_of(call, count)
+        finally:
+            self._here.busy = False
+
+    def _has_rows(self, args: Any, kwargs: Any) -> bool:
+        return any(map(self._player.is_row, _leaves((args, kwargs))))
+
+
+def put_rows(cut: Cut, args: Any, kwargs: Any, rows: torch.Tensor) -> Any:
+    """The arguments of a call, with rows in the place of the first one on which the frozen part depends."""
+    where = _first_row(cut)
+    if isinstance(where, int):
+        return tuple(rows if at == where else one for at, one in enumerate(args)), kwargs
+    return args, {name: rows if name == where else one for name, one in kwargs.items()}
+
+
+class _Idle:
+    """What a lookup is in a pickled model."""
+
+    def begin(self, *_: Any) -> None:
+        """Leave a call as it is."""
+
+
+def _leaves(call: Any) -> list[torch.Tensor]:
+    return [one for one in tree_leaves(call) if isinstance(one, torch.Tensor)]
+
+
+def skeleton(call: Any) -> str | None:
+    """The arguments of a call without the values of tensors; None if there is anything but plain values beside them."""
+    if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in tree_leaves(call)):
+        return None
+    return repr(tree_map_only(torch.Tensor, lambda _: ..., call))
+
+
+def _first_row(cut: Cut) -> int | str:
+    """The argument in the place of which a row goes."""
+
+    def takes(tree: Any) -> bool:
+        slots = [one for one in tree_leaves(tree) if isinstance(one, Slot)]
+        return any(one != _NOTHING and one.layout is not None and one.layout.dim is not None for one in slots)
+
+    args, kwargs = cut.inputs
+    for at, one in enumerate(args):
+        if takes(one):
+            return at
+    name: str = next(name for name, one in kwargs.items() if takes(one))
+    return name

@@ -1,0 +1,80 @@
+"""What stands in the place of a module's forward for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Stand:
+    """What is called instead of a module's ``forward`` for a while; copies and pickles of the module are free of it."""
+
+    def __init__(self, module: nn.Module, instead_of: Callable[..., Any] | None = None) -> None:
+        self.module = module
+        self.before = vars(module).get("forward")
+        self.over = instead_of is None
+        self._instead_of = instead_of
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = self.before or functools.partial(type(self.module).forward, self.module)
+        if self._instead_of is None or self.over:
+            return forward(*args, **kwargs)
+        return self._instead_of(forward, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(type(self.module).forward, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return Stand(copy.deepcopy(self.module, memo))
+
+    def __reduce__(self) -> Any:
+        return functools.partial, (type(self.module).forward, self.module)
+
+
+def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Callable[[], None]:
+    """Put functions in the place of the forward of some modules, by identity; return what takes them away."""
+    stands = []
+    for module in list(model.modules()):
+        if id(module) in forwards and not isinstance(module, torch.jit.ScriptModule):
+            stands.append((module, Stand(module, forwards[id(module)])))
+    for module, stand in stands:
+        vars(module)["forward"] = stand
+
+    def remove() -> None:
+        for module, stand in stands:
+            stand.over = True
+            top = vars(module).get("forward")
+            while isinstance(top, Stand) and top.over:  # those under one that is still needed go with it
+                top = top.before
+                if top is None:
+                    del vars(module)["forward"]
+                else:
+                    vars(module)["forward"] = top
+
+    return remove
+
+
+@contextlib.contextmanager
+def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
+    """Put functions in the place of the forward of some modules for the block."""
+    remove = install(forwards, model)
+    try:
+        yield
+    finally:
+        remove()
+
+
+def own_forward(module: nn.Module) -> Any:
+    """The forward that someone has given a module instead of that of its class; None for most."""
+    forward = vars(module).get("forward")
+    while isinstance(forward, Stand):
+        forward = forward.before
+    return forward

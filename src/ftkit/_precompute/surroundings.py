@@ -1,0 +1,304 @@
+"""What the code of a module reads beside its inputs and registered tensors: attributes, what they lead to, globals."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import enum
+import functools
+import hashlib
+import inspect
+import random
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftkit._models.contents import bytes_of
+from ftkit._precompute.stands import own_forward
+from ftkit._torch import version_of
+
+_PLAIN: Final = (type(None), bool, int, float, complex, str, bytes)
+_KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.stdlib_module_names) - {"__main__"}
+_OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
+_MOST: Final = 2000  # places that are looked at for one module
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """What the forward of a class, and the functions that it may lead to, mention.
+
+    Attributes:
+        names: All names: of attributes, functions and globals.
+        places: Where globals and class attributes lie: what to call them, their table and key.
+        kept: Containers that functions keep from call to call: defaults, and variables of enclosing functions.
+    """
+
+    names: frozenset[str]
+    places: tuple[tuple[str, Any, str], ...]
+    kept: tuple[tuple[str, Any], ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def code_of(kind: type, own: Any = None) -> Code:
+    """Read the code of a class of modules, or of a function that stands for its ``forward``."""
+    names = {"forward"}
+    places: dict[tuple[int, str], tuple[str, Any, str]] = {}
+    kept: list[tuple[str, Any]] = []
+    classes = [one for one in kind.__mro__ if not _known(one.__module__)]
+    todo = [own or getattr(kind, "forward", None)]
+    seen: set[int] = set()
+    while todo:
+        function = _plain_function(todo.pop())
+        if function is None or id(function.__code__) in seen or _known(function.__module__ or ""):
+            continue
+        seen.add(id(function.__code__))
+        mentioned = set(_names(function.__code__))
+        names |= mentioned
+        for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=False):
+            try:
+                found = cell.cell_contents
+            except ValueError:
+                continue
+            todo.append(found)
+            kept.append((f"{function.__qualname__}: {name}", cell))
+        kept += [(f"{function.__qualname__}: a default", one) for one in function.__defaults__ or ()]
+        for name in mentioned:
+            todo += [vars(one)[name] for one in classes if name in vars(one)]
+            if name not in function.__globals__:
+                continue
+            value = function.__globals__[name]
+            if isinstance(value, types.ModuleType | type):
+                if not _known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
+                    for inner in mentioned & vars(value).keys():
+                        todo.append(vars(value)[inner])
+                        places[id(value), inner] = f"{value.__name__}.{inner}", vars(value), inner
+            else:
+                todo.append(value)
+                places[id(function.__globals__), name] = f"{function.__module__}.{name}", function.__globals__, name
+    for one in classes:
+        for name in names & vars(one).keys():
+            places[id(one), name] = f"{one.__qualname__}.{name}", vars(one), name
+    telling = tuple(one for one in places.values() if not isinstance(one[1][one[2]], types.ModuleType | type))
+    return Code(frozenset(names), telling, tuple(kept))
+
+
+_CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, staticmethod, classmethod, property)
+
+
+def _plain_function(value: Any) -> types.FunctionType | None:
+    while True:
+        if isinstance(value, staticmethod | classmethod | types.MethodType):
+            value = value.__func__
+        elif isinstance(value, property):
+            value = value.fget
+        elif isinstance(value, functools.partial):
+            value = value.func
+        elif hasattr(value, "__wrapped__") and not isinstance(value, type):
+            value = inspect.unwrap(value)
+        else:
+            return value if isinstance(value, types.FunctionType) else None
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for one in code.co_consts:
+        if isinstance(one, types.CodeType):
+            yield from _names(one)
+
+
+def _known(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _KNOWN
+
+
+class Surroundings:
+    """Where a module's code finds what is no registered tensor, with the values that are there.
+
+    Args:
+        module: The module; what is registered in it, other modules and tensors, is left out.
+        name: What to call it.
+    """
+
+    def __init__(self, module: nn.Module, name: str = "") -> None:
+        kind: Any = type(module)
+        code = code_of(kind, _plain_function(own_forward(module)))
+        self._names = code.names
+        self.tables: list[Any] = []
+        """Containers that may change, and tables of the attributes of objects."""
+        self.places: list[functools.partial[Any]] = []
+        """What gives the value of each global, class attribute, or attribute of an object."""
+        self.values: dict[str, Any] = {}
+        """What is there, by where it was found: numbers and the like as they are, of all else what tells it apart."""
+        self.generators: list[Any] = []
+        self.tensors: list[torch.Tensor] = []
+        """Those that are in attributes without being registered."""
+        self._seen: set[int] = {id(module)}
+        prefix = f"{name}." if name else ""
+        for key, value in list(vars(module).items()):
+            plain = type(value) in _PLAIN
+            if (
+                key in _OWN
+                or key.startswith("_ftkit")
+                or (plain and key.startswith("_") and type(value) not in (int, float))
+            ):
+                continue
+            self._visit(prefix + key, value)
+        for where, table, key in code.places:
+            if key in table:
+                self.places.append(functools.partial(_item, table, key))
+                self._visit(where, table[key])
+        for where, one in code.kept:
+            if isinstance(one, types.CellType):
+                self.places.append(functools.partial(_content, one))
+                self._visit(where, _content(one))
+            else:
+                self._visit(where, one)
+
+    def _visit(self, where: str, value: Any) -> None:
+        if type(value) in _PLAIN:
+            self.values[where] = value
+            return
+        if isinstance(value, enum.Enum | torch.dtype | torch.device | torch.Size | np.dtype):
+            self.values[where] = str(value)
+            return
+        if id(value) in self._seen or len(self._seen) > _MOST:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            if value.layout is torch.strided and not value.is_meta and type(value) is torch.Tensor:
+                self.tensors.append(value)
+                self.values[where] = f"{value.dtype} {list(value.shape)} {_digest(bytes_of(value))}"
+        elif isinstance(value, np.ndarray):
+            self.values[where] = (
+                f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
+            )
+        elif (state := state_of(value)) is not None:
+            self.generators.append(value)
+            self.values[where] = _digest(state)
+        elif isinstance(value, dict):
+            self.tables.append(value)
+            for key, one in list(value.items()):
+                self._visit(f"{where}[{str(key) if type(key) in _PLAIN else type(key).__name__:.60}]", one)
+            self.values[f"{where}:"] = len(value)
+        elif isinstance(value, list | tuple | collections.deque):
+            self.tables.append(value)
+            for at, one in enumerate(list(value)):
+                self._visit(f"{where}[{at}]", one)
+            self.values[f"{where}:"] = len(value)
+        elif isinstance(value, set | frozenset):
+            self.tables.append(value)
+            self.values[where] = str(sorted(map(repr, value)))[:1000]
+        elif isinstance(value, functools.partial):
+            self._visit(f"{where}()", [value.args, value.keywords])
+            self._visit(where, value.func)
+        elif isinstance(value, _CODE):
+            self.values[where] = _said(value)
+        elif not isinstance(value, nn.Module) and not _known(type(value).__module__):
+            self.values[where] = _said(type(value))
+            table = getattr(value, "__dict__", {})
+            for key in self._names & table.keys():
+                self.places.append(functools.partial(_item, table, key))
+                self._visit(f"{where}.{key}", table[key])
+            for key in {slot for one in type(value).__mro__ for slot in _slots(one)} & self._names:
+                self.places.append(functools.partial(getattr, value, key, None))
+                self._visit(f"{where}.{key}", getattr(value, key, None))
+
+    def to_restore(self) -> Iterator[Callable[[], object]]:
+        """What gives generators, containers and attributes of objects the state again that they have now."""
+        for one in self.generators:
+            if isinstance(one, torch.Generator):
+                yield functools.partial(one.set_state, one.get_state())
+            elif isinstance(one, np.random.RandomState):
+                state: Any = one.get_state()
+                yield functools.partial(one.set_state, state)
+            elif isinstance(one, random.Random):
+                yield functools.partial(one.setstate, one.getstate())
+            else:
+                yield functools.partial(setattr, one.bit_generator, "state", one.bit_generator.state)
+        for table in self.tables:
+            if not isinstance(table, tuple | frozenset):
+                yield functools.partial(_refill, table, copy.copy(table))
+        for get in self.places:
+            if get.func is _item and isinstance(get.args[0], dict):
+                table, key = get.args
+                yield functools.partial(_put_item, table, key, get())
+
+    def now(self) -> list[Any]:
+        """What is there, by identity; to compare with what was there before."""
+        return [
+            [id(one) for table in self.tables for one in (table.values() if isinstance(table, dict) else table)],
+            [len(one) for one in self.tables],
+            [_identity(get()) for get in self.places],
+            [state_of(one) for one in self.generators],
+            [version_of(one) for one in self.tensors],
+        ]
+
+
+def _identity(value: Any) -> Any:
+    return value if type(value) in _PLAIN else id(value)
+
+
+def _item(table: Any, key: str) -> Any:
+    return table.get(key)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _put_item(table: dict[str, Any], key: str, value: Any) -> None:
+    if key in table and table[key] is not value:
+        table[key] = value
+
+
+def _refill(table: Any, before: Any) -> None:
+    """Let a container have the items again that it had."""
+    if isinstance(table, dict):
+        if list(map(id, table.values())) != list(map(id, before.values())):
+            table.clear()
+            table.update(before)
+    elif isinstance(table, set):
+        table.clear()
+        table.update(before)
+    elif list(map(id, table)) != list(map(id, before)):
+        table.clear()
+        table.extend(before)
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def state_of(value: Any) -> bytes | None:
+    """The state of a generator of random numbers; None for anything else."""
+    if isinstance(value, torch.Generator):
+        return bytes(bytes_of(value.get_state()))
+    if isinstance(value, np.random.Generator | np.random.RandomState):
+        bits: Any = value.bit_generator if isinstance(value, np.random.Generator) else value
+        return repr(bits.state if isinstance(value, np.random.Generator) else value.get_state()).encode()
+    if isinstance(value, random.Random):
+        return repr(value.getstate()).encode()
+    return None
+
+
+def _digest(data: Any) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _said(value: Any) -> str:
+    """What tells a function or class from others, in another process too."""
+    function = _plain_function(value)
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    if function is None or _known(function.__module__):
+        return name
+    consts = [one for one in function.__code__.co_consts if type(one) in _PLAIN]
+    return f"{name} {_digest(function.__code__.co_code + repr((consts, function.__code__.co_names)).encode())}"

@@ -1,0 +1,311 @@
+"""A loop with a loader of its own: samples are known by their content, and what is new or changed is computed."""
+
+from __future__ import annotations
+
+import copy
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from ftkit import FtkitError, freeze_except, precompute, unfreeze
+from ftkit._precompute.store import KEYED
+
+
+class Net(nn.Module):
+    """A body that is frozen, and a head; the root looks at all that it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16))
+        self.head = nn.Linear(16, 3)
+        freeze_except(self, "head")
+        self.body[0].register_forward_hook(count, always_call=True)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, flip: bool = False) -> Tensor:
+        x = x if mask is None else x * mask
+        return self.head(self.body(x.flip(-1) if flip else x))
+
+
+RUNS: list[int] = []
+
+
+def count(module: nn.Module, args: Any, output: Tensor) -> None:
+    RUNS.append(len(output))
+
+
+count.__module__ = "ftkit.tests"  # a hook of a stranger would keep the module from being skipped
+
+
+def data(samples: int = 24) -> TensorDataset:
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(samples, 8), torch.arange(samples) % 3)
+
+
+def train(model: nn.Module, loader: Any, epochs: int = 3) -> dict[str, Tensor]:
+    """A plain loop."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+    model.train()
+    torch.manual_seed(2)
+    for _ in range(epochs):
+        for inputs, labels in loader:
+            loss = nn.functional.cross_entropy(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_training_ends_with_the_same_weights(tmp_path: Path) -> None:
+    """And the frozen part runs once for each sample, in this run and in the next."""
+    model, loader = Net(), DataLoader(data(), 6, shuffle=True)
+    plain, third = copy.deepcopy(model), copy.deepcopy(model)
+    expected = train(plain, loader)
+    cached = precompute(model, loader, tmp_path)
+    assert (cached.samples, cached.computed) == (0, 0)
+    RUNS.clear()
+    with cached:
+        assert same(train(model, loader), expected)
+    assert sum(RUNS) == 24 + 6  # the first batch that was found is computed once more, to see that it is right
+    assert (cached.samples, cached.computed) == (24, 24)
+    RUNS.clear()
+    again = precompute(third, loader, tmp_path)
+    assert again.samples == 24
+    RUNS.clear()
+    with again:
+        assert same(train(third, loader), expected)
+    assert RUNS == [6]
+    assert again.computed == 0
+
+
+def test_a_sample_that_changed_is_never_mistaken(tmp_path: Path) -> None:
+    """One value of one sample, again and again."""
+    model, inputs = Net(), data().tensors[0]
+    model.eval()
+    choose = random.Random(0)
+    with precompute(model, DataLoader(data(), 6), tmp_path) as cached:
+        for _ in range(200):
+            at, place = choose.randrange(24), choose.randrange(8)
+            start = at - at % 6
+            model(inputs[start : start + 6])
+            inputs[at, place] += 2.0**-10
+            rows = model(inputs[start : start + 6])
+            with torch.no_grad():
+                assert torch.equal(rows, model.head(model.body(inputs[start : start + 6])))
+        assert cached.computed == 24 + 200
+
+
+def test_inputs_that_the_frozen_part_does_not_see_tell_nothing(tmp_path: Path) -> None:
+    """Labels, which may change."""
+
+    class WithLoss(Net):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+            return nn.functional.cross_entropy(super().forward(x), labels)
+
+    model, loader = WithLoss(), DataLoader(data(), 6)
+    with precompute(model, loader, tmp_path) as cached:
+        x, labels = next(iter(loader))
+        first = model(x, labels)
+        assert torch.equal(model(x, labels), first)
+        assert not torch.equal(model(x, (labels + 1) % 3), first)
+        assert cached.computed == 6
+
+
+def test_keywords_in_any_order(tmp_path: Path) -> None:
+    """Two inputs of one shape are never exchanged."""
+
+    class Two(Net):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(a - 2 * b)
+
+    model, plain = Two(), Two()
+    torch.manual_seed(3)
+    batch = {"a": torch.randn(6, 8), "b": torch.randn(6, 8)}
+    loader = DataLoader([{name: one[at] for name, one in batch.items()} for at in range(6)], 6)
+    with precompute(model, loader, tmp_path) as cached:
+        for given in (batch, dict(reversed(batch.items())), {"a": batch["b"], "b": batch["a"]}):
+            assert torch.equal(model(**given), plain(**given))
+        assert torch.equal(model(batch["a"], batch["b"]), plain(batch["a"], batch["b"]))
+        assert torch.equal(model(batch["b"], b=batch["a"]), plain(batch["b"], batch["a"]))
+        assert cached.computed == 12
+
+
+def test_what_was_not_watched_runs_as_before(tmp_path: Path) -> None:
+    """Other arguments, shapes, gradients; the report says so."""
+    model, plain, loader = Net(), Net(), DataLoader(data(), 6)
+    (x, _) = next(iter(loader))
+    with precompute(model, loader, tmp_path) as cached:
+        assert torch.equal(model(x), plain(x))
+        assert torch.equal(model(x=x, mask=None, flip=False), plain(x))
+        assert torch.equal(model(x, flip=True), plain(x, flip=True))
+        assert torch.equal(model(x, torch.ones(8) / 2), plain(x, torch.ones(8) / 2))
+        assert torch.equal(model(x[:, None]), plain(x[:, None]))
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(model(x).sum(), x)
+        assert gradient.abs().sum() > 0
+    assert "2 calls ran as before: other arguments" in str(cached)
+
+
+def test_what_changed_is_noticed_before_anything_is_kept(tmp_path: Path) -> None:
+    """Weights in any way, and parameters that train now."""
+    loader = DataLoader(data(), 6)
+    batches = [x for x, _ in loader]
+    model = Net()
+    with precompute(model, loader, tmp_path) as cached:
+        model(batches[0])
+        model.body[3].weight.data[3, 3] += 1
+        with pytest.raises(FtkitError, match="changed since"):
+            model(batches[1])
+        assert cached.computed == 6
+    model = Net()
+    with precompute(model, loader, tmp_path):
+        unfreeze(model, "body.3")
+        with pytest.raises(FtkitError, match="unfrozen past the frontier"):
+            model(batches[0])
+    other = precompute(model, loader, tmp_path)
+    assert other.samples == 0
+    with other:
+        model(batches[1])[0].sum().backward()
+        assert model.body[3].weight.grad is not None
+
+
+def test_autocast_is_part_of_what_is_kept(tmp_path: Path) -> None:
+    """Under another one the model runs as before."""
+    model, plain, loader = Net(), Net(), DataLoader(data(), 6)
+    (x, _) = next(iter(loader))
+    with precompute(model, loader, tmp_path) as cached:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model(x), plain(x))
+        assert cached.computed == 0
+        assert torch.equal(model(x), plain(x))
+    with torch.autocast("cpu", torch.bfloat16), precompute(model, loader, tmp_path) as mixed:
+        for _ in range(2):
+            assert torch.equal(model(x), plain(x))
+        assert mixed.computed == 6
+
+
+class Stream(IterableDataset[Any]):
+    """Samples without an index."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(list(data()))
+
+
+@pytest.mark.parametrize("loader", [DataLoader(Stream(), 6), SimpleNamespace()], ids=["stream", "own"])
+def test_loaders_of_any_kind(loader: Any, tmp_path: Path) -> None:
+    """An IterableDataset, or what can be iterated over."""
+
+    class Own:
+        def __iter__(self) -> Iterator[Any]:
+            return iter(DataLoader(data(), 6))
+
+    loader = Own() if isinstance(loader, SimpleNamespace) else loader
+    model, plain = Net(), Net()
+    expected = train(plain, loader)
+    with precompute(model, loader, tmp_path) as cached:
+        assert same(train(model, loader), expected)
+    assert cached.computed == 24
+
+
+def test_a_loader_is_left_as_it_was(tmp_path: Path) -> None:
+    """Its generator draws what it would have drawn."""
+    orders = []
+    for given in (False, True):
+        loader = DataLoader(data(), 6, shuffle=True, generator=torch.Generator().manual_seed(5))
+        if given:
+            precompute(Net(), loader, tmp_path)
+        orders.append([labels.tolist() for _, labels in loader])
+    assert orders[0] == orders[1]
+
+
+def test_what_is_damaged_is_computed_anew(tmp_path: Path) -> None:
+    """Any byte; and what a killed run wrote half."""
+    model, loader = Net(), DataLoader(data(), 6)
+    with precompute(model, loader, tmp_path):
+        wanted = [model(x) for x, _ in loader]
+    (path,) = tmp_path.glob(f"*{KEYED}")
+    whole = path.read_bytes()
+    for place in random.Random(0).sample(range(len(whole) - 24 * 96, len(whole)), 30):
+        broken = bytearray(whole)
+        broken[place] ^= 8
+        path.write_bytes(broken)
+        with precompute(model, loader, tmp_path):
+            assert all(torch.equal(model(x), one) for (x, _), one in zip(loader, wanted, strict=True))
+    for cut in (len(whole) - 1, len(whole) - 100, len(whole) - 24 * 90):
+        path.write_bytes(whole[:cut])
+        with precompute(model, loader, tmp_path):
+            assert all(torch.equal(model(x), one) for (x, _), one in zip(loader, wanted, strict=True))
+        assert path.stat().st_size >= len(whole)
+    path.write_bytes(whole[:100])
+    with pytest.raises(FtkitError, match="not a whole file"):
+        precompute(model, loader, tmp_path)
+
+
+def test_two_runs_add_to_one_file(tmp_path: Path) -> None:
+    """Each finds what the other has computed."""
+    models, loader = [Net(), Net()], DataLoader(data(), 6)
+    batches = [x for x, _ in loader]
+    one, other = (precompute(model, loader, tmp_path) for model in models)
+    with one, other:
+        for at, x in enumerate(batches):
+            first = models[at % 2](x)
+            assert torch.equal(models[1 - at % 2](x), first)
+    assert (one.computed, other.computed) == (12, 12)
+
+
+def test_when_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training goes on, and a warning says that it is slower; once."""
+    for options, free in (({"max_bytes": 5000}, 1 << 40), ({}, 100)):
+        model, plain, loader = Net(), Net(), DataLoader(data(), 6)
+        folder = tmp_path / str(free)
+        with precompute(model, loader, folder, **options) as cached:  # type: ignore[arg-type]
+            monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            with pytest.warns(UserWarning, match="computed each time"):
+                trained = train(model, loader)
+            monkeypatch.undo()
+        assert same(trained, train(plain, loader))
+        assert cached.samples < 24
+
+
+def test_copies_run_whole(tmp_path: Path) -> None:
+    """And pickles."""
+    model, loader = Net().eval(), DataLoader(data(), 6)
+    (x, _) = next(iter(loader))
+    with precompute(model, loader, tmp_path) as cached:
+        wanted = model(x)
+        assert torch.equal(copy.deepcopy(model)(x), wanted)
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+        assert cached.computed == 6
+    assert torch.equal(model(x), wanted)
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda model, folder: precompute(model, iter(DataLoader(data(), 6)), folder), "is an iterator"),
+        (lambda model, folder: precompute(model, DataLoader(data(), 6), folder, views=2), "views= needs a data set"),
+        (lambda model, folder: precompute(model, DataLoader(data(), 6), folder).loader(), "got a loader"),
+        (lambda model, folder: precompute(model, DataLoader(data(), 6), folder).features(), "got a loader"),
+        (lambda model, folder: precompute(model, Stream(), folder), "pass your loader"),
+        (lambda model, folder: precompute(model, DataLoader([], 6), folder), "fewer than 2"),
+        (lambda model, folder: precompute(model, DataLoader(["a", "b"], 6), folder), "a dict of what its forward"),
+        (lambda model, folder: precompute(model, {1, 2}, folder), "A sample must be a tensor"),
+    ],
+)
+def test_mistakes(call: Any, said: str, tmp_path: Path) -> None:
+    """Each says what to do."""
+    with pytest.raises(FtkitError, match=said):
+        call(Net(), tmp_path)

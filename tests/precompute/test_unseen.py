@@ -1,0 +1,595 @@
+"""What could make kept rows wrong without a word: training on them ends as plain training does, or is refused."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ftkit import FtkitError, freeze_except
+from ftkit._precompute.precompute import precompute
+
+Body = Callable[["Frozen", Tensor], Tensor]
+
+
+class Frozen(nn.Module):
+    """A part that is frozen, with a forward that can be given."""
+
+    def __init__(self, forward: Body) -> None:
+        super().__init__()
+        self.layer, self._run = nn.Linear(8, 8), forward
+        self.calls, self.scale = 0, 1.0
+        self.seen: list[int] = []
+        self.kept: dict[Any, Any] = {}
+        self.options = Options()
+        self.generator = torch.Generator().manual_seed(0)
+        self.numbers, self.python = np.random.default_rng(0), random.Random(0)
+        self.inner = nn.Sequential(nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._run(self, x)
+
+
+class Options:
+    """As a configuration that modules share."""
+
+    def __init__(self) -> None:
+        self.scale, self.shape = 1.0, {"scale": [1.0]}
+
+
+class Model(nn.Module):
+    """A body and a head."""
+
+    def __init__(self, forward: Body, around: Callable[[Any, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self._around = Frozen(forward), nn.Linear(8, 3), around
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x) if self._around is None else self._around(self, x))
+
+
+def data(count: int = 48) -> TensorDataset:
+    torch.manual_seed(1)
+    return TensorDataset(torch.randn(count, 8), torch.arange(count) % 3)
+
+
+def fitted(model: nn.Module, batches: list[Any], change: Callable[[Any], object] | None = None) -> list[Any]:
+    """What two epochs of a plain loop lead to, with a change after the first batch."""
+    optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
+    torch.manual_seed(2)
+    random.seed(2)
+    np.random.seed(2)  # noqa: NPY002
+    for at, (inputs, labels) in enumerate(batches * 2):
+        loss = nn.functional.cross_entropy(model(inputs), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if at == 0 and change is not None:
+            change(model)
+    return [one.detach() for one in model.parameters() if one.requires_grad]
+
+
+def refused_or_right(
+    model: nn.Module,
+    folder: Path,
+    change: Callable[[Any], object] | None = None,
+    undo: Callable[[Any], object] | None = None,
+    size: int = 16,
+) -> str:
+    """Train with rows and without; return ``"same"``, or the error that came."""
+    plain = copy.deepcopy(model)
+    samples = data()
+    message = ""
+    ours: list[Any] = []
+    try:
+        cached = precompute(model, samples, folder, batch_size=12)
+        with cached:
+            ours = fitted(model, list(cached.loader(batch_size=size)), change)
+    except FtkitError as error:
+        message = str(error)
+    finally:
+        if undo is not None:
+            undo(model)
+    theirs = fitted(plain, list(DataLoader(samples, size)), change)
+    if undo is not None:
+        undo(plain)
+    if message:
+        return message
+    assert all(torch.allclose(one, other, rtol=1e-4, atol=1e-6) for one, other in zip(ours, theirs, strict=True))
+    return "same"
+
+
+# ---------------- samples that mix
+
+
+def unless_small(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y - y.mean(0) if len(x) > 14 else y
+
+
+def last_alone(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    y[-1] += 1
+    return y
+
+
+def by_threshold(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return torch.where(y.norm() > 9, y - y.mean(0), y)
+
+
+def by_python(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y - y.mean(0) if y.norm() > 9 else y
+
+
+def by_truth(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y - 1 if bool((y > 1.9).any()) else y
+
+
+def by_count(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y * (1 + int((y > 1.5).sum()))
+
+
+def in_order(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y + torch.linspace(0, 1e-5, len(y))[:, None]
+
+
+MIXING: dict[str, Body] = {
+    "a tiny weight": lambda m, x: m.layer(x) + 1e-6 * m.layer(x).mean(0),
+    "the largest of all": lambda m, x: m.layer(x) / m.layer(x).abs().max(),
+    "the norm of all": lambda m, x: m.layer(x) / m.layer(x).norm(),
+    "a softmax over the batch": lambda m, x: m.layer(x).softmax(0),
+    "neighbors": lambda m, x: m.layer(x) + 1e-5 * m.layer(x).roll(1, 0),
+    "a product over the batch": lambda m, x: m.layer(x) @ (m.layer(x).T @ m.layer(x)),
+    "reshaped away": lambda m, x: m.layer(m.layer(x).reshape(-1).view(8, -1).T.reshape(-1, 8)),
+    "the rank in the batch": lambda m, x: m.layer(x) + m.layer(x)[:, :1].argsort(0),
+    "only large batches": unless_small,
+    "only the last": last_alone,
+    "only where a value passes a threshold": by_threshold,
+    "only where Python sees one": by_python,
+    "a truth value": by_truth,
+    "a count": by_count,
+    "the place in the batch": in_order,
+    "scattered": lambda m, x: torch.zeros(8).index_add(0, torch.zeros(len(x), dtype=torch.long), m.layer(x)[:, 0]) + x,
+}
+
+
+@pytest.mark.parametrize("case", MIXING)
+def test_samples_that_mix(case: str, tmp_path: Path) -> None:
+    """Whatever the values, the size and the weight."""
+    refused_or_right(Model(MIXING[case]), tmp_path)
+
+
+@pytest.mark.parametrize("case", MIXING)
+def test_samples_that_mix_around_what_is_frozen(case: str, tmp_path: Path) -> None:
+    """In the forward of the model itself, which is not skipped."""
+    refused_or_right(Model(lambda m, x: m.layer(x), lambda m, x: m.body(MIXING[case](m.body, x))), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_tiny_weight_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Where roundings are larger."""
+    model = Model(lambda m, x: m.layer(x) + 1e-3 * m.layer(x).mean(0)).to(dtype)
+    cached = precompute(model, TensorDataset(data().tensors[0].to(dtype)), tmp_path)
+    assert cached.skipped == ["body.layer"]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.layer(x).view(len(x), 2, 4).transpose(0, 1).reshape(2 * len(x), 4).softmax(-1).view(2, -1, 4)[0],
+        lambda m, x: torch.bmm(m.layer(x)[:, None], m.layer(x)[:, :, None].expand(-1, -1, 4))[:, 0],
+        lambda m, x: torch.fft.rfft(m.layer(x)).abs()[:, :4],
+        lambda m, x: m.layer(x).sort(1).values.cumsum(1).flip(1)[:, :4],
+        lambda m, x: nn.functional.pad(m.layer(x), (1, 1), value=2.0).unfold(1, 4, 2).amax(-1)[:, :4],
+        lambda m, x: torch.cat([m.layer(x), m.layer(x).tril()], 1).gather(1, x.argsort(1))[:, :4],
+        lambda m, x: torch.view_as_real(torch.view_as_complex(m.layer(x).view(-1, 4, 2)) * (1 + 1j)).flatten(1)[:, :4],
+        lambda m, x: torch.stack(m.layer(x).unbind(1)).T[:, :4] * torch.ones(len(x), 1),
+        lambda m, x: torch.einsum("bi,bj->bij", m.layer(x), x).flatten(1)[:, :4],
+        lambda m, x: nn.functional.scaled_dot_product_attention(*[m.layer(x).view(-1, 1, 2, 4)] * 3).flatten(1)[:, :4],
+    ],
+)
+def test_samples_that_do_not_mix(forward: Body, tmp_path: Path) -> None:
+    """Operators of all kinds keep them apart, and are seen to."""
+    model = Model(lambda m, x: torch.cat([forward(m, x)] * 2, 1))
+    assert refused_or_right(model, tmp_path) == "same"
+    assert precompute(model, data(), tmp_path).skipped == ["body"]
+
+
+# ---------------- random numbers
+
+
+def own_generator(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * torch.rand(1, generator=m.generator)
+
+
+def of_numpy(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * m.numbers.random()
+
+
+def of_python(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * m.python.random()
+
+
+_GENERATOR = torch.Generator()
+_NUMBERS = np.random.default_rng(0)
+
+
+def global_generator(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * torch.rand(1, generator=_GENERATOR)
+
+
+def global_numbers(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * _NUMBERS.random()
+
+
+def seldom(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y * torch.rand(()) if y.max() > 1.9 else y
+
+
+def seldom_by_call(m: Any, x: Tensor) -> Tensor:
+    m.calls += 1
+    y = m.layer(x)
+    return y * torch.rand(()) if m.calls % 7 == 0 else y
+
+
+def restart() -> None:
+    global _NUMBERS
+    _GENERATOR.manual_seed(0)
+    _NUMBERS = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    "forward", [own_generator, of_numpy, of_python, global_generator, global_numbers, seldom, seldom_by_call]
+)
+def test_random_numbers(forward: Body, tmp_path: Path) -> None:
+    """From anywhere, and seldom."""
+    restart()
+    refused_or_right(Model(forward), tmp_path, None, lambda _: restart())
+
+
+# ---------------- state
+
+
+class Counter:
+    count = 0
+
+
+_SEEN: list[int] = []
+
+
+def in_a_list(m: Any, x: Tensor) -> Tensor:
+    m.seen.append(1)
+    return m.layer(x) * len(m.seen)
+
+
+def in_a_dict(m: Any, x: Tensor) -> Tensor:
+    m.kept["calls"] = m.kept.get("calls", 0) + 1
+    return m.layer(x) * m.kept["calls"]
+
+
+def by_shape(m: Any, x: Tensor) -> Tensor:
+    if x.shape not in m.kept:
+        m.kept[x.shape] = m.layer(x).mean(0)
+    return m.layer(x) + m.kept[x.shape]
+
+
+def in_an_object(m: Any, x: Tensor) -> Tensor:
+    m.options.scale += 0.5
+    return m.layer(x) * m.options.scale
+
+
+def in_a_nested_list(m: Any, x: Tensor) -> Tensor:
+    m.options.shape["scale"][0] += 0.5
+    return m.layer(x) * m.options.shape["scale"][0]
+
+
+def in_a_class(m: Any, x: Tensor) -> Tensor:
+    Counter.count += 1
+    return m.layer(x) * Counter.count
+
+
+def in_a_global(m: Any, x: Tensor) -> Tensor:
+    _SEEN.append(1)
+    return m.layer(x) * len(_SEEN)
+
+
+def in_a_default(m: Any, x: Tensor, seen: list[int] = []) -> Tensor:  # noqa: B006
+    seen.append(1)
+    return m.layer(x) * len(seen)
+
+
+def seen_by_the_model(m: Any, x: Tensor) -> Tensor:
+    y = m.body(x)
+    return y * len(m.body.seen)
+
+
+def forget(_: Any) -> None:
+    _SEEN.clear()
+    Counter.count = 0
+    in_a_default.__defaults__[0].clear()  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [in_a_list, in_a_dict, by_shape, in_an_object, in_a_nested_list, in_a_class, in_a_global, in_a_default],
+)
+def test_state(forward: Body, tmp_path: Path) -> None:
+    """Wherever it is kept."""
+    forget(None)
+    refused_or_right(Model(forward), tmp_path, None, forget)
+
+
+def test_state_that_others_read(tmp_path: Path) -> None:
+    """A plain number out of what is skipped."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        m.seen.append(1)
+        return m.layer(x)
+
+    refused_or_right(Model(forward, seen_by_the_model), tmp_path)
+
+
+class Numbers(nn.Module):
+    """Gives a number beside a tensor."""
+
+    def __init__(self, number: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.number = nn.Linear(8, 8), number
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.layer(x)
+        return y, self.number(y)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda y: y.max().item(),
+        lambda y: int((y > 1).sum()),
+        lambda y: bool((y > 1.9).any()),
+        lambda y: y.shape[0],
+        lambda y: tuple(y[:, 0].tolist()),
+        lambda y: float(y.detach().numpy().max()),
+    ],
+)
+def test_plain_numbers_that_a_skipped_module_gives(number: Callable[[Tensor], Any], tmp_path: Path) -> None:
+    """They are of a batch, not of a sample."""
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        y, found = m.body.inner[0](x)
+        return m.body(y) * (sum(found) if isinstance(found, tuple) else found)
+
+    model = Model(lambda m, x: m.layer(x), around)
+    model.body.inner = nn.Sequential(Numbers(number).requires_grad_(False))
+    refused_or_right(model, tmp_path)
+
+
+# ---------------- changes meanwhile
+
+
+_SCALE = 1.0
+_SCALES = {"scale": 1.0}
+
+
+class Scaled(Frozen):
+    scale_of_all = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x) * self.scale * type(self).scale_of_all * _SCALE * _SCALES["scale"]
+        return y * self.options.scale * self.options.shape["scale"][0] * helper()
+
+
+def helper() -> float:
+    return Options.factor  # type: ignore[attr-defined,no-any-return]
+
+
+Options.factor = 1.0  # type: ignore[attr-defined]
+
+
+def attribute(m: Any) -> None:
+    m.body.scale = 2
+
+
+def class_attribute(_: Any) -> None:
+    Scaled.scale_of_all = 2.0
+
+
+def module_global(_: Any) -> None:
+    global _SCALE
+    _SCALE = 2.0
+
+
+def in_a_global_dict(_: Any) -> None:
+    _SCALES["scale"] = 2.0
+
+
+def of_an_object(m: Any) -> None:
+    m.body.options.scale = 2.0
+
+
+def nested(m: Any) -> None:
+    m.body.options.shape["scale"][0] = 2.0
+
+
+def behind_a_helper(_: Any) -> None:
+    Options.factor = 2.0  # type: ignore[attr-defined]
+
+
+def one_weight(m: Any) -> None:
+    m.body.layer.weight.data[3, 5] += 1
+
+
+def all_but_the_first(m: Any) -> None:
+    m.body.layer.weight.data.view(-1)[1:].mul_(2)
+
+
+def through_numpy(m: Any) -> None:
+    m.body.layer.weight.detach().numpy()[7, 7] += 1
+
+
+def patched_class(_: Any) -> None:
+    Scaled.forward = lambda self, x: self.layer(x) * 5  # type: ignore[method-assign]
+
+
+def global_hook(m: Any) -> None:
+    m.handle = nn.modules.module.register_module_forward_hook(_double)
+
+
+def _double(module: nn.Module, _: Any, output: Any) -> Any:
+    return output * 2 if type(module) is nn.Linear and module.in_features == module.out_features else output
+
+
+_FORWARD = Scaled.forward
+
+
+def restored(m: Any) -> None:
+    global _SCALE
+    _SCALE = Scaled.scale_of_all = Options.factor = _SCALES["scale"] = 1.0  # type: ignore[attr-defined]
+    Scaled.forward = _FORWARD  # type: ignore[method-assign]
+    if hasattr(m, "handle"):
+        m.handle.remove()
+
+
+CHANGES = (
+    attribute, class_attribute, module_global, in_a_global_dict, of_an_object, nested, behind_a_helper,
+    one_weight, all_but_the_first, through_numpy, patched_class, global_hook,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_changes_in_a_loop(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """Of all that a forward reads."""
+    model = Model(lambda m, x: x)
+    torch.manual_seed(0)
+    model.body = Scaled(lambda m, x: x)
+    freeze_except(model, "head")
+    message = refused_or_right(model, tmp_path, change, restored)
+    assert message != "same"
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_mode_of_a_container_without_parameters(held: bool, tmp_path: Path) -> None:
+    """Its flag is all that a forward reads of it."""
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        return m.body(x * 2 if m.body.inner[0].training else x)
+
+    model = Model(lambda m, x: m.layer(x) * (1 + m.inner.training), around)
+    if not held:
+        model.body = Frozen(lambda m, x: m.layer(x) * (1 + m.inner.training)).requires_grad_(False)
+    message = refused_or_right(model, tmp_path, lambda m: m.body.inner.eval())
+    assert held or message != "same"
+
+
+def hook_of_the_same_package(_: Any, __: Any, output: Tensor) -> Tensor:
+    return output * random.random()
+
+
+def test_hooks_of_the_model_s_own_package_run(tmp_path: Path) -> None:
+    """It may be anyone's."""
+    model = Model(lambda m, x: m.layer(x))
+    model.body.layer.register_forward_hook(hook_of_the_same_package)
+    assert "hooks" in refused_or_right(model, tmp_path)
+
+
+def test_a_global_hook_is_seen(tmp_path: Path) -> None:
+    """It sees every module."""
+    model = Model(lambda m, x: m.layer(x))
+    handle = nn.modules.module.register_module_forward_hook(_double)
+    try:
+        assert "hooks" in refused_or_right(model, tmp_path)
+    finally:
+        handle.remove()
+
+
+# ---------------- rows that a loop changes
+
+
+ALTERED: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalized": lambda rows: (rows.float() / 255 - 0.5) / 0.5,
+    "cast": lambda rows: rows.long(),
+    "doubled": lambda rows: rows * 2,
+    "mixed": lambda rows: 0.3 * rows + 0.7 * rows.flip(0),
+    "mixed, as bytes": lambda rows: (0.3 * rows + 0.7 * rows.flip(0)).round().to(torch.uint8),
+    "cut and mixed": lambda rows: torch.cat([rows[:, :40], rows.flip(0)[:, 40:]], 1),
+    "mirrored": lambda rows: rows.flip(1),
+    "cut": lambda rows: rows[:, :-16],
+    "cut in front": lambda rows: rows[:, 16:],
+    "zeroed": lambda rows: torch.where(torch.arange(rows.shape[1]) % 50 == 49, 0, rows),
+}
+
+
+@pytest.mark.parametrize("case", ALTERED)
+def test_rows_that_a_loop_changes_are_refused(case: str, tmp_path: Path) -> None:
+    """They are no images."""
+    model = Model(lambda m, x: m.layer(x))
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=8)))
+        with pytest.raises(FtkitError, match=r"row|kept"):
+            model(ALTERED[case](rows))
+
+
+def test_parts_of_a_batch_and_other_orders_are_fine(tmp_path: Path) -> None:
+    """Each row is whole."""
+    model = Model(lambda m, x: m.layer(x))
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=8)))
+        order = [3, 1, 1]
+        assert torch.allclose(model(rows[order]), model(data().tensors[0][order]))
+
+
+def test_samples_with_names_in_another_order(tmp_path: Path) -> None:
+    """A dict is no tuple."""
+
+    class Named(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x))
+
+    torch.manual_seed(1)
+    samples = [{"x": torch.randn(8), "low": at, "high": at + 100} for at in range(8)]
+    samples += [{"high": at + 100, "low": at, "x": torch.randn(8)} for at in range(8, 16)]
+    model = Named(lambda m, x: m.layer(x))
+    with precompute(model, samples, tmp_path) as cached:
+        batch = next(iter(cached.loader(batch_size=16)))
+        assert batch["low"].tolist() == list(range(16))
+        assert batch["high"].tolist() == list(range(100, 116))
+        plain = torch.stack([one["x"] for one in samples])
+        assert torch.allclose(model(x=batch["x"]), model(plain))
+
+
+def test_what_nothing_else_shows_is_met_by_computing_anew(tmp_path: Path) -> None:
+    """A closure that hides its state in an iterator."""
+    factor = iter([1.0] * 40 + [3.0] * 1000)
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.layer(x) * next(factor)
+
+    model = Model(forward)
+    message = ""
+    try:
+        with precompute(model, data(), tmp_path) as cached:
+            for _ in range(100):
+                for rows, _ in cached.loader(batch_size=16):
+                    model(rows)
+                assert cached._player.spots is not None
+                cached._player.spots._next = 0
+    except FtkitError as error:
+        message = str(error)
+    assert "anew" in message or "another result" in message
