@@ -171,7 +171,7 @@ class Precomputed(Report):
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._player.leave()
+        self._player.__exit__(*exception)
 
     def _parts(self) -> Parts:
         share = "" if self.share is None else f", {self.share:.1%} of the FLOPs of its forward pass"
