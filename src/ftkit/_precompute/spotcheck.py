@@ -99,7 +99,7 @@ class SpotChecks:
             by = f" by up to {float((ones.double() - others.double()).abs().nan_to_num().max()):.3g}"
         whose = f"for {some([f'sample {numbers[at]}' for at in wrong or [0]], 3)}" if layout.dim is not None else ""
         raise FtkitError(
-            f"What passes {what} was computed anew {whose} and differs{by} from what is kept. The model or the data set "
-            "has changed in a way that can't be seen from outside, or the frozen part depends on more than the sample. "
-            "Call precompute() again; if that does not help, train without it."
+            f"What passes {what} was computed anew {whose} and differs{by} from what is kept. The model or the data "
+            "set has changed in a way that can't be seen from outside, or the frozen part depends on more than the "
+            "sample. Call precompute() again; if that does not help, train without it."
         )
