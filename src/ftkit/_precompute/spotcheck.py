@@ -58,7 +58,7 @@ class SpotChecks:
             return []
         return self._random.sample(range(samples), min(samples, _FEW))
 
-    def run(self, places: list[int], numbers: list[int], values: dict[int, torch.Tensor]) -> None:
+    def compare(self, places: list[int], numbers: list[int], values: dict[int, torch.Tensor]) -> None:
         """Compute some samples of a batch anew.
 
         Args:
