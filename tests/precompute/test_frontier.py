@@ -315,6 +315,30 @@ def fitted(model: nn.Module, batches: list[Tensor]) -> list[Tensor]:
     return [one.detach() for one in used]
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer in front of a head."""
+
+    def __init__(self, kind: type[nn.RNNBase], batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = kind(4, 8, num_layers=2, batch_first=batch_first)  # type: ignore[call-arg]
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.unflatten(1, (2, 2)).repeat(1, 1, 2)
+        found = self.layer(steps if self.layer.batch_first else steps.transpose(0, 1))[0]
+        return self.head(found[:, -1] if self.layer.batch_first else found[-1])
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind: type[nn.RNNBase], batch_first: bool, tmp_path: Any) -> None:
+    """Their steps are no samples."""
+    model = Recurrent(kind, batch_first)
+    freeze_except(model, "head")
+    assert checked(model, tmp_path).skipped == ["layer"]
+
+
 class Masked(nn.Module):
     """Leaves its mask out where a batch needs none."""
 

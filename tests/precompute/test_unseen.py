@@ -574,6 +574,24 @@ def test_samples_with_names_in_another_order(tmp_path: Path) -> None:
         assert torch.allclose(model(x=batch["x"]), model(plain))
 
 
+def test_a_check_does_not_disturb_what_waits_for_backward(tmp_path: Path) -> None:
+    """A norm that trains, before the last tensor that passes over, is run by it too."""
+
+    class Skipping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+            freeze_except(self, "head", "norm")
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.low(x))
+            return self.head(y + self.high(x))
+
+    torch.manual_seed(0)
+    assert refused_or_right(Skipping(), tmp_path) == "same"
+
+
 def test_what_nothing_else_shows_is_met_by_computing_anew(tmp_path: Path) -> None:
     """A closure that hides its state in an iterator."""
     factor = iter([1.0] * 40 + [3.0] * 1000)

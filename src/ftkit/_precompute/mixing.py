@@ -78,6 +78,7 @@ class Owners:
     def __init__(self, samples: int) -> None:
         self.samples = samples
         self._maps: dict[int, _Map] = {}
+        self._before: dict[int, torch.Tensor] = {}
 
     def give(self, tensor: torch.Tensor) -> None:
         """Let the parts of a tensor along its first dimension be the samples."""
@@ -114,8 +115,14 @@ class Owners:
         else:
             self._maps[place] = _Map(tensor, owners)
 
-    def follow(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
-        """Note whose the results of an operator are.
+    def before(self, func: Any, written: Iterable[torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What constants hold that an operator will write to, by identity, for :meth:`follow`."""
+        if torch.Tag.pointwise not in func.tags:
+            return {}
+        return {id(one): one.clone() for one in written if self.of(one) is None}
+
+    def follow(self, func: Any, args: Any, kwargs: Any, output: Any, before: dict[int, torch.Tensor]) -> None:
+        """Note whose the results of an operator are that has run.
 
         Raises:
             Mixing: They are not known to be of one sample each; the message says why.
@@ -123,11 +130,14 @@ class Owners:
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         if any(one.layout is not torch.strided for one in given):
             raise Mixing(MIXED)
+        self._before = before
         known = {id(one): owners for one in given if (owners := self.of(one)) is not None}
         written = list(written_by(func, args, kwargs))
         if not known and not any(storage_id(one) in self._maps for one in written):
             return
         name = operator_name(func).partition("::")[2]
+        if torch.Tag.inplace_view in func.tags and not name.startswith(("resize", "set_")):
+            return  # only the shape has changed
         made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
         if not written and made and all(self._is_view(one, given) for one in made):
             if name in _TAKES and not self._is_even(name, args, known):
@@ -178,6 +188,9 @@ class Owners:
             return [_product(plain, args, known)]
         if plain in ("native_batch_norm", "cudnn_batch_norm") and not args[5] and list(known) == [id(args[0])]:
             return [known[id(args[0])], *map(_constant, made[1:])]
+        if name == "mkldnn_rnn_layer" and not args[8] and list(known) == [id(args[0])]:
+            steps = _lines(known[id(args[0])], [0, 2])
+            return [_of_recurrence(one, steps, args[0].shape[1]) for one in made]
         if name in _BY_FIRST:
             with contextlib.suppress(Mixing):
                 return _by_first(tensors, known, made)
@@ -187,7 +200,7 @@ class Owners:
         owners = functools.reduce(_joined, (known[id(one)] for one in tensors if id(one) in known))
         for one in tensors:
             if id(one) not in known and one.dim():
-                self._see_even(one, owners)
+                self._see_even(self._before.get(id(one), one), owners)
         return owners
 
     def _see_even(self, constant: torch.Tensor, owners: torch.Tensor) -> None:
@@ -407,6 +420,13 @@ def _product(name: str, args: Any, known: dict[int, torch.Tensor]) -> torch.Tens
     if id(other) in known:
         parts.append(_lines(known[id(other)], [other.dim() - 2]))
     return functools.reduce(_joined, parts)
+
+
+def _of_recurrence(made: torch.Tensor, steps: torch.Tensor, samples: int) -> torch.Tensor:
+    """Whose the results of a recurrent layer are: its steps, its last state; what is kept for backward is not read."""
+    if made.dim() == 3 and made.shape[1] == samples:
+        return steps
+    return steps[0] if made.dim() == 2 and len(made) == samples else _constant(made)
 
 
 def _by_first(

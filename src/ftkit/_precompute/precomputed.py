@@ -156,7 +156,7 @@ class Precomputed(Report):
     def __exit__(self, *exception: object) -> None:
         if self._blocks:
             self._blocks.pop()()
-        self._player.leave()
+        self._player.__exit__(*exception)
 
     def _count(self, there: int, computed: int, seconds: float) -> None:
         self.samples, self.computed, self.seconds = there, computed, seconds

@@ -275,6 +275,7 @@ class _Run:
     device: torch.device
     values: dict[int, torch.Tensor]
     rows: torch.Tensor
+    wrong: FtkitError | None = None
     straight: bool = False
     decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
@@ -323,6 +324,7 @@ class Player:
         self._passed: list[Any] = []  # the hooks of the modules that need not even be called, and their keys
         self._hooks: list[Any] = []
         self._entered = 0
+        self._pending: tuple[torch.Tensor, tuple[bool, ...]] | None = None
 
     # ---------------- rows
 
@@ -372,6 +374,8 @@ class Player:
 
     def __exit__(self, *exception: object) -> None:
         self.leave()
+        self._pending = self._pending if exception == (None, None, None) else None
+        self._settle()
 
     def enter(self) -> None:
         """Let the model take rows."""
@@ -442,6 +446,8 @@ class Player:
         run = _Run(len(rows), rows.device, values, rows)
         if not self.learning:
             self.guard.check()
+            self._settle()
+            run.wrong = self._spot(rows)
         run.straight = len(given) == 1 and self._goes_straight()
         call = (args, kwargs) if run.straight else self._call(args, kwargs, run)
         self._here.run = run
@@ -451,16 +457,31 @@ class Player:
         allowed().__enter__()
         return call
 
-    def _spot(self, run: _Run) -> None:
-        """Compute some of the batch anew, if it is time for it, in this process or where its rows come from."""
-        spots = _SOURCES.get(_numbers(run.rows[:1])[0] >> _SOURCE)
-        modes = tuple(map(_MODE, map(vars, self._around)))
-        kind = run.samples, torch.is_grad_enabled(), modes, () if run.decisions is None else tuple(run.decisions.seen)
-        places = [] if spots is None else spots.due(kind, run.samples)
+    def _spot(self, rows: torch.Tensor, decisions: tuple[bool, ...] = ()) -> FtkitError | None:
+        """Compute some of a batch anew, if it is time for it, in this process or where its rows come from.
+
+        Not while a forward pass waits for its backward pass: buffers may be written to, and put back.
+
+        Returns:
+            What is wrong, to be raised if nothing tells more precisely.
+        """
+        spots = _SOURCES.get(_numbers(rows[:1])[0] >> _SOURCE)
+        kind = len(rows), torch.is_grad_enabled(), tuple(map(_MODE, map(vars, self._around))), decisions
+        places = [] if spots is None else spots.due(kind, len(rows))
         # Hooks that someone else has put on the model would see the samples twice.
         if spots is not None and places and not any(map(has_foreign_hooks, self.model.modules())):
-            numbers = [one & ((1 << _SOURCE) - 1) for one in _numbers(run.rows)]
-            spots.run(places, numbers, self._decode(run.rows))
+            numbers = [one & ((1 << _SOURCE) - 1) for one in _numbers(rows)]
+            try:
+                spots.compare(places, numbers, self._decode(rows))
+            except FtkitError as error:
+                return error
+        return None
+
+    def _settle(self) -> None:
+        """Check the batch before, for which Python has taken decisions."""
+        pending, self._pending = self._pending, None
+        if pending is not None and (error := self._spot(*pending)) is not None:
+            raise error
 
     def _was_row(self, value: Any) -> bool:
         """Whether a tensor that is no row has the shape of some, and no input has it."""
@@ -520,8 +541,10 @@ class Player:
                 "The model gives back a value of its frozen part that was not kept. It takes another way through its "
                 "forward pass than when its frontier was looked for: call precompute() with it in this state."
             )
-        if output is not None and not self.learning:
-            self._spot(run)
+        if run.wrong is not None and output is not None:
+            raise run.wrong
+        if run.decisions is not None and not self.learning:
+            self._pending = run.rows, tuple(run.decisions.seen)
 
     def _through(self, name: str) -> Callable[..., Any]:
         replaced: dict[Key, list[tuple[int, int]]] = {key: [] for kind, key, _ in self.cut.points if kind == "arg"}

@@ -58,7 +58,7 @@ class SpotChecks:
             return []
         return self._random.sample(range(samples), min(samples, _FEW))
 
-    def run(self, places: list[int], numbers: list[int], values: dict[int, torch.Tensor]) -> None:
+    def compare(self, places: list[int], numbers: list[int], values: dict[int, torch.Tensor]) -> None:
         """Compute some samples of a batch anew.
 
         Args:
@@ -107,6 +107,6 @@ class SpotChecks:
         whose = f"for {some([f'sample {numbers[at]}' for at in wrong or [0]], 3)}" if layout.dim is not None else ""
         raise FtkitError(
             f"What passes {what} was computed anew {whose} and differs{by} from what is kept. The model or the data "
-            "set has changed in a way that can't be seen from outside, or the frozen part's results depend on more "
-            "than the sample. Call precompute() again; if that does not help, train without it."
+            "set has changed in a way that can't be seen from outside, or the frozen part depends on more than the "
+            "sample. Call precompute() again; if that does not help, train without it."
         )

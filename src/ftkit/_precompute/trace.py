@@ -42,6 +42,7 @@ Key = tuple[str, int]
 """A call of a module: its name, and how many calls of it came before in the same run."""
 
 TRAINS = "it depends on what trains"
+_TRUSTED = frozenset({"torch", "ftkit"})
 _PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
@@ -228,6 +229,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         draws = torch.Tag.nondeterministic_seeded in func.tags
         own = draws and any(isinstance(one, torch.Generator) for one in (*args, *kwargs.values()))
         before = _generators() if draws else None
+        with below_dispatch():
+            held = self.owners.before(func, written.values())
         output = func(*args, **kwargs)
         cost = flops(func, args, kwargs, output)
         for call in self._open:
@@ -241,7 +244,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
         varies = any(self.nodes[one].varies for one in parents)
         needs_values = _needs_values(func, args)
-        mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output)
+        mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
         hot = hot or mixes
         if hot:
             self._refuse(hot)
@@ -277,11 +280,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._at[place] = made
         return output
 
-    def _mixes(self, func: Any, args: Any, kwargs: Any, output: Any) -> str:
+    def _mixes(self, func: Any, args: Any, kwargs: Any, output: Any, held: dict[int, torch.Tensor]) -> str:
         """Why the samples of a batch are not known to stay apart in an operator, if they are not."""
         try:
             with below_dispatch():
-                self.owners.follow(func, args, kwargs, output)
+                self.owners.follow(func, args, kwargs, output, held)
         except Mixing as mixing:
             return str(mixing)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):  # it can't be tried
@@ -503,15 +506,20 @@ def autocast_state(*given: Any) -> tuple[Any, ...]:
 
 
 def has_foreign_hooks(module: nn.Module) -> bool:
-    """Whether someone else than torch or ftkit watches or changes what a module does."""
+    """Whether someone else than torch or ftkit watches or changes what a module does.
+
+    transformers notes with hooks on its own modules what its models are asked to give beside their results.
+    """
+    trusted = _TRUSTED | ({"transformers"} & {type(module).__module__.partition(".")[0]})
     hooks = pre_hooks_of(module), hooks_of(module), *global_hooks()
-    return any(map(_is_foreign, chain.from_iterable(map(dict.values, hooks))))
+    return any(_home(hook) not in trusted for hook in chain.from_iterable(map(dict.values, hooks)))
 
 
-def _is_foreign(hook: Any) -> bool:
+def _home(hook: Any) -> str:
+    """The package that a hook comes from."""
     inner = getattr(hook, "func", hook)
     place = getattr(inner, "__module__", None) or type(inner).__module__
-    return place.partition(".")[0] not in {"torch", "ftkit"}
+    return str(place).partition(".")[0]
 
 
 def _memory(tensor: torch.Tensor) -> int:
