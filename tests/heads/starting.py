@@ -528,6 +528,39 @@ class ByWrapperLoop(nn.Module):
         return self.net(x)
 
 
+class StartsTooEarly(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = features(WIDTH)
+        self._weights_init()
+
+    def _weights_init(self) -> None:
+        for m in self.modules():
+            if isinstance(m, nn.Linear | nn.Conv2d):
+                nn.init.zeros_(m.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(x))
+
+
+@start
+class RegisteredLater(StartsTooEarly):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self._weights_init()
+        if classes:
+            self.fc = nn.Linear(WIDTH, classes)
+
+
+@start
+class RegisteredLaterByName(StartsTooEarly):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self._weights_init()
+        self.add_module("fc", nn.Linear(WIDTH, classes))
+        nn.init.normal_(self.fc.weight, std=0.01)
+
+
 class Head(nn.Module):
     def __init__(self, inputs: int, num_classes: int, pi: float = 0.01) -> None:
         super().__init__()
@@ -664,6 +697,19 @@ class WeightNormOfLength(Base):
         super().__init__(classes, bias=False)
         self.fc = nn.utils.parametrizations.weight_norm(self.fc)
         self.fc.parametrizations.weight.original0.data.fill_(1)
+
+
+class MaxNorm(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.renorm(2, 0, 0.25)
+
+
+@start
+class Parametrized(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        nn.init.zeros_(self.fc.bias)
+        nn.utils.parametrize.register_parametrization(self.fc, "weight", MaxNorm())
 
 
 @start

@@ -49,7 +49,8 @@ class _Part:
     """The statements of one function that start weights: of a constructor, or of one that makes a layer for it."""
 
     function: types.FunctionType
-    statements: tuple[tuple[types.CodeType, bool], ...]  # each with whether it starts weights itself
+    statements: tuple[tuple[types.CodeType, int], ...]  # each with its last line if it starts weights itself, or else 0
+    registers: tuple[tuple[str, int], ...]  # the names of modules, and the lines in which they are registered
     aliases: tuple[tuple[str, str], ...]  # names of local layers, and where the model keeps them
     passed: tuple[tuple[str, types.CodeType], ...]  # the arguments that its caller passes
     caller: types.FunctionType | None
@@ -60,12 +61,13 @@ def starts_weights(kind: type) -> bool:
     return any(part.statements for part in _parts(kind))
 
 
-def replay(shell: nn.Module, holder: nn.Module | None, name: str) -> Iterator[Callable[[], object]]:
+def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) -> Iterator[Callable[[], object]]:
     """The statements of the constructors of a module that start weights, in their order, as actions on the module.
 
     Args:
         shell: The module.
-        holder: What holds it in the model.
+        child: The name of a child; what runs before that is registered is left out. Empty for all.
+        holder: What holds the module in the model.
         name: Under which name.
     """
     scopes: dict[types.FunctionType | None, dict[str, Any]] = {}
@@ -79,11 +81,14 @@ def replay(shell: nn.Module, holder: nn.Module | None, name: str) -> Iterator[Ca
         scope.update(_known_arguments(part.function, passed, shell))
         scope.update((name, modules[place]) for name, place in part.aliases if place in modules)
         scope["self"] = shell
-    for part in parts:
-        for statement, starts in part.statements:
-            if starts:
+    lines = [min((line for known, line in part.registers if known == child), default=0) for part in parts]
+    last = max((index for index, line in enumerate(lines) if line), default=0)
+    for index, part in enumerate(parts):
+        early = index < last and not (part.caller is parts[last].function and part.function.__name__ != "__init__")
+        for statement, line in part.statements:
+            if line > lines[index] and not early:
                 yield functools.partial(exec, statement, scopes[part.function])
-            else:
+            elif not line:
                 with contextlib.suppress(Exception):  # a value that hangs on what nothing tells
                     exec(statement, scopes[part.function])  # noqa: S102 -- computes plain values, as it did when the model was built
 
@@ -129,10 +134,35 @@ def _part(
     passed: tuple[tuple[str, types.CodeType], ...],
     caller: types.FunctionType | None,
 ) -> _Part:
-    kept = [(part, any(_does_start(tree, names) for tree in ast.walk(part))) for part in _kept(body, names)]
-    codes = [(compile(ast.fix_missing_locations(ast.Module([part], [])), "<a start>", "exec"), it) for part, it in kept]
-    codes = codes if any(starts for _, starts in kept) else []
-    return _Part(function, tuple(codes), tuple(aliases), passed, caller)
+    kept = {part: any(_does_start(tree, names) for tree in ast.walk(part)) for part in _kept(body, names)}
+    codes = [
+        (
+            compile(ast.fix_missing_locations(ast.Module([part], [])), "<a start>", "exec"),
+            starts * (part.end_lineno or 0),
+        )
+        for part, starts in (kept if any(kept.values()) else {}).items()
+    ]
+    registers = [] if function.__name__ != "__init__" else list(_registered(body))
+    return _Part(function, tuple(codes), tuple(registers), tuple(aliases), passed, caller)
+
+
+def _registered(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
+    """The attributes that a constructor sets, each with the line in which it does, or makes what it sets."""
+    trees = list(ast.walk(ast.Module(body, [])))
+    made: dict[str, int] = {}  # the lines in which local names get their values
+    for tree in trees:
+        if isinstance(tree, ast.Assign) and isinstance(tree.targets[0], ast.Name):
+            made.setdefault(tree.targets[0].id, tree.lineno)
+    for tree in trees:
+        if isinstance(tree, ast.Assign) and isinstance(tree.targets[0], ast.Attribute):
+            target, value = ast.unparse(tree.targets[0]), tree.value
+        elif isinstance(tree, ast.Call) and ast.unparse(tree.func) == "self.add_module" and len(tree.args) == 2:
+            target, value = f"self.{getattr(tree.args[0], 'value', '')}", tree.args[1]
+        else:
+            continue
+        if target not in ast.unparse(value):  # else it is what it was, with something around it
+            lines = [made[name] for name, _ in _names_in(value, "") if name in made]
+            yield target.removeprefix("self."), min([*lines, tree.lineno])
 
 
 def _does_start(tree: ast.AST, names: Mapping[str, object]) -> bool:

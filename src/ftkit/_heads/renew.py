@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ftkit._heads.layers import Layer, like
-from ftkit._heads.starts import start, starts_alike
-from ftkit._heads.untrained import is_constant
+from ftkit._heads.starts import start, start_by_code
+from ftkit._heads.untrained import are_alike, is_constant, is_untrained
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import buffers_of, is_convolution, is_norm, parameters_of, power_iterate, pre_hooks_of
@@ -28,13 +28,19 @@ _POWER_ITERATIONS = 15  # as many as torch's own spectral norm does at its start
 
 
 def is_as_started(model: nn.Module, layer: Layer) -> bool:
-    """Whether a layer is as the model's own code starts one, as far as it can be seen: so its code can be trusted.
+    """Whether an untrained layer is as the model's own code starts one of its size, so that the code can be trusted.
 
     To be asked before the model counts other classes, on which a start may hang.
     """
-    twin = _twin(layer.module, layer.outputs, layer.outputs, layer.axis)
-    with torch.no_grad(), _resting(layer.module):
-        return starts_alike(model, layer, _bare(twin, layer, layer.outputs))
+    if not is_untrained(layer):
+        return False
+    old = layer.module
+    twin = _twin(old, layer.outputs, layer.outputs, layer.axis)
+    with torch.no_grad(), _resting(old), torch.random.fork_rng(devices=[]):
+        bare = _bare(twin, layer, layer.outputs)
+        start_by_code(model, layer, bare)
+        _fill(twin, bare)
+        return all(are_alike(value, old.get_parameter(name)) for name, value in twin.named_parameters())
 
 
 def renewed(
@@ -68,9 +74,7 @@ def renewed(
     with torch.no_grad(), _resting(old):
         bare = _bare(new, layer, outputs)
         start(model, layer, bare, as_started=as_started)
-        for name, value in bare.named_parameters():
-            if bare is not new:
-                _assign(new, name, value.detach())
+        _fill(new, bare)
         for name, value in new.named_parameters():  # such as the lengths of a weight norm that all are one
             source = old.get_parameter(name)
             if bare is not new and source.numel() > 1 and is_constant(source):
@@ -238,6 +242,13 @@ def _bare(new: nn.Module, layer: Layer, outputs: int) -> nn.Module:
             made = _sized(name, made, layer.inputs, outputs, 1 - layer.axis)
         setattr(bare, name, None if made is None else nn.Parameter(made))
     return bare
+
+
+def _fill(new: nn.Module, bare: nn.Module) -> None:
+    """Set the weights of a new layer to those of the plain one."""
+    if bare is not new:
+        for name, value in bare.named_parameters():
+            _assign(new, name, value.detach())
 
 
 def _hooks_that(layer: nn.Module, method: str) -> list[Any]:

@@ -22,7 +22,7 @@ from torch import nn
 
 from ftkit._heads.constructors import SAYS_INIT, own_classes, replay, sets_weights, starts_weights, surroundings
 from ftkit._heads.layers import Layer, holders, layers, on_meta, read
-from ftkit._heads.untrained import are_alike, draw_like, is_constant, is_untrained, shows_its_law
+from ftkit._heads.untrained import are_alike, draw_like, is_constant, is_untrained, shows_its_law, written
 from ftkit._torch import is_norm
 
 _log = logging.getLogger("ftkit")
@@ -30,19 +30,6 @@ _log = logging.getLogger("ftkit")
 _INPUTS = {"in_channels", "in_features", "in_planes"}  # arguments that may be kept under no such name
 _FEWEST_AGAINST_CODE = 256  # numbers of an old layer that are believed against what the code says
 _SMALL = 2e7  # parameters of a module that is built once more only to see how it starts
-
-
-def starts_alike(model: nn.Module, layer: Layer, twin: nn.Module) -> bool:
-    """Whether an old layer that seems untrained is as the model's code starts a ``twin`` of its size.
-
-    So the code can be trusted with another size. To be asked before the model counts other classes, on which a start
-    may hang.
-    """
-    if not is_untrained(layer):
-        return False
-    with torch.random.fork_rng(devices=[]):
-        _start_by_code(model, layer, twin)
-    return all(are_alike(value, getattr(layer.module, name)) for name, value in twin.named_parameters())
 
 
 def start(model: nn.Module, layer: Layer, bare: nn.Module, *, as_started: bool) -> None:
@@ -54,12 +41,12 @@ def start(model: nn.Module, layer: Layer, bare: nn.Module, *, as_started: bool) 
         bare: The new one, with plain weights.
         as_started: Whether the old layer is as the model's own code starts it.
     """
-    told = _start_by_code(model, layer, bare)
+    told = start_by_code(model, layer, bare)
     if as_started:
         return
-    untrained = is_untrained(layer)
+    untrained, is_plain = is_untrained(layer), type(bare) is type(layer.module)
     for name, value in bare.named_parameters():
-        source: torch.Tensor = getattr(layer.module, name).detach()
+        source = written(layer.module, name)
         if value.is_meta or source.is_meta or source.numel() < 2:
             continue
         if is_constant(source):  # a start that no training has moved yet
@@ -68,10 +55,10 @@ def start(model: nn.Module, layer: Layer, bare: nn.Module, *, as_started: bool) 
             if name in told.started:
                 followed = untrained and source.numel() >= _FEWEST_AGAINST_CODE
             else:
-                followed = untrained or shows_its_law(source, surely=True)
+                followed = untrained or (is_plain and shows_its_law(source, surely=True))
             if followed:
                 draw_like(source, value)
-            elif told.failed and name not in told.started and type(bare) is type(layer.module):
+            elif told.failed and name not in told.started and is_plain:
                 _log.warning(
                     "The %s starts its layers in a way that could not be repeated for %r, which starts like any %s. "
                     "Initialize it yourself if that matters.",
@@ -92,7 +79,7 @@ class _Told:
     failed: bool = False  # whether some of it could not be run
 
 
-def _start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
+def start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
     """Initialize a new layer the way of its class, then by what the code of all that holds it does, outwards."""
     told = _Told()
     told.failed = not _reset(bare, layer.module)
@@ -108,7 +95,8 @@ def _start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
         if shell is not None:
             _try(shown, shell, bare, told)
             outer, _, place = stem.rpartition(".")
-            for action in replay(shell, model.get_submodule(outer) if stem else None, place):
+            child = steps[depth] if depth < len(steps) else ""
+            for action in replay(shell, child, model.get_submodule(outer) if stem else None, place):
                 told.failed |= not _try(lambda _, action=action: action(), shell, bare, told)
     if not (told.started or is_norm(bare)):
         for name, value in _as_constructed(model, layer, bare).items():

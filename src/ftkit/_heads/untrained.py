@@ -24,15 +24,27 @@ def is_constant(tensor: torch.Tensor) -> bool:
     return not tensor.is_meta and bool((tensor == tensor.flatten()[0]).all())
 
 
+def written(module: nn.Module, name: str) -> torch.Tensor:
+    """A parameter as it was started: of a weight that is computed, what it is computed from, if of its shape."""
+    value: torch.Tensor = getattr(module, name).detach()
+    for key in (f"parametrizations.{name}.original", f"{name}_orig"):
+        found = dict(module.named_parameters()).get(key)
+        if found is not None and found.shape == value.shape:
+            return found.detach()
+    return value
+
+
 def is_untrained(layer: Layer) -> bool:
     """Whether a layer shows that no training has moved it: its bias is one number, its weight too, or by a law."""
-    weight, bias = getattr(layer.module, "weight", None), getattr(layer.module, "bias", None)
-    if weight is None or weight.is_meta:
+    if getattr(layer.module, "weight", None) is None:
+        return False
+    weight, bias = written(layer.module, "weight"), getattr(layer.module, "bias", None)
+    if weight.is_meta:
         return False
     if is_constant(weight):
         return True
     unmoved = bias is not None and is_constant(bias) and (bias.numel() > 1 or not bias.any())
-    return unmoved and (weight.numel() < _FEWEST or shows_its_law(weight.detach()))
+    return unmoved and (weight.numel() < _FEWEST or shows_its_law(weight))
 
 
 def are_alike(one: torch.Tensor, other: torch.Tensor) -> bool:
