@@ -594,9 +594,6 @@ FAMILIES |= {
         "LinearClassifier",
         lambda kind, n: kind(of("torchvision.models", "resnet18")(num_classes=64), 2, feature_dim=64, num_classes=n),
     ),
-    "pytorch_metric_learning-NormalizedSoftmaxLoss": Family(
-        "pytorch_metric_learning.losses", "NormalizedSoftmaxLoss", lambda kind, n: kind(n, 64)
-    ),
     **{
         f"pytorch_metric_learning-{name}": Family(
             "pytorch_metric_learning.losses",
@@ -604,7 +601,7 @@ FAMILIES |= {
             lambda kind, n: Recognition(kind(n, 8)),
             lambda: (torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)),
         )
-        for name in ("ArcFaceLoss", "CosFaceLoss", "ProxyAnchorLoss")
+        for name in ("ArcFaceLoss", "CosFaceLoss", "NormalizedSoftmaxLoss", "ProxyAnchorLoss")
     },
     "open_clip-probe": Family(
         "open_clip.transformer",
@@ -615,16 +612,11 @@ FAMILIES |= {
         ),
         images(2, 3, 32, 32),
     ),
-    "kornia-classifier": Family(
-        "kornia.contrib",
-        "ClassificationHead",
-        lambda kind, n: nn.Sequential(
-            of("kornia.contrib", "VisionTransformer")(
-                image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, in_channels=3
-            ),
-            kind(32, n),
-        ),
-        images(2, 3, 32, 32),
+    "kornia-RTDETR": Family(
+        "kornia.models.rt_detr",
+        "RTDETR",
+        lambda kind, n: kind.from_config(of("kornia.models.rt_detr", "RTDETRConfig")("resnet18d", n, input_size=320)),
+        images(2, 3, 320, 320),
     ),
     "sentence_transformers-CrossEncoder": Family(
         "transformers",

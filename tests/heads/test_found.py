@@ -193,6 +193,61 @@ def test_groups_of_which_each_gives_all_classes_follow() -> None:
         )
 
 
+def test_a_linear_map_of_what_the_model_counts_is_refused_where_only_two_are_as_wide() -> None:
+    """EdgeCNN: the hidden layer of its last part is as wide as its outputs; elsewhere, so many features are chance."""
+    model = wired(
+        lambda self, x: self.mlp(self.body(x)),
+        body=features(),
+        mlp=nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 10)),
+        out_channels=10,
+    )
+    with pytest.raises(HeadError, match="pass a module for both"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at="mlp.2").names == ("mlp.2",)
+    del model.out_channels
+    assert replace_head(model, 7).names == ("mlp.2",)
+
+
+class Attended(nn.Module):
+    """A layer with weights as wide beside it, which tell how much each row counts: GATConv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lin, self.att = nn.Linear(8, 10, bias=False), nn.Parameter(torch.ones(1, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.lin(x)
+        return (x * self.att).sum(1, keepdim=True).softmax(0) * x
+
+
+def test_weights_beside_a_layer_that_are_as_wide_are_named() -> None:
+    model = wired(lambda self, x: self.conv(self.body(x)), body=features(), conv=Attended())
+    with pytest.raises(HeadError, match=r"has 'att' as wide.*replace_head\(model, module, at='conv'\)"):
+        replace_head(model, 7)
+    assert replace_head(model, Attended(), at="conv").names == ("conv",)
+
+
+def test_classes_in_a_loss_that_only_training_with_labels_runs_are_named() -> None:
+    """The directions of a loss for faces, with a loop over labels that fakes can't follow."""
+
+    class Margins(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W, self.num_classes = nn.Parameter(torch.randn(8, 10)), 10
+
+        def forward(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(x @ self.W, torch.tensor(labels.tolist()))
+
+    model = wired(
+        lambda self, x, labels: self.loss_func(self.body(x), labels) if self.training else self.body(x),
+        body=features(),
+        loss_func=Margins(),
+    )
+    inputs = torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.long)
+    with pytest.raises(HeadError, match="has its classes in its loss, 'loss_func'"):
+        replace_head(model, 7, example_inputs=inputs)
+
+
 class Forecaster(nn.Module):
     """As many steps as go in, channel by channel, from a layer that is called a head; ``c_out`` is for looks."""
 

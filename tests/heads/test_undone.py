@@ -156,8 +156,8 @@ def test_an_error_at_the_end_takes_all_back(change: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("head", [3, lambda width: nn.Linear(width, 3)], ids=["a count", "a module"])
 def test_a_failed_attempt_draws_no_random_numbers(head: object) -> None:
     """What a new layer was started with is given back with it."""
-    model = wired(lambda self, x: self.norm(self.readout(self.body(x))), body=features(), norm=nn.LayerNorm(5))
-    model.readout = nn.Linear(8, 5)
+    model = wired(lambda self, x: self.scale * self.readout(self.body(x)), body=features(), readout=nn.Linear(8, 5))
+    model.scale = nn.Parameter(torch.ones(5))
     before = torch.get_rng_state()
     with pytest.raises(HeadError):
         replace_head(model, head, at="readout")

@@ -70,6 +70,7 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     evidence = _Evidence(model, every, seen or trace(model, every))
     found = next(filter(None, (rule(evidence) for rule in _RULES)), None)
     if found is None:
+        check_losses(model, evidence.unseen, evidence.told, Layers())
         raise nothing(model, every, evidence.trace)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
+from ftkit._heads.counters import counters
 from ftkit._heads.graph import NORMED, SCALED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
@@ -52,17 +53,24 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
     """Refuse features as classes where a loss inside the model has the directions of the classes: ArcFace."""
     for layer in unseen:
         classes = {layer.outputs, layer.inputs} & set(told)
-        if classes and says(layer.name, LOSSES) and found[0].classes not in classes:
+        if classes and says(layer.name, LOSSES) and not any(one.classes in classes for one in found[:1]):
+            giving = str(found[0]) if found else "all else"
             error = UnsureError(
-                f"The {type(model).__name__} has its classes in its loss, {layer}; {found[0]} outputs features."
+                f"The {type(model).__name__} has its classes in its loss, {layer}; {giving} outputs features."
             )
             error.could_be, error.advice = [[layer.name]], "To change the classes of the loss"
             raise error
 
 
 def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
-    """Refuse a convolution from classes to classes after another one: nothing tells where the classes begin."""
-    for layer in (one for one in found if is_convolution(one.module)):
+    """Refuse a layer from classes to classes after another one: nothing tells where the classes begin.
+
+    A linear one only if nothing but these two is as wide, and the model counts its outputs: EdgeCNN.
+    """
+    for layer in found:
+        counted = any(one.value == layer.outputs for one in counters(model, layer.names))
+        if not (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == 2)):
+            continue
         around = every.inside(layer.holder) if layer.holder else every
         before = [] if layer.from_classes else around[: [one.names for one in around].index(layer.names)][-1:]
         if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
@@ -137,11 +145,22 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         f"{ends_in} {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
     last = likely[-1]
+    if beside := _as_wide(model, last):
+        return HeadError(
+            f"{error} {last} is not alone in {last.holder!r}, which has {some(list(map(repr, beside)), 4)} as wide. "
+            f"If that is the head, pass a module for the whole of it: replace_head(model, module, at={last.holder!r})."
+        )
     same = [
         one.name for one in likely if (one.holder, one.inputs, one.outputs) == (last.holder, last.inputs, last.outputs)
     ]
     error.could_be, error.advice = [same], "If one is, name it"
     return error
+
+
+def _as_wide(model: nn.Module, layer: Layer) -> list[str]:
+    """The weights beside a layer that have one of their axes for its outputs, as those of attention in graphs."""
+    beside = model.get_submodule(layer.holder).named_parameters(recurse=False) if layer.holder else ()
+    return [name for name, weight in beside if weight.dim() > 1 and layer.outputs in weight.shape]
 
 
 def _sealed(model: nn.Module) -> str:
