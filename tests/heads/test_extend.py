@@ -31,6 +31,41 @@ def test_maps_of_scores_get_a_convolution_of_one_pixel() -> None:
     assert model(torch.zeros(2, 3, 16, 5)).shape == (2, 2, 16, 5)
 
 
+@pytest.mark.parametrize(
+    ("model", "shape", "expected"),
+    [
+        (nn.Sequential(nn.Conv1d(3, 8, 3), nn.Conv1d(8, 5, 1), nn.AdaptiveAvgPool1d(5)), (2, 3, 20), (2, 2, 5)),
+        (nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(5)), (2, 3, 9, 9), (2, 2, 5, 5)),
+        (
+            wired(
+                lambda self, x: self.head(self.body(x).movedim(1, -1)), body=nn.Conv2d(3, 8, 5), head=nn.Linear(8, 5)
+            ),
+            (2, 3, 9, 9),
+            (2, 5, 5, 2),
+        ),
+    ],
+)
+def test_where_there_are_as_many_places_as_scores_the_head_tells(
+    model: nn.Module, shape: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    """Whether scores are the second axis or the last."""
+    images = torch.zeros(shape)
+    assert append_head(model, 2, example_inputs=images)(images).shape == expected
+
+
+def test_one_row_for_each_example_tells_the_width_where_no_head_is_found() -> None:
+    """Of the logits, or of what comes first. Else the error says what to pass, and sends no one in a circle."""
+    parts = {"a": nn.Linear(8, 16), "b": nn.Linear(16, 11)}
+    for run in (
+        lambda self, x: {"features": self.a(x), "logits": self.b(self.a(x))},
+        lambda self, x: (self.b(self.a(x)), self.a(x)),
+    ):
+        assert append_head(wired(run, **parts), 3)(torch.zeros(2, 8)).shape == (2, 3)
+    with pytest.raises(HeadError, match=r"can't be told.*pass the layer itself") as caught:
+        append_head(wired(lambda self, x: self.a(x).view(2, 4, 4) * self.b(self.a(x)).mean(), **parts), 3)
+    assert "replace_head" not in str(caught.value)
+
+
 def test_a_layer_that_does_not_fit_is_refused() -> None:
     """The user's own."""
     with pytest.raises(HeadError, match="does not run with the new layer"):
@@ -81,6 +116,29 @@ def test_what_mixes_the_channels_otherwise_is_refused() -> None:
     with pytest.raises(HeadError, match="no longer runs"):
         adapt_input(model, 6)
     assert model.first is old
+
+
+def test_a_convolution_over_positions_is_not_one_over_images() -> None:
+    """The model makes them up by itself, with channels of their own."""
+
+    def forward(self: Wired, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        return self.second(y + self.places(torch.ones(1, 10, *y.shape[2:], dtype=y.dtype, device=y.device)))
+
+    model = wired(forward, first=nn.Conv2d(3, 8, 3), places=nn.Conv2d(10, 8, 1), second=nn.Conv2d(8, 4, 3))
+    assert adapt_input(model, 5) == ["first"]
+    assert model(torch.zeros(1, 5, 9, 9)).shape == (1, 4, 5, 5)
+
+
+def test_channels_that_the_model_makes_itself_are_refused() -> None:
+    """A convolution behind a rearrangement of pixels takes four for each of the image's."""
+    model = wired(
+        lambda self, x: self.first(nn.functional.pixel_unshuffle(x, 2)).mean((2, 3)), first=nn.Conv2d(12, 8, 3)
+    )
+    first = model.first
+    with pytest.raises(HeadError, match=r"'first' .* takes 12 channels.* rearrangement of pixels"):
+        adapt_input(model, 1)
+    assert model.first is first
 
 
 def test_lazy_layers_and_half_precision() -> None:

@@ -79,8 +79,9 @@ def append_head(model: nn.Module, head: NewHead, *, example_inputs: Any = None) 
     if isinstance(head, nn.Module):
         new = head
     else:
-        width = _width(inner, given)
-        new = made_from(head, width) if callable(head) else _layer_on(inner, width, head, given)
+        scores = _scores_of(inner, given)
+        width, maps = _width(inner, scores, given)
+        new = made_from(head, width) if callable(head) else _layer_on(scores, width, head, maps)
         like_it = next(model.parameters(), None)
         if isinstance(head, int) and like_it is not None:
             new.to(like_it.device, like_it.dtype)
@@ -92,31 +93,45 @@ def append_head(model: nn.Module, head: NewHead, *, example_inputs: Any = None) 
     return joined.train(model.training)
 
 
-def _width(model: nn.Module, given: Inputs | None) -> int:
-    """How many outputs, or features, a model gives."""
+def _width(model: nn.Module, scores: torch.Size, given: Inputs | None) -> tuple[int, bool]:
+    """How many scores, or features, a model gives; and whether a convolution gives them."""
     try:
-        return find_head(model, example_inputs=given).out_features
-    except HeadError:
+        found = find_head(model, example_inputs=given)
+    except HeadError as error:
         features = getattr(model, "num_features", None)
         if type(features) is int:
-            return features
-        raise
+            return features, False
+        if len(scores) == 2 and scores[1] > 1:
+            return scores[1], False
+        raise HeadError(
+            f"How many scores or features the {type(model).__name__} gives can't be told. Expected a head to be found, "
+            f"num_features, or one row for each example, got outputs of shape {tuple(scores) or 'unknown'}: pass the "
+            "layer itself, such as append_head(model, torch.nn.Linear(512, 10))."
+        ) from error
+    return found.out_features, is_convolution(found.modules[-1])
 
 
 def _run(model: nn.Module, given: Inputs | None) -> Run:
     return run_on(model, *([] if given is None else [given]))
 
 
-def _layer_on(model: nn.Module, width: int, outputs: int, given: Inputs | None) -> nn.Module:
-    """Make the layer that the scores of a model fit into: a linear one, or on maps of scores a convolution."""
+def _scores_of(model: nn.Module, given: Inputs | None) -> torch.Size:
+    """The shape of the scores that a model gives; empty if no run tells."""
     probe = _Extended()
     probe.add_module("body", model)
     probe.add_module("head", nn.Identity())
     run = _run(probe, given)
-    shape = run.outputs[""].shape if run.complete and "" in run.outputs else torch.Size()
+    return run.outputs[""].shape if run.complete and "" in run.outputs else torch.Size()
+
+
+def _layer_on(scores: torch.Size, width: int, outputs: int, maps: bool) -> nn.Module:
+    """Make the layer that scores fit into: a linear one, or on maps of scores a convolution.
+
+    Where there are as many places as scores, so that their shape does not tell, what gives them does.
+    """
     kinds = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
-    if len(shape) in kinds and shape[1] == width and (shape[-1] != width or len(shape) > 3):
-        return kinds[len(shape)](width, outputs, 1)
+    if len(scores) in kinds and scores[1] == width and (scores[-1] != width or maps):
+        return kinds[len(scores)](width, outputs, 1)
     return nn.Linear(width, outputs)
 
 
@@ -147,7 +162,8 @@ def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) 
     A single channel gets the sum of the filters, so a grayscale image gives the same result as three equal channels
     did. More channels take the filters in turn, scaled so that the response keeps its size. Counters such as
     ``in_chans`` and ``config.num_channels`` are updated, and so are a norm before the first convolution and buffers
-    with a mean for each channel. A copy that takes no memory must run on such images.
+    with a mean for each channel. A copy that takes no memory must run on such images. What the model gives keeps its
+    number of channels, also where it is an image.
 
     Args:
         model: A model whose first layers are convolutions over the images.
@@ -179,6 +195,8 @@ def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) 
     if not found:
         why = "" if run.complete else f" The reason may be that {run.unproven}."
         raise HeadError(f"The {kind} has no convolution that takes the images, so its channels can't be changed.{why}")
+    images = {tensor.shape[1] for tensor in tensors_in(run.inputs) if tensor.dim() > 2}
+    found = Layers(entry for entry in found if entry.inputs in images) or found  # others take what the model makes up
     before = {entry.inputs for entry in found}
     if len(before) > 1:
         raise HeadError(
@@ -218,6 +236,13 @@ def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run
                 if counter.value == before:
                     counter.set(channels, undo)
         tries = list(_with_channels(run.inputs, before, channels)) if run.complete else []
+        if run.complete and not tries:
+            raise HeadError(
+                f"{', '.join(map(repr, found.names))} in the {type(model).__name__} takes {before} channels, but what "
+                "goes into the model has no axis of that size: something in between makes other channels of them, such "
+                "as a rearrangement of pixels. Expected a convolution right on the images: replace this one with "
+                "replace_modules."
+            )
         after = run_on(model, *tries, follow=False) if tries else Run(complete=True)
         if not (after.complete or after.unable):
             _resize_vectors(model, found, before, channels, undo)
