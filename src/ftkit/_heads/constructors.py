@@ -50,7 +50,7 @@ class _Part:
 
     function: types.FunctionType
     statements: tuple[tuple[types.CodeType, int], ...]  # each with its last line if it starts weights itself, or else 0
-    registers: tuple[tuple[str, int], ...]  # the names of modules, and the lines in which they are registered
+    registers: tuple[tuple[str, int, object], ...]  # names of modules, the lines that register them, their classes
     aliases: tuple[tuple[str, str], ...]  # names of local layers, and where the model keeps them
     passed: tuple[tuple[str, types.CodeType], ...]  # the arguments that its caller passes
     caller: types.FunctionType | None
@@ -81,8 +81,11 @@ def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) ->
         scope.update(_known_arguments(part.function, passed, shell))
         scope.update((name, modules[place]) for name, place in part.aliases if place in modules)
         scope["self"] = shell
-    lines = [min((line for known, line in part.registers if known == child), default=0) for part in parts]
+    lines = [min((line for known, line, _ in part.registers if known == child), default=0) for part in parts]
     last = max((index for index, line in enumerate(lines) if line), default=0)
+    made = [kind for part in parts[last : last + 1] for known, _, kind in part.registers if known == child]
+    if made and all(isinstance(kind, type) and not isinstance(read(shell, child), kind) for kind in made):
+        return  # something else was put there from outside
     for index, part in enumerate(parts):
         early = index < last and not (part.caller is parts[last].function and part.function.__name__ != "__init__")
         for statement, line in part.statements:
@@ -142,12 +145,12 @@ def _part(
         )
         for part, starts in (kept if any(kept.values()) else {}).items()
     ]
-    registers = [] if function.__name__ != "__init__" else list(_registered(body))
+    registers = [] if function.__name__ != "__init__" else list(_registered(body, names))
     return _Part(function, tuple(codes), tuple(registers), tuple(aliases), passed, caller)
 
 
-def _registered(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
-    """The attributes that a constructor sets, each with the line in which it does, or makes what it sets."""
+def _registered(body: list[ast.stmt], names: Mapping[str, object]) -> Iterator[tuple[str, int, object]]:
+    """The attributes that a constructor sets, each with the line in which it does, or makes what it sets; its class."""
     trees = list(ast.walk(ast.Module(body, [])))
     made: dict[str, int] = {}  # the lines in which local names get their values
     for tree in trees:
@@ -162,7 +165,8 @@ def _registered(body: list[ast.stmt]) -> Iterator[tuple[str, int]]:
             continue
         if target not in ast.unparse(value):  # else it is what it was, with something around it
             lines = [made[name] for name, _ in _names_in(value, "") if name in made]
-            yield target.removeprefix("self."), min([*lines, tree.lineno])
+            kind = _meant(ast.unparse(value.func), names) if isinstance(value, ast.Call) else None
+            yield target.removeprefix("self."), min([*lines, tree.lineno]), getattr(kind, "cls_to_become", kind)
 
 
 def _does_start(tree: ast.AST, names: Mapping[str, object]) -> bool:
