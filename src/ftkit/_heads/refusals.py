@@ -93,7 +93,8 @@ def sideless(model: nn.Module, layer: Layer) -> HeadError:
     """Say that the classes could be on either side of a weight."""
     return HeadError(
         f"Nothing tells whether the {layer.inputs} or the {layer.outputs} of {layer.name!r} in the "
-        f"{type(model).__name__} are its classes. Pass a module in its place: replace_head(model, module, at={layer.name!r})."
+        f"{type(model).__name__} are its classes. Pass a module in its place: "
+        f"replace_head(model, module, at={layer.name!r})."
     )
 
 
