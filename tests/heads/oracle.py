@@ -59,7 +59,7 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
     if changed:
         return WRONG, f"looking changed {changed}"
     verdict, why = _replaced(model, quietly(build, AFTER, values=small), inputs, small)
-    if verdict == REFUSED and (called := re.search(r"replace_head\(model, n, at=([^()]+)\)", why)):
+    if verdict == REFUSED and (called := re.search(r": replace_head\(model, n, at=([^()]+)\)", why)):
         again = [quietly(build, count, values=small) for count in (BEFORE, AFTER)]
         advised, so = _replaced(*again, inputs, small, at=ast.literal_eval(called[1]))
         return {RIGHT: (ADVISED, why)}.get(advised, (advised, f"{why} So: {so}"))

@@ -248,6 +248,15 @@ def test_classes_in_a_loss_that_only_training_with_labels_runs_are_named() -> No
         replace_head(model, 7, example_inputs=inputs)
 
 
+def test_a_weight_of_which_nothing_tells_the_side_is_refused() -> None:
+    """The directions of a loss that counts nothing, and did not run."""
+    loss = nn.Module()
+    loss.W = nn.Parameter(torch.randn(8, 10))
+    model = wired(lambda self, x: self.body(x), body=features(), loss_func=loss)
+    with pytest.raises(HeadError, match="whether the 10 or the 8 of 'loss_func'"):
+        replace_head(model, 7, at="loss_func")
+
+
 class Forecaster(nn.Module):
     """As many steps as go in, channel by channel, from a layer that is called a head; ``c_out`` is for looks."""
 

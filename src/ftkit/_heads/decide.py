@@ -31,6 +31,7 @@ from ftkit._heads.refusals import (
     headless,
     normed_otherwise,
     nothing,
+    sideless,
 )
 from ftkit._heads.trace import Run, Trace, trace
 from ftkit._heads.vocabulary import AUXILIARY, LABELS, is_usual, role, says
@@ -83,12 +84,19 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
 
 
 def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
-    """Tell how the outputs of a layer that the user named count classes."""
+    """Tell how the outputs of a layer that the user named count classes.
+
+    Raises:
+        HeadError: Nothing tells which axis of its weight they are.
+    """
     counts = told(model, layer.names)
     if not layer.sure:
         seen = seen or trace(model, layers(model))
         layer = (seen.ends.of(layer).layers or [layer])[0]
         layer = layer.turned() if layer.outputs not in counts and layer.inputs in counts else layer
+        gave = {seen.run.widths.get(name) for name in layer.names}
+        if seen.run.complete and {layer.outputs, layer.inputs}.isdisjoint({*counts, *gave}):
+            raise sideless(model, layer)
     return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
 
 

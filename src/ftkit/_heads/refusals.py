@@ -12,7 +12,7 @@ from ftkit._heads.graph import NORMED, SCALED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
 from ftkit._heads.vocabulary import LOSSES, says
-from ftkit._torch import is_convolution
+from ftkit._torch import is_convolution, is_norm
 from ftkit._wording import some
 from ftkit.errors import HeadError
 
@@ -67,7 +67,7 @@ def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
 
     A linear one only if nothing but these two is as wide, and the model counts its outputs: EdgeCNN.
     """
-    for layer in found:
+    for layer in (one for one in found if not is_norm(one.module)):
         counted = any(one.value == layer.outputs for one in counters(model, layer.names))
         if not (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == 2)):
             continue
@@ -86,6 +86,15 @@ def normed_otherwise(model: nn.Module, layer: Layer, name: str) -> HeadError:
     return HeadError(
         f"The outputs of {layer} pass through {name!r} in the {type(model).__name__}, whose weights count more than "
         "them, so another count would not fit. Replace both with replace_modules, or rebuild the head."
+    )
+
+
+def sideless(model: nn.Module, layer: Layer) -> HeadError:
+    """Say that the classes could be on either side of a weight."""
+    return HeadError(
+        f"Nothing tells whether the {layer.inputs} or the {layer.outputs} of {layer.name!r} in the "
+        f"{type(model).__name__} are its classes. Pass a module in its place: "
+        f"replace_head(model, module, at={layer.name!r})."
     )
 
 
