@@ -263,6 +263,47 @@ def test_random_numbers(forward: Body, tmp_path: Path) -> None:
     refused_or_right(Model(forward), tmp_path, None, lambda _: restart())
 
 
+def by_python(m: Any) -> bool:
+    return random.random() < 0.2
+
+
+def by_numpy(m: Any) -> bool:
+    return bool(np.random.rand() < 0.2)  # noqa: NPY002
+
+
+def by_an_own_generator(m: Any) -> bool:
+    return bool(m.body.python.random() < 0.2)
+
+
+def by_torch(m: Any) -> bool:
+    return bool(torch.rand(()) < 0.2)
+
+
+@pytest.mark.parametrize("chosen", [by_python, by_numpy, by_an_own_generator, by_torch])
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_branch_that_is_seldom_taken(chosen: Callable[[Any], bool], inside: bool, seed: int, tmp_path: Path) -> None:
+    """Between two frozen modules, or in one that has no parameters: what comes after is not kept."""
+
+    class Gate(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * 2 if chosen(model) else x
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        y = m.body(x)
+        y = m.body.inner(y) if inside else y * 2 if chosen(m) else y
+        return m.body.after(y)
+
+    model = Model(lambda m, x: m.layer(x), around)
+    model.body.inner, model.body.after = Gate(), nn.Linear(8, 8).requires_grad_(False)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.manual_seed(seed)
+    model.body.python.seed(seed)
+    refused_or_right(model, tmp_path, None, lambda m: m.body.python.seed(seed))
+    assert "body.after" not in precompute(model, data(), tmp_path / "again").skipped
+
+
 # ---------------- state
 
 
@@ -482,6 +523,39 @@ def test_changes_in_a_loop(change: Callable[[Any], None], tmp_path: Path) -> Non
     freeze_except(model, "head")
     message = refused_or_right(model, tmp_path, change, restored)
     assert message != "same"
+
+
+def hook_between(m: Any) -> None:
+    m.between = m.relu.register_forward_hook(lambda _, x, y: y * 2)
+
+
+def other_activation(m: Any) -> None:
+    m.relu = nn.Tanh()
+
+
+def other_forward(m: Any) -> None:
+    m.relu.forward = lambda x: x * 3
+
+
+def other_layer(m: Any) -> None:
+    m.after = nn.Linear(8, 8).requires_grad_(False)
+
+
+@pytest.mark.parametrize("when", ["before", "within"])
+@pytest.mark.parametrize("change", [hook_between, other_activation, other_forward, other_layer])
+def test_changes_between_what_is_skipped(change: Callable[[Any], None], when: str, tmp_path: Path) -> None:
+    """Of modules without parameters, which run on nothing; and of which modules there are."""
+    model = Model(lambda m, x: m.layer(x), lambda m, x: m.after(m.relu(m.body(x))))
+    model.relu, model.after = nn.ReLU(), nn.Linear(8, 8).requires_grad_(False)
+    kept = precompute(model, data(), tmp_path)
+    assert kept.skipped == ["body", "after"]
+    rows = [rows for rows, _ in kept.loader(batch_size=16)]
+    if when == "before":
+        change(model)
+    with pytest.raises(FtkitError, match=r"has other submodules, hooks or|was .* when|other weights|changed since"), kept:
+        model(rows[0])
+        change(model)
+        model(rows[1])
 
 
 @pytest.mark.parametrize("held", [False, True])

@@ -120,7 +120,7 @@ class Guard:
         self._changing = cut.changing
         self._whole = {named[id(part)]: part for several in parts_of(model, cut).values() for part in several}
         self.settings = self._read_settings()
-        self._structure = {name: _structure(part) for name, part in self._whole.items()}
+        self._structure = {name: _structure(name, part) for name, part in self._plain}
         self.built = {
             name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in sorted(self._whole.items())
         }
@@ -133,8 +133,8 @@ class Guard:
         self._attributes = [vars(part) for _, part in self._plain]
         self._tables: list[dict[str, Any]] = [
             table for part in dict.fromkeys(owners) for table in (parameters_of(part), buffers_of(part))
-        ] + [children_of(part) for part in self._whole.values()]  # fmt: skip
-        own = [table for part in self._whole.values() for table in (pre_hooks_of(part), hooks_of(part))]
+        ] + [children_of(part) for _, part in self._plain]  # fmt: skip
+        own = [table for name, part in self._plain if name for table in (pre_hooks_of(part), hooks_of(part))]
         self._hooks = [*own, *global_hooks()]
         self._lists: list[Any] = []
         self._dicts: list[dict[Any, Any]] = []
@@ -244,11 +244,11 @@ class Guard:
                 f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. Call "
                 "precompute() again, and use its loader from here on."
             )
-        for name, part in self._whole.items():
-            if _structure(part) != self._structure[name]:
+        for name, part in self._plain:
+            if _structure(name, part) != self._structure[name]:
                 raise FtkitError(
-                    f"{name} has other submodules, hooks, or another forward() than when the frozen part was computed. "
-                    "Call precompute() again, and use its loader from here on."
+                    f"{name or 'The model'} has other submodules, hooks or another forward() than when the frozen part "
+                    "was computed. Call precompute() again, and use its loader from here on."
                 )
         look = self._look()
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
@@ -650,9 +650,13 @@ def _autocast(kind: str) -> str | None:
     return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
 
-def _structure(module: nn.Module) -> Any:
-    """What a module consists of, beside its attributes and tensors."""
-    return type(module), list(children_of(module).items()), own_forward(module), has_foreign_hooks(module)
+def _structure(name: str, module: nn.Module) -> Any:
+    """What a module consists of, beside its attributes and tensors; of the model, not what is hung around it."""
+    return (
+        type(module),
+        list(children_of(module).items()),
+        *((own_forward(module), has_foreign_hooks(module)) if name else ()),
+    )
 
 
 def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:

@@ -278,6 +278,9 @@ def _slots(kind: type) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
 
 
+PYTHON_GENERATORS: Final = (np.random.Generator, np.random.RandomState, random.Random)
+
+
 def state_of(value: Any) -> bytes | None:
     """The state of a generator of random numbers; None for anything else."""
     if isinstance(value, torch.Generator):

@@ -22,7 +22,7 @@ from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
 from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
 from ftkit._precompute.stands import instead
-from ftkit._precompute.surroundings import Surroundings
+from ftkit._precompute.surroundings import PYTHON_GENERATORS, Surroundings, state_of
 from ftkit._torch import (
     NoDynamo,
     TorchDispatchMode,
@@ -164,6 +164,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
         self._surroundings = {name: Surroundings(module, name) for name, module in model.named_modules()}
+        held = chain.from_iterable(vars(module).values() for module in model.modules())
+        read = chain.from_iterable(one.generators for one in self._surroundings.values())
+        self._generators = [*{id(one): one for one in chain(held, read) if isinstance(one, PYTHON_GENERATORS)}.values()]
+        self._drawn = self._draws_so_far()
         self._own: dict[int, torch.Tensor] = {}
         for tensor in named_state(model).values():
             self._own.setdefault(_memory(tensor), tensor)
@@ -219,6 +223,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operator, and note what it reads, writes and gives."""
+        self._see_draws()
         kwargs = kwargs or {}
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         written = {_memory(one): one for one in written_by(func, args, kwargs)}
@@ -323,6 +328,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
     def call(self, name: str, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module, and note what it did."""
+        self._see_draws()
         key = name, self._count[name]
         self._count[name] += 1
         index, call = len(self.calls), Call(key, module, tuple(self._open))
@@ -347,6 +353,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
         output = forward(*args, **kwargs)
+        self._see_draws()
         self._open.pop()
         if before != _python_generators():
             self._moody(index, "it draws random numbers")
@@ -370,6 +377,17 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not name:
             self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
         return output
+
+    def _see_draws(self) -> None:
+        """Note that Python has drawn random numbers, on which it may decide what comes now."""
+        now = self._draws_so_far()
+        if now != self._drawn:
+            self._drawn = now
+            self._leaked = self._leaked or "it may depend on random numbers that Python has drawn"
+            self._refuse(self._leaked)
+
+    def _draws_so_far(self) -> Any:
+        return _python_generators(), [*map(state_of, self._generators)]
 
     def _moody(self, index: int, why: str) -> None:
         for each in (index, *self.calls[index].within):
