@@ -32,11 +32,11 @@ def is_as_started(model: nn.Module, layer: Layer) -> bool:
 
     To be asked before the model counts other classes, on which a start may hang.
     """
-    if not is_untrained(layer):
-        return False
     old = layer.module
-    twin = _twin(old, layer.outputs, layer.outputs, layer.axis)
     with torch.no_grad(), _resting(old), torch.random.fork_rng(devices=[]):
+        if not is_untrained(layer):
+            return False
+        twin = _twin(old, layer.outputs, layer.outputs, layer.axis)
         bare = _bare(twin, layer, layer.outputs)
         start_by_code(model, layer, bare)
         _fill(twin, bare)
