@@ -128,6 +128,13 @@ def test_rows_are_whole_lines_of_the_cache_that_do_not_collide(columns, size):
     assert (row // size) % 256
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_other_layouts_are_passed_by():
+    """A sparse matrix lies neither in rows nor in columns."""
+    model = Calls(lambda self, x: torch.sparse.mm(torch.eye(64).to_sparse_csr(), self.layer(x)), layer=nn.Linear(8, 8))
+    assert measure(model, (torch.randn(64, 8),), {}).peak_bytes > 0
+
+
 def test_other_devices_are_not_known():
     """The rules are those of kernels on the CPU."""
     x = torch.empty(1, 16, 8, 8, device="meta")

@@ -24,7 +24,7 @@ def scratch_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], o
     """The most bytes that an operator holds while it runs, besides its arguments and its results; 0 if unknown."""
     name = operator_name(func)
     tensors = [one for one in args if isinstance(one, torch.Tensor)]
-    if not tensors or tensors[0].device.type != "cpu":
+    if not tensors or tensors[0].device.type != "cpu" or any(one.layout is not torch.strided for one in tensors):
         return 0
     if any(one.dtype is torch.half or one.is_complex() for one in tensors):  # copied and cast behind the scenes
         return tried(func, args, kwargs) if func.namespace == "aten" else 0
@@ -279,8 +279,8 @@ def _convolution_backward_scratch(func: Any, args: tuple[Any, ...], _: Any) -> i
 def _tried_convolution(found: _Unfolded, foreseen: int, func: Any, args: tuple[Any, ...], rows: list[int]) -> int:
     """What a trial shows; or what is foreseen, if there is more of it: copies outgrow what each thread unfolds."""
     held = tried(func, args, {}, rows=rows, otherwise=foreseen)
-    outgrown = found.groups == 1 and max(found.dilation) > 1 and found.size == 4
-    return max(held, foreseen) if outgrown else held
+    copied = found.groups == 1 and found.size == 4 and found.format is torch.contiguous_format
+    return max(held, foreseen) if copied else held
 
 
 # ---------------------------------------------------------------- Fourier transforms
