@@ -111,6 +111,17 @@ def test_a_folder_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_what_is_no_ordinary_file_stays(tmp_path: Path) -> None:
+    """A pipe, or a device such as /dev/null, is not replaced."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FileWriteError, match="not an ordinary file"), atomic_write(pipe) as file:
+        file.write(b"1")
+    assert pipe.is_fifo()
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
 def test_the_advice_fits_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Space is missing only where it is."""
 

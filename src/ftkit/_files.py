@@ -79,6 +79,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             target.parent.mkdir(parents=True, exist_ok=True)
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            if target.exists() and not target.is_file():  # a device or a pipe, which would be gone
+                raise OSError(errno.EINVAL, "it is not an ordinary file")
             temporary, file = _open_locked(target)
             with file:
                 yield file

@@ -78,7 +78,7 @@ class Freezing(Callback):
     """
 
     def __init__(self, schedule: FreezeSchedule) -> None:
-        self.schedule = checked(schedule)
+        self.schedule: FreezeSchedule = checked(schedule)
         self._run: Run | None = None
         self._epoch = 0
         self._state: dict[str, Any] | None = None

@@ -64,7 +64,7 @@ class FreezingCallback(TrainerCallback):
     """
 
     def __init__(self, schedule: FreezeSchedule) -> None:
-        self.schedule = checked(schedule)
+        self.schedule: FreezeSchedule = checked(schedule)
         self._run: Run | None = None
         self._epoch = 0
 
