@@ -361,6 +361,14 @@ def test_the_table_of_a_scan(run: Run, pets: Path, tmp_path: Path) -> None:
     assert "must name a .csv or .parquet file" in err
 
 
+def test_two_outputs_are_two_files(run: Run, pets: Path, tmp_path: Path) -> None:
+    """By whatever spelling; that is said before the scan."""
+    run("extract", "pets.zip", "data", "--strip")
+    status, out, err = run("scan", "data", "--csv", "a.csv", "--table", "./a.csv", "--workers", "0")
+    assert (status, out) == (2, "")
+    assert "--csv and --table both name './a.csv'" in err
+
+
 def test_no_report_lands_in_the_data_set(run: Run, pets: Path, tmp_path: Path) -> None:
     """That is said before the scan, not after it."""
     run("extract", "pets.zip", "data", "--strip")

@@ -312,8 +312,13 @@ def _scan(options: argparse.Namespace) -> tuple[Report, bool]:
     suffix = Path(options.table or "").suffix.lower()
     if options.table and suffix not in (".csv", ".parquet"):
         raise FtkitError(f"--table must name a .csv or .parquet file, not {options.table!r}.")
-    for path in (options.html, options.csv, options.table):  # a scan may take long
+    written = {"--html": options.html, "--csv": options.csv, "--table": options.table}
+    places: dict[str, str] = {}
+    for option, path in written.items():  # before the scan, which may take long
         outside(options.root, path)
+        other = places.setdefault(os.path.realpath(path), option) if path else option
+        if other != option:
+            raise FtkitError(f"{other} and {option} both name {path!r}: the second would replace the first.")
     report = _scanned(options)
     if options.html:
         report.to_html(options.html)
