@@ -59,9 +59,10 @@ def judge(build: Callable[[int], nn.Module], inputs: Inputs | None = None) -> tu
     if changed:
         return WRONG, f"looking changed {changed}"
     verdict, why = _replaced(model, quietly(build, AFTER, values=small), inputs, small)
-    if verdict == REFUSED and (called := re.search(r": replace_head\(model, n, at=([^()]+)\)", why)):
+    called = re.findall(r"(?:: | or )replace_head\(model, n, at=([^()]+)\)", why)
+    if verdict == REFUSED and called:  # the last one shown takes all that could be the head
         again = [quietly(build, count, values=small) for count in (BEFORE, AFTER)]
-        advised, so = _replaced(*again, inputs, small, at=ast.literal_eval(called[1]))
+        advised, so = _replaced(*again, inputs, small, at=ast.literal_eval(called[-1]))
         return {RIGHT: (ADVISED, why)}.get(advised, (advised, f"{why} So: {so}"))
     return verdict, why
 
