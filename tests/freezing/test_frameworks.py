@@ -82,7 +82,7 @@ RUNS = {
         [[["4"], True], [["2", "4"], True]],
     ),
     "a part of the model inside a wrapper": (
-        PLAIN + "unfreeze(model[2], optimizer=optimizer)\ntrain(parallel, optimizer)\nreport(model, before)",
+        PLAIN + 'unfreeze(model[2:], "2", optimizer=optimizer)\ntrain(parallel, optimizer)\nreport(model, before)',
         [[["4"], True], [["2", "4"], True]],
     ),
     "a wrapper made anew after the thaw": (

@@ -172,7 +172,7 @@ def _fill(cached: Precomputed, filling: _Filling) -> None:
     begin = time.perf_counter()
     cached.path, cached.computed = filling.run()
     cached.seconds = time.perf_counter() - begin
-    cached._print, cached.bytes_per_sample = filling.print, filling.record_bytes
+    cached._fingerprint, cached.bytes_per_sample = filling.print, filling.record_bytes
     cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views, cached._player.source)
     filling.recompute(cached.path)
     cached._player.watch(

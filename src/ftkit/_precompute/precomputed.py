@@ -64,7 +64,7 @@ class Precomputed(Report):
     _player: Player = field(repr=False)
     _rows: Rows | None = field(repr=False)
     _source: Any = field(repr=False)
-    _print: str | None = field(repr=False)
+    _fingerprint: str | None = field(repr=False)
     _lookup: Lookup | None = field(default=None, repr=False)
     _blocks: list[Callable[[], object]] = field(default_factory=list, repr=False)
 
@@ -138,7 +138,7 @@ class Precomputed(Report):
 
     def _checked(self) -> Rows:
         rows = self._indexed()
-        if self._print is not None and samples.fingerprint(self._source) != self._print:
+        if self._fingerprint is not None and samples.fingerprint(self._source) != self._fingerprint:
             raise FtkitError(
                 "The data set has changed since the frozen part was computed: its files, its transform or its samples. "
                 "Call precompute() again."
