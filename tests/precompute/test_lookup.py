@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from ftkit import FtkitError, freeze_except, precompute, unfreeze
 from ftkit._precompute.store import KEYED
+from tests.precompute.loops import same, train
 
 
 class Net(nn.Module):
@@ -48,24 +49,6 @@ count.__module__ = "ftkit.tests"  # a hook of a stranger would keep the module f
 def data(samples: int = 24) -> TensorDataset:
     torch.manual_seed(1)
     return TensorDataset(torch.randn(samples, 8), torch.arange(samples) % 3)
-
-
-def train(model: nn.Module, loader: Any, epochs: int = 3) -> dict[str, Tensor]:
-    """A plain loop."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    model.train()
-    torch.manual_seed(2)
-    for _ in range(epochs):
-        for inputs, labels in loader:
-            loss = nn.functional.cross_entropy(model(inputs), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.state_dict()
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_training_ends_with_the_same_weights(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ftkit import FtkitError, freeze, freeze_except, precompute, unfreeze
+from tests.precompute.loops import same, train
 
 
 def small() -> nn.Module:
@@ -31,24 +31,6 @@ def images(count: int = 24, side: int = 8) -> TensorDataset:
     """Noise with labels."""
     torch.manual_seed(1)
     return TensorDataset(torch.randn(count, 3, side, side), torch.randint(0, 3, (count,)))
-
-
-def train(model: nn.Module, loader: Iterable[Any], epochs: int = 2) -> dict[str, Tensor]:
-    """A plain loop."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-    model.train()
-    torch.manual_seed(2)
-    for _ in range(epochs):
-        for inputs, labels in loader:
-            loss = nn.functional.cross_entropy(model(inputs), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return model.state_dict()
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
