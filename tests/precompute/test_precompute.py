@@ -416,3 +416,19 @@ def torchvision_head() -> nn.Module:
     model = torchvision.models.resnet18(num_classes=3)
     freeze_except(model, "fc")
     return model
+
+
+def test_a_block_that_was_refused_can_be_entered_later(tmp_path: Path) -> None:
+    """Once what had changed is as it was."""
+    model = small()
+    cached = precompute(model, images(), tmp_path)
+    weight = model[0][0].weight
+    with torch.no_grad():
+        weight.mul_(2)
+    with pytest.raises(FtkitError, match="changed since"), cached:
+        pass
+    with torch.no_grad():
+        weight.div_(2)
+    with cached:
+        rows, _ = next(iter(cached.loader(batch_size=6)))
+        assert model(rows).shape == (6, 3)

@@ -19,13 +19,12 @@ from ftkit._precompute.replay import Player
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.store import KeyedFile
-from ftkit._precompute.trace import autocast_state
+from ftkit._precompute.trace import PLAIN, autocast_state
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
 _NOTHING = Slot(None, None)
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 class Lookup:
@@ -86,7 +85,6 @@ class Lookup:
         if why := self._unlike(args, kwargs):
             self.as_before[why] = self.as_before.get(why, 0) + 1
             return None
-        self._player.guard.check()
         keys, device = self._keys(args, kwargs)
         if self.file.missing(keys):
             self.file.refresh()  # another run may have them by now
@@ -227,7 +225,7 @@ def _leaves(call: Any) -> list[torch.Tensor]:
 
 def skeleton(call: Any) -> str | None:
     """The arguments of a call without the values of tensors; None if there is anything but plain values beside them."""
-    if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in tree_leaves(call)):
+    if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in tree_leaves(call)):
         return None
     return repr(tree_map_only(torch.Tensor, lambda _: ..., call))
 

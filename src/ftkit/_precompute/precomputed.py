@@ -147,7 +147,7 @@ class Precomputed(Report):
         return rows
 
     def __enter__(self) -> Self:
-        self._player.enter()
+        self._player.__enter__()
         if self._lookup is not None:
             hook = self._player.model.register_forward_pre_hook(self._lookup.begin, prepend=True, with_kwargs=True)
             self._blocks.append(hook.remove)

@@ -370,19 +370,13 @@ class Player:
     # ---------------- the model
 
     def __enter__(self) -> None:
-        self.enter()
-
-    def __exit__(self, *exception: object) -> None:
-        self.leave()
-        self._pending = self._pending if exception == (None, None, None) else None
-        self._settle()
-
-    def enter(self) -> None:
         """Let the model take rows."""
+        if not self._entered:
+            self.guard.check(thoroughly=True)
+            self._install()
         self._entered += 1
-        if self._entered > 1:
-            return
-        self.guard.check(thoroughly=True)
+
+    def _install(self) -> None:
         before = self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
         after = self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True)
         named = dict(self.model.named_modules())
@@ -400,13 +394,15 @@ class Player:
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
-    def leave(self) -> None:
-        """Take what enter() put into the model away."""
+    def __exit__(self, *exception: object) -> None:
+        """Take what let the model take rows away, and check the last batch."""
         self._entered -= 1
         if not self._entered:
             for step in self._undo:
                 step()
             self._undo = []
+        self._pending = self._pending if exception == (None, None, None) else None
+        self._settle()
 
     def __deepcopy__(self, _: dict[int, Any]) -> Player:
         return self

@@ -43,7 +43,7 @@ Key = tuple[str, int]
 
 TRAINS = "it depends on what trains"
 _TRUSTED = frozenset({"torch", "ftkit"})
-_PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
+PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
 
 @dataclass
@@ -364,7 +364,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._moody(index, "it draws random numbers" if drew else "it keeps what it computed")
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
-        if not all(isinstance(one, (torch.Tensor, *_PLAIN)) for one in leaves):
+        if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in leaves):
             call.why_not = call.why_not or "it gives back something other than tensors"
         call.why_not = call.why_not or next((why for one in tensors if (why := self.nodes[self.node(one)].hot)), "")
         if not any(self.nodes[self.node(one)].varies for one in tensors):
