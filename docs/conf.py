@@ -47,10 +47,7 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 # Types of other projects are written as their own documentation names them; they have no page here.
-nitpick_ignore_regex = [
-    ("py:.*", r"^(?!ftkit\b).*"),
-    ("py:class", r"ftkit\._precompute\..*"),  # what a Precomputed holds inside
-]
+nitpick_ignore_regex = [("py:.*", r"^(?!ftkit\b).*")]
 nitpick_ignore = [("py:class", "ftkit._groups.recipe._Key")]  # a type variable: any selector
 
 highlight_options = {"python": {"stripnl": True}}  # no blank lines after a part of a file

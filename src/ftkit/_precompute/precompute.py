@@ -156,11 +156,8 @@ def precompute(
             cut.refused,
             0,
             0.0,
-            player,
-            None,
-            source,
-            None,
         )
+        cached._player, cached._source = player, source
         if form is None:
             _look_up(cached, inner, packing, probe.call, most)
         else:

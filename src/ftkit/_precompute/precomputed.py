@@ -61,12 +61,12 @@ class Precomputed(Report):
     not_skipped: dict[str, str]
     computed: int
     seconds: float
-    _player: Player = field(repr=False)
-    _rows: Rows | None = field(repr=False)
-    _source: Any = field(repr=False)
-    _fingerprint: str | None = field(repr=False)
-    _lookup: Lookup | None = field(default=None, repr=False)
-    _blocks: list[Callable[[], object]] = field(default_factory=list, repr=False)
+    _player: Player = field(init=False, repr=False)
+    _source: Any = field(init=False, repr=False)
+    _rows: Rows | None = field(default=None, init=False, repr=False)
+    _fingerprint: str | None = field(default=None, init=False, repr=False)
+    _lookup: Lookup | None = field(default=None, init=False, repr=False)
+    _blocks: list[Callable[[], object]] = field(default_factory=list, init=False, repr=False)
 
     @property
     def dataset(self) -> Dataset[Any]:
