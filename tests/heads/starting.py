@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import torch
+from timm.models import named_apply
 from torch import nn
 from torch.nn import init
 
@@ -441,6 +442,32 @@ class MethodOfAnyName(Base):
 
 
 @start
+class ByThis(Base):
+    """Nothing but habit asks for the name ``self``."""
+
+    def __init__(this, classes: int, std: float = 0.005) -> None:
+        super().__init__(classes)
+        nn.init.normal_(this.fc.weight, std=std)
+        this.prepare()
+
+    def prepare(this) -> None:
+        nn.init.constant_(this.fc.bias, -3.0)
+
+
+def _init_by_name(module: nn.Module, name: str, scale: float = 0.1) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.normal_(module.weight, std=scale if name == "fc" else 0.5)
+        nn.init.zeros_(module.bias)
+
+
+@start
+class ByNamedApply(Base):
+    def __init__(self, classes: int, scale: float = 0.01) -> None:
+        super().__init__(classes)
+        named_apply(functools.partial(_init_by_name, scale=scale), self)
+
+
+@start
 class MethodOfAnyNameWithoutBias(Base):
     def __init__(self, classes: int) -> None:
         super().__init__(classes)
@@ -808,3 +835,54 @@ class Reading(Base):
     def init_and_report(self, std: float) -> None:
         nn.init.normal_(self.fc.weight, std=std)
         self.calls.append("reported")
+
+
+class ReadingHelper(Base):
+    """A helper that starts the layers by what it reads."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.prepare()
+
+    def prepare(self) -> None:
+        with open(__file__) as file:
+            scale = len(file.readline()) * 1e-4
+        nn.init.normal_(self.fc.weight, std=scale)
+
+
+class MappedHelper(Base):
+    """A start in a call that isn't known to do nothing else."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        list(map(self.prepare, self.modules()))
+
+    @staticmethod
+    def prepare(m: nn.Module) -> None:
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=0.001)
+
+
+class FunctionThatReads(Base):
+    """A start by a function outside of the class."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        prepare_from_file(self, __file__)
+
+
+def prepare_from_file(model: nn.Module, path: str) -> None:
+    with open(path) as file:
+        scale = len(file.readline()) * 1e-4
+    for m in model.modules():
+        if isinstance(m, nn.Linear):
+            m.weight.data.normal_(0, scale)
+
+
+class OfAnotherLayer(Base):
+    """What can't be repeated is of no concern for the head."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.neck = nn.Linear(WIDTH, WIDTH)
+        nn.init.normal_(self.neck.weight, std=len(str(open)) * 1e-4)

@@ -12,7 +12,15 @@ from ftkit import replace_head
 from ftkit._heads.untrained import draw_like, is_untrained, shows_its_law
 from tests.heads.nets import as_a_layer
 from tests.heads.oracle import starts_otherwise
-from tests.heads.starting import STARTS, ByParametersOfItsOwn, Reading
+from tests.heads.starting import (
+    STARTS,
+    ByParametersOfItsOwn,
+    FunctionThatReads,
+    MappedHelper,
+    OfAnotherLayer,
+    Reading,
+    ReadingHelper,
+)
 
 OUTSIDE = {name for name in STARTS if name.startswith("outside-")}
 UNKNOWN = {"ByParametersOfItsOwn", "WeightNormOfLength"}  # once they are trained
@@ -45,13 +53,24 @@ def train(model: nn.Module) -> None:
             value.add_(torch.randn_like(value) * scale * 0.3 + torch.randn_like(value) ** 3 * 0.1)
 
 
-def test_a_start_that_nothing_tells_is_not_passed_over_in_silence(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [ByParametersOfItsOwn, ReadingHelper, MappedHelper, FunctionThatReads])
+def test_a_start_that_nothing_tells_is_not_passed_over_in_silence(
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
     """The log says how the new head starts instead."""
-    model = ByParametersOfItsOwn(11)
+    model = kind(11)
     train(model)
     with caplog.at_level(logging.WARNING, "ftkit"):
         replace_head(model, 7, verify=False)
     assert "could not be repeated for 'fc'" in caplog.text
+
+
+def test_the_start_of_another_layer_is_no_reason_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """It says nothing of how the head starts."""
+    model = OfAnotherLayer(11)
+    train(model)
+    replace_head(model, 7, verify=False)
+    assert not caplog.text
 
 
 def test_nothing_but_starts_is_run_again(tmp_path: object) -> None:

@@ -39,6 +39,7 @@ _METHODS = (
     *("named_modules", "named_parameters", "numel", "parameters", "size", "startswith", "endswith", "values", "view"),
 )
 _OUTSIDE = re.compile(r"load|save|hub|compile|hook|share|file|distributed|seed")
+_LOADS = re.compile(r"load|pretrain|checkpoint|quantiz")  # what puts trained weights in place starts none
 _DEEPEST = 5  # functions that call functions
 
 _Inside: TypeAlias = tuple[object, ...]  # the functions that are being read
@@ -52,17 +53,20 @@ class _Part:
     statements: tuple[tuple[types.CodeType, int], ...]  # each with its last line if it starts weights itself, or else 0
     registers: tuple[tuple[str, int, object], ...]  # names of modules, the lines that register them, their classes
     aliases: tuple[tuple[str, str], ...]  # names of local layers, and where the model keeps them
+    left_out: tuple[tuple[str, int], ...]  # calls that may start weights and do other things too, and their lines
     passed: tuple[tuple[str, types.CodeType], ...]  # the arguments that its caller passes
     caller: types.FunctionType | None
 
 
 def starts_weights(kind: type) -> bool:
-    """Whether the constructors of a class have statements that start weights."""
-    return any(part.statements for part in _parts(kind))
+    """Whether the constructors of a class have statements that start weights, or may do so."""
+    return bool(_parts(kind))
 
 
 def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) -> Iterator[Callable[[], object]]:
     """The statements of the constructors of a module that start weights, in their order, as actions on the module.
+
+    One that can't be run again, as it does other things too, is an action that fails.
 
     Args:
         shell: The module.
@@ -94,6 +98,14 @@ def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) ->
             elif not line:
                 with contextlib.suppress(Exception):  # a value that hangs on what nothing tells
                     exec(statement, scopes[part.function])  # noqa: S102 -- computes plain values, as it did when the model was built
+        for call, line in part.left_out:
+            named = {name for name in re.findall(r"self\.(\w+)", call) if name in shell._modules}
+            if line > lines[index] and not early and (not named or child in named):
+                yield functools.partial(_refuse, call)
+
+
+def _refuse(call: str) -> None:
+    raise RuntimeError(f"{call} does more than start weights")
 
 
 def sets_weights(function: object) -> bool:
@@ -126,7 +138,7 @@ def _parts(kind: type) -> tuple[_Part, ...]:
             found.append(_part(function, body, names, _kept_names(body), passed, caller and caller[0]))
             found += _makers(function, body, names)
             caller = (function, body)
-    return tuple(reversed(found)) if any(part.statements for part in found) else ()
+    return tuple(reversed(found)) if any(part.statements or part.left_out for part in found) else ()
 
 
 def _part(
@@ -146,7 +158,31 @@ def _part(
         for part, starts in (kept if any(kept.values()) else {}).items()
     ]
     registers = [] if function.__name__ != "__init__" else list(_registered(body, names))
-    return _Part(function, tuple(codes), tuple(registers), tuple(aliases), passed, caller)
+    left_out = tuple(_left_out(body, [*kept], names))
+    return _Part(function, tuple(codes), tuple(registers), tuple(aliases), left_out, passed, caller)
+
+
+def _left_out(body: list[ast.stmt], kept: list[ast.stmt], names: Mapping[str, object]) -> Iterator[tuple[str, int]]:
+    """The calls that may start weights and were not kept, as they do other things too, each with its line."""
+    known = {ast.unparse(tree) for one in kept for tree in ast.walk(one) if isinstance(tree, ast.Call)}
+    for tree in ast.walk(ast.Module(body, [])):
+        if isinstance(tree, ast.Call) and _may_start(tree, names) and ast.unparse(tree) not in known:
+            yield ast.unparse(tree), tree.lineno
+
+
+def _may_start(call: ast.Call, names: Mapping[str, object]) -> bool:
+    """Whether a call writes into weights, or calls a function that does."""
+    name = ast.unparse(call.func)
+    if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
+        return True
+    given = [part for one in call.args for part in ast.walk(one) if isinstance(part, ast.Name | ast.Attribute)]
+    for meant in (name, *map(ast.unparse, given)):
+        found = _meant(meant, names)
+        inner = found.body if isinstance(found, ast.FunctionDef) else _body(found) if sets_weights(found) else None
+        calls = (tree for tree in ast.walk(ast.Module(inner or [], [])) if isinstance(tree, ast.Call))
+        if any(ast.unparse(one.func).endswith("_") for one in calls) and not _LOADS.search(meant):
+            return True
+    return False
 
 
 def _registered(body: list[ast.stmt], names: Mapping[str, object]) -> Iterator[tuple[str, int, object]]:
@@ -184,7 +220,27 @@ def _body(function: object) -> list[ast.stmt] | None:
         written = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     except (OSError, SyntaxError, TypeError):  # made by code
         return None
-    return written.body if isinstance(written, ast.FunctionDef) else None
+    if not isinstance(written, ast.FunctionDef):
+        return None
+    own = [argument.arg for argument in (*written.args.posonlyargs, *written.args.args)][:1]
+    if function.__name__ == "__init__" and own and own != ["self"]:
+        _Renamed(own[0], "self").visit(written)
+    return written.body
+
+
+class _Renamed(ast.NodeTransformer):
+    """Gives a name another one, in what a function does and in the functions in it."""
+
+    def __init__(self, old: str, new: str) -> None:
+        self._old, self._new = old, new
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        node.id = self._new if node.id == self._old else node.id
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.arg = self._new if node.arg == self._old else node.arg
+        return node
 
 
 def _kept(body: Iterable[ast.stmt], names: Mapping[str, object]) -> Iterator[ast.stmt]:
@@ -249,7 +305,7 @@ def _starts(call: ast.Call, names: Mapping[str, object], inside: _Inside = ()) -
     """Whether a call starts weights: in place, as torch's own initializers do, or by a function that does so."""
     name = ast.unparse(call.func)
     last = name.rpartition(".")[2]
-    if last == "apply":
+    if last in ("apply", "named_apply"):  # of torch, and of timm
         given = [part for one in call.args for part in ast.walk(one)]
         named = [ast.unparse(part) for part in given if isinstance(part, ast.Name | ast.Attribute)]
         inline = any(isinstance(one, ast.Lambda) for one in given)
@@ -342,7 +398,8 @@ def _passed(call: ast.Call | None, function: types.FunctionType) -> tuple[tuple[
     """The arguments that a call passes to a function, by name, as far as they are plain."""
     if call is None:
         return ()
-    free = [name for name in inspect.signature(function).parameters if name != "self"]
+    names = [*inspect.signature(function).parameters]
+    free = names[1:] if function.__name__ == "__init__" else [name for name in names if name != "self"]
     given = [*zip(free, call.args, strict=False), *((one.arg, one.value) for one in call.keywords if one.arg)]
     plain = [(name, value) for name, value in given if _is_harmless(value, {}) and not isinstance(value, ast.Starred)]
     return tuple((name, compile(ast.Expression(value), "<an argument>", "eval")) for name, value in plain)
