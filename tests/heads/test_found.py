@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -201,8 +202,11 @@ def test_a_linear_map_of_what_the_model_counts_is_refused_where_only_two_are_as_
         mlp=nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Linear(10, 10)),
         out_channels=10,
     )
-    with pytest.raises(HeadError, match="pass a module for both"):
+    with pytest.raises(HeadError, match=r"at='mlp.2'\. If they do: replace_head\(model, n, at=\['mlp.0', 'mlp.2'\]\)"):
         replace_head(model, 7)
+    both = replace_head(copy.deepcopy(model), 7, at=["mlp.0", "mlp.2"], keep={0: 3})
+    assert [tuple(layer.weight.shape) for layer in both.modules] == [(7, 8), (7, 7)]
+    assert torch.equal(both.modules[1].weight[0, 0], model.mlp[2].weight[3, 3])
     assert replace_head(model, 7, at="mlp.2").names == ("mlp.2",)
     del model.out_channels
     assert replace_head(model, 7).names == ("mlp.2",)

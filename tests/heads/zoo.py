@@ -203,7 +203,6 @@ def inputs_of(case: str) -> Inputs | None:
 RIGHTLY_REFUSED = {  # what the error says of heads that no layer is, and what to do instead
     "braindecode-SSTDPN": "put the parameter into an nn.Linear",
     "torch_geometric-GAT": "pass a module for the whole of it",
-    "torch_geometric-EdgeCNN": "pass a module for both",
     "speechbrain-ECAPA.Classifier": "put the parameter into an nn.Linear",
 }
 GOOD = (oracle.RIGHT, oracle.RIGHTLY_REFUSED, oracle.ADVISED)

@@ -74,11 +74,12 @@ def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
         around = every.inside(layer.holder) if layer.holder else every
         before = [] if layer.from_classes else around[: [one.names for one in around].index(layer.names)][-1:]
         if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
-            raise HeadError(
+            error = UnsureError(
                 f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
-                f"tells whether those of the first count classes too. If they do, pass a module for both; if not, "
-                f"replace_head(model, n, at={layer.name!r})."
+                f"tells whether those of the first count classes too. If they don't, pass at={layer.name!r}."
             )
+            error.could_be, error.advice = [[before[0].name, layer.name]], "If they do"
+            raise error
 
 
 def normed_otherwise(model: nn.Module, layer: Layer, name: str) -> HeadError:

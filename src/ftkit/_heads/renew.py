@@ -17,7 +17,7 @@ from ftkit._heads.starts import start, start_by_code
 from ftkit._heads.untrained import are_alike, is_constant, is_untrained
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
-from ftkit._torch import buffers_of, is_convolution, is_norm, parameters_of, power_iterate, pre_hooks_of
+from ftkit._torch import buffers_of, is_norm, parameters_of, power_iterate, pre_hooks_of
 from ftkit.errors import HeadError
 
 _COUNTS = (
@@ -63,9 +63,9 @@ def renewed(
     _check_free(layer, "another count would not fit them", outputs)
     new = _twin(old, layer.outputs, outputs, layer.axis)
     vars(new).update({name: outputs for name in _COUNTS if vars(new).get(name) == layer.outputs})
-    if layer.from_classes and is_convolution(old):
+    if layer.from_classes and not is_norm(old):
         new = _twin(new, layer.inputs, outputs, 1 - layer.axis, vectors=False)
-        vars(new)["in_channels"] = outputs
+        vars(new).update({name: outputs for name in ("in_features", "in_channels") if name in vars(new)})
     if vars(new).get("normalized_shape") == (layer.outputs,):
         vars(new)["normalized_shape"] = (outputs,)
     padding = vars(new).get("padding_idx")

@@ -19,7 +19,7 @@ from ftkit._heads.layers import Layer, Layers, distinct, layers, on_meta
 from ftkit._heads.proof import Proof
 from ftkit._heads.refusals import UnsureError
 from ftkit._heads.surgery import recount, resize, untie
-from ftkit._heads.trace import trace
+from ftkit._heads.trace import Trace, trace
 from ftkit._models.dryrun import alone, as_call, remember_random, untouched
 from ftkit._models.slots import replace
 from ftkit._models.undo import Undo
@@ -428,7 +428,16 @@ def _found_at(model: nn.Module, at: list[str], given: Inputs | None, *, run: boo
     last = [_layers_in(model, name)[-1] for name in at]
     seen = trace(model, layers(model), given) if run else None
     named = Layers(in_classes(model, layer, seen) for layer in {layer.names: layer for layer in last}.values())
-    return Found(named if seen is None else with_norms(model, named, seen), named[-1].classes, seen)
+    if seen is not None:
+        named = with_norms(model, Layers(_fed_by(named, layer, seen) for layer in named), seen)
+    return Found(named, named[-1].classes, seen)
+
+
+def _fed_by(named: Layers, layer: Layer, seen: Trace) -> Layer:
+    """Tell whether a layer with as many outputs as inputs takes the classes from another one that is named."""
+    chains = (end.chain for end in seen.ends.of(layer))
+    feeding = {one.names for chain in chains for one, _ in chain} & {one.names for one in named} - {layer.names}
+    return dataclasses.replace(layer, from_classes=layer.inputs == layer.outputs and bool(feeding))
 
 
 def as_inputs(example_inputs: Any) -> Inputs | None:
