@@ -182,7 +182,15 @@ def test_groups_of_which_each_gives_all_classes_follow() -> None:
         )
 
     assert oracle.judge(build)[0] == oracle.RIGHT
-    with pytest.raises(HeadError, match="5 groups"):
+    with pytest.raises(HeadError, match="Leave keep= out"):  # each class could have neighboring outputs just as well
+        replace_head(build(6), 4, keep={0: 3})
+    uncounted = build(6)
+    del uncounted.n_outputs
+    with pytest.raises(HeadError, match=r"set model\.num_classes = 6 first"):
+        replace_head(uncounted, 4)
+    uncounted.num_classes = 6
+    assert replace_head(uncounted, 4).proven
+    with pytest.raises(HeadError, match=r"5 groups: another count would not fit them\.$"):
         replace_head(
             wired(
                 lambda self, x: self.conv(self.stem(x)).mean((2, 3)),

@@ -60,7 +60,7 @@ def renewed(
         HeadError: Something that hangs on the layer fits the old number alone.
     """
     old = layer.module
-    _check_free(layer, "another count would not fit them", outputs)
+    _check_free(layer, "another count would not fit them", outputs, keeps=bool(rows))
     new = _twin(old, layer.outputs, outputs, layer.axis)
     vars(new).update({name: outputs for name in _COUNTS if vars(new).get(name) == layer.outputs})
     if layer.from_classes and not is_norm(old):
@@ -113,7 +113,7 @@ def _resting(layer: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _check_free(layer: Layer, what: str, outputs: int = 0) -> None:
+def _check_free(layer: Layer, what: str, outputs: int = 0, *, keeps: bool = False) -> None:
     """Refuse a layer that something fits to its sizes as they are.
 
     Groups do not, where each of them gives every class.
@@ -122,7 +122,16 @@ def _check_free(layer: Layer, what: str, outputs: int = 0) -> None:
         raise HeadError(f"{layer.name!r} is pruned; end the pruning with torch.nn.utils.prune.remove first.")
     groups = getattr(layer.module, "groups", 1)
     if groups != 1 and (not outputs or layer.times % groups or layer.extra or layer.by_class):
-        raise HeadError(f"{layer.name!r} is a convolution with {groups} groups: {what}.")
+        each = layer.outputs // groups
+        how = (
+            f" If each group scores all classes, set model.num_classes = {each} first." if outputs and each > 1 else ""
+        )
+        raise HeadError(f"{layer.name!r} is a convolution with {groups} groups: {what}.{how}")
+    if groups != 1 and keeps:
+        raise HeadError(
+            f"{layer.name!r} is a convolution with {groups} groups, and nothing tells which of its outputs belong to "
+            "which class. Leave keep= out."
+        )
     groups = getattr(layer.module, "num_groups", 1)
     if outputs % groups:
         raise HeadError(f"{layer.name!r} is a norm of {groups} groups, which can't share {outputs} class scores.")
