@@ -220,6 +220,31 @@ def test_a_linear_map_of_what_the_model_counts_is_refused_where_only_two_are_as_
     assert replace_head(model, 7).names == ("mlp.2",)
 
 
+class Anchored(nn.Module):
+    """A head that counts the classes by itself: for each anchor, all of them."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.num_classes, self.num_anchors = classes, 4
+        self.cls = nn.Conv2d(8, 4 * classes, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.cls(x).flatten(2)
+        return x.unflatten(1, (self.num_anchors, self.num_classes)).permute(0, 3, 1, 2).flatten(1, 2)
+
+
+def test_what_holds_a_head_may_count_the_classes_where_the_model_does_not() -> None:
+    def build(classes: int) -> nn.Module:
+        return wired(lambda self, x: self.head(self.body(x)), body=nn.Conv2d(3, 8, 3), head=Anchored(classes))
+
+    model = build(11)
+    image = torch.randn(2, 3, 16, 16)
+    before = model(image)
+    replace_head(model, 7, keep={1: 5})
+    torch.testing.assert_close(model(image)[..., 1], before[..., 5])
+    assert oracle.judge(build)[0] == oracle.RIGHT
+
+
 class Attended(nn.Module):
     """A layer with weights as wide beside it, which tell how much each row counts: GATConv."""
 

@@ -164,7 +164,7 @@ def _obvious(model: nn.Module, every: Layers) -> Layers:
         return Layers()
     at, holder = place
     chained = all(one.outputs == two.inputs for one, two in itertools.pairwise(every.inside(at)))
-    counts = told(model, ()) or ([] if _may_feed_another(every, last) else [last.outputs])
+    counts = told(model, last.names) or ([] if _may_feed_another(every, last) else [last.outputs])
     settled = chained and last.outputs in counts and not _has_rivals(holder, at.rpartition(".")[2])
     return Layers([last] if settled else [])
 
