@@ -124,7 +124,8 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: The file is not a delta, or belongs to another base; or it has a head that can't be built
             from plain layers; or the model has another layer, such as another activation, than the one that the
-            delta was saved from, or an adapter of peft with other settings; or it was given other names for its classes, or the same in another order.
+            delta was saved from, or an adapter of peft with other settings; or it was given other names for its
+            classes, or the same in another order.
         DamagedFileError: The file's bytes are not the ones that were written.
 
     Example:
