@@ -20,6 +20,7 @@ from ftkit import (
     FreezeSchedule,
     ResumableLoader,
     freeze_except,
+    load_checkpoint,
     load_delta,
     load_weights,
     param_groups,
@@ -426,6 +427,27 @@ def test_the_result_is_shared_as_a_delta(tmp_path: Path) -> None:
     shared = network()
     load_delta(shared, tmp_path / "delta.safetensors")
     assert same(shared, module.net)
+
+
+@pytest.mark.parametrize("part", [True, False])
+def test_a_loop_of_ones_own_goes_on_with_a_checkpoint_of_lightning(part: bool, tmp_path: Path) -> None:
+    """Weights and moments, whether the groups were made of the module or of the network in it."""
+
+    class Part(Module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(param_groups(self.net, lr=0.01, layer_decay=0.5))
+
+    module, _ = fit(tmp_path, Part if part else Module)
+    model = network()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=0.01, layer_decay=0.5))
+    checkpoint = load_checkpoint(tmp_path / "last.ckpt", model=model, optimizer=optimizer)
+    assert same(model, module.net)
+    assert checkpoint.epoch == 4
+    theirs = module.optimizers().optimizer.state
+    for own, other in zip(model.parameters(), module.net.parameters(), strict=True):
+        assert (own in optimizer.state) == (other in theirs)
+        if own in optimizer.state:
+            assert torch.equal(optimizer.state[own]["exp_avg_sq"], theirs[other]["exp_avg_sq"])
 
 
 def test_the_summary_of_lightning_counts_what_is_frozen(tmp_path: Path) -> None:

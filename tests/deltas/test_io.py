@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from ftkit import (
+    CheckpointManager,
     freeze_except,
     load_checkpoint,
     load_delta,
@@ -358,6 +359,10 @@ def test_an_adapter_with_a_new_head_is_loaded_by_others(marked: bool, tmp_path: 
     save_delta(tuned, tmp_path / "delta.safetensors")
     load_delta(fresh, tmp_path / "delta.safetensors")
     assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), fresh.parameters(), strict=True))
+    resumed = with_adapter(3)
+    CheckpointManager(tmp_path / "run", delta=True).save(0, model=tuned)
+    assert CheckpointManager(tmp_path / "run", delta=True).resume(model=resumed) == 1
+    assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), resumed.parameters(), strict=True))
 
 
 @pytest.mark.frameworks
