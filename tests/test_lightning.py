@@ -483,6 +483,52 @@ def test_the_docstring_runs() -> None:
     assert doctest.testmod(ftkit.lightning).failed == 0
 
 
+CONFIG = """
+trainer:
+  accelerator: cpu
+  max_epochs: 5
+  logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {folder}, name: "", version: ""}}}}
+  enable_progress_bar: false
+  callbacks:
+    - class_path: ftkit.lightning.Freezing
+      init_args:
+        schedule:
+          class_path: ftkit.FreezeSchedule
+          init_args:
+            phases: {{0: net.4, 2: [net.2], 3: [net.0]}}
+    - class_path: tests.test_lightning.Power
+      init_args: {{batches: {batches}}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {{dirpath: {folder}, save_last: true}}
+"""
+
+
+class Data(lightning.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(data(), batch_size=4)
+
+
+def test_the_command_line_of_lightning(tmp_path: Path) -> None:
+    """From a YAML file; killed, and resumed by the configuration that it has written itself."""
+    pytest.importorskip("jsonargparse")
+    cli = pytest.importorskip("lightning.pytorch.cli").LightningCLI
+
+    def run(*arguments: str) -> Any:
+        return cli(Module, Data, args=["fit", *arguments], seed_everything_default=0)
+
+    for name, batches in (("whole", 1000), ("killed", 15)):
+        (tmp_path / f"{name}.yaml").write_text(CONFIG.format(folder=tmp_path / name, batches=batches))
+    whole = run("--config", str(tmp_path / "whole.yaml"))
+    with pytest.raises(RuntimeError, match="power"):
+        run("--config", str(tmp_path / "killed.yaml"))
+    written = (tmp_path / "killed" / "config.yaml").rename(tmp_path / "written.yaml")
+    written.write_text(written.read_text().replace("batches: 15", "batches: 1000"))
+    resumed = run("--config", str(written), "--ckpt_path", str(tmp_path / "killed" / "last.ckpt"))
+    assert resumed.trainer.current_epoch == 5
+    assert same(whole.model, resumed.model)
+    assert len(trainable(whole.model)) == 6
+
+
 PACKAGES = """
 import logging, sys, warnings
 warnings.simplefilter("ignore")
