@@ -121,6 +121,13 @@ def loop() -> dict[str, Any]:
     }
 
 
+def texts() -> dict[str, Any]:
+    """Return what the Trainer's page trains on: six batches of tokens."""
+    pytest.importorskip("transformers")
+    tokens = torch.arange(48 * 8).view(48, 8) % 40 + 5
+    return {"data": [{"input_ids": row, "labels": at % 3} for at, row in enumerate(tokens)]}
+
+
 # Before a block of a page, by its number: functions that make files, or return names for what follows.
 BEFORE: dict[tuple[str, int], Any] = {
     ("archives", 0): archives,
@@ -133,6 +140,7 @@ BEFORE: dict[tuple[str, int], Any] = {
     ("images", 2): lambda: Path("pets-chosen.txt").write_text("train/cats/0.jpg\n") and {},  # as saved in the browser
     ("images", 4): lambda: restore("data/pets-quarantine") and {},  # what was chosen, for all to be moved
     ("precompute", 0): frozen,
+    ("trainer", 0): texts,
     ("weights", 1): weights_files,
 }
 
@@ -201,6 +209,43 @@ def test_the_table_of_what_freezing_saves_is_what_its_code_prints(
 def _number(text: str) -> float:
     value, _, unit = text.strip().partition(" ")
     return float(value) * {"": 1, "K": 1e3, "M": 1e6, "G": 1e9}[unit.strip()]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_thaws_by_steps_resumes(tmp_path: Path) -> None:
+    """As the Trainer's page has it: killed before the thaw and after it, and resumed, it ends with the same weights."""
+    names = texts()
+    exec(blocks(ROOT / "docs/frameworks/trainer.md")[0], names)
+    from transformers import BertConfig, BertForSequenceClassification, TrainerCallback, set_seed
+
+    class Power(TrainerCallback):
+        def __init__(self, steps: int) -> None:
+            self.steps = steps
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == self.steps:
+                raise KeyboardInterrupt
+
+    def build() -> Any:
+        set_seed(0)
+        size = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "num_labels": 3}
+        return BertForSequenceClassification(BertConfig(**size, intermediate_size=16))
+
+    def fit(folder: str, stop: int = 0, *, resume: bool | None = None) -> dict[str, torch.Tensor]:
+        model = build()
+        trainer = names["trainer"](model, tmp_path / folder)
+        trainer.add_callback(Power(stop))
+        with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    before, whole = build().state_dict(), fit("whole")
+    moved = {name for name in before if not torch.equal(before[name], whole[name])}
+    assert moved == {name for name in before if "classifier" in name or ".layer.1." in name}
+    for stop in (3, 5):  # saved after two steps, and after four
+        fit(f"killed {stop}", stop)
+        resumed = fit(f"killed {stop}", resume=True)
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_the_excerpts_of_the_tutorial_are_lines_of_the_example() -> None:

@@ -70,6 +70,21 @@ def test_it_resumes_and_is_shared(path: Path, tmp_path: Path) -> None:
     assert [line for block in shown for line in block.splitlines() if line not in said.splitlines()] == []
 
 
+@pytest.mark.filterwarnings("ignore")  # fastai's own
+def test_fastai_saves_no_epoch_that_it_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through all epochs before ``start_epoch``: a second kill in these must find what the first one left."""
+    pytest.importorskip("fastai")
+    monkeypatch.syspath_prepend(FOLDER)
+    parts, example = importlib.import_module("parts"), importlib.import_module("with_fastai")
+
+    def killed(pictures: int) -> dict[Path, bytes]:
+        with pytest.raises(parts.PowerCut):
+            example.train(tmp_path, parts.Pictures(power=pictures))
+        return {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+
+    assert killed(24 * 3 + 12) == killed(0)
+
+
 def test_the_notebook_runs(tmp_path: Path) -> None:
     """From top to bottom, with the outputs that it shows at its end."""
     notebook = json.loads((FOLDER.parent / "fine_tuning.ipynb").read_text(encoding="utf-8"))

@@ -20,6 +20,7 @@ from ftkit import (
     FreezeSchedule,
     ResumableLoader,
     freeze_except,
+    load_checkpoint,
     load_delta,
     load_weights,
     param_groups,
@@ -428,6 +429,27 @@ def test_the_result_is_shared_as_a_delta(tmp_path: Path) -> None:
     assert same(shared, module.net)
 
 
+@pytest.mark.parametrize("part", [True, False])
+def test_a_loop_of_ones_own_goes_on_with_a_checkpoint_of_lightning(part: bool, tmp_path: Path) -> None:
+    """Weights and moments, whether the groups were made of the module or of the network in it."""
+
+    class Part(Module):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.AdamW(param_groups(self.net, lr=0.01, layer_decay=0.5))
+
+    module, _ = fit(tmp_path, Part if part else Module)
+    model = network()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=0.01, layer_decay=0.5))
+    checkpoint = load_checkpoint(tmp_path / "last.ckpt", model=model, optimizer=optimizer)
+    assert same(model, module.net)
+    assert checkpoint.epoch == 4
+    theirs = module.optimizers().optimizer.state
+    for own, other in zip(model.parameters(), module.net.parameters(), strict=True):
+        assert (own in optimizer.state) == (other in theirs)
+        if own in optimizer.state:
+            assert torch.equal(optimizer.state[own]["exp_avg_sq"], theirs[other]["exp_avg_sq"])
+
+
 def test_the_summary_of_lightning_counts_what_is_frozen(tmp_path: Path) -> None:
     """It is printed when training starts, after the callback."""
 
@@ -459,6 +481,52 @@ def test_evaluation_needs_no_schedule(tmp_path: Path) -> None:
 
 def test_the_docstring_runs() -> None:
     assert doctest.testmod(ftkit.lightning).failed == 0
+
+
+CONFIG = """
+trainer:
+  accelerator: cpu
+  max_epochs: 5
+  logger: {{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {{save_dir: {folder}, name: "", version: ""}}}}
+  enable_progress_bar: false
+  callbacks:
+    - class_path: ftkit.lightning.Freezing
+      init_args:
+        schedule:
+          class_path: ftkit.FreezeSchedule
+          init_args:
+            phases: {{0: net.4, 2: [net.2], 3: [net.0]}}
+    - class_path: tests.test_lightning.Power
+      init_args: {{batches: {batches}}}
+    - class_path: lightning.pytorch.callbacks.ModelCheckpoint
+      init_args: {{dirpath: {folder}, save_last: true}}
+"""
+
+
+class Data(lightning.LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return DataLoader(data(), batch_size=4)
+
+
+def test_the_command_line_of_lightning(tmp_path: Path) -> None:
+    """From a YAML file; killed, and resumed by the configuration that it has written itself."""
+    pytest.importorskip("jsonargparse")
+    cli = pytest.importorskip("lightning.pytorch.cli").LightningCLI
+
+    def run(*arguments: str) -> Any:
+        return cli(Module, Data, args=["fit", *arguments], seed_everything_default=0)
+
+    for name, batches in (("whole", 1000), ("killed", 15)):
+        (tmp_path / f"{name}.yaml").write_text(CONFIG.format(folder=tmp_path / name, batches=batches))
+    whole = run("--config", str(tmp_path / "whole.yaml"))
+    with pytest.raises(RuntimeError, match="power"):
+        run("--config", str(tmp_path / "killed.yaml"))
+    written = (tmp_path / "killed" / "config.yaml").rename(tmp_path / "written.yaml")
+    written.write_text(written.read_text().replace("batches: 15", "batches: 1000"))
+    resumed = run("--config", str(written), "--ckpt_path", str(tmp_path / "killed" / "last.ckpt"))
+    assert resumed.trainer.current_epoch == 5
+    assert same(whole.model, resumed.model)
+    assert len(trainable(whole.model)) == 6
 
 
 PACKAGES = """

@@ -254,3 +254,20 @@ def test_a_loader_whose_state_fails_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FtkitError, match=r"sampler= got a Prepared, whose state_dict\(\) fails.*ResumableLoader"):
         save_checkpoint(tmp_path / "a.safetensors", model=nn.Linear(1, 1), sampler=Prepared())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.frameworks
+def test_a_loader_that_accelerate_has_replaced_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The original has no position, which is said; the prepared one can't be saved, which is an error."""
+    accelerate = pytest.importorskip("accelerate")
+    model, loader = nn.Linear(1, 1), ResumableLoader(list(range(8)), batch_size=2)
+    prepared = accelerate.Accelerator(cpu=True).prepare(loader)
+    assert not isinstance(prepared, ResumableLoader)
+    for count, _ in enumerate(prepared):
+        if count == 1:
+            save_checkpoint(tmp_path / "a.safetensors", model=model, sampler=loader)
+            assert "never iterated over" in caplog.text
+            assert "prepare" in caplog.text
+            with pytest.raises(FtkitError, match=r"whose state_dict\(\) fails.*ResumableLoader"):
+                save_checkpoint(tmp_path / "b.safetensors", model=model, sampler=prepared)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]

@@ -293,6 +293,46 @@ def test_what_was_frozen_before_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, frozen)
 
 
+def lora() -> Any:
+    """BERT with an adapter, and a head that is trained whole."""
+    peft = pytest.importorskip("peft")
+    return peft.get_peft_model(bert(), peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS"))
+
+
+@pytest.mark.parametrize("steps", [9, 15])
+def test_an_adapter_of_peft_resumes(steps: int, tmp_path: Path) -> None:
+    """The head first, then the adapter: all of it is in the Trainer's checkpoints."""
+    plan = lambda model: FreezeSchedule({0: "**.modules_to_save", 2: "**.lora_*"})  # noqa: E731
+    check_resumed(tmp_path, lora, data=Texts(), plan=plan, steps=steps)
+
+
+ADAPTER = ["**.modules_to_save", "**.lora_*"]
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        FreezeSchedule({0: ADAPTER, 9: "**.layer.2"}),
+        FreezeSchedule(lambda epoch: ADAPTER if epoch < 2 else [*ADAPTER, "**.layer.2"]),
+    ],
+)
+def test_what_the_checkpoints_of_a_peft_model_lack_is_refused(schedule: FreezeSchedule, tmp_path: Path) -> None:
+    """Of the layers that thaw beside an adapter nothing is saved, which no resumed run would notice."""
+
+    def train(strategy: str) -> Any:
+        model = lora()
+        arguments = TrainingArguments(
+            tmp_path, num_train_epochs=3, use_cpu=True, report_to="none", disable_tqdm=True, save_strategy=strategy
+        )
+        optimizers = (torch.optim.SGD(model.parameters(), lr=0.01), None)
+        freezing = FreezingCallback(schedule)
+        Trainer(model, arguments, train_dataset=Texts(), optimizers=optimizers, callbacks=[freezing]).train()
+
+    with pytest.raises(FtkitError, match=r"trains .*layer\.2.* saves only the adapter.*CheckpointManager"):
+        train("epoch")
+    train("no")
+
+
 @pytest.mark.parametrize("schedule", [{0: "head"}, FreezeSchedule, None])
 def test_only_a_schedule_is_taken(schedule: Any) -> None:
     with pytest.raises(FtkitError, match="takes a FreezeSchedule"):

@@ -38,10 +38,12 @@ class Saving(Callback):
 
     def resume(self, learner: Learner) -> int:
         learner.create_opt()  # for what trains now
-        return self.checkpoints.resume(model=learner.model, optimizer=learner.opt.opt)
+        self.start = self.checkpoints.resume(model=learner.model, optimizer=learner.opt.opt)
+        return self.start
 
     def after_epoch(self) -> None:
-        self.checkpoints.save(self.epoch, model=self.model, optimizer=self.opt.opt)
+        if self.epoch >= self.start:  # fastai comes here for the epochs that it skips, too
+            self.checkpoints.save(self.epoch, model=self.model, optimizer=self.opt.opt)
 
 
 def train(folder: Path, data: Pictures) -> nn.Module:

@@ -32,13 +32,13 @@ class HasModules(Protocol):
 
 Selector: TypeAlias = (
     str
+    | Iterable["Selector"]
     | re.Pattern[str]
     | type[nn.Module]
     | nn.Module
     | nn.Parameter
     | HasModules
     | Callable[[str, nn.Module], bool]
-    | Iterable["Selector"]
 )
 """Which part of a model to select.
 

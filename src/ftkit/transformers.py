@@ -6,16 +6,21 @@ Import it by its full name: ``import ftkit`` alone needs no transformers.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
+from ftkit._freezing.freeze import trainable
 from ftkit._freezing.schedules import FreezeSchedule
 from ftkit._freezing.trainers import Run, checked
 from ftkit._weights.inspection import inspect_checkpoint
 from ftkit._weights.io import load_weights
-from ftkit.errors import MissingPackageError
+from ftkit._weights.libraries import adapter_names
+from ftkit._wording import some
+from ftkit.errors import FtkitError, MissingPackageError
+from ftkit.selection import select, unwrap
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -51,7 +56,8 @@ class FreezingCallback(TrainerCallback):
     Raises:
         MissingPackageError: On import: transformers is not installed.
         SelectionError: When ``train`` starts: a name of the schedule matches nothing in the model.
-        FtkitError: This is no schedule; or, when ``train`` starts: something that will thaw is not in the optimizer.
+        FtkitError: This is no schedule; or, when ``train`` starts: something that will thaw is not in the optimizer, or
+            not in the checkpoints, which contain only the adapter of a model of peft.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -74,9 +80,12 @@ class FreezingCallback(TrainerCallback):
         """Freeze, and on resuming thaw again what had thawed."""
         model = kwargs["model"]
         self._run = Run(self.schedule, model, [kwargs["optimizer"]])
+        if isinstance(self.schedule.phases, Mapping):
+            _refuse_unsaved(args, model, select(model, *self.schedule.phases.values()).parameters)
         self._epoch = _epochs(state)
         for epoch in range(self._epoch + 1):
             self._run.step(epoch)
+        _refuse_unsaved(args, model, trainable(model))
         if state.global_step and args.output_dir:
             _complete(model, Path(args.output_dir, f"checkpoint-{state.global_step}"))
 
@@ -88,6 +97,7 @@ class FreezingCallback(TrainerCallback):
         self._epoch = max(self._epoch, _epochs(state))  # of data without a length, the Trainer counts no epochs
         self._run.step(self._epoch)
         self._epoch += 1
+        _refuse_unsaved(args, kwargs["model"], trainable(kwargs["model"]))
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,6 +110,19 @@ class FreezingCallback(TrainerCallback):
 def _epochs(state: TrainerState) -> int:
     """The number of whole epochs so far."""
     return int((state.epoch or 0) + _EPSILON)
+
+
+def _refuse_unsaved(args: TrainingArguments, model: nn.Module, training: Iterable[str]) -> None:
+    """Refuse to train what no checkpoint would contain: the Trainer saves only the adapter of a model of peft."""
+    saved = set(adapter_names(unwrap(model)).values())
+    lost = [name for name in training if saved and name not in saved]
+    if lost and args.save_strategy != "no":
+        raise FtkitError(
+            f"The schedule trains {some(lost, 3)}, and of a {type(unwrap(model)).__name__} the Trainer saves only the "
+            "adapter: a resumed run would lose the rest. Train adapters alone, or in a loop of your own with "
+            "ftkit.CheckpointManager(folder, delta=True). Or resume no run: TrainingArguments(save_strategy='no'), and "
+            "ftkit.save_delta(model, path) in the end."
+        )
 
 
 def _complete(model: nn.Module, folder: Path) -> None:

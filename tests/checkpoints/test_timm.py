@@ -13,7 +13,7 @@ from timm.utils import CheckpointSaver, ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ftkit import inspect_checkpoint, load_checkpoint, save_checkpoint
+from ftkit import freeze_except, inspect_checkpoint, load_checkpoint, param_groups, save_checkpoint, unfreeze
 from ftkit.errors import CheckpointError
 
 
@@ -52,6 +52,48 @@ def test_reads_what_timm_saves_with_its_average(kind: Any, tmp_path: Path) -> No
         assert torch.equal(optimizer.state[theirs]["exp_avg"], other.state[ours]["exp_avg"])
     with pytest.raises(CheckpointError, match="n_averaged"):  # without the count, the next update would copy the model
         load_checkpoint(tmp_path / "last.pth.tar", ema=AveragedModel(again))
+
+
+def test_lookahead_resumes_after_a_thaw(tmp_path: Path) -> None:
+    """It has an optimizer inside, whose list of groups is its own; a checkpoint that does not fit changes neither."""
+
+    class Picky:
+        def state_dict(self) -> dict[str, int]:
+            return {}
+
+        def load_state_dict(self, state: dict[str, int]) -> None:
+            raise ValueError
+
+    def start() -> tuple[nn.Module, Any]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2))
+        freeze_except(model, "2")
+        return model, timm.optim.create_optimizer_v2(param_groups(model, 0.1), opt="lookahead_adamw", lr=0.1)
+
+    def steps(model: nn.Module, optimizer: Any) -> None:
+        for _ in range(7):
+            optimizer.zero_grad()
+            model(torch.ones(3, 4)).square().sum().backward()
+            optimizer.step()
+
+    model, optimizer = start()
+    unfreeze(model, "0", optimizer=optimizer)
+    steps(model, optimizer)
+    save_checkpoint(tmp_path / "run.safetensors", model=model, optimizer=optimizer)
+    steps(model, optimizer)
+    again, other = start()
+    load_checkpoint(tmp_path / "run.safetensors", model=again, optimizer=other)
+    assert other.param_groups is other._base_optimizer.param_groups
+    steps(again, other)
+    assert same(again, model)
+    third, last = start()
+    before = list(map(id, last.param_groups))
+    save_checkpoint(tmp_path / "more.safetensors", model=model, optimizer=optimizer, picky=Picky())
+    with pytest.raises(CheckpointError, match="does not fit this Picky"):
+        load_checkpoint(tmp_path / "more.safetensors", model=third, optimizer=last, picky=Picky())
+    assert list(map(id, last._base_optimizer.param_groups)) == before
+    assert last.param_groups is last._base_optimizer.param_groups
+    assert not last._base_optimizer.state
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pth.tar"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,16 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from ftkit import freeze_except, load_delta, replace_head, save_checkpoint, save_delta, save_weights
+from ftkit import (
+    CheckpointManager,
+    freeze_except,
+    load_checkpoint,
+    load_delta,
+    replace_head,
+    save_checkpoint,
+    save_delta,
+    save_weights,
+)
 from ftkit.errors import CheckpointError, DamagedFileError
 
 
@@ -325,14 +335,15 @@ def test_the_average_of_a_model_is_loaded_onto_the_same_base(tmp_path: Path) -> 
         save_delta(tuned, tmp_path / "average.safetensors", ema=nn.Linear(2, 2))
 
 
-def with_adapter(seed: int) -> Any:
+def with_adapter(seed: int, **options: Any) -> Any:
     transformers, peft = pytest.importorskip("transformers"), pytest.importorskip("peft")
     torch.manual_seed(0)
     sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, intermediate_size=8))
     torch.manual_seed(seed)
     replace_head(model, 3)
-    config = peft.LoraConfig(target_modules=["query"], modules_to_save=["classifier"], init_lora_weights=False)
+    options = {"modules_to_save": ["classifier"], "init_lora_weights": False, **options}
+    config = peft.LoraConfig(target_modules=["query"], **options)
     return peft.get_peft_model(model, config)
 
 
@@ -348,6 +359,31 @@ def test_an_adapter_with_a_new_head_is_loaded_by_others(marked: bool, tmp_path: 
     save_delta(tuned, tmp_path / "delta.safetensors")
     load_delta(fresh, tmp_path / "delta.safetensors")
     assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), fresh.parameters(), strict=True))
+    resumed = with_adapter(3)
+    CheckpointManager(tmp_path / "run", delta=True).save(0, model=tuned)
+    assert CheckpointManager(tmp_path / "run", delta=True).resume(model=resumed) == 1
+    assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
+@pytest.mark.parametrize(
+    ("setting", "other"), [("lora_alpha", 32), ("use_rslora", True), ("alpha_pattern", {"query": 32}), ("r", 4)]
+)
+@pytest.mark.parametrize("outer", [lambda model: model, lambda model: nn.ModuleDict({"model": model})])
+def test_an_adapter_with_another_setting_is_refused(setting: str, other: Any, outer: Any, tmp_path: Path) -> None:
+    """No tensor shows its scale, nor does the model around it; a checkpoint that is a delta tells it too."""
+    tuned, fresh = outer(with_adapter(1, **{setting: other})), outer(with_adapter(2))
+    save_delta(tuned, tmp_path / "delta.safetensors")
+    save_checkpoint(tmp_path / "run.safetensors", model=tuned, delta=True)
+    before = {name: value.clone() for name, value in fresh.state_dict().items()}
+    message = rf"delta comes from an adapter with other settings: {setting}={re.escape(repr(other))}, here"
+    with pytest.raises(CheckpointError, match=message):
+        load_delta(fresh, tmp_path / "delta.safetensors")
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(tmp_path / "run.safetensors", model=fresh)
+    assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
+    load_delta(outer(with_adapter(2, **{setting: other}, lora_dropout=0.5)), tmp_path / "delta.safetensors")
 
 
 class Task(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit._freezing.freeze import freeze, freeze_except, is_frozen, unfreeze
+from ftkit._freezing.freeze import freeze, freeze_except, is_frozen, trainable, unfreeze
 from ftkit._freezing.schedules import FreezeSchedule
 from tests.freezing.models import Net, images, same, state, step
 
@@ -204,3 +204,70 @@ def test_no_warning_where_ftkit_did_it(verb: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(model, images())
+
+
+# ---- unfreezing by frameworks
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore")  # fastai's advice on its own imports
+@pytest.mark.parametrize(
+    ("call", "options", "trains"),
+    [
+        ("fine_tune", {}, {"backbone", "head"}),  # which freezes, trains, unfreezes and trains
+        ("unfreeze", {}, {"backbone", "head"}),
+        ("freeze", {}, {"norms", "head"}),
+        ("freeze", {"train_bn": False}, {"head"}),  # as the page on fastai has it
+    ],
+)
+def test_what_fastai_thaws_is_visible(call: str, options: dict[str, Any], trains: set[str]) -> None:
+    """Its weights train, and the norms keep their statistics: a warning says so, and all that is asked."""
+    learner_of = pytest.importorskip("fastai.learner").Learner
+    from fastai.callback.schedule import fit_one_cycle  # noqa: F401  (adds fine_tune)
+    from fastai.data.core import DataLoaders
+
+    def parts(model: Net) -> list[list[nn.Parameter]]:
+        return [list(model.backbone.parameters()), list(model.head.parameters())]
+
+    model = frozen_net()
+    data = [(image, index % 2) for index, image in enumerate(images(8) + 2)]
+    batches = [torch.utils.data.DataLoader(data, 4) for _ in range(2)]
+    loss = nn.functional.cross_entropy
+    learner = learner_of(DataLoaders(*batches, device=torch.device("cpu")), model, loss, splitter=parts, **options)
+    before = state(model)
+    with warnings.catch_warnings(record=True) as caught, learner.no_bar(), learner.no_logging():
+        warnings.simplefilter("always")
+        getattr(learner, call)(*([1] if call == "fine_tune" else []))
+        learner.fit(1)
+    told = [str(one.message) for one in caught if "ftkit.unfreeze(model, ...)" in str(one.message)]
+    moved = {name for name, tensor in state(model).items() if not torch.equal(tensor, before[name])}
+    norm_weights = {f"backbone.{at}.{name}" for at in (1, 5) for name in ("weight", "bias")}
+    weights = {name for name, _ in model.named_parameters()}
+    expected = {name for name in weights if name.startswith("head")}
+    expected |= weights if "backbone" in trains else norm_weights if "norms" in trains else set()
+    assert moved == trainable(model).keys() == expected
+    assert kept({name: tensor for name, tensor in before.items() if "running" in name}, model)
+    assert is_frozen(model, "backbone") == (trains == {"head"})
+    assert len(told) == (trains != {"head"})
+
+
+@pytest.mark.frameworks
+@pytest.mark.filterwarnings("ignore:.*pkg_resources")
+def test_what_lightning_thaws_is_visible() -> None:
+    lightning = pytest.importorskip("lightning.pytorch")
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+    module = Module()
+    freeze_except(module, "net.head")
+    before = state(module)
+    module.unfreeze()
+    with pytest.warns(UserWarning, match=r"trainable weights.*a framework's unfreeze\(\).*ftkit.unfreeze"):
+        step(module.net, images())
+    now = state(module)
+    assert {name for name in before if not torch.equal(before[name], now[name])} == {*trainable(module)}
+    assert trainable(module).keys() == dict(module.named_parameters()).keys()
+    assert not is_frozen(module, "net.backbone")

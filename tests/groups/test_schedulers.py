@@ -236,6 +236,39 @@ def test_a_manager_resumes_what_had_thawed_under_a_scheduler(name: str, tmp_path
     go_on(optimizer, scheduler)
 
 
+@pytest.mark.frameworks
+@pytest.mark.parametrize("name", ["linear", "cosine", "cosine_with_restarts", "polynomial", "inverse_sqrt"])
+def test_the_warm_up_of_transformers_resumes_after_a_thaw(name: str, tmp_path: Path) -> None:
+    """Those of get_scheduler keep a function for each group, which no state contains."""
+    transformers = pytest.importorskip("transformers")
+
+    def start() -> tuple[nn.Module, torch.optim.Optimizer, Any]:
+        torch.manual_seed(0)
+        model = stack()
+        freeze_except(model, "2")
+        optimizer = torch.optim.AdamW(param_groups(model, 0.1, layer_decay=0.5))
+        return model, optimizer, transformers.get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=12)
+
+    def go_on(model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any) -> list[float]:
+        rates = []
+        for _ in range(6):
+            model(torch.ones(4, 2)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scheduler.step()
+            rates += [float(group["lr"]) for group in optimizer.param_groups]
+        return [*rates, *(float(parameter.detach().sum()) for parameter in model.parameters())]
+
+    model, optimizer, scheduler = start()
+    unfreeze(model, "1", optimizer=optimizer, scheduler=scheduler)
+    go_on(model, optimizer, scheduler)
+    CheckpointManager(tmp_path).save(0, model=model, optimizer=optimizer, scheduler=scheduler)
+    expected = go_on(model, optimizer, scheduler)
+    again = start()
+    assert CheckpointManager(tmp_path).resume(model=again[0], optimizer=again[1], scheduler=again[2]) == 1
+    assert go_on(*again) == expected
+
+
 def test_groups_made_before_freezing_take_any_scheduler() -> None:
     """An optimizer built over the whole model needs nothing to join it, and frozen parameters in it do not move."""
     model = stack()

@@ -151,6 +151,24 @@ def test_transformers_labels_follow() -> None:
     assert model(pixel_values=torch.zeros(1, 3, 32, 32), labels=torch.tensor([3])).loss.isfinite()
 
 
+@pytest.mark.frameworks
+@pytest.mark.parametrize("keep", [None, {0: 0, 2: 5}])
+def test_only_the_side_of_the_head_counts_its_words(keep: dict[int, int] | None) -> None:
+    """The encoder of a pair has as many words as before; the configuration of the pair tells both."""
+    transformers = pytest.importorskip("transformers")
+    size = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    sides = transformers.BertConfig(**size), transformers.BertConfig(**size, is_decoder=True, add_cross_attention=True)
+    pair = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*sides)
+    model = transformers.EncoderDecoderModel(pair)
+    replace_head(model, 12, keep=keep)
+    assert (model.config.encoder.vocab_size, model.config.decoder.vocab_size) == (9, 12)
+    assert model.config.encoder is model.encoder.config
+    assert model.config.decoder is model.decoder.config
+    assert (pair.encoder.vocab_size, pair.decoder.vocab_size) == (9, 9)
+    tokens = torch.ones(1, 3, dtype=torch.long)
+    assert model(input_ids=tokens, decoder_input_ids=tokens).logits.shape == (1, 3, 12)
+
+
 def test_a_detector_that_learns_from_noisy_labels() -> None:
     """The embedding of labels has a row more for "none", and the loss a weight more for "no object"."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,102 @@ def test_a_whole_file_of_a_model_with_an_adapter_is_loaded_whole(tmp_path: Path)
     save_weights(tuned, tmp_path / "whole.safetensors")
     load_weights(other, tmp_path / "whole.safetensors")
     assert all(torch.equal(*pair) for pair in zip(tuned.parameters(), other.parameters(), strict=True))
+
+
+LORA = {"task_type": "SEQ_CLS", "target_modules": ["query", "value"], "init_lora_weights": False, "lora_alpha": 8}
+
+
+def adapted(seed: int, kind: str = "LoraConfig", **options: Any) -> Any:
+    """A BERT with an adapter that is not idle."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    base = build("BertForSequenceClassification")
+    torch.manual_seed(seed)
+    model = peft.get_peft_model(base, getattr(peft, kind)(**options))
+    with torch.no_grad():
+        for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
+            parameter.normal_()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("setting", "other"),
+    [
+        ("lora_alpha", 32),
+        ("use_rslora", True),
+        ("use_dora", True),
+        ("r", 16),
+        ("rank_pattern", {"query": 16}),
+        ("alpha_pattern", {"query": 16}),
+    ],
+)
+def test_an_adapter_with_another_setting_is_refused(setting: str, other: Any, tmp_path: Path) -> None:
+    """No tensor shows its scale; and where one shows another rank, the setting is what to change."""
+    adapted(1, **{**LORA, setting: other}).save_pretrained(tmp_path)
+    model = adapted(2, **LORA)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for source in (tmp_path, tmp_path / "adapter_model.safetensors"):
+        for strict in (True, False):
+            with pytest.raises(CheckpointError, match=rf"{setting}={re.escape(repr(other))}, here .*get_peft_model"):
+                load_weights(model, source, strict=strict)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")
+@pytest.mark.parametrize(
+    "setting", [{"fan_in_fan_out": True}, {"lora_alpha": 32, "use_rslora": True, "use_dora": True}]
+)
+def test_an_adapter_with_the_same_settings_is_loaded(setting: dict[str, Any], tmp_path: Path) -> None:
+    """What differs in training only is no matter; fan_in_fan_out peft itself sets as the layer has it."""
+    tuned = adapted(1, **{**LORA, **setting, "lora_dropout": 0.5})
+    tuned.save_pretrained(tmp_path)
+    model = adapted(2, **{**LORA, **setting})
+    load_weights(model, tmp_path)
+    assert all(map(torch.equal, outputs(tuned), outputs(model)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("IA3Config", {"target_modules": ["query", "output.dense"], "feedforward_modules": ["output.dense"]}),
+        ("LoHaConfig", {"target_modules": ["query", "value"], "alpha": 4}),
+        ("VeraConfig", {"target_modules": ["query", "value"]}),
+        ("OFTConfig", {"target_modules": ["query", "value"], "oft_block_size": 4}),
+        ("AdaLoraConfig", {"target_modules": ["query", "value"], "total_step": 10}),
+        ("PromptTuningConfig", {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}),
+    ],
+)
+def test_adapters_of_other_kinds_are_read(kind: str, options: dict[str, Any], tmp_path: Path) -> None:
+    tuned, model = adapted(1, kind, **options), adapted(2, kind, **options)
+    tuned.save_pretrained(tmp_path)
+    assert not all(map(torch.equal, outputs(tuned), outputs(model)))
+    load_weights(model, tmp_path)
+    assert all(map(torch.equal, outputs(tuned), outputs(model)))
+
+
+def test_a_prompt_needs_a_place_of_its_own(tmp_path: Path) -> None:
+    """A plain model has none; another kind of adapter is another setting; and one that computes it can't take it."""
+    options = {"task_type": "SEQ_CLS", "num_virtual_tokens": 4}
+    computed = adapted(1, "PromptEncoderConfig", **options, encoder_hidden_size=8)
+    computed.save_pretrained(tmp_path / "computed")
+    adapted(1, "PromptTuningConfig", **options).save_pretrained(tmp_path / "prompt")
+    for model, folder, message in (
+        (build("BertForSequenceClassification"), "prompt", r"contains a prompt .*PeftModel\.from_pretrained"),
+        (adapted(2, **LORA), "prompt", "peft_type='PROMPT_TUNING', here 'LORA'"),
+        (computed, "computed", r"contains a prompt .*PeftModel\.from_pretrained"),
+    ):
+        for strict in (True, False):
+            with pytest.raises(CheckpointError, match=message):
+                load_weights(model, tmp_path / folder, strict=strict)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "3", '{"r": ' + "[" * 100_000])
+def test_damaged_settings_of_an_adapter_are_an_error(text: str, tmp_path: Path) -> None:
+    model = adapted(1, **LORA)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json is not what save_pretrained of peft writes"):
+        load_weights(model, tmp_path)
 
 
 def test_another_librarys_models_have_no_mapping() -> None:

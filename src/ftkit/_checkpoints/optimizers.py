@@ -87,9 +87,11 @@ def plan(
     owners = dict(zip((index for group in groups for index in group["params"]), found, strict=True))
 
     def load(undo: Undo) -> None:
-        undo.remember(optimizer)
+        for one in (optimizer, *(part for part in vars(optimizer).values() if isinstance(part, Optimizer))):
+            undo.remember(one)
         before = len(optimizer.param_groups)
-        optimizer.param_groups = [{"params": params} for params in targets]
+        # In place: an optimizer around another one, such as Lookahead, has its list of groups.
+        optimizer.param_groups[:] = [{"params": params} for params in targets]
         try:
             optimizer.load_state_dict({**state, "state": _spread(state["state"], owners)})
         except LOAD_ERRORS as error:

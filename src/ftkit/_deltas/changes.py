@@ -20,6 +20,7 @@ from ftkit._heads.labels import labels_of
 from ftkit._models.contents import bytes_of
 from ftkit._tensors.bytes import in_threads
 from ftkit._torch import buffers_of, children_of, version_of
+from ftkit._weights.libraries import adapter_settings
 from ftkit._weights.sources import WeightsSource, open_source
 from ftkit.errors import CheckpointError
 
@@ -38,13 +39,19 @@ def split(
 
     Where the digests of the tensors have been taken, they are ``known``. The third thing that is returned is the record
     by which a file describes both: the base's fingerprint, the layers that changed whole, the names of the classes, and
-    what no tensor shows of the model.
+    what no tensor shows of the model and its adapters.
     """
     moved = {name: tensor for name, tensor in state.items() if name in changed}
     base = {name: tensor for name, tensor in state.items() if name not in changed}
     found = fingerprint(base, known) if known else _remembered(model, base)
-    layers = descriptions(model, moved.keys(), state.keys())
-    return moved, base, {"base": found, "layers": layers, "labels": labels_of(model), "outline": outline(model)}
+    record = {
+        "base": found,
+        "layers": descriptions(model, moved.keys(), state.keys()),
+        "labels": labels_of(model),
+        "outline": outline(model),
+        "adapters": adapter_settings(model),
+    }
+    return moved, base, record
 
 
 # ---- what changed

@@ -35,7 +35,7 @@ def save_delta(
 
     The file contains the changed tensors under their own names, the layers of a new head, the names of the classes,
     and what tells the rest, the base, by which :func:`load_delta` recognizes it: a digest of its tensors, and a list
-    of the model's layers, since no tensor shows an activation or a stride.
+    of the model's layers, and of the settings of peft's adapters, since no tensor shows an activation or a scale.
 
     Args:
         model: The fine-tuned model.
@@ -124,7 +124,8 @@ def load_delta(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointError: The file is not a delta, or belongs to another base; or it has a head that can't be built
             from plain layers; or the model has another layer, such as another activation, than the one that the
-            delta was saved from; or it was given other names for its classes, or the same in another order.
+            delta was saved from, or an adapter of peft with other settings; or it was given other names for its
+            classes, or the same in another order.
         DamagedFileError: The file's bytes are not the ones that were written.
 
     Example:

@@ -17,6 +17,7 @@ from ftkit._heads.labels import plan_labels
 from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
+from ftkit._weights.libraries import check_adapters
 from ftkit.errors import CheckpointError, DamagedFileError, HeadError, did_you_mean
 
 _AS_IN_TRAINING: Final = "Build the model as it was in training, head included (replace_head), and load again."
@@ -33,6 +34,7 @@ def place(model: nn.Module, record: Mapping[str, Any], tensors: Mapping[str, Ten
         DamagedFileError: The record is none that ``split`` makes.
     """
     described, base = _parts(record)
+    check_adapters(record.get("adapters"), model, "The delta")
     names = [*tensors_of(model), *tensors]
     label = plan_labels(model, record.get("labels", {}), dict(zip(names, names, strict=True)), "The delta")
     # Others have no place, which is said below; a file may name any number of them.

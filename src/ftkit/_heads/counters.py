@@ -156,13 +156,23 @@ def losses(model: nn.Module, names: Collection[str]) -> list[nn.Module]:
 
 
 def _owners(places: list[nn.Module]) -> Iterator[Any]:
-    """What could have counters: modules, their configurations, and the parts of these that speak of a vocabulary."""
+    """What could have counters: modules, their configurations, and the parts of these that speak of a vocabulary.
+
+    Where such a part is the configuration of a module on the way to the head, as a decoder's, the others are not asked.
+    """
+    configs = {place: _configs(place) for place in places}
+    own = {id(config) for config in itertools.chain.from_iterable(configs.values())}
     for place in places:
         yield place
-        for config in (read(place, name) for name in _CONFIGS):
-            if not isinstance(config, _NO_CONFIGS):
-                yield config
-                yield from (inner for inner in _values(config).values() if "vocab_size" in _values(inner))
+        for config in configs[place]:
+            yield config
+            inner = [part for part in _values(config).values() if "vocab_size" in _values(part)]
+            yield from [part for part in inner if id(part) in own] or inner
+
+
+def _configs(place: nn.Module) -> list[Any]:
+    found = [read(place, name) for name in _CONFIGS]
+    return [config for config in found if not isinstance(config, _NO_CONFIGS)]
 
 
 def _values(owner: Any) -> Mapping[Any, Any]:

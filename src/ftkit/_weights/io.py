@@ -22,7 +22,7 @@ from ftkit._tensors.bytes import rare_kind
 from ftkit._tensors.file import TensorFile
 from ftkit._tensors.pytree import unpack
 from ftkit._tensors.safetensors import refuse_empty, write_tensors
-from ftkit._weights.libraries import Library, adapter_names
+from ftkit._weights.libraries import PROMPT, Library, adapter_names, check_adapter_beside
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
 from ftkit._wording import shown, some
@@ -154,8 +154,8 @@ def load_weights(
     ``_orig_mod.``, ``model.``, ...) and says so in the report. Names and shapes are compared before
     the first value changes; the values are read straight into the model's memory and verified.
     What transformers (5.0 or newer) saved under other names than those of its modules is read by its own
-    mapping, and an adapter of peft into a model with that adapter. Parameters and buffers on the meta
-    device are allocated.
+    mapping, and an adapter of peft into a model with that adapter, whose settings are compared. Parameters
+    and buffers on the meta device are allocated.
 
     Args:
         model: Any module. Wrappers are looked through.
@@ -233,8 +233,9 @@ def plan_weights(
     if adapter := adapter_names(model):
         part = places.part(adapter)
         of_adapter = best_match(opened.tables, part, renamer(rename), opened.budget, ema=ema)
-        if len(of_adapter.fitting) > len(match.fitting):
+        if of_adapter.score(ema=ema) > match.score(ema=ema):
             match, places = of_adapter, part
+        check_adapter_beside(opened.path, model, shown(opened.name))
     report = _report(match, opened)
     perfect = not (report.missing_keys or report.unexpected_keys or report.mismatched_keys)
     _refuse_kinds(match)
@@ -243,7 +244,8 @@ def plan_weights(
             f"{shown(opened.name)} contains only what fine-tuning changed. Use {reader} with the pretrained model, "
             "which it compares with the base of the file."
         )
-    if not match.fitting and (wrong := _mixed_up(match, places, has_adapter=bool(adapter))):
+    lacks_prompt = bool(adapter) and PROMPT in match.unexpected
+    if (lacks_prompt or not match.fitting) and (wrong := _mixed_up(match, places, has_adapter=bool(adapter))):
         raise CheckpointError(f"{shown(opened.name)} {wrong}")
     meant = {pair.key: pair.name for pair in match.fitting}
     if places.elsewhere or (places.translates and not perfect):
@@ -366,6 +368,11 @@ def reads_delta(metadata: Mapping[str, Any]) -> str:
 
 def _mixed_up(match: Match, places: Places, *, has_adapter: bool) -> str:
     """What to do where either the source or the model is peft's, and the other is not; "" if that is not the case."""
+    if any(key == PROMPT for key, _ in match.entries.values()):
+        return (
+            f"contains a prompt that peft has trained, as it is used, and the {places.kind} has no place for it. Build "
+            "the model for use: peft.PeftModel.from_pretrained(model, folder)."
+        )
     if not has_adapter:
         if not all(key.startswith(_OF_PEFT) for key, _ in match.entries.values()):
             return ""

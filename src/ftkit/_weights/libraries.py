@@ -1,12 +1,15 @@
-"""Files whose names differ from those of the modules: read by the mapping of the library that the model comes from."""
+"""What other libraries' files say in their own way: the mapping of names of transformers, the adapters of peft."""
 
 from __future__ import annotations
 
 import copy
+import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -15,8 +18,22 @@ from torch import Tensor, nn
 from ftkit._tensors.file import TensorInfo
 from ftkit._weights.sources import Source
 from ftkit._weights.tables import Entry, Table
+from ftkit._wording import shown, some
+from ftkit.errors import CheckpointError
 
 _log: Final = logging.getLogger("ftkit")
+
+PROMPT: Final = "prompt_embeddings"
+"""What peft calls a trained prompt in its files."""
+
+_LARGEST: Final = 1 << 20  # bytes of an adapter's configuration
+# Settings of an adapter that change only how it is trained, or that names and shapes of its tensors tell.
+_UNFELT: Final = re.compile(
+    r"auto_mapping|base_model_name_or_path|revision|task_type|inference_mode|peft_version|bias|\w+_bias|modules_to_save"
+    r"|(target|exclude)_\w+|layers_(to_transform|pattern)|trainable_token_indices|ensure_weight_tying|save_\w+"
+    r"|\w*(init|dropout)\w*|(runtime|megatron|loftq|eva|corda|lora_ga|velora)_\w+"
+    r"|tfinal|deltaT|beta[12]|total_step|orth_reg_weight"
+)
 
 
 class Library:
@@ -91,23 +108,6 @@ class Library:
         return new, pattern
 
 
-def adapter_names(model: nn.Module) -> dict[str, str]:
-    """Return the names that peft's ``save_pretrained`` gives to the tensors of a model's active adapter.
-
-    From names in the file to names in the model; empty for a model that is not a ``PeftModel``.
-    """
-    peft = sys.modules.get("peft")
-    if peft is None or not isinstance(model, peft.PeftModel):
-        return {}
-    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-    own = {id(value): name for name, value in state.items()}
-    # Without embeddings: to know whether peft would add them, it would ask the hub.
-    kept = peft.get_peft_model_state_dict(
-        model, state_dict=state, adapter_name=model.active_adapter, save_embedding_layers=False
-    )
-    return {name: own[id(value)] for name, value in kept.items() if id(value) in own}
-
-
 @dataclass(eq=False)
 class _Group:
     """Tensors of a file from which one or several of the model's are made.
@@ -151,3 +151,97 @@ class _Group:
             converter.add_tensor(self.name, key, pattern, value)
         made = converter.convert(self.name, model=self.model, config=self.model.config)
         return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
+
+
+# ---- adapters of peft
+
+
+def adapter_names(model: nn.Module) -> dict[str, str]:
+    """Return the names that peft's ``save_pretrained`` gives to the tensors of a model's active adapter.
+
+    From names in the file to names in the model; empty for a model that is not a ``PeftModel``.
+    """
+    peft = sys.modules.get("peft")
+    if peft is None or not isinstance(model, peft.PeftModel):
+        return {}
+    adapter = model.active_adapter
+    state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    own = {id(value): name for name, value in state.items()}
+    # Without embeddings: to know whether peft would add them, it would ask the hub.
+    kept = peft.get_peft_model_state_dict(model, state_dict=state, adapter_name=adapter, save_embedding_layers=False)
+    names = {name: own[id(value)] for name, value in kept.items() if id(value) in own}
+    encoder = f"prompt_encoder.{adapter}."
+    if [name for name in state if name.startswith(encoder)] == [f"{encoder}embedding.weight"]:
+        names[PROMPT] = f"{encoder}embedding.weight"  # from an encoder with more weights, the file has what they give
+    return names
+
+
+def adapter_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what no tensor shows of peft's adapters in a model, by the names of the adapters.
+
+    Example:
+        >>> import torch
+        >>> from ftkit._weights.libraries import adapter_settings
+        >>> adapter_settings(torch.nn.Linear(2, 2))
+        {}
+    """
+    found: dict[str, dict[str, Any]] = {}
+    known: set[int] = set()
+    for prefix, module in model.named_modules():  # peft's parts share their configurations; the outermost comes first
+        configs = getattr(module, "peft_config", None)
+        for adapter, config in configs.items() if isinstance(configs, dict) else ():
+            if id(config) not in known and hasattr(config, "peft_type"):
+                known.add(id(config))
+                found[f"{prefix}.{adapter}" if prefix else adapter] = _settings(config.to_dict())
+    return found
+
+
+def check_adapters(recorded: Any, model: nn.Module, source: str) -> None:
+    """Compare the adapters of a model with the settings of those that a file was made with; older files have none.
+
+    Raises:
+        CheckpointError: One of them computes in another way.
+    """
+    if not isinstance(recorded, Mapping):
+        return
+    for adapter, own in adapter_settings(model).items():
+        saved = recorded.get(adapter)
+        pairs = {name: (saved[name], own[name]) for name in own if isinstance(saved, Mapping) and name in saved}
+        other = [name for name, (there, here) in pairs.items() if there != here and (there or here)]
+        if other:
+            told = some(
+                [f"{name}={shown(repr(pairs[name][0]))}, here {own[name]!r}" for name in sorted(other)], 8, "; "
+            )
+            raise CheckpointError(
+                f"{source} comes from an adapter with other settings: {told}. Its weights would give other outputs in "
+                "this model. Wrap the model with the configuration of training, peft.get_peft_model(model, config); "
+                "peft.PeftConfig.from_pretrained(folder) reads it."
+            )
+
+
+def check_adapter_beside(file: Path | None, model: Any, source: str) -> None:
+    """Compare the active adapter of a ``PeftModel`` with the settings that ``save_pretrained`` wrote beside a file.
+
+    Raises:
+        CheckpointError: It computes in another way, or the settings can't be read.
+    """
+    path = None if file is None or not file.name.startswith("adapter_model.") else file.parent / "adapter_config.json"
+    if path is None or not path.is_file():
+        return
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
+        saved = _settings(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{shown(path)} is not what save_pretrained of peft writes: {error}.") from error
+    check_adapters({model.active_adapter: saved}, model, source)
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What matters of a configuration, as JSON has it; sets of names are in no order."""
+    felt = {name: value for name, value in config.items() if not _UNFELT.fullmatch(name)}
+    plain = json.loads(json.dumps(felt, default=lambda value: list(value) if isinstance(value, set) else str(value)))
+    return {
+        name: sorted(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value
+        for name, value in plain.items()
+    }

@@ -55,6 +55,7 @@ class Source:
         budget: What working on its names may cost.
         is_run: Whether it is a training checkpoint of ours.
         files: What is closed with it.
+        path: The file that was opened, if it is one.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Source:
     budget: Budget = field(default_factory=partial(Budget, math.inf))
     is_run: bool = False
     files: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    path: Path | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -116,7 +118,7 @@ def _on_disk(given: str | os.PathLike[str]) -> Source:
     path = _file_in(local_path("the weights", given, error=CheckpointError, otherwise=otherwise))
     with contextlib.ExitStack() as files:  # closes them all if one can't be opened
         source = _of_shards(path, files) if path.name.endswith(".json") else _of_file(path, files)
-        return replace(source, name=os.fsdecode(given), files=files.pop_all())
+        return replace(source, name=os.fsdecode(given), files=files.pop_all(), path=path)
 
 
 def _of_file(path: Path, files: contextlib.ExitStack) -> Source:
