@@ -28,6 +28,7 @@ from ftkit import (
     trainable,
 )
 from ftkit.errors import FtkitError, SelectionError
+from tests.test_docs_code import blocks
 
 lightning = pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import callbacks  # noqa: E402
@@ -187,7 +188,7 @@ def fit(
     checkpoint: Any = None,
     compiled: bool = False,
     dataset: Any = None,
-    loader: type = DataLoader,
+    loader: Callable[..., Any] = DataLoader,
     **options: Any,
 ) -> tuple[Any, Power]:
     """Train for five epochs, from the newest checkpoint of the folder if there is one."""
@@ -288,6 +289,33 @@ def test_a_checkpoint_in_mid_epoch(make: type, every: int, tmp_path: Path) -> No
     With a plain loader Lightning reads the epoch from its first batch again, and the weights differ without ftkit too.
     """
     check_resumed(tmp_path, make, batches=17, every=every, loader=ResumableLoader)
+
+
+@pytest.mark.parametrize("options", [{}, {"limit_train_batches": 4}])
+def test_a_checkpoint_after_the_last_batch_of_an_epoch(options: dict[str, Any], tmp_path: Path) -> None:
+    """Lightning goes on with the next epoch, and so does the loader: no epoch passes without batches."""
+    every = 2 * options.get("limit_train_batches", 6)
+    check_resumed(tmp_path, batches=every + 3, every=every, loader=ResumableLoader, **options)
+
+
+@pytest.mark.parametrize("batches", [9, 15])
+@pytest.mark.parametrize("loader", [DataLoader, ResumableLoader])
+def test_random_numbers_go_on_as_the_page_has_it(loader: type, batches: int, tmp_path: Path) -> None:
+    """Dropout and shuffling, with the callback that the page on Lightning shows."""
+    names: dict[str, Any] = {}
+    exec(blocks(SOURCE.parent / "docs/frameworks/lightning.md")[0], names)
+
+    class Noisy(Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net.insert(4, nn.Dropout(0.5))
+
+    def shuffled(*args: Any, **options: Any) -> Any:
+        return loader(*args, **options, shuffle=True)
+
+    phases = {0: "net.5", 2: "net.2", 3: "net.0"}
+    options: dict[str, Any] = {"loader": shuffled, "more": [names["RandomState"]()]}
+    check_resumed(tmp_path, Noisy, schedule=FreezeSchedule(phases), batches=batches, **options)
 
 
 def alternating(epoch: int) -> list[str]:

@@ -48,8 +48,8 @@ class Freezing(Callback):
     be added to them or to their schedulers later, however many there are.
 
     ``trainer.fit(..., ckpt_path=...)`` resumes exactly, in mid-epoch too if the loader is a
-    :class:`ftkit.ResumableLoader`: Lightning's checkpoints contain the state of this callback. What thaws is averaged
-    between the processes of ``DistributedDataParallel``.
+    :class:`ftkit.ResumableLoader`: Lightning's checkpoints contain the state of this callback. They don't contain that
+    of random generators. What thaws is averaged between the processes of ``DistributedDataParallel``.
 
     Args:
         schedule: What trains from which epoch on. Its names are those in the ``LightningModule``, such as
@@ -103,6 +103,19 @@ class Freezing(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what Lightning found in a checkpoint."""
         self._epoch, self._state = state_dict["epoch"], state_dict["schedule"]
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let a loader begin the next epoch if this one had no batches left, as Lightning does.
+
+        A :class:`ftkit.ResumableLoader` would go on after the last batch, and an epoch would pass without any.
+        """
+        fit = checkpoint.get("loops", {}).get("fit_loop", {})
+        epochs = fit.get("epoch_progress", {}).get("total", {})
+        within = epochs and epochs["processed"] < epochs["started"]
+        if within and fit["epoch_loop.batch_progress"]["is_last_batch"]:
+            for state in fit["state_dict"].get("combined_loader", ()):
+                if {"seed", "position"} <= state.keys():
+                    state.update(seed=None, position=0)
 
     def _step(self, epoch: int) -> None:
         assert self._run is not None
