@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     scan = commands.add_parser("scan", help="find broken images, duplicates and leaks; changes nothing")
     _add_scan_options(scan)
     scan.add_argument("--html", metavar="FILE", help="also write an HTML page to review the findings")
-    scan.add_argument("--csv", metavar="FILE", help="also write the findings as CSV")
+    scan.add_argument("--csv", metavar="FILE", help="also write the findings as CSV, whatever the suffix of FILE")
     scan.add_argument("--table", metavar="FILE", help="also write a row for each image, as .csv or .parquet")
     scan.set_defaults(run=_scan)
 

@@ -80,6 +80,38 @@ def test_evil_files_cost_themselves_alone(pets: Path) -> None:
     assert "1 s" in details["H"]
 
 
+EVIL_DECODER = """
+import os, time
+import simplejpeg
+
+decode = simplejpeg.decode_jpeg
+
+def evil(data, *arguments, **options):
+    if b"crash" in bytes(data):
+        os._exit(3)
+    if b"hang" in bytes(data):
+        time.sleep(1000)
+    return decode(data, *arguments, **options)
+
+simplejpeg.decode_jpeg = evil
+"""
+
+
+@pytest.mark.parametrize(("deed", "kind"), [("crash", "crash"), ("hang", "timeout")])
+def test_a_worker_lost_amid_a_group_costs_the_right_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pets: Path, deed: str, kind: str
+) -> None:
+    """Photos are answered several at a time; it is not the first without an answer that a loss is held against."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(EVIL_DECODER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
+    paths = sorted(pets.rglob("*.jpg"))
+    sound = paths[6].read_bytes()
+    paths[6].write_bytes(sound[:2] + b"\xff\xfe\x00\x07" + deed.encode().ljust(5) + sound[2:])
+    answers = list(run_jobs([Job("check", (str(path),)) for path in paths], 1.0))
+    assert [answer.lost and answer.lost.kind for answer in answers] == [None] * 6 + [kind] + [None] * 3
+
+
 def test_a_worker_killed_from_outside_costs_nothing(pets: Path) -> None:
     """A first death is not held against the file: a fresh worker tries it again."""
     jobs = [Job("check", (str(path),)) for path in sorted(pets.rglob("*.jpg"))] * 30

@@ -236,24 +236,25 @@ def core_count() -> int:
 def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
     """Yield the answer to each job; a lost worker is replaced and the rest of the jobs continues.
 
-    A crash counts against its job only when a fresh worker crashes over it, too: the first may
-    have been killed from outside.
+    It counts against its job only when that is alone with a worker: the job at hand need not be the first without an
+    answer. A crash must happen once more, to a fresh worker: the first may have been killed from outside.
     """
     todo = list(jobs)
-    is_suspect = False  # whether a worker has crashed over the first of them
+    is_suspect = False  # whether a worker was lost over the first of them, as far as can be told
+    is_careful = False  # whether to send them one by one, since a worker was lost over them
     while todo:
         worker = _idle.take()
         done = 0
         try:
-            # Alone with the suspect, so that nothing else suffers.
-            for line in worker.answers(todo[:1] if is_suspect else todo, timeout):
+            for line in worker.answers(todo[:1] if is_careful else todo, timeout):
                 done += 1
                 yield _read_answer(line)
             is_suspect = False
         except _Lost as lost:
             worker.kill()
-            is_suspect = lost.note.kind == "crash" and not is_suspect
-            if not is_suspect:
+            is_certain = is_suspect or (is_careful and lost.note.kind == "timeout")
+            is_suspect, is_careful = not is_certain, True
+            if is_certain:
                 done += 1
                 yield Answer(b"", lost.note)
         except BaseException:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -24,20 +25,53 @@ _TOO_SMALL = SIDE  # pixels a side below which pictures of different things look
 _LEAST_FILL = 0.05  # of the rows, that are the grey of a gap: less is not worth an alarm
 
 
+class Opened(NamedTuple):
+    """A file that was read, and decoded if that was quick.
+
+    Attributes:
+        path: Where it is, which only serves for its suffix.
+        data: Its bytes.
+        stamp: What tells whether it has changed since.
+        decoded: The picture; None when it is still to be decoded, which may take long, or take the process down.
+        problem: Why it can't be read.
+    """
+
+    path: str
+    data: bytes
+    stamp: Sequence[Any] = ()
+    decoded: jpeg.Decoded | None = None
+    problem: Note | None = None
+
+
 def check_file(path: str) -> Verdict:
     """Read the file once and judge it. Never opens what is no regular file."""
+    return judge(open_file(path))
+
+
+def check_bytes(path: str, data: bytes) -> Verdict:
+    """Judge the bytes of a file; ``path`` only serves for its suffix."""
+    return judge(open_bytes(path, data))
+
+
+def open_file(path: str) -> Opened:
+    """Read a file once, and decode it if that is quick. Never opens what is no regular file."""
     stamp: tuple[int, ...] = ()
     try:
         status = os.stat(path)  # noqa: PTH116
         stamp = status.st_size, status.st_mtime_ns
         if not stat.S_ISREG(status.st_mode):
             what = _SPECIAL.get(stat.S_IFMT(status.st_mode), "a device")
-            return Verdict([Note("special_file", what)], stamp)
+            return Opened(path, b"", stamp, problem=Note("special_file", what))
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123  (Path costs more than the check of a small file)
             data = file.read()
     except OSError as error:
-        return Verdict([_why_unread(path, error)], stamp)
-    return check_bytes(path, data)._replace(stamp=stamp)
+        return Opened(path, b"", stamp, problem=_why_unread(path, error))
+    return open_bytes(path, data, stamp)
+
+
+def open_bytes(path: str, data: bytes, stamp: Sequence[Any] = ()) -> Opened:
+    """Take the bytes of a file, and decode them if that is quick."""
+    return Opened(path, data, stamp, jpeg.decode_quickly(data) if data.startswith(jpeg.MAGIC) else None)
 
 
 _SPECIAL = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
@@ -53,19 +87,22 @@ def _why_unread(path: str, error: OSError) -> Note:
     return Note("vanished" if is_gone else "unreadable", reason)
 
 
-def check_bytes(path: str, data: bytes) -> Verdict:
-    """Judge the bytes of a file; ``path`` only serves for its suffix."""
+def judge(opened: Opened) -> Verdict:
+    """Judge an opened file."""
+    path, data, stamp, decoded, problem = opened
+    if problem:
+        return Verdict([problem], stamp)
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
     if not data:
-        return Verdict([Note("empty", "0 bytes")])
+        return Verdict([Note("empty", "0 bytes")], stamp)
     if not data.strip(b"\0"):
-        return Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")])
+        return Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")], stamp)
     notes: Notes = []
     form: Form | None = None
     prints: Prints | None = None
     measures: Measures | None = None
     try:
-        form, grey = _decode(data, notes)
+        form, grey = _decode(data, notes, decoded)
     except Broken as broken:
         notes.append(broken.note)
     except MemoryError:
@@ -77,13 +114,13 @@ def check_bytes(path: str, data: bytes) -> Verdict:
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
         prints = _judge_pixels(data, form, grey, notes)
         measures = measure(grey, len(data))
-    return Verdict(notes, (), xxhash.xxh3_128_hexdigest(data), form, prints, measures)
+    return Verdict(notes, stamp, xxhash.xxh3_128_hexdigest(data), form, prints, measures)
 
 
-def _decode(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+def _decode(data: bytes, notes: Notes, decoded: jpeg.Decoded | None) -> tuple[Form, Pixels]:
     """Return what it is and its picture, shrunk and in grey; note what is odd; raise Broken when it can't be had."""
     if data.startswith(jpeg.MAGIC):
-        return jpeg.check(data, notes)
+        return jpeg.check(data, notes, decoded)
     from ftkit._images.decoding import pillow  # slow to import, and most files are JPEG
 
     return pillow.check(data, notes, jpeg.is_damaged)

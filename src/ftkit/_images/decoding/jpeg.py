@@ -7,6 +7,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
@@ -24,6 +25,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in
 _SOS, _DRI = 0xDA, 0xDD  # start of a scan, restart interval
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE  # where JFIF, EXIF, MPF and Adobe's segment stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
+_QUICK_BYTES, _QUICK_PIXELS = 1 << 20, 5_000_000  # of a file that is decoded in a few hundredths of a second
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
 _EXIF = b"Exif\0\0"
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
@@ -74,6 +76,11 @@ class JpegHeader:
         return {1: "L", 3: "RGB", 4: "CMYK"}.get(self.components, "")
 
     @property
+    def is_known(self) -> bool:
+        """Whether the strict decoder takes such files."""
+        return self.precision == 8 and bool(self.mode) and self.process in _FAST
+
+    @property
     def is_luma_chroma(self) -> bool:
         """Whether the components are brightness and colour differences, as libjpeg decides it."""
         is_rgb = self.transform == 0 or (self.transform is None and self.names == b"RGB")
@@ -83,6 +90,12 @@ class JpegHeader:
     def colours(self) -> str:
         """What to have it decoded to."""
         return "CMYK" if self.mode == "CMYK" else "GRAY"
+
+    @property
+    def eighths(self) -> int:
+        """How many eighths of its size are enough: 32 pixels a side, of a small one, for the fingerprints."""
+        side = min(self.width, self.height)
+        return 1 if side >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
 
     @property
     def unit(self) -> tuple[int, int]:
@@ -180,24 +193,47 @@ def _read_orientation(tiff: bytes) -> int | None:
     return orientation if 1 <= orientation <= 8 else 1
 
 
-def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
+class Decoded(NamedTuple):
+    """A JPEG of which the strict decoder has read every bit without a complaint.
+
+    Attributes:
+        header: Its header.
+        pixels: The picture at `JpegHeader.eighths` of its size: height x width x components.
+    """
+
+    header: JpegHeader
+    pixels: Pixels
+
+
+def decode_quickly(data: bytes) -> Decoded | None:
+    """Decode a file that is sure to take no time worth mentioning; None for what is not, or has a complaint."""
+    header = read_header(data) if len(data) <= _QUICK_BYTES else None
+    if header is None or not (header.is_known and header.in_one_scan) or header.width * header.height > _QUICK_PIXELS:
+        return None
+    try:
+        return Decoded(header, _shrunk(data, header))
+    except Exception:  # noqa: BLE001  (whatever it is, `check` meets it, too, and says so)
+        return None
+
+
+def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Form, Pixels]:
     """Decode all of it, strictly, at an eighth of the size: every bit is read, which finds what a full decode finds."""
-    header = read_header(data)
-    if header is None or header.precision != 8 or not header.mode or header.process not in _FAST:
+    header = decoded.header if decoded else read_header(data)
+    if header is None or not header.is_known:
         from ftkit._images.decoding import pillow  # slow to import, and most files do without
 
         return pillow.check(data, notes)
     judge_pixel_count(header.width, header.height, notes)
     grey: Pixels | None = None
     try:
-        grey = _decode(data, header)
+        grey = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
     except ValueError as error:
         _weigh(data, header, str(error), notes)
         with contextlib.suppress(ValueError):  # a kind of JPEG that only Pillow reads
-            grey = _decode(data, header, strict=False)
+            grey = _judge(data, header, _shrunk(data, header, strict=False))
     if grey is None:
         from ftkit._images.decoding.pillow import shrunk_jpeg
 
@@ -208,23 +244,21 @@ def check(data: bytes, notes: Notes) -> tuple[Form, Pixels]:
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
 
 
-def _decode(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels | None:
-    """Return it in grey, shrunk but for small ones; None for inks.
+def _shrunk(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels:
+    """Decode at `JpegHeader.eighths` of the size; raise ValueError when the decoder complains, and is to be strict."""
+    scale = -(-header.height * header.eighths // 8), -(-header.width * header.eighths // 8), 1
+    return _components(data, header, strict, *scale)
 
-    Raises:
-        ValueError: The decoder complains, and is to be strict.
-        Broken: Blocks have shifted in brightness or color.
-    """
-    # Of a small one, 32 pixels a side are left, for the fingerprints.
-    eighths = 1 if (side := min(header.width, header.height)) >= 256 else 2 if side >= 128 else 4 if side >= 64 else 8
-    scale = -(-header.height * eighths // 8), -(-header.width * eighths // 8), 1
-    pixels = _components(data, header, strict, *scale)
+
+def _judge(data: bytes, header: JpegHeader, pixels: Pixels) -> Pixels | None:
+    """Return it in grey, None for inks; raise Broken when blocks have shifted in brightness or color."""
     if header.mode == "CMYK":
         return None
-    grey: Pixels = np.ascontiguousarray(pixels[:, :, 0])
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    grey: Pixels = planes[0]
     if header.interleaved:
         width, height = header.unit
-        doubtful = may_have_seam(_shrink(pixels, eighths), width // 8, height // 8)
+        doubtful = may_have_seam(_shrink(planes, header.eighths), width // 8, height // 8)
         if doubtful and not filled_share(grey):  # else see half_grey
             _look_for_seam(data, header, doubtful)
     return grey
@@ -250,13 +284,13 @@ def _as_components(data: bytes, header: JpegHeader) -> bytes:
     return b"".join((data[:at], name.lower(), data[at + len(name) : header.frame], _AS_RGB, rest))
 
 
-def _shrink(pixels: Pixels, by: int) -> Pixels:
+def _shrink(planes: Pixels, by: int) -> Pixels:
     """Return the means over squares of pixels."""
     if by == 1:
-        return pixels
-    rows, columns, components = pixels.shape[0] // by, pixels.shape[1] // by, pixels.shape[2]
-    whole = pixels[: rows * by, : columns * by].reshape(rows, by, columns, by, components)
-    means: Pixels = whole.mean(axis=(1, 3), dtype=np.float32).round().astype(np.uint8)
+        return planes
+    components, rows, columns = len(planes), planes.shape[1] // by, planes.shape[2] // by
+    whole = planes[:, : rows * by, : columns * by].reshape(components, rows, by, columns, by)
+    means: Pixels = whole.mean(axis=(2, 4), dtype=np.float32).round().astype(np.uint8)
     return means
 
 
@@ -269,14 +303,17 @@ def _complaint_of(data: bytes, header: JpegHeader) -> str:
     return ""
 
 
-def _look_for_seam(data: bytes, header: JpegHeader, components: list[int]) -> None:
+def _look_for_seam(data: bytes, header: JpegHeader, doubtful: list[int]) -> None:
     """Raise Broken when blocks have shifted in brightness or color without a complaint of the decoder."""
-    whole = _components(data, header, strict=False)
+    if doubtful == [0]:  # its colors need no look
+        whole: Pixels = simplejpeg.decode_jpeg(data, "GRAY", False, True, strict=False)
+    else:
+        whole = _components(data, header, strict=False)
     sampling = header.sampling if header.components > 1 else ((1, 1),)
     widest, highest = (max(factors) for factors in zip(*sampling, strict=True))
-    for which in components:
+    for which in doubtful:
         across, down = sampling[which]
-        plane = whole[:: highest // down, :: widest // across, which]
+        plane = np.ascontiguousarray(whole[:: highest // down, :: widest // across, which])
         place = find_seam(plane, 8 * across, 8 * down, is_color=which > 0)
         if place:
             row, column = place
@@ -310,7 +347,7 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
 def is_damaged(data: bytes) -> bool:
     """Whether a JPEG within another file has lost pixels that the strict decoder complains of."""
     header = read_header(data)
-    if header is None or header.precision != 8 or not header.mode or header.process not in _FAST:
+    if header is None or not header.is_known:
         return False
     complaint = _complaint_of(data, header)
     return bool(complaint) and not (

@@ -44,6 +44,12 @@ def has_leftover(form: str, data: bytes, loads: Callable[[bytes], bool]) -> bool
     )
 
 
+def is_lossless(webp: bytes) -> bool:
+    """Whether the first picture of a WebP file is coded without loss."""
+    lossy, lossless = (webp.find(name, 12) for name in (b"VP8 ", b"VP8L"))
+    return lossless > 0 and not 0 < lossy < lossless
+
+
 def _in_webp(data: bytes) -> _Coded | None:
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
     at = 12

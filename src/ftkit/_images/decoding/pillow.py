@@ -18,7 +18,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import png
 from ftkit._images.decoding.holes import has_hole
-from ftkit._images.decoding.leftover import has_leftover
+from ftkit._images.decoding.leftover import has_leftover, is_lossless
+from ftkit._images.decoding.overruns import runs_over
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
@@ -157,6 +158,8 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
         raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
     if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
         raise Broken("damaged", "the last bytes of the pixels stand for none: the decoder has lost its place")
+    if image.format == "WEBP" and is_lossless(data) and runs_over(np.asarray(image.convert("RGB"))):
+        raise Broken("damaged", "from some row on, colors run over from 255 to 0: the decoder has lost its place")
     if image.format != "PNG":
         return
     last = image.crop((0, image.height - 1, image.width, image.height))

@@ -53,48 +53,50 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
     """Return the components of a picture at an eighth of its size that look as if they had a seam.
 
     Args:
-        eighth: Its components, a pixel for each 8 x 8: height x width x components.
+        eighth: Its components, a pixel for each 8 x 8: components x height x width.
         unit_width: How many of these pixels a unit of the coding (an MCU) is wide.
         unit_height: How many it is high.
     """
-    rows, columns = eighth.shape[0] // unit_height, eighth.shape[1] // unit_width
-    if rows < 6 or columns < 8:  # too few units around a seam for it to stand out
+    components, height, width = eighth.shape
+    if height < 6 * unit_height or width < 8 * unit_width:  # too few units around a seam for it to stand out
         return []
-    height, width = rows * unit_height, columns * unit_width
-    sides, share = _sides(columns, unit_width)
-    planes = eighth[:height, :width].transpose(2, 0, 1).astype(np.float32, "C")
-    excess = _over_lines(rows, unit_height) @ (planes @ sides)
-    before, left = excess[:, :-1, : _GRID - 1], excess[:, 1:, : _GRID - 1]
-    right, after = excess[:, :-1, _GRID - 1 :], excess[:, 1:, _GRID - 1 :]
+    parts, share = _parts(width, unit_width)
+    sums = eighth.reshape(-1, width).astype(np.float32) @ parts
+    excess = _over_lines(height, unit_height) @ sums.reshape(components, height, _GRID)
+    to_left = excess[:, :, :-1]
+    to_right = excess[:, :, -1:] - to_left
+    left, right = to_left[:, 1:], to_right[:, :-1]
     seams = left + right
     heights = np.abs(seams)
-    flat = heights.reshape(len(seams), -1)
-    usual = np.partition(flat, flat.shape[1] // 2)[:, flat.shape[1] // 2, None, None]
-    high = heights > _WORTH[: len(seams)] * (usual + _HALF_LEVEL * width)
+    each = heights.reshape(components, -1)
+    middle = each.shape[1] // 2
+    usual = np.partition(each, middle)[:, middle, None, None]
+    high = heights > _WORTH[:components] * (usual + _HALF_LEVEL * (width - width % unit_width))
     if not high.any():  # as for nearly all pictures
         return []
     turns = (
         (left * seams >= _EACH_SIDE * share * seams**2)
         & (right * seams >= _EACH_SIDE * (1 - share) * seams**2)
-        & (np.abs(before) <= share * heights)
-        & (np.abs(after) <= (1 - share) * heights)
+        & (np.abs(to_left[:, :-1]) <= share * heights)
+        & (np.abs(to_right[:, 1:]) <= (1 - share) * heights)
     )
     doubtful: list[int] = np.flatnonzero((high & turns).any((1, 2))).tolist()
     return doubtful
 
 
 @lru_cache(64)
-def _sides(columns: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
-    """Return what to take the sums of rows of pixels by, up to some columns and from there on; the shares."""
-    ends = np.arange(1, _GRID) * columns // _GRID * unit_width
-    left = (np.arange(columns * unit_width)[:, None] < ends).astype(np.float32)
-    return np.hstack((left, 1 - left)), left.mean(0)
+def _parts(width: int, unit_width: int) -> tuple[_Matrix, _Matrix]:
+    """Return what to take the sums of rows of pixels by, up to some columns of units and to the last; their shares."""
+    columns = width // unit_width
+    ends = np.arange(1, _GRID + 1) * columns // _GRID * unit_width
+    return (np.arange(width)[:, None] < ends).astype(np.float32), (ends[:-1] / ends[-1]).astype(np.float32)
 
 
 @lru_cache(64)
-def _over_lines(rows: int, unit_height: int) -> _Matrix:
+def _over_lines(height: int, unit_height: int) -> _Matrix:
     """Return what to take the steps over the lines between rows of units by, as they are in `_Lines`."""
-    steps = np.diff(np.eye(rows * unit_height, dtype=np.float32), axis=0, prepend=0, append=0)
+    whole = height - height % unit_height
+    steps = np.diff(np.eye(whole, height, dtype=np.float32), axis=0, prepend=0, append=0)
     steps[0] = steps[-1] = 0
     return (
         2 * steps[unit_height:-1:unit_height]
@@ -112,16 +114,17 @@ def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) 
         unit_height: The height.
         is_color: Whether it is a color difference, else brightness.
     """
-    lines = _Lines(plane[:, :, None], unit_width, unit_height)
-    if lines.rows < 6 or lines.columns < 8 or unit_height < 4 or _is_laid_of_tiles(lines, plane, unit_height):
+    lines = _Lines(plane, unit_width, unit_height)
+    if lines.rows < 6 or lines.columns < 8 or unit_height < 4:
         return None
-    heights = np.abs(lines.seams[:, 0])
+    heights = np.abs(lines.seams)
     levels = heights / (2 * lines.width)
     clear = heights / (1.5 * np.median(heights) + 0.5 * _HALF_LEVEL * lines.width)
     order = np.argsort(-clear)
     order = order[(clear[order] >= _CLEAR) & (levels[order] >= _HEIGHT[is_color])]
-    seams = islice(lines.turning(order, 0, 3, _STRAIGHT), _LOOKS)
-    return next(((seam.row + 1, seam.column) for seam in seams if _is_sharp(lines, seam, is_color)), None)
+    seams = islice(lines.turning(order, 3, _STRAIGHT), _LOOKS)
+    place = next(((seam.row + 1, seam.column) for seam in seams if _is_sharp(lines, seam, is_color)), None)
+    return None if place and _is_laid_of_tiles(lines, plane, unit_height) else place
 
 
 class _Lines:
@@ -131,7 +134,7 @@ class _Lines:
         rows: How many units the picture is high.
         columns: How many it is wide.
         width: How many pixels that is.
-        on: The step over each line, by pixel: lines x width x components.
+        on: The step over each line, by pixel: lines x width.
         above: The step one pixel above it.
         below: The one below it.
         seams: The height of a seam that begins at each unit, one row after the other: the sum over the line that is
@@ -139,37 +142,38 @@ class _Lines:
             above and below the line.
     """
 
-    def __init__(self, pixels: Pixels, unit_width: int, unit_height: int) -> None:
-        self.rows, self.columns = pixels.shape[0] // unit_height, pixels.shape[1] // unit_width
-        height, self.width = self.rows * unit_height, self.columns * unit_width
-        steps = np.zeros((height + 1, self.width, pixels.shape[2]), np.int16)
-        whole = pixels[:height, : self.width]
-        np.subtract(whole[1:], whole[:-1], out=steps[1:-1], dtype=np.int16)
+    def __init__(self, plane: Pixels, unit_width: int, unit_height: int) -> None:
+        self.rows, self.columns = plane.shape[0] // unit_height, plane.shape[1] // unit_width
+        self.width = self.columns * unit_width
+        units = plane[: self.rows * unit_height, : self.width].reshape(self.rows, unit_height, self.width)
+        ends, starts = units[:-1, -2:].astype(np.int16), units[1:, :2].astype(np.int16)
         self.on, self.above, self.below = (
-            steps[unit_height + shift : height + shift : unit_height] for shift in (0, -1, 1)
+            starts[:, 0] - ends[:, 1],
+            ends[:, 1] - ends[:, 0],
+            starts[:, 1] - starts[:, 0],
         )
-        excess = 2 * self.on - self.above - self.below
-        self._excess = excess
-        by_unit: _Integers = sum((excess[:, at::unit_width] for at in range(1, unit_width)), excess[:, ::unit_width])
-        self._sums = np.zeros((by_unit.shape[0] * self.columns + 1, pixels.shape[2]), np.int32)
-        by_unit.reshape(-1, pixels.shape[2]).cumsum(0, dtype=np.int32, out=self._sums[1:])
+        self._excess = 2 * self.on - self.above - self.below
+        by_unit: _Integers = sum(
+            (self._excess[:, at::unit_width] for at in range(1, unit_width)), self._excess[:, ::unit_width]
+        )
+        self._sums = np.zeros(by_unit.size + 1, np.int32)
+        by_unit.ravel().cumsum(dtype=np.int32, out=self._sums[1:])
         self.seams: _Integers = self._sums[self.columns :] - self._sums[: -self.columns]
 
     @property
     def usual(self) -> float:
         """The height of the steps over a line, on average, with no regard to their sign."""
-        return float(np.median(np.abs(self._excess).mean((1, 2))))
+        return float(np.median(np.abs(self._excess).mean(1)))
 
-    def turning(self, places: npt.NDArray[np.intp], which: int, margin: int, straight: float) -> Iterator[_Seam]:
+    def turning(self, places: npt.NDArray[np.intp], margin: int, straight: float) -> Iterator[_Seam]:
         """Yield those seams that turn.
 
         Args:
             places: Where the seams begin.
-            which: In which component.
             margin: Units between the turn and the sides of the picture, at least.
             straight: Height that may be where it would go on straight, on average, in shares of its own.
         """
-        sums = self._sums[:, which]
+        sums = self._sums
         for place in places.tolist():
             row, column = divmod(place, self.columns)
             if not (margin <= column < self.columns - margin and row < self.rows - 2):
@@ -192,7 +196,7 @@ def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
     x, turn = np.arange(lines.width), seam.column * unit
     row = np.where(x < turn, seam.row + 1, seam.row)
     sign = 1 if seam.height > 0 else -1
-    on, above, below = (sign * steps[row, x, 0] for steps in (lines.on, lines.above, lines.below))
+    on, above, below = (sign * steps[row, x] for steps in (lines.on, lines.above, lines.below))
     around = np.maximum(np.abs(above), np.abs(below))
     sharp = on > np.maximum(_STEP, _STEEPER * around)
     heights = (2 * on - above - below).reshape(-1, unit).mean(1) / 2
@@ -200,7 +204,7 @@ def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
     even = (heights > _ABOUT[0] * most) & (heights < _ABOUT[1] * most)
     rough = (np.abs(above) + np.abs(below)).mean() / 2
     other = np.where(x < turn, seam.row, seam.row + 1)
-    straight = np.abs(2 * lines.on[other, x, 0] - lines.above[other, x, 0] - lines.below[other, x, 0]).mean()
+    straight = np.abs(2 * lines.on[other, x] - lines.above[other, x] - lines.below[other, x]).mean()
     return bool(
         sharp.mean() >= _SHARP
         and min(sharp[:turn].mean(), sharp[turn:].mean()) >= _SHARP_SIDE
@@ -212,5 +216,5 @@ def _is_sharp(lines: _Lines, seam: _Seam, is_color: bool) -> bool:
 
 
 def _is_laid_of_tiles(lines: _Lines, plane: Pixels, unit_height: int) -> bool:
-    between = _Lines(plane[unit_height // 2 :, :, None], lines.width // lines.columns, unit_height)
+    between = _Lines(plane[unit_height // 2 :], lines.width // lines.columns, unit_height)
     return bool(lines.usual > _TILES * (between.usual + _HALF_LEVEL))

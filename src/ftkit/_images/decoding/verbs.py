@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
-from ftkit._images.decoding.checks import check_bytes, check_file
-from ftkit._images.verdict import Verdict
+from ftkit._images.decoding.checks import Opened, judge, open_bytes, open_file
 
 
-def _check(path: str, stamp: Sequence[Any] = (), data: bytes | None = None) -> Verdict:
-    """Check a file, or the bytes that came along with their stamp."""
-    return check_file(path) if data is None else check_bytes(path, data)._replace(stamp=stamp)
+class Work(NamedTuple):
+    """A job that was begun.
+
+    Attributes:
+        finish: What does the rest, and returns the answer, which is to be written as JSON.
+        is_sure: Whether that takes next to no time, and can't take the process down.
+    """
+
+    finish: Callable[[], Any]
+    is_sure: bool = False
+
+
+def begin(verb: str, *arguments: Any) -> Work:
+    """Begin a job, given its arguments, and last the bytes that came along, where some did."""
+    if verb != "check":
+        return Work(partial(_VERBS[verb], *arguments))
+    opened = _open(*arguments)
+    return Work(partial(judge, opened), opened.decoded is not None)
+
+
+def _open(path: str, stamp: Sequence[Any] = (), data: bytes | None = None) -> Opened:
+    """Open a file to be checked, or the bytes that came along with their stamp."""
+    return open_file(path) if data is None else open_bytes(path, data, stamp)
 
 
 def _thumbnail(path: str, side: int, data: bytes | None = None) -> str:
@@ -37,11 +57,4 @@ def _repair(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
     return mend(path, kinds, target, dry_run)
 
 
-#: The function for each verb. It gets the job's arguments, and last the bytes that came along, where some did; its
-#: answer is to be written as JSON.
-VERBS: dict[str, Callable[..., Any]] = {
-    "check": _check,
-    "thumbnail": _thumbnail,
-    "groups": _groups,
-    "repair": _repair,
-}
+_VERBS: dict[str, Callable[..., Any]] = {"thumbnail": _thumbnail, "groups": _groups, "repair": _repair}
