@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from ftkit import FtkitError, freeze_except, precompute
+from ftkit import FtkitError, Precomputed, freeze_except, precompute
 
 
 class Model(nn.Module):
@@ -121,6 +124,58 @@ def test_another_activation_has_rows_of_its_own(tmp_path: Path) -> None:
     assert precompute(model, inputs, tmp_path).computed == 12
     model.body[1] = nn.Tanh()
     assert precompute(model, inputs, tmp_path).computed == 12
+
+
+@pytest.mark.parametrize("keys", ["index", "content"])
+@pytest.mark.parametrize("change", ["hook", "forward", "class"])
+def test_what_lies_between_has_rows_of_its_own(change: str, keys: str, tmp_path: Path) -> None:
+    """The error says to call precompute() again, and that is all there is to do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Linear(8, 3))
+    freeze_except(model, "3")
+    source = data() if keys == "index" else DataLoader(data(), 4)
+
+    def used(cached: Precomputed) -> None:
+        with cached:
+            for inputs, _ in cached.loader(batch_size=4) if keys == "index" else source:
+                model(inputs)
+
+    used(before := precompute(model, source, tmp_path))
+    if change == "hook":
+        model[1].register_forward_hook(lambda _, __, output: output * 2)
+    elif change == "forward":
+        model[1].forward = lambda x: x.sigmoid() * 2
+    else:
+        model[1] = nn.Tanh()
+    with pytest.raises(FtkitError, match=r"Call\s+precompute"):
+        used(before)
+    used(again := precompute(model, source, tmp_path))
+    assert again.computed == 12
+    with again:
+        size = 12 if keys == "index" else 4  # as they were computed
+        plain = data().tensors[0][:size]
+        inputs = next(iter(again.loader(batch_size=size)))[0] if keys == "index" else plain
+        assert torch.equal(model(inputs), copy.deepcopy(model)(plain))
+
+
+def test_rows_that_an_unseen_change_has_made_wrong_are_computed_anew(tmp_path: Path) -> None:
+    """With a warning, and not by deleting a file by hand."""
+    scale = [1.0]
+
+    class Hidden(Model):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.head(self.body(x * torch.as_tensor(np.asarray(memory), dtype=torch.float32)))
+
+    memory = memoryview(array.array("d", scale))
+    model = Hidden()
+    assert precompute(model, data(), tmp_path).computed == 12
+    memory[0] = 2.0
+    with pytest.warns(UserWarning, match="gives another result than in .* computed anew"):
+        cached = precompute(model, data(), tmp_path, batch_size=12)
+    assert cached.computed == 12
+    with cached:
+        rows = next(iter(cached.loader(batch_size=12)))[0]
+        assert torch.equal(model(rows), model(data().tensors[0]))
 
 
 def test_rows_of_train_mode_are_no_rows_of_eval_mode(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
@@ -25,7 +25,7 @@ from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.spotcheck import SpotChecks
 from ftkit._precompute.stands import install, own_forward
-from ftkit._precompute.surroundings import Surroundings
+from ftkit._precompute.surroundings import Surroundings, said
 from ftkit._precompute.trace import Decisions, Key, autocast_state, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -121,9 +121,6 @@ class Guard:
         self._whole = {named[id(part)]: part for several in parts_of(model, cut).values() for part in several}
         self.settings = self._read_settings()
         self._structure = {name: _structure(name, part) for name, part in self._plain}
-        self.built = {
-            name: f"{type(part).__module__}.{type(part).__qualname__}" for name, part in sorted(self._whole.items())
-        }
         self.digests = self._digests(self._names)
         self._seen = self._look()
         self._quiet: Any = None
@@ -216,6 +213,11 @@ class Guard:
                 None if some_bytes is None else some_bytes.tobytes(),
             )  # fmt: skip
         return found
+
+    def built(self) -> dict[str, Any]:
+        """What the skipped modules, and those around and between them, are made of; ready for JSON."""
+        parts = sorted({**self._whole, **dict(self._plain)}.items())
+        return {name: [said(one) for one in (type(part), *_foreign(name, part))] for name, part in parts}
 
     def _digests(self, names: Iterable[str]) -> dict[str, str]:
         state: dict[str, torch.Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
@@ -653,6 +655,14 @@ def _structure(name: str, module: nn.Module) -> Any:
         list(children_of(module).items()),
         *((own_forward(module), has_foreign_hooks(module)) if name else ()),
     )
+
+
+def _foreign(name: str, module: nn.Module) -> Iterator[Any]:
+    """What has been hung on a module: hooks, or another forward."""
+    if name and has_foreign_hooks(module):
+        yield from (*pre_hooks_of(module).values(), *hooks_of(module).values())
+    if name and (own := own_forward(module)) is not None:
+        yield own
 
 
 def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
