@@ -3,6 +3,9 @@
 Ratios of CPU time in one run: ``python benchmarks/precompute.py [resnet50 bert efficientnet vit layer4]``. With
 ``photos`` the head of a ResNet-50 trains on photos, which are decoded; ``--plot PNG`` draws where the time of that
 goes. With ``growth`` a small network computes 1,000 to 100,000 samples, in time and memory.
+
+``python benchmarks/precompute.py zoo [WORD]`` judges models of many families (tests/precompute/zoo.py), each in a
+process with a limit, and prints what is kept beside the least that would do.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -197,8 +201,26 @@ class Numbers(Dataset[Any]):
         return torch.full((64,), float(index)), index % 10
 
 
+def zoo(word: str) -> None:
+    """Each outcome as it comes, and the counts."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.precompute.zoo import CASES, judged, share_same
+
+    done = []
+    for one in judged(case for case in CASES if word in case):
+        done.append(one)
+        ratio = f", {one.kept / one.least:.2f} of the least" if one.least else ""
+        print(f"{one.case}: {one.verdict}, {one.kept:,} bytes{ratio}, {one.seconds:.0f} s {one.why[:400]}", flush=True)
+    print(*(f"{count:5} {verdict}" for verdict, count in Counter(one.verdict for one in done).most_common()), sep="\n")
+    wide = [one for one in done if one.kept > 1.1 * one.least > 0]
+    print(f"{share_same(done):.1%} the same; {len(wide)} keep more than 1.1 of the least")
+
+
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
+    if names[0] == "zoo":
+        zoo("".join(names[1:]))
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {SAMPLES} samples, batches of {BATCH}")
     picture = names[names.index("--plot") + 1] if "--plot" in names else None
     for name in names[: names.index("--plot")] if picture else names:

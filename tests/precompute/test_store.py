@@ -189,7 +189,7 @@ def test_a_pipe_in_the_place_of_the_file_is_refused(keys: str, tmp_path: Path) -
     path = precompute(model, given, tmp_path).path
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(FtkitError, match="not an ordinary file"):
+    with pytest.raises(FtkitError, match="no ordinary file"):
         precompute(model, given, tmp_path)
 
 

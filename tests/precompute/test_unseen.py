@@ -813,3 +813,32 @@ def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:
     model.body.forward = lambda x, notes: (notes.append(1.0), model.body.layer(x))[1]  # type: ignore[method-assign]
     model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
     assert precompute(model, data(), tmp_path).not_skipped == {"body": "it changes what it was called with"}
+
+
+def kept_constant(m: Any, x: Tensor) -> Tensor:
+    if m.training:
+        return m.layer(x) + m.layer.bias.exp()
+    if "bias" not in m.kept:
+        m.kept["bias"] = m.layer.bias.exp()
+    return m.layer(x) + m.kept["bias"]
+
+
+def kept_sample(m: Any, x: Tensor) -> Tensor:
+    if "first" not in m.kept:
+        m.kept["first"] = x[:1].clone()
+    return m.layer(x) + m.kept["first"]
+
+
+def test_a_table_of_what_is_frozen_may_be_kept(tmp_path: Path) -> None:
+    """As LeViT keeps its biases in eval mode; but nothing of the first batch."""
+    model = Model(kept_constant)
+    assert precompute(model, data(), tmp_path).skipped == ["body"]
+    assert refused_or_right(model, tmp_path) == "same"
+    with precompute(model, data(), tmp_path) as cached:
+        rows = next(iter(cached.loader(batch_size=16)))[0]
+        model(data().tensors[0])  # fills the table
+        model(rows)
+        model.body.layer.bias.data += 1
+        with pytest.raises(FtkitError, match="changed since"):
+            model(rows)
+    assert precompute(Model(kept_sample), data(), tmp_path).skipped == ["body.layer"]

@@ -279,7 +279,7 @@ class KeyedFile:
 def _opened(path: Path, mode: str) -> Any:
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone who writes to it
-            raise FtkitError(f"{path} is not an ordinary file: move it away, and call precompute() again.")
+            raise FtkitError(f"Can't open {path}: it is no ordinary file. Move it away, and call precompute() again.")
         return path.open(mode, buffering=0)
     except OSError as error:
         raise FtkitError(f"Can't open {path}: {error.strerror or error}.") from error

@@ -240,10 +240,14 @@ class Surroundings:
                 table, key = get.args
                 yield functools.partial(_put_item, table, key, get())
 
+    def contents(self) -> list[Any]:
+        """What is in the containers now."""
+        return [one for table in self.tables for one in (table.values() if isinstance(table, dict) else table)]
+
     def now(self) -> list[Any]:
         """What is there, by identity; to compare with what was there before."""
         return [
-            [id(one) for table in self.tables for one in (table.values() if isinstance(table, dict) else table)],
+            [*map(id, self.contents())],
             [len(one) for one in self.tables],
             [_identity(get()) for get in self.places],
             [state_of(one) for one in self.generators],

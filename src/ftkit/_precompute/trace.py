@@ -374,11 +374,19 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._open.pop()
         if before != _python_generators() or around.draws:
             self._moody(index, DRAWS)
-        if state != _own_state(module):
-            self._moody(index, "it keeps what it computed in an attribute")
-        elif there != around.now():
-            drew = there[3] != around.now()[3]
-            self._moody(index, DRAWS if drew else "it keeps what it computed")
+        now, attributes = around.now(), _own_state(module)
+        if state != attributes or there != now:
+            new = [vars(module)[one] for one in attributes if attributes[one] != state.get(one)]
+            new += [one for one in around.contents() if id(one) not in there[0]]
+            grew = state.keys() <= attributes.keys() and all(map(int.__le__, there[1], now[1])) and there[2:] == now[2:]
+            if grew and new and all(map(self._is_constant, new)):  # as a table of what is frozen, in eval mode
+                with below_dispatch():
+                    after = Surroundings(module, name).values
+                self._hints.changing |= {one for one in after if after[one] != around.values.get(one)}
+            elif state != attributes:
+                self._moody(index, "it keeps what it computed in an attribute")
+            else:
+                self._moody(index, DRAWS if there[3] != now[3] else "it keeps what it computed")
         if given != [*map(id, tree_leaves((args, kwargs)))]:
             call.why_not = call.why_not or "it changes what it was called with"
         call.why_not = call.why_not or self._leaked
@@ -397,6 +405,12 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not name:
             self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
         return output
+
+    def _is_constant(self, value: Any) -> bool:
+        """Whether a value is a tensor that was computed from nothing but what is frozen."""
+        if not isinstance(value, torch.Tensor) or (number := self._at.get(_memory(value))) is None:
+            return False
+        return not (self.nodes[number].hot or self.nodes[number].varies)
 
     def _see_draws(self) -> None:
         """Note that Python has drawn random numbers, on which it may decide what comes now."""
