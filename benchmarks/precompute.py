@@ -31,6 +31,7 @@ from torchvision.datasets import ImageFolder
 from ftkit import freeze_except, precompute, unfreeze
 
 SAMPLES, BATCH = 64, 32
+PHOTOS, AT_ONCE = 48, 16
 
 
 def resnet50() -> tuple[nn.Module, torch.Tensor, Callable[[torch.Tensor], torch.Tensor] | None, nn.Module | None]:
@@ -84,7 +85,7 @@ def epoch(model: Callable[[Any], Any], loader: Iterable[Any], trained: list[nn.P
 def jpegs(folder: Path) -> ImageFolder:
     """Photos of a usual size, of smooth noise."""
     random = np.random.default_rng(0)
-    for at in range(SAMPLES):
+    for at in range(PHOTOS):
         pixels = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
         path = folder / str(at % 10) / f"{at}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,66 +100,92 @@ def photos(picture: str | None) -> None:
     model.train()
     trained = list(head.parameters())
     with tempfile.TemporaryDirectory() as folder:
-        loader = DataLoader(jpegs(Path(folder, "photos")), BATCH, shuffle=True)
-        plain = min(epoch(model, loader, trained) for _ in range(2))
+        loader = DataLoader(jpegs(Path(folder, "photos")), AT_ONCE, shuffle=True)
         begin = time.process_time()
         for _ in loader:
             pass
         read = time.process_time() - begin
-        features = DataLoader(TensorDataset(torch.randn(SAMPLES, 2048), torch.arange(SAMPLES) % 10), BATCH)
+        features = DataLoader(TensorDataset(torch.randn(PHOTOS, 2048), torch.arange(PHOTOS) % 10), AT_ONCE)
         trains = min(epoch(head, features, trained) for _ in range(5))
+        plain = epoch(model, loader, trained)
+        first, later = {"plain": plain}, {"plain": plain}
         begin = time.process_time()
-        cached = precompute(model, loader.dataset, folder, batch_size=BATCH)
-        first = time.process_time() - begin
+        cached = precompute(model, loader.dataset, folder, batch_size=AT_ONCE)
+        whole = time.process_time() - begin
+        begin = time.process_time()
+        precompute(model, loader.dataset, folder, batch_size=AT_ONCE)
+        opening = time.process_time() - begin  # which does not grow with the photos
+        first["index"] = whole - opening
         with cached:
-            rows = min(epoch(model, cached.loader(batch_size=BATCH, shuffle=True), trained) for _ in range(5))
+            epochs = [epoch(model, cached.loader(batch_size=AT_ONCE, shuffle=True), trained) for _ in range(6)]
+            later["index"] = min(epochs)
         with precompute(model, loader, folder):
-            first_content = epoch(model, loader, trained)
-            epoch(model, loader, trained)
-            content = min(epoch(model, loader, trained) for _ in range(3))
+            first["content"] = epoch(model, loader, trained)
+            epoch(model, loader, trained)  # in which a batch is computed once more
+            later["content"] = min(epoch(model, loader, trained) for _ in range(3))
     print(
-        f"photos: plain {plain:.2f} s (reading {read:.2f}), with one's own loader {content:.2f} s "
-        f"({plain / content:.1f} times), with rows {rows:.4f} s ({plain / rows:.0f} times)"
+        f"photos: plain {plain:.2f} s of CPU (reading {read:.2f}), by content {later['content']:.2f} "
+        f"({plain / later['content']:.1f} times), by index {later['index']:.4f} ({plain / later['index']:.0f} times); "
+        f"first pass / plain {first['content'] / plain:.2f} by content, {first['index'] / plain:.2f} by index, "
+        f"opening {opening:.1f} s"
     )
     if picture:
-        parts = {
-            "plain": (read, plain - read - trains, trains),
-            "own loader": (read, content - read - trains, trains),
-            "rows": (0.0, rows - trains, trains),
-        }
-        draw(picture, parts, {"plain": (plain, plain), "own loader": (first_content, content), "rows": (first, rows)})
+        draw(picture, read, trains, first, later)
 
 
-def draw(picture: str, parts: dict[str, tuple[float, ...]], epochs: dict[str, tuple[float, float]]) -> None:
-    """Bars of one epoch, and the sum of many."""
+NAMES = {"plain": "plain loop", "content": "your own loader", "index": "cached.loader()"}
+COLORS = {"plain": "#8a8a8a", "content": "#e07a1f", "index": "#2a6f97"}
+
+
+def draw(picture: str, read: float, trains: float, first: dict[str, float], later: dict[str, float]) -> None:
+    """Bars of one epoch, by what takes its time; and the sum of many."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = {"plain": "#8a8a8a", "own loader": "#e07a1f", "rows": "#2a6f97"}
-    whole = sum(parts["plain"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained", width_ratios=(1.15, 1))
-    start = np.zeros(len(parts))
-    kinds = {"reading images": "#c9c9c9", "what is frozen": "#2a6f97", "what trains": "#e07a1f"}
-    for number, (kind, color) in enumerate(kinds.items()):
-        widths = np.array([max(100 * one[number] / whole, 0) for one in parts.values()])
-        left.barh(list(parts), widths, left=start, color=color, label=kind, height=0.6)
-        start += widths
-    for at, width in enumerate(start):
-        left.text(width + 1, at, f"{width:.0f}" if width >= 1 else f"{width:.2g}", va="center")
+    plain = later["plain"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained", width_ratios=(1.25, 1))
+    kinds = {"what is frozen": "#9bb8c9", "reading images": "#d9d9d9", "look-ups, and what trains": "#b5651d"}
+    for at, name in enumerate(NAMES):
+        whole = later[name]
+        reads = 0.0 if name == "index" else min(read, whole)
+        frozen = whole - reads - trains if name == "plain" else 0.0
+        parts = (frozen, reads, whole - reads - frozen)
+        start = 0.0
+        for part, (kind, color) in zip(parts, kinds.items(), strict=True):
+            left.barh(at, 100 * part / plain, 0.55, start, color=color, label=None if at else kind)
+            start += 100 * part / plain
+        times = "" if name == "plain" else f"    {plain / whole:,.0f} times faster"
+        share = 100 * whole / plain
+        left.text(share + 1.5, at, f"{share:.2g}%{times}" if share < 99 else "100%", va="center", color=COLORS[name])
+    keys = {"plain": "", "content": "\nkeyed by content", "index": "\nkeyed by index"}
+    left.set_yticks(range(3), [NAMES[name] + keys[name] for name in NAMES])
     left.invert_yaxis()
-    left.set(title="An epoch after the first one, % of a plain one", xlim=(0, 112))
-    left.legend(frameon=False, loc="lower right")
-    numbers = np.arange(1, 21)
-    for name, (first, later) in epochs.items():
-        right.plot(numbers, (first + later * (numbers - 1)) / whole, "-", color=colors[name], label=name)
-    right.set(title="All epochs so far, in plain ones", xlabel="epoch", ylim=(0, None), xlim=(1, 20))
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(frameon=False)
+    left.set(title="Time of an epoch, once the first is over", xlim=(0, 114))
+    left.xaxis.set_major_formatter("{x:.0f}%")
+    left.legend(frameon=False, loc="lower right", ncols=1, handlelength=1.2)
+    epochs = np.arange(1, 21)
+    for name, color in COLORS.items():
+        sums = (first[name] + later[name] * (epochs - 1)) / plain
+        right.plot(epochs, sums, color=color, linewidth=2)
+        below = name == "index"
+        right.annotate(
+            NAMES[name], (20, sums[-1]), (0, -5 if below else 5), textcoords="offset points", ha="right",
+            va="top" if below else "bottom", color=color,
+        )  # fmt: skip
+    right.set(
+        title="All epochs so far, in plain ones (log scale)", xlabel="epoch", yscale="log", ylim=(0.5, 32), xlim=(1, 20)
+    )
+    right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    right.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    right.xaxis.set_major_locator(mpl.ticker.FixedLocator([1, 5, 10, 15, 20]))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, axis="x" if axes is left else "both")
+        axes.set_axisbelow(True)
+    left.spines["left"].set_visible(False)
+    left.tick_params(axis="y", length=0)
     figure.savefig(picture, dpi=130)
     plt.close(figure)
 
