@@ -164,7 +164,7 @@ def draw(picture: str, read: float, trains: float, first: dict[str, float], late
     left.invert_yaxis()
     left.set(title="Time of an epoch, once the first is over", xlim=(0, 114))
     left.xaxis.set_major_formatter("{x:.0f}%")
-    left.legend(frameon=False, loc="lower right", ncols=1, handlelength=1.2)
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.43), handlelength=1.2)
     epochs = np.arange(1, 21)
     for name, color in COLORS.items():
         sums = (first[name] + later[name] * (epochs - 1)) / plain
