@@ -842,3 +842,33 @@ def test_a_table_of_what_is_frozen_may_be_kept(tmp_path: Path) -> None:
         with pytest.raises(FtkitError, match="changed since"):
             model(rows)
     assert precompute(Model(kept_sample), data(), tmp_path).skipped == ["body.layer"]
+
+
+class Memory:
+    """As the keys and values that layers keep for the next token."""
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+
+def test_an_object_that_skipped_modules_would_have_filled_is_not_given_back(tmp_path: Path) -> None:
+    """It would be taken for whole."""
+
+    def around(m: Any, x: Tensor) -> Any:
+        memory = Memory()
+        return {"logits": m.head(m.body(x, memory)), "memory": memory}
+
+    def filling(x: Tensor, memory: Memory) -> Tensor:
+        memory.layers.append(model.body.layer(x))
+        return memory.layers[-1].relu()
+
+    model = Model(lambda m, x: x)
+    model.body.forward = filling  # type: ignore[method-assign]
+    model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
+    with precompute(model, data(), tmp_path, batch_size=16) as cached:
+        assert cached.skipped == ["body"]
+        ours = model(next(iter(cached.loader(batch_size=16)))[0])
+        plain = model(data().tensors[0][:16])
+    assert torch.equal(ours["logits"], plain["logits"])
+    assert ours["memory"] is None
+    assert len(plain["memory"].layers) == 1

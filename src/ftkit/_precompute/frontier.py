@@ -115,11 +115,13 @@ class Skip:
         args: What it takes, with a slot for each tensor.
         output: What it gives, with a slot for each tensor.
         autocast: What autocast was.
+        fills: Whether it would change an object that it takes.
     """
 
     args: Any
     output: Any
     autocast: tuple[Any, ...]
+    fills: bool = False
 
 
 @dataclass
@@ -391,6 +393,7 @@ def _cut(
             tree_map_only(torch.Tensor, lambda _: Slot(None, None), call.args),
             slots(call.output, "out", call.key),
             call.autocast,
+            call.fills,
         )
         for call in skipped
     }
@@ -429,7 +432,7 @@ def _cut(
 def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
     """The innermost call in which all happens that the skipped calls don't, if it gives what the model gives."""
     root = trace.calls[0]
-    if trace.decides or hints.moody or hints.changing:
+    if trace.decides or hints.moody or hints.changing or any(trace.calls[one].fills for one in skipped):
         return None
     happens = [node.within for node in trace.nodes if node.hot and node.parents]
     happens += [within for _, within in trace.sinks if not skipped & set(within)]

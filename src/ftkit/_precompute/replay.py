@@ -26,7 +26,7 @@ from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.spotcheck import SpotChecks
 from ftkit._precompute.stands import install, own_forward
 from ftkit._precompute.surroundings import Surroundings, said
-from ftkit._precompute.trace import Decisions, Key, autocast_state, has_foreign_hooks
+from ftkit._precompute.trace import Decisions, Key, autocast_state, has_foreign_hooks, objects_in
 from ftkit._torch import (
     buffers_of,
     children_of,
@@ -281,6 +281,7 @@ class _Run:
     straight: bool = False
     decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
+    unfilled: list[Any] = field(default_factory=list)  # objects that skipped calls would have filled
 
 
 _ACTIVE: list[Player] = []
@@ -526,10 +527,10 @@ class Player:
         assert slot.layout is not None
         return slot.layout.stand_in(run.samples, run.device)
 
-    def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
         run: _Run | None = getattr(self._here, "run", None)
         if run is None:
-            return
+            return None
         self._here.run = None
         allowed().__exit__()
         if run.decisions is not None:
@@ -543,6 +544,9 @@ class Player:
             raise run.wrong
         if run.decisions is not None and not self.learning:
             self._pending = run.rows, tuple(run.decisions.seen)
+        if run.unfilled:  # what they would hold is not there, so nobody may take them for whole
+            return tree_map_only(object, lambda one: None if any(one is it for it in run.unfilled) else one, output)
+        return None
 
     def _through(self, name: str) -> Callable[..., Any]:
         replaced: dict[Key, list[tuple[int, int]]] = {key: [] for kind, key, _ in self.cut.points if kind == "arg"}
@@ -562,6 +566,8 @@ class Player:
             if skip is None:
                 return original(*args, **kwargs)
             self._check(key, skip, args, kwargs)
+            if skip.fills:
+                run.unfilled += objects_in((args, kwargs))
             return self._filled(skip.output, run)
 
         return forward

@@ -85,6 +85,7 @@ class Call:
         inputs: The values of its tensor arguments.
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
+        fills: Whether it changed an object that it was called with, as layers fill a cache for the next token.
         autocast: What autocast was.
         grad: Whether gradients were recorded.
         flops: What its operators cost.
@@ -100,6 +101,7 @@ class Call:
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
+    fills: bool = False
     autocast: tuple[Any, ...] = ()
     grad: bool = True
     flops: int = 0
@@ -369,6 +371,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
         given = [*map(id, tree_leaves((args, kwargs)))]
+        objects = objects_in((args, kwargs))
+        inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
         self._see_draws()
         self._open.pop()
@@ -389,6 +393,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 self._moody(index, DRAWS if there[3] != now[3] else "it keeps what it computed")
         if given != [*map(id, tree_leaves((args, kwargs)))]:
             call.why_not = call.why_not or "it changes what it was called with"
+        call.fills = inside != [*map(_insides, objects)]
         call.why_not = call.why_not or self._leaked
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
@@ -474,6 +479,22 @@ class _Reading(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
         return func(*args, **(kwargs or {}))
+
+
+def objects_in(tree: Any) -> list[Any]:
+    """What is neither a tensor nor a plain value."""
+    return [one for one in tree_leaves(tree) if not isinstance(one, (torch.Tensor, *PLAIN))]
+
+
+def _insides(value: Any, depth: int = 4) -> Any:
+    """What an object leads to, by identity."""
+    if isinstance(value, dict):
+        parts: Iterable[Any] = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    else:
+        parts = () if isinstance(value, torch.Tensor | nn.Module) else getattr(value, "__dict__", {}).values()
+    return id(value), *(_insides(one, depth - 1) for one in [*parts] if depth)
 
 
 def _strays(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
