@@ -54,9 +54,9 @@ class Values(TorchDispatchMode):
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         parents = set().union(*map(self._parents, given)) if given else set()
         written = {id(one): one for one in written_by(func, args, kwargs)}
+        before = torch.get_rng_state()
         output = func(*args, **kwargs)
-        draws = torch.Tag.nondeterministic_seeded in func.tags and "dropout" in str(func)
-        hot = draws or bool(parents & self._hot)
+        hot = not torch.equal(before, torch.get_rng_state()) or bool(parents & self._hot)
         if hot:
             for one in parents & self._varying - self._hot:
                 self.graph.add_edge((one, "out"), "sink")

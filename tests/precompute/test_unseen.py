@@ -307,7 +307,7 @@ def test_a_path_that_is_drawn_in_train_mode(tmp_path: Path) -> None:
         torch.manual_seed(seed)
         cached = precompute(model, data(), tmp_path / str(seed))
         assert cached.skipped == ["stack.first"]
-        assert cached.not_skipped["stack.norm"] == "it may depend on random numbers that stack has drawn"
+        assert cached.not_skipped["stack.norm"] == "it may depend on random numbers that stack draws"
         assert refused_or_right(model, tmp_path / f"{seed} again") == "same"
 
 

@@ -173,9 +173,9 @@ class Precomputed(Report):
         for why, count in (self._lookup.as_before if self._lookup else {}).items():
             yield f"  {plural(count, 'call')} ran as before: {why}"
         yield f"  file: {self.path}"
-        for name, why in self.not_skipped.items():
-            if name:
-                yield f"  runs as before: {name}, as {why}"
+        for why in dict.fromkeys(self.not_skipped.values()):
+            names = [name for name, reason in self.not_skipped.items() if name and reason == why]
+            yield f"  runs as before: {some(names, 3)}: {why}"
 
     def _amount(self) -> str:
         draws = f", {self.views} draws of each" if self.views > 1 else ""

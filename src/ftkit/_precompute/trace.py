@@ -43,6 +43,7 @@ Key = tuple[str, int]
 
 TRAINS = "it depends on what trains"
 DRAWS = "it draws random numbers"
+DRAWN = "it depends on random numbers that"
 CONSTANT = "it does not depend on the sample"
 _TRUSTED = frozenset({"torch", "ftkit"})
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -255,7 +256,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         changed = [place for place in written if place not in self._born]
         foreign = f"it updates {self._said(changed[0])}" if changed else ""
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
-        hot = DRAWS if draws else hot or foreign or self._leaked
+        hot = f"{DRAWN} {self._called(self._open)} draws" if draws else hot or foreign or self._leaked
         if not hot and self._open:
             hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
         varies = any(self.nodes[one].varies for one in parents)
@@ -263,7 +264,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
         hot = hot or mixes
         if hot:
-            self._refuse(hot)
+            self._refuse(DRAWS if draws else hot)
         if needs_values:
             self.show_python(given)
         elif hot:
@@ -321,8 +322,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 self._refuse("Python decides by values of the batch inside it")
             elif value.hot in (MIXED, PLACED) or (value.varies and not value.hot):
                 self._leaked = self._leaked or "it may depend on the batch, of which Python has read a value before"
-            elif value.hot == DRAWS:
-                self._leaked = f"it may depend on random numbers that {self._called(value.within)} has drawn"
+            elif value.hot.startswith(DRAWN):
+                self._leaked = value.hot.replace("depends", "may depend")
             elif value.hot:
                 self._leaked = "it may depend on what trains, of which Python has read a value before"
         if self._leaked:
