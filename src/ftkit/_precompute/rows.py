@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import near
-from ftkit._precompute.replay import ALIGN, HEAD, Player, numbered, signed
+from ftkit._precompute.heads import HEAD, numbered, signed
+from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.store import RowFile
 from ftkit.errors import FtkitError
 
@@ -176,12 +177,12 @@ class Rows(Dataset[Any]):
         """All samples as one batch, every view of each, with ``decode`` of so many rows at a time."""
         whole, beside = [], []
         for start in range(0, self._file().rows, part):
-            kept, rest = self._gathered(list(range(start, min(start + part, self._file().rows))))
+            kept, rest = self._gathered(np.arange(start, min(start + part, self._file().rows)))
             whole.append(decode(self.packing.unpack(kept)))
             beside.append(rest)
         return self._form.joined(torch.cat(whole), [torch.cat(one) for one in zip(*beside, strict=True)])
 
-    def _gathered(self, places: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    def _gathered(self, places: Any) -> tuple[torch.Tensor, list[torch.Tensor]]:
         data = torch.from_numpy(self._file().gather(places))
         rest, at = [], self.packing.kept_bytes
         for _, name, shape in self._kinds:
@@ -190,18 +191,19 @@ class Rows(Dataset[Any]):
             rest.append(values)
         return data[:, : self.packing.kept_bytes], rest
 
-    def _places(self, indices: Iterable[int]) -> list[int]:
-        places = []
-        for index in indices:
-            at = int(index) + (len(self) if index < 0 else 0)
-            if not 0 <= at < len(self):
-                raise IndexError(f"There are {len(self)} samples, no number {index}.")
-            turn = 0
-            if self._turns is not None:
-                turn = int(self._turns[at]) % self._views
-                self._turns[at] += 1
-            places.append(at * self._views + turn)
-        return places
+    def _places(self, indices: list[int]) -> Any:
+        count = len(self)
+        places = np.array(indices, dtype=np.int64)
+        places[places < 0] += count
+        if len(beyond := np.flatnonzero((places < 0) | (places >= count))):
+            raise IndexError(f"There are {count} samples, no number {indices[beyond[0]]}.")
+        if self._turns is None:
+            return places
+        turns = []
+        for at in places.tolist():
+            turns.append(int(self._turns[at]) % self._views)
+            self._turns[at] += 1
+        return places * self._views + turns
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}

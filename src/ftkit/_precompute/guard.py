@@ -1,0 +1,302 @@
+"""Watches that what the skipped part of a model reads stays as it was."""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+import torch
+import xxhash
+from torch import nn
+
+from ftkit._files import digest
+from ftkit._models.contents import bytes_of
+from ftkit._precompute.frontier import Cut
+from ftkit._precompute.stands import own_forward
+from ftkit._precompute.surroundings import Surroundings
+from ftkit._precompute.trace import Key, has_foreign_hooks
+from ftkit._torch import (
+    buffers_of,
+    children_of,
+    global_hooks,
+    hooks_made,
+    hooks_of,
+    parameters_of,
+    pre_hooks_of,
+    version_of,
+    versions_of,
+)
+from ftkit._wording import some
+from ftkit.errors import FtkitError
+
+_AT_ONCE: Final = 128  # attributes in one look
+_SHARE: Final = 0.02  # of the time, for looks
+_PLACES: Final = 8
+_PIECE: Final = 1 << 14
+_PIECES: Final = 4
+_TRAINS: Final = operator.attrgetter("requires_grad")
+_TABLES: Final = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
+_BESIDE: Final = frozenset(vars(nn.Module()).keys() - _TABLES)  # what a forward pass does not read, and the mode
+_AGAIN: Final = "Call precompute() again, and use its loader from here on."
+
+
+def parts_of(model: nn.Module, cut: Cut) -> dict[Key, list[nn.Module]]:
+    """The modules in each skipped call."""
+    named = dict(model.named_modules())
+    return {key: list(named[key[0]].modules()) for key in cut.skips}
+
+
+class _Look:
+    """Lists of what is there, each made and compared at the speed of C; and what they were."""
+
+    def __init__(self, *lists: Callable[[], Any]) -> None:
+        self._lists = lists
+        self._then = [one() for one in lists]
+
+    def differs(self) -> bool:
+        try:  # an attribute that is another object may refuse to be compared
+            return [one() for one in self._lists] != self._then
+        except (RuntimeError, ValueError, TypeError, KeyError, FtkitError):
+            return True
+
+
+class Guard:
+    """Watches that what the skipped part reads stays as it was.
+
+    Before each forward pass it looks whether a tensor has been written to, trains now, or a hook was added anywhere. At
+    everything else (attributes, globals, parameters, buffers, modules, places in memory, bytes of each tensor) it looks
+    in turns: at all of a small model each time; of a large one at a part each time, and at as much more as takes a
+    fiftieth of the time since the last look, so that only where a step takes as long as a look, a change may be noticed
+    some steps late. Only where something differs it is found out what has changed.
+
+    Attributes:
+        settings: What the code of the frozen part, and of what is around it, finds.
+        built: The classes of the modules in the frozen part.
+        digests: Those of all tensors that it reads.
+        passes: How often it was looked closely.
+        free: Whether there is one call that is left, and no hook on the way to it that would have to run.
+    """
+
+    def __init__(self, model: nn.Module, cut: Cut) -> None:
+        self._model = model
+        named = {id(module): name for name, module in model.named_modules()}
+        frozen = list(dict.fromkeys(chain.from_iterable(parts_of(model, cut).values())))
+        prefixes = [(f"{named[id(part)]}." if named[id(part)] else "", part) for part in frozen]
+        names = {prefix + key for prefix, part in prefixes for key, _ in part.named_parameters(recurse=False)}
+        names |= {prefix + key for prefix, part in prefixes for key, _ in part.named_buffers(recurse=False)}
+        owned = ((name, *name.rpartition(".")[::2]) for name in sorted(names | cut.read))
+        self._owners = [(name, model.get_submodule(owner), key) for name, owner, key in owned]
+        around = {"", *(name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == ".")}
+        inner = {*frozen, *map(model.get_submodule, around)}
+        inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
+        self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
+        self._changing = cut.changing
+        self.settings = self._read_settings()
+        self._structure = {name: _structure(name, part) for name, part in self._plain}
+        self.built = {named[id(one)]: f"{type(one).__module__}.{type(one).__qualname__}" for one in frozen}
+        self.digests = self._digests({name for name, *_ in self._owners})
+        self._seen = self._look()
+        self._always: _Look | None = None
+        self._turns: list[_Look] = []
+        self._pieces: list[tuple[Any, int]] = []  # of the tensors' memory, and their hashes
+        self._turn = self.passes = self._hooks_made = 0
+        self._kept: Any = None
+        self._last = 0.0
+        left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail[0][0]).modules()}
+        self._passed = [] if cut.tail is None else [one for one in model.modules() if one not in left]
+        self.free = False
+        parts = dict.fromkeys([*inner, *self._passed, *(module for _, module, _ in self._owners)])
+        self._tables = [
+            *global_hooks(),
+            *(hooks for part in parts if part is not model for hooks in (pre_hooks_of(part), hooks_of(part))),
+            *(own for part in parts for own in (parameters_of(part), buffers_of(part), children_of(part))),
+        ]
+
+    def _remember(self) -> None:
+        around = self._surroundings()
+        containers = [*{id(table): table for one in around for table in one.tables}.values()]
+        own = [vars(part) for _, part in self._plain]
+        state = [
+            *(_tensor_of(module, key) for _, module, key in self._owners),
+            *(t for one in around for t in one.tensors),
+        ]
+        there = {id(one): one for one in state if one is not None and not one.is_inference()}
+        tensors = [one for one in there.values() if one.layout is torch.strided]
+        self.free = bool(self._passed) and not any(map(has_foreign_hooks, self._passed))
+        self._always = None
+        if len(tensors) < len(there):
+            return  # look closely each time
+        kept = [(id(one), one.data_ptr(), version_of(one)) for one in tensors]
+        if kept != self._kept:
+            memory = (memoryview(bytes_of(one)) for one in tensors if _lies_plainly(one))
+            pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
+            self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
+            self._kept = kept
+        parameters = [one for one in tensors if isinstance(one, nn.Parameter)]
+        self._always = _Look(lambda: versions_of(tensors), lambda: any(map(_TRAINS, parameters)))
+        self._hooks_made = hooks_made()
+        everything = (
+            [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)],
+            own,
+            [*self._tables, *(one for one in containers if isinstance(one, dict))],
+            [one for one in containers if not isinstance(one, dict | tuple | frozenset)],
+            [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()],
+            tensors,
+        )
+        turns = 1 + sum(len(one) - len(_BESIDE) for one in own) // _AT_ONCE
+        self._turns = [_in_turn(*(every[at::turns] for every in everything)) for at in range(turns)]
+
+    def _differs(self) -> bool:
+        """Whether anything does that is looked at now."""
+        now = time.thread_time()
+        if self._always is None or self._always.differs():
+            return True
+        if self._hooks_made != (made := hooks_made()):
+            self._hooks_made, self._last = made, -math.inf  # look at all
+        end, self._last = now + (now - self._last) * _SHARE, now
+        for _ in self._turns:
+            self._turn += 1
+            if self._turns[self._turn % len(self._turns)].differs():
+                return True
+            if time.thread_time() > end:
+                break
+        return False
+
+    def _moved(self) -> bool:
+        """Whether some more of the weights are not what they were; so that in some steps all are looked at."""
+        some_of = range(self._turn * _PIECES, self._turn * _PIECES + min(_PIECES, len(self._pieces)))
+        chosen = (self._pieces[at % len(self._pieces)] for at in some_of)
+        return any(xxhash.xxh3_64_intdigest(piece) != hash_ for piece, hash_ in chosen)
+
+    def _surroundings(self) -> list[Surroundings]:
+        return [Surroundings(part, name) for name, part in self._plain]
+
+    def _read_settings(self) -> dict[str, Any]:
+        """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
+        found = {where: value for one in self._surroundings() for where, value in one.values.items()}
+        return {where: value for where, value in found.items() if where not in self._changing}
+
+    def _look(self) -> dict[str, Any]:
+        found = {}
+        for name, module, key in self._owners:
+            one = _tensor_of(module, key)
+            some_bytes = None if one is None else _some_bytes(one)
+            found[name] = one if one is None else (
+                id(one), version_of(one), one.requires_grad, one.data_ptr() if one.layout is torch.strided else 0,
+                None if some_bytes is None else some_bytes.tobytes(),
+            )  # fmt: skip
+        return found
+
+    def _digests(self, names: Iterable[str]) -> dict[str, str]:
+        state: dict[str, torch.Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
+        state.update(self._model.named_buffers(remove_duplicate=False))
+        return {
+            name: f"{one.dtype} {list(one.shape)} {one.device.type} {digest(bytes_of(one))}"
+            for name in sorted(names)
+            if (one := state.get(name)) is not None
+        }
+
+    def check(self, *, thoroughly: bool = False) -> None:
+        """Compare, by what torch counts, or ``thoroughly``, by the bytes.
+
+        Raises:
+            FtkitError: Something has changed, or trains now.
+        """
+        differs = self._differs()
+        thoroughly = thoroughly or self._moved()
+        if not thoroughly and not differs:
+            return
+        self.passes += 1
+        then, now = self.settings, self._read_settings()
+        new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
+        if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
+            raise FtkitError(
+                f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
+                f"{_AGAIN}"
+            )
+        for name, part in self._plain:
+            if _structure(name, part) != self._structure[name]:
+                raise FtkitError(
+                    f"{name or 'The model'} has other submodules, hooks or another forward() than when the frozen part "
+                    f"was computed. {_AGAIN}"
+                )
+        look = self._look()
+        doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
+        if trains := sorted(name for name in doubtful if (look[name] or (0, 0, False))[2]):
+            raise FtkitError(
+                f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
+                f"past the frontier. {_AGAIN}"
+            )
+        digests = self._digests(doubtful)
+        if moved := sorted(name for name in doubtful if digests.get(name) != self.digests.get(name)):
+            raise FtkitError(
+                f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
+            )
+        self._seen = look
+        self._remember()
+
+
+def _in_turn(
+    attributes: list[tuple[Callable[[Any], Any], Any]],
+    own: list[dict[str, Any]],
+    tables: list[dict[Any, Any]],
+    lists: list[Any],
+    places: list[Callable[[], Any]],
+    tensors: list[torch.Tensor],
+) -> _Look:
+    empty = [one for one in tables if not one]
+    filled = [one for one in tables if one]
+    parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
+    sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
+    return _Look(
+        lambda: [get(one) for get, one in attributes],
+        lambda: [*map(len, own)],
+        lambda: any(empty),
+        lambda: [*chain.from_iterable(map(dict.values, filled))],
+        lambda: [*chain.from_iterable(lists)],
+        lambda: [get() for get in places],
+        lambda: [*map(torch.Tensor.data_ptr, tensors)],
+        lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
+
+
+def _structure(name: str, module: nn.Module) -> Any:
+    """What a module consists of, beside its attributes and tensors; of the model, not what is hung around it."""
+    return (
+        type(module),
+        list(children_of(module).items()),
+        *((own_forward(module), has_foreign_hooks(module)) if name else ()),
+    )
+
+
+def _tensor_of(module: nn.Module, key: str) -> torch.Tensor | None:
+    one: torch.Tensor | None = parameters_of(module).get(key)
+    return buffers_of(module).get(key) if one is None else one
+
+
+def _some_bytes(tensor: torch.Tensor) -> Any:
+    """Some elements of a tensor's memory, as it changes, in bytes; None for one that is not in the CPU's memory."""
+    if tensor.layout is not torch.strided or not tensor.numel() or not _is_plain(tensor):
+        return None
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    step = max(last // (_PLACES - 1), 1)
+    first = tensor.detach().as_strided((1,), (1,)).view(torch.uint8).numpy()
+    shape, strides = (min(_PLACES, last + 1), len(first)), (step * len(first), 1)
+    return np.lib.stride_tricks.as_strided(first, shape, strides, writeable=False)
+
+
+def _lies_plainly(tensor: torch.Tensor) -> bool:
+    return _is_plain(tensor) and tensor.is_contiguous()
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and type(tensor) in (torch.Tensor, nn.Parameter)
