@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import time
 from collections.abc import Callable, Iterable
@@ -34,11 +33,11 @@ from ftkit._torch import (
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
-_AT_ONCE: Final = 128  # attributes in one look
-_SHARE: Final = 0.02  # of the time, for looks
+_FEW: Final = 64  # modules and tensors, at all of which it looks each time
+_SHARE: Final = 0.02  # of the time, for looks at more
 _PLACES: Final = 8
 _PIECE: Final = 1 << 14
-_PIECES: Final = 4
+_PIECES: Final = 16
 _TRAINS: Final = operator.attrgetter("requires_grad")
 _TABLES: Final = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
 _BESIDE: Final = frozenset(vars(nn.Module()).keys() - _TABLES)  # what a forward pass does not read, and the mode
@@ -68,11 +67,11 @@ class _Look:
 class Guard:
     """Watches that what the skipped part reads stays as it was.
 
-    Before each forward pass it looks whether a tensor has been written to, trains now, or a hook was added anywhere. At
-    everything else (attributes, globals, parameters, buffers, modules, places in memory, bytes of each tensor) it looks
-    in turns: at all of a small model each time; of a large one at a part each time, and at as much more as takes a
-    fiftieth of the time since the last look, so that only where a step takes as long as a look, a change may be noticed
-    some steps late. Only where something differs it is found out what has changed.
+    Before each forward pass it looks at all that belongs to it: attributes, globals, parameters, buffers, modules,
+    hooks, versions, what trains, places in memory and some bytes of each tensor. In a large model that takes as long as
+    the step of a small head. So there it looks each time at the versions of some tensors, in turns, and at everything
+    where a hook was added anywhere, and as often as takes a fiftieth of the time: before each step that takes longer
+    than some milliseconds. Only where something differs it is found out what has changed.
 
     Attributes:
         settings: What the code of the frozen part, and of what is around it, finds.
@@ -101,12 +100,13 @@ class Guard:
         self.built = {named[id(one)]: f"{type(one).__module__}.{type(one).__qualname__}" for one in frozen}
         self.digests = self._digests({name for name, *_ in self._owners})
         self._seen = self._look()
-        self._always: _Look | None = None
+        self._everything: _Look | None = None
         self._turns: list[_Look] = []
         self._pieces: list[tuple[Any, int]] = []  # of the tensors' memory, and their hashes
-        self._turn = self.passes = self._hooks_made = 0
+        self._turn = self._piece = self.passes = self._hooks_made = 0
         self._kept: Any = None
-        self._last = 0.0
+        self._due = 0.0
+        self._is_small = self._doubtful = False
         left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail[0][0]).modules()}
         self._passed = [] if cut.tail is None else [one for one in model.modules() if one not in left]
         self.free = False
@@ -128,7 +128,7 @@ class Guard:
         there = {id(one): one for one in state if one is not None and not one.is_inference()}
         tensors = [one for one in there.values() if one.layout is torch.strided]
         self.free = bool(self._passed) and not any(map(has_foreign_hooks, self._passed))
-        self._always = None
+        self._everything, self._due = None, 0.0
         if len(tensors) < len(there):
             return  # look closely each time
         kept = [(id(one), one.data_ptr(), version_of(one)) for one in tensors]
@@ -137,41 +137,48 @@ class Guard:
             pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
-        parameters = [one for one in tensors if isinstance(one, nn.Parameter)]
-        self._always = _Look(lambda: versions_of(tensors), lambda: any(map(_TRAINS, parameters)))
-        self._hooks_made = hooks_made()
-        everything = (
-            [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)],
-            own,
-            [*self._tables, *(one for one in containers if isinstance(one, dict))],
-            [one for one in containers if not isinstance(one, dict | tuple | frozenset)],
-            [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()],
-            tensors,
+        attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)]
+        tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
+        lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
+        places = [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()]
+        empty, filled = [one for one in tables if not one], [one for one in tables if one]
+        parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
+        sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
+        self._everything = _Look(
+            *_versions(tensors),
+            lambda: [get(one) for get, one in attributes],
+            lambda: [*map(len, own)],
+            lambda: any(empty),
+            lambda: [*chain.from_iterable(map(dict.values, filled))],
+            lambda: [*chain.from_iterable(lists)],
+            lambda: [get() for get in places],
+            lambda: [*map(torch.Tensor.data_ptr, tensors)],
+            lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
         )
-        turns = 1 + sum(len(one) - len(_BESIDE) for one in own) // _AT_ONCE
-        self._turns = [_in_turn(*(every[at::turns] for every in everything)) for at in range(turns)]
+        turns = 1 + len(tensors) // _FEW
+        self._turns = [_Look(*_versions(tensors[at::turns])) for at in range(turns)]
+        self._is_small = len(own) + len(tensors) <= _FEW
+
+    def _is_soon(self) -> bool:
+        """Whether a look at everything would take too much of the time since the last one."""
+        return time.perf_counter() < self._due and hooks_made() == self._hooks_made and not self._is_small
 
     def _differs(self) -> bool:
-        """Whether anything does that is looked at now."""
-        now = time.thread_time()
-        if self._always is None or self._always.differs():
-            return True
-        if self._hooks_made != (made := hooks_made()):
-            self._hooks_made, self._last = made, -math.inf  # look at all
-        end, self._last = now + (now - self._last) * _SHARE, now
-        for _ in self._turns:
+        if self._is_soon():
             self._turn += 1
-            if self._turns[self._turn % len(self._turns)].differs():
-                return True
-            if time.thread_time() > end:
-                break
-        return False
+            return self._turns[self._turn % len(self._turns)].differs()
+        begin, self._hooks_made = time.perf_counter(), hooks_made()
+        differs = self._everything is None or self._everything.differs() or self._moved()
+        self._due = begin + (time.perf_counter() - begin) / _SHARE
+        return differs
 
     def _moved(self) -> bool:
-        """Whether some more of the weights are not what they were; so that in some steps all are looked at."""
-        some_of = range(self._turn * _PIECES, self._turn * _PIECES + min(_PIECES, len(self._pieces)))
+        """Whether some more of the weights are not what they were; so that in some looks all are looked at."""
+        some_of = range(self._piece, self._piece + min(_PIECES, len(self._pieces)))
+        self._piece += len(some_of)
         chosen = (self._pieces[at % len(self._pieces)] for at in some_of)
-        return any(xxhash.xxh3_64_intdigest(piece) != hash_ for piece, hash_ in chosen)
+        self._doubtful = any(xxhash.xxh3_64_intdigest(piece) != hash_ for piece, hash_ in chosen)
+        return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
         return [Surroundings(part, name) for name, part in self._plain]
@@ -207,10 +214,9 @@ class Guard:
         Raises:
             FtkitError: Something has changed, or trains now.
         """
-        differs = self._differs()
-        thoroughly = thoroughly or self._moved()
-        if not thoroughly and not differs:
+        if not thoroughly and not self._differs():
             return
+        thoroughly |= self._doubtful
         self.passes += 1
         then, now = self.settings, self._read_settings()
         new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
@@ -237,32 +243,12 @@ class Guard:
             raise FtkitError(
                 f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
             )
-        self._seen = look
+        self._seen, self._doubtful = look, False
         self._remember()
 
 
-def _in_turn(
-    attributes: list[tuple[Callable[[Any], Any], Any]],
-    own: list[dict[str, Any]],
-    tables: list[dict[Any, Any]],
-    lists: list[Any],
-    places: list[Callable[[], Any]],
-    tensors: list[torch.Tensor],
-) -> _Look:
-    empty = [one for one in tables if not one]
-    filled = [one for one in tables if one]
-    parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
-    sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
-    return _Look(
-        lambda: [get(one) for get, one in attributes],
-        lambda: [*map(len, own)],
-        lambda: any(empty),
-        lambda: [*chain.from_iterable(map(dict.values, filled))],
-        lambda: [*chain.from_iterable(lists)],
-        lambda: [get() for get in places],
-        lambda: [*map(torch.Tensor.data_ptr, tensors)],
-        lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
-    )
+def _versions(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:
+    return (lambda: versions_of(tensors)), (lambda: any(map(_TRAINS, tensors)))
 
 
 def _alike(one: Any, other: Any) -> bool:

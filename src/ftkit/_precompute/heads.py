@@ -22,35 +22,39 @@ HEAD: Final = 32
 
 def begins(value: Any, with_what: bytes) -> bool:
     """Whether a value is a batch of rows that all begin with some bytes."""
-    if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not len(value):
+    if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not value.shape[0]:
         return False
-    return bool(_head(value)[:, : len(with_what)].tobytes() == with_what * len(value))
+    return bool(_heads(value)[:, : len(with_what)].tobytes() == with_what * value.shape[0])
 
 
-def numbered(rows: torch.Tensor, numbers: Any, source: int) -> torch.Tensor:
+def numbered(rows: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], source: int) -> None:
     """Note in rows, in place, which samples they are of, and of which player's data set."""
-    _head(rows)[:, TAG:_NUMBER].view(np.int64)[:, 0] = np.asarray(numbers, np.int64) + (source << _SOURCE)
-    return rows
+    rows[:, TAG:_NUMBER].view(np.int64)[:, 0] = numbers + (source << _SOURCE)
 
 
-def numbers_of(rows: torch.Tensor) -> tuple[list[int], int]:
-    """What :func:`numbered` has noted; the data set is that of the first row."""
-    whole: list[int] = _head(rows)[:, TAG:_NUMBER].view(np.int64)[:, 0].tolist()
-    return [one & ((1 << _SOURCE) - 1) for one in whole], whole[0] >> _SOURCE
+def source_of(rows: torch.Tensor) -> int:
+    """Which data set :func:`numbered` has noted, of the first row."""
+    return int(_heads(rows)[0, TAG:_NUMBER].view(np.int64)[0]) >> _SOURCE
+
+
+def numbers_of(rows: torch.Tensor) -> list[int]:
+    """Which samples :func:`numbered` has noted."""
+    numbers: list[int] = (_heads(rows)[:, TAG:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()
+    return numbers
 
 
 def signed(rows: torch.Tensor) -> torch.Tensor:
     """Note in rows, in place, the sum of what each keeps."""
-    _head(rows)[:, _NUMBER:].view(np.int64)[:, 0] = _sums(rows)
+    _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0] = _sums(rows)
     return rows
 
 
 def are_signed(rows: torch.Tensor) -> bool:
     """Whether the sums of rows are those that :func:`signed` has noted."""
-    return bool((_sums(rows) == _head(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
+    return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
 
 
-def _head(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The heads of rows: their own memory if that is the CPU's."""
     near = rows if rows.device.type == "cpu" else rows[:, :HEAD].cpu()
     return near.numpy()[:, :HEAD]
@@ -60,7 +64,9 @@ def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A sum of what each row keeps, in which each place counts differently."""
     weights = _weights((rows.shape[1] - HEAD) // 8)
     if rows.device.type == "cpu":
-        return np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights)
+        sums: np.ndarray[Any, np.dtype[np.int64]]
+        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights)
+        return sums
     words = rows[:, HEAD:].view(torch.int64)
     return (words * torch.from_numpy(weights).to(words.device)).sum(1).cpu().numpy()
 

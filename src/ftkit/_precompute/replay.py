@@ -18,7 +18,7 @@ from torch import nn
 from ftkit._freezing.holding import is_held
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.guard import Guard, parts_of
-from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, numbers_of, signed
+from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, numbers_of, signed, source_of
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.spotcheck import SpotChecks
 from ftkit._precompute.stands import install
@@ -83,6 +83,7 @@ class Player:
         self._fine: dict[Key, Any] = {}  # the modes in which a call, or all, was last seen to be right
         self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
+        self._stand_ins: dict[Any, Placeholder] = {}
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
@@ -119,7 +120,9 @@ class Player:
             number: self.cut.layouts[number].decode(rows[:, offset : offset + self.cut.layouts[number].nbytes])
             for number, offset in self.offsets.items()
         }
-        return values | {number: tensor.to(rows.device).clone() for number, tensor in self.cut.once.items()}
+        for number, tensor in self.cut.once.items():
+            values[number] = tensor.to(rows.device).clone()
+        return values
 
     def is_row(self, value: Any) -> bool:
         """Whether a value is a batch of rows of this cut."""
@@ -201,7 +204,7 @@ class Player:
                 "no images that could be mixed, cut or scaled."
             )
         values = self._decode(rows)
-        run = _Run(len(rows), rows.device, values, rows)
+        run = _Run(rows.shape[0], rows.device, values, rows)
         if not self.learning:
             self.guard.check()
             self._settle()
@@ -223,14 +226,13 @@ class Player:
         Returns:
             What is wrong, to be raised if nothing tells more precisely.
         """
-        numbers, source = numbers_of(rows)
-        spots = _SOURCES.get(source)
-        kind = len(rows), torch.is_grad_enabled(), tuple(map(_MODE, self._around)), decisions
-        places = [] if spots is None else spots.due(kind, len(rows))
+        spots = _SOURCES.get(source_of(rows))
+        kind = rows.shape[0], torch.is_grad_enabled(), tuple(map(_MODE, self._around)), decisions
+        places = [] if spots is None else spots.due(kind, rows.shape[0])
         # Hooks that someone else has put on the model would see the samples twice.
         if spots is not None and places and not any(map(has_foreign_hooks, self.model.modules())):
             try:
-                spots.compare(places, numbers, self._decode(rows))
+                spots.compare(places, numbers_of(rows), self._decode(rows))
             except FtkitError as error:
                 return error
         return None
@@ -286,7 +288,11 @@ class Player:
         if slot.kept is not None:
             return run.values[slot.kept]
         assert slot.layout is not None
-        return slot.layout.stand_in(run.samples, run.device)
+        key = id(slot), run.samples, run.device
+        one = self._stand_ins.get(key)
+        if one is None or not one.is_untouched:
+            one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
+        return one
 
     def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         run: _Run | None = getattr(self._here, "run", None)
@@ -434,6 +440,8 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def _with(args: Any, kwargs: Any, values: Mapping[int, torch.Tensor]) -> Any:
+    if not kwargs and all(isinstance(one, torch.Tensor) for one in args):
+        return tuple(values.get(at, one) for at, one in enumerate(args)), kwargs
     counter = iter(range(1 << 30))
 
     def put(tensor: torch.Tensor) -> torch.Tensor:
