@@ -71,7 +71,8 @@ class Guard:
     hooks, versions, what trains, places in memory and some bytes of each tensor. In a large model that takes as long as
     the step of a small head. So there it looks each time at the versions of some tensors, in turns, and at everything
     where a hook was added anywhere, and as often as takes a fiftieth of the time: before each step that takes longer
-    than some milliseconds. Only where something differs it is found out what has changed.
+    than some milliseconds. What that leaves out is looked at when the block ends. Only where something differs it is
+    found out what has changed.
 
     Attributes:
         settings: What the code of the frozen part, and of what is around it, finds.
@@ -105,8 +106,8 @@ class Guard:
         self._pieces: list[tuple[Any, int]] = []  # of the tensors' memory, and their hashes
         self._turn = self._piece = self.passes = self._hooks_made = 0
         self._kept: Any = None
-        self._due = 0.0
-        self._is_small = self._doubtful = False
+        self._due = self._rests_until = 0.0
+        self._is_small = self._is_behind = self._doubtful = False
         left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail[0][0]).modules()}
         self._passed = [] if cut.tail is None else [one for one in model.modules() if one not in left]
         self.free = False
@@ -166,8 +167,9 @@ class Guard:
     def _differs(self) -> bool:
         if self._is_soon():
             self._turn += 1
+            self._is_behind = True
             return self._turns[self._turn % len(self._turns)].differs()
-        begin, self._hooks_made = time.perf_counter(), hooks_made()
+        begin, self._hooks_made, self._is_behind = time.perf_counter(), hooks_made(), False
         differs = self._everything is None or self._everything.differs() or self._moved()
         self._due = begin + (time.perf_counter() - begin) / _SHARE
         return differs
@@ -218,6 +220,7 @@ class Guard:
             return
         thoroughly |= self._doubtful
         self.passes += 1
+        self._is_behind, begin = False, time.perf_counter()
         then, now = self.settings, self._read_settings()
         new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
         if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
@@ -245,6 +248,23 @@ class Guard:
             )
         self._seen, self._doubtful = look, False
         self._remember()
+        if thoroughly:
+            self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
+
+    @property
+    def is_rested(self) -> bool:
+        """Whether it is some time ago that all bytes were compared."""
+        return time.perf_counter() > self._rests_until
+
+    def finish(self) -> None:
+        """Look at what the last check left out.
+
+        Raises:
+            FtkitError: As :meth:`check`.
+        """
+        if self._is_behind:
+            self._due = 0.0
+            self.check()
 
 
 def _versions(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:

@@ -155,7 +155,7 @@ class Lookup:
         ]
         parts = [np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), -1) for one in tensors]
         if len(parts) == 1:
-            return [xxhash.xxh3_128_digest(one) for one in parts[0]], given[0].device
+            return [xxhash.xxh3_128_digest(one.data) for one in parts[0]], given[0].device
         keys = []
         for sample in zip(*parts, strict=True):
             hasher = xxhash.xxh3_128()

@@ -163,11 +163,16 @@ class Player:
     def __exit__(self, *exception: object) -> None:
         """Take what let the model take rows away, and check the last batch."""
         self._entered -= 1
-        if not self._entered:
-            for step in self._undo:
-                step()
-            self._undo = []
-        self._pending = self._pending if exception == (None, None, None) else None
+        fine = exception == (None, None, None)
+        try:
+            if fine and not self._entered:
+                self.guard.finish()
+        finally:
+            if not self._entered:
+                for step in self._undo:
+                    step()
+                self._undo = []
+            self._pending = self._pending if fine else None
         self._settle()
 
     def __deepcopy__(self, _: dict[int, Any]) -> Player:
