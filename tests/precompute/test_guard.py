@@ -212,3 +212,77 @@ def test_a_forward_that_moves_parameters_moves_none_meanwhile(tmp_path: Path) ->
     before = model.teacher.weight.clone()
     precompute(model, data(), tmp_path)
     assert torch.equal(model.teacher.weight, before)
+
+
+def deep() -> nn.Module:
+    """So many frozen modules that a look at all of them takes as long as a step of its head."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(120))), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    return model
+
+
+def attribute(model: Any) -> None:
+    model[0][70].scale = 2.0
+
+
+def other_forward(model: Any) -> None:
+    model[0][70].forward = lambda x: x
+
+
+def other_module(model: Any) -> None:
+    model[0][70] = nn.Linear(8, 8).requires_grad_(False)
+
+
+def one_weight(model: Any) -> None:
+    model[0][70].weight.data[0, 0] += 1
+
+
+def written(model: Any) -> None:
+    with torch.no_grad():
+        model[0][70].weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [attribute, other_forward, other_module, one_weight, written])
+def test_a_change_in_a_large_model_is_noticed_by_the_end_of_the_block(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Where a look at everything would take more time than the steps, it waits; but not longer."""
+    model = deep()
+    cached = precompute(model, data(), tmp_path)
+
+    def last_step() -> None:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        change(model)
+        cached._player.guard._due = float("inf")
+        model(rows)
+
+    with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
+        last_step()
+
+
+def a_hook(model: Any) -> None:
+    model[0][70].register_forward_hook(lambda _, __, output: output * 2)
+
+
+def unfrozen(model: Any) -> None:
+    model[0][70].requires_grad_(True)
+
+
+@pytest.mark.parametrize("change", [a_hook, unfrozen, written])
+def test_what_torch_counts_is_noticed_in_a_large_model_within_some_steps(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Without a look at everything."""
+    model = deep()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        cached._player.guard._due = float("inf")
+        change(model)
+        with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"):
+            for _ in range(8):
+                model(rows)

@@ -79,11 +79,13 @@ class Layout:
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
         """Make a tensor of the bytes of the samples, in memory of its own."""
         laid = rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+        if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
+            return laid.view(-1, *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
         parts = laid.permute(0, *(self.order.index(at) + 1 for at in range(len(self.shape))))
         return parts[0] if self.dim is None else parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
 
-    def stand_in(self, samples: int, device: torch.device) -> torch.Tensor:
+    def stand_in(self, samples: int, device: torch.device) -> Placeholder:
         """A placeholder for so many samples."""
         shape = list(self.shape)
         if self.dim is not None:

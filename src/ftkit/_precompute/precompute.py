@@ -26,11 +26,12 @@ from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, Slot, find, near
+from ftkit._precompute.heads import MAGIC, TAG
 from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
-from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player
+from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.trace import named_state, no_trace, same_bits
@@ -219,7 +220,7 @@ def _bound(model: nn.Module, player: Player, packing: Packing, more: dict[str, A
         "settings": {name: repr(one) for name, one in player.guard.settings.items()},
         "torch": torch.__version__,
         "device": str(_device(model).type),
-        "built": player.guard.built(),
+        "built": player.guard.built,
         "kept_as": packing.description,
         **more,
     }

@@ -143,7 +143,8 @@ class Precomputed(Report):
                 "The data set has changed since the frozen part was computed: its files, its transform or its samples. "
                 "Call precompute() again."
             )
-        self._player.guard.check(thoroughly=True)
+        guard = self._player.guard
+        guard.check(thoroughly=not self._player.entered or guard.is_rested)
         return rows
 
     def __enter__(self) -> Self:

@@ -116,7 +116,7 @@ class RowFile:
             )
         return row
 
-    def gather(self, indices: list[int]) -> np.ndarray[Any, Any]:
+    def gather(self, indices: Any) -> np.ndarray[Any, Any]:
         """Read several rows into one array, a row each. Their digests are compared at the first time.
 
         Raises:
