@@ -872,3 +872,24 @@ def test_an_object_that_skipped_modules_would_have_filled_is_not_given_back(tmp_
     assert torch.equal(ours["logits"], plain["logits"])
     assert ours["memory"] is None
     assert len(plain["memory"].layers) == 1
+
+
+def kept_in_turn(m: Any, x: Tensor) -> Tensor:
+    m.kept.setdefault("turns", [1.0, 2.0]).reverse()
+    return m.layer(x) * m.kept["turns"][0]
+
+
+def noted(m: Any, x: Tensor) -> Tensor:
+    m.options.kind = m.options.kind or "single"
+    return m.layer(x)
+
+
+def test_a_name_that_is_noted_once_counts_for_nothing(tmp_path: Path) -> None:
+    """As transformers notes the kind of labels; but a list in another order does."""
+    model = Model(noted)
+    model.body.options.kind = None  # type: ignore[attr-defined]
+    model.body.forward = lambda x: noted(model.body, x)  # type: ignore[method-assign]
+    assert precompute(model, data(), tmp_path).skipped == ["body"]
+    model = Model(kept_in_turn)
+    model.body.kept["turns"] = [1.0, 2.0]
+    assert precompute(model, data(), tmp_path).skipped == ["body.layer"]

@@ -111,7 +111,7 @@ OF_TORCHVISION = """
 
 def of_transformers(family: str, task: str) -> Built:
     """A model of a small configuration, with the samples that it takes."""
-    model = transformer(family, f"{family}For{task}")(5)
+    model = transformer(family, f"{family}For{task}", OPTIONS.get(family, {}))(5)
     torch.manual_seed(0)
     of_sounds = family in ("Wav2Vec2", "Hubert", "WavLM")
     of_texts = task in ("SequenceClassification", "TokenClassification")
@@ -144,17 +144,22 @@ def texts(model: nn.Module) -> list[dict[str, Tensor]]:
 def pictures(model: nn.Module) -> list[dict[str, Tensor]]:
     """Images, or clips, of the size that the model is for."""
     config: Any = model.config
-    side = getattr(config, "image_size", 64) or 64
+    side = getattr(getattr(config, "vision_config", config), "image_size", 64) or 64
     shape = (side, side) if isinstance(side, int) else tuple(side)
     frames = (config.num_frames,) if "Video" in type(model).__name__ else ()
     return [{"pixel_values": torch.randn(*frames, 3, *shape)} for _ in range(SAMPLES)]
 
 
 def sounds(_: nn.Module) -> list[dict[str, Tensor]]:
-    """A tenth of a second."""
-    return [{"input_values": torch.randn(1600)} for _ in range(SAMPLES)]
+    """Half a second."""
+    return [{"input_values": torch.randn(8000)} for _ in range(SAMPLES)]
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "DebertaV2": {"pooler_hidden_size": 32},
+    "Swin": {"embed_dim": 24},
+    "Swinv2": {"embed_dim": 24},
+}
 OF_TRANSFORMERS = {
     "SequenceClassification": """
         Albert Bart Bert BigBird Bloom Camembert Canine ConvBert Deberta DebertaV2 DistilBert Electra Ernie Esm Falcon

@@ -383,8 +383,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if state != attributes or there != now:
             new = [vars(module)[one] for one in attributes if attributes[one] != state.get(one)]
             new += [one for one in around.contents() if id(one) not in there[0]]
-            grew = state.keys() <= attributes.keys() and all(map(int.__le__, there[1], now[1])) and there[2:] == now[2:]
-            if grew and new and all(map(self._is_constant, new)):  # as a table of what is frozen, in eval mode
+            grew = state.keys() <= attributes.keys() and there[0] == [one for one in now[0] if one in there[0]]
+            # transformers notes in the configuration which kind of labels there are.
+            pairs = zip(there[2], now[2], strict=True)
+            named = all(one == other or (one is None and type(other) is str) for one, other in pairs)
+            if grew and named and there[3:] == now[3:] and all(map(self._is_constant, new)):
                 with below_dispatch():
                     after = Surroundings(module, name).values
                 self._hints.changing |= {one for one in after if after[one] != around.values.get(one)}
