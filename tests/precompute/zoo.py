@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import timm
 import torch
 import torchvision
@@ -242,6 +243,7 @@ def differing(model: nn.Module, plain: list[Any], rows: list[Any]) -> str:
         for batch in batches:
             torch.manual_seed(1)
             random.seed(1)
+            np.random.seed(1)  # noqa: NPY002
             model.load_state_dict(state)
             args, kwargs = called(batch)
             output = [one for one in tree_leaves(model(*args, **kwargs)) if isinstance(one, Tensor)]
