@@ -62,15 +62,14 @@ def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A sum of what each row keeps, in which each place counts differently."""
-    weights = _weights((rows.shape[1] - HEAD) // 8)
-    if rows.device.type == "cpu":
+    weights = _weights((rows.shape[1] - HEAD) // 8, rows.device)
+    if rows.device.type == "cpu":  # where a product of integers is slow in torch, and einsum makes none
         sums: np.ndarray[Any, np.dtype[np.int64]]
-        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights)
+        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights.numpy())
         return sums
-    words = rows[:, HEAD:].view(torch.int64)
-    return (words * torch.from_numpy(weights).to(words.device)).sum(1).cpu().numpy()
+    return (rows[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
 
 
 @functools.lru_cache(maxsize=16)
-def _weights(words: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.arange(1, 2 * words, 2, dtype=np.int64) * np.int64(_ODD)
+def _weights(words: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(1, 2 * words, 2, device=device) * _ODD
