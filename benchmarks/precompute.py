@@ -3,6 +3,9 @@
 Ratios of CPU time in one run: ``python benchmarks/precompute.py [resnet50 bert efficientnet vit layer4]``. With
 ``photos`` the head of a ResNet-50 trains on photos, which are decoded; ``--plot PNG`` draws where the time of that
 goes. With ``growth`` a small network computes 1,000 to 100,000 samples, in time and memory.
+
+``python benchmarks/precompute.py zoo [WORD]`` judges models of many families (tests/precompute/zoo.py), each in a
+process with a limit, and prints what is kept beside the least that would do.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -26,34 +30,47 @@ from torchvision.datasets import ImageFolder
 
 from ftkit import freeze_except, precompute, unfreeze
 
-SAMPLES, BATCH = 64, 32
+SAMPLES, BATCH, ROUNDS, EPOCHS = 64, 32, 5, 3
+PHOTOS, AT_ONCE = 48, 16
 
 
-def resnet50() -> tuple[nn.Module, torch.Tensor, Callable[[torch.Tensor], torch.Tensor] | None, nn.Module | None]:
+Cut = tuple[nn.Module, torch.Tensor, Callable[[Any], torch.Tensor], Callable[[Any], torch.Tensor]]
+"""A model, what it takes, and its two halves as they would be cut by hand: what is frozen, and what trains."""
+
+
+def resnet50() -> Cut:
     model = timm.create_model("resnet50", num_classes=10)
     freeze_except(model, model.fc)
     return model, torch.randn(SAMPLES, 3, 224, 224), lambda x: model.global_pool(model.forward_features(x)), model.fc
 
 
-def layer4() -> Any:
+def layer4() -> Cut:
     model, inputs, _, _ = resnet50()
     unfreeze(model, "layer4")
-    return model, inputs, None, None
+    stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool, model.layer1, model.layer2, model.layer3)
+    return model, inputs, stem, nn.Sequential(model.layer4, model.global_pool, model.fc)
 
 
-def efficientnet() -> Any:
+def efficientnet() -> Cut:
     model = timm.create_model("efficientnet_lite0", num_classes=10)
     freeze_except(model, "classifier", "blocks.6", "conv_head", "bn2")
-    return model, torch.randn(SAMPLES, 3, 224, 224), None, None
+    stem = nn.Sequential(model.conv_stem, model.bn1, *model.blocks[:6])
+    stage = nn.Sequential(model.blocks[6], model.conv_head, model.bn2)
+    return model, torch.randn(SAMPLES, 3, 224, 224), stem, lambda x: model.forward_head(stage(x))
 
 
-def vit() -> Any:
+def vit() -> Cut:
     model = timm.create_model("vit_small_patch16_224", num_classes=10)
     freeze_except(model, "head", "blocks.10", "blocks.11", "norm")
-    return model, torch.randn(SAMPLES, 3, 224, 224), None, None
+
+    def tokens(x: torch.Tensor) -> torch.Tensor:
+        return model.blocks[:10](model.norm_pre(model._pos_embed(model.patch_embed(x))))
+
+    stage = nn.Sequential(*model.blocks[10:], model.norm)
+    return model, torch.randn(SAMPLES, 3, 224, 224), tokens, lambda x: model.forward_head(stage(x))
 
 
-def bert() -> Any:
+def bert() -> Cut:
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -61,7 +78,8 @@ def bert() -> Any:
     )
     model = BertForSequenceClassification(config)
     freeze_except(model, "classifier")
-    return model, torch.randint(0, 30000, (SAMPLES, 128)), lambda x: model.bert(x).pooler_output, model.classifier
+    head = nn.Sequential(model.dropout, model.classifier)
+    return model, torch.randint(0, 30000, (SAMPLES, 128)), lambda x: model.bert(x).pooler_output, head
 
 
 def epoch(model: Callable[[Any], Any], loader: Iterable[Any], trained: list[nn.Parameter]) -> float:
@@ -77,10 +95,16 @@ def epoch(model: Callable[[Any], Any], loader: Iterable[Any], trained: list[nn.P
     return time.process_time() - begin
 
 
+def several(model: Callable[[Any], Any], loader: Iterable[Any], trained: list[nn.Parameter]) -> float:
+    """The CPU time of an epoch of several, after one in which what comes first is done."""
+    epoch(model, loader, trained)
+    return min(epoch(model, loader, trained) for _ in range(EPOCHS))
+
+
 def jpegs(folder: Path) -> ImageFolder:
     """Photos of a usual size, of smooth noise."""
     random = np.random.default_rng(0)
-    for at in range(SAMPLES):
+    for at in range(PHOTOS):
         pixels = random.integers(0, 255, (24, 32, 3), dtype=np.uint8)
         path = folder / str(at % 10) / f"{at}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,70 +115,95 @@ def jpegs(folder: Path) -> ImageFolder:
 def photos(picture: str | None) -> None:
     """Where the time of an epoch goes when images are read from files."""
     model, _, _, head = resnet50()
-    assert head is not None
     model.train()
     trained = list(head.parameters())
     with tempfile.TemporaryDirectory() as folder:
-        loader = DataLoader(jpegs(Path(folder, "photos")), BATCH, shuffle=True)
-        plain = min(epoch(model, loader, trained) for _ in range(2))
+        loader = DataLoader(jpegs(Path(folder, "photos")), AT_ONCE, shuffle=True)
         begin = time.process_time()
         for _ in loader:
             pass
         read = time.process_time() - begin
-        features = DataLoader(TensorDataset(torch.randn(SAMPLES, 2048), torch.arange(SAMPLES) % 10), BATCH)
+        features = DataLoader(TensorDataset(torch.randn(PHOTOS, 2048), torch.arange(PHOTOS) % 10), AT_ONCE)
         trains = min(epoch(head, features, trained) for _ in range(5))
+        plain = epoch(model, loader, trained)
+        first, later = {"plain": plain}, {"plain": plain}
         begin = time.process_time()
-        cached = precompute(model, loader.dataset, folder, batch_size=BATCH)
-        first = time.process_time() - begin
+        cached = precompute(model, loader.dataset, folder, batch_size=AT_ONCE)
+        whole = time.process_time() - begin
+        begin = time.process_time()
+        precompute(model, loader.dataset, folder, batch_size=AT_ONCE)
+        opening = time.process_time() - begin  # which does not grow with the photos
+        first["index"] = whole - opening
         with cached:
-            rows = min(epoch(model, cached.loader(batch_size=BATCH, shuffle=True), trained) for _ in range(5))
+            epochs = [epoch(model, cached.loader(batch_size=AT_ONCE, shuffle=True), trained) for _ in range(6)]
+            later["index"] = min(epochs)
         with precompute(model, loader, folder):
-            first_content = epoch(model, loader, trained)
-            epoch(model, loader, trained)
-            content = min(epoch(model, loader, trained) for _ in range(3))
+            first["content"] = epoch(model, loader, trained)
+            epoch(model, loader, trained)  # in which a batch is computed once more
+            later["content"] = min(epoch(model, loader, trained) for _ in range(3))
     print(
-        f"photos: plain {plain:.2f} s (reading {read:.2f}), with one's own loader {content:.2f} s "
-        f"({plain / content:.1f} times), with rows {rows:.4f} s ({plain / rows:.0f} times)"
+        f"photos: plain {plain:.2f} s of CPU (reading {read:.2f}), by content {later['content']:.2f} "
+        f"({plain / later['content']:.1f} times), by index {later['index']:.4f} ({plain / later['index']:.0f} times); "
+        f"first pass / plain {first['content'] / plain:.2f} by content, {first['index'] / plain:.2f} by index, "
+        f"opening {opening:.1f} s"
     )
     if picture:
-        parts = {
-            "plain": (read, plain - read - trains, trains),
-            "own loader": (read, content - read - trains, trains),
-            "rows": (0.0, rows - trains, trains),
-        }
-        draw(picture, parts, {"plain": (plain, plain), "own loader": (first_content, content), "rows": (first, rows)})
+        draw(picture, read, trains, first, later)
 
 
-def draw(picture: str, parts: dict[str, tuple[float, ...]], epochs: dict[str, tuple[float, float]]) -> None:
-    """Bars of one epoch, and the sum of many."""
+NAMES = {"plain": "plain loop", "content": "your own loader", "index": "cached.loader()"}
+COLORS = {"plain": "#8a8a8a", "content": "#e07a1f", "index": "#2a6f97"}
+
+
+def draw(picture: str, read: float, trains: float, first: dict[str, float], later: dict[str, float]) -> None:
+    """Bars of one epoch, by what takes its time; and the sum of many."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    colors = {"plain": "#8a8a8a", "own loader": "#e07a1f", "rows": "#2a6f97"}
-    whole = sum(parts["plain"])
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained", width_ratios=(1.15, 1))
-    start = np.zeros(len(parts))
-    kinds = {"reading images": "#c9c9c9", "what is frozen": "#2a6f97", "what trains": "#e07a1f"}
-    for number, (kind, color) in enumerate(kinds.items()):
-        widths = np.array([max(100 * one[number] / whole, 0) for one in parts.values()])
-        left.barh(list(parts), widths, left=start, color=color, label=kind, height=0.6)
-        start += widths
-    for at, width in enumerate(start):
-        left.text(width + 1, at, f"{width:.0f}" if width >= 1 else f"{width:.2g}", va="center")
+    plain = later["plain"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.1), layout="constrained", width_ratios=(1.25, 1))
+    kinds = {"what is frozen": "#9bb8c9", "reading images": "#d9d9d9", "look-ups, and what trains": "#b5651d"}
+    for at, name in enumerate(NAMES):
+        whole = later[name]
+        reads = 0.0 if name == "index" else min(read, whole)
+        frozen = whole - reads - trains if name == "plain" else 0.0
+        parts = (frozen, reads, whole - reads - frozen)
+        start = 0.0
+        for part, (kind, color) in zip(parts, kinds.items(), strict=True):
+            left.barh(at, 100 * part / plain, 0.55, start, color=color, label=None if at else kind)
+            start += 100 * part / plain
+        times = "" if name == "plain" else f"    {plain / whole:,.0f} times faster"
+        share = 100 * whole / plain
+        left.text(share + 1.5, at, f"{share:.2g}%{times}" if share < 99 else "100%", va="center", color=COLORS[name])
+    keys = {"plain": "", "content": "\nkeyed by content", "index": "\nkeyed by index"}
+    left.set_yticks(range(3), [NAMES[name] + keys[name] for name in NAMES])
     left.invert_yaxis()
-    left.set(title="An epoch after the first one, % of a plain one", xlim=(0, 112))
-    left.legend(frameon=False, loc="lower right")
-    numbers = np.arange(1, 21)
-    for name, (first, later) in epochs.items():
-        right.plot(numbers, (first + later * (numbers - 1)) / whole, "-", color=colors[name], label=name)
-    right.set(title="All epochs so far, in plain ones", xlabel="epoch", ylim=(0, None), xlim=(1, 20))
-    right.xaxis.get_major_locator().set_params(integer=True)
-    right.legend(frameon=False)
+    left.set(title="Time of an epoch, once the first is over", xlim=(0, 114))
+    left.xaxis.set_major_formatter("{x:.0f}%")
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.43), handlelength=1.2)
+    epochs = np.arange(1, 21)
+    for name, color in COLORS.items():
+        sums = (first[name] + later[name] * (epochs - 1)) / plain
+        right.plot(epochs, sums, color=color, linewidth=2)
+        below = name == "index"
+        right.annotate(
+            NAMES[name], (20, sums[-1]), (0, -5 if below else 5), textcoords="offset points", ha="right",
+            va="top" if below else "bottom", color=color,
+        )  # fmt: skip
+    right.set(
+        title="All epochs so far, in plain ones (log scale)", xlabel="epoch", yscale="log", ylim=(0.5, 32), xlim=(1, 20)
+    )
+    right.set_yticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
+    right.yaxis.set_minor_locator(mpl.ticker.NullLocator())
+    right.xaxis.set_major_locator(mpl.ticker.FixedLocator([1, 5, 10, 15, 20]))
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, axis="x" if axes is left else "both")
+        axes.set_axisbelow(True)
+    left.spines["left"].set_visible(False)
+    left.tick_params(axis="y", length=0)
     figure.savefig(picture, dpi=130)
     plt.close(figure)
 
@@ -197,8 +246,26 @@ class Numbers(Dataset[Any]):
         return torch.full((64,), float(index)), index % 10
 
 
+def zoo(word: str) -> None:
+    """Each outcome as it comes, and the counts."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.precompute.zoo import CASES, judged, share_same
+
+    done = []
+    for one in judged(case for case in CASES if word in case):
+        done.append(one)
+        ratio = f", {one.kept / one.least:.2f} of the least" if one.least else ""
+        print(f"{one.case}: {one.verdict}, {one.kept:,} bytes{ratio}, {one.seconds:.0f} s {one.why[:400]}", flush=True)
+    print(*(f"{count:5} {verdict}" for verdict, count in Counter(one.verdict for one in done).most_common()), sep="\n")
+    wide = [one for one in done if one.kept > 1.1 * one.least > 0]
+    print(f"{share_same(done):.1%} the same; {len(wide)} keep more than 1.1 of the least")
+
+
 def main(names: list[str]) -> None:
     warnings.simplefilter("ignore")
+    if names[0] == "zoo":
+        zoo("".join(names[1:]))
+        return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {SAMPLES} samples, batches of {BATCH}")
     picture = names[names.index("--plot") + 1] if "--plot" in names else None
     for name in names[: names.index("--plot")] if picture else names:
@@ -211,35 +278,38 @@ def main(names: list[str]) -> None:
         model.train()
         trained = [one for one in model.parameters() if one.requires_grad]
         plain = min(epoch(model, DataLoader(data, BATCH, shuffle=True), trained) for _ in range(2))
+        with torch.no_grad():
+            kept = torch.cat([features(one) for one in inputs.split(BATCH)])
+            begin = time.process_time()
+            model(inputs[:BATCH])
+            forward = time.process_time() - begin
+        table = DataLoader(TensorDataset(kept, data.tensors[1]), BATCH, shuffle=True)
+        loader = DataLoader(data, BATCH, shuffle=True)
         with tempfile.TemporaryDirectory() as folder:
             begin = time.process_time()
-            cached = precompute(model, data, folder, batch_size=BATCH)
+            precompute(model, data, folder, batch_size=BATCH)
             whole = time.process_time() - begin
             begin = time.process_time()
             cached = precompute(model, data, folder, batch_size=BATCH)
             frontier = time.process_time() - begin
-            with cached:
-                ours = min(epoch(model, cached.loader(batch_size=BATCH, shuffle=True), trained) for _ in range(5))
-            loader = DataLoader(data, BATCH, shuffle=True)
-            with precompute(model, loader, folder):
+            by_content = precompute(model, loader, folder)
+            with by_content:
                 first = epoch(model, loader, trained)
                 epoch(model, loader, trained)  # in which a batch is computed once more
-                content = min(epoch(model, loader, trained) for _ in range(5))
-        with torch.no_grad():
-            begin = time.process_time()
-            model(inputs[:BATCH])
-            forward = time.process_time() - begin
+            times: dict[str, list[float]] = {"ours": [], "content": [], "hand": []}
+            for _ in range(ROUNDS):  # in turns, so that what else the machine does is shared
+                times["hand"].append(several(head, table, trained))
+                with cached:
+                    times["ours"].append(several(model, cached.loader(batch_size=BATCH, shuffle=True), trained))
+                with by_content:
+                    times["content"].append(several(model, loader, trained))
+        ours, content, by_hand = (min(times[one]) for one in ("ours", "content", "hand"))
         line = (
-            f"{name}: plain / ours {plain / ours:.1f}, first pass / plain {(whole - frontier) / plain:.2f}, "
-            f"plain / by content {plain / content:.1f}, first epoch by content / plain {first / plain:.2f}, "
-            f"opening / a forward of {BATCH} {frontier / forward:.1f}, kept {cached.bytes_per_sample:,} bytes"
+            f"{name}: plain / ours {plain / ours:.1f}, plain / cut by hand {plain / by_hand:.1f}, ours / cut by hand "
+            f"{ours / by_hand:.2f}, plain / by content {plain / content:.1f}, first pass / plain "
+            f"{(whole - frontier) / plain:.2f}, first epoch by content / plain {first / plain:.2f}, opening / a "
+            f"forward of {BATCH} {frontier / forward:.1f}, kept {cached.bytes_per_sample:,} bytes"
         )
-        if features is not None and head is not None:
-            with torch.no_grad():
-                kept = torch.cat([features(one) for one in inputs.split(BATCH)])
-            table = DataLoader(TensorDataset(kept, data.tensors[1]), BATCH, shuffle=True)
-            by_hand = min(epoch(head, table, trained) for _ in range(5))
-            line += f", ours / cut by hand {ours / by_hand:.2f}"
         print(line, flush=True)
 
 

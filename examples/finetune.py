@@ -61,20 +61,37 @@ def clean(args: argparse.Namespace) -> tuple[ftkit.ScanReport, int]:
     return report, quarantine.moved
 
 
-def loaders(report: ftkit.ScanReport, size: int) -> tuple[DataLoader, DataLoader, list[str]]:
-    """Return batches of training and validation images, and the names of the classes."""
+def loaders(report: ftkit.ScanReport, size: int) -> tuple[DataLoader, DataLoader, DataLoader, list[str]]:
+    """Return batches of training images, varied and plain, those for validation, and the names of the classes."""
     tensor = [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     varied = transforms.Compose([transforms.RandomResizedCrop(size, (0.8, 1.0), (0.9, 1.1)), *tensor])
     plain = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), *tensor])
     good, root = report.image_folder_filter(["unusable", "junk", "leaks"]), Path(report.root)
     split = (root / "train").is_dir() and (root / "val").is_dir()
-    train = ImageFolder(root / "train" if split else root, varied, is_valid_file=good)
-    val = ImageFolder(root / "val" if split else root, plain, is_valid_file=good)
+    folders = ("train", "train", "val") if split else ("", "", "")
+    train, same, val = (
+        ImageFolder(root / name, transform, is_valid_file=good)
+        for name, transform in zip(folders, (varied, plain, plain), strict=True)
+    )
     classes = train.classes
     if not split:
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0)).tolist()
-        train, val = Subset(train, order[len(order) // 5 :]), Subset(val, order[: len(order) // 5])
-    return DataLoader(train, 32, shuffle=True), DataLoader(val, 64), classes
+        train, same = (Subset(one, order[len(order) // 5 :]) for one in (train, same))
+        val = Subset(val, order[: len(order) // 5])
+    return DataLoader(train, 32, shuffle=True), DataLoader(same, 32, shuffle=True), DataLoader(val, 64), classes
+
+
+def one_epoch(model: nn.Module, batches: DataLoader, optimizer: torch.optim.Optimizer) -> float:
+    """Train on all batches; return the mean loss."""
+    model.train()
+    total = 0.0
+    for images, labels in tqdm(batches, disable=None, leave=False):
+        loss = cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() / len(batches)
+    return total
 
 
 @torch.no_grad()
@@ -93,7 +110,7 @@ def evaluate(model: nn.Module, batches: DataLoader) -> tuple[float, float]:
 def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module, Path]:
     """Train the head, later the last blocks too, resuming if possible; return the model and its best checkpoint."""
     torch.manual_seed(0)
-    batches, validation, classes = loaders(report, args.size)
+    varied, plain, validation, classes = loaders(report, args.size)
     model = network(args.model)
     head = ftkit.replace_head(model, len(classes))
     ftkit.freeze_except(model, head)
@@ -103,21 +120,28 @@ def train(args: argparse.Namespace, report: ftkit.ScanReport) -> tuple[nn.Module
     start = checkpoints.resume(model=model, optimizer=optimizer, stopping=stopping)
     if start == 0:
         print(ftkit.summary(model, (32, 3, args.size, args.size), depth=1))
+    thaws = args.epochs // 3
+    if start < thaws:  # while only the head trains, what is frozen is computed once
+        rows, val_rows = (ftkit.precompute(model, one.dataset, args.run / "frozen") for one in (plain, validation))
+        print(rows)
     for epoch in range(start, args.epochs):
         if stopping.stopped:
             break
-        if epoch == args.epochs // 3:
+        if epoch == thaws:
             print(ftkit.unfreeze(model, ftkit.last_blocks(model, 2), optimizer=optimizer))
-        model.train()
-        total = 0.0
-        for images, labels in tqdm(batches, f"epoch {epoch}", disable=None, leave=False):
-            loss = cross_entropy(model(images), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() / len(batches)
-        val_loss, accuracy = evaluate(model, validation)
-        print(f"epoch {epoch}: loss {total:.4f}, validation loss {val_loss:.4f}, accuracy {accuracy:.4f}", flush=True)
+        began = time.perf_counter()
+        if epoch < thaws:
+            with rows, val_rows:
+                total = one_epoch(model, rows.loader(batch_size=32, shuffle=True), optimizer)
+                val_loss, accuracy = evaluate(model, val_rows.loader(batch_size=64))
+        else:
+            total = one_epoch(model, varied, optimizer)
+            val_loss, accuracy = evaluate(model, validation)
+        took = f"{time.perf_counter() - began:.1f} s"
+        print(
+            f"epoch {epoch}: loss {total:.4f}, validation loss {val_loss:.4f}, accuracy {accuracy:.4f}, {took}",
+            flush=True,
+        )
         with (args.run / "history.csv").open("a", newline="") as file:
             csv.writer(file).writerow([epoch, total, val_loss, accuracy])
         stopping.step(val_loss)
@@ -151,7 +175,7 @@ def main() -> None:
     print("Killed in the middle of an epoch. The same call again resumes from the last intact checkpoint:")
     model, best = train(args, report)
 
-    _, validation, _ = loaders(report, args.size)
+    validation = loaders(report, args.size)[2]
     ftkit.load_checkpoint(best, model=model)
     loss, accuracy = evaluate(model, validation)
     delta = args.run / "delta.safetensors"

@@ -62,6 +62,7 @@ __all__ = [
     "gives_views",
     "global_hooks",
     "holds_value",
+    "hooks_made",
     "hooks_of",
     "inabilities_of_fakes",
     "is_convolution",
@@ -163,6 +164,11 @@ def global_hooks() -> tuple[dict[Any, Callable[..., Any]], dict[Any, Callable[..
     place = nn.modules.module
     purpose = "see whether hooks watch all modules"
     return needed(place, "_global_forward_pre_hooks", purpose), needed(place, "_global_forward_hooks", purpose)
+
+
+def hooks_made() -> int:
+    """How many hooks of any kind there were so far in this process."""
+    return int(needed(torch.utils.hooks.RemovableHandle, "next_id", "see whether a hook was added"))
 
 
 # ---- storages

@@ -11,7 +11,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,8 +86,8 @@ def shrink(config: object) -> None:
             shrink(value)
 
 
-def transformer(family: str, name: str) -> Callable[[int], nn.Module]:
-    """How to build one."""
+def transformer(family: str, name: str, options: Mapping[str, object] | None = None) -> Callable[[int], nn.Module]:
+    """How to build one; its configuration gets the options after it was made small."""
     transformers = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()
 
@@ -95,6 +95,8 @@ def transformer(family: str, name: str) -> Callable[[int], nn.Module]:
         kind = getattr(transformers, name)
         config = kind.config_class()
         shrink(config)
+        for key, value in (options or {}).items():
+            setattr(config, key, value)
         for count in COUNTS & {*dir(config)}:
             setattr(config, count, classes)
         return kind(config)

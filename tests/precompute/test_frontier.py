@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from ftkit import FtkitError, freeze_except
 from ftkit._precompute.precompute import precompute
+from tests.precompute.smallest import smallest
 
 
 class Model(nn.Module):
@@ -313,6 +314,34 @@ def fitted(model: nn.Module, batches: list[Tensor]) -> list[Tensor]:
             loss.backward()
             optimizer.step()
     return [one.detach() for one in used]
+
+
+@given(*GRAPH[:3])
+@settings(max_examples=15, deadline=None)
+def test_no_more_is_kept_than_has_to_be(tmp_path_factory: Any, steps: Any, trained: Any, outputs: int) -> None:
+    """Beside a minimum cut through all that operators give, found by networkx in a graph of its own."""
+    compared_with_the_least(tmp_path_factory.mktemp("rows"), steps, trained, outputs)
+
+
+@pytest.mark.slow
+@given(*GRAPH[:3])
+@settings(max_examples=500, deadline=None)
+def test_no_more_is_kept_in_many_graphs(tmp_path_factory: Any, steps: Any, trained: Any, outputs: int) -> None:
+    """As many as it takes."""
+    compared_with_the_least(tmp_path_factory.mktemp("rows"), steps, trained, outputs)
+
+
+def compared_with_the_least(folder: Any, steps: Any, trained: set[int], outputs: int) -> None:
+    # What joins halves takes views of them, which are less than anything that a module takes or gives.
+    model = Graph([(one, other, "add" if name == "join" else name, at) for one, other, name, at in steps], outputs)
+    freeze_except(model, *(model.layers[at] for at in trained))
+    inputs = data().tensors[0]
+    try:
+        cached = precompute(model, TensorDataset(inputs), folder)
+    except FtkitError:
+        return
+    kept = sum(size for *_, size in cached.kept)
+    assert kept <= 1.1 * smallest(model, cached._player.cut.skips, inputs[:3])
 
 
 class Recurrent(nn.Module):

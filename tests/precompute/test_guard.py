@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import array
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from ftkit import FtkitError, freeze_except, precompute
+from ftkit import FtkitError, Precomputed, freeze_except, precompute
 
 
 class Model(nn.Module):
@@ -123,6 +126,58 @@ def test_another_activation_has_rows_of_its_own(tmp_path: Path) -> None:
     assert precompute(model, inputs, tmp_path).computed == 12
 
 
+@pytest.mark.parametrize("keys", ["index", "content"])
+@pytest.mark.parametrize("change", ["hook", "forward", "class"])
+def test_what_lies_between_has_rows_of_its_own(change: str, keys: str, tmp_path: Path) -> None:
+    """The error says to call precompute() again, and that is all there is to do."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sigmoid(), nn.Linear(8, 8), nn.Linear(8, 3))
+    freeze_except(model, "3")
+    source = data() if keys == "index" else DataLoader(data(), 4)
+
+    def used(cached: Precomputed) -> None:
+        with cached:
+            for inputs, _ in cached.loader(batch_size=4) if keys == "index" else source:
+                model(inputs)
+
+    used(before := precompute(model, source, tmp_path))
+    if change == "hook":
+        model[1].register_forward_hook(lambda _, __, output: output * 2)
+    elif change == "forward":
+        model[1].forward = lambda x: x.sigmoid() * 2
+    else:
+        model[1] = nn.Tanh()
+    with pytest.raises(FtkitError, match=r"Call\s+precompute"):
+        used(before)
+    used(again := precompute(model, source, tmp_path))
+    assert again.computed == 12
+    with again:
+        size = 12 if keys == "index" else 4  # as they were computed
+        plain = data().tensors[0][:size]
+        inputs = next(iter(again.loader(batch_size=size)))[0] if keys == "index" else plain
+        assert torch.equal(model(inputs), copy.deepcopy(model)(plain))
+
+
+def test_rows_that_an_unseen_change_has_made_wrong_are_computed_anew(tmp_path: Path) -> None:
+    """With a warning, and not by deleting a file by hand."""
+    scale = [1.0]
+
+    class Hidden(Model):
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return self.head(self.body(x * torch.as_tensor(np.asarray(memory), dtype=torch.float32)))
+
+    memory = memoryview(array.array("d", scale))
+    model = Hidden()
+    assert precompute(model, data(), tmp_path).computed == 12
+    memory[0] = 2.0
+    with pytest.warns(UserWarning, match="gives another result than in .* computed anew"):
+        cached = precompute(model, data(), tmp_path, batch_size=12)
+    assert cached.computed == 12
+    with cached:
+        rows = next(iter(cached.loader(batch_size=12)))[0]
+        assert torch.equal(model(rows), model(data().tensors[0]))
+
+
 def test_rows_of_train_mode_are_no_rows_of_eval_mode(tmp_path: Path) -> None:
     """Where a forward tells them apart."""
 
@@ -157,3 +212,77 @@ def test_a_forward_that_moves_parameters_moves_none_meanwhile(tmp_path: Path) ->
     before = model.teacher.weight.clone()
     precompute(model, data(), tmp_path)
     assert torch.equal(model.teacher.weight, before)
+
+
+def deep() -> nn.Module:
+    """So many frozen modules that a look at all of them takes as long as a step of its head."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(120))), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    return model
+
+
+def attribute(model: Any) -> None:
+    model[0][70].scale = 2.0
+
+
+def other_forward(model: Any) -> None:
+    model[0][70].forward = lambda x: x
+
+
+def other_module(model: Any) -> None:
+    model[0][70] = nn.Linear(8, 8).requires_grad_(False)
+
+
+def one_weight(model: Any) -> None:
+    model[0][70].weight.data[0, 0] += 1
+
+
+def written(model: Any) -> None:
+    with torch.no_grad():
+        model[0][70].weight.mul_(1.5)
+
+
+@pytest.mark.parametrize("change", [attribute, other_forward, other_module, one_weight, written])
+def test_a_change_in_a_large_model_is_noticed_by_the_end_of_the_block(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Where a look at everything would take more time than the steps, it waits; but not longer."""
+    model = deep()
+    cached = precompute(model, data(), tmp_path)
+
+    def last_step() -> None:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        change(model)
+        cached._player.guard._due = float("inf")
+        model(rows)
+
+    with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
+        last_step()
+
+
+def a_hook(model: Any) -> None:
+    model[0][70].register_forward_hook(lambda _, __, output: output * 2)
+
+
+def unfrozen(model: Any) -> None:
+    model[0][70].requires_grad_(True)
+
+
+@pytest.mark.parametrize("change", [a_hook, unfrozen, written])
+def test_what_torch_counts_is_noticed_in_a_large_model_within_some_steps(
+    change: Callable[[Any], None], tmp_path: Path
+) -> None:
+    """Without a look at everything."""
+    model = deep()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        cached._player.guard._due = float("inf")
+        change(model)
+        with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"):
+            for _ in range(8):
+                model(rows)

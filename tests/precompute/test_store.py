@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -175,6 +177,40 @@ def test_two_processes_at_once(tmp_path: Path) -> None:
     counts = sorted(int(process.communicate()[0].split()[1]) for process in processes)
     assert counts == [0, 4000]
     assert right(tmp_path) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+@pytest.mark.parametrize("keys", ["index", "content"])
+def test_a_pipe_in_the_place_of_the_file_is_refused(keys: str, tmp_path: Path) -> None:
+    """To open it would wait for ever."""
+    model, data = setup()
+    source = TensorDataset(*(one[:20] for one in data.tensors))
+    given = source if keys == "index" else DataLoader(source, 10)
+    path = precompute(model, given, tmp_path).path
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FtkitError, match="no ordinary file"):
+        precompute(model, given, tmp_path)
+
+
+@pytest.mark.parametrize("keys", ["index", "content"])
+def test_the_most_bytes_are_those_of_the_whole_file(keys: str, tmp_path: Path) -> None:
+    """With its header and the table of digests."""
+    model, data = setup()
+    source = TensorDataset(*(one[:20] for one in data.tensors))
+    given = source if keys == "index" else DataLoader(source, 10)
+    with precompute(model, given, tmp_path / "a") as cached, torch.no_grad():
+        for inputs, _ in DataLoader(source, 10):
+            model(inputs)
+    size = cached.path.stat().st_size
+    with precompute(model, given, tmp_path / "b", max_bytes=size) as cached, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for inputs, _ in DataLoader(source, 10):
+            model(inputs)
+    least = size if keys == "index" else size - 19 * 320
+    with pytest.raises(FtkitError, match="more than max_bytes"):
+        precompute(model, given, tmp_path / "c", max_bytes=least - 1)
+    assert not (tmp_path / "c").exists()
 
 
 def test_a_full_disk_is_noticed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

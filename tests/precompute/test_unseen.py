@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +247,68 @@ def seldom_by_call(m: Any, x: Tensor) -> Tensor:
     m.calls += 1
     y = m.layer(x)
     return y * torch.rand(()) if m.calls % 7 == 0 else y
+
+
+def made_each_time(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    return y * 2 if torch.Generator().seed() % 100 == 0 else y
+
+
+def made_by_numpy(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * (2 if np.random.default_rng().random() < 0.01 else 1)
+
+
+def made_by_python(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * (2 if random.Random().random() < 0.01 else 1)
+
+
+def made_by_the_system(m: Any, x: Tensor) -> Tensor:
+    return m.layer(x) * (2 if os.urandom(1)[0] < 3 else 1)
+
+
+def made_by_a_helper(m: Any, x: Tensor) -> Tensor:
+    return made_by_numpy(m, x)
+
+
+@pytest.mark.parametrize(
+    "forward", [made_each_time, made_by_numpy, made_by_python, made_by_the_system, made_by_a_helper]
+)
+def test_a_generator_that_is_made_in_each_call(forward: Body, tmp_path: Path) -> None:
+    """Nothing from outside shows that it draws, and it changes something in one call of a hundred."""
+    try:
+        cached = precompute(Model(forward), data(), tmp_path)
+    except FtkitError as error:
+        assert "each time that it gets the same batch" in str(error)  # noqa: PT017  (by chance)
+    else:
+        assert cached.skipped == ["body.layer"]
+        assert cached.not_skipped == {"body": "it draws random numbers"}
+
+
+def test_a_path_that_is_drawn_in_train_mode(tmp_path: Path) -> None:
+    """As LayerDrop: what comes after is not kept, wherever this run leads; the module that draws is named."""
+
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(8, 8)
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+            self.norm = nn.LayerNorm(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            for layer in self.layers:
+                if not (self.training and torch.rand(()) < 0.5):
+                    x = layer(x)
+            return self.norm(x)
+
+    for seed in range(6):
+        model = Model(lambda m, x: x, lambda m, x: m.stack(x))
+        model.stack = Stack().requires_grad_(False)
+        torch.manual_seed(seed)
+        cached = precompute(model, data(), tmp_path / str(seed))
+        assert cached.skipped == ["stack.first"]
+        assert cached.not_skipped["stack.norm"] == "it may depend on random numbers that stack draws"
+        assert refused_or_right(model, tmp_path / f"{seed} again") == "same"
 
 
 def restart() -> None:
@@ -685,3 +748,148 @@ def test_what_nothing_else_shows_is_met_by_computing_anew(tmp_path: Path) -> Non
     except FtkitError as error:
         message = str(error)
     assert "anew" in message or "another result" in message
+
+
+# ---------------- what is not registered, and what is changed by hand
+
+
+def test_modules_in_a_plain_list(tmp_path: Path) -> None:
+    """Nobody sees when their weights change, so they run; the list is named."""
+    model = Model(lambda m, x: m.others[1](m.layer(x)))
+    model.body.others = [nn.Identity(), nn.Linear(8, 8).requires_grad_(False)]  # type: ignore[assignment]
+    cached = precompute(model, data(), tmp_path)
+    assert cached.skipped == ["body.layer"]
+    assert "body.others that is not registered: keep it in an nn.ModuleList" in cached.not_skipped["body"]
+    hidden = nn.Parameter(torch.ones(8), requires_grad=False)
+    cached = precompute(Model(lambda m, x: m.layer(x) * hidden), data(), tmp_path)
+    assert cached.not_skipped["body"] == "it uses a parameter that is not registered in the model"
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+def test_a_weight_that_a_hook_of_torch_computes(norm: Any, tmp_path: Path) -> None:
+    """In each call, from what is frozen; before the first one it is that of other weights."""
+    model = Model(lambda m, x: m.layer(x))
+    norm(model.body.layer)
+    freeze_except(model, "head")
+    model.load_state_dict({name: one + 0.1 for name, one in model.state_dict().items()})
+    with precompute(model, data(), tmp_path, batch_size=12) as cached:
+        assert cached.skipped == ["body"]
+        rows = next(iter(cached.loader(batch_size=12)))[0]
+        for _ in range(2):
+            assert torch.equal(model(rows), model(data().tensors[0][:12]))
+        model.body.layer.weight_g.mul_(2) if norm is nn.utils.weight_norm else model.body.layer.weight_orig.mul_(2)
+        with pytest.raises(FtkitError, match="changed since"):
+            model(rows)
+
+
+def test_what_a_module_gives_may_be_changed_by_its_caller(tmp_path: Path) -> None:
+    """As in CLIP: what is kept is what it gave."""
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        found = m.body(x)
+        found["pooled"] = m.head(found["pooled"])
+        return found["pooled"] + found["all"].mean(1, keepdim=True)
+
+    model = Model(lambda m, x: {"all": m.layer(x), "pooled": m.layer(x).tanh()}, around)
+    model.head = nn.Linear(8, 3)
+    model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
+    cached = precompute(model, data(), tmp_path, batch_size=16)
+    assert cached.skipped == ["body"]
+    with cached:
+        rows = next(iter(cached.loader(batch_size=16)))[0]
+        assert torch.equal(model(rows), model(data().tensors[0][:16]))
+
+
+def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:
+    """Its caller would miss what it adds."""
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        notes: list[float] = []
+        y = m.body(x, notes)
+        return m.head(y * len(notes))
+
+    model = Model(lambda m, x: m.layer(x))
+    model.body.forward = lambda x, notes: (notes.append(1.0), model.body.layer(x))[1]  # type: ignore[method-assign]
+    model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
+    assert precompute(model, data(), tmp_path).not_skipped == {"body": "it changes what it was called with"}
+
+
+def kept_constant(m: Any, x: Tensor) -> Tensor:
+    if m.training:
+        return m.layer(x) + m.layer.bias.exp()
+    if "bias" not in m.kept:
+        m.kept["bias"] = m.layer.bias.exp()
+    return m.layer(x) + m.kept["bias"]
+
+
+def kept_sample(m: Any, x: Tensor) -> Tensor:
+    if "first" not in m.kept:
+        m.kept["first"] = x[:1].clone()
+    return m.layer(x) + m.kept["first"]
+
+
+def test_a_table_of_what_is_frozen_may_be_kept(tmp_path: Path) -> None:
+    """As LeViT keeps its biases in eval mode; but nothing of the first batch."""
+    model = Model(kept_constant)
+    assert precompute(model, data(), tmp_path).skipped == ["body"]
+    assert refused_or_right(model, tmp_path) == "same"
+    with precompute(model, data(), tmp_path) as cached:
+        rows = next(iter(cached.loader(batch_size=16)))[0]
+        model(data().tensors[0])  # fills the table
+        model(rows)
+        model.body.layer.bias.data += 1
+        with pytest.raises(FtkitError, match="changed since"):
+            model(rows)
+    assert precompute(Model(kept_sample), data(), tmp_path).skipped == ["body.layer"]
+
+
+class Memory:
+    """As the keys and values that layers keep for the next token."""
+
+    def __init__(self) -> None:
+        self.layers: list[Tensor] = []
+
+
+def test_an_object_that_skipped_modules_would_have_filled_is_not_given_back(tmp_path: Path) -> None:
+    """It would be taken for whole."""
+
+    def around(m: Any, x: Tensor) -> Any:
+        memory = Memory()
+        return {"logits": m.head(m.body(x, memory)), "memory": memory}
+
+    def filling(x: Tensor, memory: Memory) -> Tensor:
+        memory.layers.append(model.body.layer(x))
+        return memory.layers[-1].relu()
+
+    model = Model(lambda m, x: x)
+    model.body.forward = filling  # type: ignore[method-assign]
+    model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
+    with precompute(model, data(), tmp_path, batch_size=16) as cached:
+        assert cached.skipped == ["body"]
+        ours = model(next(iter(cached.loader(batch_size=16)))[0])
+        plain = model(data().tensors[0][:16])
+    assert torch.equal(ours["logits"], plain["logits"])
+    assert ours["memory"] is None
+    assert len(plain["memory"].layers) == 1
+
+
+def kept_in_turn(m: Any, x: Tensor) -> Tensor:
+    m.kept.setdefault("turns", [1.0, 2.0]).reverse()
+    return m.layer(x) * m.kept["turns"][0]
+
+
+def noted(m: Any, x: Tensor) -> Tensor:
+    m.options.kind = m.options.kind or "single"
+    return m.layer(x)
+
+
+def test_a_name_that_is_noted_once_counts_for_nothing(tmp_path: Path) -> None:
+    """As transformers notes the kind of labels; but a list in another order does."""
+    model = Model(noted)
+    model.body.options.kind = None  # type: ignore[attr-defined]
+    model.body.forward = lambda x: noted(model.body, x)  # type: ignore[method-assign]
+    assert precompute(model, data(), tmp_path).skipped == ["body"]
+    model = Model(kept_in_turn)
+    model.body.kept["turns"] = [1.0, 2.0]
+    assert precompute(model, data(), tmp_path).skipped == ["body.layer"]

@@ -14,7 +14,7 @@ from torch import nn
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute.mixing import MIXED
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.trace import TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
+from ftkit._precompute.trace import CONSTANT, TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -79,11 +79,13 @@ class Layout:
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
         """Make a tensor of the bytes of the samples, in memory of its own."""
         laid = rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+        if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
+            return laid.view(-1, *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
         parts = laid.permute(0, *(self.order.index(at) + 1 for at in range(len(self.shape))))
         return parts[0] if self.dim is None else parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
 
-    def stand_in(self, samples: int, device: torch.device) -> torch.Tensor:
+    def stand_in(self, samples: int, device: torch.device) -> Placeholder:
         """A placeholder for so many samples."""
         shape = list(self.shape)
         if self.dim is not None:
@@ -115,11 +117,13 @@ class Skip:
         args: What it takes, with a slot for each tensor.
         output: What it gives, with a slot for each tensor.
         autocast: What autocast was.
+        fills: Whether it would change an object that it takes.
     """
 
     args: Any
     output: Any
     autocast: tuple[Any, ...]
+    fills: bool = False
 
 
 @dataclass
@@ -209,7 +213,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
             break
     else:
         raise FtkitError(f"The frontier of the {type(model).__name__} can't be found in {_ROUNDS} rounds.")
-    frozen_but = _refused(model, long)
+    frozen_but = _refused(model, long, skipped)
     if not skipped:
         raise FtkitError(
             f"No part of the {type(model).__name__} can be computed once: "
@@ -300,21 +304,36 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
     return False
 
 
-def _refused(model: nn.Module, trace: Trace) -> dict[str, str]:
+def _refused(model: nn.Module, trace: Trace, skipped: list[Call]) -> dict[str, str]:
     """The frozen modules that can't be skipped, and why; of those inside each other the innermost."""
     found: dict[str, str] = {}
     around: set[int] = set()
     for index, call in reversed(list(enumerate(trace.calls))):
         own = list(call.module.parameters())
-        if call.why_not and index not in around and own and not any(one.requires_grad for one in own):
+        inside = any(trace.calls[one] in skipped for one in call.within)
+        if call.why_not and index not in around and not inside and own and not any(one.requires_grad for one in own):
             found[call.key[0]] = call.why_not
             around.update(call.within)
     telling = {name: why for name, why in reversed(found.items()) if why != TRAINS}
-    if telling:
+    if telling and (skipped or set(telling.values()) != {CONSTANT}):
         return telling
     if all(one.requires_grad for one in model.parameters()):
         return {"": "nothing in it is frozen"}
-    return {"": TRAINS if found else "the modules that have its parameters do not run, or others use them"}
+    return {
+        "": _first_trained(trace) if found else "the modules that have its parameters do not run, or others use them"
+    }
+
+
+def _first_trained(trace: Trace) -> str:
+    """Which module trains before all others, and by which other name that is known which trains."""
+    names = {id(one): name for name, one in trace.calls[0].module.named_parameters()}
+    for call in trace.calls:
+        for key, one in call.module.named_parameters(recurse=False):
+            if one.requires_grad and call.key[0]:
+                own = f"{call.key[0]}.{key}"
+                tied = "" if names[id(one)] == own else f", which is {names[id(one)]} (tied weights)"
+                return f"{TRAINS}, first on {own}{tied}"
+    return TRAINS
 
 
 def _cut(
@@ -376,6 +395,7 @@ def _cut(
             tree_map_only(torch.Tensor, lambda _: Slot(None, None), call.args),
             slots(call.output, "out", call.key),
             call.autocast,
+            call.fills,
         )
         for call in skipped
     }
@@ -414,16 +434,21 @@ def _cut(
 def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
     """The innermost call in which all happens that the skipped calls don't, if it gives what the model gives."""
     root = trace.calls[0]
-    if trace.decides or hints.moody or hints.changing:
+    if trace.decides or hints.moody or hints.changing or any(trace.calls[one].fills for one in skipped):
         return None
     happens = [node.within for node in trace.nodes if node.hot and node.parents]
     happens += [within for _, within in trace.sinks if not skipped & set(within)]
     for index, call in reversed(list(enumerate(trace.calls))):
         alone = sum(one.key[0] == call.key[0] for one in trace.calls) == 1
         around = (call.autocast, call.grad) == (root.autocast, root.grad)
-        if index and alone and around and call.output is root.output and all(index in within for within in happens):
+        ends = call.returned is root.returned and _leaves_of(call) == _leaves_of(root)  # and nothing was added to it
+        if index and alone and around and ends and all(index in within for within in happens):
             return call
     return None
+
+
+def _leaves_of(call: Call) -> list[int]:
+    return [*map(id, tree_leaves(call.output))]
 
 
 def _twins(node: Node, twins: Mapping[Any, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:

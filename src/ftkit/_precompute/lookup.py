@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from torch import nn
@@ -147,16 +148,19 @@ class Lookup:
 
     def _keys(self, args: Any, kwargs: Any) -> tuple[list[bytes], torch.device]:
         given = _leaves((args, kwargs))
-        parts = [
+        tensors = [
             slot.layout.parts(one.detach().resolve_conj().resolve_neg()).cpu().contiguous()
             for one, slot in zip(given, self._inputs, strict=True)
             if slot.layout is not None and slot.layout.dim is not None
         ]
+        parts = [np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), -1) for one in tensors]
+        if len(parts) == 1:
+            return [xxhash.xxh3_128_digest(one.data) for one in parts[0]], given[0].device
         keys = []
         for sample in zip(*parts, strict=True):
             hasher = xxhash.xxh3_128()
             for part in sample:
-                hasher.update(bytes_of(part))
+                hasher.update(part)
             keys.append(hasher.digest())
         return keys, given[0].device
 
@@ -225,6 +229,10 @@ def _leaves(call: Any) -> list[torch.Tensor]:
 
 def skeleton(call: Any) -> str | None:
     """The arguments of a call without the values of tensors; None if there is anything but plain values beside them."""
+    args, kwargs = call
+    if all(isinstance(one, (torch.Tensor, *PLAIN)) for one in (*args, *kwargs.values())):  # in one step, as most are
+        bare = {name: ... if isinstance(one, torch.Tensor) else one for name, one in kwargs.items()}
+        return repr((tuple(... if isinstance(one, torch.Tensor) else one for one in args), bare))
     if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in tree_leaves(call)):
         return None
     return repr(tree_map_only(torch.Tensor, lambda _: ..., call))

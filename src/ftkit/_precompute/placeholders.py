@@ -28,6 +28,11 @@ class Placeholder(torch.Tensor):
         made.elem = elem
         return made
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether no operator has given it another shape in place, and no one wants its gradient."""
+        return self.elem.shape == self.shape and self.elem.stride() == self.stride() and not self.requires_grad
+
     def __repr__(self) -> str:  # type: ignore[override]  # torch's reads the values
         return f"Placeholder(shape={tuple(self.shape)}, dtype={self.dtype})"
 

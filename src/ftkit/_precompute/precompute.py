@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +26,12 @@ from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, Slot, find, near
+from ftkit._precompute.heads import MAGIC, TAG
 from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
-from ftkit._precompute.replay import ALIGN, MAGIC, TAG, Player
+from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.trace import named_state, no_trace, same_bits
@@ -168,10 +170,20 @@ def precompute(
 def _fill(cached: Precomputed, filling: _Filling) -> None:
     begin = time.perf_counter()
     cached.path, cached.computed = filling.run()
+    if wrong := filling.differing(cached.path):
+        # What an earlier run has computed may be out of date in a way that nothing shows.
+        if cached.computed < cached.samples * cached.views:
+            warnings.warn(f"{wrong} All is computed anew.", stacklevel=3)
+            cached.path, cached.computed = filling.run(anew=True)
+            wrong = filling.differing(cached.path)
+        if wrong:
+            raise FtkitError(
+                f"{wrong} So what the frozen part of the {type(filling.model).__name__} gives, or the data set, is not "
+                "the same each time, and can't be computed once. Train without precompute."
+            )
     cached.seconds = time.perf_counter() - begin
     cached._fingerprint, cached.bytes_per_sample = filling.print, filling.record_bytes
     cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views, cached._player.source)
-    filling.recompute(cached.path)
     cached._player.watch(
         lambda numbers: _call(filling.model, samples.collated([filling.dataset[at] for at in numbers])),
         filling.packing.near_values,
@@ -186,7 +198,7 @@ def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any,
         "call": skeleton(call), "fixed": [digest(bytes_of(one)) for one in fixed], "by": "content",
     })  # fmt: skip
     cached.path = cached.path / f"{stem[:16]}{KEYED}"
-    file = KeyedFile(cached.path, header, packing.kept_bytes)
+    file = KeyedFile(cached.path, header, packing.kept_bytes, most)
 
     def rows_of(call: Any, count: int) -> torch.Tensor:
         with no_trace(model):
@@ -388,6 +400,12 @@ def _proven(
         exact = _equal(plain, again)  # kernels that add in any order differ from run to run
         if not exact and _close(plain, result):
             continue
+        if mode and not _close(plain, again):
+            raise FtkitError(
+                f"The {type(model).__name__} gives other outputs or gradients each time that it gets the same batch, "
+                "though torch, random and numpy.random draw the same: it can't be computed once. Train without "
+                "precompute."
+            )
         if not mode:  # what is kept comes from train mode, and eval mode gives something else
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             continue
@@ -485,11 +503,11 @@ class _Filling:
         self.header, self.stem = _bound(self.model, self.player, self.packing, {**beside, "beside": self.kinds})
         self.print = samples.fingerprint(self.dataset)
 
-    def run(self) -> tuple[Path, int]:
+    def run(self, *, anew: bool = False) -> tuple[Path, int]:
         """Fill the file, or find it filled; return it, and how many samples were computed."""
         count, stem = len(self.dataset), self.stem[:16]
         known = self.print
-        if known is not None and (found := self.folder / f"{stem}-{known[:16]}{READY}").exists():
+        if not anew and known is not None and (found := self._ready(known)).exists():
             return found, 0
         if not any(self.folder.glob(f"{stem}-*")):
             self._see_room(count)  # before there is a folder
@@ -497,32 +515,34 @@ class _Filling:
             remove_litter(self.folder)
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
                 known = self._read()
-            if known is not None and (found := self.folder / f"{stem}-{known[:16]}{READY}").exists():
+            if not anew and known is not None and (found := self._ready(known)).exists():
                 return found, 0
             unfinished = self.folder / f"{stem}-{known[:16] if known else f'read-{count}'}{UNFINISHED}"
-            if not unfinished.exists():
+            if anew or not unfinished.exists():
                 self._see_room(count)
                 RowFile.create(unfinished, self.header, count, self.record_bytes)
             with RowFile(unfinished, writable=True) as file:
                 if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.stem):
                     raise FtkitError(f"{unfinished} belongs to something else: delete it.")
-                computed = self._fill(file, known is not None)
+                computed = self._fill(file, known is not None, anew=anew)
                 file.flush()
-                name = (
-                    f"{stem}-{(known or samples.digest_of_all([file.sample(at) for at in range(count)]))[:16]}{READY}"
-                )
-            return finish(unfinished, name), computed
+                ready = self._ready(known or samples.digest_of_all([file.sample(at) for at in range(count)]))
+            return finish(unfinished, ready.name), computed
+
+    def _ready(self, known: str) -> Path:
+        return self.folder / f"{self.stem[:16]}-{known[:16]}{READY}"
 
     def _see_room(self, count: int) -> None:
-        room_for(self.folder, self.record_bytes * count, self.most, f"The rows of {plural(count, 'sample')}")
+        needed = RowFile.size(self.header, count, self.record_bytes)
+        room_for(self.folder, needed, self.most, f"The rows of {plural(count, 'sample')}")
 
     def _read(self) -> str:
         """Read the data set, and return the digest of the digests of its samples."""
         loader = DataLoader(self.dataset, self.batch_size, num_workers=self.workers, collate_fn=samples.Digests())
         return samples.digest_of_all([one for several in loader for one in several])
 
-    def _fill(self, file: RowFile, known: bool) -> int:
-        others = [RowFile(path) for path in self.folder.glob(f"{self.stem[:16]}-*{READY}")]
+    def _fill(self, file: RowFile, known: bool, *, anew: bool) -> int:
+        others = [] if anew else [RowFile(path) for path in self.folder.glob(f"{self.stem[:16]}-*{READY}")]
         where = {digest: (other, at) for other in others for digest, at in other.samples().items()}
         indices = [at for at in range(file.rows) if not known or not file.has(at)]
         computed = 0
@@ -565,12 +585,8 @@ class _Filling:
         values, _ = undisturbed(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
         return self.packing.pack(self.player.encode(values, count))
 
-    def recompute(self, path: Path) -> None:
-        """Compute a few samples anew, and see that the file has the same.
-
-        Raises:
-            FtkitError: It has not.
-        """
+    def differing(self, path: Path) -> str:
+        """Compute a few samples anew; say which one of them the file has otherwise."""
         with RowFile(path) as file:
             chosen = picked(file.rows, _RECOMPUTED)
             drawn = [self.dataset[at] for at in chosen]
@@ -584,8 +600,5 @@ class _Filling:
             for at, row, equal in zip(chosen, rows, same, strict=True):
                 kept = torch.frombuffer(bytearray(file.read(at)[: self.packing.kept_bytes]), dtype=torch.uint8)
                 if not equal or not self.packing.near(self.packing.unpack(kept[None])[0], row):
-                    raise FtkitError(
-                        f"Sample {at} gives another result than in {path}: the data set, or what the model does, has "
-                        "changed in a way that can't be seen from outside. Delete the file, and call precompute() "
-                        "again; if that fails too, the model can't be computed once."
-                    )
+                    return f"Sample {at} gives another result than in {path}."
+        return ""

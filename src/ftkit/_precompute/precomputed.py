@@ -143,7 +143,8 @@ class Precomputed(Report):
                 "The data set has changed since the frozen part was computed: its files, its transform or its samples. "
                 "Call precompute() again."
             )
-        self._player.guard.check(thoroughly=True)
+        guard = self._player.guard
+        guard.check(thoroughly=not self._player.entered or guard.is_rested)
         return rows
 
     def __enter__(self) -> Self:
@@ -173,9 +174,9 @@ class Precomputed(Report):
         for why, count in (self._lookup.as_before if self._lookup else {}).items():
             yield f"  {plural(count, 'call')} ran as before: {why}"
         yield f"  file: {self.path}"
-        for name, why in self.not_skipped.items():
-            if name:
-                yield f"  runs as before: {name}, as {why}"
+        for why in dict.fromkeys(self.not_skipped.values()):
+            names = [name for name, reason in self.not_skipped.items() if name and reason == why]
+            yield f"  runs as before: {some(names, 3)}: {why}"
 
     def _amount(self) -> str:
         draws = f", {self.views} draws of each" if self.views > 1 else ""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import near
-from ftkit._precompute.replay import ALIGN, HEAD, Player, numbered, signed
+from ftkit._precompute.heads import HEAD, numbered, signed
+from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.store import RowFile
 from ftkit.errors import FtkitError
 
@@ -159,49 +160,41 @@ class Rows(Dataset[Any]):
         return self._file().rows // self._views
 
     def __getitem__(self, index: int) -> Any:
-        (at,) = self._places([index])
-        data = self._file().read(at)
-        kept = torch.frombuffer(bytearray(data[: self.packing.kept_bytes]), dtype=torch.uint8)
-        beside = data[self.packing.kept_bytes : self.packing.kept_bytes + self._size]
-        row = numbered(self.packing.unpack(kept[None]), [at], self._source)[0]
-        return self._form.joined(row, samples.rest_of(beside, self._kinds))
+        rows, beside = self._gathered(self._places([index]))
+        return self._form.joined(rows[0], samples.rest_of(beside[0].tobytes(), self._kinds))
 
     def batch(self, indices: list[int]) -> Any:
         """Samples as torch's ``default_collate`` would put them together, read at once."""
-        places = self._places(indices)
-        kept, rest = self._gathered(places)
-        return self._form.joined(numbered(self.packing.unpack(kept), places, self._source), rest)
+        rows, beside = self._gathered(self._places(indices))
+        return self._form.joined(rows, samples.rests_of(beside, self._kinds))
 
     def every(self, part: int, decode: Any) -> Any:
         """All samples as one batch, every view of each, with ``decode`` of so many rows at a time."""
-        whole, beside = [], []
-        for start in range(0, self._file().rows, part):
-            kept, rest = self._gathered(list(range(start, min(start + part, self._file().rows))))
-            whole.append(decode(self.packing.unpack(kept)))
-            beside.append(rest)
-        return self._form.joined(torch.cat(whole), [torch.cat(one) for one in zip(*beside, strict=True)])
+        count = self._file().rows
+        parts = [self._gathered(np.arange(start, min(start + part, count))) for start in range(0, count, part)]
+        rest = samples.rests_of(np.concatenate([beside for _, beside in parts]), self._kinds)
+        return self._form.joined(torch.cat([decode(rows) for rows, _ in parts]), rest)
 
-    def _gathered(self, places: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        data = torch.from_numpy(self._file().gather(places))
-        rest, at = [], self.packing.kept_bytes
-        for _, name, shape in self._kinds:
-            values = samples.tensor_of(data, at, name, shape)
-            at += values[0].nbytes
-            rest.append(values)
-        return data[:, : self.packing.kept_bytes], rest
+    def _gathered(self, places: Any) -> tuple[torch.Tensor, Any]:
+        """Rows, and the bytes of what is beside them."""
+        data = self._file().gather(places)
+        numbered(data, places, self._source)
+        kept, end = data[:, : self.packing.kept_bytes], self.packing.kept_bytes + self._size
+        return self.packing.unpack(torch.from_numpy(kept)), data[:, self.packing.kept_bytes : end]
 
-    def _places(self, indices: Iterable[int]) -> list[int]:
-        places = []
-        for index in indices:
-            at = int(index) + (len(self) if index < 0 else 0)
-            if not 0 <= at < len(self):
-                raise IndexError(f"There are {len(self)} samples, no number {index}.")
-            turn = 0
-            if self._turns is not None:
-                turn = int(self._turns[at]) % self._views
-                self._turns[at] += 1
-            places.append(at * self._views + turn)
-        return places
+    def _places(self, indices: list[int]) -> Any:
+        count = len(self)
+        places = np.array(indices, dtype=np.int64)
+        places[places < 0] += count
+        if len(beyond := np.flatnonzero((places < 0) | (places >= count))):
+            raise IndexError(f"There are {count} samples, no number {indices[beyond[0]]}.")
+        if self._turns is None:
+            return places
+        turns = []
+        for at in places.tolist():
+            turns.append(int(self._turns[at]) % self._views)
+            self._turns[at] += 1
+        return places * self._views + turns
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": None}

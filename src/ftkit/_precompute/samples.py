@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import math
 import random
 import sys
 import types
@@ -214,14 +215,16 @@ def rest_of(data: bytes, kinds: list[list[Any]]) -> list[Any]:
     return values
 
 
-def tensor_of(data: torch.Tensor, at: int, name: str, shape: list[int]) -> torch.Tensor:
-    """The values that lie at a place in the rows of many samples, in one tensor."""
-    dtype = _dtype(name)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if not size:
-        return torch.empty(len(data), *shape, dtype=dtype)
-    part = data[:, at : at + size].clone(memory_format=torch.contiguous_format)
-    return part.view(dtype).reshape(len(data), *shape)
+def rests_of(data: np.ndarray[Any, Any], kinds: list[list[Any]]) -> list[torch.Tensor]:
+    """The values of which :func:`rest_bytes` made bytes, for many samples: a tensor of each kind."""
+    values, at = [], 0
+    for _, name, shape in kinds:
+        dtype = _dtype(name)
+        end = at + math.prod(shape) * dtype.itemsize
+        whole = torch.from_numpy(data[:, at:end].reshape(-1)).view(dtype)
+        values.append(whole.view(len(data), *shape))
+        at = end
+    return values
 
 
 def rest_size(kinds: list[list[Any]]) -> int:

@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import shutil
+import stat
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -68,11 +69,15 @@ class RowFile:
     @classmethod
     def create(cls, path: Path, header: dict[str, Any], rows: int, row_bytes: int) -> None:
         """Create a file without rows; it takes no room on the disk until they are written."""
-        text = json.dumps({**header, "rows": rows, "row_bytes": row_bytes}).encode()
         with atomic_write(path) as file:
-            file.write(_MAGIC + len(text).to_bytes(8, "little") + text)
-            table = _rounded(len(_MAGIC) + 8 + len(text))
-            file.truncate(_rounded(table + rows * _ENTRY) + rows * row_bytes)
+            file.write(_begin(_MAGIC, {**header, "rows": rows, "row_bytes": row_bytes}))
+            file.truncate(cls.size(header, rows, row_bytes))
+
+    @staticmethod
+    def size(header: dict[str, Any], rows: int, row_bytes: int) -> int:
+        """How many bytes a file takes."""
+        table = _rounded(len(_begin(_MAGIC, {**header, "rows": rows, "row_bytes": row_bytes})))
+        return _rounded(table + rows * _ENTRY) + rows * row_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +116,7 @@ class RowFile:
             )
         return row
 
-    def gather(self, indices: list[int]) -> np.ndarray[Any, Any]:
+    def gather(self, indices: Any) -> np.ndarray[Any, Any]:
         """Read several rows into one array, a row each. Their digests are compared at the first time.
 
         Raises:
@@ -158,6 +163,11 @@ class RowFile:
         return self._map[at : at + self.row_bytes]
 
 
+def _begin(magic: bytes, header: dict[str, Any]) -> bytes:
+    text = json.dumps(header, sort_keys=True).encode()
+    return magic + len(text).to_bytes(8, "little") + text
+
+
 def _rounded(size: int) -> int:
     return -(-size // _PAGE) * _PAGE
 
@@ -168,14 +178,18 @@ class KeyedFile:
     Layout: 16 bytes that say what it is, 8 for the length of the header, the header in JSON, zeros up to a multiple of
     4,096; then one record for each row: its XXH3-128 digest (of key and row), its key, the row. What is not whole is as
     if it were not there; a later record of the same key counts.
+
+    Raises:
+        FtkitError: There is no room for the first row.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], row_bytes: int) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], row_bytes: int, most: float | None) -> None:
         self.path, self.row_bytes = path, row_bytes
         self._record, self._lock = _ENTRY + row_bytes, f".{path.stem}.ftkit-lock"
-        text = json.dumps({**header, "row_bytes": row_bytes}, sort_keys=True).encode()
-        self._start = _rounded(len(_KEYED) + 8 + len(text))
-        begin = _KEYED + len(text).to_bytes(8, "little") + text
+        begin = _begin(_KEYED, {**header, "row_bytes": row_bytes})
+        self._start = _rounded(len(begin))
+        if not path.exists():  # before there is a folder
+            room_for(path.parent, self._start + self._record, most, "The rows of one sample")
         with locked(path.parent, self._lock):
             if not path.exists():
                 with atomic_write(path) as file:
@@ -264,6 +278,8 @@ class KeyedFile:
 
 def _opened(path: Path, mode: str) -> Any:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe waits for someone who writes to it
+            raise FtkitError(f"Can't open {path}: it is no ordinary file. Move it away, and call precompute() again.")
         return path.open(mode, buffering=0)
     except OSError as error:
         raise FtkitError(f"Can't open {path}: {error.strerror or error}.") from error

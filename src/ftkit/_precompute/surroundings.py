@@ -27,6 +27,9 @@ _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes)
 _KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.stdlib_module_names) - {"__main__"}
 _OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
 _MOST: Final = 2000  # places that are looked at for one module
+_DRAW: Final = frozenset({
+    "Generator", "default_rng", "RandomState", "Random", "SystemRandom", "urandom", "token_bytes", "uuid4",
+})  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,11 @@ class Code:
     names: frozenset[str]
     places: tuple[tuple[str, Any, str], ...]
     kept: tuple[tuple[str, Any], ...]
+
+    @property
+    def draws(self) -> bool:
+        """Whether it makes a generator of random numbers, of which no state is seen from outside."""
+        return not _DRAW.isdisjoint(self.names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -128,6 +136,8 @@ class Surroundings:
         kind: Any = type(module)
         code = code_of(kind, _plain_function(own_forward(module)))
         self._names = code.names
+        self.draws = code.draws
+        """Whether the code, or that of a function in an attribute, makes a generator of random numbers."""
         self.tables: list[Any] = []
         """Containers that may change, and tables of the attributes of objects."""
         self.places: list[functools.partial[Any]] = []
@@ -197,9 +207,11 @@ class Surroundings:
             self._visit(f"{where}()", [value.args, value.keywords])
             self._visit(where, value.func)
         elif isinstance(value, _CODE):
-            self.values[where] = _said(value)
+            self.values[where] = said(value)
+            if function := _plain_function(value):
+                self.draws |= code_of(nn.Module, function).draws
         elif not isinstance(value, nn.Module) and not _known(type(value).__module__):
-            self.values[where] = _said(type(value))
+            self.values[where] = said(type(value))
             table = getattr(value, "__dict__", {})
             for key in self._names & table.keys():
                 self.places.append(functools.partial(_item, table, key))
@@ -228,10 +240,14 @@ class Surroundings:
                 table, key = get.args
                 yield functools.partial(_put_item, table, key, get())
 
+    def contents(self) -> list[Any]:
+        """What is in the containers now."""
+        return [one for table in self.tables for one in (table.values() if isinstance(table, dict) else table)]
+
     def now(self) -> list[Any]:
         """What is there, by identity; to compare with what was there before."""
         return [
-            [id(one) for table in self.tables for one in (table.values() if isinstance(table, dict) else table)],
+            [*map(id, self.contents())],
             [len(one) for one in self.tables],
             [_identity(get()) for get in self.places],
             [state_of(one) for one in self.generators],
@@ -297,7 +313,7 @@ def _digest(data: Any) -> str:
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
-def _said(value: Any) -> str:
+def said(value: Any) -> str:
     """What tells a function or class from others, in another process too."""
     function = _plain_function(value)
     name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"

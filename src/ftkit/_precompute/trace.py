@@ -42,6 +42,9 @@ Key = tuple[str, int]
 """A call of a module: its name, and how many calls of it came before in the same run."""
 
 TRAINS = "it depends on what trains"
+DRAWS = "it draws random numbers"
+DRAWN = "it depends on random numbers that"
+CONSTANT = "it does not depend on the sample"
 _TRUSTED = frozenset({"torch", "ftkit"})
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
 
@@ -78,10 +81,12 @@ class Call:
         within: The calls around it, from the outermost on.
         why_not: Why its results can't stand for it, if they can't.
         args: Its positional and keyword arguments.
-        output: What it gave back.
+        output: What it gave back, as it was then: callers change what they get.
+        returned: The same, as the object that was given back.
         inputs: The values of its tensor arguments.
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
+        fills: Whether it changed an object that it was called with, as layers fill a cache for the next token.
         autocast: What autocast was.
         grad: Whether gradients were recorded.
         flops: What its operators cost.
@@ -93,9 +98,11 @@ class Call:
     why_not: str = ""
     args: tuple[Any, Any] = ((), {})
     output: Any = None
+    returned: Any = None
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
+    fills: bool = False
     autocast: tuple[Any, ...] = ()
     grad: bool = True
     flops: int = 0
@@ -163,6 +170,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
+        self._strays = {id(tensor): where for where, one in _strays(model) for tensor in named_state(one).values()}
         self._surroundings = {name: Surroundings(module, name) for name, module in model.named_modules()}
         held = chain.from_iterable(vars(module).values() for module in model.modules())
         read = chain.from_iterable(one.generators for one in self._surroundings.values())
@@ -181,6 +189,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     def _why_hot(self, tensor: torch.Tensor) -> str:
         if self._names.get(id(tensor)) in self._hints.moved:
             return f"it updates {self._names[id(tensor)]}"
+        if id(tensor) in self._strays:
+            return f"it runs a module in {self._strays[id(tensor)]} that is not registered: keep it in an nn.ModuleList"
+        if isinstance(tensor, nn.Parameter) and id(tensor) not in self._names:
+            return "it uses a parameter that is not registered in the model"
         return TRAINS if tensor.requires_grad else ""
 
     def _new(self, *, hot: str, varies: bool, parents: tuple[int, ...] = ()) -> int:
@@ -244,7 +256,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         changed = [place for place in written if place not in self._born]
         foreign = f"it updates {self._said(changed[0])}" if changed else ""
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
-        hot = "it draws random numbers" if draws else hot or foreign or self._leaked
+        hot = f"{DRAWN} {self._called(self._open)} draws" if draws else hot or foreign or self._leaked
         if not hot and self._open:
             hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
         varies = any(self.nodes[one].varies for one in parents)
@@ -252,7 +264,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
         hot = hot or mixes
         if hot:
-            self._refuse(hot)
+            self._refuse(DRAWS if draws else hot)
         if needs_values:
             self.show_python(given)
         elif hot:
@@ -310,6 +322,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 self._refuse("Python decides by values of the batch inside it")
             elif value.hot in (MIXED, PLACED) or (value.varies and not value.hot):
                 self._leaked = self._leaked or "it may depend on the batch, of which Python has read a value before"
+            elif value.hot.startswith(DRAWN):
+                self._leaked = value.hot.replace("depends", "may depend")
             elif value.hot:
                 self._leaked = "it may depend on what trains, of which Python has read a value before"
         if self._leaked:
@@ -319,6 +333,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         """The name of what lies in a storage."""
         own = self._own.get(place)
         return "a tensor that was there before" if own is None else self._names[id(own)]
+
+    def _called(self, within: Iterable[int]) -> str:
+        """The name of the innermost of some calls."""
+        return next((name for one in reversed([*within]) if (name := self.calls[one].key[0])), "the model")
 
     def _refuse(self, why: str) -> None:
         for call in self._open:
@@ -341,7 +359,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             call.why_not = "it has hooks, which have to run"
         call.autocast, call.grad = autocast_state(args, kwargs), torch.is_grad_enabled()
         self._open.append(index)
-        if name and (key in self._hints.apart or key in self._hints.hot):
+        # After a decision of Python's, another run may come by other calls, or with other arguments.
+        if name and ((key in self._hints.apart and not self._leaked) or key in self._hints.hot):
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor,
@@ -352,38 +371,63 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
+        given = [*map(id, tree_leaves((args, kwargs)))]
+        objects = objects_in((args, kwargs))
+        inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
         self._see_draws()
         self._open.pop()
-        if before != _python_generators():
-            self._moody(index, "it draws random numbers")
-        if state != _own_state(module):
-            self._moody(index, "it keeps what it computed in an attribute")
-        elif there != around.now():
-            drew = there[3] != around.now()[3]
-            self._moody(index, "it draws random numbers" if drew else "it keeps what it computed")
+        if before != _python_generators() or around.draws:
+            self._moody(index, DRAWS)
+        now, attributes = around.now(), _own_state(module)
+        if state != attributes or there != now:
+            new = [vars(module)[one] for one in attributes if attributes[one] != state.get(one)]
+            new += [one for one in around.contents() if id(one) not in there[0]]
+            grew = state.keys() <= attributes.keys() and there[0] == [one for one in now[0] if one in there[0]]
+            # transformers notes in the configuration which kind of labels there are.
+            pairs = zip(there[2], now[2], strict=True)
+            named = all(one == other or (one is None and type(other) is str) for one, other in pairs)
+            if grew and named and there[3:] == now[3:] and all(map(self._is_constant, new)):
+                with below_dispatch():
+                    after = Surroundings(module, name).values
+                self._hints.changing |= {one for one in after if after[one] != around.values.get(one)}
+            elif state != attributes:
+                self._moody(index, "it keeps what it computed in an attribute")
+            else:
+                self._moody(index, DRAWS if there[3] != now[3] else "it keeps what it computed")
+        if given != [*map(id, tree_leaves((args, kwargs)))]:
+            call.why_not = call.why_not or "it changes what it was called with"
+        call.fills = inside != [*map(_insides, objects)]
+        call.why_not = call.why_not or self._leaked
         leaves = tree_leaves(output)
         tensors = [one for one in leaves if isinstance(one, torch.Tensor)]
         if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in leaves):
             call.why_not = call.why_not or "it gives back something other than tensors"
         call.why_not = call.why_not or next((why for one in tensors if (why := self.nodes[self.node(one)].hot)), "")
         if not any(self.nodes[self.node(one)].varies for one in tensors):
-            call.why_not = call.why_not or "it does not depend on the sample"
+            call.why_not = call.why_not or CONSTANT
         if not call.why_not and name:
             number = iter(range(sys.maxsize))
             output = tree_map_only(torch.Tensor, lambda one: self.point(one, ("out", key, next(number))), output)
-        call.output = output
+        call.output, call.returned = tree_map_only(torch.Tensor, lambda one: one, output), output
         call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
         if not name:
             self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
         return output
+
+    def _is_constant(self, value: Any) -> bool:
+        """Whether a value is a tensor that was computed from nothing but what is frozen."""
+        if not isinstance(value, torch.Tensor) or (number := self._at.get(_memory(value))) is None:
+            return False
+        return not (self.nodes[number].hot or self.nodes[number].varies)
 
     def _see_draws(self) -> None:
         """Note that Python has drawn random numbers, on which it may decide what comes now."""
         now = self._draws_so_far()
         if now != self._drawn:
             self._drawn = now
-            self._leaked = self._leaked or "it may depend on random numbers that Python has drawn"
+            drew = self._called(self._open)
+            self._leaked = self._leaked or f"it may depend on random numbers that Python has drawn in {drew}"
             self._refuse(self._leaked)
 
     def _draws_so_far(self) -> Any:
@@ -409,12 +453,17 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 torch.Tensor, lambda one: self.point(one, ("input", ("", 0), next(number))), (args, kwargs)
             )
             before = {name: (buffer, buffer.detach().clone()) for name, buffer in model.named_buffers()}
+            hooked = {name: one for name, one in model.named_modules() if pre_hooks_of(one)}
+            attributes = {name: _own_state(one) for name, one in hooked.items() if not has_foreign_hooks(one)}
             try:
                 with self, _Reading(self):
                     self.output = model(*args, **kwargs)
             finally:
                 if self.moody:
                     self._note_changes(model)
+                for name, then in attributes.items():  # torch's hooks compute the weights of weight_norm each time
+                    now = _own_state(hooked[name])
+                    self._hints.changing |= {f"{name}.{key}" for key in now if now[key] != then.get(key)}
                 put_back(self.written.values())
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
@@ -434,6 +483,32 @@ class _Reading(TorchFunctionMode):
         if getattr(func, "__name__", "") in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
         return func(*args, **(kwargs or {}))
+
+
+def objects_in(tree: Any) -> list[Any]:
+    """What is neither a tensor nor a plain value."""
+    return [one for one in tree_leaves(tree) if not isinstance(one, (torch.Tensor, *PLAIN))]
+
+
+def _insides(value: Any, depth: int = 4) -> Any:
+    """What an object leads to, by identity."""
+    if isinstance(value, dict):
+        parts: Iterable[Any] = value.values()
+    elif isinstance(value, list | tuple):
+        parts = value
+    else:
+        parts = () if isinstance(value, torch.Tensor | nn.Module) else getattr(value, "__dict__", {}).values()
+    return id(value), *(_insides(one, depth - 1) for one in [*parts] if depth)
+
+
+def _strays(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that are not registered, as those in plain lists, and where they are."""
+    known = {id(one) for one in model.modules()}
+    for name, module in model.named_modules():
+        for key, value in vars(module).items():
+            for one in tree_leaves(value) if isinstance(value, list | tuple | dict | nn.Module) else ():
+                if isinstance(one, nn.Module) and id(one) not in known:
+                    yield f"{name}.{key}".removeprefix("."), one
 
 
 def decides(tensor: torch.Tensor) -> bool:

@@ -1,0 +1,75 @@
+"""The head of a row: by which it is known, which sample it is of, and a sum by which a change to it is seen."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+_ODD: Final = 0x1E3779B97F4A7C15
+_SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
+MAGIC: Final = b"ftkitrow"
+"""Bytes at the start of each row, by which it is known."""
+TAG: Final = 16
+"""Bytes at the start of each row, with those, that say which cut it belongs to."""
+_NUMBER: Final = 24
+"""Where the number of the sample ends, which follows."""
+HEAD: Final = 32
+"""Where what is kept begins, behind the sum."""
+
+
+def begins(value: Any, with_what: bytes) -> bool:
+    """Whether a value is a batch of rows that all begin with some bytes."""
+    if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not value.shape[0]:
+        return False
+    return bool(_heads(value)[:, : len(with_what)].tobytes() == with_what * value.shape[0])
+
+
+def numbered(rows: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], source: int) -> None:
+    """Note in rows, in place, which samples they are of, and of which player's data set."""
+    rows[:, TAG:_NUMBER].view(np.int64)[:, 0] = numbers + (source << _SOURCE)
+
+
+def source_of(rows: torch.Tensor) -> int:
+    """Which data set :func:`numbered` has noted, of the first row."""
+    return int(_heads(rows)[0, TAG:_NUMBER].view(np.int64)[0]) >> _SOURCE
+
+
+def numbers_of(rows: torch.Tensor) -> list[int]:
+    """Which samples :func:`numbered` has noted."""
+    numbers: list[int] = (_heads(rows)[:, TAG:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()
+    return numbers
+
+
+def signed(rows: torch.Tensor) -> torch.Tensor:
+    """Note in rows, in place, the sum of what each keeps."""
+    _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0] = _sums(rows)
+    return rows
+
+
+def are_signed(rows: torch.Tensor) -> bool:
+    """Whether the sums of rows are those that :func:`signed` has noted."""
+    return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
+
+
+def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The heads of rows: their own memory if that is the CPU's."""
+    near = rows if rows.device.type == "cpu" else rows[:, :HEAD].cpu()
+    return near.numpy()[:, :HEAD]
+
+
+def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """A sum of what each row keeps, in which each place counts differently."""
+    weights = _weights((rows.shape[1] - HEAD) // 8, rows.device)
+    if rows.device.type == "cpu":  # where a product of integers is slow in torch, and einsum makes none
+        sums: np.ndarray[Any, np.dtype[np.int64]]
+        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights.numpy())
+        return sums
+    return (rows[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
+
+
+@functools.lru_cache(maxsize=16)
+def _weights(words: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(1, 2 * words, 2, device=device) * _ODD

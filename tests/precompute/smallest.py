@@ -1,0 +1,108 @@
+"""The fewest bytes that could pass from the frozen part of a model to the rest, found in another way than ftkit's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ftkit._torch import written_by
+
+
+class Values(TorchDispatchMode):
+    """Every value that operators give, views too, with the bytes of one sample's part of it."""
+
+    def __init__(self, model: nn.Module, inputs: list[Tensor], samples: int) -> None:
+        super().__init__()
+        self.graph = nx.DiGraph()
+        self._samples, self._count = samples, 0
+        self._values: dict[int, int] = {}
+        self._writes: dict[int, int] = {}  # the last write to a storage
+        self._hot, self._varying = set[int](), set[int]()
+        self._alive: list[Tensor] = []
+        self.skipped = 0
+        for one in model.parameters():
+            if one.requires_grad:
+                self._hot.add(self._put(one))
+        for one in inputs:
+            self.graph.add_edge("source", (self._put(one), "in"))
+            self._varying.add(self._values[id(one)])
+
+    def _put(self, tensor: Tensor) -> int:
+        self._count += 1
+        self._alive.append(tensor)
+        self._values[id(tensor)] = self._count
+        options = {}
+        if self._samples in tensor.shape or any(side % self._samples == 0 for side in tensor.shape):
+            options["capacity"] = tensor.numel() // self._samples * tensor.itemsize
+        self.graph.add_edge((self._count, "in"), (self._count, "out"), **options)
+        return self._count
+
+    def _parents(self, tensor: Tensor) -> set[int]:
+        own = self._values.get(id(tensor))
+        last = self._writes.get(tensor.untyped_storage()._cdata) if tensor.layout is torch.strided else None
+        return {one for one in (own, last) if one is not None}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        parents = set().union(*map(self._parents, given)) if given else set()
+        written = {id(one): one for one in written_by(func, args, kwargs)}
+        before = torch.get_rng_state()
+        output = func(*args, **kwargs)
+        hot = not torch.equal(before, torch.get_rng_state()) or bool(parents & self._hot)
+        if hot:
+            for one in parents & self._varying - self._hot:
+                self.graph.add_edge((one, "out"), "sink")
+        made = {id(one): one for one in tree_leaves(output) if isinstance(one, Tensor)} | written
+        for tensor in made.values():
+            value = self._put(tensor)
+            if id(tensor) in written:
+                self._writes[tensor.untyped_storage()._cdata] = value
+            self._hot |= {value} if hot else set()
+            if parents & self._varying:
+                self._varying.add(value)
+                if self.skipped:
+                    self.graph.add_edge("source", (value, "in"))
+                for one in parents & self._varying - self._hot:
+                    self.graph.add_edge((one, "out"), (value, "in"))
+        return output
+
+    def ends(self, output: Any) -> None:
+        """Note what the model gives back."""
+        for one in tree_leaves(output):
+            for value in self._parents(one) & self._varying - self._hot if isinstance(one, Tensor) else ():
+                self.graph.add_edge((value, "out"), "sink")
+
+
+def smallest(model: nn.Module, skipped: Collection[tuple[str, int]], *args: Any, **kwargs: Any) -> int:
+    """How many bytes of each sample have to be kept at least, if some calls don't run.
+
+    Any value may be kept that any operator gives, whatever is a module and what is not.
+    """
+    inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+    values, calls = Values(model, inputs, len(inputs[0])), Counter[str]()
+    hooks = []
+    for name, module in model.named_modules():
+
+        def enter(*_: Any, name: str = name) -> None:
+            values.skipped += (name, calls[name]) in skipped
+
+        def leave(*_: Any, name: str = name) -> None:
+            values.skipped -= (name, calls[name]) in skipped
+            calls[name] += 1
+
+        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        with values:
+            values.ends(model(*args, **kwargs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return int(nx.minimum_cut_value(values.graph, "source", "sink")) if "sink" in values.graph else 0
