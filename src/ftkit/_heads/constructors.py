@@ -24,6 +24,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from ftkit._heads.layers import read
+from ftkit._torch import children_of
 
 SAYS_INIT = re.compile(r"(^|_)init(ialize)?_weights?|weights?_init|_init$|(^|_)init_cnn$")
 _WEIGHTS = {"weight", "bias", "parameters", "named_parameters", "reset_parameters"}  # of these the code of one speaks
@@ -99,7 +100,7 @@ def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) ->
                 with contextlib.suppress(Exception):  # a value that hangs on what nothing tells
                     exec(statement, scopes[part.function])  # noqa: S102 -- computes plain values, as it did when the model was built
         for call, line in part.left_out:
-            named = {name for name in re.findall(r"self\.(\w+)", call) if name in shell._modules}
+            named = {name for name in re.findall(r"self\.(\w+)", call) if name in children_of(shell)}
             if line > lines[index] and not early and (not named or child in named):
                 yield functools.partial(_refuse, call)
 
