@@ -510,7 +510,6 @@ for _name in [
     "resnext101_32x4d",
     "inceptionv4",
     "inceptionresnetv2",
-    "resnet18",
     "squeezenet1_0",
     "nasnetamobile",
     "dpn68",
