@@ -221,26 +221,36 @@ def test_a_linear_map_of_what_the_model_counts_is_refused_where_only_two_are_as_
 
 
 class Anchored(nn.Module):
-    """A head that counts the classes by itself: for each anchor, all of them."""
+    """A head that counts the classes by itself: for each anchor all of them, or for each class all anchors."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, order: str) -> None:
         super().__init__()
-        self.num_classes, self.num_anchors = classes, 4
+        self.num_classes, self.num_anchors, self.order = classes, 4, order
         self.cls = nn.Conv2d(8, 4 * classes, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.cls(x).flatten(2)
-        return x.unflatten(1, (self.num_anchors, self.num_classes)).permute(0, 3, 1, 2).flatten(1, 2)
+        x, sizes = self.cls(x), (self.num_anchors, self.num_classes)
+        if self.order == "by anchor":
+            return x.flatten(2).unflatten(1, sizes).permute(0, 3, 1, 2).flatten(1, 2)
+        if self.order == "by anchor, in the last axis":
+            return x.permute(0, 2, 3, 1).reshape(len(x), -1, self.num_classes)
+        if self.order == "by class":
+            return x.flatten(2).unflatten(1, sizes[::-1]).permute(0, -1, 2, 1).flatten(1, 2)
+        return x.permute(0, 2, 3, 1).unflatten(-1, sizes[::-1]).transpose(-1, -2).flatten(1, 3)
 
 
-def test_what_holds_a_head_may_count_the_classes_where_the_model_does_not() -> None:
+@pytest.mark.parametrize("at", [None, "head"])
+@pytest.mark.parametrize(
+    "order", ["by anchor", "by anchor, in the last axis", "by class", "by class, in the last axis"]
+)
+def test_what_holds_a_head_tells_its_classes_and_how_it_splits_them(order: str, at: str | None) -> None:
     def build(classes: int) -> nn.Module:
-        return wired(lambda self, x: self.head(self.body(x)), body=nn.Conv2d(3, 8, 3), head=Anchored(classes))
+        return wired(lambda self, x: self.head(self.body(x)), body=nn.Conv2d(3, 8, 3), head=Anchored(classes, order))
 
     model = build(11)
     image = torch.randn(2, 3, 16, 16)
     before = model(image)
-    replace_head(model, 7, keep={1: 5})
+    replace_head(model, 7, keep={1: 5}, at=at)
     torch.testing.assert_close(model(image)[..., 1], before[..., 5])
     assert oracle.judge(build)[0] == oracle.RIGHT
 

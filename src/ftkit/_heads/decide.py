@@ -76,6 +76,7 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
     classes, boxes = found[0].classes, _boxes(evidence, found)
+    found = Layers(in_order(layer, evidence.trace) for layer in found)
     found = with_norms(model, _with_maps(every, found, evidence.trace), evidence.trace)
     check_maps(model, every, found)
     order = list(dict(model.named_modules(remove_duplicate=False)))
@@ -98,6 +99,14 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
         if seen.run.complete and {layer.outputs, layer.inputs}.isdisjoint({*counts, *gave}):
             raise sideless(model, layer)
     return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
+
+
+def in_order(layer: Layer, seen: Trace) -> Layer:
+    """Tell whether the several outputs of one class are neighbors, by how the model splits them."""
+    rows = {size for end in seen.ends.of(layer) for size in end.rows}
+    if layer.times == 1 or layer.extra or rows != {layer.times} or layer.times == layer.classes:
+        return layer
+    return replace(layer, by_class=True)
 
 
 def with_norms(model: nn.Module, found: Layers, seen: Trace) -> Layers:

@@ -34,6 +34,7 @@ class End:
     body: bool = False  # whether it feeds another one
     beside: bool = False  # whether it feeds another one, and gives an output of its own too
     cut: set[str] = field(default_factory=set)  # those outputs that take a slice of what the layer gives
+    rows: set[int] = field(default_factory=set)  # how many neighbors what it gives is split into, where it is
     norms: set[str] = field(default_factory=set)  # the names of norms behind it
     chain: list[tuple[Layer, frozenset[str]]] = field(default_factory=list)  # of _chain
     training_only: bool = False  # whether only a run in training mode, or the loss, uses it
@@ -62,6 +63,7 @@ class End:
         """Note that an output comes from the layer, on one more way."""
         if self.layer.outputs in way.cuts:
             self.cut.add(port)
+        self.rows |= {size for split, size in way.splits if split == self.layer.outputs}
         self.level = min(self.level, way.level)
         self.ports[port] = min(self.ports.get(port, way.level), way.level)
         self.shapes[port] = shape
@@ -120,7 +122,7 @@ def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer], norms
     nodes: dict[Layer, list[Any]] = {}
     bare: set[str] = set()
     for port, root in graph.roots.items():
-        for way, weight in graph.ways_back(root):
+        for way, weight in graph.ways_back(root, outputs[port].shape):
             layer = owners.get(id(weight))
             if layer is None:
                 bare.add(getattr(weight, "dotted", "?"))
@@ -213,6 +215,7 @@ _DATA = (
     (re.compile(r"^Addmm"), slice(1, None)),
     (re.compile(r"^(Mm|Bmm|Mv)Backward"), slice(None)),
 )
+_VIEW = re.compile(r"(View|UnsafeView|ReshapeAlias)Backward")
 _SLICE = re.compile(r"(Slice|Select|IndexSelect|Split\w*|Unbind|Unsafe\w*)Backward")
 _OTHER = frozenset((0,))  # in the place of a parameter's identity: something that is none
 
@@ -221,9 +224,36 @@ def _cut_at(node: Any) -> frozenset[int]:
     """The size of the axis of which a node takes a slice."""
     if not _SLICE.match(node.name()):
         return frozenset()
-    sizes, axis = getattr(node, "_saved_self_sym_sizes", ()), getattr(node, "_saved_dim", 0)
-    axis -= 1 << 64 if axis >= 1 << 63 else 0  # a negative one, which autograd shows as if it had no sign
+    sizes, (axis,) = getattr(node, "_saved_self_sym_sizes", ()), _signed((getattr(node, "_saved_dim", 0),))
     return frozenset(map(int, sizes[axis : axis + 1 or None]))
+
+
+def _before(node: Any, shape: tuple[int, ...]) -> tuple[tuple[int, ...], frozenset[tuple[int, int]]]:
+    """The shape of what a node took, from that of what it gave; each axis that it split, with what is in a row then."""
+    name, sizes = node.name(), getattr(node, "_saved_self_sym_sizes", None)
+    if name.startswith("Permute") and len(node._saved_dims) == len(shape):
+        places = [int(axis) % len(shape) for axis in _signed(node._saved_dims)]
+        return tuple(size for _, size in sorted(zip(places, shape, strict=True))), frozenset()
+    if name.startswith("Transpose") and shape:
+        turned = list(shape)
+        one, other = (axis % len(shape) for axis in _signed((node._saved_dim0, node._saved_dim1)))
+        turned[one], turned[other] = turned[other], turned[one]
+        return tuple(turned), frozenset()
+    if sizes is None:
+        return shape, frozenset()
+    taken = tuple(map(int, sizes))
+    splits = set[tuple[int, int]]()
+    for axis, size in enumerate(taken[: len(shape)] if _VIEW.match(name) else ()):
+        is_last = axis == len(taken) - 1
+        part = shape[-1 if is_last else axis]
+        if part and size not in shape and size % part == 0:
+            splits.add((size, part if is_last else size // part))
+    return taken, frozenset(splits)
+
+
+def _signed(axes: Iterable[int]) -> list[int]:
+    """Axes as they were given: autograd shows negative ones as if they had no sign."""
+    return [axis - (1 << 64) if axis >= 1 << 63 else axis for axis in map(int, axes)]
 
 
 Norms: TypeAlias = Mapping[Any, tuple[str, Any]]
@@ -237,6 +267,8 @@ class _Way(NamedTuple):
     softmax: bool = False  # whether it leads through one
     cuts: frozenset[int] = frozenset()  # the sizes of the axes of which only a slice went on
     norms: frozenset[str] = frozenset()  # the names of the modules that norm
+    shape: tuple[int, ...] = ()  # of what the node gives, as far as that can be followed
+    splits: frozenset[tuple[int, int]] = frozenset()  # axes that were split on, each with the size of what is a row
 
 
 class _Graph:
@@ -324,13 +356,13 @@ class _Graph:
                 stack += self.data(node)
         return found
 
-    def ways_back(self, root: Any) -> Iterator[tuple[_Way, torch.Tensor]]:
+    def ways_back(self, root: Any, shape: tuple[int, ...] = ()) -> Iterator[tuple[_Way, torch.Tensor]]:
         """Yield the ways to the first nodes behind an output where data meet weights, with each of these.
 
         A node is met again where another way leads to it at a lower level.
         """
         levels: dict[Any, int] = {}
-        queue = deque([_Way(root)])
+        queue = deque([_Way(root, shape=shape)])
         while queue:
             way = queue.popleft()
             if levels.get(way.node, MIXED + 1) <= way.level:
@@ -350,8 +382,9 @@ class _Graph:
                 yield way._replace(node=before, level=max(way.level, NORMED), norms=way.norms | {norm})
         elif "Embedding" not in name:  # a table of inputs, which an output layer may be tied to
             level, softmax = max(way.level, self.level(node)), way.softmax or "Softmax" in name
+            before, splits = _before(node, way.shape)
             for target in self.data(node):
-                yield _Way(target, level, softmax, way.cuts | _cut_at(node), way.norms)
+                yield _Way(target, level, softmax, way.cuts | _cut_at(node), way.norms, before, way.splits | splits)
 
     def _multiplied(self, node: Any) -> list[torch.Tensor]:
         """The weights that data are multiplied by at ``node``: a layer's, and not a bias or a scale."""

@@ -121,7 +121,7 @@ def _check_free(layer: Layer, what: str, outputs: int = 0, *, keeps: bool = Fals
     if _hooks_that(layer.module, "apply_mask"):
         raise HeadError(f"{layer.name!r} is pruned; end the pruning with torch.nn.utils.prune.remove first.")
     groups = getattr(layer.module, "groups", 1)
-    if groups != 1 and (not outputs or layer.times % groups or layer.extra or layer.by_class):
+    if groups != 1 and (not outputs or layer.times % groups or layer.extra):
         each = layer.outputs // groups
         how = (
             f" If each group scores all classes, set model.num_classes = {each} first." if outputs and each > 1 else ""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ftkit._arguments import call, came, flag, listed, whole_number
 from ftkit._heads.counters import counters, own_configs
-from ftkit._heads.decide import Found, find_layers, in_classes, with_norms
+from ftkit._heads.decide import Found, find_layers, in_classes, in_order, with_norms
 from ftkit._heads.fresh import mark
 from ftkit._heads.inputs import Inputs
 from ftkit._heads.labels import checked_classes, plan_names
@@ -429,7 +429,7 @@ def _found_at(model: nn.Module, at: list[str], given: Inputs | None, *, run: boo
     seen = trace(model, layers(model), given) if run else None
     named = Layers(in_classes(model, layer, seen) for layer in {layer.names: layer for layer in last}.values())
     if seen is not None:
-        named = with_norms(model, Layers(_fed_by(named, layer, seen) for layer in named), seen)
+        named = with_norms(model, Layers(_fed_by(named, in_order(layer, seen), seen) for layer in named), seen)
     return Found(named, named[-1].classes, seen)
 
 
