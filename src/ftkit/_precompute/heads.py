@@ -1,4 +1,4 @@
-"""The head of a row: by which it is known, which sample it is of, and a sum by which a change to it is seen."""
+"""The head of a row: by which it is known, how it came to be, of which sample, and a sum by which a change is seen."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import xxhash
 
 _ODD: Final = 0x1E3779B97F4A7C15
 _SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
 MAGIC: Final = b"ftkitrow"
 """Bytes at the start of each row, by which it is known."""
-TAG: Final = 16
+TAG: Final = 12
 """Bytes at the start of each row, with those, that say which cut it belongs to."""
+_WAY: Final = 16
+"""Where ends what tells the decisions that Python took when the row was computed, which follows."""
 _NUMBER: Final = 24
 """Where the number of the sample ends, which follows."""
 HEAD: Final = 32
@@ -29,18 +32,29 @@ def begins(value: Any, with_what: bytes) -> bool:
 
 def numbered(rows: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], source: int) -> None:
     """Note in rows, in place, which samples they are of, and of which player's data set."""
-    rows[:, TAG:_NUMBER].view(np.int64)[:, 0] = numbers + (source << _SOURCE)
+    rows[:, _WAY:_NUMBER].view(np.int64)[:, 0] = numbers + (source << _SOURCE)
 
 
 def source_of(rows: torch.Tensor) -> int:
     """Which data set :func:`numbered` has noted, of the first row."""
-    return int(_heads(rows)[0, TAG:_NUMBER].view(np.int64)[0]) >> _SOURCE
+    return int(_heads(rows)[0, _WAY:_NUMBER].view(np.int64)[0]) >> _SOURCE
 
 
 def numbers_of(rows: torch.Tensor) -> list[int]:
     """Which samples :func:`numbered` has noted."""
-    numbers: list[int] = (_heads(rows)[:, TAG:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()
+    numbers: list[int] = (_heads(rows)[:, _WAY:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()
     return numbers
+
+
+def decided(rows: torch.Tensor, decisions: list[bool]) -> torch.Tensor:
+    """Note in rows, in place, which decisions Python took when they were computed."""
+    rows[:, TAG:_WAY] = torch.frombuffer(bytearray(xxhash.xxh32_digest(bytes(decisions))), dtype=torch.uint8)
+    return rows
+
+
+def ways_of(rows: torch.Tensor) -> set[int]:
+    """What tells the decisions apart that :func:`decided` has noted."""
+    return set(_heads(rows)[:, TAG:_WAY].view(np.int32)[:, 0].tolist())
 
 
 def signed(rows: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -16,9 +15,11 @@ from torch import nn
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Slot
 from ftkit._precompute.placeholders import Placeholder
+from ftkit._precompute.record import is_recording
 from ftkit._precompute.replay import Player
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
+from ftkit._precompute.spotcheck import Plain, own
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
 from ftkit._torch import tree_leaves, tree_map_only
@@ -63,7 +64,7 @@ class Lookup:
         self.found, self.computed, self.seconds = 0, 0, 0.0
         self.as_before: dict[str, int] = {}
         self._tell = tell
-        self._doubtful, self._full, self._here = True, False, threading.local()
+        self._doubtful, self._full = True, False
         cut = player.cut
         self._inputs = [one for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
         self._like, self._call = skeleton(call), call
@@ -79,8 +80,7 @@ class Lookup:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
-        busy = getattr(self._here, "busy", False)
-        if busy or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
+        if is_recording() or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
             return None
         args, kwargs = self._arranged(args, kwargs)
         if why := self._unlike(args, kwargs):
@@ -98,7 +98,9 @@ class Lookup:
             if self._doubtful:
                 self._recompute(rows, (args, kwargs))
             self.found += len(keys)
-        return put_rows(self._player.cut, args, kwargs, rows.to(device))
+        rows = rows.to(device)
+        self._player.note(Plain(rows, (args, kwargs), is_new=kept is None))
+        return put_rows(self._player.cut, args, kwargs, rows)
 
     def _arranged(self, args: Any, kwargs: Any) -> Any:
         """The arguments of a call as the one that was watched had them: by position or by name, without defaults."""
@@ -167,7 +169,7 @@ class Lookup:
     def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
         begin = time.perf_counter()
         self._player.guard.check(thoroughly=True)  # others will use these rows
-        rows = self._plainly(call, len(keys))
+        rows = self._rows_of(own(call), len(keys))
         kept = self._packing.pack(rows)
         if not self._full and (left := self.file.add(keys, kept.numpy(), self._most)):
             self._full = True
@@ -189,20 +191,13 @@ class Lookup:
             FtkitError: It differs.
         """
         self._doubtful = False
-        again = self._plainly(call, len(rows))
+        again = self._rows_of(own(call), len(rows))
         if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):
             raise FtkitError(
                 f"What the model gives for a sample differs from what {self.file.path} has for it: what it does has "
                 "changed in a way that can't be seen from outside. Delete the file, and call precompute() again; if "
                 "that fails too, the model can't be computed once."
             )
-
-    def _plainly(self, call: Any, count: int) -> torch.Tensor:
-        self._here.busy = True
-        try:
-            return self._rows_of(call, count)
-        finally:
-            self._here.busy = False
 
     def _has_rows(self, args: Any, kwargs: Any) -> bool:
         return any(map(self._player.is_row, _leaves((args, kwargs))))

@@ -203,9 +203,9 @@ def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any,
     def rows_of(call: Any, count: int) -> torch.Tensor:
         with no_trace(model):
             model.train()
-            values, _ = undisturbed(model, player.cut, lambda: record(model, player.cut, call))
-            return player.encode(values, count)
+            return player.computed(call, count)
 
+    player.watch(None, packing.near_values)
     cached._lookup = Lookup(player, packing, file, most, rows_of, call, cached._count)
     cached.samples = len(file)
 
@@ -582,8 +582,7 @@ class _Filling:
 
     def _rows(self, batch: Any, count: int) -> torch.Tensor:
         call = _call(self.model, batch)
-        values, _ = undisturbed(self.model, self.player.cut, lambda: record(self.model, self.player.cut, call))
-        return self.packing.pack(self.player.encode(values, count))
+        return self.packing.pack(self.player.computed(call, count))
 
     def differing(self, path: Path) -> str:
         """Compute a few samples anew; say which one of them the file has otherwise."""

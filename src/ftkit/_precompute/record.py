@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 T = TypeVar("T")
+
+
+_HERE = threading.local()
 
 
 class Enough(BaseException):
@@ -51,14 +55,22 @@ def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -
 
     output = None
     with instead({one: through(name) for one, name in by_module.items() if name in names}, model):
+        before, _HERE.records = is_recording(), True
         try:
             note(call, "input", ("", 0))
             output = model(*call[0], **call[1])
         except Enough:
             pass
+        finally:
+            _HERE.records = before
     if missing := [cut.points[number] for number in wanted.values() if number not in found]:
         raise FtkitError(f"The forward pass did not come by {some([p[1][0] for p in missing], 3)} for these samples.")
     return found, output
+
+
+def is_recording() -> bool:
+    """Whether a run is noted in this thread, so that nothing that is kept may stand for its inputs."""
+    return getattr(_HERE, "records", False)
 
 
 def undisturbed(model: nn.Module, cut: Cut, run: Callable[[], T]) -> T:

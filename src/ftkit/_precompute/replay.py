@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import secrets
@@ -18,11 +19,12 @@ from torch import nn
 from ftkit._freezing.holding import is_held
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.guard import Guard, parts_of
-from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, numbers_of, signed, source_of
+from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, signed, source_of
 from ftkit._precompute.placeholders import Placeholder, allowed
-from ftkit._precompute.spotcheck import SpotChecks
+from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
 from ftkit._precompute.stands import install
-from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, objects_in
+from ftkit._precompute.trace import Decisions, Key, objects_in
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -44,6 +46,7 @@ class _Run:
     rows: torch.Tensor
     wrong: FtkitError | None = None
     straight: bool = False
+    plain: Plain | None = None
     decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
     unfilled: list[Any] = field(default_factory=list)  # objects that skipped calls would have filled
@@ -89,7 +92,7 @@ class Player:
         self.learning = False
         self._undo: list[Callable[[], object]] = []
         self._entered = 0
-        self._pending: tuple[torch.Tensor, tuple[bool, ...]] | None = None
+        self._pending: Check | None = None
 
     # ---------------- rows
 
@@ -108,13 +111,32 @@ class Player:
             rows[:, offset : offset + layout.nbytes] = part.cpu()
         return signed(rows)
 
-    def watch(self, inputs: Callable[[list[int]], Any], alike: Callable[[torch.Tensor, torch.Tensor], bool]) -> None:
-        """Compute samples anew now and then; ``inputs`` gives the model's arguments for those of some numbers.
+    def computed(self, call: Any, samples: int) -> torch.Tensor:
+        """Compute the rows of a batch."""
+        decisions = Decisions()
 
-        ``alike`` tells whether a value that was computed anew is the one that is kept.
+        def run() -> dict[int, torch.Tensor]:
+            with decisions if self.cut.decides else contextlib.nullcontext():
+                return record(self.model, self.cut, call)[0]
+
+        values = undisturbed(self.model, self.cut, run)
+        return decided(self.encode(values, samples), decisions.seen)
+
+    def watch(
+        self, inputs: Callable[[list[int]], Any] | None, alike: Callable[[torch.Tensor, torch.Tensor], bool]
+    ) -> None:
+        """Compute samples anew now and then.
+
+        Args:
+            inputs: Gives the model's arguments for samples of some numbers; None where :meth:`note` does.
+            alike: Tells whether a value that was computed anew is the one that is kept.
         """
         self.spots = SpotChecks(self.model, self.cut, inputs, alike)
         _SOURCES[self.source] = self.spots
+
+    def note(self, plain: Plain) -> None:
+        """Note in whose place the rows are with which the model is called next."""
+        self._here.plain = plain
 
     def _decode(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
         values = {
@@ -214,7 +236,10 @@ class Player:
         if not self.learning:
             self.guard.check()
             self._settle()
-            run.wrong = self._spot(rows)
+            plain, self._here.plain = getattr(self._here, "plain", None), None
+            run.plain = plain if plain is not None and plain.rows is rows else None
+            check = self._due(run)
+            run.wrong = None if check is None else check.make()
         run.straight = len(given) == 1 and self._goes_straight()
         call = (args, kwargs) if run.straight else self._call(args, kwargs, run)
         self._here.run = run
@@ -224,29 +249,21 @@ class Player:
         allowed().__enter__()
         return call
 
-    def _spot(self, rows: torch.Tensor, decisions: tuple[bool, ...] = ()) -> FtkitError | None:
-        """Compute some of a batch anew, if it is time for it, in this process or where its rows come from.
+    def _due(self, run: _Run) -> Check | None:
+        """What is to be computed anew of a batch now, where its rows come from.
 
         Not while a forward pass waits for its backward pass: buffers may be written to, and put back.
-
-        Returns:
-            What is wrong, to be raised if nothing tells more precisely.
         """
-        spots = _SOURCES.get(source_of(rows))
-        kind = rows.shape[0], torch.is_grad_enabled(), tuple(map(_MODE, self._around)), decisions
-        places = [] if spots is None else spots.due(kind, rows.shape[0])
-        # Hooks that someone else has put on the model would see the samples twice.
-        if spots is not None and places and not any(map(has_foreign_hooks, self.model.modules())):
-            try:
-                spots.compare(places, numbers_of(rows), self._decode(rows))
-            except FtkitError as error:
-                return error
-        return None
+        spots = _SOURCES.get(source_of(run.rows)) if run.plain is None else self.spots
+        decisions = None if run.decisions is None else tuple(run.decisions.seen)
+        if spots is None:
+            return None
+        return spots.due(run.rows, self._decode, run.plain, tuple(map(_MODE, self._around)), decisions)
 
     def _settle(self) -> None:
         """Check the batch before, for which Python has taken decisions."""
         pending, self._pending = self._pending, None
-        if pending is not None and (error := self._spot(*pending)) is not None:
+        if pending is not None and (error := pending.make()) is not None:
             raise error
 
     def _was_row(self, value: Any) -> bool:
@@ -316,7 +333,8 @@ class Player:
         if run.wrong is not None and output is not None:
             raise run.wrong
         if run.decisions is not None and not self.learning:
-            self._pending = run.rows, tuple(run.decisions.seen)
+            check = self._due(run)
+            self._pending = None if check is None else check.kept()
         if run.unfilled:  # what they would hold is not there, so nobody may take them for whole
             return tree_map_only(object, lambda one: None if any(one is it for it in run.unfilled) else one, output)
         return None

@@ -2,38 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 from torch import nn
 
 from ftkit._precompute.frontier import Cut
+from ftkit._precompute.heads import numbers_of, ways_of
 from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.trace import has_foreign_hooks
+from ftkit._torch import tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 SHARE: Final = 0.05
 """The most of the time of a training that checks take, after the first one of each kind."""
 _FEW: Final = 4
-_KINDS: Final = 16
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The batch in whose place some rows are.
+
+    Attributes:
+        rows: The rows.
+        call: What the model was called with.
+        is_new: Whether the rows were computed from that very call, so that they tell nothing about others.
+    """
+
+    rows: torch.Tensor
+    call: Any
+    is_new: bool
 
 
 class SpotChecks:
     """When to compute a batch anew, and whether it is still what is kept.
 
-    The first batch of a kind (its size, the mode of the model, the decisions that Python took) is always computed anew,
-    as a whole. Later, a few samples at random moments, so that all checks together take at most ``SHARE`` of the time
-    since the first one, and the less, the more were right. So whatever makes rows wrong is met: at first at the latest
-    after 30 times as long as a check takes, after a hundred checks ten times as late.
+    The first batch of a kind (its size, the mode of the model, whether gradients are recorded, the decisions that
+    Python takes on it, and those that it took when a row was computed) is always computed anew, as a whole. Later,
+    at random moments, the whole batch, or a few samples where nothing suggests that they depend on the others, so that
+    all checks together take at most ``SHARE`` of the time since the first one, and the less, the more were right. So
+    whatever makes rows wrong is met: at first at the latest after 30 times as long as a check takes, after a hundred
+    checks ten times as late.
 
     Args:
         model: The model.
         cut: Its frontier.
-        inputs: Gives the positional and keyword arguments of the model for some samples, by their numbers.
+        inputs: Gives the positional and keyword arguments of the model for some samples, by their numbers; None where
+            each batch comes with them.
         alike: Tells whether a value that was computed anew is the one that is kept.
     """
 
@@ -41,74 +63,145 @@ class SpotChecks:
         self,
         model: nn.Module,
         cut: Cut,
-        inputs: Callable[[list[int]], Any],
+        inputs: Callable[[list[int]], Any] | None,
         alike: Callable[[torch.Tensor, torch.Tensor], bool],
     ) -> None:
-        self._model, self._cut, self._inputs, self._alike = model, cut, inputs, alike
-        self._kinds: set[Hashable] = set()
+        self.model, self.cut, self.inputs, self.alike = model, cut, inputs, alike
+        self._kinds: set[int] = set()  # hashes, as there may be many
         self._next = 0.0
         self._random = random.Random()  # noqa: S311  (its own, so that no one else's numbers change)
         self.done = 0
         """How many checks there were."""
 
-    def due(self, kind: Hashable, samples: int) -> list[int]:
-        """The places in a batch of the samples that are to be computed now."""
-        if kind not in self._kinds and len(self._kinds) < _KINDS:
-            self._kinds.add(kind)
-            return list(range(samples))
-        if time.monotonic() < self._next:
-            return []
-        return self._random.sample(range(samples), min(samples, _FEW))
-
-    def compare(self, places: list[int], numbers: list[int], values: dict[int, torch.Tensor]) -> None:
-        """Compute some samples of a batch anew.
+    def due(
+        self,
+        rows: torch.Tensor,
+        decode: Callable[[torch.Tensor], dict[int, torch.Tensor]],
+        plain: Plain | None,
+        modes: tuple[bool, ...],
+        decisions: tuple[bool, ...] | None,
+    ) -> Check | None:
+        """The check of a batch that is to be made now, in the state in which torch and the model are.
 
         Args:
-            places: Where they are in the batch.
-            numbers: The numbers that the samples of the whole batch have in the data set.
-            values: The kept tensors of the whole batch.
-
-        Raises:
-            FtkitError: They differ from what is kept.
+            rows: What is kept for it.
+            decode: Makes the kept tensors of rows.
+            plain: The batch itself, if it is at hand.
+            modes: Those of the modules on whose code the frozen part's inputs depend.
+            decisions: Those that Python took on it; None if it takes none, or has not yet.
         """
-        begin = time.monotonic()
-        grad = torch.is_grad_enabled()
+        is_new = plain is not None and plain.is_new
+        if is_new and torch.is_grad_enabled() and self.model.training:
+            return None  # it would be computed once more as it has just been
+        kind = len(rows), torch.is_grad_enabled(), modes, is_new
+        if decisions is None or is_new:
+            kinds = {hash(kind)}
+        else:
+            kinds = {hash((*kind, decisions, way)) for way in ways_of(rows)}
+        whole = list(range(len(rows)))
+        if kinds <= self._kinds:
+            if time.monotonic() < self._next:
+                return None
+            if plain is None and not self.cut.decides and len(rows) > _FEW:
+                whole = self._random.sample(whole, _FEW)
+        return Check(self, rows, decode, whole, None if plain is None else plain.call, kinds)
 
-        def computed() -> dict[int, torch.Tensor]:
-            with torch.set_grad_enabled(grad):
-                return record(self._model, self._cut, self._inputs([numbers[at] for at in places]))[0]
-
-        found = undisturbed(self._model, self._cut, computed)
-        for number, point in enumerate(self._cut.points):
-            self._compare(number, point, found[number], values[number], [numbers[at] for at in places], places)
+    def note(self, kinds: set[int], seconds: float) -> None:
+        """Note a check of a batch of some kinds that was right, and how long it took."""
+        self._kinds |= kinds
         self.done += 1
-        now = time.monotonic()
-        self._next = now + (now - begin) / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
+        self._next = time.monotonic() + seconds / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
 
-    def _compare(
+
+class Check:
+    """One check: some of a batch is to be computed anew, as it would be where this was made.
+
+    Args:
+        spots: Whose check it is.
+        rows: What is kept for the batch.
+        decode: Makes the kept tensors of rows.
+        places: Where in the batch the samples are.
+        call: What the model was called with, for the whole batch, if that is at hand.
+        kinds: Those of the batch.
+    """
+
+    def __init__(
         self,
-        number: int,
-        point: Any,
-        found: torch.Tensor,
-        kept: torch.Tensor,
-        numbers: list[int],
+        spots: SpotChecks,
+        rows: torch.Tensor,
+        decode: Callable[[torch.Tensor], dict[int, torch.Tensor]],
         places: list[int],
+        call: Any,
+        kinds: set[int],
     ) -> None:
-        layout = self._cut.layouts[number]
+        self._spots, self._rows, self._decode, self._places = spots, rows, decode, places
+        self._call, self._kinds = call, kinds
+        self._grad = torch.is_grad_enabled()
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self._autocast: list[tuple[str, bool, torch.dtype]] = []
+
+    def kept(self) -> Check:
+        """The same for later, when modes, autocast and the batch may be others."""
+        self._modes = [(one, one.training) for one in self._spots.model.modules()]
+        kinds = {"cpu", self._rows.device.type}
+        self._autocast = [(one, torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in kinds]
+        self._call = own(self._call)
+        return self
+
+    def make(self) -> FtkitError | None:
+        """Compute anew and compare; return what is wrong, to be raised if nothing tells more precisely."""
+        spots = self._spots
+        # Hooks that someone else has put on the model would see the samples twice.
+        if any(map(has_foreign_hooks, spots.model.modules())):
+            return None
+        begin, values = time.monotonic(), self._decode(self._rows)
+        try:
+            found = undisturbed(spots.model, spots.cut, self._computed)
+            for number in found:
+                self._compare(number, found[number], values[number])
+        except FtkitError as error:
+            return error
+        spots.note(self._kinds, time.monotonic() - begin)
+        return None
+
+    def _computed(self) -> dict[int, torch.Tensor]:
+        with contextlib.ExitStack() as then:
+            then.enter_context(torch.set_grad_enabled(self._grad))
+            for kind, enabled, dtype in self._autocast:
+                then.enter_context(torch.autocast(kind, dtype, enabled))
+            for module, mode in self._modes:
+                module.training = mode
+            call = own(self._call) if self._spots.inputs is None else self._spots.inputs(self._numbers())
+            return record(self._spots.model, self._spots.cut, call)[0]
+
+    def _numbers(self) -> list[int]:
+        numbers = numbers_of(self._rows)
+        return [numbers[at] for at in self._places]
+
+    def _compare(self, number: int, found: torch.Tensor, kept: torch.Tensor) -> None:
+        alike, point, layout = self._spots.alike, self._spots.cut.points[number], self._spots.cut.layouts[number]
         ones, others = layout.parts(found), layout.parts(kept)
         if layout.dim is not None:
-            others = others[places]
+            others = others[self._places]
         others = others.to(ones.device)
-        if self._alike(ones, others):
+        if alike(ones, others):
             return
-        wrong = [at for at, (one, other) in enumerate(zip(ones, others, strict=False)) if not self._alike(one, other)]
+        wrong = [at for at, (one, other) in enumerate(zip(ones, others, strict=False)) if not alike(one, other)]
         what = f"into {point[1][0]}" if point[0] == "arg" else f"out of {point[1][0]}" if point[0] == "out" else "input"
         by = ""
         if ones.shape == others.shape and ones.is_floating_point():
             by = f" by up to {float((ones.double() - others.double()).abs().nan_to_num().max()):.3g}"
-        whose = f"for {some([f'sample {numbers[at]}' for at in wrong or [0]], 3)}" if layout.dim is not None else ""
+        whose = ""
+        if layout.dim is not None:
+            numbers, where = (self._places, " of the batch") if self._call is not None else (self._numbers(), "")
+            whose = f" for {some([f'sample {numbers[at]}' for at in wrong or [0]], 3)}{where}"
         raise FtkitError(
-            f"What passes {what} was computed anew {whose} and differs{by} from what is kept. The model or the data "
+            f"What passes {what} was computed anew{whose} and differs{by} from what is kept. The model or the data "
             "set has changed in a way that can't be seen from outside, or the frozen part's results depend on more "
             "than the sample. Call precompute() again; if that does not help, train without it."
         )
+
+
+def own(call: Any) -> Any:
+    """A call with tensors of its own, which the model may write to, or the caller meanwhile."""
+    return tree_map_only(torch.Tensor, torch.Tensor.clone, call)

@@ -1,0 +1,161 @@
+"""What nothing shows from outside is met by computing batches anew, whichever way samples are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from ftkit import FtkitError, freeze_except
+from ftkit._precompute.precompute import precompute
+
+Way = Callable[["Model", Tensor], Tensor]
+
+
+class Factor:
+    """Is read by a method only."""
+
+    def __init__(self) -> None:
+        self.hidden = 1.0
+
+    def get(self) -> float:
+        return self.hidden
+
+
+class Scaled(nn.Module):
+    """A part that is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.factor = nn.Linear(6, 8), Factor()
+
+    def forward(self, x: Tensor) -> Tensor:
+        scaled: Tensor = self.layer(x) * self.factor.get()
+        return scaled
+
+
+class Model(nn.Module):
+    """A body and a head, and what is on the way to the body."""
+
+    def __init__(self, way: Way) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self._way = Scaled(), nn.Linear(8, 3), way
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(self._way(self, x)))
+        return scores
+
+
+def data(samples: int = 22) -> TensorDataset:
+    torch.manual_seed(1)
+    inputs = torch.randn(samples, 6).clamp(max=2.4)
+    inputs[-1] = 3
+    return TensorDataset(inputs, torch.arange(samples) % 3)
+
+
+def batches(source: Any, by_content: bool, folder: Path, model: nn.Module, size: int) -> tuple[Any, Iterable[Any]]:
+    loader = DataLoader(source, size)
+    cached = precompute(model, loader if by_content else source, folder)
+    return cached, loader if by_content else cached.loader(batch_size=size)
+
+
+def by_values(_: Model, x: Tensor) -> Tensor:
+    return 2 * x if bool((x > 1.2).any()) else x
+
+
+def by_one_sample(_: Model, x: Tensor) -> Tensor:
+    return 2 * x if bool((x > 2.5).any()) else x
+
+
+def by_gradients(_: Model, x: Tensor) -> Tensor:
+    return x if torch.is_grad_enabled() else 2 * x
+
+
+def by_mode(m: Model, x: Tensor) -> Tensor:
+    return x if m.training else 2 * x
+
+
+@pytest.mark.parametrize(("way", "samples"), [(by_values, 22), (by_one_sample, 120)])
+def test_decisions_on_a_batch_with_a_loader_of_one_s_own(way: Way, samples: int, tmp_path: Path) -> None:
+    """In each epoch, a sample meets others, on which Python decides otherwise."""
+    model, loader = Model(way), DataLoader(data(samples), 4, shuffle=True)
+    with pytest.raises(FtkitError, match=r"computed anew|gives for a sample"), precompute(model, loader, tmp_path):
+        for _ in range(6):
+            for inputs, _labels in loader:
+                model(inputs)
+
+
+@pytest.mark.parametrize("seen_before", [True, False])
+def test_without_gradients_with_a_loader_of_one_s_own(seen_before: bool, tmp_path: Path) -> None:
+    """What is new then is computed as in training, too."""
+    model, loader = Model(by_gradients), DataLoader(data(), 11)
+    with precompute(model, loader, tmp_path):
+        for inputs, _ in loader if seen_before else ():
+            model(inputs)
+        with pytest.raises(FtkitError, match="computed anew"), torch.no_grad():
+            model(next(iter(loader))[0])
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_an_object_that_only_a_method_reads(by_content: bool, tmp_path: Path) -> None:
+    """It changes in the block; both ways it is met soon."""
+    model = Model(lambda _, x: x)
+    cached, loader = batches(data(), by_content, tmp_path, model, 11)
+    with pytest.raises(FtkitError, match="computed anew"), cached:
+        for epoch in range(3000):
+            model.body.factor.hidden = 2.0 if epoch > 3 else 1.0
+            for inputs, _ in loader:
+                model(inputs)
+
+
+def many_flags(_: Model, x: Tensor) -> Tensor:
+    seen = [bool(one) for one in (x[:, :5] > 0).any(0)]
+    return x * 3 if bool((x[:, 5] > 2.5).any()) else x * (1 + 0 * len(seen))
+
+
+def test_rows_that_were_computed_under_other_decisions(tmp_path: Path) -> None:
+    """Of the batch of the first pass; with dozens of kinds of batches, of which all but a few are right."""
+    model = Model(many_flags)
+    with pytest.raises(FtkitError, match="anew for sample 384"), precompute(model, data(400), tmp_path) as cached:
+        for rows, _ in cached.loader(batch_size=2):
+            model(rows)
+
+
+def test_kinds_of_batches_without_end(tmp_path: Path) -> None:
+    """The first of each is computed anew, however many there are."""
+    model = Model(lambda m, x: (many_flags(m, x), by_size(x))[1])
+    with pytest.raises(FtkitError, match="computed anew"), precompute(model, data(64), tmp_path) as cached:
+        rows = torch.cat([rows for rows, _ in cached.loader(batch_size=16)])
+        for size in range(1, 41):
+            model(rows[:size])
+    assert cached._player.spots is not None
+    assert cached._player.spots.done > 20
+
+
+def by_size(x: Tensor) -> Tensor:
+    return x * 2 if len(x) == 40 else x
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_a_batch_is_computed_anew_as_it_was_given(by_content: bool, tmp_path: Path) -> None:
+    """Where Python decides, that is later: in the mode and autocast of then, and whatever became of its memory."""
+    model = Model(lambda m, x: x if bool((x > 9).any()) and m.training else x * 1)
+    static = torch.empty(11, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        cached, loader = batches(data(), by_content, tmp_path, model, 11)
+    with cached:
+        for epoch in range(4):
+            model.train(epoch % 2 == 0)
+            for inputs, _ in loader:
+                given = static.copy_(inputs) if by_content else inputs
+                with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(model.training):
+                    model(given)
+    assert cached._player.spots is not None
+    assert cached._player.spots.done > 2
