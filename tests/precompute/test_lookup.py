@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from ftkit import FtkitError, freeze_except, precompute, unfreeze
 from ftkit._precompute.store import KEYED
@@ -211,6 +211,34 @@ def test_a_loader_is_left_as_it_was(tmp_path: Path) -> None:
         if given:
             precompute(Net(), loader, tmp_path)
         orders.append([labels.tolist() for _, labels in loader])
+    assert orders[0] == orders[1]
+
+
+class Stream(IterableDataset[Any]):
+    """Draws its samples, and counts how often it was read."""
+
+    def __init__(self) -> None:
+        self.generator, self.reads = torch.Generator().manual_seed(5), 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.reads += 1
+        yield from ((torch.randn(8, generator=self.generator), self.reads) for _ in range(12))
+
+
+def sampled() -> DataLoader[Any]:
+    sampler = RandomSampler(data(), generator=torch.Generator().manual_seed(5))
+    return DataLoader(data(), batch_sampler=BatchSampler(sampler, 6, drop_last=False))
+
+
+@pytest.mark.parametrize("made", [sampled, lambda: DataLoader(Stream(), 6)])
+def test_a_loader_without_an_index_is_left_as_it_was(made: Callable[[], DataLoader[Any]], tmp_path: Path) -> None:
+    """A batch is taken from it, and what its samplers and data set draw and count is put back."""
+    orders = []
+    for given in (False, True):
+        loader = made()
+        if given:
+            precompute(Net(), loader, tmp_path)
+        orders.append([(inputs[:, 0].tolist(), labels.tolist()) for inputs, labels in loader])
     assert orders[0] == orders[1]
 
 

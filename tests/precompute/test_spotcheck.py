@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,15 @@ from ftkit._precompute.precompute import precompute
 Way = Callable[["Model", Tensor], Tensor]
 
 
-class Factor:
-    """Is read by a method only."""
-
-    def __init__(self) -> None:
-        self.hidden = 1.0
-
-    def get(self) -> float:
-        return self.hidden
-
-
 class Scaled(nn.Module):
     """A part that is frozen."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.factor = nn.Linear(6, 8), Factor()
+        self.layer, self.factor = nn.Linear(6, 8), ctypes.c_double(1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = self.layer(x) * self.factor.get()
+        scaled: Tensor = self.layer(x) * self.factor.value
         return scaled
 
 
@@ -104,13 +95,13 @@ def test_without_gradients_with_a_loader_of_one_s_own(seen_before: bool, tmp_pat
 
 
 @pytest.mark.parametrize("by_content", [False, True])
-def test_an_object_that_only_a_method_reads(by_content: bool, tmp_path: Path) -> None:
+def test_an_object_that_nobody_sees_into(by_content: bool, tmp_path: Path) -> None:
     """It changes in the block; both ways it is met soon."""
     model = Model(lambda _, x: x)
     cached, loader = batches(data(), by_content, tmp_path, model, 11)
     with pytest.raises(FtkitError, match="computed anew"), cached:
         for epoch in range(3000):
-            model.body.factor.hidden = 2.0 if epoch > 3 else 1.0
+            model.body.factor.value = 2.0 if epoch > 3 else 1.0
             for inputs, _ in loader:
                 model(inputs)
 
@@ -123,7 +114,8 @@ def many_flags(_: Model, x: Tensor) -> Tensor:
 def test_rows_that_were_computed_under_other_decisions(tmp_path: Path) -> None:
     """Of the batch of the first pass; with dozens of kinds of batches, of which all but a few are right."""
     model = Model(many_flags)
-    with pytest.raises(FtkitError, match="anew for sample 384"), precompute(model, data(400), tmp_path) as cached:
+    found = r"anew for sample 384|Sample 3\d\d gives another result"  # precompute may happen upon one of them itself
+    with pytest.raises(FtkitError, match=found), precompute(model, data(400), tmp_path) as cached:
         for rows, _ in cached.loader(batch_size=2):
             model(rows)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import os
 import random
+import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,7 +281,7 @@ def test_a_generator_that_is_made_in_each_call(forward: Body, tmp_path: Path) ->
     try:
         cached = precompute(Model(forward), data(), tmp_path)
     except FtkitError as error:
-        assert "each time that it gets the same batch" in str(error)  # noqa: PT017  (by chance)
+        assert "can't be computed once" in str(error)  # noqa: PT017  (by chance)
     else:
         assert cached.skipped == ["body.layer"]
         assert cached.not_skipped == {"body": "it draws random numbers"}
@@ -893,3 +896,136 @@ def test_a_name_that_is_noted_once_counts_for_nothing(tmp_path: Path) -> None:
     model = Model(kept_in_turn)
     model.body.kept["turns"] = [1.0, 2.0]
     assert precompute(model, data(), tmp_path).skipped == ["body.layer"]
+
+
+# ---------------- objects
+
+
+class Steps:
+    """Counts in a method."""
+
+    of_all = 0
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def step(self) -> float:
+        self.count += 1
+        return 1.0 if self.count > 50 else 0.5
+
+    def __call__(self) -> float:
+        return self.step()
+
+    def step_all(self) -> float:
+        Steps.of_all += 1
+        return 0.5
+
+
+class Slotted:
+    """Has no table of attributes."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def step(self) -> float:
+        self.count += 1
+        return 0.5
+
+
+def thread_local() -> Any:
+    holder = threading.local()
+    holder.count = 0
+    return holder
+
+
+def count_in(holder: Any) -> float:
+    holder.count += 1
+    return 0.5
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+@pytest.mark.parametrize(
+    ("make", "step"),
+    [
+        (Steps, lambda one: one.step()),
+        (Steps, lambda one: one()),
+        (Steps, lambda one: one.step_all()),
+        (Slotted, lambda one: one.step()),
+        (lambda: types.SimpleNamespace(count=0), count_in),
+        (lambda: argparse.Namespace(count=0), count_in),
+        (thread_local, count_in),
+    ],
+)
+def test_objects_that_count_go_on_as_in_a_plain_loop(
+    make: Callable[[], Any], step: Callable[[Any], float], by_content: bool, tmp_path: Path
+) -> None:
+    """What the runs before training have counted is taken back."""
+    Steps.of_all = 0
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        return m.body(x) * step(m.steps)
+
+    model = Model(lambda m, x: m.layer(x), around)
+    model.steps = make()
+    loader = DataLoader(data(), 16)
+    cached = precompute(model, loader if by_content else data(), tmp_path)
+    assert cached.skipped == ["body"]
+    with cached:
+        for inputs, _ in loader if by_content else cached.loader(batch_size=16):
+            model(inputs)
+    assert getattr(model.steps, "count", 0) + Steps.of_all == 3
+
+
+class Shelf:
+    """Is filled by a method, and has no attribute before."""
+
+    def put(self, value: Tensor) -> None:
+        self.value = value
+
+
+def shelved(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    m.shelf.put(y)
+    return y
+
+
+def shelved_plainly(m: Any, x: Tensor) -> Tensor:
+    y = m.layer(x)
+    m.shelf.value = y
+    return y
+
+
+@pytest.mark.parametrize(("forward", "make"), [(shelved, Shelf), (shelved_plainly, types.SimpleNamespace)])
+def test_a_module_that_fills_an_object_runs(forward: Body, make: Callable[[], Any], tmp_path: Path) -> None:
+    """A loss that reads it meets what it holds for this batch, or an error, but not what another one left there."""
+    model = Model(forward)
+    model.body.shelf = make()
+    with precompute(model, data(), tmp_path, batch_size=16) as cached:
+        assert cached.not_skipped == {"body": "it keeps what it computed"}
+        assert not vars(model.body.shelf)
+        for rows, _ in cached.loader(batch_size=16):
+            model(rows)
+            with pytest.raises(FtkitError, match="was not kept"):
+                model.body.shelf.value.sum()
+
+
+def test_what_only_a_method_reads_is_watched(tmp_path: Path) -> None:
+    """It changes in the block."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.layer(x) * m.steps.step()
+
+    class Scale(Steps):
+        def step(self) -> float:
+            return 1.0 + self.count
+
+    model = Model(forward)
+    model.body.steps = Scale()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=16)))
+        model(rows)
+        model.body.steps.count = 2
+        with pytest.raises(FtkitError, match=r"body\.steps\.count was 0 .* is 2 now"):
+            model(rows)

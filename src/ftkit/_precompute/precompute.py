@@ -34,6 +34,7 @@ from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
+from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._torch import compiled_from, tree_leaves, tree_map_only
 from ftkit._wording import plural
@@ -261,7 +262,7 @@ def _collated(model: nn.Module, probes: list[Any], collate: Any) -> _Probe:
 
 
 def _of_loader(model: nn.Module, loader: Any) -> _Probe:
-    """The first samples of a loader; if they have an index, without a trace in its generators."""
+    """The first samples of a loader; what can be seen of it is left as it was."""
     source = getattr(loader, "dataset", None)
     indexed = source is not None and not isinstance(source, IterableDataset) and hasattr(source, "__getitem__")
     if indexed and getattr(loader, "batch_size", None) is not None and hasattr(loader, "collate_fn"):
@@ -276,7 +277,10 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
             "The loader is an iterator, of which a batch would be lost: pass what can be iterated over again, such as "
             "a DataLoader."
         )
-    batch = next(iter(loader), None)
+    with contextlib.ExitStack() as after:
+        for restore in restoring(loader):
+            after.callback(restore)
+        batch = next(iter(loader), None)
     if batch is None:
         raise FtkitError("The loader gives no batches.")
     call = _call(model, batch)

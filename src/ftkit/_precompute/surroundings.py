@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import copy
 import dataclasses
@@ -11,6 +12,7 @@ import hashlib
 import inspect
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -26,6 +28,8 @@ from ftkit._torch import version_of
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes)
 _KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.stdlib_module_names) - {"__main__"}
 _OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
+_HOLDERS: Final = (types.SimpleNamespace, argparse.Namespace, threading.local)  # of what anyone puts there
+_MISSING: Final = object()
 _MOST: Final = 2000  # places that are looked at for one module
 _DRAW: Final = frozenset({
     "Generator", "default_rng", "RandomState", "Random", "SystemRandom", "urandom", "token_bytes", "uuid4",
@@ -38,7 +42,7 @@ class Code:
 
     Attributes:
         names: All names: of attributes, functions and globals.
-        places: Where globals and class attributes lie: what to call them, their table and key.
+        places: Where globals and class attributes lie: what to call them, their table (or class, or module) and key.
         kept: Containers that functions keep from call to call: defaults, and variables of enclosing functions.
     """
 
@@ -85,15 +89,24 @@ def code_of(kind: type, own: Any = None) -> Code:
                 if not _known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
                     for inner in mentioned & vars(value).keys():
                         todo.append(vars(value)[inner])
-                        places[id(value), inner] = f"{value.__name__}.{inner}", vars(value), inner
+                        places[id(value), inner] = f"{value.__name__}.{inner}", value, inner
             else:
                 todo.append(value)
                 places[id(function.__globals__), name] = f"{function.__module__}.{name}", function.__globals__, name
     for one in classes:
         for name in names & vars(one).keys():
-            places[id(one), name] = f"{one.__qualname__}.{name}", vars(one), name
-    telling = tuple(one for one in places.values() if not isinstance(one[1][one[2]], types.ModuleType | type))
+            places[id(one), name] = f"{one.__qualname__}.{name}", one, name
+    telling = tuple(one for one in places.values() if not isinstance(_item(*one[1:]), types.ModuleType | type))
     return Code(frozenset(names), telling, tuple(kept))
+
+
+@functools.lru_cache(maxsize=4096)
+def _methods_of(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
+    """The code of the methods of a class that some names may call."""
+    if _known(kind.__module__):
+        return ()
+    found = {name: inspect.getattr_static(kind, name, None) for name in sorted(names | {"__call__", "__getitem__"})}
+    return tuple(code_of(kind, one) for each in found.values() if (one := _plain_function(each)) is not None)
 
 
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, staticmethod, classmethod, property)
@@ -135,15 +148,17 @@ class Surroundings:
     def __init__(self, module: nn.Module, name: str = "") -> None:
         kind: Any = type(module)
         code = code_of(kind, _plain_function(own_forward(module)))
-        self._names = code.names
+        held = (one for one in vars(module).values() if isinstance(one, types.FunctionType | types.MethodType))
+        self._names = code.names.union(*(code_of(kind, one).names for one in map(_plain_function, held)))
         self.draws = code.draws
         """Whether the code, or that of a function in an attribute, makes a generator of random numbers."""
         self.tables: list[Any] = []
         """Containers that may change, and tables of the attributes of objects."""
         self.places: list[functools.partial[Any]] = []
-        """What gives the value of each global, class attribute, or attribute of an object."""
+        """What gives the value of each global, class attribute, or attribute of an object, and how many that has."""
         self.values: dict[str, Any] = {}
         """What is there, by where it was found: numbers and the like as they are, of all else what tells it apart."""
+        self._attributes: list[tuple[dict[str, Any], frozenset[str]]] = []  # of objects, and those that the code names
         self.generators: list[Any] = []
         self.tensors: list[torch.Tensor] = []
         """Those that are in attributes without being registered."""
@@ -158,16 +173,39 @@ class Surroundings:
             ):
                 continue
             self._visit(prefix + key, value)
-        for where, table, key in code.places:
-            if key in table:
-                self.places.append(functools.partial(_item, table, key))
-                self._visit(where, table[key])
+        self._visit_places(code)
         for where, one in code.kept:
             if isinstance(one, types.CellType):
                 self.places.append(functools.partial(_content, one))
                 self._visit(where, _content(one))
             else:
                 self._visit(where, one)
+
+    def _visit_places(self, code: Code) -> None:
+        for where, table, key in code.places:
+            if (found := _item(table, key, _MISSING)) is not _MISSING:
+                self.places.append(functools.partial(_item, table, key))
+                self._visit(where, found)
+
+    def _visit_object(self, where: str, value: Any) -> None:
+        """Visit what the code names of an object, or the methods of the object that it names."""
+        kind: Any = type(value)
+        self.values[where] = said(kind)
+        before, methods = self._names, _methods_of(kind, self._names)
+        self._names = before.union(*(one.names for one in methods))
+        table = getattr(value, "__dict__", {})
+        self._attributes.append((table, self._names))
+        self.places.append(functools.partial(len, table))
+        for key in sorted(self._names & table.keys()):
+            self.places.append(functools.partial(_item, table, key))
+            self._visit(f"{where}.{key}", table[key])
+        for key in sorted({slot for one in kind.__mro__ for slot in _slots(one)} & self._names):
+            self.places.append(functools.partial(_slot, value, key))
+            self._visit(f"{where}.{key}", getattr(value, key, None))
+        for code in methods:
+            self.draws |= code.draws
+            self._visit_places(code)
+        self._names = before
 
     def _visit(self, where: str, value: Any) -> None:
         if type(value) in _PLAIN:
@@ -210,35 +248,20 @@ class Surroundings:
             self.values[where] = said(value)
             if function := _plain_function(value):
                 self.draws |= code_of(nn.Module, function).draws
-        elif not isinstance(value, nn.Module) and not _known(type(value).__module__):
-            self.values[where] = said(type(value))
-            table = getattr(value, "__dict__", {})
-            for key in self._names & table.keys():
-                self.places.append(functools.partial(_item, table, key))
-                self._visit(f"{where}.{key}", table[key])
-            for key in {slot for one in type(value).__mro__ for slot in _slots(one)} & self._names:
-                self.places.append(functools.partial(getattr, value, key, None))
-                self._visit(f"{where}.{key}", getattr(value, key, None))
+        elif not isinstance(value, nn.Module) and (isinstance(value, _HOLDERS) or not _known(type(value).__module__)):
+            self._visit_object(where, value)
 
     def to_restore(self) -> Iterator[Callable[[], object]]:
         """What gives generators, containers and attributes of objects the state again that they have now."""
-        for one in self.generators:
-            if isinstance(one, torch.Generator):
-                yield functools.partial(one.set_state, one.get_state())
-            elif isinstance(one, np.random.RandomState):
-                state: Any = one.get_state()
-                yield functools.partial(one.set_state, state)
-            elif isinstance(one, random.Random):
-                yield functools.partial(one.setstate, one.getstate())
-            else:
-                yield functools.partial(setattr, one.bit_generator, "state", one.bit_generator.state)
+        yield from map(_restarting, self.generators)
         for table in self.tables:
             if not isinstance(table, tuple | frozenset):
                 yield functools.partial(_refill, table, copy.copy(table))
         for get in self.places:
-            if get.func is _item and isinstance(get.args[0], dict):
-                table, key = get.args
-                yield functools.partial(_put_item, table, key, get())
+            if get.func in _PUTS:
+                yield functools.partial(_PUTS[get.func], *get.args, get())
+        for table, names in self._attributes:
+            yield functools.partial(_forget, table, names - table.keys())
 
     def contents(self) -> list[Any]:
         """What is in the containers now."""
@@ -249,9 +272,10 @@ class Surroundings:
         return [
             [*map(id, self.contents())],
             [len(one) for one in self.tables],
-            [_identity(get()) for get in self.places],
+            [_identity(get()) for get in self.places if get.func is not len],
             [state_of(one) for one in self.generators],
             [version_of(one) for one in self.tensors],
+            [len(names & table.keys()) for table, names in self._attributes],
         ]
 
 
@@ -259,8 +283,12 @@ def _identity(value: Any) -> Any:
     return value if type(value) in _PLAIN else id(value)
 
 
-def _item(table: Any, key: str) -> Any:
-    return table.get(key)
+def _item(table: Any, key: str, default: Any = None) -> Any:
+    return (table if isinstance(table, dict) else vars(table)).get(key, default)
+
+
+def _slot(value: Any, key: str) -> Any:
+    return getattr(value, key, None)
 
 
 def _content(cell: types.CellType) -> Any:
@@ -270,9 +298,56 @@ def _content(cell: types.CellType) -> Any:
         return None
 
 
-def _put_item(table: dict[str, Any], key: str, value: Any) -> None:
-    if key in table and table[key] is not value:
+def _put_item(table: Any, key: str, value: Any) -> None:
+    if not isinstance(table, dict):
+        if _item(table, key, value) is not value:
+            setattr(table, key, value)
+    elif key in table and table[key] is not value:
         table[key] = value
+
+
+def _put_slot(owner: Any, key: str, value: Any) -> None:
+    if _slot(owner, key) is not value:
+        object.__setattr__(owner, key, value)
+
+
+def _forget(table: dict[str, Any], names: frozenset[str]) -> None:
+    for key in names & table.keys():
+        del table[key]
+
+
+_PUTS: Final[dict[Any, Callable[..., None]]] = {_item: _put_item, _slot: _put_slot}
+
+
+def _restarting(generator: Any) -> Callable[[], object]:
+    """What gives a generator the state again that it has now."""
+    if isinstance(generator, torch.Generator):
+        return functools.partial(generator.set_state, generator.get_state())
+    if isinstance(generator, np.random.RandomState):
+        state: Any = generator.get_state()
+        return functools.partial(generator.set_state, state)
+    if isinstance(generator, random.Random):
+        return functools.partial(generator.setstate, generator.getstate())
+    return functools.partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)
+
+
+def restoring(value: Any) -> Iterator[Callable[[], object]]:
+    """What gives an object, and what it leads to, the state again that it has now: attributes, and generators."""
+    todo, seen = collections.deque([value]), dict[int, Any]()
+    while todo and len(seen) < _MOST:
+        one = todo.popleft()
+        if id(one) in seen or isinstance(one, (*_PLAIN, *_CODE, torch.Tensor, nn.Module, np.ndarray)):
+            continue
+        seen[id(one)] = one
+        if state_of(one) is not None:
+            yield _restarting(one)
+            continue
+        table = one if isinstance(one, dict | list | collections.deque) else getattr(one, "__dict__", None)
+        if isinstance(one, tuple):
+            todo.extend(one[:_MOST])
+        elif table is not None and len(table) < _MOST:
+            yield functools.partial(_refill, table, copy.copy(table))
+            todo.extend(table.values() if isinstance(table, dict) else table)
 
 
 def _refill(table: Any, before: Any) -> None:
