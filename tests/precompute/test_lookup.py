@@ -165,6 +165,25 @@ def test_what_changed_is_noticed_before_anything_is_kept(tmp_path: Path) -> None
         assert model.body[3].weight.grad is not None
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda model: model.body[3].weight.data.add_(1), "changed since"),
+        (lambda model: unfreeze(model, "body.3"), "unfrozen past the frontier"),
+    ],
+)
+def test_what_changed_is_named_where_a_batch_is_found(
+    change: Callable[[nn.Module], object], said: str, tmp_path: Path
+) -> None:
+    """Before it is compared with what the file has."""
+    model, (x, _) = Net(), next(iter(DataLoader(data(), 6)))
+    with precompute(model, DataLoader(data(), 6), tmp_path):
+        model(x)
+        change(model)
+        with pytest.raises(FtkitError, match=said):
+            model(x)
+
+
 def test_autocast_is_part_of_what_is_kept(tmp_path: Path) -> None:
     """Under another one the model runs as before."""
     model, plain, loader = Net(), Net(), DataLoader(data(), 6)

@@ -188,8 +188,9 @@ class Lookup:
         """Compute a batch that was kept by an earlier run once more, and compare.
 
         Raises:
-            FtkitError: It differs.
+            FtkitError: It differs, or the frozen part has changed.
         """
+        self._player.guard.check(thoroughly=True)  # it says more precisely what has changed
         self._doubtful = False
         again = self._rows_of(own(call), len(rows))
         if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):
