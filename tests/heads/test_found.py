@@ -220,6 +220,23 @@ def test_a_linear_map_of_what_the_model_counts_is_refused_where_only_two_are_as_
     assert replace_head(model, 7).names == ("mlp.2",)
 
 
+def test_scores_that_the_model_counts_and_passes_on_are_refused() -> None:
+    """What comes after them is no head, whatever else the model gives out."""
+    for where in (
+        lambda self, x: {"logits": x, "coarse": self.coarse(x)},
+        lambda self, x: (self.coarse(x.softmax(1)), x),
+    ):
+        model = wired(
+            lambda self, x, where=where: where(self, self.fc(self.body(x))),
+            body=features(),
+            fc=nn.Linear(8, 11),
+            coarse=nn.Linear(11, 4),
+            num_classes=11,
+        )
+        with pytest.raises(HeadError, match=r"'fc'.* gives the classes that the .* counts, and 'coarse'"):
+            replace_head(model, 7)
+
+
 class Anchored(nn.Module):
     """A head that counts the classes by itself: for each anchor all of them, or for each class all anchors."""
 

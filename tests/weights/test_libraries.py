@@ -253,6 +253,7 @@ def adapted(seed: int, kind: str = "LoraConfig", **options: Any) -> Any:
         ("r", 16),
         ("rank_pattern", {"query": 16}),
         ("alpha_pattern", {"query": 16}),
+        ("init_lora_weights", "pissa"),
     ],
 )
 def test_an_adapter_with_another_setting_is_refused(setting: str, other: Any, tmp_path: Path) -> None:

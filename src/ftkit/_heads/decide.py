@@ -26,6 +26,7 @@ from ftkit._heads.layers import (
 from ftkit._heads.refusals import (
     check_losses,
     check_maps,
+    check_passed_on,
     check_scorers,
     doubt,
     headless,
@@ -73,6 +74,7 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     if found is None:
         check_losses(model, evidence.unseen, evidence.told, Layers())
         raise nothing(model, every, evidence.trace)
+    check_passed_on(model, evidence.trace, found)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
     classes, boxes = found[0].classes, _boxes(evidence, found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import torch
 from torch import nn
 
-from ftkit._heads.counters import counters
+from ftkit._heads.counters import counters, told
 from ftkit._heads.graph import NORMED, SCALED, SQUASHED, End, Ends
 from ftkit._heads.layers import Layer, Layers, describe, has_shapes
 from ftkit._heads.trace import Trace
@@ -60,6 +60,17 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
             )
             error.could_be, error.advice = [[layer.name]], "To change the classes of the loss"
             raise error
+
+
+def check_passed_on(model: nn.Module, seen: Trace, found: Layers) -> None:
+    """Refuse what takes the scores that the model counts, and gives other ones: a coarser classifier, a decoder."""
+    counts = told(model, ())
+    if counts and found[0].classes not in counts:
+        for end in seen.ends.where(lambda end: end.beside and end.is_clean() and end.layer.outputs in counts):
+            raise HeadError(
+                f"{end.layer} gives the classes that the {type(model).__name__} counts, and {found[0]} comes after it. "
+                "Replace both with replace_modules, or rebuild the head."
+            )
 
 
 def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:

@@ -264,9 +264,10 @@ def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: lis
     for call in skipped:
         other = by_key[call.key]
         if _alike(call.args, other.args, sizes, order):
-            if _alike(call.output, other.output, sizes, order):
+            same = _numbers(call.output) == _numbers(other.output)
+            if same and _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = MIXED
+            hints.blocked[call.key[0]] = MIXED if same else "it gives back a number that is another for another batch"
         else:
             hints.hot.add(call.key)
         return True
@@ -279,6 +280,11 @@ def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> b
     return len(ones) == len(others) and all(
         _same(one, other, sizes, order) for one, other in zip(ones, others, strict=True)
     )
+
+
+def _numbers(output: Any) -> list[Any]:
+    """What a call gives back beside tensors."""
+    return [one for one in tree_leaves(output) if not isinstance(one, torch.Tensor)]
 
 
 def _same(long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int], order: list[int]) -> bool:

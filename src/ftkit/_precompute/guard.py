@@ -242,15 +242,18 @@ class Guard:
                 f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
                 f"past the frontier. {_AGAIN}"
             )
-        digests = self._digests(doubtful)
-        if moved := sorted(name for name in doubtful if digests.get(name) != self.digests.get(name)):
-            raise FtkitError(
-                f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
-            )
+        self._see_digests(doubtful)
         self._seen, self._doubtful = look, False
         self._remember()
         if thoroughly:
             self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
+
+    def _see_digests(self, names: Iterable[str]) -> None:
+        digests = self._digests(names)
+        if moved := sorted(name for name in names if digests.get(name) != self.digests.get(name)):
+            raise FtkitError(
+                f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
+            )
 
     @property
     def is_rested(self) -> bool:
@@ -258,7 +261,7 @@ class Guard:
         return time.perf_counter() > self._rests_until
 
     def finish(self) -> None:
-        """Look at what the last check left out.
+        """Look at what the last check left out, and at all bytes, as some changes are seen by nothing else.
 
         Raises:
             FtkitError: As :meth:`check`.
@@ -266,6 +269,8 @@ class Guard:
         if self._is_behind:
             self._due = 0.0
             self.check()
+        if not self._is_small:
+            self._see_digests(self.digests)
 
 
 def _versions(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:

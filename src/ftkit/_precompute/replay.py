@@ -23,9 +23,9 @@ from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decide
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
-from ftkit._precompute.stands import install
-from ftkit._precompute.trace import Decisions, Key, objects_in
-from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._precompute.stands import Stand, install
+from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
+from ftkit._torch import children_of, pre_hooks_of, tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
@@ -81,7 +81,9 @@ class Player:
         self.source = secrets.randbits(30)
         """By which its rows are known, among those of other data sets."""
         self._parts = parts_of(model, cut)
-        self._around = [vars(one) for one in _around(model, cut)]
+        inside = {id(one) for parts in self._parts.values() for one in parts}
+        self._left = [vars(one) for one in model.modules() if id(one) not in inside]
+        self._hooked = self._hooks_before()
         self._loose: dict[Key, list[dict[str, Any]]] = {}  # what is not held in eval mode
         self._passes = -1
         self._fine: dict[Key, Any] = {}  # the modes in which a call, or all, was last seen to be right
@@ -178,7 +180,7 @@ class Player:
         forwards = {id(named[name]): self._through(name) for name in names}
         if self.cut.tail is not None:
             forwards[id(self.model)] = self._straight
-            self._tail = named[self.cut.tail[0][0]]
+            self._way = self._way_to_tail()
         remove = install(forwards, self.model)
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
@@ -192,6 +194,7 @@ class Player:
                 self.guard.finish()
         finally:
             if not self._entered:
+                self._leave()
                 for step in self._undo:
                     step()
                 self._undo = []
@@ -205,6 +208,7 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        self._leave()  # a forward pass that Ctrl-C, say, has cut short
         given = _leaves([*args, *kwargs.values()])
         leaves = [one for one in given if self.is_row(one)]
         if not leaves:
@@ -225,6 +229,11 @@ class Player:
             raise FtkitError("A copy of the model was called with kept rows: only the model itself takes them.")
         if len(leaves) > 1:
             raise FtkitError("The model was called with several batches of kept rows: one is expected.")
+        if self._hooks_before() != self._hooked:
+            raise FtkitError(
+                "The model has other hooks before its forward pass than when the frozen part was computed, which may "
+                "change its inputs. Register them before you call precompute()."
+            )
         rows = leaves[0]
         if not are_signed(rows):
             raise FtkitError(
@@ -258,7 +267,8 @@ class Player:
         decisions = None if run.decisions is None else tuple(run.decisions.seen)
         if spots is None:
             return None
-        return spots.due(run.rows, self._decode, run.plain, tuple(map(_MODE, self._around)), decisions)
+        state = id(vars(self.model).get("forward")), *map(_MODE, self._left)
+        return spots.due(run.rows, self._decode, run.plain, state, decisions)
 
     def _settle(self) -> None:
         """Check the batch before, for which Python has taken decisions."""
@@ -318,13 +328,9 @@ class Player:
         return one
 
     def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        run: _Run | None = getattr(self._here, "run", None)
+        run = self._leave()
         if run is None:
             return None
-        self._here.run = None
-        allowed().__exit__()
-        if run.decisions is not None:
-            run.decisions.__exit__(None, None, None)
         if any(isinstance(one, Placeholder) for one in _leaves(output)):
             raise FtkitError(
                 "The model gives back a value of its frozen part that was not kept. It takes another way through its "
@@ -338,6 +344,29 @@ class Player:
         if run.unfilled:  # what they would hold is not there, so nobody may take them for whole
             return tree_map_only(object, lambda one: None if any(one is it for it in run.unfilled) else one, output)
         return None
+
+    def _leave(self) -> _Run | None:
+        """End the forward pass that is running, if there is one."""
+        run: _Run | None = getattr(self._here, "run", None)
+        if run is not None:
+            self._here.run = None
+            allowed().__exit__()
+            if run.decisions is not None:
+                run.decisions.__exit__(None, None, None)
+        return run
+
+    def _hooks_before(self) -> list[int]:
+        """The hooks of others that get the inputs of the model before it does."""
+        return [id(hook) for hook in pre_hooks_of(self.model).values() if is_foreign(hook)]
+
+    def _way_to_tail(self) -> list[Any]:
+        """What is called on the way to the tail, and the tail."""
+        one: nn.Module | None = self.model
+        way: list[Any] = [one]
+        for step in self.cut.tail[0][0].split(".") if self.cut.tail else ():
+            one = None if one is None else children_of(one).get(step)
+            way += [one, type(one), None if one is None else vars(one).get("forward")]
+        return way
 
     def _through(self, name: str) -> Callable[..., Any]:
         replaced: dict[Key, list[tuple[int, int]]] = {key: [] for kind, key, _ in self.cut.points if kind == "arg"}
@@ -369,7 +398,10 @@ class Player:
         Raises:
             FtkitError: As :meth:`_check`.
         """
-        if not self.guard.free:
+        top = vars(self.model).get("forward")
+        if not self.guard.free or not isinstance(top, Stand) or has_foreign_hooks(self.model):
+            return False
+        if self._way != self._way_to_tail():  # what trains is another
             return False
         self._check_autocast(self._autocasts)
         for key in self.cut.skips:
@@ -381,7 +413,7 @@ class Player:
         if run is None or not run.straight or self.cut.tail is None:
             return original(*args, **kwargs)
         given, named = self._filled(self.cut.tail[1], run)
-        return self._tail(*given, **named)
+        return self.model.get_submodule(self.cut.tail[0][0])(*given, **named)
 
     def _check(self, key: Key, skip: Skip, args: Any, kwargs: Any) -> None:
         """See that a skipped call is the call that it was.
@@ -422,14 +454,6 @@ class Player:
             )
         if not self.learning:
             self._fine[key] = switches
-
-
-def _around(model: nn.Module, cut: Cut) -> list[nn.Module]:
-    """The modules whose own code leads to the skipped calls, and the parts of them without parameters."""
-    names = {name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == "."}
-    modules = [model, *map(model.get_submodule, sorted(names))]
-    bare = [one for module in modules for one in module.children() if not any(True for _ in one.parameters())]
-    return list(dict.fromkeys([*modules, *bare]))
 
 
 def _autocast(kind: str) -> str | None:

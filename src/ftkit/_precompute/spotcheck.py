@@ -78,7 +78,7 @@ class SpotChecks:
         rows: torch.Tensor,
         decode: Callable[[torch.Tensor], dict[int, torch.Tensor]],
         plain: Plain | None,
-        modes: tuple[bool, ...],
+        state: tuple[int, ...],
         decisions: tuple[bool, ...] | None,
     ) -> Check | None:
         """The check of a batch that is to be made now, in the state in which torch and the model are.
@@ -87,13 +87,13 @@ class SpotChecks:
             rows: What is kept for it.
             decode: Makes the kept tensors of rows.
             plain: The batch itself, if it is at hand.
-            modes: Those of the modules on whose code the frozen part's inputs depend.
+            state: The forward of the model, and the modes of the modules on whose code the frozen part's inputs depend.
             decisions: Those that Python took on it; None if it takes none, or has not yet.
         """
         is_new = plain is not None and plain.is_new
         if is_new and torch.is_grad_enabled() and self.model.training:
             return None  # it would be computed once more as it has just been
-        kind = len(rows), torch.is_grad_enabled(), modes, is_new
+        kind = len(rows), torch.is_grad_enabled(), state, is_new
         if decisions is None or is_new:
             kinds = {hash(kind)}
         else:

@@ -608,6 +608,11 @@ def has_foreign_hooks(module: nn.Module) -> bool:
     return any(_home(hook) not in trusted for hook in chain.from_iterable(map(dict.values, hooks)))
 
 
+def is_foreign(hook: Any) -> bool:
+    """Whether a hook is neither torch's nor ftkit's."""
+    return _home(hook) not in _TRUSTED
+
+
 def _home(hook: Any) -> str:
     """The package that a hook comes from."""
     inner = getattr(hook, "func", hook)

@@ -34,6 +34,9 @@ _UNFELT: Final = re.compile(
     r"|\w*(init|dropout)\w*|(runtime|megatron|loftq|eva|corda|lora_ga|velora)_\w+"
     r"|tfinal|deltaT|beta[12]|total_step|orth_reg_weight"
 )
+_CHANGES_BASE: Final = re.compile(
+    r"pissa|olora|corda|loftq"
+)  # ways to start an adapter that change the weights under it
 
 
 class Library:
@@ -240,6 +243,9 @@ def check_adapter_beside(file: Path | None, model: Any, source: str) -> None:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What matters of a configuration, as JSON has it; sets of names are in no order."""
     felt = {name: value for name, value in config.items() if not _UNFELT.fullmatch(name)}
+    if "init_lora_weights" in config:
+        start = str(config["init_lora_weights"])
+        felt["init_lora_weights"] = start if _CHANGES_BASE.match(start) else True
     plain = json.loads(json.dumps(felt, default=lambda value: list(value) if isinstance(value, set) else str(value)))
     return {
         name: sorted(value) if isinstance(value, list) and all(isinstance(one, str) for one in value) else value

@@ -55,3 +55,16 @@ def test_sound_pictures_of_extremes(pixels: np.ndarray, photo: Photo) -> None:
     heights[:60] = 0
     for picture in (np.asarray(strong), noise, heights, np.zeros((1, 1, 3)), np.zeros((20, 1, 3))):
         assert not runs_over(picture.astype(np.uint8))
+
+
+def test_computed_pictures_below_a_plain_part() -> None:
+    """Coordinates on a floor below a horizon, and a phase below a margin, run over by themselves."""
+    y, x = np.mgrid[0:320, 0:480].astype(float)
+    depth = 60 / np.maximum(y - 112, 2)
+    across, along = (x - 240) * depth / 20, depth * 3
+    across, along = across * 0.8 + along * 0.6, along * 0.8 - across * 0.6
+    floor = np.stack([across % 1 * 255.99, along % 1 * 255.99, 0 * across + 40], -1)
+    phase = np.stack([(x / 9 + y / 31) % 1 * 255.99, (y / 7 - x / 23) % 1 * 255.99, 0 * x], -1)
+    for picture, plain in ((floor, 125), (phase, 60)):
+        picture[:plain] = 90
+        assert not runs_over(picture.astype(np.uint8))

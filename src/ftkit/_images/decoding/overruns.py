@@ -18,6 +18,9 @@ _MIDDLE, _MOST_MIDDLE = 128, 8  # what it steps by in noise, and how many times 
 _VARIED = 60
 _LEAST, _ALONG = 0.002, 0.7  # of the pixels, and of the rows from the first of them on, that have it
 _SOUND = 1 / 16  # of the rows, above the first: a picture that ran over before it was saved may do so anywhere
+# Of the rows above the first, how many are looked at, and how many of their pixels differ from the one before. Computed
+# pictures, as of a phase or of coordinates, may begin to run over where a plain part ends: below a horizon or a margin.
+_ABOVE, _LIVELY = 8, 0.2
 
 
 def runs_over(colours: Pixels) -> bool:
@@ -40,4 +43,7 @@ def runs_over(colours: Pixels) -> bool:
     if far < _LEAST * rows.size * levels.shape[1] or middle - far > _MOST_MIDDLE * far:
         return False
     first = int(rows.argmax())
-    return sorted(map(len, ways))[1] >= _VARIED and first >= _SOUND * len(rows) and bool(rows[first:].mean() >= _ALONG)
+    if sorted(map(len, ways))[1] < _VARIED or first < _SOUND * len(rows) or rows[first:].mean() < _ALONG:
+        return False
+    above = np.diff(levels[max(first - _ABOVE, 0) : first], axis=1).any(axis=2)
+    return bool(above.mean() >= _LIVELY)
