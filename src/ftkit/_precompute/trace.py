@@ -375,6 +375,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         objects = objects_in((args, kwargs))
         inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
+        if self._hints.moody.get(name) == DRAWS:  # another time it may be something else than what a part of it gave
+            output = tree_map_only(torch.Tensor, torch.clone, output)
         self._see_draws()
         self._open.pop()
         if before != _python_generators() or around.draws:
