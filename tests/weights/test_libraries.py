@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from ftkit import load_weights, save_weights
+from ftkit import load_weights, save_delta, save_weights
 from ftkit.errors import CheckpointError
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -266,6 +266,21 @@ def test_an_adapter_with_another_setting_is_refused(setting: str, other: Any, tm
             with pytest.raises(CheckpointError, match=rf"{setting}={re.escape(repr(other))}, here .*get_peft_model"):
                 load_weights(model, source, strict=strict)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_merged_adapter_is_refused(tmp_path: Path) -> None:
+    """New ones would have no effect on its outputs, and its base is no longer the pretrained one."""
+    tuned = adapted(1, **LORA)
+    tuned.save_pretrained(tmp_path)
+    model = adapted(2, **LORA)
+    model.merge_adapter()
+    with pytest.raises(CheckpointError, match=r"merged into its weights.*unmerge_adapter"):
+        load_weights(model, tmp_path)
+    with pytest.raises(CheckpointError, match="merged into its weights"):
+        save_delta(model, tmp_path / "delta.safetensors")
+    model.unmerge_adapter()  # which rounds
+    load_weights(model, tmp_path)
+    assert all(map(torch.allclose, outputs(tuned), outputs(model)))
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True")

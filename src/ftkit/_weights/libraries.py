@@ -182,6 +182,9 @@ def adapter_names(model: nn.Module) -> dict[str, str]:
 def adapter_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return what no tensor shows of peft's adapters in a model, by the names of the adapters.
 
+    Raises:
+        CheckpointError: They are merged into the weights.
+
     Example:
         >>> import torch
         >>> from ftkit._weights.libraries import adapter_settings
@@ -191,6 +194,11 @@ def adapter_settings(model: nn.Module) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     known: set[int] = set()
     for prefix, module in model.named_modules():  # peft's parts share their configurations; the outermost comes first
+        if getattr(module, "merged_adapters", None):
+            raise CheckpointError(
+                f"The adapters of {prefix} are merged into its weights, so those are not the pretrained ones, and new "
+                "adapters would have no effect. Call unmerge_adapter() of the peft model first."
+            )
         configs = getattr(module, "peft_config", None)
         for adapter, config in configs.items() if isinstance(configs, dict) else ():
             if id(config) not in known and hasattr(config, "peft_type"):
@@ -228,8 +236,9 @@ def check_adapter_beside(file: Path | None, model: Any, source: str) -> None:
     Raises:
         CheckpointError: It computes in another way, or the settings can't be read.
     """
+    own = adapter_settings(model)
     path = None if file is None or not file.name.startswith("adapter_model.") else file.parent / "adapter_config.json"
-    if path is None or not path.is_file():
+    if not own or path is None or not path.is_file():
         return
     try:
         if path.stat().st_size > _LARGEST:
