@@ -171,17 +171,23 @@ def _left_out(body: list[ast.stmt], kept: list[ast.stmt], names: Mapping[str, ob
             yield ast.unparse(tree), tree.lineno
 
 
+def _writes(call: ast.Call) -> bool:
+    """Whether a call writes in place, by its name."""
+    last = ast.unparse(call.func).rpartition(".")[2]
+    return last.endswith("_") and not last.endswith("__") and last != "requires_grad_"
+
+
 def _may_start(call: ast.Call, names: Mapping[str, object]) -> bool:
     """Whether a call writes into weights, or calls a function that does."""
-    name = ast.unparse(call.func)
-    if name.endswith("_") and not name.endswith(("__", "requires_grad_")):
+    if _writes(call):
         return True
+    name = ast.unparse(call.func)
     given = [part for one in call.args for part in ast.walk(one) if isinstance(part, ast.Name | ast.Attribute)]
     for meant in (name, *map(ast.unparse, given)):
         found = _meant(meant, names)
         inner = found.body if isinstance(found, ast.FunctionDef) else _body(found) if sets_weights(found) else None
         calls = (tree for tree in ast.walk(ast.Module(inner or [], [])) if isinstance(tree, ast.Call))
-        if any(ast.unparse(one.func).endswith("_") for one in calls) and not _LOADS.search(meant):
+        if any(map(_writes, calls)) and not _LOADS.search(meant):
             return True
     return False
 
@@ -311,8 +317,7 @@ def _starts(call: ast.Call, names: Mapping[str, object], inside: _Inside = ()) -
         named = [ast.unparse(part) for part in given if isinstance(part, ast.Name | ast.Attribute)]
         inline = any(isinstance(one, ast.Lambda) for one in given)
         return inline or any(_is_start(_meant(one, names), one, names, inside) for one in named)
-    in_place = last.endswith("_") and not last.endswith("__") and last != "requires_grad_"
-    return in_place or _is_start(_meant(name, names), last, names, inside)
+    return _writes(call) or _is_start(_meant(name, names), last, names, inside)
 
 
 def _is_start(found: object, name: str, names: Mapping[str, object], inside: _Inside) -> bool:
