@@ -178,6 +178,42 @@ def test_a_worker_that_can_not_start_says_why(monkeypatch: pytest.MonkeyPatch, t
         scan_images(pets, workers=1)
 
 
+KILLED_AT_START = """
+import os, pathlib
+starts = pathlib.Path(__file__).with_name("starts")
+starts.touch()
+with starts.open("a") as file:
+    file.write("x")
+if starts.stat().st_size in KILLED:
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.fixture
+def _killed_at_start(_evil: None, tmp_path: Path, killed: Iterator[int]) -> None:
+    """Have those starts of a worker end by a kill."""
+    with (tmp_path / "site/sitecustomize.py").open("a") as file:
+        file.write(KILLED_AT_START.replace("KILLED", repr(list(killed))))
+
+
+@pytest.mark.usefixtures("_killed_at_start")
+@pytest.mark.parametrize("killed", [[1], [2, 3, 4]])
+def test_a_worker_killed_as_it_starts_costs_nothing(pets: Path) -> None:
+    """Neither the first one nor those that take the place of one that crashed."""
+    (pets / "train/cat/C.jpg").write_bytes(b"EVILC" + bytes(100))
+    report = scan_images(pets, workers=1)
+    assert [(Path(f.path).stem, f.kind) for f in report.unusable] == [("C", "crash")]
+    assert report.images == 10
+
+
+@pytest.mark.usefixtures("_killed_at_start")
+@pytest.mark.parametrize("killed", [range(1, 100)])
+def test_workers_that_are_always_killed_as_they_start_are_an_error(pets: Path) -> None:
+    """It says so, and blames no import."""
+    with pytest.raises(FtkitError, match="in a row were killed before they were ready"):
+        scan_images(pets, workers=1)
+
+
 def test_a_fault_of_the_check_itself_is_reported(pets: Path) -> None:
     """An error that escapes a check is the file's finding, and the worker lives on."""
     path = str(next(pets.rglob("*.jpg")))

@@ -20,6 +20,7 @@ from ftkit.errors import FtkitError
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.decoding.serving import serve; serve()"
 _START_SECONDS = 120
+_STARTS = 4  # of a worker, when one after the other is killed before it is ready
 
 
 class Job(NamedTuple):
@@ -93,26 +94,30 @@ class _Worker:
         except queue.Empty:
             return None
 
-    def _get_ready(self) -> None:
-        """Wait until the process has started, which does not count as time of a job."""
+    def get_ready(self) -> bool:
+        """Wait until the process has started, which does not count as time of a job; False when it was killed."""
         if self._ready:
-            return
+            return True
         last = b"no message"
         while (line := self._next(_START_SECONDS)) != READY:
             if not line:
+                is_killed = line is not None and self._say_end() and self._process.returncode < 0
                 self.kill()
+                if is_killed:
+                    return False
+                what = "ended before it was ready" if line is not None else f"took over {_START_SECONDS} s to start"
                 raise FtkitError(
-                    f"A worker process of scan_images ended before it was ready: {last.decode(errors='replace')}. "
+                    f"A worker process of scan_images {what}: {last.decode(errors='replace')}. "
                     f"Check that {sys.executable} can import ftkit, numpy and simplejpeg."
                 )
             last = line.strip() or last
         while self._stdout.readline() not in (READY, b""):
             pass  # a sitecustomize may print
         self._ready = True
+        return True
 
     def answers(self, jobs: Sequence[Job], timeout: float) -> Iterator[bytes]:
         """Send the jobs in one go and yield their answers as they come; raise _Lost when one kills the worker."""
-        self._get_ready()
         self._send(jobs)
         left, end = len(jobs), ""
         while left and not end:
@@ -243,7 +248,7 @@ def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
     is_suspect = False  # whether a worker was lost over the first of them, as far as can be told
     is_careful = False  # whether to send them one by one, since a worker was lost over them
     while todo:
-        worker = _idle.take()
+        worker = _take_ready()
         done = 0
         try:
             for line in worker.answers(todo[:1] if is_careful else todo, timeout):
@@ -263,6 +268,22 @@ def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
         else:
             _idle.put(worker)
         del todo[:done]
+
+
+def _take_ready() -> _Worker:
+    """Return a worker that is ready; one that is killed as it starts, as when memory runs out, is replaced."""
+    for _ in range(_STARTS):
+        worker = _idle.take()
+        try:
+            if worker.get_ready():
+                return worker
+        except BaseException:
+            worker.kill()
+            raise
+    raise FtkitError(
+        f"{_STARTS} worker processes of scan_images in a row were killed before they were ready. "
+        f"Free some memory, or pass fewer workers, and scan again."
+    )
 
 
 def _read_answer(line: bytes) -> Answer:
