@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ftkit._images.decoding.checks import check_bytes
+
 Encode = Callable[..., bytes]
 Judge = Callable[..., bool]
 
@@ -81,3 +83,27 @@ def test_markers_among_the_pixels(is_unusable: Judge, image: Image.Image, encode
     assert is_unusable(whole[:at] + b"\xff\xff\xff" + whole[at + 3 :], "x.jp2")
     tiled = encode(image, "JPEG2000", tile_size=(64, 64))
     assert not is_unusable(tiled, "x.jp2")
+
+
+@pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}], ids=["lossy", "lossless"])
+@pytest.mark.parametrize("spoiled", [None, 0, 2])
+def test_zeros_in_an_animated_webp(
+    image: Image.Image, encode: Encode, options: dict[str, object], spoiled: int | None
+) -> None:
+    """In the first frame, which loaders take, they make it unusable, and odd in a later one."""
+    frames = [image.resize((160, 120)).rotate(90 * turn) for turn in range(4)]
+    frames[3].putalpha(100)
+    data = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], **options)
+    if spoiled is not None:
+        at = -1
+        for _ in range(spoiled + 1):
+            at = data.index(b"ANMF", at + 1)
+        at += 8 + int.from_bytes(data[at + 4 : at + 8], "little") // 2
+        data = data[:at] + bytes(512) + data[at + 512 :]
+    notes = [note for note in check_bytes("x.webp", data).notes if note.kind != "animated"]
+    assert [(note.kind, note.severity) for note in notes] == {
+        None: [],
+        0: [("damaged", None)],
+        2: [("damaged", "odd")],
+    }[spoiled]
+    assert not spoiled or "frame 3" in notes[0].detail

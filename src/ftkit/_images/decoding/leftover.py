@@ -50,24 +50,49 @@ def is_lossless(webp: bytes) -> bool:
     return lossless > 0 and not 0 < lossy < lossless
 
 
+def stills(webp: bytes) -> Iterator[bytes]:
+    """Yield each frame of an animated WebP file as a file of its own, without its transparency."""
+    for name, start, stop in _chunks(webp, 12, len(webp)):
+        if name == b"ANMF":
+            for inner, at, end in _chunks(webp, start + 16, stop):  # behind its place and its time
+                if inner in _CODED:
+                    yield _as_webp(_chunk(inner, webp[at:end]))
+
+
+_CODED = {b"VP8 ": _SPARE_LOSSY, b"VP8L": _SPARE_LOSSLESS}
+
+
 def _in_webp(data: bytes) -> _Coded | None:
     end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
-    at = 12
-    while at + 8 <= end:
-        name, size = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        start, stop = at + 8, at + 8 + size
-        if name in (b"VP8 ", b"VP8L") and stop <= end:
+    for name, start, stop in _chunks(data, 12, end):
+        if name in _CODED:
 
-            def shorten(count: int, at: int = at, start: int = start, stop: int = stop) -> bytes:
-                kept = data[start : stop - count]
-                inner = data[8 : at + 4] + len(kept).to_bytes(4, "little") + kept + bytes(len(kept) % 2)
-                inner += data[stop + (stop - start) % 2 : end]
-                return b"RIFF" + len(inner).to_bytes(4, "little") + inner
+            def shorten(count: int, name: bytes = name, start: int = start, stop: int = stop) -> bytes:
+                after = data[stop + (stop - start) % 2 : end]
+                return _as_webp(data[12 : start - 8] + _chunk(name, data[start : stop - count]) + after)
 
-            spare = _SPARE_LOSSY if name == b"VP8 " else _SPARE_LOSSLESS
-            return _Coded(data[stop - spare : stop], size, spare, shorten)
-        at = stop + size % 2
+            spare = _CODED[name]
+            return _Coded(data[stop - spare : stop], stop - start, spare, shorten)
     return None
+
+
+def _chunks(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Yield name, start and end of the content of each chunk of RIFF that is whole."""
+    while at + 8 <= end:
+        start = at + 8
+        stop = start + int.from_bytes(data[at + 4 : start], "little")
+        if stop > end:
+            return
+        yield data[at : at + 4], start, stop
+        at = stop + (stop - start) % 2
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return name + len(content).to_bytes(4, "little") + content + bytes(len(content) % 2)
+
+
+def _as_webp(chunks: bytes) -> bytes:
+    return _chunk(b"RIFF", b"WEBP" + chunks)
 
 
 # Types of the units of an AV1 stream (AV1, 6.2.2).

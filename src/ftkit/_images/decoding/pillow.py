@@ -18,7 +18,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import png
 from ftkit._images.decoding.holes import has_hole
-from ftkit._images.decoding.leftover import has_leftover, is_lossless
+from ftkit._images.decoding.leftover import has_leftover, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
@@ -91,7 +91,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
             _judge_loaded(image, data, said, is_damaged_jpeg)
             _judge_form(image, notes)
             grey = _to_grey(image)
-            _judge_frames(image, notes)
+            _judge_frames(image, data, notes)
     except UnidentifiedImageError:
         raise _describe(data) from None
     except Image.DecompressionBombError as error:
@@ -156,10 +156,9 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
         raise Broken("damaged", remark[0])
     if has_hole(image, data, is_damaged_jpeg):
         raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
-    if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
-        raise Broken("damaged", "the last bytes of the pixels stand for none: the decoder has lost its place")
-    if image.format == "WEBP" and is_lossless(data) and runs_over(np.asarray(image.convert("RGB"))):
-        raise Broken("damaged", "from some row on, colors run over from 255 to 0: the decoder has lost its place")
+    frame = next(stills(data), b"") if image.format == "WEBP" else b""
+    if detail := _said_by_frame(frame) if frame else _said_by_rest(image, data):
+        raise Broken("damaged", detail)
     if image.format != "PNG":
         return
     last = image.crop((0, image.height - 1, image.width, image.height))
@@ -172,19 +171,38 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
             raise Broken("damaged", f"pixels use color {most} of a palette of {plural(colours, 'color')}")
 
 
-def _judge_frames(image: Image.Image, notes: Notes) -> None:
+def _said_by_rest(image: Image.Image, data: bytes) -> str:
+    """Return what tells that the decoder of a still image has lost its place; empty when nothing does."""
+    if has_leftover(image.format or "", data, lambda shorter: not complaint(shorter)):
+        return "the last bytes of the pixels stand for none: the decoder has lost its place"
+    if image.format == "WEBP" and is_lossless(data) and runs_over(np.asarray(image.convert("RGB"))):
+        return "from some row on, colors run over from 255 to 0: the decoder has lost its place"
+    return ""
+
+
+def _said_by_frame(frame: bytes) -> str:
+    with Image.open(io.BytesIO(frame)) as image:
+        return _said_by_rest(image, frame)
+
+
+def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
     """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
     frames = frame = 0
     try:
         frames = getattr(image, "n_frames", 1)
         width, height = image.size
+        coded = stills(data) if image.format == "WEBP" else iter(())
+        next(coded, None)
         for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
             image.seek(frame)
             image.load()
+            still = next(coded, b"")
+            if detail := _said_by_frame(still) if still else "":
+                raise Broken("damaged", detail)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  (a directory that was cut off raises whatever comes first)
-        kind, detail, _ = _broken_by(error).note
+        kind, detail, _ = (error if isinstance(error, Broken) else _broken_by(error)).note
         which = f"frame {frame + 1}" if frame else "a later one"
         notes.append(Note(kind, f"the first frame loads, but {which} does not: {detail}", "odd"))
     if frames > 1:
