@@ -178,6 +178,16 @@ def test_a_worker_that_can_not_start_says_why(monkeypatch: pytest.MonkeyPatch, t
         scan_images(pets, workers=1)
 
 
+@pytest.mark.parametrize("program", ["", None, "/no/such/python"])
+def test_a_program_that_can_not_be_run_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, pets: Path, program: str | None
+) -> None:
+    """As where Python is part of another program, and has none of its own."""
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(FtkitError, match=r"Can't start a worker process .*sys\.executable"):
+        scan_images(pets)
+
+
 KILLED_AT_START = """
 import os, pathlib
 starts = pathlib.Path(__file__).with_name("starts")

@@ -59,13 +59,19 @@ class _Worker:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
-        self._process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-P", "-c", _BOOT, *path],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, **single},
-        )
+        try:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable or "", "-P", "-c", _BOOT, *path],  # there is none where Python is embedded
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **single},
+            )
+        except OSError as error:
+            raise FtkitError(
+                f"Can't start a worker process of scan_images: {error.strerror}. Check that {sys.executable!r} (that is "
+                f"sys.executable) can be run, and that memory and the number of processes allow one more."
+            ) from error
         assert self._process.stdin
         assert self._process.stdout
         self._stdin, self._stdout = self._process.stdin, self._process.stdout
@@ -206,6 +212,7 @@ class _Idle:
                 worker = self._workers.pop()
                 if worker.alive:
                     return worker
+                worker.close()
         return _Worker()
 
     def put(self, worker: _Worker) -> None:
