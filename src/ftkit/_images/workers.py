@@ -69,8 +69,8 @@ class _Worker:
             )
         except OSError as error:
             raise FtkitError(
-                f"Can't start a worker process of scan_images: {error.strerror}. Check that {sys.executable!r} (that is "
-                f"sys.executable) can be run, and that memory and the number of processes allow one more."
+                f"Can't start a worker process of scan_images: {error.strerror}. Check that {sys.executable!r}, "
+                f"which is sys.executable, can be run, and that memory and the number of processes allow one more."
             ) from error
         assert self._process.stdin
         assert self._process.stdout
