@@ -76,6 +76,7 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.layout is torch.strided
         and not tensor.dtype.is_complex  # which may be conjugated
         and not tensor.is_neg()
+        and not tensor._is_zerotensor()
     )
 
 
@@ -109,7 +110,7 @@ def _asked(value: Any) -> Hashable:
     kind = type(value)
     if kind is list or kind is tuple:
         return tuple(map(_asked, value))
-    if kind is FakeTensor and not holds_value(value) and not value.dtype.is_complex:
+    if kind is FakeTensor and not holds_value(value) and not value.dtype.is_complex and not value._is_zerotensor():
         return value.shape, value.stride(), value.storage_offset(), value.dtype, value.device
     if isinstance(value, torch.Tensor):
         raise TypeError
