@@ -95,6 +95,41 @@ def test_peak_of_losses_that_shrink_their_output(loss):
     assert agrees(nn.Linear(64, 1000), (512, 64), loss=lambda output: loss(output, torch.ones(512, 1000)))
 
 
+@pytest.mark.skipif(not NEW, reason="older versions are foreseen too high")
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: self.layer(x).amax(1, keepdim=True),
+        lambda self, x: self.layer(x) * (x > 0),
+        lambda self, x: self.layer(x).sum(1, keepdim=True, dtype=torch.double),
+        lambda self, x: torch.linalg.cholesky(self.layer(x).T @ self.layer(x) + torch.eye(96)),
+        lambda self, x: torch.linalg.pinv(self.layer(x)),
+        lambda self, x: self.layer(x).nansum(1, keepdim=True),
+        lambda self, x: torch.maximum(self.layer(x), x),
+        lambda self, x: self.layer(x).take(torch.arange(1000))[None],
+        lambda self, x: F.soft_margin_loss(self.layer(x), x, reduction="none"),
+        lambda self, x: self.bag(torch.arange(1600).view(200, 8) % 100),
+        lambda self, x: self.lrn(self.layer(x).view(16, 12, 8, 12)).flatten(1),
+        lambda self, x: x[self.layer(x)[:, 0] > 0] @ self.layer.weight,
+    ],
+    ids=["amax", "mask", "dtype", "cholesky", "pinv", "nansum", "maximum", "take", "margin", "bag", "lrn", "values"],
+)
+def test_peak_of_operators_that_have_no_rule(run):
+    """Any of them is tried, or run, and does in place what it does where none looks."""
+    bag, lrn = nn.EmbeddingBag(100, 96, mode="max"), nn.CrossMapLRN2d(3)
+    model = Calls(run, layer=nn.Linear(96, 96), bag=bag, lrn=lrn)
+    assert agrees(model, (192, 96), loss=lambda output: output.square().sum())
+
+
+@pytest.mark.skipif(not NEW, reason="older versions are foreseen too high")
+@pytest.mark.parametrize("options", [{"pos_weight": torch.ones(1000)}, {"weight": torch.ones(1000)}, {}], ids=str)
+def test_peak_of_a_loss_with_weights(options):
+    """Its formula works in place with weights of positives only."""
+    truth = torch.ones(512, 1000)
+    loss = nn.BCEWithLogitsLoss(**options)
+    assert agrees(nn.Linear(64, 1000), (512, 64), loss=lambda output: loss(output, truth))
+
+
 def test_the_gradient_of_a_sum_is_copied_for_a_product():
     """It has no memory of its own, and a product wants rows or columns."""
     assert agrees(nn.Linear(256, 512), (256, 256), loss=torch.sum)

@@ -195,7 +195,7 @@ class _Blocked(_Unfolded):
         For others they depend on sizes of caches and on instructions: some multiply an unfolded input.
         """
         small = max(self.w.shape[2:]) <= 7 and self.kernel <= 49
-        plain = self.size == 4 and max(self.dilation) == 1 and small
+        plain = self.size == 4 and max(self.dilation) == 1 and small and self.x.dim() < 5
         small_depthwise = self.depthwise and self.x.dim() == 4 and self.kernel <= 9
         return plain and (self.groups == 1 or small_depthwise) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -380,6 +380,17 @@ _HOLDS_NOTHING = {
             "nll_loss2d_backward",
         ),
         *("max_pool2d_with_indices", "avg_pool2d", "hardtanh_backward", "leaky_relu_backward", "elu_backward"),
+        *(
+            "_unsafe_view",
+            "empty_like",
+            "full_like",
+            "new_empty",
+            "new_empty_strided",
+            "new_full",
+            "new_ones",
+            "new_zeros",
+        ),
+        *("ones_like", "zeros_like", "select_backward", "slice_backward", "embedding_dense_backward"),
         *("native_batch_norm", "_native_batch_norm_legit", "native_group_norm", "constant_pad_nd", "stack", "dot"),
     )
 }

@@ -14,7 +14,7 @@ from ftkit._models.dryrun import tensors_in
 from ftkit._torch import allocated
 
 ENOUGH: Final = 16 * 2**20
-"""Bytes of the tensors that a trial takes, beyond which a few examples tell of the rest."""
+"""Bytes of the tensors that a trial takes and gives, beyond which a few examples tell of the rest."""
 _MOST_BYTES: Final = 512 * 2**20  # beyond which it is left out
 
 
@@ -53,9 +53,10 @@ def tried(
         hash(given)
     except TypeError:
         return otherwise
-    size = sum(spec.needed_bytes() for spec in _specs(given))
+    result = _memory_given(output, (args, kwargs))
+    size = sum(spec.needed_bytes() for spec in _specs(given)) + result
     if size > ENOUGH:
-        foreseen = _foreseen(func, given, rows, size, _memory_given(output, (args, kwargs)))
+        foreseen = _foreseen(func, given, rows, size, result)
         if foreseen is not None:
             return foreseen
     held = _held(func, given, torch.get_num_threads()) if size <= _MOST_BYTES else None
