@@ -83,6 +83,7 @@ __all__ = [
     "power_iterate",
     "pre_hooks_of",
     "settle_anew",
+    "sparse_parts",
     "storage_id",
     "tree_leaves",
     "tree_map_only",
@@ -179,6 +180,19 @@ def hooks_made() -> int:
 def storage_id(tensor: torch.Tensor) -> int:
     """What identifies the memory under a tensor among all memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
+
+
+def sparse_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a sparse tensor is made of; none, if it is none."""
+    names = {
+        torch.sparse_coo: ("_indices", "_values"),
+        torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+        torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+        torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+        torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+    }.get(tensor.layout, ())
+    with below_dispatch():
+        return [getattr(tensor, name)() for name in names]
 
 
 # ---- weights files

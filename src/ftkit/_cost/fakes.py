@@ -17,6 +17,7 @@ from ftkit._torch import (
     fake_maker,
     fake_tensors,
     parameters_of,
+    sparse_parts,
     storage_id,
     tree_map_only,
 )
@@ -235,8 +236,9 @@ def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the identity and the bytes of the memory under a tensor."""
+    """Return the identity and the bytes of the memory under a tensor, of a sparse one of all its parts."""
     storage = storage_of(tensor)
     if storage is None:
-        return id(tensor), tensor.numel() * tensor.element_size()
+        parts = sparse_parts(tensor) or [tensor]
+        return id(tensor), sum(part.numel() * part.element_size() for part in parts)
     return storage_id(tensor), storage.nbytes()

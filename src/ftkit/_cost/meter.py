@@ -17,7 +17,7 @@ from ftkit._cost.answers import Answer, ask, question
 from ftkit._cost.fakes import Fakes, memory_of
 from ftkit._cost.flops import flops
 from ftkit._cost.memory import Memory
-from ftkit._cost.onednn import scratch_bytes
+from ftkit._cost.onednn import fast_attention_scratch, scratch_bytes
 from ftkit._models.dryrun import tensors_in
 from ftkit._torch import (
     FakeTensor,
@@ -133,6 +133,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._fakes = fakes
         self._dress = fakes.dress if fakes else None
         self._answers_items = answers_items
+        self._fast = torch.backends.mha.get_fastpath_enabled()  # before the run, which shows the layers instead
         self._in_backward = False
         self._node = 0  # the number of the node of the backward pass that runs
         self._own: set[int] = set()  # the memory that it has made
@@ -182,6 +183,8 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         finally:
             self._enter(outer)
         self.failed = None
+        if self._fast and isinstance(module, nn.MultiheadAttention):
+            self.memory.spend(fast_attention_scratch(module, args, kwargs, output))
         if not self._in_backward:
             if not cost.calls:
                 cost.input_shape, cost.output_shape = shapes_in((args, kwargs) if kwargs else args), shapes_in(output)
@@ -276,9 +279,10 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         into_zeros = _INTO_ZEROS.get(name)
         if into_zeros is not None and storage_id(args[0]) == self._zeros:
             return into_zeros
-        into_own = _INTO_OWN.get((self._formula, name)) or _INTO_OWN.get(("", name))
-        if into_own and self._formula is not None and memory_of(args[0])[0] in self._own and _can_take(func, args):
-            return into_own
+        if self._formula is not None:
+            into_own = _INTO_OWN.get((self._formula, name)) or _INTO_OWN.get(("", name))
+            if into_own is not None and memory_of(args[0])[0] in self._own and _can_take(func, args):
+                return into_own
         if func is _ADD and _adds_up(*args) and not self._is_of_formula(args[0]):
             return torch.ops.aten.add_.Tensor
         return func

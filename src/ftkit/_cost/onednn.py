@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import nn
 
 from ftkit._cost.trials import ENOUGH, tried
 from ftkit._models.dryrun import tensors_in
@@ -126,6 +127,31 @@ def _attention_scratch(query: torch.Tensor, key: torch.Tensor, gradient: torch.T
         return threads * rows * (columns + 2 + query.shape[-1]) * 4 + halves
     copied = 0 if gradient.transpose(1, 2).is_contiguous() else gradient.numel() * size
     return threads * rows * columns * 2 * 4 + 2 * halves + copied
+
+
+def fast_attention_scratch(
+    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> int:
+    """What the fused kernel holds that torch takes for attention of a part in eval mode that needs no gradients.
+
+    It is 0 where torch does not take it, by ``nn.MultiheadAttention.forward``. That may be because of its inputs too.
+    """
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        return 0
+    given = dict(zip(("query", "key", "value", "key_padding_mask", "need_weights"), args, strict=False)) | dict(kwargs)
+    query, weights = given["query"], [module.in_proj_weight, module.in_proj_bias, *module.out_proj.parameters()]
+    plain = module.batch_first and module.num_heads % 2 == 0 and module.bias_k is None and not module.add_zero_attn
+    if module.training or not plain or query is not given["key"] or query is not given["value"]:
+        return 0
+    if any(one is None or one.dtype != query.dtype for one in weights) or query.dim() != 3 or query.is_nested:
+        return 0
+    if torch.is_autocast_enabled("cpu") or query.device.type != "cpu" or len(weights) != 4:
+        return 0
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (query, *weights)):
+        return 0
+    sizes = module.embed_dim, module.num_heads
+    call = (query, query, query, *sizes, *weights, None, given.get("need_weights", True), True)
+    return tried(torch.ops.aten._native_multi_head_attention.default, call, {}, output)
 
 
 # ---------------------------------------------------------------- convolutions
