@@ -139,7 +139,8 @@ def fast_attention_scratch(
     if type(module).forward is not nn.MultiheadAttention.forward:
         return 0
     given = dict(zip(("query", "key", "value", "key_padding_mask", "need_weights"), args, strict=False)) | dict(kwargs)
-    query, weights = given["query"], [module.in_proj_weight, module.in_proj_bias, *module.out_proj.parameters()]
+    query = given["query"]
+    weights: list[Any] = [module.in_proj_weight, module.in_proj_bias, *module.out_proj.parameters()]
     plain = module.batch_first and module.num_heads % 2 == 0 and module.bias_k is None and not module.add_zero_attn
     if module.training or not plain or query is not given["key"] or query is not given["value"]:
         return 0
