@@ -60,6 +60,7 @@ __all__ = [
     "eager_call",
     "fake_maker",
     "fake_tensors",
+    "fused_attention",
     "gives_views",
     "global_hooks",
     "holds_value",
@@ -70,6 +71,7 @@ __all__ = [
     "is_function_of_nn",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
+    "is_zero",
     "kept_by",
     "loads_plainly",
     "needed",
@@ -357,6 +359,11 @@ def holds_value(fake: FakeTensor) -> bool:
     return needed(fake, "constant", "know what a fake tensor knows") is not None
 
 
+def is_zero(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of autograd's zeros, which other operators pass by."""
+    return bool(needed(tensor, "_is_zerotensor", "tell autograd's zeros from other tensors")())
+
+
 def as_parameter(fake: torch.Tensor) -> torch.Tensor:
     """Have a tensor pass for an ``nn.Parameter``, by the mark that isinstance looks at."""
     fake._is_param = True
@@ -443,6 +450,11 @@ def allocated(run: Callable[[], Any]) -> tuple[Any, tuple[int, int] | None]:
     events = [event for events in threads for event in events if event.kind() == "memory_alloc"]
     held = list(itertools.accumulate((event.cpu_memory_usage() for event in events), initial=0))
     return given, (max(held) - held[-1], held[-1])
+
+
+def fused_attention() -> Any:
+    """The operator that computes ``nn.MultiheadAttention`` where no gradients are needed; None where torch has none."""
+    return getattr(getattr(torch.ops.aten, "_native_multi_head_attention", None), "default", None)
 
 
 def without_step_hooks(optimizer: torch.optim.Optimizer) -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ftkit._cost.trials import ENOUGH, tried
 from ftkit._models.dryrun import tensors_in
-from ftkit._torch import gives_views, operator_name, writes
+from ftkit._torch import fused_attention, gives_views, operator_name, writes
 
 
 def scratch_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int:
@@ -152,7 +152,8 @@ def fast_attention_scratch(
         return 0
     sizes = module.embed_dim, module.num_heads
     call = (query, query, query, *sizes, *weights, None, given.get("need_weights", True), True)
-    return tried(torch.ops.aten._native_multi_head_attention.default, call, {}, output)
+    fused = fused_attention()
+    return tried(fused, call, {}, output) if fused else 0
 
 
 # ---------------------------------------------------------------- convolutions
