@@ -49,6 +49,7 @@ __all__ = [
     "NoDynamo",
     "TorchDispatchMode",
     "UnsupportedOperatorException",
+    "allocated",
     "answers_for_fakes",
     "as_parameter",
     "below_dispatch",
@@ -59,6 +60,7 @@ __all__ = [
     "eager_call",
     "fake_maker",
     "fake_tensors",
+    "fused_attention",
     "gives_views",
     "global_hooks",
     "holds_value",
@@ -69,8 +71,9 @@ __all__ = [
     "is_function_of_nn",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
+    "is_zero",
+    "kept_by",
     "loads_plainly",
-    "most_allocated",
     "needed",
     "negated",
     "node_number",
@@ -82,6 +85,7 @@ __all__ = [
     "power_iterate",
     "pre_hooks_of",
     "settle_anew",
+    "sparse_parts",
     "storage_id",
     "tree_leaves",
     "tree_map_only",
@@ -89,6 +93,7 @@ __all__ = [
     "without_checkpointing",
     "without_step_hooks",
     "wrapper_tensor",
+    "writes",
     "written_by",
 ]
 
@@ -177,6 +182,19 @@ def hooks_made() -> int:
 def storage_id(tensor: torch.Tensor) -> int:
     """What identifies the memory under a tensor among all memory that is alive."""
     return int(needed(tensor.untyped_storage(), "_cdata", "tell storages apart"))
+
+
+def sparse_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that a sparse tensor is made of; none, if it is none."""
+    names = {
+        torch.sparse_coo: ("_indices", "_values"),
+        torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+        torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+        torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+        torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+    }.get(tensor.layout, ())
+    with below_dispatch():
+        return [getattr(tensor, name)() for name in names]
 
 
 # ---- weights files
@@ -341,6 +359,11 @@ def holds_value(fake: FakeTensor) -> bool:
     return needed(fake, "constant", "know what a fake tensor knows") is not None
 
 
+def is_zero(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is one of autograd's zeros, which other operators pass by."""
+    return bool(needed(tensor, "_is_zerotensor", "tell autograd's zeros from other tensors")())
+
+
 def as_parameter(fake: torch.Tensor) -> torch.Tensor:
     """Have a tensor pass for an ``nn.Parameter``, by the mark that isinstance looks at."""
     fake._is_param = True
@@ -376,6 +399,11 @@ def gives_views(func: Any) -> bool:
     return schema is None or any(returned.alias_info is not None for returned in schema.returns)
 
 
+def writes(func: Any) -> bool:
+    """Whether an operator declares that it writes to an argument."""
+    return any(one.alias_info is not None and one.alias_info.is_write for one in func._schema.arguments)
+
+
 def written_by(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     """Yield the tensors that an operator writes to, by what it declares."""
     schema = needed(func, "_schema", "see what an operator writes to")
@@ -401,8 +429,8 @@ def eager_call(module: nn.Module) -> Callable[..., Any]:
     return cast("Callable[..., Any]", needed(module, "_call_impl", "call a module without its compiled graph"))
 
 
-def most_allocated(run: Callable[[], object]) -> int | None:
-    """Call something and return the most CPU memory that it held besides what it gives back, in bytes.
+def allocated(run: Callable[[], Any]) -> tuple[Any, tuple[int, int] | None]:
+    """Call something; return what it gives, and the most CPU memory that it held besides that, and for that, in bytes.
 
     It is torch's first profiler that tells: its second one takes a hundred times as long. None where torch has it no
     more, or where one runs in this thread.
@@ -413,16 +441,20 @@ def most_allocated(run: Callable[[], object]) -> int | None:
         start, stop = autograd._enable_profiler_legacy, autograd._disable_profiler_legacy
         start(kind(states.CPU, False, True, False, False, False, torch._C._profiler._ExperimentalConfig()))
     except (AttributeError, RuntimeError, TypeError):
-        return None
-    given = None
+        return run(), None
+    threads: list[Any] = []
     try:
         given = run()
     finally:
         threads = stop()
-    del given  # held until here, so that it is not freed in between
     events = [event for events in threads for event in events if event.kind() == "memory_alloc"]
-    held = list(itertools.accumulate(event.cpu_memory_usage() for event in events))
-    return max(held) - held[-1] if held else 0
+    held = list(itertools.accumulate((event.cpu_memory_usage() for event in events), initial=0))
+    return given, (max(held) - held[-1], held[-1])
+
+
+def fused_attention() -> Any:
+    """The operator that computes ``nn.MultiheadAttention`` where no gradients are needed; None where torch has none."""
+    return getattr(getattr(torch.ops.aten, "_native_multi_head_attention", None), "default", None)
 
 
 def without_step_hooks(optimizer: torch.optim.Optimizer) -> None:
@@ -450,6 +482,11 @@ def node_running() -> torch.autograd.graph.Node | None:
 def node_number(node: torch.autograd.graph.Node) -> int:
     """How many nodes there were when autograd made this one."""
     return int(needed(node, "_sequence_nr", "tell which module is differentiated")())
+
+
+def kept_by(node: torch.autograd.graph.Node, name: str) -> Any:
+    """What a node keeps for its formula under a name; None if that is nothing."""
+    return getattr(node, f"_saved_{name}", None)
 
 
 def owners(tensor: torch.Tensor) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from ftkit._cost.fakes import memory_of
 from ftkit._cost.measure import measure
 from ftkit._cost.onednn import _row, scratch_bytes
 from tests.cost.helpers import NEW, Calls, kept_besides, real_peak
@@ -95,6 +96,51 @@ def test_peak_of_losses_that_shrink_their_output(loss):
     assert agrees(nn.Linear(64, 1000), (512, 64), loss=lambda output: loss(output, torch.ones(512, 1000)))
 
 
+def values_of(y):
+    return y[y > 0][None]
+
+
+@pytest.mark.skipif(not NEW, reason="older versions are foreseen too high")
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda self, x: self.layer(x).amax(1, keepdim=True),
+        lambda self, x: self.layer(x).sum(1, keepdim=True, dtype=torch.double),
+        lambda self, x: torch.linalg.pinv(self.layer(x)),
+        lambda self, x: self.layer(x).nansum(1, keepdim=True),
+        lambda self, x: torch.maximum(self.layer(x), x),
+        lambda self, x: self.layer(x).take(torch.arange(1000))[None],
+        lambda self, x: F.soft_margin_loss(self.layer(x), x, reduction="none"),
+        lambda self, x: self.bag(torch.arange(1600).view(200, 8) % 100),
+        lambda self, x: self.lrn(self.layer(x).view(16, 12, 8, 12)).flatten(1),
+        lambda self, x: values_of(self.layer(x)),
+    ],
+    ids=["amax", "dtype", "pinv", "nansum", "maximum", "take", "margin", "bag", "lrn", "values"],
+)
+def test_peak_of_operators_that_have_no_rule(run):
+    """Any of them is tried, or run, and does in place what it does where none looks."""
+    bag, lrn = nn.EmbeddingBag(100, 96, mode="max"), nn.CrossMapLRN2d(3)
+    model = Calls(run, layer=nn.Linear(96, 96), bag=bag, lrn=lrn)
+    assert agrees(model, (192, 96), loss=lambda output: output.square().sum())
+
+
+@pytest.mark.skipif(not NEW, reason="older versions are foreseen too high")
+@pytest.mark.parametrize("options", [["pos_weight"], ["weight"], ["pos_weight", "weight"], []], ids=str)
+def test_peak_of_a_loss_with_weights(options):
+    """Its formula works in place with weights of positives only."""
+    truth = torch.ones(512, 1000)
+    loss = nn.BCEWithLogitsLoss(**dict.fromkeys(options, torch.ones(1000)))
+    assert agrees(nn.Linear(64, 1000), (512, 64), loss=lambda output: loss(output, truth))
+
+
+def test_peak_of_a_frozen_encoder_in_eval_mode():
+    """Its attention is computed by a fused kernel, which holds all scores; the layers are shown all the same."""
+    encoder = nn.TransformerEncoderLayer(64, 4, 64, batch_first=True).eval().requires_grad_(False)
+    model = nn.Sequential(encoder, nn.Linear(64, 8))
+    assert agrees(model, (8, 128, 64), loss=lambda output: output.square().sum())
+    assert [part.calls for part in measure(model, (torch.randn(8, 128, 64),), {}).modules[:3]] == [1, 1, 1]
+
+
 def test_the_gradient_of_a_sum_is_copied_for_a_product():
     """It has no memory of its own, and a product wants rows or columns."""
     assert agrees(nn.Linear(256, 512), (256, 256), loss=torch.sum)
@@ -133,6 +179,13 @@ def test_other_layouts_are_passed_by():
     """A sparse matrix lies neither in rows nor in columns."""
     model = Calls(lambda self, x: torch.sparse.mm(torch.eye(64).to_sparse_csr(), self.layer(x)), layer=nn.Linear(8, 8))
     assert measure(model, (torch.randn(64, 8),), {}).peak_bytes > 0
+
+
+def test_a_sparse_tensor_is_as_large_as_its_parts():
+    """Not as large as the dense one that it stands for."""
+    eye = torch.eye(1000).to_sparse()
+    assert memory_of(eye)[1] == 1000 * (2 * 8 + 4)
+    assert memory_of(eye.to_sparse_csr())[1] == 1000 * (8 + 4) + 1001 * 8
 
 
 def test_other_devices_are_not_known():

@@ -9,7 +9,7 @@ import torch
 
 from ftkit._cost.fakes import Fakes, TensorSpec
 from ftkit._cost.onednn import lstm_workspace
-from ftkit._torch import FakeTensor, below_dispatch, gives_views, holds_value, operator_name, storage_id
+from ftkit._torch import FakeTensor, below_dispatch, gives_views, holds_value, is_zero, operator_name, storage_id
 
 
 class Answer(NamedTuple):
@@ -76,6 +76,7 @@ def _is_plain(tensor: Any) -> bool:
         and tensor.layout is torch.strided
         and not tensor.dtype.is_complex  # which may be conjugated
         and not tensor.is_neg()
+        and not is_zero(tensor)
     )
 
 
@@ -109,7 +110,7 @@ def _asked(value: Any) -> Hashable:
     kind = type(value)
     if kind is list or kind is tuple:
         return tuple(map(_asked, value))
-    if kind is FakeTensor and not holds_value(value) and not value.dtype.is_complex:
+    if kind is FakeTensor and not holds_value(value) and not value.dtype.is_complex and not is_zero(value):
         return value.shape, value.stride(), value.storage_offset(), value.dtype, value.device
     if isinstance(value, torch.Tensor):
         raise TypeError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from ftkit._torch import (
     fake_maker,
     fake_tensors,
     parameters_of,
+    sparse_parts,
     storage_id,
     tree_map_only,
 )
@@ -46,6 +48,17 @@ class TensorSpec(NamedTuple):
         return (
             1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
         ) * self.dtype.itemsize
+
+    def of_examples(self, count: int) -> TensorSpec:
+        """The same with so many rows in the first dimension, in memory in the same order."""
+        shape = (count, *self.shape[1:])
+        if self.needed_bytes() != math.prod(self.shape) * self.dtype.itemsize:
+            return self._replace(shape=shape)
+        stride, step = list(self.stride), 1
+        for dim in sorted(range(len(shape)), key=self.stride.__getitem__):
+            stride[dim] = step
+            step *= shape[dim]
+        return self._replace(shape=shape, stride=tuple(stride))
 
     def zeros(self) -> torch.Tensor:
         """A tensor of zeros in the least memory, on the CPU."""
@@ -223,8 +236,9 @@ def storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 
 def memory_of(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the identity and the bytes of the memory under a tensor."""
+    """Return the identity and the bytes of the memory under a tensor, of a sparse one of all its parts."""
     storage = storage_of(tensor)
     if storage is None:
-        return id(tensor), tensor.numel() * tensor.element_size()
+        parts = sparse_parts(tensor) or [tensor]
+        return id(tensor), sum(part.numel() * part.element_size() for part in parts)
     return storage_id(tensor), storage.nbytes()

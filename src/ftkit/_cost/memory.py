@@ -46,8 +46,13 @@ class Memory:
     def watch(self, tensor: torch.Tensor, maker: Keeper) -> None:
         """Count the memory under a tensor from now on until it is freed."""
         key, size = memory_of(tensor)
+        known = self._alive.get(key)
         storage = None if key in self._alive else storage_of(tensor)
-        if storage is not None:
+        if known is not None:  # it may have been resized, as by out=
+            self._current += size - known.size
+            known.size = size
+            self.peak = max(self.peak, self._current)
+        elif storage is not None:
             watch = self._alive[key] = _Watch(storage, self._freed)
             watch.key, watch.size, watch.maker = key, size, maker
             self._current += size

@@ -14,19 +14,21 @@ import torch
 from torch import nn
 
 from ftkit._cost.answers import Answer, ask, question
-from ftkit._cost.fakes import Fakes
+from ftkit._cost.fakes import Fakes, memory_of
 from ftkit._cost.flops import flops
 from ftkit._cost.memory import Memory
-from ftkit._cost.onednn import scratch_bytes
+from ftkit._cost.onednn import fast_attention_scratch, scratch_bytes
 from ftkit._models.dryrun import tensors_in
 from ftkit._torch import (
     FakeTensor,
     NoDynamo,
     TorchDispatchMode,
+    allocated,
     below_dispatch,
     eager_call,
     holds_value,
     is_traceable_wrapper_subclass_type,
+    kept_by,
     node_number,
     node_running,
     nodes_made,
@@ -97,6 +99,7 @@ _DETACH = torch.ops.aten.detach.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _NEW_ZEROS = torch.ops.aten.new_zeros.default
 _ADD = torch.ops.aten.add.Tensor
+_WEIGHTED = "BinaryCrossEntropyWithLogitsBackward0"
 
 # What autograd does in place, where no mode watches it, to zeros that it has just made.
 _INTO_ZEROS = {
@@ -104,6 +107,13 @@ _INTO_ZEROS = {
     "aten::index_add": torch.ops.aten.index_add_.default,
     "aten::scatter_add": torch.ops.aten.scatter_add_.default,
     "aten::scatter.src": torch.ops.aten.scatter_.src,
+}
+# What else its formulas do in place to what they have made: that of any node, or of one.
+_INTO_OWN = {
+    ("", "aten::masked_fill.Scalar"): torch.ops.aten.masked_fill_.Scalar,
+    ("TakeBackward0", "aten::put"): torch.ops.aten.put_.default,
+    (_WEIGHTED, "aten::mul.Tensor"): torch.ops.aten.mul_.Tensor,
+    (_WEIGHTED, "aten::sub.Tensor"): torch.ops.aten.sub_.Tensor,
 }
 
 
@@ -123,7 +133,11 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._fakes = fakes
         self._dress = fakes.dress if fakes else None
         self._answers_items = answers_items
+        self._fast = torch.backends.mha.get_fastpath_enabled()  # before the run, which shows the layers instead
         self._in_backward = False
+        self._node = 0  # the number of the node of the backward pass that runs
+        self._own: set[int] = set()  # the memory that it has made
+        self._formula: str | None = None  # its name, if it is one of torch's own
         self._zeros: int | None = None  # the memory that new_zeros gave last
         self._outside = self._call = _Call(ModuleCost())
         self._calls = [self._outside]
@@ -169,6 +183,8 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         finally:
             self._enter(outer)
         self.failed = None
+        if self._fast and isinstance(module, nn.MultiheadAttention):
+            self.memory.spend(fast_attention_scratch(module, args, kwargs, output))
         if not self._in_backward:
             if not cost.calls:
                 cost.input_shape, cost.output_shape = shapes_in((args, kwargs) if kwargs else args), shapes_in(output)
@@ -229,6 +245,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if at_once is not None:
             return at_once
         if self._in_backward:
+            self._follow(node_running())
             func = self._as_done(func, args)
         output, counted, scratch = self._answer(func, args, kwargs or {})
         if func is _NEW_ZEROS:
@@ -239,6 +256,8 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._call.forward += counted
         for tensor in tensors_in(output):
             self.memory.watch(tensor, self._call)
+            if self._in_backward:
+                self._own.add(memory_of(tensor)[0])
         self.memory.spend(scratch)
         return output
 
@@ -256,12 +275,36 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
     def _as_done(self, func: Any, args: tuple[Any, ...]) -> Any:
         """The operator that autograd runs: in place, where no mode watches it, if it alone holds what it writes to."""
-        in_place = _INTO_ZEROS.get(func.name())
-        if in_place is not None and storage_id(args[0]) == self._zeros:
-            return in_place
-        if func is _ADD and _adds_up(*args):
+        name = func.name()
+        into_zeros = _INTO_ZEROS.get(name)
+        if into_zeros is not None and storage_id(args[0]) == self._zeros:
+            return into_zeros
+        if self._formula is not None:
+            into_own = _INTO_OWN.get((self._formula, name)) or _INTO_OWN.get(("", name))
+            if into_own is not None and memory_of(args[0])[0] in self._own and _can_take(func, args):
+                return into_own
+        if func is _ADD and _adds_up(*args) and not self._is_of_formula(args[0]):
             return torch.ops.aten.add_.Tensor
         return func
+
+    def _follow(self, node: torch.autograd.graph.Node | None) -> None:
+        """Note which node of the backward pass runs."""
+        number = 0 if node is None else node_number(node)
+        if number != self._node:
+            self._node = number
+            self._own.clear()
+            native = node is not None and not isinstance(node, torch.autograd.function.BackwardCFunction)
+            self._formula = node.name() if node is not None and native else None
+            if node is not None and self._formula == _WEIGHTED and kept_by(node, "pos_weight") is None:
+                self._formula = ""  # it has another one then
+
+    def _is_of_formula(self, total: torch.Tensor) -> bool:
+        """Whether the node that runs has made a tensor for itself, rather than one of two gradients for one place."""
+        node = node_running()
+        if node is None or memory_of(total)[0] not in self._own:
+            return False
+        places = [place for place in node.next_functions if place[0] is not None]
+        return len(set(places)) == len(places)
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int, int]:
         """What an operator gives back, its FLOPs and its scratch memory."""
@@ -270,17 +313,33 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if known is not None and self._fakes is not None:
             return known.again(args, self._fakes), known.flops, known.scratch
         try:
-            output = ask(func, args, kwargs, self._fakes)
+            output, held = self._run(func, args, kwargs)
         except Exception:
             self.stuck_at = func
             raise
-        counted, scratch = flops(func, args, kwargs, output), scratch_bytes(func, args, kwargs, output)
+        counted = flops(func, args, kwargs, output)
+        scratch = held[0] if held else scratch_bytes(func, args, kwargs, output)
         found = Answer.of(func, args, output, counted, scratch) if asked is not None else None
         if found is not None:
             if len(_ANSWERS) >= _MOST_ANSWERS:
                 _ANSWERS.clear()
             _ANSWERS[asked] = found
         return output, counted, scratch
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[int, int] | None]:
+        """Ask torch what an operator gives back; and if it has computed that, what it held meanwhile."""
+        if self._fakes:
+            return ask(func, args, kwargs, self._fakes), None
+        return allocated(lambda: ask(func, args, kwargs, None))
+
+
+def _can_take(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the result has a place in the first argument."""
+    place, *others = (one for one in args if isinstance(one, torch.Tensor))
+    if torch.Tag.pointwise in func.tags:
+        shape = torch.broadcast_shapes(place.shape, *(one.shape for one in others))  # type: ignore[no-untyped-call]
+        return bool(shape == place.shape) and 0 not in place.stride()
+    return True
 
 
 def _adds_up(total: Any, further: Any) -> bool:

@@ -15,24 +15,39 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from torch import nn
 
-from ftkit._cost.trials import tried
-from ftkit._torch import operator_name
+from ftkit._cost.trials import ENOUGH, tried
+from ftkit._models.dryrun import tensors_in
+from ftkit._torch import fused_attention, gives_views, operator_name, writes
 
 
 def scratch_bytes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> int:
     """The most bytes that an operator holds while it runs, besides its arguments and its results; 0 if unknown."""
     name = operator_name(func)
-    tensors = [one for one in args if isinstance(one, torch.Tensor)]
-    if not tensors or tensors[0].device.type != "cpu" or any(one.layout is not torch.strided for one in tensors):
+    tensors = [one for one in tensors_in((args, kwargs)) if one.dim()]
+    if func.namespace != "aten" or not tensors or not all(map(_can_be_tried, tensors)):
         return 0
-    if any(one.dtype is torch.half or one.is_complex() for one in tensors):  # copied and cast behind the scenes
-        return tried(func, args, kwargs) if func.namespace == "aten" else 0
-    if name in _RULES and not (name in _TRIED and tensors[0].dtype is torch.bfloat16):
-        return _RULES[name](func, args, output)
-    if name in _TRIED and not (name in _PLAIN and _lie_plainly(tensors)):
-        return tried(func, args, kwargs, rows=_TRIED[name])
-    return 0
+    if not any(one.dtype is torch.half or one.is_complex() for one in tensors):  # copied and cast behind the scenes
+        if name in _RULES and not (name.startswith(_FLASH) and tensors[0].dtype is torch.bfloat16):
+            return _RULES[name](func, args, output)
+        if _holds_nothing(func, name, tensors, output):
+            return 0
+    return tried(func, args, kwargs, output)
+
+
+def _can_be_tried(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.layout is torch.strided and not tensor.is_quantized
+
+
+def _holds_nothing(func: Any, name: str, tensors: Sequence[torch.Tensor], output: Any) -> bool:
+    """Whether an operator is known to hold nothing: the commonest are, so that a summary computes next to nothing."""
+    if name in _HOLDS_NOTHING or torch.Tag.nondeterministic_seeded in func.tags:
+        return True
+    if torch.Tag.pointwise in func.tags or writes(func) or name in _SUMS:  # these cast what has another dtype
+        results = {one.dtype for one in tensors_in(output)} - {torch.bool}
+        return len({one.dtype for one in tensors} | results) == 1
+    return gives_views(func) or (name in _HOLDS_NOTHING_IF_PLAIN and _lie_plainly(tensors))
 
 
 def _lie_plainly(tensors: Sequence[torch.Tensor]) -> bool:
@@ -114,6 +129,33 @@ def _attention_scratch(query: torch.Tensor, key: torch.Tensor, gradient: torch.T
     return threads * rows * columns * 2 * 4 + 2 * halves + copied
 
 
+def fast_attention_scratch(
+    module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> int:
+    """What the fused kernel holds that torch takes for attention of a part in eval mode that needs no gradients.
+
+    It is 0 where torch does not take it, by ``nn.MultiheadAttention.forward``. That may be because of its inputs too.
+    """
+    if type(module).forward is not nn.MultiheadAttention.forward:
+        return 0
+    given = dict(zip(("query", "key", "value", "key_padding_mask", "need_weights"), args, strict=False)) | dict(kwargs)
+    query = given["query"]
+    weights: list[Any] = [module.in_proj_weight, module.in_proj_bias, *module.out_proj.parameters()]
+    plain = module.batch_first and module.num_heads % 2 == 0 and module.bias_k is None and not module.add_zero_attn
+    if module.training or not plain or query is not given["key"] or query is not given["value"]:
+        return 0
+    if any(one is None or one.dtype != query.dtype for one in weights) or query.dim() != 3 or query.is_nested:
+        return 0
+    if torch.is_autocast_enabled("cpu") or query.device.type != "cpu" or len(weights) != 4:
+        return 0
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (query, *weights)):
+        return 0
+    sizes = module.embed_dim, module.num_heads
+    call = (query, query, query, *sizes, *weights, None, given.get("need_weights", True), True)
+    fused = fused_attention()
+    return tried(fused, call, {}, output) if fused else 0
+
+
 # ---------------------------------------------------------------- convolutions
 
 _BLOCK: Final = 16  # channels in a block of oneDNN's layouts: what a register of AVX-512 holds in single precision
@@ -181,7 +223,7 @@ class _Blocked(_Unfolded):
         For others they depend on sizes of caches and on instructions: some multiply an unfolded input.
         """
         small = max(self.w.shape[2:]) <= 7 and self.kernel <= 49
-        plain = self.size == 4 and max(self.dilation) == 1 and small
+        plain = self.size == 4 and max(self.dilation) == 1 and small and self.x.dim() < 5
         small_depthwise = self.depthwise and self.x.dim() == 4 and self.kernel <= 9
         return plain and (self.groups == 1 or small_depthwise) and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -261,10 +303,10 @@ def _convolution_scratch(func: Any, args: tuple[Any, ...], y: Any) -> int:
     else:
         found = _convolution(x, w, y, stride, padding, dilation, groups)
         foreseen = found.forward()
-    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, [0])
+    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, y, [0])
 
 
-def _convolution_backward_scratch(func: Any, args: tuple[Any, ...], _: Any) -> int:
+def _convolution_backward_scratch(func: Any, args: tuple[Any, ...], output: Any) -> int:
     y_grad, x, w, _, stride, padding, dilation, transposed, _, groups, (to_x, to_w, _) = args
     if transposed:
         found = _convolution(y_grad, w, x, stride, padding, dilation, groups)
@@ -273,14 +315,20 @@ def _convolution_backward_scratch(func: Any, args: tuple[Any, ...], _: Any) -> i
     else:
         found = _convolution(x, w, y_grad, stride, padding, dilation, groups)
         foreseen = found.backward(to_x, to_w, packed=y_grad.is_contiguous(memory_format=found.format))
-    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, [0, 1])
+    return foreseen if found.known else _tried_convolution(found, foreseen, func, args, output, [0, 1])
 
 
-def _tried_convolution(found: _Unfolded, foreseen: int, func: Any, args: tuple[Any, ...], rows: list[int]) -> int:
-    """What a trial shows; or what is foreseen, if there is more of it: copies outgrow what each thread unfolds."""
-    held = tried(func, args, {}, rows=rows, otherwise=foreseen)
+def _tried_convolution(
+    found: _Unfolded, foreseen: int, func: Any, args: tuple[Any, ...], output: Any, rows: list[int]
+) -> int:
+    """What a trial shows; or, of a few examples only, what is foreseen, if there is more: copies outgrow the rest."""
+    held = tried(func, args, {}, output, rows=rows, otherwise=foreseen)
     copied = found.groups == 1 and found.size == 4 and found.format is torch.contiguous_format
-    return max(held, foreseen) if copied else held
+    return max(held, foreseen) if copied and _operands(args) > ENOUGH else held
+
+
+def _operands(args: tuple[Any, ...]) -> int:
+    return sum(one.numel() * one.element_size() for one in args if isinstance(one, torch.Tensor))
 
 
 # ---------------------------------------------------------------- Fourier transforms
@@ -315,6 +363,16 @@ def _lies_in_lines(matrix: torch.Tensor) -> bool:
     return (column == 1 and row >= max(1, columns)) or (row == 1 and column >= max(1, rows))
 
 
+def _trilinear_scratch(func: Any, args: tuple[Any, ...], output: Any) -> int:
+    """By a trial; a dimension that is expanded in an operand is none of its rows."""
+    return tried(func, args, {}, output, rows=[place for place in range(3) if 0 not in args[3 + place]])
+
+
+def _bag_backward_scratch(func: Any, args: tuple[Any, ...], output: Any) -> int:
+    """By a trial; of maxima three times what is not empty, of which zeros have nothing."""
+    return int(3 * args[0].numel() * args[0].element_size()) if args[8] == 2 else tried(func, args, {}, output)
+
+
 def _exponential_scratch(_: Any, args: tuple[Any, ...], __: Any) -> int:
     """Powers of the matrix, as many as its largest values need (measured)."""
     return int(12 * args[0].numel() * args[0].element_size())
@@ -327,6 +385,8 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], Any], int]] = {
     "aten::mkldnn_rnn_layer": lambda _, args, __: _lstm_scratch(args),
     "aten::mkldnn_rnn_layer_backward": lambda _, args, __: _lstm_scratch(args, args[10:13]),
     **dict.fromkeys(("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm"), _product_scratch),
+    "aten::_embedding_bag_backward": _bag_backward_scratch,
+    "aten::_trilinear": _trilinear_scratch,
     "aten::linalg_matrix_exp": _exponential_scratch,
     **dict.fromkeys(("aten::_fft_r2c", "aten::_fft_c2c", "aten::_fft_c2r"), _transform_scratch),
     _FLASH: lambda _, args, __: _attention_scratch(args[0], args[1]),
@@ -334,47 +394,37 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], Any], int]] = {
 }
 
 
-# Kernels that hold what only a run tells, each with the places of the arguments that have a row for each example.
-_TRIED: dict[str, tuple[int, ...]] = {
-    "aten::_adaptive_avg_pool2d_backward": (0, 1),
-    "aten::_embedding_bag_backward": (),
-    "aten::_euclidean_dist": (),
-    "aten::_linalg_eigh": (),
-    "aten::_linalg_svd": (),
-    "aten::_log_softmax": (0,),
-    "aten::_softmax": (0,),
-    "aten::_trilinear": (),
-    "aten::_upsample_bicubic2d_aa": (0,),
-    "aten::_upsample_bilinear2d_aa": (0,),
-    "aten::_upsample_nearest_exact2d": (0,),
-    "aten::affine_grid_generator": (),
-    "aten::avg_pool2d_backward": (0, 1),
-    "aten::binary_cross_entropy_with_logits": (0, 1),
-    "aten::huber_loss": (0, 1),
-    "aten::im2col": (0,),
-    "aten::kthvalue": (),
-    "aten::linalg_inv_ex": (),
-    "aten::linalg_pinv": (),
-    "aten::logsumexp": (0,),
-    "aten::max_pool2d_with_indices_backward": (0, 1, 7),
-    "aten::median": (),
-    "aten::mse_loss": (0, 1),
-    "aten::native_batch_norm_backward": (),
-    "aten::native_group_norm_backward": (),
-    "aten::native_layer_norm": (0,),
-    "aten::native_layer_norm_backward": (0, 1, 3, 4),
-    "aten::reflection_pad1d": (0,),
-    "aten::reflection_pad2d_backward": (0, 1),
-    "aten::roll": (),
-    "aten::smooth_l1_loss": (0, 1),
-    "aten::soft_margin_loss_backward": (1, 2),
-    "aten::upsample_bilinear2d": (0,),
-    "aten::upsample_nearest2d": (0,),
-    _FLASH: (0, 1, 2),
-    f"{_FLASH}_backward": (0, 1, 2, 3, 4, 5),
+_HOLDS_NOTHING = {
+    f"aten::{name}"
+    for name in (
+        *("_softmax_backward_data", "_log_softmax_backward_data", "_to_copy", "cat", "clone", "copy_", "embedding"),
+        *(
+            "fill_",
+            "where",
+            "masked_fill",
+            "nll_loss_forward",
+            "nll_loss_backward",
+            "nll_loss2d_forward",
+            "nll_loss2d_backward",
+        ),
+        *("max_pool2d_with_indices", "avg_pool2d", "hardtanh_backward", "leaky_relu_backward", "elu_backward"),
+        *(
+            "_unsafe_view",
+            "empty_like",
+            "full_like",
+            "new_empty",
+            "new_empty_strided",
+            "new_full",
+            "new_ones",
+            "new_zeros",
+        ),
+        *("ones_like", "zeros_like", "select_backward", "slice_backward", "embedding_dense_backward"),
+        *("native_batch_norm", "_native_batch_norm_legit", "native_group_norm", "constant_pad_nd", "stack", "dot"),
+    )
 }
-# Those of them that hold nothing where their arguments lie in memory in the order of their dimensions.
-_PLAIN = {
+_SUMS = {"aten::mean", "aten::sum"}
+# Those that hold nothing where their arguments lie in memory in the order of their dimensions.
+_HOLDS_NOTHING_IF_PLAIN = {
     "aten::_adaptive_avg_pool2d_backward",
     "aten::_log_softmax",
     "aten::_softmax",
