@@ -77,10 +77,10 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     check_passed_on(model, evidence.trace, found)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
-    classes, boxes = found[0].classes, _boxes(evidence, found)
-    found = Layers(in_order(layer, evidence.trace) for layer in found)
+    classes = found[0].classes
+    found, boxes = (Layers(in_order(one, evidence.trace) for one in part) for part in (found, _boxes(evidence, found)))
     found = with_norms(model, _with_maps(every, found, evidence.trace), evidence.trace)
-    check_maps(model, every, found)
+    check_maps(model, every, evidence.trace, found)
     order = list(dict(model.named_modules(remove_duplicate=False)))
     whole = sorted([*found, *boxes], key=lambda layer: order.index(layer.name))
     return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
@@ -106,9 +106,9 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
 def in_order(layer: Layer, seen: Trace) -> Layer:
     """Tell whether the several outputs of one class are neighbors, by how the model splits them."""
     rows = {size for end in seen.ends.of(layer) for size in end.rows}
-    if layer.times == 1 or layer.extra or rows != {layer.times} or layer.times == layer.classes:
+    if layer.times == 1 or layer.extra or layer.times == layer.classes or rows not in ({layer.times}, {layer.classes}):
         return layer
-    return replace(layer, by_class=True)
+    return replace(layer, by_class=rows == {layer.times})
 
 
 def with_norms(model: nn.Module, found: Layers, seen: Trace) -> Layers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 
 import torch
@@ -63,34 +64,65 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
 
 
 def check_passed_on(model: nn.Module, seen: Trace, found: Layers) -> None:
-    """Refuse what takes the scores that the model counts, and gives other ones: a coarser classifier, a decoder."""
-    counts = told(model, ())
-    if counts and found[0].classes not in counts:
-        for end in seen.ends.where(lambda end: end.beside and end.is_clean() and end.layer.outputs in counts):
-            raise HeadError(
-                f"{end.layer} gives the classes that the {type(model).__name__} counts, and {found[0]} comes after it. "
-                "Replace both with replace_modules, or rebuild the head."
+    """Refuse what takes the scores that the model counts, and gives other ones: a coarser classifier, a decoder.
+
+    Where nothing is counted, what comes out and is passed on too may be scores or features; only names tell.
+    """
+    counts, last, kind = told(model, ()), found[0], type(model).__name__
+    passed = Layers(end.layer for end in seen.ends.where(lambda end: end.beside and end.is_clean()))
+    if counts:
+        for layer in passed if last.classes not in counts else ():
+            if layer.outputs in counts:
+                raise HeadError(
+                    f"{layer} gives the classes that the {kind} counts, and {last} comes after it. "
+                    "Replace both with replace_modules, or rebuild the head."
+                )
+        return
+    for layer in passed:
+        if layer.names in [one.names for one in found] or layer.outputs < 2 or layer.names_another():
+            continue
+        if not (last.names_classes() and not layer.names_classes()) and not layer.names_features():
+            error = UnsureError(
+                f"The {kind} returns what {layer} gives, and passes it on to {last}: nothing tells whether the former "
+                "gives class scores or features. If those are the classes, replace both with replace_modules, or "
+                "rebuild the head."
             )
+            error.could_be, error.advice = [[last.name]], f"If {last.name!r} has the classes"
+            raise error
 
 
-def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
-    """Refuse a layer from classes to classes after another one: nothing tells where the classes begin.
+def check_maps(model: nn.Module, every: Layers, seen: Trace, found: Layers) -> None:
+    """Refuse a layer from classes to classes after others: nothing tells where the classes begin.
 
-    A linear one only if nothing but these two is as wide, and the model counts its outputs: EdgeCNN.
+    Linear ones only if nothing but these is as wide, and the model counts their outputs: EdgeCNN.
     """
     for layer in (one for one in found if not is_norm(one.module)):
+        row = [] if layer.from_classes else _row(every, seen, layer)
         counted = any(one.value == layer.outputs for one in counters(model, layer.names))
-        if not (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == 2)):
-            continue
-        around = every.inside(layer.holder) if layer.holder else every
-        before = [] if layer.from_classes else around[: [one.names for one in around].index(layer.names)][-1:]
-        if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
+        if row and (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == len(row))):
+            several, both = (f"{row[0]} and {row[1]}", "both") if len(row) == 2 else (describe(row), "all")
             error = UnsureError(
-                f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
+                f"{several} in the {type(model).__name__} {both} have {layer.outputs} outputs, and nothing "
                 f"tells whether those of the first count classes too. If they don't, pass at={layer.name!r}."
             )
-            error.could_be, error.advice = [[before[0].name, layer.name]], "If they do"
+            error.could_be, error.advice = [[one.name for one in row]], "If they do"
             raise error
+
+
+def _row(every: Layers, seen: Trace, last: Layer) -> list[Layer]:
+    """The layers in a row in one module that give as many outputs as the last of them; none if that is alone.
+
+    Where no run tells what comes after what, by their order in what holds them.
+    """
+    chains = [[one for one, _ in end.chain] for end in seen.ends.of(last)]
+    around = every.inside(last.holder) if last.holder else every
+    inside = [one.names for one in around]
+    row = list(itertools.takewhile(lambda one: one.names in inside, chains[0] if chains else []))
+    if not row and last.inputs == last.outputs:
+        earlier = around[: inside.index(last.names)][::-1]
+        row = list(itertools.takewhile(lambda one: one.outputs == last.outputs, earlier))
+        row = row[: next((place for place, one in enumerate(row, 1) if one.inputs != one.outputs), None)]
+    return [*row[::-1], last] if row else []
 
 
 def normed_otherwise(model: nn.Module, layer: Layer, name: str) -> HeadError:

@@ -420,9 +420,16 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if instead is None else instead(func, args)
 
 
+_MOST_STEPS = 256  # that fakes take one by one
+
+
 def _recurrent(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     if not isinstance(args[3], list):  # of a plain tensor
-        return func(*args)
+        axis = int(args[-1])
+        if args[0].shape[axis] <= _MOST_STEPS:
+            return func(*args)
+        output, *states = func(args[0].mean(axis, keepdim=True), *args[1:])
+        return (output.expand(*args[0].shape[:2], -1), *states)
     output, *states = func(args[0].unsqueeze(1), *args[2:], False)
     return (output.squeeze(1), *states)
 
