@@ -100,7 +100,7 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
         gave = {seen.run.widths.get(name) for name in layer.names}
         if seen.run.complete and {layer.outputs, layer.inputs}.isdisjoint({*counts, *gave}):
             raise sideless(model, layer)
-    return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
+    return next(filter(None, (_counted(model, layer, classes, seen) for classes in counts)), layer)
 
 
 def in_order(layer: Layer, seen: Trace) -> Layer:
@@ -330,7 +330,7 @@ def _fitting(evidence: _Evidence, classes: int) -> Ends:
     possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes() or end.layer in unseen)
     found = Ends()
     for end in possible:
-        layer = _counted(evidence.model, end.layer, classes, evidence.trace.shapes_of(end.layer, CLEAN))
+        layer = _counted(evidence.model, end.layer, classes, evidence.trace)
         if layer is not None:
             found.append(replace(end, layer=layer))
     return found
@@ -342,11 +342,12 @@ def _fitting_with_no_object(evidence: _Evidence, classes: int) -> Ends:
     return Ends(replace(end, layer=replace(end.layer, extra=1)) for end in possible if end.layer.names_classes())
 
 
-def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torch.Size] = ()) -> Layer | None:
+def _counted(model: nn.Module, layer: Layer, classes: int, seen: Trace | None) -> Layer | None:
     """Tell how a number of classes could make a layer's outputs, or that it can't.
 
     Several for each class, as detectors have them for their anchors, only where that number is near: in what holds the
-    layer, the model itself left out, in the shapes in which the scores come out, or in the groups of the layer.
+    layer, the model itself left out, in the shapes in which the scores come out or are split, or in the groups of the
+    layer.
     """
     if layer.outputs == classes:
         return layer
@@ -354,7 +355,9 @@ def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torc
         return None
     around = [one for one in counters(model, layer.names) if isinstance(one.owner, nn.Module)]
     near = {one.value for one in around if one.owner is not model and counts_classes(one.name)}
-    near |= {shape[-1] for shape in shapes if len(shape) > 2}
+    if seen is not None:
+        near |= {shape[-1] for shape in seen.shapes_of(layer, CLEAN) if len(shape) > 2}
+        near |= {size for end in seen.ends.of(layer) for row in end.rows for size in (row, layer.outputs // row)}
     near |= {layer.outputs // getattr(layer.module, "groups", layer.outputs)}  # all classes in each group
     return replace(layer, times=layer.outputs // classes) if classes in near else None
 

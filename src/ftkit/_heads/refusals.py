@@ -178,12 +178,13 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         )
         error.could_be, error.advice = [[end.layer.name]], "If they are, which replaces the norm too"
         return error
-    for end in named.where(lambda end: end.level == SCALED):
+    ends = seen.ends.where(lambda end: not end.body)
+    counts = told(model, ())
+    for end in named.where(lambda end: end.level == SCALED) or _scaled_alone(ends):
         return HeadError(
             f"The outputs of {end.layer} are scaled by other weights before they leave the {kind}, so another count "
             "would not fit. Replace both with replace_modules, or rebuild the head."
         )
-    ends = seen.ends.where(lambda end: not end.body)
     if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
         return HeadError(
             f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
@@ -192,12 +193,18 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
     outermost = [one for one in every if not any(one.outputs == other.inputs for other in every if other is not one)]
     likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or outermost or every[-2:]
+    counted = [layer for layer in likely if layer.outputs in counts]
     ends_in = "It ends in" if run.complete else "Judging by its layers' sizes, it may end in"
     error = UnsureError(
         f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
         f"{ends_in} {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
+    if counted and run.complete:
+        error.could_be, error.advice = [[one.name for one in counted]], "As many as the model counts come from these"
+        return error
     last = likely[-1]
+    if not last.sure:
+        return HeadError(f"{error} {sideless(model, last)}")
     if beside := _as_wide(model, last):
         return HeadError(
             f"{error} {last} is not alone in {last.holder!r}, which has {some(list(map(repr, beside)), 4)} as wide. "
@@ -208,6 +215,11 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     ]
     error.could_be, error.advice = [same], "If one is, name it"
     return error
+
+
+def _scaled_alone(ends: Ends) -> Ends:
+    """What the outputs come from, if that is one layer and other weights scale what it gives: a scale of its scores."""
+    return ends if len(ends) == 1 and ends[0].level == SCALED and not ends[0].norms else Ends()
 
 
 def _as_wide(model: nn.Module, layer: Layer) -> list[str]:

@@ -14,7 +14,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -91,8 +91,8 @@ def start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
     told.failed = not _reset(bare, layer.module)
     _try(_own_init(model, layer.name), bare, bare, told)
     steps = [] if any(value.is_meta for value in bare.parameters()) else layer.name.split(".")
-    weight = next(value for value in bare.parameters() if value.dim() > layer.axis)
-    classes = (weight.shape[layer.axis] - layer.extra) // layer.times
+    sizes = [value.shape[layer.axis] for value in bare.parameters() if value.dim() > layer.axis]
+    classes = replace(layer, outputs=sizes[0]).classes if sizes else layer.classes
     for depth in range(len(steps), -1, -1) if steps else ():
         stem = ".".join(steps[:depth])
         holder = model.get_submodule(stem)
