@@ -628,11 +628,6 @@ FAMILIES |= {
             )
         ),
     ),
-    "performer_pytorch-PerformerLM": Family(
-        "performer_pytorch",
-        "PerformerLM",
-        lambda kind, n: kind(num_tokens=n, max_seq_len=64, dim=32, depth=1, heads=2, dim_head=16),
-    ),
     "x_transformers-TransformerWrapper": Family(
         "x_transformers",
         "TransformerWrapper",

@@ -113,7 +113,8 @@ def test_what_can_not_be_built_anew_stays_whole(make: object, caplog: pytest.Log
     assert {name: vars(model.other)[name].shape for name in before} == before
 
 
-def test_what_another_head_of_that_size_may_be_counted_by_stays(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_another_head_of_that_size_may_be_counted_by_stays(verify: bool, caplog: pytest.LogCaptureFixture) -> None:
     """Of two tasks with as many classes, one changes."""
     model = wired(
         lambda self, x: (self.a(self.body(x)), self.b(self.body(x))),
@@ -121,11 +122,13 @@ def test_what_another_head_of_that_size_may_be_counted_by_stays(caplog: pytest.L
         a=nn.Linear(8, 11),
         b=nn.Linear(8, 11),
         metric=classification.MulticlassAccuracy(11),
+        loss=nn.CrossEntropyLoss(weight=torch.rand(11)),
     )
     with caplog.at_level(logging.WARNING, "ftkit"):
-        replace_head(model, 7, at="a")
+        replace_head(model, 7, at="a", verify=verify)
     assert "may be that of 'b'" in caplog.text
     assert counted(model.metric, 11) >= 0
+    assert model.loss.weight.shape == (11,)
 
 
 @pytest.mark.parametrize("name", ["alpha", "class_weights", "label_counts"])

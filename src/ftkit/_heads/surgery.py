@@ -173,9 +173,14 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
     One more than the classes is the weight of "no object", and stays.
     """
     places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
+    rivals = _rivals(model, found)
     for slot in own_slots(*places):
         old = slot.content
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
+            if rivals:
+                kind = type(slot.module).__name__
+                _log.warning("The %s of the %s stays: it may be that of %s.", slot.name, kind, rivals[0])
+                continue
             new = torch.cat([old.new_ones(count), old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]
             undo.set_item(slot.table, slot.name, new)
@@ -231,7 +236,7 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     """
     counting = [one for one in counters(model, found.layers.names) if one.value == found.classes]
     on_the_way = set(map(id, holders(model, *found.layers.names)))
-    rivals = _rivals(found)
+    rivals = _rivals(model, found)
     for counter in (*repeated(model, counting, found.classes), *counting):
         beside = isinstance(counter.owner, nn.Module) and id(counter.owner) not in on_the_way
         if rivals and beside:
@@ -257,10 +262,15 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
                 _log.warning("The %s of the %s still has %d classes.", name, type(module).__name__, found.classes)
 
 
-def _rivals(found: Found) -> Layers:
-    """Other layers with as many classes whose outputs leave the model."""
-    ends = () if found.trace is None else found.trace.ends.of_size(found.classes).where(lambda end: not end.body)
-    return Layers(end.layer for end in ends if end.layer.name not in found.layers.names)
+def _rivals(model: nn.Module, found: Found) -> Layers:
+    """Other layers with as many classes whose outputs leave the model; without a run, those that no layer could take."""
+    every = layers(model)
+    possible = every.of_size(found.classes)
+    if found.trace is not None:
+        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(found.classes)
+    elif any(one.inputs == found.classes for one in every):
+        return Layers()
+    return Layers(one for one in possible if not (one.name in found.layers.names or one.names_another()))
 
 
 def _relabel(config: Any, labels: object, count: int, keep: Mapping[int, int]) -> None:
