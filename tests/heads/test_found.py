@@ -500,3 +500,22 @@ def test_boxes_are_kept_in_the_order_in_which_the_model_splits_them(by_class: bo
     if by_class:
         before, after = before.mT, after.mT
     torch.testing.assert_close(after[..., 2], before[..., 5])
+
+
+def test_the_head_of_a_mean_teacher_follows() -> None:
+    """It never runs in the forward pass, and has the same place in a part like the student."""
+    student = nn.Sequential(features(), nn.Linear(8, 11))
+    model = wired(lambda self, x: self.student(x), student=student, teacher=copy.deepcopy(student))
+    model.other = nn.Sequential(features(), nn.Linear(8, 11), nn.Linear(11, 2))
+    assert replace_head(model, 7).names == ("student.1", "teacher.1")
+    assert model.other[1].out_features == 11
+
+
+def test_scores_that_are_refined_by_a_sum_are_named_together() -> None:
+    """A residual layer from classes to classes, as MONAI's UNet ends in one."""
+    model = wired(lambda self, x: self.refined(self.fc(self.body(x))), body=features(), fc=nn.Linear(8, 11))
+    model.refined = wired(lambda self, x: x + self.conv(x), conv=nn.Linear(11, 11))
+    with pytest.raises(HeadError, match=r"at=\['fc', 'refined.conv'\]"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at=["fc", "refined.conv"]).proven
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)

@@ -207,7 +207,7 @@ RIGHTLY_REFUSED = {  # what the error says of heads that no layer is, and what t
     "torch_geometric-GAT": "pass a module for the whole of it",
     "speechbrain-ECAPA.Classifier": "put the parameter into an nn.Linear",
     "pytorch_metric_learning-NormalizedSoftmaxLoss": "Pass a module in its place",
-    "monai-Classifier": "in 'final.2' (Reshape)",  # whose shape is written in it
+    "monai-Classifier": "in 'reshape' (Reshape)",  # whose shape is written in it
     "vit_pytorch-normalized_vit.nViT": "are scaled by other weights",  # a parameter of the model, one for each class
 }
 GOOD = (oracle.RIGHT, oracle.RIGHTLY_REFUSED, oracle.ADVISED)

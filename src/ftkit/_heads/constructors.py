@@ -301,6 +301,7 @@ def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], inside
     trees = [tree for one in said for tree in ast.walk(one)]
     wrong = (ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.Delete, ast.ClassDef, ast.Yield, ast.Await)
     sets = [tree for tree in trees if isinstance(tree, ast.Assign | ast.AugAssign)]
+    targets: list[tuple[ast.expr, ast.expr | None]]
     targets = [(target, tree.value) for tree in sets for target in _targets(tree)]
     targets += [(tree.target, tree.value) for tree in trees if isinstance(tree, ast.AnnAssign)]
     return (

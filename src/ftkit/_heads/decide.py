@@ -412,7 +412,19 @@ def _is_sibling(evidence: _Evidence, layer: Layer, one: Layer) -> bool:
     if layer.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
         return unseen or (alike and layer.names_classes())
     helps = says(layer.name, AUXILIARY) or (layer.names_classes() and one.names_classes())
+    helps = helps or _are_twins(evidence.model, layer.name, one.name)
     return unseen and evidence.trace.run.complete and alike and helps
+
+
+def _are_twins(model: nn.Module, name: str, other: str) -> bool:
+    """Whether two layers have the same place in parts of a model that are alike: a student and its mean teacher."""
+    steps, others = name.split("."), other.split(".")
+    apart = [place for place, (one, two) in enumerate(zip(steps, others, strict=False)) if one != two]
+    if len(steps) != len(others) or len(apart) != 1 or apart[0] == len(steps) - 1:
+        return False
+    parts = [model.get_submodule(".".join(way[: apart[0] + 1])) for way in (steps, others)]
+    shapes = [[(key, value.shape) for key, value in part.named_parameters()] for part in parts]
+    return type(parts[0]) is type(parts[1]) and shapes[0] == shapes[1]
 
 
 _COORDINATES = 4  # of a box

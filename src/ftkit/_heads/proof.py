@@ -9,7 +9,7 @@ from torch import nn
 
 from ftkit._heads.decide import Found
 from ftkit._heads.graph import CLEAN, SQUASHED, End
-from ftkit._heads.trace import Run, run_on, run_with_labels
+from ftkit._heads.trace import Run, Trace, run_on, run_with_labels
 from ftkit.errors import HeadError
 
 
@@ -103,7 +103,8 @@ class Proof:
 
     def _splits(self) -> str:
         """Tell of a layer of which nothing says how many outputs it has for each class, but which the model splits."""
-        for layer in () if (seen := self._found.trace) is None else self._found.layers:
+        seen = self._found.trace or Trace(Run())
+        for layer in self._found.layers:
             sizes = {size for end in seen.ends.of(layer) for size in end.rows}
             shapes = seen.shapes_of(layer, CLEAN)
             sizes |= {shape[-1] for shape in shapes if len(shape) > 2 and layer.outputs not in shape}

@@ -202,6 +202,10 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     if counted and run.complete:
         error.could_be, error.advice = [[one.name for one in counted]], "As many as the model counts come from these"
         return error
+    rows = [[*(one.name for one, _ in end.chain[::-1]), end.layer.name] for end in seen.ends if end.body and end.chain]
+    if run.complete and rows and not ends:  # a sum of class scores and what refines them
+        error.could_be, error.advice = rows[-1:], "If the scores are refined there, name all of these"
+        return error
     last = likely[-1]
     if not last.sure:
         return HeadError(f"{error} {sideless(model, last)}")

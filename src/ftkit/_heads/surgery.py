@@ -263,7 +263,7 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
 
 
 def _rivals(model: nn.Module, found: Found) -> Layers:
-    """Other layers with as many classes whose outputs leave the model; without a run, those that no layer could take."""
+    """Other layers with as many classes whose outputs leave the model; without a run, those that nothing could take."""
     every = layers(model)
     possible = every.of_size(found.classes)
     if found.trace is not None:
