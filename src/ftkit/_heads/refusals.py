@@ -180,7 +180,7 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         return error
     ends = seen.ends.where(lambda end: not end.body)
     counts = told(model, ())
-    for end in named.where(lambda end: end.level == SCALED) or _scaled_alone(ends):
+    for end in named.where(lambda end: end.level == SCALED) or _scaled_alone(model, ends):
         return HeadError(
             f"The outputs of {end.layer} are scaled by other weights before they leave the {kind}, so another count "
             "would not fit. Replace both with replace_modules, or rebuild the head."
@@ -221,9 +221,10 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     return error
 
 
-def _scaled_alone(ends: Ends) -> Ends:
-    """What the outputs come from, if that is one layer and other weights scale what it gives: a scale of its scores."""
-    return ends if len(ends) == 1 and ends[0].level == SCALED and not ends[0].norms else Ends()
+def _scaled_alone(model: nn.Module, ends: Ends) -> Ends:
+    """What the outputs come from, if that is one layer and weights elsewhere scale what it gives, its class scores."""
+    scaled = ends.where(lambda end: end.level == SCALED and not (end.norms or _as_wide(model, end.layer)))
+    return scaled if len(ends) == 1 else Ends()
 
 
 def _as_wide(model: nn.Module, layer: Layer) -> list[str]:
