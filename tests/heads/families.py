@@ -458,7 +458,6 @@ CV = [
     "lednet_cityscapes",
     "linknet_cityscapes",
     "segnet_cityscapes",
-    "sinet_cityscapes",
     "sqnet_cityscapes",
     "unet_cityscapes",
     "icnet_resnetd50b_cityscapes",
@@ -510,7 +509,6 @@ for _name in [
     "resnext101_32x4d",
     "inceptionv4",
     "inceptionresnetv2",
-    "squeezenet1_0",
     "nasnetamobile",
     "dpn68",
     "xception",
@@ -629,11 +627,6 @@ FAMILIES |= {
                 sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
             )
         ),
-    ),
-    "performer_pytorch-PerformerLM": Family(
-        "performer_pytorch",
-        "PerformerLM",
-        lambda kind, n: kind(num_tokens=n, max_seq_len=64, dim=32, depth=1, heads=2, dim_head=16),
     ),
     "x_transformers-TransformerWrapper": Family(
         "x_transformers",

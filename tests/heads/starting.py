@@ -258,6 +258,56 @@ class NoBias(Base):
         nn.init.normal_(self.fc.weight, std=0.01)
 
 
+# ---- a bias alone, as a focal loss wants it
+
+
+@start
+class BiasAsParameter(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.fc.bias = nn.Parameter(torch.full((classes,), -4.6))
+
+
+@start
+class BiasAsParameterOfTheLayersSize(Base):
+    def __init__(self, classes: int, prior: float = 0.01) -> None:
+        super().__init__(classes)
+        self._set_prior(prior)
+
+    def _set_prior(self, prior: float) -> None:
+        self.fc.bias = nn.Parameter(torch.full((self.fc.out_features,), -math.log((1 - prior) / prior)))
+
+
+@start
+class BiasByData(Base):
+    def __init__(self, num_classes: int = 1000) -> None:
+        super().__init__(num_classes)
+        self.fc.bias.data = torch.full((num_classes,), -4.6)
+
+
+@start
+class BiasByConstant(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        nn.init.constant_(self.fc.bias, -math.log(99))
+
+
+@start
+class BiasOfALocalLayer(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        layer = nn.Linear(WIDTH, classes)
+        layer.bias = nn.Parameter(torch.ones_like(layer.bias) * -3.0)
+        self.fc = nn.Sequential(nn.Dropout(), layer)
+
+
+@start
+class WeightAsParameter(Base):
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        self.fc.weight = nn.Parameter(torch.randn(classes, WIDTH) * 0.001)
+
+
 # ---- functions
 
 
@@ -877,6 +927,23 @@ def prepare_from_file(model: nn.Module, path: str) -> None:
     for m in model.modules():
         if isinstance(m, nn.Linear):
             m.weight.data.normal_(0, scale)
+
+
+class BiasThatIsRead(Base):
+    """A bias that comes from elsewhere."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+        with open(__file__) as file:
+            self.fc.bias = nn.Parameter(torch.full((classes,), -float(len(file.readline()))))
+
+
+class BiasOfAnotherSize(Base):
+    """A size that nothing tells, where the default would be taken for it."""
+
+    def __init__(self, outputs: int = 9) -> None:
+        super().__init__(outputs)
+        self.fc.bias.data = torch.full((outputs,), -4.6)
 
 
 class OfAnotherLayer(Base):

@@ -130,3 +130,15 @@ def test_the_words_of_time_series(name: str) -> None:
     model = wired(lambda self, x: self.out(x), out=nn.Linear(8, 5), **{name: 5})
     replace_head(model, 3)
     assert getattr(model, name) == 3
+
+
+def test_parts_whose_heads_are_gone_follow() -> None:
+    """A hybrid of two nets, each of which counts the outputs that the hybrid alone has; a third one has its own."""
+
+    def part(layer: nn.Module) -> nn.Module:
+        return wired(lambda self, x: self.last(x), last=layer, _n_outputs=5)
+
+    model = wired(lambda self, x: self.final(self.a(x)), a=part(nn.Linear(8, 4)), b=part(nn.Linear(8, 5)))
+    model.final = nn.Linear(4, 5)
+    replace_head(model, 3, at="final")
+    assert (model.a._n_outputs, model.b._n_outputs) == (3, 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -421,3 +422,100 @@ def test_a_model_that_classifies_in_training_alone_is_refused_by_the_name_of_its
         find_head(model)
     assert replace_head(model, 3, at="classifier").names == ("classifier",)
     assert model.train()(torch.zeros(2, 3, 16, 16)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_maps_from_classes_to_classes_in_a_row_are_all_named(times: int) -> None:
+    """The call in the error takes all of them, and works with a run, without one, and where none is possible."""
+    more = [one for _ in range(times) for one in (nn.ReLU(), nn.Conv2d(5, 5, 1))]
+    names = [f"maps.{index}" for index in range(2, 2 * times + 3, 2)]
+    for blind, at_all in ((False, {}), (False, {"verify": False}), (True, {})):
+        maps = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1), *copy.deepcopy(more))
+        model = wired(lambda self, x, blind=blind: self.maps(x["image"] if blind else x), maps=maps, num_classes=5)
+        with pytest.raises(HeadError, match=re.escape("could not be run" if blind else f"at={names}")):
+            replace_head(model, 3)
+        assert replace_head(model, 3, at=names, **at_all).names == tuple(names)
+        assert model.maps(torch.zeros(1, 3, 9, 9)).shape == (1, 3, 7, 7)
+
+
+def test_counted_rows_in_a_row_are_all_named() -> None:
+    """Where nothing else is as wide as the classes that the model counts."""
+    rows = nn.Sequential(nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
+    model = wired(lambda self, x: self.rows(x), rows=rows, num_classes=5)
+    with pytest.raises(HeadError, match=r"all have 5 outputs.*at=\['rows.0', 'rows.2', 'rows.4'\]"):
+        replace_head(model, 3)
+
+
+def test_layers_side_by_side_are_no_row() -> None:
+    """Neither takes what the other gives, whether a run shows that or not."""
+    for verify in (True, False):
+        model = wired(lambda self, x: (self.a(x), self.b(x)), a=nn.Linear(5, 5), b=nn.Linear(5, 5))
+        replace_head(model, 3, at=["a", "b"], verify=verify)
+        assert [out.shape for out in model(torch.zeros(2, 5))] == [(2, 3), (2, 3)]
+
+
+@pytest.mark.parametrize(("sizes", "counted"), [((11, 4), False), ((4, 11), False), ((11, 4), True)])
+def test_scores_that_are_passed_on_and_come_out_too_are_no_matter_of_chance(
+    sizes: tuple[int, int], counted: bool
+) -> None:
+    """They may be the classes, or features for what comes after."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.fc(self.body(x))
+        return x, self.coarse(x)
+
+    model = wired(forward, body=features(), fc=nn.Linear(8, sizes[0]), coarse=nn.Linear(*sizes))
+    if counted:
+        model.num_classes = sizes[0]
+    with pytest.raises(HeadError, match="rebuild the head"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at="coarse").proven
+
+
+@pytest.mark.parametrize(("one", "two"), [("proj", "out"), ("embedding", "fc"), ("reduce", "classifier")])
+def test_features_that_come_out_too_are_no_scores(one: str, two: str) -> None:
+    """Their names say so, or that of the other layer does."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = getattr(self, one)(self.body(x))
+        return x, getattr(self, two)(x)
+
+    model = wired(forward, body=features(), **{one: nn.Linear(8, 6), two: nn.Linear(6, 5)})
+    assert replace_head(model, 7).names == (two,)
+
+
+@pytest.mark.parametrize("by_class", [True, False])
+def test_boxes_are_kept_in_the_order_in_which_the_model_splits_them(by_class: bool) -> None:
+    """Four numbers for each class, or one for each class four times."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.body(x)
+        boxes, classes = self.bbox_pred(x), self.cls_score.out_features
+        return self.cls_score(x), boxes.view(-1, classes, 4) if by_class else boxes.view(-1, 4, classes)
+
+    model = wired(forward, body=features(), cls_score=nn.Linear(8, 11), bbox_pred=nn.Linear(8, 44), num_classes=11)
+    before = model(torch.ones(1, 3, 16, 16))[1]
+    replace_head(model, 7, keep={2: 5})
+    after = model(torch.ones(1, 3, 16, 16))[1]
+    if by_class:
+        before, after = before.mT, after.mT
+    torch.testing.assert_close(after[..., 2], before[..., 5])
+
+
+def test_the_head_of_a_mean_teacher_follows() -> None:
+    """It never runs in the forward pass, and has the same place in a part like the student."""
+    student = nn.Sequential(features(), nn.Linear(8, 11))
+    model = wired(lambda self, x: self.student(x), student=student, teacher=copy.deepcopy(student))
+    model.other = nn.Sequential(features(), nn.Linear(8, 11), nn.Linear(11, 2))
+    assert replace_head(model, 7).names == ("student.1", "teacher.1")
+    assert model.other[1].out_features == 11
+
+
+def test_scores_that_are_refined_by_a_sum_are_named_together() -> None:
+    """A residual layer from classes to classes, as MONAI's UNet ends in one."""
+    model = wired(lambda self, x: self.refined(self.fc(self.body(x))), body=features(), fc=nn.Linear(8, 11))
+    model.refined = wired(lambda self, x: x + self.conv(x), conv=nn.Linear(11, 11))
+    with pytest.raises(HeadError, match=r"at=\['fc', 'refined.conv'\]"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at=["fc", "refined.conv"]).proven
+    assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)

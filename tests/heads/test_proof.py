@@ -217,3 +217,90 @@ def test_an_error_about_heads_is_a_plain_one() -> None:
     with pytest.raises(HeadError, match="several layers") as caught:
         find_head(wired(lambda self, x: (self.a(x), self.b(x)), a=nn.Linear(8, 5), b=nn.Linear(8, 6)))
     assert type(pickle.loads(pickle.dumps(caught.value))) is type(caught.value) is HeadError
+
+
+class Reshape(nn.Module):
+    """A shape that is written in a module."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.reshape(len(x), *self.shape)
+
+
+def test_an_error_names_the_module_in_which_the_model_failed() -> None:
+    """That is what counts the classes too."""
+    with pytest.raises(HeadError, match=r"in '2' \(Reshape\)\. Something else in it counts"):
+        replace_head(nn.Sequential(features(), nn.Linear(8, 11), Reshape(11)), 7)
+
+
+def dense(how: str, name: str) -> nn.Module:
+    """Eleven classes at each place, three times; the code takes their number from an attribute of that name."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x, classes = self.conf(self.body(x)), getattr(self, name)
+        if how == "apart":
+            return x.permute(0, 2, 3, 1).reshape(len(x), -1, classes)
+        sizes = (3, classes) if how == "by anchor" else (classes, 3)
+        x = x.view(len(x), *sizes, *x.shape[2:])
+        return x.transpose(1, 2) if how == "by anchor" else x
+
+    return wired(forward, body=nn.Conv2d(3, 8, 3), conf=nn.Conv2d(8, 33, 1), **{name: 11})
+
+
+@pytest.mark.parametrize("at", [None, "conf"])
+@pytest.mark.parametrize("how", ["by anchor", "by class", "apart"])
+def test_scores_of_anchors_are_kept_as_the_model_splits_them(how: str, at: str | None) -> None:
+    """Named or not."""
+    model = dense(how, "num_classes")
+    image = torch.rand(1, 3, 8, 8)
+    before = model(image)
+    assert replace_head(model, 7, at=at, keep={2: 5}).proven
+    axis = -1 if how == "apart" else 1
+    torch.testing.assert_close(model(image).select(axis, 2), before.select(axis, 5))
+
+
+@pytest.mark.parametrize("how", ["by anchor", "by class"])
+def test_an_error_about_anchors_speaks_of_them(how: str) -> None:
+    """Not of 33 classes."""
+    size = "3 x 11" if how == "by anchor" else "11 x 3"
+    with pytest.raises(HeadError, match=rf"7 outputs in place of 33.*into {size}\. If those are classes and anchors"):
+        replace_head(dense(how, "ncl"), 7)
+
+
+def test_what_the_model_counts_is_shown_first_in_an_error() -> None:
+    """Two branches of norms and gates, as wide as the classes: the call works."""
+
+    def branch(outputs: int) -> nn.Sequential:
+        return nn.Sequential(nn.Conv2d(8, outputs, 1), nn.BatchNorm2d(outputs), nn.ReLU())
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.body(x) * self.gate(x) + self.pool(x)
+
+    model = wired(forward, stem=nn.Conv2d(3, 8, 3), body=branch(11), pool=branch(11), gate=branch(1), num_classes=11)
+    with pytest.raises(HeadError, match=r"at=\['body.0', 'pool.0'\]"):
+        replace_head(model, 7)
+    assert replace_head(model, 7, at=["body.0", "pool.0"]).proven
+    assert model(torch.zeros(2, 3, 9, 9)).shape[1] == 7
+
+
+def test_scores_that_a_parameter_scales_are_named() -> None:
+    """Whatever the layer is called."""
+    model = wired(lambda self, x: self.to_pred(self.body(x)) * self.scale, body=features(), to_pred=nn.Linear(8, 5))
+    model.scale = nn.Parameter(torch.ones(5))
+    with pytest.raises(HeadError, match=r"'to_pred' .* are scaled by other weights"):
+        replace_head(model, 3)
+
+
+def test_a_long_series_is_no_long_run() -> None:
+    """Fakes take the steps of a recurrent layer one by one, and the search for a length tries long ones."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rnn(x.transpose(1, 2))[0].flatten(1))
+
+    model = wired(forward, rnn=nn.GRU(3, 8, batch_first=True), head=nn.Linear(8 * 700, 5))
+    head = replace_head(model, 3)
+    assert (head.names, head.proven) == (("head",), True)

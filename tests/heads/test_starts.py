@@ -14,6 +14,8 @@ from tests.heads.nets import as_a_layer
 from tests.heads.oracle import starts_otherwise
 from tests.heads.starting import (
     STARTS,
+    BiasOfAnotherSize,
+    BiasThatIsRead,
     ByParametersOfItsOwn,
     FunctionThatReads,
     MappedHelper,
@@ -53,7 +55,10 @@ def train(model: nn.Module) -> None:
             value.add_(torch.randn_like(value) * scale * 0.3 + torch.randn_like(value) ** 3 * 0.1)
 
 
-@pytest.mark.parametrize("kind", [ByParametersOfItsOwn, ReadingHelper, MappedHelper, FunctionThatReads])
+@pytest.mark.parametrize(
+    "kind",
+    [ByParametersOfItsOwn, ReadingHelper, MappedHelper, FunctionThatReads, BiasThatIsRead, BiasOfAnotherSize],
+)
 def test_a_start_that_nothing_tells_is_not_passed_over_in_silence(
     kind: type[nn.Module], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,6 +68,7 @@ def test_a_start_that_nothing_tells_is_not_passed_over_in_silence(
     with caplog.at_level(logging.WARNING, "ftkit"):
         replace_head(model, 7, verify=False)
     assert "could not be repeated for 'fc'" in caplog.text
+    assert {len(value) for value in model.fc.parameters()} == {7}
 
 
 def test_the_start_of_another_layer_is_no_reason_for_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -206,6 +206,9 @@ RIGHTLY_REFUSED = {  # what the error says of heads that no layer is, and what t
     "braindecode-SSTDPN": "put the parameter into an nn.Linear",
     "torch_geometric-GAT": "pass a module for the whole of it",
     "speechbrain-ECAPA.Classifier": "put the parameter into an nn.Linear",
+    "pytorch_metric_learning-NormalizedSoftmaxLoss": "Pass a module in its place",
+    "monai-Classifier": "in 'reshape' (Reshape)",  # whose shape is written in it
+    "vit_pytorch-normalized_vit.nViT": "are scaled by other weights",  # a parameter of the model, one for each class
 }
 GOOD = (oracle.RIGHT, oracle.RIGHTLY_REFUSED, oracle.ADVISED)
 TOO_MUCH, CRASHED, NOT_BUILT = "too slow or too large", "crashed", "not built here"

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from ftkit._heads.counters import counts_classes
 from ftkit._heads.layers import read
 from ftkit._torch import children_of
 
@@ -41,6 +42,7 @@ _METHODS = (
 )
 _OUTSIDE = re.compile(r"load|save|hub|compile|hook|share|file|distributed|seed")
 _LOADS = re.compile(r"load|pretrain|checkpoint|quantiz")  # what puts trained weights in place starts none
+_PARAMETER = "Parameter"  # how torch calls a tensor that a layer learns
 _DEEPEST = 5  # functions that call functions
 
 _Inside: TypeAlias = tuple[object, ...]  # the functions that are being read
@@ -64,7 +66,9 @@ def starts_weights(kind: type) -> bool:
     return bool(_parts(kind))
 
 
-def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) -> Iterator[Callable[[], object]]:
+def replay(
+    shell: nn.Module, child: str, holder: nn.Module | None, name: str, classes: int
+) -> Iterator[Callable[[], object]]:
     """The statements of the constructors of a module that start weights, in their order, as actions on the module.
 
     One that can't be run again, as it does other things too, is an action that fails.
@@ -74,16 +78,17 @@ def replay(shell: nn.Module, child: str, holder: nn.Module | None, name: str) ->
         child: The name of a child; what runs before that is registered is left out. Empty for all.
         holder: What holds the module in the model.
         name: Under which name.
+        classes: How many classes there are, for an argument that counts them and that nothing has kept.
     """
     scopes: dict[types.FunctionType | None, dict[str, Any]] = {}
     modules: dict[str, nn.Module] = dict(shell.named_modules(remove_duplicate=False))
     kind: type = type(shell)
     parts = _parts(kind)
-    passed = _passed_by(holder, name, parts[-1].function) if parts and holder is not None else {}
+    passed = _passed_by(holder, name, parts[-1].function, classes) if parts and holder is not None else {}
     for part in reversed(parts):  # those who call first
         scope = scopes[part.function] = surroundings(part.function)
         passed = passed if part is parts[-1] else _values(part.passed, scopes.get(part.caller, {}))
-        scope.update(_known_arguments(part.function, passed, shell))
+        scope.update(_known_arguments(part.function, passed, shell, classes))
         scope.update((name, modules[place]) for name, place in part.aliases if place in modules)
         scope["self"] = shell
     lines = [min((line for known, line, _ in part.registers if known == child), default=0) for part in parts]
@@ -164,10 +169,12 @@ def _part(
 
 
 def _left_out(body: list[ast.stmt], kept: list[ast.stmt], names: Mapping[str, object]) -> Iterator[tuple[str, int]]:
-    """The calls that may start weights and were not kept, as they do other things too, each with its line."""
-    known = {ast.unparse(tree) for one in kept for tree in ast.walk(one) if isinstance(tree, ast.Call)}
+    """What may start weights and was not kept, as it does other things too, each with its line."""
+    kinds = ast.Call | ast.Assign | ast.AugAssign
+    known = {ast.unparse(tree) for one in kept for tree in ast.walk(one) if isinstance(tree, kinds)}
     for tree in ast.walk(ast.Module(body, [])):
-        if isinstance(tree, ast.Call) and _may_start(tree, names) and ast.unparse(tree) not in known:
+        may = _may_start(tree, names) if isinstance(tree, ast.Call) else _does_start(tree, names)
+        if may and isinstance(tree, kinds) and ast.unparse(tree) not in known:
             yield ast.unparse(tree), tree.lineno
 
 
@@ -214,7 +221,7 @@ def _registered(body: list[ast.stmt], names: Mapping[str, object]) -> Iterator[t
 
 def _does_start(tree: ast.AST, names: Mapping[str, object]) -> bool:
     if isinstance(tree, ast.Assign | ast.AugAssign):
-        return any(map(_is_weight, tree.targets if isinstance(tree, ast.Assign) else [tree.target]))
+        return any(_is_weight(one, tree.value) for one in _targets(tree))
     return isinstance(tree, ast.Call) and _starts(tree, names)
 
 
@@ -269,14 +276,20 @@ def _kept(body: Iterable[ast.stmt], names: Mapping[str, object]) -> Iterator[ast
             if _is_harmless(one, names) and any(_does_start(tree, names) for tree in ast.walk(one)):
                 yield one
         elif isinstance(one, ast.Assign | ast.AugAssign) and _is_harmless(one.value, names):
-            targets = one.targets if isinstance(one, ast.Assign) else [one.target]
-            if all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target) for target in targets):
+            value = one.value
+            if all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target, value) for target in _targets(one)):
                 yield one
 
 
-def _is_weight(target: ast.expr) -> bool:
-    """Whether an assignment writes into a weight: ``layer.bias.data[0] = 1``."""
+def _targets(tree: ast.Assign | ast.AugAssign) -> list[ast.expr]:
+    return tree.targets if isinstance(tree, ast.Assign) else [tree.target]
+
+
+def _is_weight(target: ast.expr, value: ast.expr | None) -> bool:
+    """Whether an assignment writes into a weight, ``layer.bias.data[0] = 1``, or puts one into another module."""
     written = ast.unparse(target)
+    if isinstance(value, ast.Call) and ast.unparse(value.func).rpartition(".")[2] == _PARAMETER:
+        return written.endswith((".weight", ".bias")) and written not in ("self.weight", "self.bias")
     return re.search(
         r"\.data$" if isinstance(target, ast.Attribute) else r"\.(data|weight|bias)\b.*\]$", written
     ) is not None and (written != "self.data")
@@ -287,13 +300,18 @@ def _does_nothing_else(body: list[ast.stmt], names: Mapping[str, object], inside
     said = [one for one in body if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant))]
     trees = [tree for one in said for tree in ast.walk(one)]
     wrong = (ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom, ast.Delete, ast.ClassDef, ast.Yield, ast.Await)
-    targets = [target for tree in trees if isinstance(tree, ast.Assign) for target in tree.targets]
-    targets += [tree.target for tree in trees if isinstance(tree, ast.AugAssign | ast.AnnAssign)]
+    sets = [tree for tree in trees if isinstance(tree, ast.Assign | ast.AugAssign)]
+    targets: list[tuple[ast.expr, ast.expr | None]]
+    targets = [(target, tree.value) for tree in sets for target in _targets(tree)]
+    targets += [(tree.target, tree.value) for tree in trees if isinstance(tree, ast.AnnAssign)]
     return (
         all(_is_harmless(one, names, inside) for one in said)
         and not any(isinstance(tree, wrong) for tree in trees)
-        and all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target) for target in targets)
-        and any(isinstance(tree, ast.Call) and _starts(tree, names, inside) for tree in trees)
+        and all(isinstance(target, ast.Name | ast.Tuple) or _is_weight(target, value) for target, value in targets)
+        and (
+            any(isinstance(tree, ast.Call) and _starts(tree, names, inside) for tree in trees)
+            or any(_is_weight(target, value) for target, value in targets)
+        )
     )
 
 
@@ -302,7 +320,7 @@ def _is_harmless(tree: ast.AST, names: Mapping[str, object], inside: _Inside = (
     for call in (one for one in ast.walk(tree) if isinstance(one, ast.Call)):
         owner, _, last = ast.unparse(call.func).rpartition(".")
         known = owner.partition(".")[0] in _MODULES and last.lstrip("_")[:1].islower()
-        known = known or last in (_METHODS if owner else _FUNCTIONS) or last.endswith("Error")
+        known = known or last in (_METHODS if owner else _FUNCTIONS) or last.endswith("Error") or last == _PARAMETER
         if _OUTSIDE.search(last) or not (known or _starts(call, names, inside)):
             return False
     return True
@@ -419,24 +437,28 @@ def _values(passed: Iterable[tuple[str, types.CodeType]], scope: Mapping[str, An
     return found
 
 
-def _passed_by(holder: nn.Module, name: str, function: types.FunctionType) -> dict[str, Any]:
+def _passed_by(holder: nn.Module, name: str, function: types.FunctionType, classes: int) -> dict[str, Any]:
     """The arguments with which the constructor of a holder makes the module of that name: plain ones."""
     for kind in own_classes(holder):
         caller = inspect.unwrap(vars(kind).get("__init__", object))
         for one in _body(caller) or ():
             made = isinstance(one, ast.Assign) and ast.unparse(one.targets[0]) == f"self.{name}" and one.value
             if isinstance(made, ast.Call) and isinstance(caller, types.FunctionType):
-                return _values(_passed(made, function), surroundings(caller) | _known_arguments(caller, {}, holder))
+                known = _known_arguments(caller, {}, holder, classes)
+                return _values(_passed(made, function), surroundings(caller) | known)
     return {}
 
 
-def _known_arguments(function: types.FunctionType, passed: Mapping[str, Any], holder: nn.Module) -> dict[str, Any]:
+def _known_arguments(
+    function: types.FunctionType, passed: Mapping[str, Any], holder: nn.Module, classes: int
+) -> dict[str, Any]:
     """What is known of the arguments of a function that makes a module, or a part of it."""
     own = vars(holder)
     places = [own, *(value for value in own.values() if isinstance(value, Mapping))]
     found: dict[str, Any] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         values = [] if parameter.default is parameter.empty else [parameter.default]
+        values += [classes] if counts_classes(name) else []
         values += [passed[name]] if name in passed else []
         values += [place[key] for place in places for key in (f"_{name}", name) if key in place]
         if values or name in own.get("_modules", {}):

@@ -120,14 +120,27 @@ def shifted(counter: Counter) -> Iterator[Counter]:
         yield from (one for one in _in_attributes(counter.owner) if one.name == "no" and one.value > counter.value)
 
 
-def repeated(counter: Counter) -> Iterator[Counter]:
-    """The same number under the same name in parts of its owner that have no tensor of that size: they pass it on."""
-    if isinstance(counter.owner, nn.Module) and not counter.key:
-        for part in counter.owner.modules():
-            if part is not counter.owner and vars(part).get(counter.name) == counter.value:
-                tensors = itertools.chain(part.parameters(), part.buffers())
-                if not any(counter.value in tensor.shape for tensor in tensors):
-                    yield Counter(part, counter.name, counter.value)
+def repeated(model: nn.Module, found: Iterable[Counter], classes: int) -> Iterator[Counter]:
+    """The same number in parts of a model that have no tensor of that size: they pass it on, or their heads are gone.
+
+    A part counts by the name by which what holds it does, or by one that speaks of the classes of a whole model.
+    """
+    owners = [one for one in found if isinstance(one.owner, nn.Module) and not one.key]
+    names: dict[int, set[str]] = {}
+    for one in owners:
+        for part in one.owner.modules():
+            names.setdefault(id(part), set()).add(one.name)
+    known = {id(one.owner) for one in owners}
+    for part in (part for part in model.modules() if id(part) not in known):
+        counting = [
+            Counter(part, name, classes)
+            for name, value in vars(part).items()
+            if type(value) is int and value == classes
+            if name in names.get(id(part), ()) or counts_classes(name) or _OUTPUTS_ALL.fullmatch(name)
+        ]
+        tensors = itertools.chain(part.parameters(), part.buffers()) if counting else ()
+        if not any(classes in tensor.shape for tensor in tensors):
+            yield from counting
 
 
 def counts_classes(name: str) -> bool:

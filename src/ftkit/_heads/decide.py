@@ -77,10 +77,10 @@ def find_layers(model: nn.Module, given: Inputs | None = None, *, run: bool = Fa
     check_passed_on(model, evidence.trace, found)
     check_scorers(model, evidence.trace, found)
     check_losses(model, evidence.unseen, evidence.told, found)
-    classes, boxes = found[0].classes, _boxes(evidence, found)
-    found = Layers(in_order(layer, evidence.trace) for layer in found)
+    classes = found[0].classes
+    found, boxes = (Layers(in_order(one, evidence.trace) for one in part) for part in (found, _boxes(evidence, found)))
     found = with_norms(model, _with_maps(every, found, evidence.trace), evidence.trace)
-    check_maps(model, every, found)
+    check_maps(model, every, evidence.trace, found)
     order = list(dict(model.named_modules(remove_duplicate=False)))
     whole = sorted([*found, *boxes], key=lambda layer: order.index(layer.name))
     return Found(Layers([*whole, *_label_tables(model, classes)]), classes, evidence.trace)
@@ -100,15 +100,15 @@ def in_classes(model: nn.Module, layer: Layer, seen: Trace | None) -> Layer:
         gave = {seen.run.widths.get(name) for name in layer.names}
         if seen.run.complete and {layer.outputs, layer.inputs}.isdisjoint({*counts, *gave}):
             raise sideless(model, layer)
-    return next(filter(None, (_counted(model, layer, classes) for classes in counts)), layer)
+    return next(filter(None, (_counted(model, layer, classes, seen) for classes in counts)), layer)
 
 
 def in_order(layer: Layer, seen: Trace) -> Layer:
     """Tell whether the several outputs of one class are neighbors, by how the model splits them."""
     rows = {size for end in seen.ends.of(layer) for size in end.rows}
-    if layer.times == 1 or layer.extra or rows != {layer.times} or layer.times == layer.classes:
+    if layer.times == 1 or layer.extra or layer.times == layer.classes or rows not in ({layer.times}, {layer.classes}):
         return layer
-    return replace(layer, by_class=True)
+    return replace(layer, by_class=rows == {layer.times})
 
 
 def with_norms(model: nn.Module, found: Layers, seen: Trace) -> Layers:
@@ -330,7 +330,7 @@ def _fitting(evidence: _Evidence, classes: int) -> Ends:
     possible = evidence.named.where(lambda end: end.is_clean() or end.layer.names_classes() or end.layer in unseen)
     found = Ends()
     for end in possible:
-        layer = _counted(evidence.model, end.layer, classes, evidence.trace.shapes_of(end.layer, CLEAN))
+        layer = _counted(evidence.model, end.layer, classes, evidence.trace)
         if layer is not None:
             found.append(replace(end, layer=layer))
     return found
@@ -342,11 +342,12 @@ def _fitting_with_no_object(evidence: _Evidence, classes: int) -> Ends:
     return Ends(replace(end, layer=replace(end.layer, extra=1)) for end in possible if end.layer.names_classes())
 
 
-def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torch.Size] = ()) -> Layer | None:
+def _counted(model: nn.Module, layer: Layer, classes: int, seen: Trace | None) -> Layer | None:
     """Tell how a number of classes could make a layer's outputs, or that it can't.
 
     Several for each class, as detectors have them for their anchors, only where that number is near: in what holds the
-    layer, the model itself left out, in the shapes in which the scores come out, or in the groups of the layer.
+    layer, the model itself left out, in the shapes in which the scores come out or are split, or in the groups of the
+    layer.
     """
     if layer.outputs == classes:
         return layer
@@ -354,7 +355,9 @@ def _counted(model: nn.Module, layer: Layer, classes: int, shapes: Iterable[torc
         return None
     around = [one for one in counters(model, layer.names) if isinstance(one.owner, nn.Module)]
     near = {one.value for one in around if one.owner is not model and counts_classes(one.name)}
-    near |= {shape[-1] for shape in shapes if len(shape) > 2}
+    if seen is not None:
+        near |= {shape[-1] for shape in seen.shapes_of(layer, CLEAN) if len(shape) > 2}
+        near |= {size for end in seen.ends.of(layer) for row in end.rows for size in (row, layer.outputs // row)}
     near |= {layer.outputs // getattr(layer.module, "groups", layer.outputs)}  # all classes in each group
     return replace(layer, times=layer.outputs // classes) if classes in near else None
 
@@ -409,7 +412,19 @@ def _is_sibling(evidence: _Evidence, layer: Layer, one: Layer) -> bool:
     if layer.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
         return unseen or (alike and layer.names_classes())
     helps = says(layer.name, AUXILIARY) or (layer.names_classes() and one.names_classes())
+    helps = helps or _are_twins(evidence.model, layer.name, one.name)
     return unseen and evidence.trace.run.complete and alike and helps
+
+
+def _are_twins(model: nn.Module, name: str, other: str) -> bool:
+    """Whether two layers have the same place in parts of a model that are alike: a student and its mean teacher."""
+    steps, others = name.split("."), other.split(".")
+    apart = [place for place, (one, two) in enumerate(zip(steps, others, strict=False)) if one != two]
+    if len(steps) != len(others) or len(apart) != 1 or apart[0] == len(steps) - 1:
+        return False
+    parts = [model.get_submodule(".".join(way[: apart[0] + 1])) for way in (steps, others)]
+    shapes = [[(key, value.shape) for key, value in part.named_parameters()] for part in parts]
+    return type(parts[0]) is type(parts[1]) and shapes[0] == shapes[1]
 
 
 _COORDINATES = 4  # of a box

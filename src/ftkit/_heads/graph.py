@@ -131,7 +131,7 @@ def walk(outputs: Mapping[str, torch.Tensor], owners: Mapping[int, Layer], norms
                 ends.setdefault(layer, End(layer, way.level)).reached(port, outputs[port].shape, way)
     _mark_body(graph, ends, nodes)
     for layer, end in ends.items():
-        end.chain = [] if end.body else list(_chain(graph, owners, layer, nodes[layer][0]))
+        end.chain = [] if end.body and not end.is_clean() else list(_chain(graph, owners, layer, nodes[layer][0]))
     return Walk(Ends(ends.values()), {owners[leaf] for leaf in owners.keys() & graph.leaves.keys()}, bare)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ftkit._heads.vocabulary import role
+from ftkit._heads.vocabulary import FEATURES, role, says
 from ftkit._torch import children_of, is_convolution, parameters_of
 from ftkit._wording import some
 
@@ -63,6 +63,10 @@ class Layer:
     def names_another(self) -> bool:
         """Whether its name speaks of something else."""
         return role(self.name) == "other"
+
+    def names_features(self) -> bool:
+        """Whether its name speaks of features that another layer takes."""
+        return says(self.name.rpartition(".")[2], FEATURES)
 
     @property
     def classes(self) -> int:

@@ -9,7 +9,7 @@ from torch import nn
 
 from ftkit._heads.decide import Found
 from ftkit._heads.graph import CLEAN, SQUASHED, End
-from ftkit._heads.trace import Run, run_on, run_with_labels
+from ftkit._heads.trace import Run, Trace, run_on, run_with_labels
 from ftkit.errors import HeadError
 
 
@@ -42,11 +42,12 @@ class Proof:
         Raises:
             HeadError: The model fails, or an output of the head does not follow.
         """
-        after = self._runs_still(model, f"{count} classes in place of {self._found.classes}")
+        what = f"{count} {'outputs' if self._splits() else 'classes'} in place of {self._found.classes}"
+        after = self._runs_still(model, what)
         if after is not None:
             failures = [*self._astray(after, count), *self._fails_with_labels(model, after)]
             if failures:
-                raise self._error(model, f"{count} classes in place of {self._found.classes}", failures[0])
+                raise self._error(model, what, failures[0])
 
     def check_module(self, model: nn.Module) -> int:
         """Run the model with a module of the user's as its head, and return how many outputs that has; 0 for unknown.
@@ -75,7 +76,9 @@ class Proof:
             self.missing = f"the model could not be run with the new head on fake tensors ({after.failure})"
             return None
         if not after.complete:
-            raise self._error(model, what, f": {after.failure}")
+            last = after.failed_in
+            kind = type(model.get_submodule(last)).__name__
+            raise self._error(model, what, f": {after.failure}{f' in {last!r} ({kind})' if last else ''}")
         return after
 
     def _fails_with_labels(self, model: nn.Module, after: Run) -> Iterator[str]:
@@ -95,8 +98,24 @@ class Proof:
         names = ", ".join(map(repr, self._found.layers.names))
         return HeadError(
             f"With {what} at {names}, the {type(model).__name__} no longer runs{failure}. "
-            "Something else in it counts the classes too."
+            f"{self._splits() or 'Something else in it counts the classes too.'}"
         )
+
+    def _splits(self) -> str:
+        """Tell of a layer of which nothing says how many outputs it has for each class, but which the model splits."""
+        seen = self._found.trace or Trace(Run())
+        for layer in self._found.layers:
+            sizes = {size for end in seen.ends.of(layer) for size in end.rows}
+            shapes = seen.shapes_of(layer, CLEAN)
+            sizes |= {shape[-1] for shape in shapes if len(shape) > 2 and layer.outputs not in shape}
+            parts = [size for size in sizes if 1 < size < layer.outputs and layer.outputs % size == 0]
+            if layer.times == 1 and parts:
+                return (
+                    f"It splits the {layer.outputs} outputs of {layer.name!r} into {layer.outputs // max(parts)} x "
+                    f"{max(parts)}. If those are classes and anchors, let it take the number of its classes from an "
+                    "attribute, num_classes, which replace_head changes too; else build the model for the new number."
+                )
+        return ""
 
     def _astray(self, after: Run, count: int) -> Iterator[str]:
         """Tell of each output that did not follow the head, or did as no number of classes can make it."""

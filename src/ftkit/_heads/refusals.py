@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection
 
 import torch
@@ -63,34 +64,65 @@ def check_losses(model: nn.Module, unseen: Layers, told: Collection[int], found:
 
 
 def check_passed_on(model: nn.Module, seen: Trace, found: Layers) -> None:
-    """Refuse what takes the scores that the model counts, and gives other ones: a coarser classifier, a decoder."""
-    counts = told(model, ())
-    if counts and found[0].classes not in counts:
-        for end in seen.ends.where(lambda end: end.beside and end.is_clean() and end.layer.outputs in counts):
-            raise HeadError(
-                f"{end.layer} gives the classes that the {type(model).__name__} counts, and {found[0]} comes after it. "
-                "Replace both with replace_modules, or rebuild the head."
+    """Refuse what takes the scores that the model counts, and gives other ones: a coarser classifier, a decoder.
+
+    Where nothing is counted, what comes out and is passed on too may be scores or features; only names tell.
+    """
+    counts, last, kind = told(model, ()), found[0], type(model).__name__
+    passed = Layers(end.layer for end in seen.ends.where(lambda end: end.beside and end.is_clean()))
+    if counts:
+        for layer in passed if last.classes not in counts else ():
+            if layer.outputs in counts:
+                raise HeadError(
+                    f"{layer} gives the classes that the {kind} counts, and {last} comes after it. "
+                    "Replace both with replace_modules, or rebuild the head."
+                )
+        return
+    for layer in passed:
+        if layer.names in [one.names for one in found] or layer.outputs < 2 or layer.names_another():
+            continue
+        if not (last.names_classes() and not layer.names_classes()) and not layer.names_features():
+            error = UnsureError(
+                f"The {kind} returns what {layer} gives, and passes it on to {last}: nothing tells whether the former "
+                "gives class scores or features. If those are the classes, replace both with replace_modules, or "
+                "rebuild the head."
             )
+            error.could_be, error.advice = [[last.name]], f"If {last.name!r} has the classes"
+            raise error
 
 
-def check_maps(model: nn.Module, every: Layers, found: Layers) -> None:
-    """Refuse a layer from classes to classes after another one: nothing tells where the classes begin.
+def check_maps(model: nn.Module, every: Layers, seen: Trace, found: Layers) -> None:
+    """Refuse a layer from classes to classes after others: nothing tells where the classes begin.
 
-    A linear one only if nothing but these two is as wide, and the model counts its outputs: EdgeCNN.
+    Linear ones only if nothing but these is as wide, and the model counts their outputs: EdgeCNN.
     """
     for layer in (one for one in found if not is_norm(one.module)):
+        row = [] if layer.from_classes else _row(every, seen, layer)
         counted = any(one.value == layer.outputs for one in counters(model, layer.names))
-        if not (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == 2)):
-            continue
-        around = every.inside(layer.holder) if layer.holder else every
-        before = [] if layer.from_classes else around[: [one.names for one in around].index(layer.names)][-1:]
-        if layer.inputs == layer.outputs and before and before[0].outputs == layer.outputs:
+        if row and (is_convolution(layer.module) or (counted and len(every.of_size(layer.outputs)) == len(row))):
+            several, both = (f"{row[0]} and {row[1]}", "both") if len(row) == 2 else (describe(row), "all")
             error = UnsureError(
-                f"{before[0]} and {layer} in the {type(model).__name__} both have {layer.outputs} outputs, and nothing "
+                f"{several} in the {type(model).__name__} {both} have {layer.outputs} outputs, and nothing "
                 f"tells whether those of the first count classes too. If they don't, pass at={layer.name!r}."
             )
-            error.could_be, error.advice = [[before[0].name, layer.name]], "If they do"
+            error.could_be, error.advice = [[one.name for one in row]], "If they do"
             raise error
+
+
+def _row(every: Layers, seen: Trace, last: Layer) -> list[Layer]:
+    """The layers in a row in one module that give as many outputs as the last of them; none if that is alone.
+
+    Where no run tells what comes after what, by their order in what holds them.
+    """
+    chains = [[one for one, _ in end.chain] for end in seen.ends.of(last)]
+    around = every.inside(last.holder) if last.holder else every
+    inside = [one.names for one in around]
+    row = list(itertools.takewhile(lambda one: one.names in inside, chains[0] if chains else []))
+    if not row and last.inputs == last.outputs:
+        earlier = around[: inside.index(last.names)][::-1]
+        row = list(itertools.takewhile(lambda one: one.outputs == last.outputs, earlier))
+        row = row[: next((place for place, one in enumerate(row, 1) if one.inputs != one.outputs), None)]
+    return [*row[::-1], last] if row else []
 
 
 def normed_otherwise(model: nn.Module, layer: Layer, name: str) -> HeadError:
@@ -146,12 +178,13 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
         )
         error.could_be, error.advice = [[end.layer.name]], "If they are, which replaces the norm too"
         return error
-    for end in named.where(lambda end: end.level == SCALED):
+    ends = seen.ends.where(lambda end: not end.body)
+    counts = told(model, ())
+    for end in named.where(lambda end: end.level == SCALED) or _scaled_alone(model, ends):
         return HeadError(
             f"The outputs of {end.layer} are scaled by other weights before they leave the {kind}, so another count "
             "would not fit. Replace both with replace_modules, or rebuild the head."
         )
-    ends = seen.ends.where(lambda end: not end.body)
     if seen.bare and run.complete and not sealed and not ends.where(End.is_clean):
         return HeadError(
             f"The outputs of the {kind} come from {', '.join(map(repr, sorted(seen.bare)))}, which no linear layer "
@@ -160,12 +193,22 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     why = "" if run.complete else f" It could not be run on fake inputs either: {run.failure}."
     outermost = [one for one in every if not any(one.outputs == other.inputs for other in every if other is not one)]
     likely = [layer for layer in ends.layers if run.complete or layer.names_classes()] or outermost or every[-2:]
+    counted = [layer for layer in likely if layer.outputs in counts]
     ends_in = "It ends in" if run.complete else "Judging by its layers' sizes, it may end in"
     error = UnsureError(
         f"No layer of the {kind} looks like a classifier, judging by names, counters and outputs.{why}{sealed} "
         f"{ends_in} {describe(likely)}. To add a layer on top of the outputs, use append_head."
     )
+    if counted and run.complete:
+        error.could_be, error.advice = [[one.name for one in counted]], "As many as the model counts come from these"
+        return error
+    rows = [[*(one.name for one, _ in end.chain[::-1]), end.layer.name] for end in seen.ends if end.body and end.chain]
+    if run.complete and rows and not ends:  # a sum of class scores and what refines them
+        error.could_be, error.advice = rows[-1:], "If the scores are refined there, name all of these"
+        return error
     last = likely[-1]
+    if not last.sure:
+        return HeadError(f"{error} {sideless(model, last)}")
     if beside := _as_wide(model, last):
         return HeadError(
             f"{error} {last} is not alone in {last.holder!r}, which has {some(list(map(repr, beside)), 4)} as wide. "
@@ -176,6 +219,12 @@ def nothing(model: nn.Module, every: Layers, seen: Trace) -> HeadError:
     ]
     error.could_be, error.advice = [same], "If one is, name it"
     return error
+
+
+def _scaled_alone(model: nn.Module, ends: Ends) -> Ends:
+    """What the outputs come from, if that is one layer and weights elsewhere scale what it gives, its class scores."""
+    scaled = ends.where(lambda end: end.level == SCALED and not (end.norms or _as_wide(model, end.layer)))
+    return scaled if len(ends) == 1 else Ends()
 
 
 def _as_wide(model: nn.Module, layer: Layer) -> list[str]:

@@ -429,15 +429,28 @@ def _found_at(model: nn.Module, at: list[str], given: Inputs | None, *, run: boo
     seen = trace(model, layers(model), given) if run else None
     named = Layers(in_classes(model, layer, seen) for layer in {layer.names: layer for layer in last}.values())
     if seen is not None:
-        named = with_norms(model, Layers(_fed_by(named, in_order(layer, seen), seen) for layer in named), seen)
+        named = Layers(in_order(layer, seen) for layer in named)
+    named = Layers(_fed_by(model, named, layer, seen) for layer in named)
+    if seen is not None:
+        named = with_norms(model, named, seen)
     return Found(named, named[-1].classes, seen)
 
 
-def _fed_by(named: Layers, layer: Layer, seen: Trace) -> Layer:
-    """Tell whether a layer with as many outputs as inputs takes the classes from another one that is named."""
-    chains = (end.chain for end in seen.ends.of(layer))
-    feeding = {one.names for chain in chains for one, _ in chain} & {one.names for one in named} - {layer.names}
-    return dataclasses.replace(layer, from_classes=layer.inputs == layer.outputs and bool(feeding))
+def _fed_by(model: nn.Module, named: Layers, layer: Layer, seen: Trace | None) -> Layer:
+    """Tell whether a layer with as many outputs as inputs takes the classes from another one that is named.
+
+    Where no run tells, that is the one registered before it, if the first of them takes something else.
+    """
+    if layer.inputs != layer.outputs:
+        return layer
+    names = [one.names for one in named]
+    if seen is not None and seen.run.complete:
+        rows = [[end.layer.names, *(one.names for one, _ in end.chain)] for end in seen.ends]
+    else:
+        row = [one for one in layers(model) if one.names in names and one.outputs == layer.outputs]
+        rows = [[one.names for one in row[::-1]]] if row[0].inputs != layer.inputs else []
+    before = [row[row.index(layer.names) + 1 :][:1] for row in rows if layer.names in row]
+    return dataclasses.replace(layer, from_classes=any(one[0] in names for one in before if one))
 
 
 def as_inputs(example_inputs: Any) -> Inputs | None:

@@ -14,7 +14,7 @@ import inspect
 import logging
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ def start(model: nn.Module, layer: Layer, bare: nn.Module, *, as_started: bool) 
     if as_started:
         return
     untrained, is_plain = is_untrained(layer), type(bare) is type(layer.module)
+    unknown: list[str] = []
     for name, value in bare.named_parameters():
         source = written(layer.module, name)
         if value.is_meta or source.is_meta or source.numel() < 2:
@@ -59,13 +60,18 @@ def start(model: nn.Module, layer: Layer, bare: nn.Module, *, as_started: bool) 
             if followed:
                 draw_like(source, value)
             elif told.failed and name not in told.started and is_plain:
-                _log.warning(
-                    "The %s starts its layers in a way that could not be repeated for %r, which starts like any %s. "
-                    "Initialize it yourself if that matters.",
-                    type(model).__name__,
-                    layer.name,
-                    type(layer.module).__name__,
-                )
+                unknown.append(name)
+        elif value.dim() == 1 and told.failed and name not in told.started and is_plain:
+            unknown.append(name)
+    if unknown:
+        _log.warning(
+            "The %s starts its layers in a way that could not be repeated for %r, whose %s starts like that of any %s. "
+            "Initialize it yourself if that matters.",
+            type(model).__name__,
+            layer.name,
+            " and ".join(unknown),
+            type(layer.module).__name__,
+        )
 
 
 # ---- by the code
@@ -85,6 +91,8 @@ def start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
     told.failed = not _reset(bare, layer.module)
     _try(_own_init(model, layer.name), bare, bare, told)
     steps = [] if any(value.is_meta for value in bare.parameters()) else layer.name.split(".")
+    sizes = [value.shape[layer.axis] for value in bare.parameters() if value.dim() > layer.axis]
+    classes = replace(layer, outputs=sizes[0]).classes if sizes else layer.classes
     for depth in range(len(steps), -1, -1) if steps else ():
         stem = ".".join(steps[:depth])
         holder = model.get_submodule(stem)
@@ -96,7 +104,7 @@ def start_by_code(model: nn.Module, layer: Layer, bare: nn.Module) -> _Told:
             _try(shown, shell, bare, told)
             outer, _, place = stem.rpartition(".")
             child = steps[depth] if depth < len(steps) else ""
-            for action in replay(shell, child, model.get_submodule(outer) if stem else None, place):
+            for action in replay(shell, child, model.get_submodule(outer) if stem else None, place, classes):
                 told.failed |= not _try(lambda _, action=action: action(), shell, bare, told)
     if not (told.started or is_norm(bare)):
         for name, value in _as_constructed(model, layer, bare).items():
@@ -122,17 +130,31 @@ def _reset(bare: nn.Module, old: nn.Module) -> bool:
 
 def _try(own: Callable[..., object] | None, shown: nn.Module, bare: nn.Module, told: _Told) -> bool:
     """Initialize a layer by the model's own code. Where that fails, as it was written for others, nothing changes."""
-    before = {name: value.detach().clone() for name, value in bare.named_parameters()}
+    mine = dict(bare.named_parameters())
+    before = {name: value.detach().clone() for name, value in mine.items()}
     try:
         if own is not None:
             own(shown)
+        for name, value in list(bare.named_parameters()):
+            if value.shape != before[name].shape or value.is_meta is not before[name].is_meta:
+                raise ValueError(f"{name} became {tuple(value.shape)}")
+            if value is not mine[name]:  # a parameter was put in its place
+                mine[name].copy_(value)
+                _put_back(bare, name, mine[name])
     except Exception as error:  # noqa: BLE001 -- it may fail in any way on a layer that it does not know
         _log.debug("the model's own %r does not initialize the layer: %s", own, error)
         for name, previous in before.items():
-            bare.get_parameter(name).copy_(previous)
+            _put_back(bare, name, mine[name])
+            mine[name].data = previous
         return False
     told.started |= {n for n, value in bare.named_parameters() if not (value.is_meta or torch.equal(value, before[n]))}
     return True
+
+
+def _put_back(bare: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Let a layer have a parameter of its own again."""
+    holder, _, child = name.rpartition(".")
+    setattr(bare.get_submodule(holder), child, parameter)
 
 
 def _shell(model: nn.Module, stem: str, name: str, bare: nn.Module) -> nn.Module | None:

@@ -15,12 +15,14 @@ from ftkit._heads.counters import counters, counts_classes, losses, repeated, sh
 from ftkit._heads.decide import Found
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
+from ftkit._heads.metrics import counts_in_tensors, rebuild
 from ftkit._heads.proof import Proof
 from ftkit._heads.renew import is_as_started, renewed
+from ftkit._heads.vocabulary import PER_CLASS, says
 from ftkit._models.dryrun import remember_random
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
-from ftkit._torch import parameters_of
+from ftkit._torch import buffers_of, parameters_of
 from ftkit.errors import HeadError
 
 _log = logging.getLogger("ftkit")
@@ -171,9 +173,14 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
     One more than the classes is the weight of "no object", and stays.
     """
     places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
+    rivals = _rivals(model, found)
     for slot in own_slots(*places):
         old = slot.content
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
+            if rivals:
+                kind = type(slot.module).__name__
+                _log.warning("The %s of the %s stays: it may be that of %s.", slot.name, kind, rivals[0])
+                continue
             new = torch.cat([old.new_ones(count), old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]
             undo.set_item(slot.table, slot.name, new)
@@ -223,16 +230,47 @@ def _carried(old: torch.Tensor, size: int, rows: Mapping[int, int]) -> torch.Ten
 
 
 def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
-    """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head."""
-    for counter in counters(model, found.layers.names):
-        if counter.value == found.classes:
+    """Let the counters of classes follow, so that the model's own loss and its next checkpoint fit the new head.
+
+    What counts as many beside several heads of that size stays, with a warning: it may be another one's.
+    """
+    counting = [one for one in counters(model, found.layers.names) if one.value == found.classes]
+    on_the_way = set(map(id, holders(model, *found.layers.names)))
+    rivals = _rivals(model, found)
+    for counter in (*repeated(model, counting, found.classes), *counting):
+        beside = isinstance(counter.owner, nn.Module) and id(counter.owner) not in on_the_way
+        if rivals and beside:
+            _log.warning(
+                "The %s of the %s stays %d: it may be that of %s.",
+                counter.name,
+                type(counter.owner).__name__,
+                found.classes,
+                rivals[0],
+            )
+        elif beside and counts_in_tensors(counter.owner, found.classes):
+            rebuild(counter.owner, counter.name, count, undo)
+        else:
             labels = getattr(counter.owner, "id2label", None)
             for more in shifted(counter):
                 more.set(more.value + count - found.classes, undo)
-            for one in (*repeated(counter), counter):
-                one.set(count, undo)
+            counter.set(count, undo)
             if counter.name == "num_labels":
                 _relabel(counter.owner, labels, count, keep)
+    for module in distinct([*holders(model, *found.layers.names), *losses(model, found.layers.names)]):
+        for name, tensor in () if count == found.classes else (*vars(module).items(), *buffers_of(module).items()):
+            if isinstance(tensor, torch.Tensor) and found.classes in tensor.shape and says(name, PER_CLASS):
+                _log.warning("The %s of the %s still has %d classes.", name, type(module).__name__, found.classes)
+
+
+def _rivals(model: nn.Module, found: Found) -> Layers:
+    """Other layers with as many classes whose outputs leave the model; without a run, those that nothing could take."""
+    every = layers(model)
+    possible = every.of_size(found.classes)
+    if found.trace is not None:
+        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(found.classes)
+    elif any(one.inputs == found.classes for one in every):
+        return Layers()
+    return Layers(one for one in possible if not (one.name in found.layers.names or one.names_another()))
 
 
 def _relabel(config: Any, labels: object, count: int, keep: Mapping[int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import traceback
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,7 @@ class Run:
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)  # after a failure, what the last layers gave
     complete: bool = False  # whether the model came to its end
     failure: str = ""  # why it did not
+    failed_in: str = ""  # the name of the innermost module that failed
     unable: bool = False  # whether no other inputs help: fakes can't do it, or the outputs have no history
     guessed: bool = False  # whether sizes on the way hung on values, which were made up
     calls: int = 0  # of torch, from Python
@@ -320,6 +322,7 @@ class _Attempts:
                 run.outputs = dict(_flat(self._model(*args, **kwargs), ""))
         except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
             run.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".: ")
+            run.failed_in = self._innermost(error)
             if run.failure.startswith("RuntimeError: Inference tensors"):
                 run.failure = _INFERENCE
             run.unable = run.failure == _INFERENCE or isinstance(error, (*inabilities_of_fakes(), _TooLongError))
@@ -331,6 +334,12 @@ class _Attempts:
             self._furthest = run
         run.calls = left - self._calls.left
         return run.complete
+
+    def _innermost(self, error: Exception) -> str:
+        """The name of the innermost module of the model in whose code an error was raised."""
+        names = {id(module): name for name, module in self._model.named_modules()}
+        frames = (frame.f_locals.get("self") for frame, _ in traceback.walk_tb(error.__traceback__))
+        return next(iter([names[id(one)] for one in frames if id(one) in names][::-1]), "")
 
     def _given(self, value: torch.Tensor) -> torch.Tensor:
         """Give an input of the floating type of the model, a copy."""
@@ -420,9 +429,16 @@ class _Calls(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if instead is None else instead(func, args)
 
 
+_MOST_STEPS = 256  # that fakes take one by one
+
+
 def _recurrent(func: Callable[..., Any], args: Sequence[Any]) -> Any:
     if not isinstance(args[3], list):  # of a plain tensor
-        return func(*args)
+        axis = int(args[-1])
+        if args[0].shape[axis] <= _MOST_STEPS:
+            return func(*args)
+        output, *states = func(args[0].mean(axis, keepdim=True), *args[1:])
+        return (output.expand(*args[0].shape[:2], -1), *states)
     output, *states = func(args[0].unsqueeze(1), *args[2:], False)
     return (output.squeeze(1), *states)
 

@@ -24,7 +24,13 @@ _MEANINGS: tuple[tuple[frozenset[str], Role], ...] = (  # in the order in which 
 )
 _APART = frozenset(("rpn", "proposal", "proposals", "router", "routers"))  # score something, but never classes
 LABELS = frozenset(("class", "classes", "label", "labels", "category", "categories"))
+FEATURES = frozenset(
+    ("proj", "projection", "projector", "feat", "feature", "features", "neck", "bottleneck", "encoder")
+)
 LOSSES = frozenset(("loss", "criterion"))
+PER_CLASS = LABELS | frozenset(  # tensors with a number for each class
+    ("alpha", "weights", "prior", "priors", "frequencies", "freq", "counts", "confusion", "centers", "prototypes")
+)
 AUXILIARY = frozenset(  # of heads for deep supervision, or for distillation
     ("aux", "auxiliary", "auxlayer", "dist", "distill", "distillation", "distilled", "dsn", "deepsup")
 )
