@@ -151,3 +151,29 @@ def test_a_batch_is_computed_anew_as_it_was_given(by_content: bool, tmp_path: Pa
                     model(given)
     assert cached._player.spots is not None
     assert cached._player.spots.done > 2
+
+
+def test_hooks_that_would_see_samples_twice(tmp_path: Path) -> None:
+    """They stay quiet, and it is said once that nothing is computed anew."""
+    model, seen = Model(lambda _, x: x), list[int]()
+    model.head.register_forward_hook(lambda *_: seen.append(1))
+    with precompute(model, data(), tmp_path) as cached:
+        seen.clear()
+        with pytest.warns(UserWarning, match="hooks on head"):
+            model(next(iter(cached.loader(batch_size=11)))[0])
+        model(next(iter(cached.loader(batch_size=10)))[0])
+    assert len(seen) == 2
+
+
+def test_a_value_that_forward_stores_for_the_loss(tmp_path: Path) -> None:
+    """If it is not kept, the error says what to do."""
+
+    def stores(m: Model, x: Tensor) -> Tensor:
+        m.seen = x
+        return x
+
+    model = Model(stores)
+    with precompute(model, data(), tmp_path) as cached:
+        model(next(iter(cached.loader(batch_size=11)))[0])
+        with pytest.raises(FtkitError, match=r"have forward\(\) return it"):
+            model.seen.mean()

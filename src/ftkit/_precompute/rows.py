@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import near
-from ftkit._precompute.heads import HEAD, numbered, signed
+from ftkit._precompute.heads import HEAD, fresh, numbered, signed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.store import RowFile
 from ftkit.errors import FtkitError
@@ -180,7 +180,8 @@ class Rows(Dataset[Any]):
         data = self._file().gather(places)
         numbered(data, places, self._source)
         kept, end = data[:, : self.packing.kept_bytes], self.packing.kept_bytes + self._size
-        return self.packing.unpack(torch.from_numpy(kept)), data[:, self.packing.kept_bytes : end]
+        rows = fresh(self.packing.unpack(torch.from_numpy(kept)), self._source)
+        return rows, data[:, self.packing.kept_bytes : end]
 
     def _places(self, indices: list[int]) -> Any:
         count = len(self)
