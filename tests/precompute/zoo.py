@@ -160,6 +160,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DebertaV2": {"pooler_hidden_size": 32},
     "Swin": {"embed_dim": 24},
     "Swinv2": {"embed_dim": 24},
+    "TextNet": {"image_size": [64, 64]},
 }
 OF_TRANSFORMERS = {
     "SequenceClassification": """
@@ -216,7 +217,7 @@ def judge(case: str, stage: str) -> Outcome:
             try:
                 cached = precompute(model, dataset, folder, batch_size=BATCH)
             except FtkitError as error:
-                return Outcome(name, REFUSED, str(error))
+                return Outcome(name, TOO_MUCH if "can't allocate memory" in str(error) else REFUSED, str(error))
             kept = sum(size for *_, size in cached.kept)
             model.train()
             order = torch.randperm(SAMPLES).view(-1, BATCH).tolist()

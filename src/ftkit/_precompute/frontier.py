@@ -82,8 +82,14 @@ class Layout:
         if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
             return laid.view(-1, *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
-        parts = laid.permute(0, *(self.order.index(at) + 1 for at in range(len(self.shape))))
-        return parts[0] if self.dim is None else parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+        back = [self.order.index(at) for at in range(len(self.shape))]
+        parts = laid.permute(0, *(at + 1 for at in back))
+        if self.dim is None:
+            return parts[0]
+        whole = parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+        if self.order[0] == self.dim:
+            return whole
+        return whole.permute(self.order).contiguous().permute(back)  # random numbers are drawn as memory lies
 
     def stand_in(self, samples: int, device: torch.device) -> Placeholder:
         """A placeholder for so many samples."""

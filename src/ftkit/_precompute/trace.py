@@ -80,7 +80,7 @@ class Call:
         module: What was called.
         within: The calls around it, from the outermost on.
         why_not: Why its results can't stand for it, if they can't.
-        args: Its positional and keyword arguments.
+        args: Its positional and keyword arguments, as they were then: callers add to lists that they pass.
         output: What it gave back, as it was then: callers change what they get.
         returned: The same, as the object that was given back.
         inputs: The values of its tensor arguments.
@@ -367,7 +367,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self._hints.hot else ""),
                 (args, kwargs),
             )
-        call.args = args, kwargs
+        call.args = tree_map_only(torch.Tensor, lambda one: one, (args, kwargs))
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
