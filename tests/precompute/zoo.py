@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
 import multiprocessing
@@ -237,7 +238,7 @@ def called(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def differing(model: nn.Module, plain: list[Any], rows: list[Any]) -> str:
     """Say what differs, of outputs, gradients and buffers."""
-    state = {name: one.clone() for name, one in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())  # with the versions in it, by which modules load it
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     for batches in zip(plain, rows, strict=True):
         found = []

@@ -48,6 +48,13 @@ def source_of(rows: torch.Tensor) -> int:
     return int(_heads(rows)[0, _WAY:_NUMBER].view(np.int64)[0]) >> _SOURCE
 
 
+def of_one_source(rows: torch.Tensor) -> list[int]:
+    """The places of the rows of the same data set as the first: loops join batches of several."""
+    sources = _heads(rows)[:, _WAY:_NUMBER].view(np.int64)[:, 0] >> _SOURCE
+    places: list[int] = np.flatnonzero(sources == sources[0]).tolist()
+    return places
+
+
 def numbers_of(rows: torch.Tensor) -> list[int]:
     """Which samples :func:`numbered` has noted."""
     numbers: list[int] = (_heads(rows)[:, _WAY:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()

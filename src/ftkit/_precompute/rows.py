@@ -168,6 +168,10 @@ class Rows(Dataset[Any]):
         rows, beside = self._gathered(self._places(indices))
         return self._form.joined(rows, samples.rests_of(beside, self._kinds))
 
+    def digest(self, place: int) -> bytes:
+        """What tells the sample from others from which the row at a place in the file was computed."""
+        return self._file().sample(place)
+
     def every(self, part: int, decode: Any) -> Any:
         """All samples as one batch, every view of each, with ``decode`` of so many rows at a time."""
         count = self._file().rows

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ftkit._precompute.frontier import Cut
-from ftkit._precompute.heads import numbers_of, ways_of
+from ftkit._precompute.heads import numbers_of, of_one_source, ways_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.trace import has_foreign_hooks
 from ftkit._torch import tree_map_only
@@ -105,8 +105,10 @@ class SpotChecks:
         known = kinds <= self._kinds
         if known and time.monotonic() < self._next:
             return None
-        whole = list(range(count))
-        if known and plain is None and not self.cut.decides and count > _FEW:
+        whole = list(range(count)) if plain is not None else of_one_source(rows)
+        if len(whole) < count and self.cut.decides:
+            return None
+        if known and plain is None and not self.cut.decides and len(whole) > _FEW:
             whole = self._random.sample(whole, _FEW)
         return Check(self, rows, decode, whole, None if plain is None else plain.call, kinds)
 
