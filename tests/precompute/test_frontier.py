@@ -459,3 +459,27 @@ class Last(nn.Module):
 def test_a_list_that_grows_after_a_call_got_it(tmp_path: Any) -> None:
     """The call is known by what it got."""
     assert checked(Growing(), tmp_path).skipped == ["layers.0", "layers.1"]
+
+
+class InPlace(nn.Module):
+    """What trains begins with an operator that writes to what it gets, which may be used once more."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self._again = nn.Conv1d(1, 4, 1), again
+        self.head = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(4, 2))
+        freeze_except(self, "head")
+        self.head[0] = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x[:, None]).mean(2)
+        scores: Tensor = self.head(y)
+        return scores + y.sum(1, keepdim=True) if self._again else scores
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_written_to_is_kept_where_it_is_narrow(again: bool, tmp_path: Any) -> None:
+    """As by the Dropout of torchvision's EfficientNet; unless someone looks for what was written."""
+    kept = checked(InPlace(again=again), tmp_path).kept
+    assert [shape for _, shape, *_ in kept] == [(1, 4, 4) if again else (1, 4)]

@@ -126,6 +126,7 @@ def test_another_activation_has_rows_of_its_own(tmp_path: Path) -> None:
     assert precompute(model, inputs, tmp_path).computed == 12
 
 
+@pytest.mark.filterwarnings("ignore:There are hooks")
 @pytest.mark.parametrize("keys", ["index", "content"])
 @pytest.mark.parametrize("change", ["hook", "forward", "class"])
 def test_what_lies_between_has_rows_of_its_own(change: str, keys: str, tmp_path: Path) -> None:

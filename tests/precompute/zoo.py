@@ -9,6 +9,7 @@ import contextlib
 import copy
 import importlib
 import importlib.util
+import inspect
 import multiprocessing
 import random
 import resource
@@ -140,7 +141,8 @@ def texts(model: nn.Module) -> list[dict[str, Tensor]]:
         if isinstance(end, int):
             ids[14 - at % 4] = end
         found.append({"input_ids": ids, "attention_mask": (torch.arange(16) < 15 - at % 4).long()})
-    return found
+    takes = inspect.signature(model.forward).parameters
+    return [{name: one for name, one in sample.items() if name in takes} for sample in found]
 
 
 def pictures(model: nn.Module) -> list[dict[str, Tensor]]:

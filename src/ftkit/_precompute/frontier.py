@@ -250,8 +250,10 @@ def _takes_constants(trace: Trace, call: Call) -> bool:
 
 
 def _may_replace_args(trace: Trace, call: Call) -> bool:
+    """Whether a call can get other tensors; copies, so that nobody may look for what it writes to them."""
     cold = any(not trace.nodes[one].hot and trace.nodes[one].varies for one in call.inputs)
-    return bool(call.key[0]) and bool(call.why_not) and not call.writes and cold
+    safe = not call.writes or len({*call.inputs}) == len(call.inputs)
+    return bool(call.key[0]) and bool(call.why_not) and call.key not in trace.hints.spoils and safe and cold
 
 
 def _maximal(long: Trace, short: Trace) -> list[Call]:

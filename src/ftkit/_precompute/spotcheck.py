@@ -163,7 +163,8 @@ class Check:
                 spots.told = True
                 warnings.warn(
                     f"There are hooks on {some(hooked, 3)}, which would see batches twice. So no batches are computed "
-                    "anew now and then, to see whether what is kept is still right. Register them after training.",
+                    "anew now and then, to see whether what is kept is still right. Remove the hooks if you don't "
+                    "need them.",
                     stacklevel=2,
                 )
             return None
