@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # looked up by __getattr__
         UnsupportedOperatorException,
     )
     from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
-    from torch.utils._pytree import tree_leaves, tree_map_only
+    from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 __all__ = [
     "FAKE_TENSOR_LOG",
@@ -87,8 +87,10 @@ __all__ = [
     "settle_anew",
     "sparse_parts",
     "storage_id",
+    "tree_flatten",
     "tree_leaves",
     "tree_map_only",
+    "tree_unflatten",
     "version_of",
     "without_checkpointing",
     "without_step_hooks",

@@ -46,8 +46,9 @@ def checked(model: nn.Module, folder: Any) -> Any:
     with cached:
         for _ in range(2):
             for (rows, _), start in zip(cached.loader(batch_size=6), (0, 6), strict=True):
+                inputs = data().tensors[0][start : start + 6]
                 state, torch_state = random.getstate(), torch.get_rng_state()
-                plain = model(data().tensors[0][start : start + 6])
+                plain = model(inputs)
                 random.setstate(state)
                 torch.set_rng_state(torch_state)
                 assert torch.equal(model(rows), plain)
@@ -400,3 +401,85 @@ def test_a_mask_may_be_none_in_some_batches(tmp_path: Any) -> None:
             plain = torch.utils.data.default_collate(samples[start : start + 6])
             assert batch.keys() == {"x", "y"}
             assert torch.allclose(model(**batch), model(**plain))
+
+
+class SequenceFirst(nn.Module):
+    """Draws for tensors in which samples do not follow each other in memory."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.dropout, self.head, self._turned = nn.Linear(2, 3), nn.Dropout(0.5), nn.Linear(6, 2), turned
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x.view(-1, 2, 2).transpose(0, 1).contiguous())
+        y = self.dropout(y.transpose(0, 1)).transpose(0, 1) if self._turned else self.dropout(y)
+        scores: Tensor = self.head(y.transpose(0, 1).flatten(1))
+        return scores
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_samples_that_do_not_follow_each_other(turned: bool, tmp_path: Any) -> None:
+    """What is looked up lies in memory as what was computed, as random numbers are drawn in that order."""
+    model = SequenceFirst(turned=turned)
+    model.dropout = nn.Dropout(0.5)  # not held
+    assert checked(model, tmp_path).skipped == ["layer"]
+
+
+class Growing(nn.Module):
+    """Layers that take a list, to which what they give is added, as in a DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(Last() for _ in range(3))
+        self.head = nn.Linear(4, 2)
+        freeze_except(self, "head", "layers.2")
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        for layer in self.layers:
+            features.append(layer(features))
+        scores: Tensor = self.head(torch.stack(features).sum(0))
+        return scores
+
+
+class Last(nn.Module):
+    """Takes all, and looks at the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, given: list[Tensor]) -> Tensor:
+        return self.layer(given[-1]) + len(given)
+
+
+def test_a_list_that_grows_after_a_call_got_it(tmp_path: Any) -> None:
+    """The call is known by what it got."""
+    assert checked(Growing(), tmp_path).skipped == ["layers.0", "layers.1"]
+
+
+class InPlace(nn.Module):
+    """What trains begins with an operator that writes to what it gets, which may be used once more."""
+
+    def __init__(self, *, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self._again = nn.Conv1d(1, 4, 1), again
+        self.head = nn.Sequential(nn.Dropout(0.5, inplace=True), nn.Linear(4, 2))
+        freeze_except(self, "head")
+        self.head[0] = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x[:, None]).mean(2)
+        scores: Tensor = self.head(y)
+        return scores + y.sum(1, keepdim=True) if self._again else scores
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_written_to_is_kept_where_it_is_narrow(again: bool, tmp_path: Any) -> None:
+    """As by the Dropout of torchvision's EfficientNet; unless someone looks for what was written."""
+    kept = checked(InPlace(again=again), tmp_path).kept
+    assert [shape for _, shape, *_ in kept] == [(1, 4, 4) if again else (1, 4)]

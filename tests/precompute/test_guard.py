@@ -126,6 +126,7 @@ def test_another_activation_has_rows_of_its_own(tmp_path: Path) -> None:
     assert precompute(model, inputs, tmp_path).computed == 12
 
 
+@pytest.mark.filterwarnings("ignore:There are hooks")
 @pytest.mark.parametrize("keys", ["index", "content"])
 @pytest.mark.parametrize("change", ["hook", "forward", "class"])
 def test_what_lies_between_has_rows_of_its_own(change: str, keys: str, tmp_path: Path) -> None:
@@ -293,3 +294,92 @@ def test_what_torch_counts_is_noticed_in_a_large_model_within_some_steps(
     with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"):
         changed()
     assert len(steps) < 8
+
+
+@pytest.mark.parametrize("where", ["root", "frozen"])
+def test_an_attribute_of_what_trains_that_acts_on_what_is_frozen(where: str, tmp_path: Path) -> None:
+    """Wherever it is read."""
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = Scaled(), nn.Linear(8, 3)
+            self.head.factor = 1.0  # type: ignore[assignment]
+            self.body.others = [self.head] if where == "frozen" else []
+            freeze_except(self, "head")
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.head(self.body(x * self.head.factor if where == "root" else x))  # type: ignore[operator]
+            return scores
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.others = nn.Linear(8, 8), list[Any]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.layer(x)
+            return x * self.others[0].factor if self.others else x
+
+    model = Outer()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        model.head.factor = 2.0  # type: ignore[assignment]
+        with pytest.raises(FtkitError, match=r"head.factor was 1.0 .* and is 2.0 now"):
+            model(rows)
+
+
+def test_weights_that_are_lent_for_one_step_to_a_large_model(tmp_path: Path) -> None:
+    """As averages of weights are evaluated, and put away again."""
+    model = deep()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        cached._player.guard._due = float("inf")
+        own = [one.data for one in model.parameters()]
+        for one in model.parameters():
+            one.data = one.data * 0.9
+        with pytest.raises(FtkitError, match="changed since"):
+            model(rows)
+        for one, before in zip(model.parameters(), own, strict=True):
+            one.data = before
+
+
+def test_what_comes_before_a_head_alone_is_passed_over(tmp_path: Path) -> None:
+    """It takes longer than the head."""
+    model = nn.Sequential(nn.Sequential(nn.Linear(8, 16), nn.ReLU(inplace=True)), nn.Linear(16, 3))
+    freeze_except(model, "1")
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        player = cached._player
+        player._begin(model, (rows,), {})
+        assert player._here.run.straight
+        player._leave()
+
+
+@pytest.mark.parametrize("call", [lambda m, rows: m.forward(rows), lambda m, rows: m.body(rows)])
+def test_rows_that_pass_by_the_model_s_own_call(call: Callable[[Any, Tensor], object], tmp_path: Path) -> None:
+    """A part of it would take them for numbers."""
+    model = Model()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        with pytest.raises(FtkitError, match=r"only model\(rows\) takes them"):
+            call(model, rows)
+
+
+def test_rows_that_were_written_to_without_a_trace(tmp_path: Path) -> None:
+    """By NumPy, of which torch knows nothing: all of them, or one."""
+    model = Model()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=12)))
+        rows.numpy()[:, 40:] += 1
+        with pytest.raises(FtkitError, match="changed on the way"):
+            model(rows)
+        rows, _ = next(iter(cached.loader(batch_size=12)))
+        model(rows)
+        rows.numpy()[7, 40:] += 1
+        with pytest.raises(FtkitError, match="changed on the way"):
+            for _ in range(8):
+                model(rows)

@@ -240,6 +240,7 @@ def test_autocast_belongs_to_what_is_kept(tmp_path: Path) -> None:
             assert torch.equal(model(rows), model(data.tensors[0][:8]))
 
 
+@pytest.mark.filterwarnings("ignore:There are hooks")
 def test_frozen_modules_with_hooks_run(tmp_path: Path) -> None:
     """Someone may look."""
     model, seen = small(), []
@@ -267,6 +268,7 @@ def test_copies_and_pickles_are_free_of_it(tmp_path: Path) -> None:
     assert torch.equal(loaded(data.tensors[0]), model(data.tensors[0]))
 
 
+@pytest.mark.filterwarnings("ignore:There are hooks")
 def test_an_exception_in_the_block_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     """And so does one in the model."""
     model, data = small(), images()

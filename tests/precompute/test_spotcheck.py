@@ -151,3 +151,58 @@ def test_a_batch_is_computed_anew_as_it_was_given(by_content: bool, tmp_path: Pa
                     model(given)
     assert cached._player.spots is not None
     assert cached._player.spots.done > 2
+
+
+def test_hooks_that_would_see_samples_twice(tmp_path: Path) -> None:
+    """They stay quiet, and it is said once that nothing is computed anew."""
+    model, seen = Model(lambda _, x: x), list[int]()
+    model.head.register_forward_hook(lambda *_: seen.append(1))
+    with precompute(model, data(), tmp_path) as cached:
+        seen.clear()
+        with pytest.warns(UserWarning, match="hooks on head"):
+            model(next(iter(cached.loader(batch_size=11)))[0])
+        model(next(iter(cached.loader(batch_size=10)))[0])
+    assert len(seen) == 2
+
+
+def test_a_value_that_forward_stores_for_the_loss(tmp_path: Path) -> None:
+    """If it is not kept, the error says what to do."""
+
+    def stores(m: Model, x: Tensor) -> Tensor:
+        m.seen = x
+        return x
+
+    model = Model(stores)
+    with precompute(model, data(), tmp_path) as cached:
+        model(next(iter(cached.loader(batch_size=11)))[0])
+        with pytest.raises(FtkitError, match=r"have forward\(\) return it"):
+            model.seen.mean()
+
+
+def test_batches_of_several_data_sets_joined(tmp_path: Path) -> None:
+    """As of labelled samples and others; those of the first are computed anew."""
+    model, others = Model(lambda _, x: x), TensorDataset(torch.randn(9, 6), torch.zeros(9).long())
+    one, other = precompute(model, data(), tmp_path), precompute(model, others, tmp_path)
+    with one, other:
+        labelled, _ = next(iter(one.loader(batch_size=8)))
+        unlabelled, _ = next(iter(other.loader(batch_size=8)))
+        plain = torch.cat([data().tensors[0][:8], others.tensors[0][:8]])
+        assert torch.equal(model(torch.cat([labelled, unlabelled])), model(plain))
+    assert one._player.spots is not None
+    assert one._player.spots.done == 1
+
+
+@pytest.mark.parametrize("what", [0, 1])
+def test_a_data_set_that_changes_in_the_block(what: int, tmp_path: Path) -> None:
+    """Its inputs, or its labels, under a loader that was made before."""
+    model, samples = Model(lambda _, x: x), data()
+    with (
+        pytest.raises(FtkitError, match=r"is not what it was when the frozen part was computed"),
+        precompute(model, samples, tmp_path) as cached,
+    ):
+        loader = cached.loader(batch_size=11)
+        for epoch in range(3000):
+            if epoch == 4:
+                samples.tensors[what].copy_(samples.tensors[what].flip(0))
+            for rows, _ in loader:
+                model(rows)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
 import importlib.util
+import inspect
 import multiprocessing
 import random
 import resource
@@ -139,7 +141,8 @@ def texts(model: nn.Module) -> list[dict[str, Tensor]]:
         if isinstance(end, int):
             ids[14 - at % 4] = end
         found.append({"input_ids": ids, "attention_mask": (torch.arange(16) < 15 - at % 4).long()})
-    return found
+    takes = inspect.signature(model.forward).parameters
+    return [{name: one for name, one in sample.items() if name in takes} for sample in found]
 
 
 def pictures(model: nn.Module) -> list[dict[str, Tensor]]:
@@ -160,6 +163,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "DebertaV2": {"pooler_hidden_size": 32},
     "Swin": {"embed_dim": 24},
     "Swinv2": {"embed_dim": 24},
+    "TextNet": {"image_size": [64, 64]},
 }
 OF_TRANSFORMERS = {
     "SequenceClassification": """
@@ -216,7 +220,7 @@ def judge(case: str, stage: str) -> Outcome:
             try:
                 cached = precompute(model, dataset, folder, batch_size=BATCH)
             except FtkitError as error:
-                return Outcome(name, REFUSED, str(error))
+                return Outcome(name, TOO_MUCH if "can't allocate memory" in str(error) else REFUSED, str(error))
             kept = sum(size for *_, size in cached.kept)
             model.train()
             order = torch.randperm(SAMPLES).view(-1, BATCH).tolist()
@@ -236,7 +240,7 @@ def called(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def differing(model: nn.Module, plain: list[Any], rows: list[Any]) -> str:
     """Say what differs, of outputs, gradients and buffers."""
-    state = {name: one.clone() for name, one in model.state_dict().items()}
+    state = copy.deepcopy(model.state_dict())  # with the versions in it, by which modules load it
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     for batches in zip(plain, rows, strict=True):
         found = []

@@ -82,8 +82,14 @@ class Layout:
         if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
             return laid.view(-1, *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
-        parts = laid.permute(0, *(self.order.index(at) + 1 for at in range(len(self.shape))))
-        return parts[0] if self.dim is None else parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+        back = [self.order.index(at) for at in range(len(self.shape))]
+        parts = laid.permute(0, *(at + 1 for at in back))
+        if self.dim is None:
+            return parts[0]
+        whole = parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+        if self.order[0] == self.dim:
+            return whole
+        return whole.permute(self.order).contiguous().permute(back)  # random numbers are drawn as memory lies
 
     def stand_in(self, samples: int, device: torch.device) -> Placeholder:
         """A placeholder for so many samples."""
@@ -244,8 +250,10 @@ def _takes_constants(trace: Trace, call: Call) -> bool:
 
 
 def _may_replace_args(trace: Trace, call: Call) -> bool:
+    """Whether a call can get other tensors; copies, so that nobody may look for what it writes to them."""
     cold = any(not trace.nodes[one].hot and trace.nodes[one].varies for one in call.inputs)
-    return bool(call.key[0]) and bool(call.why_not) and not call.writes and cold
+    safe = not call.writes or len({*call.inputs}) == len(call.inputs)
+    return bool(call.key[0]) and bool(call.why_not) and call.key not in trace.hints.spoils and safe and cold
 
 
 def _maximal(long: Trace, short: Trace) -> list[Call]:

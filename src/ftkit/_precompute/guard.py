@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +18,7 @@ from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, said
+from ftkit._precompute.surroundings import Surroundings, plain_attributes, said
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -34,6 +35,7 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 _FEW: Final = 64  # modules and tensors, at all of which it looks each time
+_ALWAYS: Final = 40  # tensors of a larger model, at which it looks each time
 _SHARE: Final = 0.02  # of the time, for looks at more
 _PLACES: Final = 8
 _PIECE: Final = 1 << 14
@@ -96,6 +98,10 @@ class Guard:
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
         self._changing = cut.changing
+        named_by_code = frozenset[str]().union(*(one.names for one in self._surroundings()))
+        others = ((name, part) for name, part in model.named_modules() if part not in inner)
+        self._named = [(name, part, keys) for name, part in others if (keys := plain_attributes(part, named_by_code))]
+        """What the code of the frozen part, and of what is around it, may read of modules that train."""
         self.settings = self._read_settings()
         self._structure = {name: _structure(name, part) for name, part in self._plain}
         whole = sorted({**{named[id(part)]: part for part in frozen}, **dict(self._plain)}.items())
@@ -140,6 +146,7 @@ class Guard:
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
         attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)]
+        attributes += [(operator.itemgetter(*keys), vars(part)) for _, part, keys in self._named]
         tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
         lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
         places = [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()]
@@ -147,18 +154,17 @@ class Guard:
         parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
         sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
         self._everything = _Look(
-            *_versions(tensors),
+            *_counts(tensors),
             lambda: [get(one) for get, one in attributes],
             lambda: [*map(len, own)],
             lambda: any(empty),
             lambda: [*chain.from_iterable(map(dict.values, filled))],
             lambda: [*chain.from_iterable(lists)],
             lambda: [get() for get in places],
-            lambda: [*map(torch.Tensor.data_ptr, tensors)],
             lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
         )
-        turns = 1 + len(tensors) // _FEW
-        self._turns = [_Look(*_versions(tensors[at::turns])) for at in range(turns)]
+        turns = 1 + len(tensors) // _ALWAYS
+        self._turns = [_Look(*_counts(tensors[at::turns])) for at in range(turns)]
         self._is_small = len(own) + len(tensors) <= _FEW
 
     def _is_soon(self) -> bool:
@@ -189,6 +195,7 @@ class Guard:
     def _read_settings(self) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
         found = {where: value for one in self._surroundings() for where, value in one.values.items()}
+        found |= {f"{name}.{key}": vars(part).get(key) for name, part, keys in self._named for key in keys}
         return {where: value for where, value in found.items() if where not in self._changing}
 
     def _look(self) -> dict[str, Any]:
@@ -273,8 +280,9 @@ class Guard:
             self._see_digests(self.digests)
 
 
-def _versions(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:
-    return (lambda: versions_of(tensors)), (lambda: any(map(_TRAINS, tensors)))
+def _counts(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:
+    places = functools.partial(map, torch.Tensor.data_ptr, tensors)
+    return (lambda: versions_of(tensors)), (lambda: any(map(_TRAINS, tensors))), (lambda: [*places()])
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import threading
+import weakref
 from typing import Any, Final
 
 import numpy as np
 import torch
 import xxhash
 
+from ftkit._torch import version_of
+
+_PARTS: Final = 8
+_TURNS: Final = itertools.count()
+_HERE = threading.local()
 _ODD: Final = 0x1E3779B97F4A7C15
 _SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
 MAGIC: Final = b"ftkitrow"
@@ -40,6 +48,13 @@ def source_of(rows: torch.Tensor) -> int:
     return int(_heads(rows)[0, _WAY:_NUMBER].view(np.int64)[0]) >> _SOURCE
 
 
+def of_one_source(rows: torch.Tensor) -> list[int]:
+    """The places of the rows of the same data set as the first: loops join batches of several."""
+    sources = _heads(rows)[:, _WAY:_NUMBER].view(np.int64)[:, 0] >> _SOURCE
+    places: list[int] = np.flatnonzero(sources == sources[0]).tolist()
+    return places
+
+
 def numbers_of(rows: torch.Tensor) -> list[int]:
     """Which samples :func:`numbered` has noted."""
     numbers: list[int] = (_heads(rows)[:, _WAY:_NUMBER].view(np.int64)[:, 0] & ((1 << _SOURCE) - 1)).tolist()
@@ -64,8 +79,30 @@ def signed(rows: torch.Tensor) -> torch.Tensor:
 
 
 def are_signed(rows: torch.Tensor) -> bool:
-    """Whether the sums of rows are those that :func:`signed` has noted."""
-    return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
+    """Whether the sums of rows are those that :func:`signed` has noted; of fresh ones, of each eighth, in turns."""
+    if rows.device.type != "cpu":
+        return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
+    chosen = rows.numpy()
+    if _is_last(rows):
+        chosen = chosen[next(_TURNS) % min(_PARTS, len(chosen)) :: _PARTS]
+    words = chosen[:, _NUMBER:].view(np.int64)
+    return bool((_dotted(words[:, 1:], rows) == words[:, 0]).all())
+
+
+def fresh(rows: torch.Tensor, source: int) -> torch.Tensor:
+    """Note that rows were just read in this thread, from a player's file, where their sums were seen to be right."""
+    _HERE.last = weakref.ref(rows), version_of(rows), source
+    return rows
+
+
+def is_fresh(value: Any, source: int) -> bool:
+    """Whether a value is the rows that were last read in this thread, from a player's file, as they were."""
+    return _is_last(value) and bool(_HERE.last[2] == source)
+
+
+def _is_last(value: Any) -> bool:
+    last = getattr(_HERE, "last", None)
+    return last is not None and last[0]() is value and last[1] == version_of(value)
 
 
 def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -76,12 +113,17 @@ def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A sum of what each row keeps, in which each place counts differently."""
+    if rows.device.type == "cpu":
+        return _dotted(rows.numpy()[:, HEAD:].view(np.int64), rows)
     weights = _weights((rows.shape[1] - HEAD) // 8, rows.device)
-    if rows.device.type == "cpu":  # where a product of integers is slow in torch, and einsum makes none
-        sums: np.ndarray[Any, np.dtype[np.int64]]
-        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights.numpy())
-        return sums
     return (rows[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
+
+
+def _dotted(words: np.ndarray[Any, np.dtype[np.int64]], rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """In the CPU's memory, where a product of integers is slow in torch, and einsum makes none."""
+    sums: np.ndarray[Any, np.dtype[np.int64]]
+    sums = np.einsum("ij,j->i", words, _weights(words.shape[1], rows.device).numpy())
+    return sums
 
 
 @functools.lru_cache(maxsize=16)

@@ -43,7 +43,11 @@ class Placeholder(torch.Tensor):
         """Run an operator on shapes alone."""
         kwargs = dict(kwargs or {})
         if not getattr(_HERE, "allowed", 0):
-            raise _misuse(func, "outside of the forward pass that it belongs to (gradient checkpointing, perhaps)")
+            raise FtkitError(
+                f"{func} was called outside of the forward pass, on a value of the frozen part that was not kept. If a "
+                "loss or a metric reads what forward() has stored, have forward() return it, and call precompute() "
+                "again. Gradient checkpointing has to be off."
+            )
         if not kwargs and (answer := _known(func, args)) is not None:
             return answer
         leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]

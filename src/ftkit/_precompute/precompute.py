@@ -185,10 +185,7 @@ def _fill(cached: Precomputed, filling: _Filling) -> None:
     cached.seconds = time.perf_counter() - begin
     cached._fingerprint, cached.bytes_per_sample = filling.print, filling.record_bytes
     cached._rows = Rows(cached.path, filling.packing, filling.kinds, filling.form, cached.views, cached._player.source)
-    cached._player.watch(
-        lambda numbers: _call(filling.model, samples.collated([filling.dataset[at] for at in numbers])),
-        filling.packing.near_values,
-    )
+    cached._player.watch(filling.drawn_again(cached._rows), filling.packing.near_values)
 
 
 def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any, most: float | None) -> None:
@@ -587,6 +584,21 @@ class _Filling:
     def _rows(self, batch: Any, count: int) -> torch.Tensor:
         call = _call(self.model, batch)
         return self.packing.pack(self.player.computed(call, count))
+
+    def drawn_again(self, rows: Rows) -> Callable[[list[int]], Any]:
+        """What gives the arguments of the model for some samples, which are seen to be those of the rows."""
+
+        def draw(numbers: list[int]) -> Any:
+            drawn = [self.dataset[at] for at in numbers]
+            for at, one in zip(numbers, drawn, strict=True):
+                if samples.sample_digest(one) != rows.digest(at):
+                    raise FtkitError(
+                        f"Sample {at} of the data set is not what it was when the frozen part was computed: its "
+                        "transform, its labels or its files have changed. Call precompute() again."
+                    )
+            return _call(self.model, samples.collated(drawn))
+
+        return draw
 
     def differing(self, path: Path) -> str:
         """Compute a few samples anew; say which one of them the file has otherwise."""

@@ -9,8 +9,9 @@ import secrets
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -19,13 +20,22 @@ from torch import nn
 from ftkit._freezing.holding import is_held
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.guard import Guard, parts_of
-from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, signed, source_of
+from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, is_fresh, signed, source_of
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
 from ftkit._precompute.stands import Stand, install
 from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
-from ftkit._torch import children_of, pre_hooks_of, tree_leaves, tree_map_only
+from ftkit._torch import (
+    children_of,
+    global_hooks,
+    hooks_of,
+    pre_hooks_of,
+    tree_flatten,
+    tree_leaves,
+    tree_map_only,
+    tree_unflatten,
+)
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
@@ -84,11 +94,16 @@ class Player:
         inside = {id(one) for parts in self._parts.values() for one in parts}
         self._left = [vars(one) for one in model.modules() if id(one) not in inside]
         self._hooked = self._hooks_before()
+        self._tables = [pre_hooks_of(model), hooks_of(model), *global_hooks()]
+        self._hooks: list[Any] | None = None  # that were there when it was last seen whether some are of others
+        self._watched = False
         self._loose: dict[Key, list[dict[str, Any]]] = {}  # what is not held in eval mode
+        self._all_loose: list[dict[str, Any]] = []
         self._passes = -1
-        self._fine: dict[Key, Any] = {}  # the modes in which a call, or all, was last seen to be right
+        self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
         self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
+        self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
         self._stand_ins: dict[Any, Placeholder] = {}
         self._here = threading.local()
         self.learning = False
@@ -151,6 +166,8 @@ class Player:
 
     def is_row(self, value: Any) -> bool:
         """Whether a value is a batch of rows of this cut."""
+        if is_fresh(value, self.source):
+            return True
         return begins(value, self.tag) and bool(value.shape[1] == self.row_bytes)
 
     @property
@@ -178,10 +195,9 @@ class Player:
         named = dict(self.model.named_modules())
         names = {key[0] for key in self.cut.skips} | {key[0] for kind, key, _ in self.cut.points if kind == "arg"}
         forwards = {id(named[name]): self._through(name) for name in names}
-        if self.cut.tail is not None:
-            forwards[id(self.model)] = self._straight
-            self._way = self._way_to_tail()
+        forwards[id(self.model)] = self._straight
         remove = install(forwards, self.model)
+        self._way = self._way_to_tail()
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
@@ -229,11 +245,14 @@ class Player:
             raise FtkitError("A copy of the model was called with kept rows: only the model itself takes them.")
         if len(leaves) > 1:
             raise FtkitError("The model was called with several batches of kept rows: one is expected.")
-        if self._hooks_before() != self._hooked:
-            raise FtkitError(
-                "The model has other hooks before its forward pass than when the frozen part was computed, which may "
-                "change its inputs. Register them before you call precompute()."
-            )
+        hooks = [*chain.from_iterable(map(dict.values, self._tables))]
+        if hooks != self._hooks:
+            if self._hooks_before() != self._hooked:
+                raise FtkitError(
+                    "The model has other hooks before its forward pass than when the frozen part was computed, which "
+                    "may change its inputs. Register them before you call precompute()."
+                )
+            self._hooks, self._watched = hooks, has_foreign_hooks(self.model)
         rows = leaves[0]
         if not are_signed(rows):
             raise FtkitError(
@@ -263,7 +282,8 @@ class Player:
 
         Not while a forward pass waits for its backward pass: buffers may be written to, and put back.
         """
-        spots = _SOURCES.get(source_of(run.rows)) if run.plain is None else self.spots
+        own = run.plain is not None or is_fresh(run.rows, self.source)
+        spots = self.spots if own else _SOURCES.get(source_of(run.rows))
         decisions = None if run.decisions is None else tuple(run.decisions.seen)
         if spots is None:
             return None
@@ -315,7 +335,11 @@ class Player:
             return self._value(tree, run)
         if type(tree) in (tuple, list):
             return type(tree)([self._filled(one, run) for one in tree])
-        return tree if tree is None or tree == {} else tree_map_only(Slot, lambda slot: self._value(slot, run), tree)
+        if tree is None or tree == {}:
+            return tree
+        if (plan := self._plans.get(id(tree))) is None:
+            plan = self._plans[id(tree)] = tree_flatten(tree)
+        return tree_unflatten([self._value(one, run) if type(one) is Slot else one for one in plan[0]], plan[1])
 
     def _value(self, slot: Slot, run: _Run) -> torch.Tensor:
         if slot.kept is not None:
@@ -377,6 +401,7 @@ class Player:
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             run: _Run | None = getattr(self._here, "run", None)
             if run is None or run.straight:
+                self._see_no_rows(run, args, kwargs)
                 return original(*args, **kwargs)
             key = name, run.count[name]
             run.count[name] += 1
@@ -399,21 +424,28 @@ class Player:
             FtkitError: As :meth:`_check`.
         """
         top = vars(self.model).get("forward")
-        if not self.guard.free or not isinstance(top, Stand) or has_foreign_hooks(self.model):
+        if not self.guard.free or not isinstance(top, Stand) or self._watched:
             return False
         if self._way != self._way_to_tail():  # what trains is another
             return False
         self._check_autocast(self._autocasts)
-        for key in self.cut.skips:
-            self._check_modes(key)
+        self._check_modes(self.cut.skips)
         return True
 
     def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         run: _Run | None = getattr(self._here, "run", None)
         if run is None or not run.straight or self.cut.tail is None:
+            self._see_no_rows(run, args, kwargs)
             return original(*args, **kwargs)
         given, named = self._filled(self.cut.tail[1], run)
         return self.model.get_submodule(self.cut.tail[0][0])(*given, **named)
+
+    def _see_no_rows(self, run: _Run | None, args: Any, kwargs: Any) -> None:
+        if run is None and any(begins(one, MAGIC) for one in _leaves([*args, *kwargs.values()])):
+            raise FtkitError(
+                f"A method of the {type(self.model).__name__}, or a part of it, was called with kept rows: only "
+                "model(rows) takes them, not model.forward(rows)."
+            )
 
     def _check(self, key: Key, skip: Skip, args: Any, kwargs: Any) -> None:
         """See that a skipped call is the call that it was.
@@ -426,7 +458,7 @@ class Player:
                 "same way, or precompute() with it called in this way."
             )
         self._check_autocast([skip.autocast])
-        self._check_modes(key)
+        self._check_modes([key])
 
     def _check_autocast(self, states: Iterable[Any]) -> None:
         if any(_autocast(kind) != then for state in states for kind, then in state):
@@ -435,23 +467,26 @@ class Player:
                 "torch.autocast(...), with the same settings, or on the model that your framework has prepared."
             )
 
-    def _check_modes(self, key: Key) -> None:
+    def _check_modes(self, keys: Collection[Key]) -> None:
         if self._passes != self.guard.passes:
             self._passes, self._fine = self.guard.passes, {}
             self._loose = {one: [vars(p) for p in parts if not is_held(p)] for one, parts in self._parts.items()}
-        switches = self.model.training, *map(_MODE, self._loose[key])
+            self._all_loose = [*{id(one): one for one in chain.from_iterable(self._loose.values())}.values()]
+        key = next(iter(keys)) if len(keys) == 1 else None
+        switches = self.model.training, *map(_MODE, self._all_loose if key is None else self._loose[key])
         if self._fine.get(key) == switches:
             return
-        # What is held is in eval mode when it runs, whatever it says now.
-        parts = [part.training and not is_held(part) for part in self._parts[key]]
-        modes = key, (self.model.training, *parts)
-        if self.learning:
-            self.cut.modes.add(modes)
-        elif modes not in self.cut.modes:
-            raise FtkitError(
-                f"{key[0]} is in another mode (train or eval) than when its results were computed. ftkit.freeze() "
-                "holds what it freezes in eval mode."
-            )
+        for one in keys:
+            # What is held is in eval mode when it runs, whatever it says now.
+            parts = [part.training and not is_held(part) for part in self._parts[one]]
+            modes = one, (self.model.training, *parts)
+            if self.learning:
+                self.cut.modes.add(modes)
+            elif modes not in self.cut.modes:
+                raise FtkitError(
+                    f"{one[0]} is in another mode (train or eval) than when its results were computed. ftkit.freeze() "
+                    "holds what it freezes in eval mode."
+                )
         if not self.learning:
             self._fine[key] = switches
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import near
-from ftkit._precompute.heads import HEAD, numbered, signed
+from ftkit._precompute.heads import HEAD, fresh, numbered, signed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.store import RowFile
 from ftkit.errors import FtkitError
@@ -168,6 +168,10 @@ class Rows(Dataset[Any]):
         rows, beside = self._gathered(self._places(indices))
         return self._form.joined(rows, samples.rests_of(beside, self._kinds))
 
+    def digest(self, place: int) -> bytes:
+        """What tells the sample from others from which the row at a place in the file was computed."""
+        return self._file().sample(place)
+
     def every(self, part: int, decode: Any) -> Any:
         """All samples as one batch, every view of each, with ``decode`` of so many rows at a time."""
         count = self._file().rows
@@ -180,7 +184,8 @@ class Rows(Dataset[Any]):
         data = self._file().gather(places)
         numbered(data, places, self._source)
         kept, end = data[:, : self.packing.kept_bytes], self.packing.kept_bytes + self._size
-        return self.packing.unpack(torch.from_numpy(kept)), data[:, self.packing.kept_bytes : end]
+        rows = fresh(self.packing.unpack(torch.from_numpy(kept)), self._source)
+        return rows, data[:, self.packing.kept_bytes : end]
 
     def _places(self, indices: list[int]) -> Any:
         count = len(self)

@@ -6,6 +6,7 @@ import contextlib
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from ftkit._precompute.frontier import Cut
-from ftkit._precompute.heads import numbers_of, ways_of
+from ftkit._precompute.heads import numbers_of, of_one_source, ways_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.trace import has_foreign_hooks
 from ftkit._torch import tree_map_only
@@ -72,6 +73,8 @@ class SpotChecks:
         self._random = random.Random()  # noqa: S311  (its own, so that no one else's numbers change)
         self.done = 0
         """How many checks there were."""
+        self.told = False
+        """Whether it was said that there can be none."""
 
     def due(
         self,
@@ -93,17 +96,20 @@ class SpotChecks:
         is_new = plain is not None and plain.is_new
         if is_new and torch.is_grad_enabled() and self.model.training:
             return None  # it would be computed once more as it has just been
-        kind = len(rows), torch.is_grad_enabled(), state, is_new
+        count = rows.shape[0]
+        kind = count, torch.is_grad_enabled(), state, is_new
         if decisions is None or is_new:
             kinds = {hash(kind)}
         else:
             kinds = {hash((*kind, decisions, way)) for way in ways_of(rows)}
-        whole = list(range(len(rows)))
-        if kinds <= self._kinds:
-            if time.monotonic() < self._next:
-                return None
-            if plain is None and not self.cut.decides and len(rows) > _FEW:
-                whole = self._random.sample(whole, _FEW)
+        known = kinds <= self._kinds
+        if known and time.monotonic() < self._next:
+            return None
+        whole = list(range(count)) if plain is not None else of_one_source(rows)
+        if len(whole) < count and self.cut.decides:
+            return None
+        if known and plain is None and not self.cut.decides and len(whole) > _FEW:
+            whole = self._random.sample(whole, _FEW)
         return Check(self, rows, decode, whole, None if plain is None else plain.call, kinds)
 
     def note(self, kinds: set[int], seconds: float) -> None:
@@ -152,7 +158,15 @@ class Check:
         """Compute anew and compare; return what is wrong, to be raised if nothing tells more precisely."""
         spots = self._spots
         # Hooks that someone else has put on the model would see the samples twice.
-        if any(map(has_foreign_hooks, spots.model.modules())):
+        if hooked := [name or "the model" for name, one in spots.model.named_modules() if has_foreign_hooks(one)]:
+            if not spots.told:
+                spots.told = True
+                warnings.warn(
+                    f"There are hooks on {some(hooked, 3)}, which would see batches twice. So no batches are computed "
+                    "anew now and then, to see whether what is kept is still right. Remove the hooks if you don't "
+                    "need them.",
+                    stacklevel=2,
+                )
             return None
         begin, values = time.monotonic(), self._decode(self._rows)
         try:

@@ -149,7 +149,8 @@ class Surroundings:
         kind: Any = type(module)
         code = code_of(kind, _plain_function(own_forward(module)))
         held = (one for one in vars(module).values() if isinstance(one, types.FunctionType | types.MethodType))
-        self._names = code.names.union(*(code_of(kind, one).names for one in map(_plain_function, held)))
+        self.names = code.names.union(*(code_of(kind, one).names for one in map(_plain_function, held)))
+        """Which the code mentions."""
         self.draws = code.draws
         """Whether the code, or that of a function in an attribute, makes a generator of random numbers."""
         self.tables: list[Any] = []
@@ -191,21 +192,21 @@ class Surroundings:
         """Visit what the code names of an object, or the methods of the object that it names."""
         kind: Any = type(value)
         self.values[where] = said(kind)
-        before, methods = self._names, _methods_of(kind, self._names)
-        self._names = before.union(*(one.names for one in methods))
+        before, methods = self.names, _methods_of(kind, self.names)
+        self.names = before.union(*(one.names for one in methods))
         table = getattr(value, "__dict__", {})
-        self._attributes.append((table, self._names))
+        self._attributes.append((table, self.names))
         self.places.append(functools.partial(len, table))
-        for key in sorted(self._names & table.keys()):
+        for key in sorted(self.names & table.keys()):
             self.places.append(functools.partial(_item, table, key))
             self._visit(f"{where}.{key}", table[key])
-        for key in sorted({slot for one in kind.__mro__ for slot in _slots(one)} & self._names):
+        for key in sorted({slot for one in kind.__mro__ for slot in _slots(one)} & self.names):
             self.places.append(functools.partial(_slot, value, key))
             self._visit(f"{where}.{key}", getattr(value, key, None))
         for code in methods:
             self.draws |= code.draws
             self._visit_places(code)
-        self._names = before
+        self.names = before
 
     def _visit(self, where: str, value: Any) -> None:
         if type(value) in _PLAIN:
@@ -277,6 +278,11 @@ class Surroundings:
             [version_of(one) for one in self.tensors],
             [len(names & table.keys()) for table, names in self._attributes],
         ]
+
+
+def plain_attributes(module: nn.Module, names: frozenset[str]) -> list[str]:
+    """The attributes of a module, of some names, that are numbers and the like."""
+    return [key for key in sorted(vars(module).keys() & names - _OWN) if type(vars(module)[key]) in _PLAIN]
 
 
 def _identity(value: Any) -> Any:

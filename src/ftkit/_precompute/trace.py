@@ -80,7 +80,7 @@ class Call:
         module: What was called.
         within: The calls around it, from the outermost on.
         why_not: Why its results can't stand for it, if they can't.
-        args: Its positional and keyword arguments.
+        args: Its positional and keyword arguments, as they were then: callers add to lists that they pass.
         output: What it gave back, as it was then: callers change what they get.
         returned: The same, as the object that was given back.
         inputs: The values of its tensor arguments.
@@ -116,6 +116,7 @@ class Hints:
         blocked: Modules whose results depend on the other samples, and why.
         hot: Calls whose arguments do already.
         apart: Calls whose arguments a replay can replace.
+        spoils: Calls that write to an argument which someone else reads afterwards.
         moved: Buffers that operators write to without saying so, as batch norm does.
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
@@ -125,6 +126,7 @@ class Hints:
     blocked: dict[str, str] = field(default_factory=dict)
     hot: set[Key] = field(default_factory=set)
     apart: set[Key] = field(default_factory=set)
+    spoils: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
     changing: set[str] = field(default_factory=set)
@@ -132,7 +134,7 @@ class Hints:
     @property
     def found(self) -> Any:
         """All but ``apart``, to compare with later."""
-        return dict(self.blocked), set(self.hot), set(self.moved), dict(self.moody)
+        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody)
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -148,6 +150,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         output: What the model gave back.
         owners: Which sample each element of a value comes from.
         decides: Whether Python has read a truth value of the batch.
+        hints: What earlier runs have found out, and this one.
     """
 
     def __init__(self, model: nn.Module, hints: Hints, samples: int) -> None:
@@ -161,12 +164,13 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.output: Any = None
         self.owners = Owners(samples)
         self.decides = False
-        self._hints = hints
+        self.hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
         self._at: dict[int, int] = {}  # the value that a storage holds
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
-        self._replaced: dict[int, int] = {}  # the call that a storage was put in for, as a copy of its argument
+        self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
+        self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
@@ -187,7 +191,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     # ---------------- values
 
     def _why_hot(self, tensor: torch.Tensor) -> str:
-        if self._names.get(id(tensor)) in self._hints.moved:
+        if self._names.get(id(tensor)) in self.hints.moved:
             return f"it updates {self._names[id(tensor)]}"
         if id(tensor) in self._strays:
             return f"it runs a module in {self._strays[id(tensor)]} that is not registered: keep it in an nn.ModuleList"
@@ -202,6 +206,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     def node(self, tensor: torch.Tensor) -> int:
         """The value of a tensor now; of one that came from nowhere, a constant."""
         place = _memory(tensor)
+        if place in self._stale:
+            self.hints.spoils.add(self.calls[self._stale[place]].key)
         if place not in self._at:
             self._alive.append(tensor)
             self._at[place] = self._new(hot=self._why_hot(tensor), varies=False)
@@ -227,7 +233,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.sinks.append((parent, tuple(self._open)))
         self._born[_memory(apart)] = tuple(self._open)
         if what[0] == "arg":
-            self._replaced[_memory(apart)] = self._open[-1]
+            self._replaced[_memory(apart)] = self._open[-1], _memory(tensor)
         self.nodes[node].point, self.nodes[node].tensor = what, apart
         return apart
 
@@ -258,7 +264,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
         hot = f"{DRAWN} {self._called(self._open)} draws" if draws else hot or foreign or self._leaked
         if not hot and self._open:
-            hot = self._hints.moody.get(self.calls[self._open[-1]].key[0], "")
+            hot = self.hints.moody.get(self.calls[self._open[-1]].key[0], "")
         varies = any(self.nodes[one].varies for one in parents)
         needs_values = _needs_values(func, args)
         mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
@@ -276,8 +282,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 if call not in self._open:
                     self.calls[call].why_not = self.calls[call].why_not or "a value from inside it is used outside"
         for place in written:
-            if self._replaced.get(place) in self._open:
-                self.calls[self._replaced[place]].writes = True
+            if place in self._replaced:
+                call, original = self._replaced[place]
+                self._stale[original] = call
             for call in self._open:
                 if call not in self._born.get(place, ()):
                     self.calls[call].why_not = self.calls[call].why_not or "it writes to its input"
@@ -351,8 +358,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._count[name] += 1
         index, call = len(self.calls), Call(key, module, tuple(self._open))
         self.calls.append(call)
-        if name in self._hints.blocked:
-            call.why_not = self._hints.blocked[name]
+        if name in self.hints.blocked:
+            call.why_not = self.hints.blocked[name]
         elif not any(map(own_tensors, module.modules())):
             call.why_not = "it has no parameters or buffers"
         elif any(map(has_foreign_hooks, module.modules())):
@@ -360,14 +367,14 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         call.autocast, call.grad = autocast_state(args, kwargs), torch.is_grad_enabled()
         self._open.append(index)
         # After a decision of Python's, another run may come by other calls, or with other arguments.
-        if name and ((key in self._hints.apart and not self._leaked) or key in self._hints.hot):
+        if name and ((key in self.hints.apart and not self._leaked) or key in self.hints.hot):
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor,
-                lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self._hints.hot else ""),
+                lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self.hints.hot else ""),
                 (args, kwargs),
             )
-        call.args = args, kwargs
+        call.args = tree_map_only(torch.Tensor, lambda one: one, (args, kwargs))
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
@@ -375,7 +382,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         objects = objects_in((args, kwargs))
         inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
-        if self._hints.moody.get(name) == DRAWS:  # another time it may be something else than what a part of it gave
+        if self.hints.moody.get(name) == DRAWS:  # another time it may be something else than what a part of it gave
             output = tree_map_only(torch.Tensor, torch.clone, output)
         self._see_draws()
         self._open.pop()
@@ -392,7 +399,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             if grew and named and there[3:] == now[3:] and all(map(self._is_constant, new)):
                 with below_dispatch():
                     after = Surroundings(module, name).values
-                self._hints.changing |= {one for one in after if after[one] != around.values.get(one)}
+                self.hints.changing |= {one for one in after if after[one] != around.values.get(one)}
             elif state != attributes:
                 self._moody(index, "it keeps what it computed in an attribute")
             else:
@@ -445,7 +452,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     def _note_changes(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
             before, after = self._surroundings[name].values, Surroundings(module, name).values
-            self._hints.changing |= {one for one in {**before, **after} if before.get(one) != after.get(one)}
+            self.hints.changing |= {one for one in {**before, **after} if before.get(one) != after.get(one)}
 
     def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Run the model, and put back what it wrote to."""
@@ -465,11 +472,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                     self._note_changes(model)
                 for name, then in attributes.items():  # torch's hooks compute the weights of weight_norm each time
                     now = _own_state(hooked[name])
-                    self._hints.changing |= {f"{name}.{key}" for key in now if now[key] != then.get(key)}
+                    self.hints.changing |= {f"{name}.{key}" for key in now if now[key] != then.get(key)}
                 put_back(self.written.values())
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
-                self._hints.moved |= moved.keys()
+                self.hints.moved |= moved.keys()
 
 
 class _Reading(TorchFunctionMode):
