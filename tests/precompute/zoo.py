@@ -202,7 +202,10 @@ STAGES = "head", "last stage"
 
 
 def judge(case: str, stage: str) -> Outcome:
-    """Train a step with rows and without, in batches of other samples than the first pass had."""
+    """Train a step with rows and without, in batches of other samples than the first pass had.
+
+    If that differs, it has to be the same in the batches of the first pass, and nearly so in the others.
+    """
     name = f"{case}, {stage}"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -223,11 +226,18 @@ def judge(case: str, stage: str) -> Outcome:
                 return Outcome(name, TOO_MUCH if "can't allocate memory" in str(error) else REFUSED, str(error))
             kept = sum(size for *_, size in cached.kept)
             model.train()
-            order = torch.randperm(SAMPLES).view(-1, BATCH).tolist()
-            plain = [default_collate([dataset[at] for at in several]) for several in order]
+
+            def differs(order: Tensor, *, at_all: bool = True) -> str:
+                batches = order.view(-1, BATCH).tolist()
+                plain = [default_collate([dataset[at] for at in several]) for several in batches]
+                return differing(model, plain, list(cached.loader(batch_sampler=batches)), at_all=at_all)
+
+            shuffled = torch.randperm(SAMPLES)
             with cached:
                 try:
-                    wrong = differing(model, plain, list(cached.loader(batch_sampler=order)))
+                    wrong = differs(shuffled)
+                    if wrong:  # some kernels round by where in a batch a sample is
+                        wrong = differs(torch.arange(SAMPLES)) or differs(shuffled, at_all=False)
                 except FtkitError as error:
                     return Outcome(name, REFUSED, f"late: {error}", kept)
             least = smallest(model, cached._player.cut.skips, *args, **kwargs)
@@ -238,8 +248,8 @@ def called(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return ((), batch) if isinstance(batch, dict) else (tuple(batch[:1]), {})
 
 
-def differing(model: nn.Module, plain: list[Any], rows: list[Any]) -> str:
-    """Say what differs, of outputs, gradients and buffers."""
+def differing(model: nn.Module, plain: list[Any], rows: list[Any], *, at_all: bool) -> str:
+    """Say what differs, of outputs, gradients and buffers: at all, or by more than rounding."""
     state = copy.deepcopy(model.state_dict())  # with the versions in it, by which modules load it
     trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
     for batches in zip(plain, rows, strict=True):
@@ -262,9 +272,14 @@ def differing(model: nn.Module, plain: list[Any], rows: list[Any]) -> str:
             if not all(isinstance(each, Tensor) for each in pair):
                 if pair[0] is not pair[1]:
                     return name
-            elif not same_bits(*pair):
+            elif not (same_bits(*pair) if at_all else _nearly(*pair)):
                 return name
     return ""
+
+
+def _nearly(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors differ by a millionth of the largest value at most."""
+    return torch.allclose(one, other, rtol=0, atol=1e-6 * float(one.abs().max()))
 
 
 def judged(cases: Iterable[str], stages: Iterable[str] = STAGES) -> Iterator[Outcome]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import threading
 import weakref
 from typing import Any, Final
@@ -14,8 +13,6 @@ import xxhash
 
 from ftkit._torch import version_of
 
-_PARTS: Final = 8
-_TURNS: Final = itertools.count()
 _HERE = threading.local()
 _ODD: Final = 0x1E3779B97F4A7C15
 _SOURCE: Final = 32  # the bit from which the number of a sample says which data set it is of
@@ -79,14 +76,8 @@ def signed(rows: torch.Tensor) -> torch.Tensor:
 
 
 def are_signed(rows: torch.Tensor) -> bool:
-    """Whether the sums of rows are those that :func:`signed` has noted; of fresh ones, of each eighth, in turns."""
-    if rows.device.type != "cpu":
-        return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
-    chosen = rows.numpy()
-    if _is_last(rows):
-        chosen = chosen[next(_TURNS) % min(_PARTS, len(chosen)) :: _PARTS]
-    words = chosen[:, _NUMBER:].view(np.int64)
-    return bool((_dotted(words[:, 1:], rows) == words[:, 0]).all())
+    """Whether the sums of rows are those that :func:`signed` has noted."""
+    return bool((_sums(rows) == _heads(rows)[:, _NUMBER:].view(np.int64)[:, 0]).all())
 
 
 def fresh(rows: torch.Tensor, source: int) -> torch.Tensor:
@@ -113,17 +104,12 @@ def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     """A sum of what each row keeps, in which each place counts differently."""
-    if rows.device.type == "cpu":
-        return _dotted(rows.numpy()[:, HEAD:].view(np.int64), rows)
     weights = _weights((rows.shape[1] - HEAD) // 8, rows.device)
+    if rows.device.type == "cpu":  # where a product of integers is slow in torch, and einsum makes none
+        sums: np.ndarray[Any, np.dtype[np.int64]]
+        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights.numpy())
+        return sums
     return (rows[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
-
-
-def _dotted(words: np.ndarray[Any, np.dtype[np.int64]], rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """In the CPU's memory, where a product of integers is slow in torch, and einsum makes none."""
-    sums: np.ndarray[Any, np.dtype[np.int64]]
-    sums = np.einsum("ij,j->i", words, _weights(words.shape[1], rows.device).numpy())
-    return sums
 
 
 @functools.lru_cache(maxsize=16)
