@@ -107,6 +107,22 @@ def test_arguments_that_came_into_no_row_are_refused(more: dict[str, Any], tmp_p
             model(rows, **more)
 
 
+def test_arguments_that_forward_does_not_name_are_to_be_left_out(tmp_path: Path) -> None:
+    """No sample could have brought them in."""
+
+    class Open(Model):
+        def forward(self, x: torch.Tensor, **more: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    dataset = [{"x": row, "mask": torch.ones(8)} for row in data().tensors[0]]
+    model = Open()
+    with precompute(model, dataset, tmp_path) as cached:
+        batch = next(iter(cached.loader(batch_size=4)))
+        with pytest.raises(FtkitError, match=r"\(mask\), on which .* does not name it: leave it out of the samples"):
+            model(**batch)
+        assert model(batch["x"]).shape[0] == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_norm_of_the_batch_is_seen_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     """Rounding is no excuse."""

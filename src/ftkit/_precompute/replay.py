@@ -23,6 +23,7 @@ from ftkit._precompute.guard import Guard, parts_of
 from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, is_fresh, signed, source_of
 from ftkit._precompute.placeholders import Placeholder, allowed
 from ftkit._precompute.record import record, undisturbed
+from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
 from ftkit._precompute.stands import Stand, install
 from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
@@ -321,10 +322,16 @@ class Player:
         more = {f"number {at}": one for at, one in enumerate(given[len(traced_args) :], start=len(traced_args) + 1)}
         more |= {name: one for name, one in named.items() if name not in traced_kwargs and name not in _FOR_THE_LOSS}
         if extra := [name for name, one in more.items() if one is not None]:
+            by_name = takes_of(self.model).parameters
             raise FtkitError(
                 f"The model was called with kept rows and with an argument that it did not get when they were computed "
-                f"({some(extra, 3)}), on which its frozen part may depend. Let the samples of the data set be dicts "
-                "with all that the model is called with, and call precompute() again."
+                f"({some(extra, 3)}), on which its frozen part may depend. "
+                + (
+                    "Its forward() does not name it: leave it out of the samples and of the call."
+                    if all(name in named and name not in by_name for name in extra)
+                    else "Let the samples of the data set be dicts with all that the model is called with, and call "
+                    "precompute() again."
+                )
             )
         if any(one is run.rows for one in (*given, *named.values())):
             raise FtkitError("The model was called with kept rows where it took no input when they were computed.")
