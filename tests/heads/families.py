@@ -458,6 +458,7 @@ CV = [
     "lednet_cityscapes",
     "linknet_cityscapes",
     "segnet_cityscapes",
+    "sinet_cityscapes",
     "sqnet_cityscapes",
     "unet_cityscapes",
     "icnet_resnetd50b_cityscapes",
