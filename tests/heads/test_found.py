@@ -515,7 +515,9 @@ def test_scores_that_are_refined_by_a_sum_are_named_together() -> None:
     """A residual layer from classes to classes, as MONAI's UNet ends in one."""
     model = wired(lambda self, x: self.refined(self.fc(self.body(x))), body=features(), fc=nn.Linear(8, 11))
     model.refined = wired(lambda self, x: x + self.conv(x), conv=nn.Linear(11, 11))
+    model.refined.in_channels = model.in_channels = 11
     with pytest.raises(HeadError, match=r"at=\['fc', 'refined.conv'\]"):
         replace_head(model, 7)
     assert replace_head(model, 7, at=["fc", "refined.conv"]).proven
+    assert (model.refined.in_channels, model.in_channels) == (7, 11)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)

@@ -27,9 +27,11 @@ _OUTPUTS = re.compile(
     r"|nf|n_?out|c_out)|vocab_size"
 )
 _OUTPUTS_ALL = re.compile(r"_?(n|num)_outputs")  # of a model itself: those of EEG, which may be for numbers
+_CHANNELS = re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)")
 _COUNTING = {
     "classes": re.compile(f"({_CLASSES.pattern})|({_OUTPUTS.pattern})"),
-    "channels": re.compile(r"_?(in_?(chans|channels|ch|planes)|num_?channels|input_channels|n_?channels)"),
+    "channels": _CHANNELS,
+    "inputs": re.compile(rf"({_CHANNELS.pattern})|_?(n_?in|c_in|in(put)?_(features|dim|dims|size))"),
 }
 _CONFIGS = ("config", "cfg", "hparams", "args", "opt", "opts", "yaml", "_hub_mixin_config", "model_config")
 _SHORT = {"nc": ("no", "nl", "backbone")}  # counts classes in a detector: beside one of these
@@ -57,14 +59,14 @@ class Counter:
 
 
 def counters(
-    model: nn.Module, names: Collection[str], *, of: Literal["classes", "channels"] = "classes"
+    model: nn.Module, names: Collection[str], *, of: Literal["classes", "channels", "inputs"] = "classes"
 ) -> list[Counter]:
     """List the counters that could speak of the classes: in the model, on the way to ``names`` and in losses.
 
     Args:
         model: The model.
         names: Dotted names of the head's layers.
-        of: What is counted: classes, or the channels of images.
+        of: What is counted: classes, the channels of images, or what a layer takes.
     """
     places = distinct([*holders(model, *names), *losses(model, names)])
     found = itertools.chain(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ftkit._heads.counters import counters, counts_classes, losses, repeated, shifted
+from ftkit._heads.counters import Counter, counters, counts_classes, losses, repeated, shifted
 from ftkit._heads.decide import Found
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
@@ -235,6 +235,7 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     What counts as many beside several heads of that size stays, with a warning: it may be another one's.
     """
     counting = [one for one in counters(model, found.layers.names) if one.value == found.classes]
+    counting += _of_inputs(model, found)
     on_the_way = set(map(id, holders(model, *found.layers.names)))
     rivals = _rivals(model, found)
     for counter in (*repeated(model, counting, found.classes), *counting):
@@ -260,6 +261,18 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
         for name, tensor in () if count == found.classes else (*vars(module).items(), *buffers_of(module).items()):
             if isinstance(tensor, torch.Tensor) and found.classes in tensor.shape and says(name, PER_CLASS):
                 _log.warning("The %s of the %s still has %d classes.", name, type(module).__name__, found.classes)
+
+
+def _of_inputs(model: nn.Module, found: Found) -> list[Counter]:
+    """The counters of inputs in what holds nothing but layers that take the classes: they count these, too."""
+    names = [one.name for one in found.layers if one.from_classes]
+    taking = {id(model.get_submodule(name)) for name in names}
+    return [
+        one
+        for one in counters(model, names, of="inputs")
+        if one.value == found.classes and isinstance(one.owner, nn.Module)
+        if all(id(part) in taking for part in one.owner.modules() if parameters_of(part))
+    ]
 
 
 def _rivals(model: nn.Module, found: Found) -> Layers:
