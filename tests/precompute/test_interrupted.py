@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ class Net(nn.Module):
 
 def rows_of(cached: Any) -> torch.Tensor:
     return next(iter(cached.loader(batch_size=11)))[0]
+
+
+def test_forward_looks_as_it_did(tmp_path: Path) -> None:
+    """Trainers pass what its signature takes: one with ``**kwargs`` they would pass more, and average other losses."""
+    model = Net()
+    before = [inspect.signature(one.forward) for one in (model, model.body, model.head)]
+    with precompute(model, DATA, tmp_path):
+        assert [inspect.signature(one.forward) for one in (model, model.body, model.head)] == before
 
 
 class Counted(nn.Module):
