@@ -84,6 +84,14 @@ def test_what_claims_to_be_no_image_is_left_alone(pets: Path, jpegs: list[bytes]
     assert report.quarantine(pets.parent / "aside").moved == 0
 
 
+def test_a_name_that_is_all_suffix_claims_to_be_an_image(pets: Path, jpegs: list[bytes]) -> None:
+    """Loaders, which look at how a name ends, take it."""
+    for name in (".jpg", "..JPG"):
+        (pets / "train/cat" / name).write_bytes(jpegs[10][:3000])
+    report = scan_images(pets, workers=1)
+    assert [kinds(report, name) for name in (".jpg", "..JPG")] == [["truncated"]] * 2
+
+
 def test_any_executor_gives_the_same_report(pets: Path, jpegs: list[bytes]) -> None:
     """Threads, spawned processes and the default agree to the last detail."""
     (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])

@@ -805,6 +805,20 @@ def test_what_a_module_gives_may_be_changed_by_its_caller(tmp_path: Path) -> Non
         assert torch.equal(model(rows), model(data().tensors[0][:16]))
 
 
+@pytest.mark.parametrize("only_once", [False, True])
+def test_what_a_caller_does_every_few_batches_it_does_with_rows(only_once: bool, tmp_path: Path) -> None:
+    """Behind the frozen part, by a number that it counts up: no batch before tells of it."""
+
+    def around(m: Any, x: Tensor) -> Tensor:
+        m.passes += m.training
+        features = m.body(x)
+        return features * 2 if (m.passes > 9 if only_once else m.passes % 5 == 0) else features
+
+    model = Model(lambda m, x: m.layer(x), around)
+    model.passes = 0
+    assert refused_or_right(model, tmp_path, size=8) == "same"
+
+
 def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:
     """Its caller would miss what it adds."""
 

@@ -1,5 +1,7 @@
 """What names tell: which suffixes go with which content, which folders nobody made for a class."""
 
+import os
+
 #: What torchvision's ImageFolder takes for an image, by the suffix alone.
 LISTED_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -23,6 +25,17 @@ SUFFIXES = {
 IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
+
+
+def suffix_of(path: str) -> str:
+    """The suffix of a file in lower case, as loaders see it: to them, one that is called ``.jpg`` ends in it.
+
+    Example:
+        >>> suffix_of("bees/.JPG"), suffix_of("bees.old/readme")
+        ('.jpg', '')
+    """
+    _, dot, end = os.path.basename(path).rpartition(".")  # noqa: PTH119  (Path costs more)
+    return f"{dot}{end}".lower() if dot else ""
 
 
 def may_be_class(name: str) -> bool:

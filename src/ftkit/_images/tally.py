@@ -13,7 +13,7 @@ from ftkit._images.findings import DuplicateGroup, Finding, make_finding
 from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Arrangement, Layout
-from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class
+from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit._images.table import TableWriter
 from ftkit._images.verdict import Form, Measures, Note, Notes, Verdict, read_line
 from ftkit._wording import plural
@@ -42,7 +42,7 @@ def _as_claimed(path: str, notes: Notes) -> Notes:
 
     Labels may be empty, sounds and RAW photos are beyond Pillow, and no loader of images asks for them.
     """
-    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  (Path costs more)
+    if suffix_of(path) in IMAGE_SUFFIXES:
         return notes
     unusable = (note for note in notes if make_finding(path, note).severity != "odd")
     return next(([Note("other_file", note.detail)] for note in unusable), notes)

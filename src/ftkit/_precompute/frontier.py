@@ -250,10 +250,14 @@ def _takes_constants(trace: Trace, call: Call) -> bool:
 
 
 def _may_replace_args(trace: Trace, call: Call) -> bool:
-    """Whether a call can get other tensors; copies, so that nobody may look for what it writes to them."""
+    """Whether a call can get other tensors; copies, so that nobody may look for what it writes to them.
+
+    Not if a caller remembers something: what it does with them on the way may hang on that, as in every tenth batch.
+    """
     cold = any(not trace.nodes[one].hot and trace.nodes[one].varies for one in call.inputs)
     safe = not call.writes or len({*call.inputs}) == len(call.inputs)
-    return bool(call.key[0]) and bool(call.why_not) and call.key not in trace.hints.spoils and safe and cold
+    known = call.key in trace.hints.spoils or not trace.stateful.isdisjoint(call.within)
+    return bool(call.key[0]) and bool(call.why_not) and safe and cold and not known
 
 
 def _maximal(long: Trace, short: Trace) -> list[Call]:

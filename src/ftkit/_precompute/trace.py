@@ -147,6 +147,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         read: Names of parameters and buffers that values of the frozen part were computed from.
         written: Tensors that the run wrote to, by identity, and what they held before.
         moody: Modules that drew Python's random numbers or remembered something.
+        stateful: The calls in whose own code that happened.
         output: What the model gave back.
         owners: Which sample each element of a value comes from.
         decides: Whether Python has read a truth value of the batch.
@@ -161,6 +162,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.read: set[str] = set()
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.moody: dict[str, str] = {}
+        self.stateful: set[int] = set()
         self.output: Any = None
         self.owners = Owners(samples)
         self.decides = False
@@ -443,6 +445,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         return _python_generators(), [*map(state_of, self._generators)]
 
     def _moody(self, index: int, why: str) -> None:
+        self.stateful.add(index)
         for each in (index, *self.calls[index].within):
             self.calls[each].why_not = self.calls[each].why_not or why
         name = self.calls[index].key[0]

@@ -15,7 +15,7 @@ from ftkit._images.decoding.fingerprint import fingerprints
 from ftkit._images.decoding.gaps import filled_share, is_cut_off
 from ftkit._images.decoding.measures import measure
 from ftkit._images.decoding.picture import Pixels
-from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES
+from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, suffix_of
 from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Notes, Prints, Verdict
 from ftkit._wording import plural
 
@@ -92,7 +92,7 @@ def judge(opened: Opened) -> Verdict:
     path, data, stamp, decoded, problem = opened
     if problem:
         return Verdict([problem], stamp)
-    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+    suffix = suffix_of(path)
     if not data:
         return Verdict([Note("empty", "0 bytes")], stamp)
     if not data.strip(b"\0"):

@@ -13,7 +13,7 @@ from ftkit._files import atomic_write
 from ftkit._images.decoding import jpeg, png
 from ftkit._images.decoding.picture import ORIENTATION
 from ftkit._images.decoding.pillow import has_alpha, is_deep
-from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES
+from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES, suffix_of
 
 _PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data", "bad_exif"))
 # Kinds whose remedy changes pixels, or how they are stored.
@@ -37,7 +37,7 @@ def mend(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
         if is_unlisted or has_bad_exif or not _REDRAWN.isdisjoint(kinds):
             data, form = _redraw(image, form)
     place = Path(target)
-    if place.suffix.lower() not in _suffixes(form) or "unlisted_suffix" in kinds:
+    if suffix_of(place.name) not in _suffixes(form) or "unlisted_suffix" in kinds:
         place = place.with_suffix(_suffixes(form)[0])
     if place.exists():
         raise FileExistsError(f"{place} already exists")
