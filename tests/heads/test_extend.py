@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -148,3 +151,114 @@ def test_lazy_layers_and_half_precision() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3)).to(torch.bfloat16)
     assert adapt_input(model, 1) == ["0"]
     assert model[0].weight.dtype is torch.bfloat16
+
+
+class Standardized(nn.Conv2d):
+    """A convolution whose filters have no mean, and one length, times a gain where it has one."""
+
+    def __init__(self, *args: int, gain: torch.Tensor | None = None, device: str | None = None) -> None:
+        super().__init__(*args, device=device)
+        self.gain = gain
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve with the standardized weight."""
+        over = self.weight.flatten(1)
+        over = (over - over.mean(1, keepdim=True)) / over.std(1, keepdim=True)
+        weight = over.view_as(self.weight) * (1 if self.gain is None else self.gain)
+        return self._conv_forward(x, weight, self.bias)
+
+
+def with_gain() -> Standardized:
+    """Gains of either sign, none alike."""
+    return Standardized(3, 8, 3, 2, 1, gain=nn.Parameter(torch.linspace(-2, 2, 8).view(8, 1, 1, 1)))
+
+
+def normed() -> nn.BatchNorm2d:
+    """With the statistics of ImageNet."""
+    norm = nn.BatchNorm2d(3)
+    norm.running_mean = torch.tensor([0.485, 0.456, 0.406])
+    norm.running_var = torch.tensor([0.229, 0.224, 0.225]).square()
+    return norm
+
+
+def change_by_gray(model: nn.Module) -> float:
+    """How much a model's output on a gray image changes with the number of its channels, relative to its length."""
+    image = torch.rand(2, 1, 48, 48)
+    with torch.no_grad():
+        before = model.eval()(image.expand(-1, 3, -1, -1))
+        adapt_input(model, 1)
+        return float((model(image) - before).norm() / before.norm())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: nn.Sequential(with_gain()),
+        lambda: nn.Sequential(timm.layers.ScaledStdConv2d(3, 8, 7, 2), nn.ReLU()),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 16, 16), nn.BatchNorm2d(8)),
+        lambda: nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3, padding=1)),
+        lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 8, 3, dilation=2))),
+        pytest.param(
+            lambda: nn.Sequential(nn.utils.weight_norm(nn.ConvTranspose2d(3, 8, 3))),
+            marks=pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
+        ),
+    ],
+    ids=["gain", "gain of timm", "patches", "norm alike by channel", "weight norm", "old weight norm, transposed"],
+)
+def test_a_gray_image_gives_what_equal_channels_gave(
+    build: Callable[[], nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Exactly so, with no warning."""
+    assert change_by_gray(build()) < 1e-4
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda: nn.Sequential(Standardized(3, 8, 3)), "'0' (Standardized, 3 -> 8) computes its filters"),
+        (lambda: nn.Sequential(timm.layers.StdConv2d(3, 8, 7, 2)), "'0' (StdConv2d, 3 -> 8) computes its filters"),
+        (lambda: nn.Sequential(normed(), nn.Conv2d(3, 8, 3)), "'0.running_mean' had a number for each channel"),
+    ],
+    ids=["standardized", "of timm", "norm"],
+)
+def test_a_gray_image_that_gives_something_else_is_told(
+    build: Callable[[], nn.Module], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what to do instead; and once, since it is about the model."""
+    assert change_by_gray(build()) > 0.01
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("ftkit", "WARNING")
+    assert reason in record.message
+    assert "repeat the gray channel 3 times" in record.message
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4, 6])
+def test_of_other_channels_nothing_is_told(channels: int, caplog: pytest.LogCaptureFixture) -> None:
+    """They are no gray image."""
+    adapt_input(nn.Sequential(normed(), Standardized(3, 8, 3)), channels)
+    assert not caplog.records
+
+
+def test_the_comparison_leaves_no_trace() -> None:
+    """Not in random numbers, modes, statistics or the hooks of the user."""
+    model = nn.Sequential(normed(), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    seen: list[nn.Module] = []
+    model[1].register_forward_hook(lambda module, *_: seen.append(module))
+    rest = {name: value.clone() for name, value in model[2].state_dict().items()}
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    adapt_input(model, 1)
+    assert torch.equal(torch.rand(4), wanted)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, rest[name]) for name, value in model[2].state_dict().items())
+    assert not seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_gain_follows_in_other_precisions(dtype: torch.dtype, caplog: pytest.LogCaptureFixture) -> None:
+    """As far as they are exact; where there are no values, there is nothing to tell."""
+    adapt_input(nn.Sequential(with_gain(), nn.Conv2d(8, 4, 3)).to(dtype), 1)
+    adapt_input(nn.Sequential(Standardized(3, 8, 3, device="meta")), 1)
+    assert not caplog.records

@@ -11,6 +11,7 @@ from torch import nn
 
 from ftkit._arguments import whole_number
 from ftkit._heads.counters import counters, own_configs
+from ftkit._heads.gray import keeps_response
 from ftkit._heads.inputs import Inputs, possible_inputs
 from ftkit._heads.layers import Layers, has_shapes, holders, layers, like
 from ftkit._heads.renew import with_channels
@@ -20,6 +21,7 @@ from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.slots import own_slots, replace
 from ftkit._models.undo import Undo
 from ftkit._torch import is_convolution
+from ftkit._wording import some
 from ftkit.errors import HeadError
 from ftkit.selection import unwrap
 
@@ -160,7 +162,9 @@ def adapt_input(model: nn.Module, channels: int, *, example_inputs: Any = None) 
     """Make a model take images with another number of channels, in place, with its pretrained filters.
 
     A single channel gets the sum of the filters, so a grayscale image gives the same result as three equal channels
-    did. More channels take the filters in turn, scaled so that the response keeps its size. Counters such as
+    did. This can't be so where a convolution standardizes its weight and has no gain, or where a norm or mean before it
+    differs by channel: a warning in the log says so, and to repeat the gray channel in the transform instead. More
+    channels take the filters in turn, scaled so that the response keeps its size. Counters such as
     ``in_chans`` and ``config.num_channels`` are updated, and so are a norm before the first convolution and buffers
     with a mean for each channel. A copy that takes no memory must run on such images. What the model gives keeps its
     number of channels, also where it is an image.
@@ -227,9 +231,13 @@ def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run
     Raises:
         HeadError: It does not run.
     """
+    computed, averaged = Layers(), list[str]()  # what keeps a gray image from giving what it gave as equal channels
     with Undo() as undo:
         for entry in found:
-            replace(model, entry.modules, with_channels(entry, channels), undo)
+            new = with_channels(entry, channels)
+            if channels == 1 and not keeps_response(entry.module, new):
+                computed.append(entry)
+            replace(model, entry.modules, new, undo)
             counting = [one.owner for one in counters(model, entry.names, of="channels") if one.value == before]
             own_configs(model, counting, undo)
             for counter in counters(model, entry.names, of="channels"):
@@ -245,13 +253,24 @@ def _adapt(model: nn.Module, found: Layers, before: int, channels: int, run: Run
             )
         after = run_on(model, *tries, follow=False) if tries else Run(complete=True)
         if not (after.complete or after.unable):
-            _resize_vectors(model, found, before, channels, undo)
+            averaged = _resize_vectors(model, found, before, channels, undo)
             after = run_on(model, *tries, follow=False)
         if not (after.complete or after.unable):
             raise HeadError(
                 f"With {channels} channels in place of {before} at {', '.join(map(repr, found.names))}, the "
                 f"{type(model).__name__} no longer runs: {after.failure}. Something else in it counts channels too."
             )
+    reasons = [f"{entry} computes its filters from its weight, such as by standardizing it" for entry in computed]
+    reasons += [f"{name!r} had a number for each channel, and now has their mean" for name in averaged]
+    if reasons:
+        _log.warning(
+            "The %s no longer gives on a gray image what it gave on %d equal channels, because %s. To keep "
+            "that, don't adapt it: load it again, and repeat the gray channel %d times in the transform.",
+            type(model).__name__,
+            before,
+            some(reasons, 6),
+            before,
+        )
 
 
 def _with_channels(inputs: Inputs, before: int, channels: int) -> Iterator[Inputs]:
@@ -276,8 +295,13 @@ def _with_channels(inputs: Inputs, before: int, channels: int) -> Iterator[Input
 _CHANNELS_OF_NORMS = ("num_features", "num_channels")
 
 
-def _resize_vectors(model: nn.Module, found: Layers, before: int, channels: int, undo: Undo) -> None:
-    """Let what has a number for each channel, a norm or the mean of the images, have one for each of the new ones."""
+def _resize_vectors(model: nn.Module, found: Layers, before: int, channels: int, undo: Undo) -> list[str]:
+    """Let what has a number for each channel, a norm or the mean of the images, have one for each of the new ones.
+
+    Returns:
+        The names of those whose numbers differed and now are one, their mean.
+    """
+    averaged, names = [], {id(module): name for name, module in model.named_modules()}
     around = holders(model, *found.names)
     norms = [child for holder in around for child in holder.children() if not layers(child)]
     for slot in own_slots(*around, *norms):
@@ -288,8 +312,11 @@ def _resize_vectors(model: nn.Module, found: Layers, before: int, channels: int,
         values = old.detach()
         if channels == 1:
             new = values.to(torch.get_default_dtype()).mean(axis, keepdim=True).to(values.dtype)
+            if not (values.is_meta or torch.allclose(values, new.expand_as(values), rtol=1e-3)):
+                averaged.append(f"{names[id(slot.module)]}.{slot.name}".lstrip("."))
         else:
             new = values.index_select(axis, torch.arange(channels, device=values.device) % before)
         replace(model, old, like(old, new), undo)
         undo.remember(slot.module)
         vars(slot.module).update({key: channels for key in _CHANNELS_OF_NORMS if vars(slot.module).get(key) == before})
+    return averaged
