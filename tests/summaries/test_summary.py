@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ftkit import FtkitError, largest_batch, summary
+from tests.cost.helpers import Calls
 from tests.summaries.helpers import TOKENS, Network
 
 
@@ -66,6 +67,21 @@ def test_largest_batch_is_the_largest(optimizer, memory):
     batch = largest_batch(model, (7, 3, 32, 32), memory=memory, optimizer=optimizer)
     peaks = [summary(model, (size, 3, 32, 32)).peak_training_bytes(optimizer) for size in (batch, batch + 1)]
     assert peaks[0] <= memory < peaks[1]
+
+
+def test_memory_that_grows_with_the_square_of_the_batch_takes_few_runs():
+    """As where every example is compared with every other: a line through two sizes bends far off."""
+    sizes = set()
+
+    def compared(self, x):
+        sizes.add(len(x))
+        z = self.layer(x)
+        return z @ z.T
+
+    model = Calls(compared, layer=nn.Linear(64, 64))
+    assert largest_batch(model, (1, 64), memory="2MB", optimizer=torch.optim.SGD) == 336
+    assert {336, 337} <= sizes
+    assert len(sizes) <= 12
 
 
 def test_largest_batch_can_be_none():

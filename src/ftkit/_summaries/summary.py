@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from torch import nn
 
 from ftkit._arguments import byte_count, came, flag, one_of, whole_number
 from ftkit._cost.measure import OptimizerLike, StepCost, measure
+from ftkit._cost.search import last_within
 from ftkit._models.dryrun import alone, as_call
 from ftkit._reports import Report, delivered
 from ftkit._summaries.rows import SummaryData, elements, rows_of
@@ -307,7 +309,7 @@ def largest_batch(
         479
     """
     inner = unwrap(model)
-    room, mode = byte_count("memory", memory), _mode(mode)
+    room, mode = int(byte_count("memory", memory)), _mode(mode)
     examples = _blanks(inner, input_size, dtypes)
     own = sum(elements([one], {}) * one.dtype.itemsize for one in inner.parameters())
     if room < own:
@@ -315,32 +317,26 @@ def largest_batch(
     if not all(one.dim() for one in examples):
         raise FtkitError(f"Expected shapes whose first dimension is the batch, got {input_size!r}.")
 
-    def predicted(batch: int) -> tuple[int, int]:
+    @functools.cache
+    def predicted(batch: int) -> int:
         inputs = tuple(torch.empty((batch, *one.shape[1:]), dtype=one.dtype, device="meta") for one in examples)
         cost = measure(inner, inputs, {}, loss=loss, mode=mode)
-        return batch, cost.peak_training_bytes(optimizer)
+        return cost.peak_training_bytes(optimizer)
 
-    fits, too_many = predicted(2), predicted(4)  # not 1: batch normalization refuses it
-    if fits[1] > room:
+    fits, too_many = 2, 4  # not 1: batch normalization refuses it
+    if predicted(fits) > room:
         return _one_if_it_fits(predicted, room)
-    while too_many[1] <= room:  # a line through the last two points; it bends a little where layers take turns
-        if too_many[1] <= fits[1]:
+    while predicted(too_many) <= room:  # a line through the last two points; it bends a little where layers take turns
+        grown = predicted(too_many) - predicted(fits)
+        if grown <= 0:
             raise FtkitError("The memory of a step does not grow with the batch: is the first dimension the batch?")
-        fits, too_many = too_many, predicted(int(_on_line(fits, too_many, room)) + 1)
-    while too_many[0] - fits[0] > 1:
-        guess = int(_on_line(fits, too_many, room))
-        here = predicted(min(max(guess, fits[0] + 1), too_many[0] - 1))
-        fits, too_many = (here, too_many) if here[1] <= room else (fits, here)
-    return fits[0]
+        missing = room - predicted(too_many)
+        fits, too_many = too_many, too_many + missing * (too_many - fits) // grown + 1
+    return last_within(predicted, room, fits, too_many)
 
 
-def _on_line(one: tuple[int, int], other: tuple[int, int], memory: float) -> float:
-    """The batch that takes ``memory`` if that grows evenly from one to the other, each a batch and its bytes."""
-    return other[0] + (memory - other[1]) * (other[0] - one[0]) / (other[1] - one[1])
-
-
-def _one_if_it_fits(predicted: Callable[[int], tuple[int, int]], memory: float) -> int:
+def _one_if_it_fits(predicted: Callable[[int], int], memory: float) -> int:
     try:
-        return int(predicted(1)[1] <= memory)
+        return int(predicted(1) <= memory)
     except FtkitError:  # batch normalization in train mode takes no single value
         return 0
