@@ -273,6 +273,28 @@ def test_peak_takes_an_optimizer_as_it_is():
     assert not optimizer.state
 
 
+@pytest.mark.parametrize("instance", [False, True])
+def test_an_optimizer_that_divides_by_what_it_remembers(instance):
+    """NAdam keeps the product of its momenta, by 1 minus which it divides. It holds one number more than Adam."""
+    model = nn.Linear(64, 64)
+    cost = measure(model, (torch.randn(4, 64),), {})
+    nadam = torch.optim.NAdam(model.parameters()) if instance else torch.optim.NAdam
+    adam = cost.peak_training_bytes(torch.optim.Adam)
+    assert cost.peak_training_bytes(nadam) == adam + 2 * 4
+    if instance:
+        model(torch.randn(4, 64)).sum().backward()
+        nadam.step()
+        assert cost.peak_training_bytes(nadam) == adam + 2 * 4
+
+
+def test_an_optimizer_of_nothing_says_so():
+    """It is the model that trains nothing; an optimizer of other parameters steps all the same."""
+    cost = measure(nn.Linear(4, 4).requires_grad_(False), (torch.randn(2, 4),), {})
+    with pytest.raises(FtkitError, match="Nothing in the model trains"):
+        cost.peak_training_bytes(torch.optim.SGD)
+    assert cost.peak_training_bytes(torch.optim.SGD(nn.Linear(4, 4).parameters())) > 0
+
+
 def test_an_optimizer_that_can_not_step_says_so():
     """One that needs a closure can't be simulated."""
     cost = measure(nn.Linear(4, 4), (torch.randn(2, 4),), {})

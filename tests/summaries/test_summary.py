@@ -103,6 +103,24 @@ def test_largest_batch_can_be_none():
         largest_batch(Constant(), (1, 0), memory=10**9, optimizer=torch.optim.SGD)
 
 
+def test_largest_batch_says_what_it_can_not_search():
+    """A model for one batch size only, or that lacks inputs, or of which nothing trains; none is told of input_data."""
+
+    def find(model, size=(8, 64)):
+        with pytest.raises(FtkitError) as caught:
+            largest_batch(model, size, memory="1GB", optimizer=torch.optim.SGD)
+        assert "input_data" not in str(caught.value)
+        return str(caught.value)
+
+    fixed = Calls(lambda self, x: self.layer(x.view(8, -1, 64)), layer=nn.Linear(64, 64))
+    assert "takes a first dimension of 8, not of 2" in find(fixed)
+    assert "give the shape of each in input_size" in find(
+        Calls(lambda self, x, y: self.layer(x + y), layer=nn.Linear(64, 64))
+    )
+    assert "pass dtypes=torch.long." in find(nn.Embedding(10, 4))
+    assert "Nothing in the model trains" in find(nn.Linear(64, 64).requires_grad_(False))
+
+
 def test_wrapped_models_are_looked_at_from_inside():
     """Names and figures are those of the model itself."""
     model = Network()

@@ -79,6 +79,7 @@ def measure(
     loss: Callable[[Any], torch.Tensor] | None = None,
     mode: str | None = None,
     train_all: bool = False,
+    sizes_only: bool = False,
 ) -> StepCost:
     """Measure a forward and a backward pass of ``model`` without computing them, and leave no trace.
 
@@ -95,6 +96,7 @@ def measure(
             plus the sum of everything else in it that is differentiable.
         mode: ``"train"`` or ``"eval"``; by default each module's current mode.
         train_all: Measure as if every floating-point parameter were trainable.
+        sizes_only: Whoever asks can give other sizes of the inputs, not other inputs; a message says so.
 
     Raises:
         FtkitError: The model fails on these inputs; the message names the module that failed.
@@ -125,7 +127,7 @@ def measure(
                 else:
                     plan = replace(plan, real=failure.why_real())
     except _FailedStep as failure:
-        raise FtkitError(failure.explained(on_meta)) from failure.cause
+        raise FtkitError(failure.explained(on_meta, sizes_only=sizes_only)) from failure.cause
 
 
 class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
@@ -151,20 +153,21 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
             return f"{self.operator} depends on values"
         return f"without data, {_first_line(self.cause)}"
 
-    def explained(self, on_meta: bool) -> str:
+    def explained(self, on_meta: bool, *, sizes_only: bool) -> str:
         """Say what failed, and what to do."""
         text = f"{self.place}: {_first_line(self.cause)}. "
         if self._lacks_fake():
             return text + f"Register a fake kernel: {self._registering()}."
         if "Expected tensor for argument #1 'indices'" in text:
-            return text + "Tokens are integers: pass dtypes=torch.long, or input_data."
+            return text + "Tokens are integers: pass dtypes=torch.long" + ("." if sizes_only else ", or input_data.")
         if "more than 1 value per channel when training" in text:
             return text + "Use a batch of several examples, or pass mode='eval'."
         if on_meta and isinstance(self.cause, DataDependentOutputException | DynamicOutputShapeException):
             return text + "A model on the meta device has no values that could decide a shape or a branch."
         if self.stage:
             return text + "Expected a loss that takes the model's output and returns a scalar to differentiate."
-        return text + "Expected the inputs that its forward() takes: pass them as input_data."
+        how = "give the shape of each in input_size, and dtypes" if sizes_only else "pass them as input_data"
+        return text + f"Expected the inputs that its forward() takes: {how}."
 
     def _lacks_fake(self) -> bool:
         return isinstance(self.cause, UnsupportedOperatorException) or "no fake impl registered" in str(self.cause)
@@ -296,29 +299,43 @@ def _cross_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[TensorSpec, int | None]]) -> tuple[int, int]:
     """The bytes of an optimizer's state, and the most that one step takes on top of it."""
+    if not trained and not isinstance(make, torch.optim.Optimizer):
+        raise FtkitError("Nothing in the model trains, so that no optimizer takes a step: unfreeze a part of it first.")
+    try:
+        try:
+            return _stepped(make, trained, 1.0)
+        except (
+            ArithmeticError,
+            ValueError,
+        ):  # it divides by 1 - x, or takes the logarithm: x is no count, but a product
+            return _stepped(make, trained, 0.5)
+    except Exception as error:
+        name = getattr(make, "__name__", type(make).__name__)
+        raise FtkitError(
+            f"A step of {name} can't be simulated: {_first_line(error)}. Expected an optimizer, its class "
+            "or a function that makes one from a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1), "
+            "whose step needs no closure, and no values to decide on shapes."
+        ) from error
+
+
+def _stepped(make: OptimizerLike, trained: list[tuple[TensorSpec, int | None]], number: float) -> tuple[int, int]:
+    """The same, where each floating-point ``number`` that the step reads from a tensor is this one."""
     fakes = Fakes()
-    meter = Meter(fakes, answers_items=True)
+    meter = Meter(fakes, item=number)
     with untouched([]):
         parameters = [as_parameter(fakes.make(spec, requires_grad=True)) for spec, _ in trained]
-        try:
-            with meter.running():
-                for one, (_, size) in zip(parameters, trained, strict=True):
-                    one.grad = None if size is None else torch.empty_like(one)
-                optimizer = make if isinstance(make, torch.optim.Optimizer) else make(parameters)  # type: ignore[arg-type]
-                if not all(type(one) is FakeTensor for one in _parameters(optimizer)):
-                    optimizer = _on_fakes(optimizer, fakes)
-                optimizer.step()
-                state = dict(map(memory_of, tensors_in(list(optimizer.state.values()))))
-                for one in _parameters(optimizer):
-                    state.pop(memory_of(one)[0], None)  # which some keep there too
-                before = meter.memory.restart()
-                optimizer.step()
-        except Exception as error:
-            name = getattr(make, "__name__", type(make).__name__)
-            raise FtkitError(
-                f"A step of {name} can't be simulated: {_first_line(error)}. Expected an optimizer, its class "
-                "or a function that makes one from a list of parameters, such as lambda p: torch.optim.SGD(p, lr=0.1)."
-            ) from error
+        with meter.running():
+            for one, (_, size) in zip(parameters, trained, strict=True):
+                one.grad = None if size is None else torch.empty_like(one)
+            optimizer = make if isinstance(make, torch.optim.Optimizer) else make(parameters)  # type: ignore[arg-type]
+            if not all(type(one) is FakeTensor for one in _parameters(optimizer)):
+                optimizer = _on_fakes(optimizer, fakes)
+            optimizer.step()
+            state = dict(map(memory_of, tensors_in(list(optimizer.state.values()))))
+            for one in _parameters(optimizer):
+                state.pop(memory_of(one)[0], None)  # which some keep there too
+            before = meter.memory.restart()
+            optimizer.step()
     return sum(state.values()), meter.memory.peak - before
 
 

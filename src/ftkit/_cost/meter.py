@@ -124,7 +124,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     FakeTensorMode, which it asks the first time, takes several times as long.
     """
 
-    def __init__(self, fakes: Fakes | None, *, answers_items: bool = False) -> None:
+    def __init__(self, fakes: Fakes | None, *, item: float | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.costs: dict[int, ModuleCost] = {}
         self.failed: tuple[nn.Module, Shapes] | None = None
@@ -132,7 +132,7 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.memory = Memory()
         self._fakes = fakes
         self._dress = fakes.dress if fakes else None
-        self._answers_items = answers_items
+        self._item = item
         self._fast = torch.backends.mha.get_fastpath_enabled()  # before the run, which shows the layers instead
         self._in_backward = False
         self._node = 0  # the number of the node of the backward pass that runs
@@ -268,9 +268,9 @@ class Meter(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if func is _DETACH and self._dress and type(args[0]) is FakeTensor and not holds_value(args[0]):
             with below_dispatch():
                 return self._dress(args[0], args[0].device, False)
-        if func is _ITEM and self._answers_items:
+        if func is _ITEM and self._item is not None:
             kind = args[0].dtype  # step counters, mostly
-            return 1.0 if kind.is_floating_point else True if kind is torch.bool else 1
+            return self._item if kind.is_floating_point else True if kind is torch.bool else 1
         return None
 
     def _as_done(self, func: Any, args: tuple[Any, ...]) -> Any:

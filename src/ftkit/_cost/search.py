@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from fractions import Fraction
-from math import isqrt
+from math import ceil, isqrt
 from typing import TypeAlias
 
 _Point: TypeAlias = tuple[int, int]
@@ -53,5 +53,5 @@ def _interpolated(low: _Point, high: _Point, before: _Point | None, limit: int) 
         c, at_c = before
         bend = (Fraction(at_c - at_b, c - b) - slope) / (c - a)
     inside = range(a + 1, b)
-    fitting = bisect.bisect_right(inside, limit, key=lambda x: at_a + slope * (x - a) + bend * (x - a) * (x - b))
+    fitting = bisect.bisect_right(inside, limit, key=lambda x: ceil(at_a + slope * (x - a) + bend * (x - a) * (x - b)))
     return inside[max(fitting - 1, 0)]

@@ -133,7 +133,8 @@ def summary(
 
     Nothing is computed, and nothing in or around the model changes: the model runs on tensors that
     have shapes but no data. If it can't, one real step is computed on copies, and the summary says
-    so. Frozen parts are counted as frozen: see :class:`ModelSummary`.
+    so. Frozen parts are counted as frozen: see :class:`ModelSummary`. Hooks run as well, since they can
+    change what a step costs: one that keeps outputs gets tensors without data.
 
     Context managers around the call apply to the step, too: for mixed precision, call it under
     ``torch.autocast``.
@@ -296,8 +297,8 @@ def largest_batch(
         The batch size, or 0 if not even one example fits.
 
     Raises:
-        FtkitError: An argument is invalid, the parameters alone take more memory, or memory does not grow with the
-            batch.
+        FtkitError: An argument is invalid, the parameters alone take more memory, memory does not grow with the
+            batch, the model does not take any batch, or nothing in it trains.
 
     Example:
         >>> import torch
@@ -320,7 +321,10 @@ def largest_batch(
     @functools.cache
     def predicted(batch: int) -> int:
         inputs = tuple(torch.empty((batch, *one.shape[1:]), dtype=one.dtype, device="meta") for one in examples)
-        cost = measure(inner, inputs, {}, loss=loss, mode=mode)
+        try:
+            cost = measure(inner, inputs, {}, loss=loss, mode=mode, sizes_only=True)
+        except FtkitError as error:
+            raise FtkitError(f"{error}{_batch_fixed(inner, examples, batch, loss, mode)}") from error.__cause__
         return cost.peak_training_bytes(optimizer)
 
     fits, too_many = 2, 4  # not 1: batch normalization refuses it
@@ -333,6 +337,16 @@ def largest_batch(
         missing = room - predicted(too_many)
         fits, too_many = too_many, too_many + missing * (too_many - fits) // grown + 1
     return last_within(predicted, room, fits, too_many)
+
+
+def _batch_fixed(model: nn.Module, examples: tuple[torch.Tensor, ...], tried: int, loss: Any, mode: str | None) -> str:
+    """A hint, with a space before it, where the model runs on the sizes as they were given, but not on others."""
+    given = ", ".join(str(len(one)) for one in examples)
+    with contextlib.suppress(FtkitError):
+        if any(len(one) != tried for one in examples):
+            measure(model, examples, {}, loss=loss, mode=mode)
+            return f" It takes a first dimension of {given}, not of {tried}: largest_batch needs a model for any batch."
+    return ""
 
 
 def _one_if_it_fits(predicted: Callable[[int], int], memory: float) -> int:
