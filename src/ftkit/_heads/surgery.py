@@ -168,23 +168,28 @@ def _resize_biases(model: nn.Module, one: Layer, outputs: int, rows: Mapping[int
 
 
 def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
-    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one.
+    """Make the class weights of losses inside the model anew: those of kept classes stay.
 
-    One more than the classes is the weight of "no object", and stays.
+    The others are what all old ones were, if these are alike, and else one. One more than the classes is the weight of
+    "no object", and stays.
     """
     places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
-    rivals = _rivals(model, found)
     for slot in own_slots(*places):
-        old = slot.content
+        old, kind = slot.content, type(slot.module).__name__
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
+            rivals = _rivals(model, found, old.numel())
             if rivals:
-                kind = type(slot.module).__name__
                 _log.warning("The %s of the %s stays: it may be that of %s.", slot.name, kind, rivals[0])
                 continue
-            new = torch.cat([old.new_ones(count), old[found.classes :]])
+            ours = old[: found.classes]
+            alike = not old.is_meta and bool((ours == ours[0]).all())
+            if not (alike or old.is_meta) and len(keep) < count:
+                told = "The %s of the %s, which was not the same for all classes, is 1 for each new one."
+                _log.warning(f"{told} Set what the new classes need.", slot.name, kind)
+            filled = ours[:1].expand(count) if alike else old.new_ones(count)
+            new = torch.cat([filled, old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]
             undo.set_item(slot.table, slot.name, new)
-            _log.info("The class weights of the %s are 1 for each new class.", type(slot.module).__name__)
 
 
 def _is_class_weight(name: str, tensor: torch.Tensor, classes: int) -> bool:
@@ -237,7 +242,7 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     counting = [one for one in counters(model, found.layers.names) if one.value == found.classes]
     counting += _of_inputs(model, found)
     on_the_way = set(map(id, holders(model, *found.layers.names)))
-    rivals = _rivals(model, found)
+    rivals = _rivals(model, found, found.classes)
     for counter in (*repeated(model, counting, found.classes), *counting):
         beside = isinstance(counter.owner, nn.Module) and id(counter.owner) not in on_the_way
         if rivals and beside:
@@ -275,13 +280,13 @@ def _of_inputs(model: nn.Module, found: Found) -> list[Counter]:
     ]
 
 
-def _rivals(model: nn.Module, found: Found) -> Layers:
-    """Other layers with as many classes whose outputs leave the model; without a run, those that nothing could take."""
+def _rivals(model: nn.Module, found: Found, count: int) -> Layers:
+    """Other layers that give so many outputs, which leave the model; without a run, those that nothing could take."""
     every = layers(model)
-    possible = every.of_size(found.classes)
+    possible = every.of_size(count)
     if found.trace is not None:
-        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(found.classes)
-    elif any(one.inputs == found.classes for one in every):
+        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(count)
+    elif any(one.inputs == count for one in every):
         return Layers()
     return Layers(one for one in possible if not (one.name in found.layers.names or one.names_another()))
 
