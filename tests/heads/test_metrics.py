@@ -188,3 +188,17 @@ def test_weights_of_each_class_that_are_lost_are_told(keep: dict[int, int], capl
         replace_head(model, 7, keep=keep)
     assert model.loss.weight.tolist() == [float(keep.get(new, 1)) for new in range(7)]
     assert ("The weight of the CrossEntropyLoss" in caplog.text) == (len(keep) < 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "classes", "told"), [("abc", "vwxyz", True), ("abc", "xyz", True), ("abc", "abc", False)]
+)
+def test_the_labels_of_a_metric_that_stay_are_told(
+    before: str, classes: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would name the scores of other classes, and leave out those of the last."""
+    metric = classification.MulticlassAccuracy(3, average=None)
+    model = classifier(3, metric=torchmetrics.ClasswiseWrapper(metric, labels=list(before)))
+    with caplog.at_level(logging.WARNING, "ftkit"):
+        replace_head(model, classes=list(classes))
+    assert ("The labels of the ClasswiseWrapper stay a, b, c" in caplog.text) == told
