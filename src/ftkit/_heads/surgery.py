@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftkit._heads.counters import Counter, counters, counts_classes, losses, repeated, shifted
-from ftkit._heads.decide import Found
+from ftkit._heads.decide import Found, are_twins
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
 from ftkit._heads.metrics import counts_in_tensors, rebuild
@@ -68,6 +68,9 @@ def resize(
             regrown = keep and _tables(model, one)
             outputs = one.outputs_for(count)
             new = one.module if regrown else renewed(model, one, outputs, rows, as_started=started, thaw=thaw)
+            twin = next((made for other, made, _ in changes if _are_equal_twins(model, one, other)), None)
+            if twin is not None and not regrown:
+                new.load_state_dict(twin.state_dict())
             changes.append((one, new, rows))
         for one, new, rows in changes:
             if new is one.module:
@@ -95,6 +98,15 @@ def _check_own_weights(model: nn.Module, found: Found) -> None:
                 f"{one.name!r} and {other.name!r} share one weight, and a new head would separate them. "
                 "Give each its own weight, or replace both with replace_modules."
             )
+
+
+def _are_equal_twins(model: nn.Module, one: Layer, other: Layer) -> bool:
+    """Whether two layers have the same place in parts that are alike, and the same values: a teacher's, as a copy."""
+    ours, theirs = (layer.module.state_dict() for layer in (one, other))
+    if not are_twins(model, one.name, other.name) or ours.keys() != theirs.keys():
+        return False
+    pairs = [(value, theirs[key]) for key, value in ours.items()]
+    return all(a.device == b.device != torch.device("meta") and torch.equal(a, b) for a, b in pairs)
 
 
 def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
