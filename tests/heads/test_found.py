@@ -557,3 +557,10 @@ def test_an_output_without_history_that_keeps_the_old_classes_is_no_proof() -> N
     head = replace_head(with_teacher(), 7, at="student.1")
     assert not head.proven
     assert "'teacher.1'" in head.unproven
+
+
+def test_a_teacher_in_another_precision_gets_a_head_in_its_own() -> None:
+    model = with_teacher()
+    model.teacher[1].half()
+    replace_head(model, 7)
+    assert (model.student[1].weight.dtype, model.teacher[1].weight.dtype) == (torch.float32, torch.float16)

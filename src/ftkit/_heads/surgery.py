@@ -106,7 +106,8 @@ def _are_equal_twins(model: nn.Module, one: Layer, other: Layer) -> bool:
     if not are_twins(model, one.name, other.name) or ours.keys() != theirs.keys():
         return False
     pairs = [(value, theirs[key]) for key, value in ours.items()]
-    return all(a.device == b.device != torch.device("meta") and torch.equal(a, b) for a, b in pairs)
+    like = all((a.device, a.dtype) == (b.device, b.dtype) and not a.is_meta for a, b in pairs)
+    return like and all(torch.equal(a, b) for a, b in pairs)
 
 
 def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
