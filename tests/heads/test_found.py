@@ -521,3 +521,46 @@ def test_scores_that_are_refined_by_a_sum_are_named_together() -> None:
     assert replace_head(model, 7, at=["fc", "refined.conv"]).proven
     assert (model.refined.in_channels, model.in_channels) == (7, 11)
     assert model(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+
+
+def with_teacher() -> nn.Module:
+    """A model whose teacher runs without history, as a copy of the student, and whose scores leave it."""
+
+    def forward(self: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            soft = self.teacher(x)
+        return self.student(x), soft
+
+    student = nn.Sequential(features(), nn.Linear(8, 11))
+    return wired(forward, student=student, teacher=copy.deepcopy(student).requires_grad_(False))
+
+
+@pytest.mark.parametrize("at", [None, ["student.1", "teacher.1"]])
+def test_the_head_of_a_teacher_that_runs_without_history_follows(at: list[str] | None) -> None:
+    """It stays a copy of the student's."""
+    model = with_teacher()
+    head = replace_head(model, 7, at=at)
+    assert (head.names, head.proven) == (("student.1", "teacher.1"), True)
+    assert [one.shape for one in model(torch.zeros(2, 3, 16, 16))] == [(2, 7), (2, 7)]
+    assert torch.equal(model.student[1].weight, model.teacher[1].weight)
+    assert not model.teacher[1].weight.requires_grad
+
+
+def test_a_teacher_of_its_own_gets_a_head_of_its_own() -> None:
+    model = with_teacher()
+    nn.init.normal_(model.teacher[1].weight)
+    replace_head(model, 7)
+    assert not torch.equal(model.student[1].weight, model.teacher[1].weight)
+
+
+def test_an_output_without_history_that_keeps_the_old_classes_is_no_proof() -> None:
+    head = replace_head(with_teacher(), 7, at="student.1")
+    assert not head.proven
+    assert "'teacher.1'" in head.unproven
+
+
+def test_a_teacher_in_another_precision_gets_a_head_in_its_own() -> None:
+    model = with_teacher()
+    model.teacher[1].half()
+    replace_head(model, 7)
+    assert (model.student[1].weight.dtype, model.teacher[1].weight.dtype) == (torch.float32, torch.float16)

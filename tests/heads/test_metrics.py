@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -139,3 +140,65 @@ def test_numbers_for_each_class_that_stay_are_told(name: str, caplog: pytest.Log
     with caplog.at_level(logging.WARNING, "ftkit"):
         replace_head(model, 7)
     assert f"The {name} of the Wired still has 11 classes" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "loss", [lambda one: nn.CrossEntropyLoss(one), lambda one: nn.BCEWithLogitsLoss(pos_weight=one)]
+)
+@pytest.mark.parametrize("verify", [True, False])
+def test_the_weights_of_a_head_with_one_class_more_stay(
+    loss: Callable[[torch.Tensor], nn.Module], verify: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They could be those of the head that changes, with one for "no object"."""
+    weights = torch.rand(12)
+    model = wired(
+        lambda self, x: (self.a(self.body(x)), self.b(self.body(x))),
+        body=features(),
+        a=nn.Linear(8, 11),
+        b=nn.Linear(8, 12),
+        ours=loss(torch.ones(11)),
+        theirs=loss(weights.clone()),
+    )
+    with caplog.at_level(logging.WARNING, "ftkit"):
+        replace_head(model, 7, at="a", verify=verify)
+    torch.testing.assert_close(model.theirs.state_dict(), loss(weights).state_dict())
+    assert [len(value) for value in model.ours.state_dict().values()] == [7]
+    assert "may be that of 'b'" in caplog.text
+
+
+@pytest.mark.parametrize("count", [7, 12])
+def test_weights_that_are_the_same_for_all_classes_stay_so(count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Each new class has it, and "no object" keeps its own."""
+    model = classifier(
+        loss=nn.BCEWithLogitsLoss(pos_weight=torch.full((11,), 5.0)),
+        detecting=nn.CrossEntropyLoss(torch.tensor([2.0] * 11 + [0.1])),
+    )
+    with caplog.at_level(logging.WARNING, "ftkit"):
+        replace_head(model, count)
+    assert model.loss.pos_weight.tolist() == [5.0] * count
+    assert model.detecting.weight.tolist() == torch.tensor([2.0] * count + [0.1]).tolist()
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("keep", [{}, {0: 3}, {new: new + 1 for new in range(7)}], ids=["none", "one", "all"])
+def test_weights_of_each_class_that_are_lost_are_told(keep: dict[int, int], caplog: pytest.LogCaptureFixture) -> None:
+    """Classes that stay keep theirs."""
+    model = classifier(loss=nn.CrossEntropyLoss(torch.arange(11.0)))
+    with caplog.at_level(logging.WARNING, "ftkit"):
+        replace_head(model, 7, keep=keep)
+    assert model.loss.weight.tolist() == [float(keep.get(new, 1)) for new in range(7)]
+    assert ("The weight of the CrossEntropyLoss" in caplog.text) == (len(keep) < 7)
+
+
+@pytest.mark.parametrize(
+    ("before", "classes", "told"), [("abc", "vwxyz", True), ("abc", "xyz", True), ("abc", "abc", False)]
+)
+def test_the_labels_of_a_metric_that_stay_are_told(
+    before: str, classes: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They would name the scores of other classes, and leave out those of the last."""
+    metric = classification.MulticlassAccuracy(3, average=None)
+    model = classifier(3, metric=torchmetrics.ClasswiseWrapper(metric, labels=list(before)))
+    with caplog.at_level(logging.WARNING, "ftkit"):
+        replace_head(model, classes=list(classes))
+    assert ("The labels of the ClasswiseWrapper stay a, b, c" in caplog.text) == told

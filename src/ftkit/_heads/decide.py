@@ -405,18 +405,22 @@ def _siblings(evidence: _Evidence, found: Layers) -> list[Layer]:
 
 
 def _is_sibling(evidence: _Evidence, layer: Layer, one: Layer) -> bool:
-    """Whether a layer is in one list with another, or did not run, is like it, and is named for classes or helping."""
+    """Whether a layer belongs to another with as many outputs: in one list with it, or its twin, or kept for training.
+
+    Twins and those named for classes or helping do if they did not run, twins also if they ran without history.
+    """
     if layer.outputs != one.outputs or type(layer.module) is not type(one.module) or layer.names_another():
         return False
     unseen, alike = layer in evidence.unseen, layer.inputs == one.inputs
     if layer.holder == one.holder and isinstance(evidence.model.get_submodule(one.holder), nn.ModuleList):
         return unseen or (alike and layer.names_classes())
     helps = says(layer.name, AUXILIARY) or (layer.names_classes() and one.names_classes())
-    helps = helps or _are_twins(evidence.model, layer.name, one.name)
-    return unseen and evidence.trace.run.complete and alike and helps
+    twins = are_twins(evidence.model, layer.name, one.name)
+    runs = evidence.trace.run
+    return runs.complete and alike and ((unseen and (helps or twins)) or (twins and runs.is_without_history(layer)))
 
 
-def _are_twins(model: nn.Module, name: str, other: str) -> bool:
+def are_twins(model: nn.Module, name: str, other: str) -> bool:
     """Whether two layers have the same place in parts of a model that are alike: a student and its mean teacher."""
     steps, others = name.split("."), other.split(".")
     apart = [place for place, (one, two) in enumerate(zip(steps, others, strict=False)) if one != two]

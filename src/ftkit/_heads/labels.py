@@ -11,8 +11,8 @@ from typing import Any, Final, TypeGuard
 from torch import nn
 
 from ftkit._arguments import came, listed
-from ftkit._heads.counters import own_configs
-from ftkit._heads.layers import holders, read
+from ftkit._heads.counters import losses, own_configs
+from ftkit._heads.layers import distinct, holders, read
 from ftkit._models.undo import Undo
 from ftkit._torch import buffers_of, children_of, parameters_of
 from ftkit._wording import shown, some
@@ -207,6 +207,8 @@ def plan_names(
 
     def follow(count: int, keep: Mapping[int, int], undo: Undo) -> None:
         _rename_kept(model, head, before, count, keep, undo)
+        if keep != {index: index for index in range(before)}:
+            _tell_lists(model, head, before, classes)
         for name, module in homes:
             prefix = f"{name}." if name else ""
             inside = [layer.removeprefix(prefix) for layer in head if layer.startswith(prefix)]
@@ -258,6 +260,20 @@ def _rename_kept(
             _write(module, names, undo, layers=note["layers"], given=note["given"])
         else:
             del vars(module)[_ATTRIBUTE], vars(module)[_NOTE]
+
+
+def _tell_lists(model: nn.Module, head: Sequence[str], before: int, classes: list[str] | None) -> None:
+    """Warn of what could be names of the old classes in a loss or metric beside the head, which stay: its labels."""
+    for module in distinct(losses(model, head)):
+        for key, value in vars(module).items():
+            names = list(value) if isinstance(value, list | tuple) else []
+            if len(names) == before and names != classes and all(isinstance(name, str) for name in names):
+                _log.warning(
+                    "The %s of the %s stay %s. If these are the old classes, set the new ones.",
+                    key,
+                    type(module).__name__,
+                    some(names, 8),
+                )
 
 
 def _is_about(name: str, note: Mapping[str, Any], head: Sequence[str], before: int) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ftkit._heads.decide import Found
 from ftkit._heads.graph import CLEAN, SQUASHED, End
+from ftkit._heads.layers import layers
 from ftkit._heads.trace import Run, Trace, run_on, run_with_labels
 from ftkit.errors import HeadError
 
@@ -27,8 +28,12 @@ class Proof:
         if found.trace is not None:
             self._ends, self._run = found.trace.ends, found.trace.run
             self._with_labels = run_with_labels(model, self._run) if self._run.complete else Run()
-            unused = [layer.name for layer in found.layers if not self._ends.leaving(layer)]
+            unused = [one.name for one in found.layers if not (self._ends.leaving(one) or self._run.returns(one))]
             self.missing = f"{unused[0]!r} does not contribute to the model's outputs" if unused else ""
+            for other in layers(model).of_size(found.classes):
+                apart = other.name not in found.layers.names and not other.names_another()
+                if apart and self._run.is_without_history(other) and self._run.returns(other):
+                    self.missing = f"an output of the model comes from {other.name!r}, which still has {other.outputs}"
             if not self._run.complete:
                 self.missing = self._run.unproven
 

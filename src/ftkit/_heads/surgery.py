@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ftkit._heads.counters import Counter, counters, counts_classes, losses, repeated, shifted
-from ftkit._heads.decide import Found
+from ftkit._heads.decide import Found, are_twins
 from ftkit._heads.fresh import mark, mark_tensors
 from ftkit._heads.layers import Layer, Layers, distinct, holders, layers, like, read
 from ftkit._heads.metrics import counts_in_tensors, rebuild
@@ -68,6 +68,9 @@ def resize(
             regrown = keep and _tables(model, one)
             outputs = one.outputs_for(count)
             new = one.module if regrown else renewed(model, one, outputs, rows, as_started=started, thaw=thaw)
+            twin = next((made for other, made, _ in changes if _are_equal_twins(model, one, other)), None)
+            if twin is not None and not regrown:
+                new.load_state_dict(twin.state_dict())
             changes.append((one, new, rows))
         for one, new, rows in changes:
             if new is one.module:
@@ -95,6 +98,16 @@ def _check_own_weights(model: nn.Module, found: Found) -> None:
                 f"{one.name!r} and {other.name!r} share one weight, and a new head would separate them. "
                 "Give each its own weight, or replace both with replace_modules."
             )
+
+
+def _are_equal_twins(model: nn.Module, one: Layer, other: Layer) -> bool:
+    """Whether two layers have the same place in parts that are alike, and the same values: a teacher's, as a copy."""
+    ours, theirs = (layer.module.state_dict() for layer in (one, other))
+    if not are_twins(model, one.name, other.name) or ours.keys() != theirs.keys():
+        return False
+    pairs = [(value, theirs[key]) for key, value in ours.items()]
+    like = all((a.device, a.dtype) == (b.device, b.dtype) and not a.is_meta for a, b in pairs)
+    return like and all(torch.equal(a, b) for a, b in pairs)
 
 
 def _rows(one: Layer, classes: int, count: int, keep: Mapping[int, int]) -> dict[int, int]:
@@ -168,23 +181,28 @@ def _resize_biases(model: nn.Module, one: Layer, outputs: int, rows: Mapping[int
 
 
 def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapping[int, int], undo: Undo) -> None:
-    """Make the class weights of losses inside the model anew: those of kept classes stay, the others are one.
+    """Make the class weights of losses inside the model anew: those of kept classes stay.
 
-    One more than the classes is the weight of "no object", and stays.
+    The others are what all old ones were, if these are alike, and else one. One more than the classes is the weight of
+    "no object", and stays.
     """
     places = distinct([*losses(model, found.layers.names), *holders(model, *found.layers.names)])
-    rivals = _rivals(model, found)
     for slot in own_slots(*places):
-        old = slot.content
+        old, kind = slot.content, type(slot.module).__name__
         if not isinstance(old, nn.Module) and _is_class_weight(slot.name, old, found.classes):
+            rivals = _rivals(model, found, old.numel())
             if rivals:
-                kind = type(slot.module).__name__
                 _log.warning("The %s of the %s stays: it may be that of %s.", slot.name, kind, rivals[0])
                 continue
-            new = torch.cat([old.new_ones(count), old[found.classes :]])
+            ours = old[: found.classes]
+            alike = not old.is_meta and bool((ours == ours[0]).all())
+            if not (alike or old.is_meta) and len(keep) < count:
+                told = "The %s of the %s, which was not the same for all classes, is 1 for each new one."
+                _log.warning(f"{told} Set what the new classes need.", slot.name, kind)
+            filled = ours[:1].expand(count) if alike else old.new_ones(count)
+            new = torch.cat([filled, old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]
             undo.set_item(slot.table, slot.name, new)
-            _log.info("The class weights of the %s are 1 for each new class.", type(slot.module).__name__)
 
 
 def _is_class_weight(name: str, tensor: torch.Tensor, classes: int) -> bool:
@@ -237,7 +255,7 @@ def recount(model: nn.Module, found: Found, count: int, keep: Mapping[int, int],
     counting = [one for one in counters(model, found.layers.names) if one.value == found.classes]
     counting += _of_inputs(model, found)
     on_the_way = set(map(id, holders(model, *found.layers.names)))
-    rivals = _rivals(model, found)
+    rivals = _rivals(model, found, found.classes)
     for counter in (*repeated(model, counting, found.classes), *counting):
         beside = isinstance(counter.owner, nn.Module) and id(counter.owner) not in on_the_way
         if rivals and beside:
@@ -275,13 +293,13 @@ def _of_inputs(model: nn.Module, found: Found) -> list[Counter]:
     ]
 
 
-def _rivals(model: nn.Module, found: Found) -> Layers:
-    """Other layers with as many classes whose outputs leave the model; without a run, those that nothing could take."""
+def _rivals(model: nn.Module, found: Found, count: int) -> Layers:
+    """Other layers that give so many outputs, which leave the model; without a run, those that nothing could take."""
     every = layers(model)
-    possible = every.of_size(found.classes)
+    possible = every.of_size(count)
     if found.trace is not None:
-        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(found.classes)
-    elif any(one.inputs == found.classes for one in every):
+        possible = found.trace.ends.where(lambda end: not end.body).layers.of_size(count)
+    elif any(one.inputs == count for one in every):
         return Layers()
     return Layers(one for one in possible if not (one.name in found.layers.names or one.names_another()))
 

@@ -49,6 +49,19 @@ class Run:
     norms: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # what norms, as of walk
     misfit: int | None = None  # how many features too many the last linear layer got
 
+    def is_without_history(self, layer: Layer) -> bool:
+        """Whether all that a layer gave has no history: it ran under ``torch.no_grad()``."""
+        gave = self._given_by(layer)
+        return bool(gave) and all(tensor.grad_fn is None for tensor in gave)
+
+    def returns(self, layer: Layer) -> bool:
+        """Whether what a layer gave leaves the model as it is, with a history or without."""
+        leaving = set(map(id, self.outputs.values()))
+        return any(id(tensor) in leaving for tensor in self._given_by(layer))
+
+    def _given_by(self, layer: Layer) -> list[torch.Tensor]:
+        return [tensor for key, tensor in self.made.items() if key.partition(":")[0] in layer.names]
+
     @property
     def unproven(self) -> str:
         """Why a run that did not come to its end proves nothing."""
