@@ -304,10 +304,7 @@ def _optimizer_bytes(make: OptimizerLike, trained: list[tuple[TensorSpec, int | 
     try:
         try:
             return _stepped(make, trained, 1.0)
-        except (
-            ArithmeticError,
-            ValueError,
-        ):  # it divides by 1 - x, or takes the logarithm: x is no count, but a product
+        except (ArithmeticError, ValueError):  # it divides by 1 - x, or takes a logarithm: x is a product, no count
             return _stepped(make, trained, 0.5)
     except Exception as error:
         name = getattr(make, "__name__", type(make).__name__)

@@ -395,33 +395,16 @@ _RULES: dict[str, Callable[[Any, tuple[Any, ...], Any], int]] = {
 
 
 _HOLDS_NOTHING = {
-    f"aten::{name}"
-    for name in (
-        *("_softmax_backward_data", "_log_softmax_backward_data", "_to_copy", "cat", "clone", "copy_", "embedding"),
-        *(
-            "fill_",
-            "where",
-            "masked_fill",
-            "nll_loss_forward",
-            "nll_loss_backward",
-            "nll_loss2d_forward",
-            "nll_loss2d_backward",
-        ),
-        *("max_pool2d_with_indices", "avg_pool2d", "hardtanh_backward", "leaky_relu_backward", "elu_backward"),
-        *(
-            "_unsafe_view",
-            "empty_like",
-            "full_like",
-            "new_empty",
-            "new_empty_strided",
-            "new_full",
-            "new_ones",
-            "new_zeros",
-        ),
-        *("ones_like", "zeros_like", "select_backward", "slice_backward", "embedding_dense_backward"),
-        *("native_batch_norm", "_native_batch_norm_legit", "native_group_norm", "constant_pad_nd", "stack", "dot"),
+    f"aten::{name}" for name in (
+        "_log_softmax_backward_data", "_native_batch_norm_legit", "_softmax_backward_data", "_to_copy",
+        "_unsafe_view", "avg_pool2d", "cat", "clone", "constant_pad_nd", "copy_", "dot", "elu_backward",
+        "embedding", "embedding_dense_backward", "empty_like", "fill_", "full_like", "hardtanh_backward",
+        "leaky_relu_backward", "masked_fill", "max_pool2d_with_indices", "native_batch_norm",
+        "native_group_norm", "new_empty", "new_empty_strided", "new_full", "new_ones", "new_zeros",
+        "nll_loss2d_backward", "nll_loss2d_forward", "nll_loss_backward", "nll_loss_forward", "ones_like",
+        "select_backward", "slice_backward", "stack", "where", "zeros_like",
     )
-}
+}  # fmt: skip
 _SUMS = {"aten::mean", "aten::sum"}
 # Those that hold nothing where their arguments lie in memory in the order of their dimensions.
 _HOLDS_NOTHING_IF_PLAIN = {

@@ -197,8 +197,12 @@ def _resize_class_weights(model: nn.Module, found: Found, count: int, keep: Mapp
             ours = old[: found.classes]
             alike = not old.is_meta and bool((ours == ours[0]).all())
             if not (alike or old.is_meta) and len(keep) < count:
-                told = "The %s of the %s, which was not the same for all classes, is 1 for each new one."
-                _log.warning(f"{told} Set what the new classes need.", slot.name, kind)
+                _log.warning(
+                    "The %s of the %s, which was not the same for all classes, is 1 for each new one. "
+                    "Set what the new classes need.",
+                    slot.name,
+                    kind,
+                )
             filled = ours[:1].expand(count) if alike else old.new_ones(count)
             new = torch.cat([filled, old[found.classes :]])
             new[list(keep)] = old[list(keep.values())]

@@ -88,12 +88,8 @@ def fresh(rows: torch.Tensor, source: int) -> torch.Tensor:
 
 def is_fresh(value: Any, source: int) -> bool:
     """Whether a value is the rows that were last read in this thread, from a player's file, as they were."""
-    return _is_last(value) and bool(_HERE.last[2] == source)
-
-
-def _is_last(value: Any) -> bool:
     last = getattr(_HERE, "last", None)
-    return last is not None and last[0]() is value and last[1] == version_of(value)
+    return last is not None and last[0]() is value and last[1:] == (version_of(value), source)
 
 
 def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
