@@ -35,7 +35,7 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 _FEW: Final = 64  # modules and tensors, at all of which it looks each time
-_ALWAYS: Final = 40  # tensors of a larger model, at which it looks each time
+_ALWAYS: Final = 8  # tensors of a larger model, at which it looks each time
 _SHARE: Final = 0.02  # of the time, for looks at more
 _PLACES: Final = 8
 _PIECE: Final = 1 << 14
@@ -167,12 +167,12 @@ class Guard:
         self._turns = [_Look(*_counts(tensors[at::turns])) for at in range(turns)]
         self._is_small = len(own) + len(tensors) <= _FEW
 
-    def _is_soon(self) -> bool:
-        """Whether a look at everything would take too much of the time since the last one."""
+    def looks_later(self) -> bool:
+        """Whether a look at everything now would take too much of the time since the last one."""
         return time.perf_counter() < self._due and hooks_made() == self._hooks_made and not self._is_small
 
     def _differs(self) -> bool:
-        if self._is_soon():
+        if self.looks_later():
             self._turn += 1
             self._is_behind = True
             return self._turns[self._turn % len(self._turns)].differs()

@@ -189,10 +189,11 @@ class Rows(Dataset[Any]):
 
     def _places(self, indices: list[int]) -> Any:
         count = len(self)
+        if beyond := [one for one in indices if not -count <= one < count]:
+            raise IndexError(f"There are {count} samples, no number {beyond[0]}.")
         places = np.array(indices, dtype=np.int64)
-        places[places < 0] += count
-        if len(beyond := np.flatnonzero((places < 0) | (places >= count))):
-            raise IndexError(f"There are {count} samples, no number {indices[beyond[0]]}.")
+        if min(indices, default=0) < 0:
+            places[places < 0] += count
         if self._turns is None:
             return places
         turns = []

@@ -123,9 +123,10 @@ class RowFile:
             DamagedFileError: The bytes of one are not the ones that were written.
         """
         chosen = np.asarray(indices, dtype=np.int64)
-        for index in chosen[~self._right[chosen]].tolist():
-            self.read(index)
-            self._right[index] = True
+        if not (right := self._right[chosen]).all():
+            for index in chosen[~right].tolist():
+                self.read(index)
+                self._right[index] = True
         kept = np.frombuffer(self._map, np.uint8, self.rows * self.row_bytes, self._data)
         rows: np.ndarray[Any, Any] = kept.reshape(self.rows, self.row_bytes)[chosen]
         return rows
