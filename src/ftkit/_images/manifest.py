@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, Self
 
 from ftkit._files import atomic_write
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, did_you_mean
 
 _VERSION = 1
 _JUNCTION = 0xA0000003  # what links folders on Windows, beside links
@@ -88,15 +89,28 @@ class Manifest(NamedTuple):
             FtkitError: There is none, or it asks for what no quarantine of ours wrote.
         """
         if not os.path.isfile(path):  # noqa: PTH113  (Path raises for what can't be)
-            raise FtkitError(f"There is no manifest at {path}. Pass the .manifest of what quarantine() returned.")
+            hint = hint_beside(path) or " Pass the .manifest of what quarantine() returned."
+            raise FtkitError(f"There is no manifest at {path}.{hint}")
         try:
             root, inode, folder, entries = _facts(json.loads(path.read_bytes()))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FtkitError(
                 f"{path} is not a quarantine manifest ({type(error).__name__}: {error}). Nothing was moved."
+                f"{hint_beside(path)}"
             ) from error
         place = Path(os.path.realpath(path))
         return cls(place, Path(root), inode, place.parent / folder, entries)
+
+
+def hint_beside(path: Path) -> str:
+    """Return the name of the manifest that goes with a path: its page, the folder with its files, or a misspelling."""
+    number = path.stem.removeprefix("files").removeprefix("manifest")
+    mate = path.with_name(f"manifest{number}.json")
+    with suppress(OSError, ValueError):  # what can't be a path
+        if mate != path and mate.is_file():
+            return f" Did you mean {str(mate)!r}?"
+        return did_you_mean(str(path), (str(other) for other in path.parent.glob("manifest*.json") if other != path))
+    return ""
 
 
 def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:

@@ -16,7 +16,7 @@ from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
 from ftkit._images.folders import GONE, Folder, Judged, below, require_folder
-from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
+from ftkit._images.manifest import Entry, Manifest, hint_beside, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
@@ -110,7 +110,7 @@ def move_away(
     entries, left = _plan(home, reasons, change, dry_run=show is None)
     if show is None or not entries:
         return _summary(home, target, entries, left, dry_run=show is None)
-    folder, place = _claim(target)
+    folder, place, made = _claim(target)
     gallery = place.with_suffix(".html")
     try:
         show(gallery, folder.name, {entry.path for entry in entries})
@@ -118,7 +118,7 @@ def move_away(
         manifest.write()
     except BaseException:
         gallery.unlink(missing_ok=True)
-        folder.rmdir()
+        _remove(made)
         raise
 
     gone: list[Entry] = []
@@ -143,12 +143,14 @@ def move_away(
             if entry.path in moved or (not entry.is_folder and os.path.lexists(folder / entry.path))
         ]
         if not there:
-            for made in (manifest.path, gallery):
-                made.unlink()
+            for file in (manifest.path, gallery):
+                file.unlink()
             _remove_empty(folder, {(folder / entry.path).parent for entry in entries})
+            _remove(made)
             return _summary(home, target, gone, left)
-        manifest._replace(entries=there).write()
-        show(gallery, folder.name, {entry.path for entry in there})
+        with suppress(FileWriteError):  # the disk is full, say: to list more than is here does no harm
+            manifest._replace(entries=there).write()
+            show(gallery, folder.name, {entry.path for entry in there})
     return _summary(home, folder, gone, left, manifest=manifest.path, gallery=gallery)
 
 
@@ -192,8 +194,9 @@ def _summary(
     )
 
 
-def _claim(target: Path) -> tuple[Path, Path]:
-    """Make the folder for the files, a new one; return it, and a manifest's name that goes with it."""
+def _claim(target: Path) -> tuple[Path, Path, list[Path]]:
+    """Make the folder for the files, a new one; return it, a manifest's name for it, and all folders that were made."""
+    missing = [place for place in (target, *target.parents) if not os.path.lexists(place)]
     for number in chain([""], map("-{}".format, count(2))):
         folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
         if not os.path.lexists(manifest):
@@ -204,9 +207,17 @@ def _claim(target: Path) -> tuple[Path, Path]:
                     raise _unusable(target, error) from error
                 continue
             except OSError as error:
+                _remove(missing)
                 raise _unusable(target, error) from error
-            return folder, manifest
+            return folder, manifest, [folder, *missing]
     raise AssertionError  # there is always a next number
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, unless something is in them."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _unusable(target: Path, error: OSError) -> FtkitError:
@@ -286,7 +297,8 @@ def _hops(link: str) -> Iterator[Path]:
         if not place.is_symlink():
             return
         target = place.parent / place.readlink()
-        place = Path(os.path.realpath(target.parent), target.name) if target.name != ".." else target.resolve()
+        name = "" if target.name == ".." else target.name
+        place = Path(os.path.realpath(target.parent if name else target), name)
         yield place
 
 
@@ -330,7 +342,7 @@ def restore(
     folder as ``root``.
 
     Args:
-        manifest: The manifest, or the quarantine's folder if it contains only one.
+        manifest: The manifest, or the quarantine's folder if it contains only one of which not all is back.
         root: The data set's folder. By default the one that the manifest names, if it is the very
             folder that was scanned, or is in or next to the quarantine's: a manifest may come from an
             untrusted source.
@@ -352,7 +364,7 @@ def restore(
         >>> restore(gone.manifest) == [str(Path("pets/cat/tom.jpg").resolve())]
         True
     """
-    facts = Manifest.read(_find_manifest(local_path("manifest", manifest)))
+    facts = Manifest.read(_find_manifest(local_path("manifest", manifest), root))
     home, folder = _home(facts, root), facts.folder
     files = [entry for entry in facts.entries if not entry.is_folder]
     folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
@@ -464,14 +476,30 @@ def _remove_empty(folder: Path, parents: Collection[Path]) -> None:
                 parent.rmdir()
 
 
-def _find_manifest(path: Path) -> Path:
+def _find_manifest(path: Path, root: str | os.PathLike[str] | None) -> Path:
+    """Return the manifest that a path stands for: itself, or the only one in a folder of which files are not back."""
     if not os.path.isdir(path):  # noqa: PTH112  (Path raises for what can't be)
         return path
     found = sorted(path.glob("manifest*.json"))
-    if len(found) != 1:
-        names = ", ".join(str(file) for file in found) or "none"
-        raise FtkitError(f"{path} contains {plural(len(found), 'manifest')} ({names}). Pass one, the latest first.")
-    return found[0]
+    left = [file for file in found if not _is_done(file, root)] or found[-1:]
+    if len(left) != 1:
+        names = ", ".join(str(file) for file in left)
+        hint = f"({names}). Pass one, the latest first." if left else f"(none).{hint_beside(path)}"
+        raise FtkitError(f"{path} contains {plural(len(left), 'manifest')} {hint}")
+    return left[0]
+
+
+def _is_done(manifest: Path, root: str | os.PathLike[str] | None) -> bool:
+    """Whether nothing is left to restore, as far as a manifest can be read."""
+    try:
+        facts = Manifest.read(manifest)
+    except FtkitError:
+        return False
+    files = [entry for entry in facts.entries if not entry.is_folder]
+    if files:
+        return not any(os.path.lexists(facts.folder / entry.path) for entry in files)
+    home = facts.root if root is None else local_path("root", root)
+    return all(os.path.isdir(home / entry.path) for entry in facts.entries)  # noqa: PTH112
 
 
 def _same(old: Path, new: Path) -> bool:

@@ -73,9 +73,9 @@ def repair(
     if "://" in root:
         raise FtkitError(f"{root} is not a local folder. Copy it to this machine to repair its files.")
     require_folder(root)
-    home = Path(root).resolve()
+    home = Path(os.path.realpath(root))
     repaired = home.with_name(f"{home.name}-repaired")
-    folder = (repaired if dest is None else local_path("dest", dest, error=FileWriteError)).resolve()
+    folder = Path(os.path.realpath(repaired if dest is None else local_path("dest", dest, error=FileWriteError)))
     if folder.is_relative_to(home):
         raise FtkitError(f"{folder} is inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
