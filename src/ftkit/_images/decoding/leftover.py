@@ -7,6 +7,8 @@ last bytes are taken away: a sound file can't be decoded without them.
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -50,8 +52,13 @@ def is_lossless(webp: bytes) -> bool:
     return lossless > 0 and not 0 < lossy < lossless
 
 
-def stills(webp: bytes) -> Iterator[bytes]:
-    """Yield each frame of an animated WebP file as a file of its own, without its transparency."""
+def stills(form: str, data: bytes) -> Iterator[bytes]:
+    """Yield each frame of an animated WebP or GIF file as a file of its own, without its transparency."""
+    find = {"WEBP": _stills_of_webp, "GIF": _stills_of_gif}.get(form)
+    return find(data) if find else iter(())
+
+
+def _stills_of_webp(webp: bytes) -> Iterator[bytes]:
     for name, start, stop in _chunks(webp, 12, len(webp)):
         if name == b"ANMF":
             for inner, at, end in _chunks(webp, start + 16, stop):  # behind its place and its time
@@ -187,24 +194,76 @@ def _primary_item(data: bytes) -> tuple[int, int]:
 
 
 def _in_gif(data: bytes) -> _Coded | None:
-    at = 13 + _colours(data[10])
-    while data[at : at + 1] == b"!":
-        at = _after_blocks(data, at + 2)
-    if data[at : at + 1] != b"," or at + 10 >= len(data):
+    _, start, stop = next(gif_frames(data), (0, 0, 0))
+    if not start:
         return None
-    start = at + 11 + _colours(data[at + 9])
-    stop = _after_blocks(data, start)
-    packed, at = bytearray(), start
-    while at < stop - 1:
-        packed += data[at + 1 : at + 1 + data[at]]
-        at += 1 + data[at]
+    packed = _unpacked(data, start, stop)
 
     def shorten(count: int) -> bytes:
-        kept = bytes(packed[: len(packed) - count])
-        blocks = (kept[at : at + 255] for at in range(0, len(kept), 255))
-        return data[:start] + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0;"
+        return data[:start] + _in_blocks(packed[: len(packed) - count]) + b"\0;"
 
-    return _Coded(bytes(packed[-_SPARE_GIF:]), len(packed), _SPARE_GIF, shorten)
+    return _Coded(packed[-_SPARE_GIF:], len(packed), _SPARE_GIF, shorten)
+
+
+def _unpacked(gif: bytes, start: int, stop: int) -> bytes:
+    """Return what is in the blocks of a frame."""
+    content = bytearray()
+    while start < stop - 1:
+        content += gif[start + 1 : start + 1 + gif[start]]
+        start += 1 + gif[start]
+    return bytes(content)
+
+
+def _in_blocks(content: bytes) -> bytes:
+    blocks = (content[at : at + 255] for at in range(0, len(content), 255))
+    return b"".join(bytes([len(block)]) + block for block in blocks)
+
+
+class InTwo(io.BytesIO):
+    """A GIF file of one frame; no read goes beyond the bytes without which no sound one can be decoded.
+
+    So a decoder that needs no more of it has lost its place, which is seen in a single pass.
+    """
+
+    def __init__(self, still: bytes) -> None:
+        _, start, stop = next(gif_frames(still))
+        packed = _unpacked(still, start, stop)
+        first, last = packed[:-_SPARE_GIF], packed[-_SPARE_GIF:]
+        is_judged = len(packed) >= 4 * _SPARE_GIF and len(set(last)) > 1
+        self._edge = start + len(_in_blocks(first)) if is_judged else 0
+        super().__init__(still[:start] + _in_blocks(first) + _in_blocks(last) + still[stop - 1 :])
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as much, or up to the edge."""
+        left = self._edge - self.tell()
+        return super().read(left if left > 0 and not 0 <= (size or 0) <= left else size)
+
+    def is_left(self) -> bool:
+        """Whether the last bytes were not asked for."""
+        return self.tell() <= self._edge
+
+
+def gif_frames(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield where each frame begins, and where its coded pixels do and end (GIF89a, 20 to 22)."""
+    at = 13 + _colours(data[10])
+    while True:
+        while data[at : at + 1] == b"!":
+            at = _after_blocks(data, at + 2)
+        if data[at : at + 1] != b"," or at + 10 >= len(data):
+            return
+        start = at + 11 + _colours(data[at + 9])
+        stop = _after_blocks(data, start)
+        yield at, start, stop
+        at = stop
+
+
+def _stills_of_gif(gif: bytes) -> Iterator[bytes]:
+    colours = gif[10:13] + gif[13 : 13 + _colours(gif[10])]
+    for at, _, stop in gif_frames(gif):
+        size = gif[at + 5 : at + 9]
+        if stop > len(gif) or 0 in struct.unpack("<HH", size):  # cut off, or none
+            return
+        yield gif[:6] + size + colours + b"," + bytes(4) + size + gif[at + 9 : stop] + b";"
 
 
 def _colours(flags: int) -> int:
