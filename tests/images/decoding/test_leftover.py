@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
-from ftkit._images.decoding.leftover import gif_frames
+from ftkit._images.decoding.leftover import gif_frames, samples
 
 Encode = Callable[..., bytes]
 Judge = Callable[..., bool]
@@ -108,6 +108,35 @@ def test_zeros_in_an_animated_webp(
         2: [("damaged", "odd")],
     }[spoiled]
     assert not spoiled or "frame 3" in notes[0].detail
+
+
+@pytest.mark.parametrize("spoiled", [None, 0, 1, 3])
+def test_zeros_in_an_avif_sequence(photo: Callable[..., Image.Image], encode: Encode, spoiled: int | None) -> None:
+    """In the first frame, which loaders take, they make it unusable, and odd in a later one."""
+    view = photo(1, (200, 120))
+    frames = [view.crop((3 * step, 0, 3 * step + 160, 120)) for step in range(5)]
+    data = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=8)
+    assert len(list(samples(data))) == 5
+    if spoiled is not None:
+        start, size = list(samples(data))[spoiled]
+        at = start + size // 3
+        data = data[:at] + bytes(size // 8) + data[at + size // 8 :]
+    notes = [note for note in check_bytes("x.avif", data).notes if note.kind in ("damaged", "truncated")]
+    assert [(note.kind, note.severity) for note in notes] == {
+        None: [],
+        0: [("damaged", None)],
+    }.get(spoiled, [("damaged", "odd")])
+    assert not spoiled or f"frame {spoiled + 1}" in notes[0].detail
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_an_avif_that_ends_early(image: Image.Image, encode: Encode, frames: int) -> None:
+    """Pillow does not know it for one; it is an image all the same."""
+    pictures = [image.resize((80, 60)).rotate(90 * turn) for turn in range(frames)]
+    data = encode(pictures[0], "AVIF", save_all=True, append_images=pictures[1:], speed=10)
+    for share in (0.3, 0.6, 0.99):
+        (note,) = check_bytes("x.avif", data[: int(len(data) * share)]).notes
+        assert note.kind in ("damaged", "truncated")
 
 
 @pytest.mark.parametrize("options", [{}, {"interlace": 0}, {"optimize": True, "disposal": 2}], ids=str)

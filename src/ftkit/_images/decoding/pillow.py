@@ -25,6 +25,7 @@ from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
 _LOST = "the last bytes of the pixels stand for none: the decoder has lost its place"
+_AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 # What is told by its start, in lower case.
 _NOT_IMAGES = (
@@ -55,10 +56,11 @@ _COMPLAINTS = (OSError, SyntaxError, EOFError, struct.error, zlib.error)
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
 
 
-def complaint(data: bytes) -> str:
-    """Load as training loaders do; return what Pillow says against it."""
+def complaint(data: bytes, frame: int = 0) -> str:
+    """Load as training loaders do, or a later frame; return what Pillow says against it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
+            image.seek(frame)
             image.load()
     except MemoryError:
         raise
@@ -113,7 +115,7 @@ def _describe(data: bytes) -> Broken:
     form, package = _PLUGINS.get(data[8:12] if data[4:8] == b"ftyp" else data[:2], ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
-    if detail := _by_start(data, _DAMAGED):
+    if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
     if at > 0:
@@ -186,6 +188,10 @@ def _said_by_frame(frame: bytes) -> str:
         return _said_by_rest(image, frame)
 
 
+def _lacks_place(data: bytes, frame: int) -> bool:
+    return has_leftover("AVIF", data, lambda shorter: not complaint(shorter, frame), frame)
+
+
 def _judge_gif(still: bytes) -> None:
     """Decode a frame alone, which is faster than to draw it on those before."""
     file = InTwo(still)
@@ -197,7 +203,7 @@ def _judge_gif(still: bytes) -> None:
 
 def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
     """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
-    frames = frame = 0
+    frames = frame = work = 0
     try:
         frames = getattr(image, "n_frames", 1)
         width, height = image.size
@@ -212,6 +218,9 @@ def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
             image.load()
             if detail := _said_by_frame(still) if still else "":
                 raise Broken("damaged", detail)
+            work += (frame + 1) * width * height  # which are decoded again for each
+            if image.format == "AVIF" and work < _AGAIN_PIXELS and _lacks_place(data, frame):
+                raise Broken("damaged", _LOST)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001  (a directory that was cut off raises whatever comes first)
