@@ -97,6 +97,33 @@ def test_a_quarantine_inside_the_data_set_is_refused(dirty: Path) -> None:
     assert snapshot(dirty) == before
 
 
+def test_a_folder_with_another_name_is_the_same(dirty: Path) -> None:
+    """As one that is mounted twice, or where case does not count."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ftkit import FtkitError, scan_images\n"
+        "root, twin = map(Path, sys.argv[1:])\nreport = scan_images(root, workers=1)\n"
+        "calls = report.quarantine, report.repair, report.to_csv, lambda path: scan_images(root, journal=path)\n"
+        "for call in calls:\n    try:\n        call(twin / 'new')\n"
+        "    except FtkitError as error:\n        print(error)\n"
+    )
+    twin = dirty.parent / "twin"
+    twin.mkdir()
+    script = 'mount --bind "$0" "$1" 2> /dev/null || exit 77; exec "$2" -c "$3" "$0" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, str(dirty), str(twin), sys.executable, code]
+    before = snapshot(dirty)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if done.returncode == 77 or done.stderr.startswith("unshare"):
+        pytest.skip("nothing can be mounted here")
+    assert done.stderr == ""
+    errors = done.stdout.splitlines()
+    assert len(errors) == 4
+    assert all("inside the data set" in error or "among the images" in error for error in errors)
+    assert snapshot(dirty) == before
+
+
 def test_an_unknown_kind_is_an_error_with_a_hint(dirty: Path) -> None:
     """A misspelt kind moves nothing."""
     report = scan_images(dirty, workers=1)
@@ -152,6 +179,13 @@ def test_a_folder_of_which_all_but_one_is_back(dirty: Path) -> None:
     assert restore(aside, dry_run=True) == []
     assert restore(aside) == []
     assert snapshot(dirty) == before
+    files.folder.symlink_to(files.folder.name)  # nobody can look into it
+    empty.folder.mkdir()
+    (dirty / "train/empty").rmdir()
+    with pytest.raises(FtkitError, match="2 manifests"):
+        restore(aside)
+    files.folder.unlink()
+    assert restore(aside) == []
     (aside / "manifest-3.json").write_bytes(b"{")
     with pytest.raises(FtkitError, match=r"manifest-3\.json is not a quarantine manifest"):
         restore(aside)

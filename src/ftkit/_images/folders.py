@@ -69,7 +69,7 @@ class Folder:
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path is in it."""
-        return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.place))
+        return is_inside(path, self.place)
 
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         """Yield the files to check, in order.
@@ -194,6 +194,18 @@ class _RemoteFolder(Folder):
 
     def identity(self, path: str) -> Hashable:
         return path
+
+
+def is_inside(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a folder or below it, by whatever name: case may not count, or it is mounted twice."""
+    place, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if place.is_relative_to(home):
+        return True
+    for above in (place, *place.parents):
+        with suppress(OSError):  # not made yet
+            if above.samefile(home) and home.stat().st_ino:  # which some file systems don't give
+                return True
+    return False
 
 
 def require_folder(root: str) -> None:

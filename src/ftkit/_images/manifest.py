@@ -88,11 +88,17 @@ class Manifest(NamedTuple):
         Raises:
             FtkitError: There is none, or it asks for what no quarantine of ours wrote.
         """
-        if not os.path.isfile(path):  # noqa: PTH113  (Path raises for what can't be)
+        try:
+            data = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            data = None
+        except OSError as error:
+            raise FtkitError(f"Can't read the manifest {path}: {error.strerror}. Nothing was moved.") from error
+        if data is None:
             hint = hint_beside(path) or " Pass the .manifest of what quarantine() returned."
             raise FtkitError(f"There is no manifest at {path}.{hint}")
         try:
-            root, inode, folder, entries = _facts(json.loads(path.read_bytes()))
+            root, inode, folder, entries = _facts(json.loads(data))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FtkitError(
                 f"{path} is not a quarantine manifest ({type(error).__name__}: {error}). Nothing was moved."

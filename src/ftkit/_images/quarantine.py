@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from itertools import chain, count
 from pathlib import Path
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._images.folders import GONE, Folder, Judged, below, require_folder
+from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, require_folder
 from ftkit._images.manifest import Entry, Manifest, hint_beside, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
@@ -91,7 +92,7 @@ def move_away(
     dest = local_path("dest", dest, error=FileWriteError)
     require_folder(root)
     data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
-    if target.is_relative_to(home):
+    if is_inside(target, home):
         raise FtkitError(
             f"{dest} is inside the data set {root}, where it would become a class. "
             f"Choose a folder outside, such as {home}-quarantine."
@@ -376,7 +377,7 @@ def restore(
             f"Move what is in the way elsewhere, and call restore again."
         )
     if flag("dry_run", dry_run):
-        there = [str(home / entry.path) for entry in files if os.path.lexists(folder / entry.path)]
+        there = [str(home / entry.path) for entry in files if _is_there(folder / entry.path)]
         lost = [str(home / entry.path) for entry in files if not _is_anywhere(entry, home, folder)]
         if lost:
             raise FtkitError(f"{plural(len(there), 'file')} can be restored, but not all.{_lost(lost, folder)}")
@@ -398,7 +399,7 @@ def restore(
         try:
             if why := _why_not(entry, home, folder):  # by now
                 raise OSError(why)
-            if not os.path.lexists(new):
+            if not _is_there(new):
                 lost += [] if os.path.lexists(old) else [str(old)]
                 continue
             if os.path.lexists(old):  # killed between copy and removal
@@ -420,7 +421,18 @@ def restore(
 
 
 def _is_anywhere(entry: Entry, home: Path, folder: Path) -> bool:
-    return os.path.lexists(folder / entry.path) or os.path.lexists(home / entry.path)
+    return _is_there(folder / entry.path) or os.path.lexists(home / entry.path)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether something is at a place, or may be: in a folder that can't be read."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _lost(files: Sequence[str], folder: Path) -> str:
@@ -480,7 +492,10 @@ def _find_manifest(path: Path, root: str | os.PathLike[str] | None) -> Path:
     """Return the manifest that a path stands for: itself, or the only one in a folder of which files are not back."""
     if not os.path.isdir(path):  # noqa: PTH112  (Path raises for what can't be)
         return path
-    found = sorted(path.glob("manifest*.json"))
+    try:
+        found = sorted(file for file in path.iterdir() if fnmatch(file.name, "manifest*.json"))
+    except OSError as error:
+        raise FtkitError(f"Can't read {path}: {_reason(error)}. Nothing was moved.") from error
     left = [file for file in found if not _is_done(file, root)] or found[-1:]
     if len(left) != 1:
         names = ", ".join(str(file) for file in left)
@@ -497,7 +512,7 @@ def _is_done(manifest: Path, root: str | os.PathLike[str] | None) -> bool:
         return False
     files = [entry for entry in facts.entries if not entry.is_folder]
     if files:
-        return not any(os.path.lexists(facts.folder / entry.path) for entry in files)
+        return not any(_is_there(facts.folder / entry.path) for entry in files)
     home = facts.root if root is None else local_path("root", root)
     return all(os.path.isdir(home / entry.path) for entry in facts.entries)  # noqa: PTH112
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ftkit._arguments import local_path
 from ftkit._images.findings import KINDS, SEVERITIES, Finding
-from ftkit._images.folders import Folder, Judged, below, require_folder
+from ftkit._images.folders import Folder, Judged, below, is_inside, require_folder
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural
@@ -76,7 +76,7 @@ def repair(
     home = Path(os.path.realpath(root))
     repaired = home.with_name(f"{home.name}-repaired")
     folder = Path(os.path.realpath(repaired if dest is None else local_path("dest", dest, error=FileWriteError)))
-    if folder.is_relative_to(home):
+    if is_inside(folder, home):
         raise FtkitError(f"{folder} is inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
     hopeless = {f.path: f.kind for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
