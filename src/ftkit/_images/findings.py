@@ -206,7 +206,7 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
             unusable files and junk.
 
     Raises:
-        FtkitError: A name is none of these.
+        FtkitError: A name is none of these, or there is none.
 
     Example:
         >>> from ftkit._images.findings import Finding, chooser
@@ -217,6 +217,8 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     if kinds is None:
         kinds = ("unusable", "junk")
     names = {kinds} if isinstance(kinds, str) else set(strings("kinds", kinds, "kinds of findings"))
+    if not names:
+        raise FtkitError("kinds is empty, so nothing is chosen. Name kinds of findings, or leave it out.")
     families = sorted({kind.family for kind in KINDS.values()} - {""})
     known = [*KINDS, *families, *SEVERITIES]
     for name in names.difference(known):
