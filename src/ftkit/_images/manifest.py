@@ -124,7 +124,9 @@ def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:
     if facts["ftkit"] != "quarantine" or facts["version"] != _VERSION:
         raise ValueError(f"of another kind or version: {facts['ftkit']!r}, {facts['version']!r}")
     root, inode, folder = facts["root"], facts.get("inode", 0), facts["folder"]
-    if type(root) is not str or "\0" in root or not Path(root).is_absolute() or type(inode) is not int:
+    if type(root) is not str or "\0" in root or type(inode) is not int:
+        raise ValueError(f"root is {root!r}")
+    if not (PurePosixPath(root).is_absolute() or PureWindowsPath(root).is_absolute()):  # of whatever system
         raise ValueError(f"root is {root!r}")
     os.fsencode(root)
     if not names_inside(folder) or PureWindowsPath(folder).name != folder:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
@@ -443,6 +443,8 @@ def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
     """Return the folder that files may come back to: the caller's, or the manifest's if that is above suspicion."""
     home = Path(os.path.realpath(manifest.root if root is None else local_path("root", root)))
     hint = f"restore({str(manifest.path)!r}, root=...)"
+    if root is None and not manifest.root.is_absolute():
+        raise FtkitError(f"{manifest.root} is a folder of another system. Pass where the data set is here: {hint}.")
     if not os.path.isdir(home):  # noqa: PTH112  (Path raises for what can't be)
         raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, pass it: {hint}.")
     around = manifest.path.parent
@@ -457,7 +459,20 @@ def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
             f"Of the quarantine's files, {manifest.folder}, and the data set, {home}, one is inside the other, which "
             f"no quarantine makes. Move one of them elsewhere, or pass the data set: {hint}."
         )
+    kept = _kept(manifest.entries)
+    if kept and not is_as_scanned and not any(os.path.lexists(home / folder) for folder in kept):
+        raise FtkitError(
+            f"{home} has none of the folders that the files are from ({some(sorted(kept), 3)}), so it is not the data "
+            f"set. Nothing was moved. Pass the folder that was scanned: {hint}."
+        )
     return home
+
+
+def _kept(entries: Iterable[Entry]) -> set[str]:
+    """Return the folders that a quarantine took something out of, but left."""
+    gone = {PurePosixPath(entry.path) for entry in entries if entry.is_folder}
+    above = (PurePosixPath(entry.path).parents for entry in entries)
+    return {str(next(parent for parent in parents if parent not in gone)) for parents in above} - {"."}
 
 
 def _why_not(entry: Entry, home: Path, folder: Path) -> str:
