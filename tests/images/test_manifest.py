@@ -253,7 +253,7 @@ def test_another_folder_is_not_taken_for_the_data_set(tmp_path: Path) -> None:
     pets.rename(tmp_path / "store/old")
     pets.mkdir()  # another one of that name
     with pytest.raises(FtkitError, match="none of the folders"):
-        restore(manifest)
+        restore(manifest, root=pets)
     assert len(restore(manifest, root=tmp_path / "store/old")) == 4
 
 

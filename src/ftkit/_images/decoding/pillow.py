@@ -12,11 +12,12 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ftkit._images.decoding import png
+from ftkit._images.decoding import png, tiff
 from ftkit._images.decoding.holes import has_hole
 from ftkit._images.decoding.leftover import InTwo, has_leftover, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
@@ -112,9 +113,14 @@ def _by_start(data: bytes, table: tuple[tuple[tuple[bytes, ...], str], ...]) -> 
 
 def _describe(data: bytes) -> Broken:
     """Tell a damaged image from what never was one, and from what needs a plug-in."""
-    form, package = _PLUGINS.get(data[8:12] if data[4:8] == b"ftyp" else data[:2], ("", ""))
+    brand = data[8:12] if data[4:8] == b"ftyp" else b"\xff\x0a" if data[4:8] == b"JXL " else data[:2]
+    form, package = _PLUGINS.get(brand, ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
+    if samples := tiff.unsupported(data):
+        return Broken("needs_package", f"TIFF with {samples}, which Pillow can't open, but the package tifffile can")
+    if data[:3] in (b"PF\n", b"PF\r", b"PF "):
+        return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
     if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
@@ -143,13 +149,22 @@ def _load(image: Image.Image) -> str:
         os.dup2(printed.fileno(), 2)
         try:
             image.load()
+        except OSError:
+            if codec := _NO_CODEC.search(_read(printed)):
+                raise Broken("needs_package", f"TIFF in {codec[1]}, without which this Pillow was built") from None
+            raise
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-        printed.seek(0)
-        return printed.read().decode(errors="replace")
+        return _read(printed)
 
 
+def _read(printed: IO[bytes]) -> str:
+    printed.seek(0)
+    return printed.read().decode(errors="replace")
+
+
+_NO_CODEC = re.compile(r"(\w+) compression support is not configured")
 _MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
 
 
