@@ -82,7 +82,7 @@ def test_fewer_pixels_than_the_header_promises(found: Found, image: Image.Image,
 @pytest.mark.parametrize("labels", [2, 40])
 def test_labels_without_a_color_are_no_damage(found: Found, encode: Encode, colours: int, labels: int) -> None:
     """Masks are saved so, with 255 for what is no class."""
-    values = (np.mgrid[0:300, 0:400][1] * labels // 400).astype(np.uint8)
+    values = (np.mgrid[0:300, 0:800][1] * labels // 800).astype(np.uint8)
     values[100:120] = 255
     mask = Image.fromarray(values)
     mask.putpalette([0, 128, 64] * max(1, colours))
