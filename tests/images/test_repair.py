@@ -135,6 +135,21 @@ def test_garbled_exif_goes_without_a_touch_to_the_pixels(
     assert Path(new).read_bytes() == encode(photo(3))
 
 
+def test_a_repair_that_makes_no_copy_leaves_no_folder(odd: Path, tmp_path: Path) -> None:
+    """As on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    report = scan_images(odd, workers=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # the workers that start now have it, too
+    try:
+        done = report.repair(tmp_path / "deep/copies", ["cmyk"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not done.made
+    assert "too large" in next(iter(done.failed.values()))
+    assert not (tmp_path / "deep").exists()
+
+
 def test_a_copy_never_replaces_a_file(odd: Path) -> None:
     """A second repair into the same folder fails file by file, and says so."""
     report = scan_images(odd, workers=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def repair(
         for path, why in chosen.items()
     ]
     result = Repair(folder, failed=changed, dry_run=dry_run)
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     for path in sorted(beyond.keys() - chosen.keys() - changed.keys()):
         result.failed[path] = f"{beyond[path]} can't be mended ({KINDS[beyond[path]].remedy})"
     try:
@@ -104,6 +106,10 @@ def repair(
                 result.made[path] = answer.value
     finally:
         close_workers()
+    if missing and not result.made:
+        for place in [*(Path(inside) for inside, _, _ in os.walk(folder, topdown=False)), *missing[1:]]:
+            with suppress(OSError):  # not empty: somebody else's
+                place.rmdir()
     return result
 
 

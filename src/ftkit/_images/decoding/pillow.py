@@ -164,8 +164,8 @@ def _read(printed: IO[bytes]) -> str:
     return printed.read().decode(errors="replace")
 
 
-# Labels beyond a palette, and the share of pixels that are like the one before: of 132 photos in 16 to 256 colors, that is
-# 0.9 at most, and of a palette that was cut, they use many colors.
+# Labels beyond a palette, at most, and the share of pixels like the one before: 0.9 at most in 132 photos of 16 to 256
+# colors, which use many of those that a palette has lost.
 _FEW_LABELS, _FLAT = 3, 0.92
 _NO_CODEC = re.compile(r"(\w+) compression support is not configured")
 _MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
