@@ -351,8 +351,8 @@ def restore(
 
     Raises:
         FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
-            is not there; or something else is now in a file's old place. Nothing is moved then. Or files
-            are in neither place or can't be moved; the others are restored before, except in a dry run.
+            is not there, or can't be it; or something else is now in a file's old place. Nothing is moved then.
+            Or files are in neither place or can't be moved; the others are restored before, except in a dry run.
 
     Example:
         >>> from pathlib import Path
