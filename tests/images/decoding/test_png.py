@@ -84,9 +84,11 @@ def test_labels_without_a_color_are_no_damage(found: Found, encode: Encode, colo
     """Masks are saved so, with 255 for what is no class."""
     values = (np.mgrid[0:300, 0:800][1] * labels // 800).astype(np.uint8)
     values[100:120] = 255
-    mask = Image.fromarray(values)
-    mask.putpalette([0, 128, 64] * max(1, colours))
-    assert "damaged" not in found(encode(mask, "PNG"), "mask.png")
+    small = np.kron(np.arange(16, 25, dtype=np.uint8).reshape(3, 3), np.ones((4, 4), np.uint8))
+    for shown in (values, small):
+        mask = Image.fromarray(shown)
+        mask.putpalette([0, 128, 64] * max(1, colours))
+        assert "damaged" not in found(encode(mask, "PNG"), "mask.png")
 
 
 def test_a_palette_that_lost_colours(found: Found, image: Image.Image, encode: Encode) -> None:

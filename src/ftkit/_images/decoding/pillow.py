@@ -166,7 +166,7 @@ def _read(printed: IO[bytes]) -> str:
 
 # Labels beyond a palette, at most, and the share of pixels like the one before: 0.9 at most in 132 photos of 16 to 256
 # colors, which use many of those that a palette has lost.
-_FEW_LABELS, _FLAT = 3, 0.92
+_FEW_LABELS, _FLAT = 7, 0.92
 _NO_CODEC = re.compile(r"(\w+) compression support is not configured")
 _MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
 
