@@ -101,6 +101,13 @@ def test_the_longest_name_is_no_problem(tmp_path: Path) -> None:
     assert path.read_bytes() == b"x"
 
 
+def test_a_name_that_is_too_long_is_a_clear_error(tmp_path: Path) -> None:
+    """No file system takes it."""
+    with pytest.raises(FileWriteError, match="too long"), atomic_write(tmp_path / ("n" * 300)) as file:
+        file.write(b"")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_in_the_way_is_a_clear_error(tmp_path: Path) -> None:
     """It says what is wrong and that nothing was left."""
     with (

@@ -102,7 +102,8 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _write_error(target: Path, cause: OSError) -> FileWriteError:
-    before = "The existing file is intact." if target.is_file() else "Nothing was left behind."
+    is_file = os.path.isfile(target)  # noqa: PTH113  (Path raises for what can't be)
+    before = "The existing file is intact." if is_file else "Nothing was left behind."
     advice = _ADVICE.get(cause.errno, "Choose another folder.")
     error = FileWriteError(f"Can't write {target}: {cause.strerror or cause}. {before} {advice}")
     error.errno = cause.errno

@@ -101,6 +101,7 @@ def test_a_changed_copy_stays(report: ScanReport, pets: Path, tmp_path: Path) ->
         (["val/cat/5.jpg"], r"The file is in .*pets, and nothing was found about it"),
         ("train/cat/cut.jpg", r"is a file of the data set, not a list. Pass only=\['train/cat/cut.jpg'\]"),
         (["# the bad ones", "train/cat/cut.jpg"], "a list has no comments"),
+        (["path,kind,severity,detail", "train/cat/cut.jpg,truncated"], "the head of a table: pass the paths in it"),
         (["train/cat/fead.jpg"], "Did you mean 'train/cat/"),
     ],
     ids=str,
@@ -161,6 +162,8 @@ def test_no_kinds_choose_nothing(report: ScanReport, tmp_path: Path) -> None:
             call(tmp_path / "aside", kinds=[])
         with pytest.raises(FtkitError, match="only lists no path"):
             call(tmp_path / "aside", only=tmp_path / "list.txt")
+    with pytest.raises(FtkitError, match="kinds is empty"):
+        report.image_folder_filter([])
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "json", "table csv", "table parquet"])

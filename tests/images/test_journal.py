@@ -240,3 +240,19 @@ def test_a_line_with_fewer_fields_is_read_anew(pets: Path, tmp_path: Path) -> No
     journal.write_bytes(head + b"".join(shorter))
     again = scan_images(pets, workers=1, journal=journal)
     assert list(again.table) == list(whole.table)
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_disk_that_is_full_is_a_clear_error(pets: Path, is_kept: bool) -> None:
+    """It says which file can't be written; a journal goes on once there is room."""
+    resource = pytest.importorskip("resource")
+    journal = pets.parent / "scan.journal" if is_kept else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, hard))
+    try:
+        with pytest.raises(FtkitError, match=r"scan\.journal can't be written" if is_kept else "set TMPDIR"):
+            scan_images(pets, workers=1, journal=journal)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    report = scan_images(pets, workers=1, journal=journal)
+    assert report.findings == scan_images(pets, workers=1).findings

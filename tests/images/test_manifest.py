@@ -241,6 +241,32 @@ def test_a_data_set_that_has_moved_must_be_named(tmp_path: Path) -> None:
     assert restore(manifest, root=tmp_path / "animals") == []
 
 
+def test_another_folder_is_not_taken_for_the_data_set(tmp_path: Path) -> None:
+    """It has none of the folders: all would be made anew, away from what they belong to."""
+    manifest = build(tmp_path)
+    pets = tmp_path / "store/pets"
+    for wrong in (pets / "train", tmp_path / "home"):
+        before = listing(tmp_path)
+        with pytest.raises(FtkitError, match=r"none of the folders that the files are from \(train"):
+            restore(manifest, root=wrong)
+        assert listing(tmp_path) == before
+    pets.rename(tmp_path / "store/old")
+    pets.mkdir()  # another one of that name
+    with pytest.raises(FtkitError, match="none of the folders"):
+        restore(manifest, root=pets)
+    assert len(restore(manifest, root=tmp_path / "store/old")) == 4
+
+
+@pytest.mark.parametrize("root", ["C:\\data\\pets", "\\\\server\\data\\pets", "/data/pets"])
+def test_a_manifest_of_another_system(tmp_path: Path, root: str) -> None:
+    """It restores once the caller says where the data set is."""
+    manifest = build(tmp_path)
+    edited(manifest, root=root, inode=5)
+    with pytest.raises(FtkitError, match=r"pass.* it|where the data set is here"):
+        restore(manifest)
+    assert len(restore(manifest, root=tmp_path / "store/pets")) == 4
+
+
 def test_a_quarantine_elsewhere_comes_back_by_itself(tmp_path: Path) -> None:
     """The folder that was scanned is known again; the quarantine may have moved."""
     manifest = build(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -96,6 +97,33 @@ def test_a_quarantine_inside_the_data_set_is_refused(dirty: Path) -> None:
     assert snapshot(dirty) == before
 
 
+def test_a_folder_with_another_name_is_the_same(dirty: Path) -> None:
+    """As one that is mounted twice, or where case does not count."""
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom ftkit import FtkitError, scan_images\n"
+        "root, twin = map(Path, sys.argv[1:])\nreport = scan_images(root, workers=1)\n"
+        "calls = report.quarantine, report.repair, report.to_csv, lambda path: scan_images(root, journal=path)\n"
+        "for call in calls:\n    try:\n        call(twin / 'new')\n"
+        "    except FtkitError as error:\n        print(error)\n"
+    )
+    twin = dirty.parent / "twin"
+    twin.mkdir()
+    script = 'mount --bind "$0" "$1" 2> /dev/null || exit 77; exec "$2" -c "$3" "$0" "$1"'
+    command = ["unshare", "-rm", "sh", "-c", script, str(dirty), str(twin), sys.executable, code]
+    before = snapshot(dirty)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("no unshare")
+    if done.returncode == 77 or done.stderr.startswith("unshare"):
+        pytest.skip("nothing can be mounted here")
+    assert done.stderr == ""
+    errors = done.stdout.splitlines()
+    assert len(errors) == 4
+    assert all("inside the data set" in error or "among the images" in error for error in errors)
+    assert snapshot(dirty) == before
+
+
 def test_an_unknown_kind_is_an_error_with_a_hint(dirty: Path) -> None:
     """A misspelt kind moves nothing."""
     report = scan_images(dirty, workers=1)
@@ -134,8 +162,47 @@ def test_two_quarantines_share_a_folder(dirty: Path) -> None:
     with pytest.raises(FtkitError, match="2 manifests"):
         restore(dirty.parent / "aside")
     restore(second.manifest)
-    restore(first.manifest)
+    assert len(restore(dirty.parent / "aside")) == first.moved
     assert snapshot(dirty) == before
+    assert restore(dirty.parent / "aside") == []
+
+
+def test_a_folder_of_which_all_but_one_is_back(dirty: Path) -> None:
+    """That one is meant, also if only a folder was taken away; one that can't be read may be, too."""
+    before, aside = snapshot(dirty), dirty.parent / "aside"
+    files = scan_images(dirty, workers=1).quarantine(aside, kinds=["unusable", "litter"])
+    empty = scan_images(dirty, workers=1).quarantine(aside, kinds=["empty_folder"])
+    assert (empty.moved, empty.emptied) == (0, ["train/empty"])
+    with pytest.raises(FtkitError, match="2 manifests"):
+        restore(aside)
+    restore(files.manifest)
+    assert restore(aside, dry_run=True) == []
+    assert restore(aside) == []
+    assert snapshot(dirty) == before
+    files.folder.symlink_to(files.folder.name)  # nobody can look into it
+    empty.folder.mkdir()
+    (dirty / "train/empty").rmdir()
+    with pytest.raises(FtkitError, match="2 manifests"):
+        restore(aside)
+    files.folder.unlink()
+    assert restore(aside) == []
+    (aside / "manifest-3.json").write_bytes(b"{")
+    with pytest.raises(FtkitError, match=r"manifest-3\.json is not a quarantine manifest"):
+        restore(aside)
+
+
+@pytest.mark.parametrize("number", ["", "-2"])
+def test_what_lies_beside_a_manifest_is_taken_for_it(dirty: Path, number: str) -> None:
+    """The error names the manifest."""
+    aside = dirty.parent / "aside"
+    scan_images(dirty, workers=1).quarantine(aside)
+    scan_images(dirty, workers=1).quarantine(aside, kinds=["wrong_suffix"])
+    manifest = aside / f"manifest{number}.json"
+    for wrong in (manifest.with_suffix(".html"), manifest.with_suffix(""), aside / f"files{number}"):
+        with pytest.raises(FtkitError, match=f"Did you mean '{manifest}'?"):
+            restore(wrong)
+    with pytest.raises(FtkitError, match=r"Did you mean .*manifest\.json"):
+        restore(aside / "manifst.json")
 
 
 def test_no_quarantine_loses_or_scans_another(dirty: Path) -> None:
@@ -189,6 +256,53 @@ def test_a_quarantine_that_can_not_be_begun_leaves_nothing(dirty: Path) -> None:
             act("memory://aside")
     assert snapshot(dirty.parent) == before
     assert not Path("memory:").exists()
+
+
+def test_a_quarantine_that_fails_leaves_no_folder(dirty: Path) -> None:
+    """It removes those that it made, and no other."""
+    resource = pytest.importorskip("resource")
+    report = scan_images(dirty, workers=1)
+    (dirty.parent / "mine").mkdir()
+    before = snapshot(dirty.parent)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as on a disk that is full
+    try:
+        for dest in ("aside", "mine", "mine/deep/aside"):
+            with pytest.raises(FtkitError, match="too large"):
+                report.quarantine(dirty.parent / dest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert snapshot(dirty.parent) == before
+    report.quarantine(dirty.parent / "mine")
+    assert len(restore(dirty.parent / "mine")) == 4
+
+
+def test_a_disk_that_is_full_in_the_middle(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits has moved, what does not is left, and the manifest brings all of it back."""
+    resource = pytest.importorskip("resource")
+    (dirty / "train/cat/long.jpg").write_bytes(b"text" * 5000)
+    before, report = snapshot(dirty), scan_images(dirty, workers=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    show = type(report)._show
+
+    def fill(self: object, *args: object) -> None:
+        show(self, *args)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (15000, hard))
+
+    def far_away(*_: object) -> None:
+        raise OSError(errno.EXDEV, "far away")
+
+    monkeypatch.setattr(type(report), "_show", fill)
+    monkeypatch.setattr(Path, "rename", far_away)
+    try:
+        gone = report.quarantine(dirty.parent / "aside")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert gone.moved == 4
+    assert [path for path, _ in gone.left] == ["train/cat/long.jpg"]
+    assert "too large" in gone.left[0][1]
+    assert len(restore(gone.manifest)) == 4
+    assert snapshot(dirty) == before
 
 
 def test_a_file_replaced_since_the_scan_stays(dirty: Path, jpegs: list[bytes]) -> None:
@@ -290,6 +404,43 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     assert left["train/cat/relinked.jpg"] == "it has changed since the scan"
     assert not [name for name in ("cut-link", "cut-link-to-link", "late-link") if os.path.lexists(cat / f"{name}.jpg")]
     assert (pets / "train/sub").is_dir()
+
+
+def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
+    """Such a link holds nothing, and ImageFolder can't list a folder with one, whatever it is called."""
+    cat = pets / "train/cat"
+    (cat / "self.jpg").symlink_to("self.jpg")
+    (cat / "there.jpg").symlink_to("back.jpg")
+    (cat / "back.jpg").symlink_to("there.jpg")
+    (pets / "train/loop").symlink_to("loop")
+    (cat / "through").symlink_to("../loop/..")
+    before = snapshot(pets)
+    report = scan_images(pets, workers=1)
+    assert {finding.kind for finding in report.unusable} == {"broken_link"}
+    for dry_run in (True, False):
+        gone = report.quarantine(pets.parent / "aside", dry_run=dry_run)
+        assert (gone.kinds, gone.left) == ({"broken_link": 5}, [])
+    assert not [path for path in pets.rglob("*") if path.is_symlink()]
+    assert len(restore(gone.manifest)) == 5
+    assert snapshot(pets) == before
+
+
+def test_a_target_that_leads_to_itself_is_an_error(dirty: Path) -> None:
+    """Nothing can be written there."""
+    loop, before = dirty.parent / "loop", snapshot(dirty)
+    loop.symlink_to("loop")
+    report = scan_images(dirty, workers=1)
+    for call in (
+        lambda: report.quarantine(loop),
+        lambda: report.to_csv(loop / "findings.csv"),
+        lambda: report.to_html(loop / "page.html"),
+        lambda: scan_images(dirty, journal=loop),
+        lambda: restore(loop),
+    ):
+        with pytest.raises(FtkitError, match="loop"):
+            call()
+    assert report.repair(loop / "copies", ["wrong_suffix"]).failed
+    assert snapshot(dirty) == before
 
 
 def test_a_folder_that_can_not_be_read_is_left(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,5 +653,5 @@ def test_one_that_comes_too_late_leaves_nothing(dirty: Path, monkeypatch: pytest
     late = second.quarantine(dirty.parent / "second")
     assert (late.moved, late.manifest, late.gallery) == (0, None, None)
     assert {why for _, why in late.left} == {"gone already"}
-    assert list((dirty.parent / "second").iterdir()) == []
+    assert not (dirty.parent / "second").exists()
     assert len(restore(dirty.parent / "first")) == 4

@@ -79,6 +79,31 @@ def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
     assert len(made.made) == 4
 
 
+@pytest.mark.parametrize(
+    ("levels", "mode"), [((0.0, 1.0), "F"), ((0, 255), "I"), ((0, 65535), "I;16"), ((0.0, 65535.0), "F")]
+)
+def test_deep_levels_of_gray_keep_their_range(tmp_path: Path, levels: tuple[float, float], mode: str) -> None:
+    """Whether they go up to 1, 255 or 65535."""
+    steps = np.linspace(*levels, 300 * 200).reshape(200, 300)
+    kind = {"F": np.float32, "I": np.int32, "I;16": np.uint16}[mode]
+    (tmp_path / "set").mkdir()
+    Image.fromarray(steps.astype(kind)).save(tmp_path / "set/a.tif")
+    done = scan_images(tmp_path / "set", workers=1).repair(kinds=["sixteen_bit"])
+    (copy,) = done.made.values()
+    with Image.open(copy) as image:
+        assert np.abs(np.asarray(image, np.float64) - np.linspace(0, 255, 300 * 200).reshape(200, 300)).max() <= 1
+
+
+@pytest.mark.parametrize("values", [(-9999.0, 2000.0), (0.0, 1e6), (0.0, float("nan"))])
+def test_numbers_that_are_no_levels_of_gray_are_left_alone(tmp_path: Path, values: tuple[float, float]) -> None:
+    """Heights and the like would come out black or white."""
+    (tmp_path / "set").mkdir()
+    Image.fromarray(np.linspace(*values, 3000, dtype=np.float32).reshape(50, 60)).save(tmp_path / "set/a.tif")
+    done = scan_images(tmp_path / "set", workers=1).repair(kinds=["sixteen_bit"])
+    assert not done.made
+    assert "no levels of gray" in next(iter(done.failed.values()))
+
+
 def test_profile_and_exif_stay(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:
     """Turned and drawn anew, a picture keeps both; a profile for inks is none for RGB."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -108,6 +133,21 @@ def test_garbled_exif_goes_without_a_touch_to_the_pixels(
     (tmp_path / "set/a/x.jpg").write_bytes(encode(photo(3), exif=exif))
     (new,) = scan_images(tmp_path / "set", workers=1).repair().made.values()
     assert Path(new).read_bytes() == encode(photo(3))
+
+
+def test_a_repair_that_makes_no_copy_leaves_no_folder(odd: Path, tmp_path: Path) -> None:
+    """As on a disk that is full."""
+    resource = pytest.importorskip("resource")
+    report = scan_images(odd, workers=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # the workers that start now have it, too
+    try:
+        done = report.repair(tmp_path / "deep/copies", ["cmyk"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not done.made
+    assert "too large" in next(iter(done.failed.values()))
+    assert not (tmp_path / "deep").exists()
 
 
 def test_a_copy_never_replaces_a_file(odd: Path) -> None:

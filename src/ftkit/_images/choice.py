@@ -43,8 +43,6 @@ def choose(
     """
     kinds = kinds if kinds is None or isinstance(kinds, str) else listed("kinds", kinds, "kinds of findings")
     wanted = chooser(kinds)
-    if kinds is not None and not kinds:
-        raise FtkitError("kinds is empty, so nothing is chosen. Name kinds of findings, or leave it out.")
     if only is None:
         return list(filter(wanted, findings))
     by_path: dict[str, list[Finding]] = {}
@@ -137,6 +135,8 @@ def _found(root: str, entries: Iterable[str], known: dict[str, str]) -> list[str
         if not close:
             close = next((f" Did you mean {path!r}?" for path in known if path.endswith("/" + first.strip())), "")
         comment = " Each line is a path: a list has no comments." if first.startswith("#") else ""
+        if first.startswith("path,"):
+            comment = " That is the head of a table: pass the paths in it, as only=[...]."
         raise FtkitError(
             f"This report has no finding about {shown(repr(first))}{others}.{close}{comment} List paths as the page "
             f"saves them, relative to {root}."

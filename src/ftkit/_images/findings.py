@@ -74,7 +74,7 @@ KINDS: dict[str, Kind] = {
     # The extension: decoding/checks.py.
     "wrong_suffix": _odd("loaders that go by the extension fail", "repair() renames a copy"),
     "unlisted_suffix": _odd("ImageFolder skips it because of its extension", "repair() makes a copy it takes"),
-    # What Pillow can't open on its own: decoding/pillow.py.
+    # What Pillow can't open on its own: decoding/pillow.py and tiff.py.
     "needs_package": _odd("loaders raise unless a package for it is installed", "install it, or convert the file"),
     # Small flaws of the bytes, and what the header says: decoding/jpeg.py, png.py, pillow.py and picture.py.
     "decoder_warning": _odd("the decoder warns, but the pixels are intact", "nothing, or save it again"),
@@ -206,7 +206,7 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
             unusable files and junk.
 
     Raises:
-        FtkitError: A name is none of these.
+        FtkitError: A name is none of these, or there is none.
 
     Example:
         >>> from ftkit._images.findings import Finding, chooser
@@ -217,6 +217,8 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     if kinds is None:
         kinds = ("unusable", "junk")
     names = {kinds} if isinstance(kinds, str) else set(strings("kinds", kinds, "kinds of findings"))
+    if not names:
+        raise FtkitError("kinds is empty, so nothing is chosen. Name kinds of findings, or leave it out.")
     families = sorted({kind.family for kind in KINDS.values()} - {""})
     known = [*KINDS, *families, *SEVERITIES]
     for name in names.difference(known):

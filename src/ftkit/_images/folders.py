@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, TypeAlias
 
 from ftkit._arguments import path_or_url
 from ftkit._files import digest
-from ftkit._images.suffixes import LITTER_FOLDERS
+from ftkit._images.suffixes import IMAGE_SUFFIXES, LITTER_FOLDERS, suffix_of
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
 from ftkit.errors import FtkitError, MissingPackageError, did_you_mean
@@ -68,7 +69,7 @@ class Folder:
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path is in it."""
-        return Path(path).resolve().is_relative_to(Path(self.place).resolve())
+        return is_inside(path, self.place)
 
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
         """Yield the files to check, in order.
@@ -105,7 +106,7 @@ class Folder:
             for entry in entries:
                 path, name = join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
-                    if not _noted_as_litter(path, littered, note):
+                    if not _noted_as_litter(path, littered, note) and not _noted_as_shut(path, entry, note):
                         yield path
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
@@ -128,8 +129,11 @@ class Folder:
         if not os.path.lexists(place):
             return GONE
         now: Stamp = ()
-        with suppress(FileNotFoundError):  # a link to nothing
+        try:
             now = self.stamp(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself
+                raise
         is_same = now == tuple(stamp) and (not known or digest(place.read_bytes()) == known)
         return "" if is_same else CHANGED
 
@@ -190,6 +194,18 @@ class _RemoteFolder(Folder):
 
     def identity(self, path: str) -> Hashable:
         return path
+
+
+def is_inside(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a folder or below it, by whatever name: case may not count, or it is mounted twice."""
+    place, home = Path(os.path.realpath(path)), Path(os.path.realpath(root))
+    if place.is_relative_to(home):
+        return True
+    for above in (place, *place.parents):
+        with suppress(OSError):  # not made yet
+            if above.samefile(home) and home.stat().st_ino:  # which some file systems don't give
+                return True
+    return False
 
 
 def require_folder(root: str) -> None:
@@ -254,6 +270,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _noted_as_shut(path: str, entry: os.DirEntry[str], note: TakeNote) -> bool:
+    """Whether a name without an image's suffix is a link that none can follow; it is noted then.
+
+    It is no other file: ImageFolder, which asks of every name whether it is a folder, raises.
+    """
+    if not entry.is_symlink() or suffix_of(path) in IMAGE_SUFFIXES:
+        return False
+    try:
+        entry.is_dir()
+    except OSError as error:
+        kind = "broken_link" if error.errno == errno.ELOOP else "unreadable"
+        note(path, Note(kind, error.strerror or str(error)))
+        return True
+    return False
 
 
 def _noted_as_litter(path: str, littered: bool, note: TakeNote) -> bool:

@@ -80,14 +80,32 @@ class Journal:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self._file.close()
+        except OSError as error:  # which a write has met before
+            if kind is None:
+                raise self._unwritten(error) from error
 
     def append(self, line: bytes) -> int:
         """Add a line; return its place."""
         at = self._end
-        self._end += self._file.write(b"%b %b" % (self._digest(line), line))
+        try:
+            self._end += self._file.write(b"%b %b" % (self._digest(line), line))
+        except OSError as error:
+            raise self._unwritten(error) from error
         return at
+
+    def _flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise self._unwritten(error) from error
+
+    def _unwritten(self, error: OSError) -> FileWriteError:
+        where = f"The journal {self._file.name}" if self._kept else f"A temporary file in {tempfile.gettempdir()}"
+        where += f" can't be written: {error.strerror}. Free some space, or "
+        return FileWriteError(where + ("choose another path." if self._kept else "set TMPDIR to another folder."))
 
     def _digest(self, line: bytes) -> bytes:
         return digest(self._head + line).encode()
@@ -95,7 +113,7 @@ class Journal:
     def flush(self) -> None:
         """Hand what was added to the system, so that it outlives this process."""
         if self._kept:
-            self._file.flush()
+            self._flush()
 
     def read(self, at: int) -> tuple[str, Verdict]:
         """Return the path and the verdict that stand at a place, where they were found before."""
@@ -105,7 +123,7 @@ class Journal:
         return known
 
     def _line(self, at: int) -> bytes:
-        self._file.flush()
+        self._flush()
         self._file.seek(at)
         return self._file.readline()
 

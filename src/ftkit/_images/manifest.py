@@ -6,11 +6,12 @@ import json
 import os
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, Self
 
 from ftkit._files import atomic_write
-from ftkit.errors import FtkitError
+from ftkit.errors import FtkitError, did_you_mean
 
 _VERSION = 1
 _JUNCTION = 0xA0000003  # what links folders on Windows, beside links
@@ -87,16 +88,35 @@ class Manifest(NamedTuple):
         Raises:
             FtkitError: There is none, or it asks for what no quarantine of ours wrote.
         """
-        if not os.path.isfile(path):  # noqa: PTH113  (Path raises for what can't be)
-            raise FtkitError(f"There is no manifest at {path}. Pass the .manifest of what quarantine() returned.")
         try:
-            root, inode, folder, entries = _facts(json.loads(path.read_bytes()))
+            data = path.read_bytes() if stat.S_ISREG(path.stat().st_mode) else None
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            data = None
+        except OSError as error:
+            raise FtkitError(f"Can't read the manifest {path}: {error.strerror}. Nothing was moved.") from error
+        if data is None:
+            hint = hint_beside(path) or " Pass the .manifest of what quarantine() returned."
+            raise FtkitError(f"There is no manifest at {path}.{hint}")
+        try:
+            root, inode, folder, entries = _facts(json.loads(data))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FtkitError(
                 f"{path} is not a quarantine manifest ({type(error).__name__}: {error}). Nothing was moved."
+                f"{hint_beside(path)}"
             ) from error
         place = Path(os.path.realpath(path))
         return cls(place, Path(root), inode, place.parent / folder, entries)
+
+
+def hint_beside(path: Path) -> str:
+    """Return the name of the manifest that goes with a path: its page, the folder with its files, or a misspelling."""
+    number = path.stem.removeprefix("files").removeprefix("manifest")
+    mate = path.with_name(f"manifest{number}.json")
+    with suppress(OSError, ValueError):  # what can't be a path
+        if mate != path and mate.is_file():
+            return f" Did you mean {str(mate)!r}?"
+        return did_you_mean(str(path), (str(other) for other in path.parent.glob("manifest*.json") if other != path))
+    return ""
 
 
 def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:
@@ -104,7 +124,9 @@ def _facts(facts: Any) -> tuple[str, int, str, list[Entry]]:
     if facts["ftkit"] != "quarantine" or facts["version"] != _VERSION:
         raise ValueError(f"of another kind or version: {facts['ftkit']!r}, {facts['version']!r}")
     root, inode, folder = facts["root"], facts.get("inode", 0), facts["folder"]
-    if type(root) is not str or "\0" in root or not Path(root).is_absolute() or type(inode) is not int:
+    if type(root) is not str or "\0" in root or type(inode) is not int:
+        raise ValueError(f"root is {root!r}")
+    if not (PurePosixPath(root).is_absolute() or PureWindowsPath(root).is_absolute()):  # of whatever system
         raise ValueError(f"root is {root!r}")
     os.fsencode(root)
     if not names_inside(folder) or PureWindowsPath(folder).name != folder:

@@ -9,14 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from itertools import chain, count
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import atomic_write, digest, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._images.folders import GONE, Folder, Judged, below, require_folder
-from ftkit._images.manifest import Entry, Manifest, names_inside, obstacle
+from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, require_folder
+from ftkit._images.manifest import Entry, Manifest, hint_beside, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
@@ -91,7 +92,7 @@ def move_away(
     dest = local_path("dest", dest, error=FileWriteError)
     require_folder(root)
     data, home, target = Folder(root), Path(os.path.realpath(root)), Path(os.path.realpath(dest))
-    if target.is_relative_to(home):
+    if is_inside(target, home):
         raise FtkitError(
             f"{dest} is inside the data set {root}, where it would become a class. "
             f"Choose a folder outside, such as {home}-quarantine."
@@ -110,7 +111,7 @@ def move_away(
     entries, left = _plan(home, reasons, change, dry_run=show is None)
     if show is None or not entries:
         return _summary(home, target, entries, left, dry_run=show is None)
-    folder, place = _claim(target)
+    folder, place, made = _claim(target)
     gallery = place.with_suffix(".html")
     try:
         show(gallery, folder.name, {entry.path for entry in entries})
@@ -118,7 +119,7 @@ def move_away(
         manifest.write()
     except BaseException:
         gallery.unlink(missing_ok=True)
-        folder.rmdir()
+        _remove(made)
         raise
 
     gone: list[Entry] = []
@@ -143,12 +144,14 @@ def move_away(
             if entry.path in moved or (not entry.is_folder and os.path.lexists(folder / entry.path))
         ]
         if not there:
-            for made in (manifest.path, gallery):
-                made.unlink()
+            for file in (manifest.path, gallery):
+                file.unlink()
             _remove_empty(folder, {(folder / entry.path).parent for entry in entries})
+            _remove(made)
             return _summary(home, target, gone, left)
-        manifest._replace(entries=there).write()
-        show(gallery, folder.name, {entry.path for entry in there})
+        with suppress(FileWriteError):  # the disk is full, say: to list more than is here does no harm
+            manifest._replace(entries=there).write()
+            show(gallery, folder.name, {entry.path for entry in there})
     return _summary(home, folder, gone, left, manifest=manifest.path, gallery=gallery)
 
 
@@ -192,8 +195,9 @@ def _summary(
     )
 
 
-def _claim(target: Path) -> tuple[Path, Path]:
-    """Make the folder for the files, a new one; return it, and a manifest's name that goes with it."""
+def _claim(target: Path) -> tuple[Path, Path, list[Path]]:
+    """Make the folder for the files, a new one; return it, a manifest's name for it, and all folders that were made."""
+    missing = [place for place in (target, *target.parents) if not os.path.lexists(place)]
     for number in chain([""], map("-{}".format, count(2))):
         folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
         if not os.path.lexists(manifest):
@@ -204,9 +208,17 @@ def _claim(target: Path) -> tuple[Path, Path]:
                     raise _unusable(target, error) from error
                 continue
             except OSError as error:
+                _remove(missing)
                 raise _unusable(target, error) from error
-            return folder, manifest
+            return folder, manifest, [folder, *missing]
     raise AssertionError  # there is always a next number
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Remove folders, the innermost first, unless something is in them."""
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _unusable(target: Path, error: OSError) -> FtkitError:
@@ -286,7 +298,8 @@ def _hops(link: str) -> Iterator[Path]:
         if not place.is_symlink():
             return
         target = place.parent / place.readlink()
-        place = Path(os.path.realpath(target.parent), target.name) if target.name != ".." else target.resolve()
+        name = "" if target.name == ".." else target.name
+        place = Path(os.path.realpath(target.parent if name else target), name)
         yield place
 
 
@@ -330,7 +343,7 @@ def restore(
     folder as ``root``.
 
     Args:
-        manifest: The manifest, or the quarantine's folder if it contains only one.
+        manifest: The manifest, or the quarantine's folder if it contains only one of which not all is back.
         root: The data set's folder. By default the one that the manifest names, if it is the very
             folder that was scanned, or is in or next to the quarantine's: a manifest may come from an
             untrusted source.
@@ -338,8 +351,8 @@ def restore(
 
     Raises:
         FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
-            is not there; or something else is now in a file's old place. Nothing is moved then. Or files
-            are in neither place or can't be moved; the others are restored before, except in a dry run.
+            is not there, or can't be it; or something else is now in a file's old place. Nothing is moved then.
+            Or files are in neither place or can't be moved; the others are restored before, except in a dry run.
 
     Example:
         >>> from pathlib import Path
@@ -352,7 +365,7 @@ def restore(
         >>> restore(gone.manifest) == [str(Path("pets/cat/tom.jpg").resolve())]
         True
     """
-    facts = Manifest.read(_find_manifest(local_path("manifest", manifest)))
+    facts = Manifest.read(_find_manifest(local_path("manifest", manifest), root))
     home, folder = _home(facts, root), facts.folder
     files = [entry for entry in facts.entries if not entry.is_folder]
     folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
@@ -364,7 +377,7 @@ def restore(
             f"Move what is in the way elsewhere, and call restore again."
         )
     if flag("dry_run", dry_run):
-        there = [str(home / entry.path) for entry in files if os.path.lexists(folder / entry.path)]
+        there = [str(home / entry.path) for entry in files if _is_there(folder / entry.path)]
         lost = [str(home / entry.path) for entry in files if not _is_anywhere(entry, home, folder)]
         if lost:
             raise FtkitError(f"{plural(len(there), 'file')} can be restored, but not all.{_lost(lost, folder)}")
@@ -386,7 +399,7 @@ def restore(
         try:
             if why := _why_not(entry, home, folder):  # by now
                 raise OSError(why)
-            if not os.path.lexists(new):
+            if not _is_there(new):
                 lost += [] if os.path.lexists(old) else [str(old)]
                 continue
             if os.path.lexists(old):  # killed between copy and removal
@@ -408,7 +421,18 @@ def restore(
 
 
 def _is_anywhere(entry: Entry, home: Path, folder: Path) -> bool:
-    return os.path.lexists(folder / entry.path) or os.path.lexists(home / entry.path)
+    return _is_there(folder / entry.path) or os.path.lexists(home / entry.path)
+
+
+def _is_there(place: Path) -> bool:
+    """Whether something is at a place, or may be: in a folder that can't be read."""
+    try:
+        place.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _lost(files: Sequence[str], folder: Path) -> str:
@@ -419,6 +443,8 @@ def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
     """Return the folder that files may come back to: the caller's, or the manifest's if that is above suspicion."""
     home = Path(os.path.realpath(manifest.root if root is None else local_path("root", root)))
     hint = f"restore({str(manifest.path)!r}, root=...)"
+    if root is None and not manifest.root.is_absolute():
+        raise FtkitError(f"{manifest.root} is a folder of another system. Pass where the data set is here: {hint}.")
     if not os.path.isdir(home):  # noqa: PTH112  (Path raises for what can't be)
         raise FtkitError(f"There is no folder {home} to restore to. If the data set has moved, pass it: {hint}.")
     around = manifest.path.parent
@@ -433,7 +459,20 @@ def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:
             f"Of the quarantine's files, {manifest.folder}, and the data set, {home}, one is inside the other, which "
             f"no quarantine makes. Move one of them elsewhere, or pass the data set: {hint}."
         )
+    kept = _kept(manifest.entries)
+    if kept and not is_as_scanned and not any(os.path.lexists(home / folder) for folder in kept):
+        raise FtkitError(
+            f"{home} has none of the folders that the files are from ({some(sorted(kept), 3)}), so it is not the data "
+            f"set. Nothing was moved. Pass the folder that was scanned: {hint}."
+        )
     return home
+
+
+def _kept(entries: Iterable[Entry]) -> set[str]:
+    """Return the folders that a quarantine took something out of, but left."""
+    gone = {PurePosixPath(entry.path) for entry in entries if entry.is_folder}
+    above = (PurePosixPath(entry.path).parents for entry in entries)
+    return {str(next(parent for parent in parents if parent not in gone)) for parents in above} - {"."}
 
 
 def _why_not(entry: Entry, home: Path, folder: Path) -> str:
@@ -464,14 +503,33 @@ def _remove_empty(folder: Path, parents: Collection[Path]) -> None:
                 parent.rmdir()
 
 
-def _find_manifest(path: Path) -> Path:
+def _find_manifest(path: Path, root: str | os.PathLike[str] | None) -> Path:
+    """Return the manifest that a path stands for: itself, or the only one in a folder of which files are not back."""
     if not os.path.isdir(path):  # noqa: PTH112  (Path raises for what can't be)
         return path
-    found = sorted(path.glob("manifest*.json"))
-    if len(found) != 1:
-        names = ", ".join(str(file) for file in found) or "none"
-        raise FtkitError(f"{path} contains {plural(len(found), 'manifest')} ({names}). Pass one, the latest first.")
-    return found[0]
+    try:
+        found = sorted(file for file in path.iterdir() if fnmatch(file.name, "manifest*.json"))
+    except OSError as error:
+        raise FtkitError(f"Can't read {path}: {_reason(error)}. Nothing was moved.") from error
+    left = [file for file in found if not _is_done(file, root)] or found[-1:]
+    if len(left) != 1:
+        names = ", ".join(str(file) for file in left)
+        hint = f"({names}). Pass one, the latest first." if left else f"(none).{hint_beside(path)}"
+        raise FtkitError(f"{path} contains {plural(len(left), 'manifest')} {hint}")
+    return left[0]
+
+
+def _is_done(manifest: Path, root: str | os.PathLike[str] | None) -> bool:
+    """Whether nothing is left to restore, as far as a manifest can be read."""
+    try:
+        facts = Manifest.read(manifest)
+    except FtkitError:
+        return False
+    files = [entry for entry in facts.entries if not entry.is_folder]
+    if files:
+        return not any(_is_there(facts.folder / entry.path) for entry in files)
+    home = facts.root if root is None else local_path("root", root)
+    return all(os.path.isdir(home / entry.path) for entry in facts.entries)  # noqa: PTH112
 
 
 def _same(old: Path, new: Path) -> bool:

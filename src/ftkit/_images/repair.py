@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ftkit._arguments import local_path
 from ftkit._images.findings import KINDS, SEVERITIES, Finding
-from ftkit._images.folders import Folder, Judged, below, require_folder
+from ftkit._images.folders import Folder, Judged, below, is_inside, require_folder
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural
@@ -73,10 +74,10 @@ def repair(
     if "://" in root:
         raise FtkitError(f"{root} is not a local folder. Copy it to this machine to repair its files.")
     require_folder(root)
-    home = Path(root).resolve()
+    home = Path(os.path.realpath(root))
     repaired = home.with_name(f"{home.name}-repaired")
-    folder = (repaired if dest is None else local_path("dest", dest, error=FileWriteError)).resolve()
-    if folder.is_relative_to(home):
+    folder = Path(os.path.realpath(repaired if dest is None else local_path("dest", dest, error=FileWriteError)))
+    if is_inside(folder, home):
         raise FtkitError(f"{folder} is inside the data set, where the copies would be duplicates. Choose another.")
     chosen: dict[str, list[str]] = {}
     hopeless = {f.path: f.kind for f in findings if f.severity == "unusable" and not KINDS[f.kind].mendable}
@@ -94,6 +95,7 @@ def repair(
         for path, why in chosen.items()
     ]
     result = Repair(folder, failed=changed, dry_run=dry_run)
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     for path in sorted(beyond.keys() - chosen.keys() - changed.keys()):
         result.failed[path] = f"{beyond[path]} can't be mended ({KINDS[beyond[path]].remedy})"
     try:
@@ -104,6 +106,10 @@ def repair(
                 result.made[path] = answer.value
     finally:
         close_workers()
+    if missing and not result.made:
+        for place in [*(Path(inside) for inside, _, _ in os.walk(folder, topdown=False)), *missing[1:]]:
+            with suppress(OSError):  # not empty: somebody else's
+                place.rmdir()
     return result
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any, NamedTuple, Self, TypeVar, get_type_hints, overload
 
 from ftkit._arguments import local_path
 from ftkit._files import atomic_write
+from ftkit._images.folders import is_inside
 from ftkit._images.layout import Place
 from ftkit._images.verdict import Verdict
 from ftkit._reports import delivered
@@ -196,8 +197,8 @@ def outside(root: str, path: Target) -> Target:
     """
     name = None if path is None else local_path("path", path, error=FileWriteError)
     if name is not None and root and "://" not in root:
-        places = ((way(root), way(name)) for way in (os.path.abspath, os.path.realpath))
-        if any(Path(place).is_relative_to(above) for above, place in places):
+        named, home = os.path.abspath(name), os.path.abspath(root)  # noqa: PTH100  (Path keeps the dots)
+        if Path(named).is_relative_to(home) or is_inside(name, root):
             taken = "a file of" if os.path.lexists(name) else "inside"
             raise FtkitError(
                 f"{name} is {taken} the data set {root}. Choose a path outside, such as {_beside(root, name)}."

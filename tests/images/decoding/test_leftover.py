@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
+from ftkit._images.decoding.leftover import gif_frames, samples
 
 Encode = Callable[..., bytes]
 Judge = Callable[..., bool]
@@ -107,3 +108,65 @@ def test_zeros_in_an_animated_webp(
         2: [("damaged", "odd")],
     }[spoiled]
     assert not spoiled or "frame 3" in notes[0].detail
+
+
+@pytest.mark.parametrize("spoiled", [None, 0, 1, 3])
+def test_zeros_in_an_avif_sequence(photo: Callable[..., Image.Image], encode: Encode, spoiled: int | None) -> None:
+    """In the first frame, which loaders take, they make it unusable, and odd in a later one."""
+    view = photo(1, (200, 120))
+    frames = [view.crop((3 * step, 0, 3 * step + 160, 120)) for step in range(5)]
+    data = encode(frames[0], "AVIF", save_all=True, append_images=frames[1:], speed=8)
+    assert len(list(samples(data))) == 5
+    if spoiled is not None:
+        start, size = list(samples(data))[spoiled]
+        at = start + size // 3
+        data = data[:at] + bytes(size // 8) + data[at + size // 8 :]
+    notes = [note for note in check_bytes("x.avif", data).notes if note.kind in ("damaged", "truncated")]
+    assert [(note.kind, note.severity) for note in notes] == {
+        None: [],
+        0: [("damaged", None)],
+    }.get(spoiled, [("damaged", "odd")])
+    assert not spoiled or f"frame {spoiled + 1}" in notes[0].detail
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_an_avif_that_ends_early(image: Image.Image, encode: Encode, frames: int) -> None:
+    """Pillow does not know it for one; it is an image all the same."""
+    pictures = [image.resize((80, 60)).rotate(90 * turn) for turn in range(frames)]
+    data = encode(pictures[0], "AVIF", save_all=True, append_images=pictures[1:], speed=10)
+    for share in (0.3, 0.6, 0.99):
+        (note,) = check_bytes("x.avif", data[: int(len(data) * share)]).notes
+        assert note.kind in ("damaged", "truncated")
+
+
+@pytest.mark.parametrize("options", [{}, {"interlace": 0}, {"optimize": True, "disposal": 2}], ids=str)
+@pytest.mark.parametrize("spoiled", [None, 0, 2])
+def test_an_animated_gif_whose_pixels_do_not_fit(
+    image: Image.Image, encode: Encode, options: dict[str, object], spoiled: int | None
+) -> None:
+    """More pixels than a frame has are a sign of changed bytes: unusable in the first frame, odd in a later one."""
+    frames = [image.resize((160, 120)).rotate(90 * turn).quantize(64) for turn in range(4)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:], **options)
+    if spoiled is not None:
+        starts = [at for at, _, _ in gif_frames(data)]
+        height = starts[spoiled] + 7
+        data = data[:height] + (100).to_bytes(2, "little") + data[height + 2 :]
+    notes = [note for note in check_bytes("x.gif", data).notes if note.kind in ("damaged", "truncated")]
+    assert [(note.kind, note.severity) for note in notes] == {
+        None: [],
+        0: [("damaged", None)],
+        2: [("damaged", "odd")],
+    }[spoiled]
+    assert not spoiled or "frame 3" in notes[0].detail
+
+
+def test_an_animated_gif_that_ends_early(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:
+    """The first frame loads, which is what loaders read."""
+    frames = [image.resize((80, 60)).rotate(90 * turn) for turn in range(3)]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    for frame, (at, start, stop) in enumerate(gif_frames(data), 1):
+        for cut in (data[: start + 300], data[: stop - 20], data[: at + 7] + bytes(2) + data[at + 9 :]):
+            notes = [note for note in check_bytes("x.gif", cut).notes if note.kind in ("damaged", "truncated")]
+            assert [note.severity for note in notes] == [None if frame == 1 else "odd"]
+            assert frame == 1 or f"frame {frame} " in notes[0].detail
+            assert is_unusable(cut, "x.gif") == (frame == 1)

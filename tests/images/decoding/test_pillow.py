@@ -161,6 +161,21 @@ def test_what_needs_a_package_names_it() -> None:
     assert "pillow-heif" in note.detail
 
 
+@pytest.mark.parametrize(
+    ("data", "package"),
+    [
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "pillow-jxl-plugin"),
+        (b"PF\n4 4\n-1.0\n" + bytes(192), "imageio"),
+    ],
+    ids=["JPEG XL in a container", "colors in PFM"],
+)
+def test_what_pillow_does_not_open_is_an_image(data: bytes, package: str) -> None:
+    """It is not moved by default."""
+    (note,) = check_bytes("a.img", data).notes
+    assert note.kind == "needs_package"
+    assert package in note.detail
+
+
 def test_an_opaque_channel_is_no_transparency(found: Found, image: Image.Image, encode: Encode) -> None:
     """Only what shows something else in RGB."""
     assert found(encode(image.convert("RGBA"), "PNG"), "a.png") == []

@@ -6,6 +6,8 @@ import struct
 import zlib
 from collections.abc import Callable
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from ftkit._images.decoding import png
@@ -74,6 +76,19 @@ def test_fewer_pixels_than_the_header_promises(found: Found, image: Image.Image,
     black = image.copy()
     black.paste("black", (0, 200, *image.size))
     assert found(encode(black, "PNG"), "a.png") == []
+
+
+@pytest.mark.parametrize("colours", [0, 21], ids=["no palette", "a short one"])
+@pytest.mark.parametrize("labels", [2, 40])
+def test_labels_without_a_color_are_no_damage(found: Found, encode: Encode, colours: int, labels: int) -> None:
+    """Masks are saved so, with 255 for what is no class."""
+    values = (np.mgrid[0:300, 0:800][1] * labels // 800).astype(np.uint8)
+    values[100:120] = 255
+    small = np.kron(np.arange(16, 25, dtype=np.uint8).reshape(3, 3), np.ones((4, 4), np.uint8))
+    for shown in (values, small):
+        mask = Image.fromarray(shown)
+        mask.putpalette([0, 128, 64] * max(1, colours))
+        assert "damaged" not in found(encode(mask, "PNG"), "mask.png")
 
 
 def test_a_palette_that_lost_colours(found: Found, image: Image.Image, encode: Encode) -> None:

@@ -7,7 +7,10 @@ last bytes are taken away: a sound file can't be decoded without them.
 
 from __future__ import annotations
 
+import io
+import struct
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
 # Bytes that may be left over. Of 1,300 sound WebP files, 120 AVIF, 72 GIF, none could do without more than 7 of lossy
@@ -25,16 +28,17 @@ class _Coded(NamedTuple):
     shorten: Callable[[int], bytes]
 
 
-def has_leftover(form: str, data: bytes, loads: Callable[[bytes], bool]) -> bool:
+def has_leftover(form: str, data: bytes, loads: Callable[[bytes], bool], frame: int = 0) -> bool:
     """Whether the decoder of a file that loads can do without the last bytes of the pixels.
 
     Args:
         form: Pillow's name for its format.
         data: The file.
-        loads: Whether Pillow loads the file that it is given.
+        loads: Whether Pillow loads the file that it is given, up to that frame.
+        frame: Of an AVIF sequence, counted from 0; of other formats the first one is looked at.
     """
-    find = {"WEBP": _in_webp, "AVIF": _in_avif, "GIF": _in_gif}.get(form)
-    coded = find(data) if find else None
+    find = {"WEBP": _in_webp, "GIF": _in_gif}.get(form)
+    coded = _in_avif(data, frame) if form == "AVIF" else find(data) if find else None
     if coded is None or coded.size < 4 * coded.spare or len(set(coded.last)) == 1:  # somebody's padding
         return False
     # Twice, since a cut may chance to look like the end. Where what is cut is not what is shown, even next to nothing
@@ -50,8 +54,13 @@ def is_lossless(webp: bytes) -> bool:
     return lossless > 0 and not 0 < lossy < lossless
 
 
-def stills(webp: bytes) -> Iterator[bytes]:
-    """Yield each frame of an animated WebP file as a file of its own, without its transparency."""
+def stills(form: str, data: bytes) -> Iterator[bytes]:
+    """Yield each frame of an animated WebP or GIF file as a file of its own, without its transparency."""
+    find = {"WEBP": _stills_of_webp, "GIF": _stills_of_gif}.get(form)
+    return find(data) if find else iter(())
+
+
+def _stills_of_webp(webp: bytes) -> Iterator[bytes]:
     for name, start, stop in _chunks(webp, 12, len(webp)):
         if name == b"ANMF":
             for inner, at, end in _chunks(webp, start + 16, stop):  # behind its place and its time
@@ -100,20 +109,22 @@ _FIRST = frozenset((1, 2))  # sequence header, temporal delimiter
 _FRAME_HEADER, _TILES, _FRAME, _PADDING = 3, 4, 6, 15
 
 
-def _in_avif(data: bytes) -> _Coded | None:
-    if b"moov" in data[:4096]:  # a sequence, which is shown from its track
-        return None
-    start, size = _primary_item(data)
+def _in_avif(data: bytes, frame: int) -> _Coded | None:
+    start, size = next(islice(samples(data), frame, None), _primary_item(data))
     end = start + size
     units = list(_units(data, start, end)) if end <= len(data) else []
-    kinds = [kind for kind, _, _ in units]
+    kinds = [kind for kind, *_ in units]
     frames = sum(kind in (_FRAME_HEADER, _FRAME) for kind in kinds)
-    if not units or kinds[0] not in _FIRST or kinds[-1] not in (_TILES, _FRAME) or frames != 1:
+    if not units or kinds[0] not in _FIRST or kinds[-1] not in (_TILES, _FRAME) or (frames != 1 and not frame):
         return None
-    _, at, body = units[-1]
+    if frames > 1:  # all but one are not shown by themselves
+        units = sorted((unit for unit in units if unit[0] == _FRAME), key=lambda unit: unit[3] - unit[2])
+    if not units:
+        return None
+    _, at, body, end = units[-1]
 
     def shorten(count: int) -> bytes:
-        """Say a smaller size of the last unit, and make a unit of padding of the rest."""
+        """Say a smaller size of the unit, and make a unit of padding of the rest."""
         rest = bytes([_PADDING << 3 | 2]) + _as_size(count - 5, 4) + bytes(count - 5)
         return data[:at] + _as_size(end - body - count, body - at) + data[body : end - count] + rest + data[end:]
 
@@ -125,8 +136,8 @@ def _as_size(size: int, width: int) -> bytes:
     return bytes(size >> 7 * place & 127 | (128 if place < width - 1 else 0) for place in range(width))
 
 
-def _units(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the type of each unit, where its size stands, and where its body begins; nothing where they don't fit."""
+def _units(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the type of each unit, where its size stands, its body's start and end; nothing where they don't fit."""
     found, at = [], start
     while at < end:
         head = data[at]
@@ -141,8 +152,8 @@ def _units(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
                 break
         if not head & 2:  # it has no size of its own
             return
-        found.append((head >> 3 & 15, place, body))
         at = body + size
+        found.append((head >> 3 & 15, place, body, at))
     if at == end:
         yield from found
 
@@ -155,6 +166,39 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
             return
         yield data[start + 4 : start + 8], start + 8, start + size
         start += size
+
+
+def samples(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and size of each frame of a sequence that is shown from its track (ISO/IEC 14496-12, 8.7)."""
+    tracks = () if data[8:12] == b"avif" else _within(data, (0, len(data)), b"moov", b"trak", b"mdia")
+    for track in tracks:
+        if not any(data[start + 8 : start + 12] == b"pict" for start, _ in _within(data, track, b"hdlr")):
+            continue  # its transparency
+        for table in _within(data, track, b"minf", b"stbl"):
+            inner = {name: data[start:end] for name, start, end in _boxes(data, *table)}
+            sizes = _numbers(inner.get(b"stsz", b"")[12:], 4)
+            chunks = _numbers(inner.get(b"stco", b"")[8:], 4) or _numbers(inner.get(b"co64", b"")[8:], 8)
+            runs = _numbers(inner.get(b"stsc", b"")[8:], 4)
+            counts = dict(zip(runs[::3], runs[1::3], strict=False))  # of samples in a chunk, from which chunk on
+            done = count = 0
+            for number, start in enumerate(chunks, 1):
+                count = counts.get(number, count)
+                for size in sizes[done : done + count]:
+                    yield start, size
+                    start += size  # noqa: PLW2901
+                done += count
+        return
+
+
+def _within(data: bytes, span: tuple[int, int], *path: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and end of the content of each box that is in others of these names."""
+    for name, start, end in _boxes(data, *span):
+        if name == path[0]:
+            yield from _within(data, (start, end), *path[1:]) if path[1:] else ((start, end),)
+
+
+def _numbers(table: bytes, width: int) -> list[int]:
+    return [int.from_bytes(table[at : at + width], "big") for at in range(0, len(table), width)]
 
 
 def _primary_item(data: bytes) -> tuple[int, int]:
@@ -187,24 +231,76 @@ def _primary_item(data: bytes) -> tuple[int, int]:
 
 
 def _in_gif(data: bytes) -> _Coded | None:
-    at = 13 + _colours(data[10])
-    while data[at : at + 1] == b"!":
-        at = _after_blocks(data, at + 2)
-    if data[at : at + 1] != b"," or at + 10 >= len(data):
+    _, start, stop = next(gif_frames(data), (0, 0, 0))
+    if not start:
         return None
-    start = at + 11 + _colours(data[at + 9])
-    stop = _after_blocks(data, start)
-    packed, at = bytearray(), start
-    while at < stop - 1:
-        packed += data[at + 1 : at + 1 + data[at]]
-        at += 1 + data[at]
+    packed = _unpacked(data, start, stop)
 
     def shorten(count: int) -> bytes:
-        kept = bytes(packed[: len(packed) - count])
-        blocks = (kept[at : at + 255] for at in range(0, len(kept), 255))
-        return data[:start] + b"".join(bytes([len(block)]) + block for block in blocks) + b"\0;"
+        return data[:start] + _in_blocks(packed[: len(packed) - count]) + b"\0;"
 
-    return _Coded(bytes(packed[-_SPARE_GIF:]), len(packed), _SPARE_GIF, shorten)
+    return _Coded(packed[-_SPARE_GIF:], len(packed), _SPARE_GIF, shorten)
+
+
+def _unpacked(gif: bytes, start: int, stop: int) -> bytes:
+    """Return what is in the blocks of a frame."""
+    content = bytearray()
+    while start < stop - 1:
+        content += gif[start + 1 : start + 1 + gif[start]]
+        start += 1 + gif[start]
+    return bytes(content)
+
+
+def _in_blocks(content: bytes) -> bytes:
+    blocks = (content[at : at + 255] for at in range(0, len(content), 255))
+    return b"".join(bytes([len(block)]) + block for block in blocks)
+
+
+class InTwo(io.BytesIO):
+    """A GIF file of one frame; no read goes beyond the bytes without which no sound one can be decoded.
+
+    So a decoder that needs no more of it has lost its place, which is seen in a single pass.
+    """
+
+    def __init__(self, still: bytes) -> None:
+        _, start, stop = next(gif_frames(still))
+        packed = _unpacked(still, start, stop)
+        first, last = packed[:-_SPARE_GIF], packed[-_SPARE_GIF:]
+        is_judged = len(packed) >= 4 * _SPARE_GIF and len(set(last)) > 1
+        self._edge = start + len(_in_blocks(first)) if is_judged else 0
+        super().__init__(still[:start] + _in_blocks(first) + _in_blocks(last) + still[stop - 1 :])
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read as much, or up to the edge."""
+        left = self._edge - self.tell()
+        return super().read(left if left > 0 and not 0 <= (size or 0) <= left else size)
+
+    def is_left(self) -> bool:
+        """Whether the last bytes were not asked for."""
+        return self.tell() <= self._edge
+
+
+def gif_frames(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield where each frame begins, and where its coded pixels do and end (GIF89a, 20 to 22)."""
+    at = 13 + _colours(data[10])
+    while True:
+        while data[at : at + 1] == b"!":
+            at = _after_blocks(data, at + 2)
+        if data[at : at + 1] != b"," or at + 10 >= len(data):
+            return
+        start = at + 11 + _colours(data[at + 9])
+        stop = _after_blocks(data, start)
+        yield at, start, stop
+        at = stop
+
+
+def _stills_of_gif(gif: bytes) -> Iterator[bytes]:
+    colours = gif[10:13] + gif[13 : 13 + _colours(gif[10])]
+    for at, _, stop in gif_frames(gif):
+        size = gif[at + 5 : at + 9]
+        if stop > len(gif) or 0 in struct.unpack("<HH", size):  # cut off, or none
+            return
+        yield gif[:6] + size + colours + b"," + bytes(4) + size + gif[at + 9 : stop] + b";"
 
 
 def _colours(flags: int) -> int:

@@ -71,9 +71,7 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
     """
     drawn = image if image.info.get("exif") is None else _upright(image)
     if is_deep(drawn):
-        values = np.asarray(drawn, np.float64)
-        top = 65535 if values.max() > 255 else 255
-        drawn = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+        drawn = _in_eight_bits(drawn)
     if has_alpha(drawn):
         layer = drawn.convert("RGBA")
         drawn = Image.new("RGBA", layer.size, "white")
@@ -87,6 +85,16 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
     drawn.info.clear()  # what Pillow would write of it by itself
     drawn.save(buffer, "PNG", **kept)
     return buffer.getvalue(), "PNG"
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """Return deep levels of grey as eight bits: of numbers up to 1, 255 or 65535."""
+    values = np.asarray(image, np.float64)
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535:  # nor are these NaN
+        raise ValueError(f"its numbers, from {low:g} to {high:g}, are no levels of gray")
+    top = next(top for top in (1, 255, 65535) if high <= top and (top > 1 or image.mode == "F"))
+    return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 
 def _kept(image: Image.Image, mode: str) -> dict[str, bytes]:
