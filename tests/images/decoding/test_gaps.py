@@ -69,6 +69,19 @@ def test_grey_that_was_meant(quality: int, photo: Callable[..., Image.Image], en
         assert "half_grey" not in found(encode(picture, quality=quality))
 
 
+@pytest.mark.parametrize("label", [127, 128])
+def test_a_mask_with_a_label_that_is_grey(label: int, encode: Encode, found: Found) -> None:
+    """Wherever that ends, a mask has fewer levels than a photo that was decoded."""
+    rng = np.random.default_rng(0)
+    down, right = np.mgrid[:240, :320]
+    for corner in range(16, 320, 16):
+        places, classes = rng.integers(0, (240, 320), (12, 2)), rng.integers(0, 21, 12, np.uint8)
+        nearest = ((down[..., None] - places[:, 0]) ** 2 + (right[..., None] - places[:, 1]) ** 2).argmin(-1)
+        labels = classes[nearest]
+        labels[160:] = labels[144:, corner:] = label
+        assert "half_grey" not in found(encode(Image.fromarray(labels), "PNG"), "mask.png")
+
+
 def test_where_many_end_in_grey_it_is_odd_only(
     pets: Path, photo: Callable[..., Image.Image], encode: Encode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

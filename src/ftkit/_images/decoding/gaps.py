@@ -16,6 +16,7 @@ _Flags: TypeAlias = "npt.NDArray[np.bool_]"
 # Levels: what decoders fill gaps with, and how far saving it again as a JPEG moves it.
 _FILL, _SHIFT, _SPREAD = 128, 1, 2
 _UNITS = (16, 16), (8, 16), (8, 8), (16, 8)  # height and width in pixels of what a JPEG codes in one go
+_LEVELS = 32  # of brightness, that a photo has at least
 _STRAY = 0.05  # of the units elsewhere, that may be as grey
 # How many times as much as elsewhere may a picture step on the line above its last row of units, and on those between.
 _JUMP, _JUMP_TO_GREY, _TILES = 3, 1.2, 2
@@ -45,6 +46,8 @@ def is_cut_off(colours: Pixels, share: float) -> bool:
     if (abs(lowest - _FILL) > _SPREAD).any():  # it has a colour
         return False
     light: npt.NDArray[np.float32] = np.dot(colours, np.array([0.299, 0.587, 0.114], np.float32))
+    if len(np.unique(light)) < _LEVELS:  # a mask of labels, of which one is as grey
+        return False
     return any(_ends_within_a_row(light, *unit) for unit in _UNITS)
 
 
