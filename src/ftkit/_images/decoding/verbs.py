@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from ftkit._images.decoding.checks import Opened, judge, open_bytes, open_file
 
-
 #: A job that was begun: a file to be judged, or what does the rest and returns the answer.
 Work: TypeAlias = Opened | Callable[[], Any]
 
