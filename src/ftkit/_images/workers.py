@@ -59,6 +59,8 @@ class _Worker:
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        # Else glibc hands the memory of every group of files back, and takes the same pages anew for the next one.
+        keeping = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
         # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -66,7 +68,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, **single},
+                env={**keeping, **os.environ, **single},
             )
         except OSError as error:
             raise FtkitError(
