@@ -104,8 +104,7 @@ def pass_(root: Path, rounds: int) -> None:
 
     def check_all() -> None:
         for group in grouped(begin("check", str(path)) for path in paths):
-            for work in group:
-                answer(work)
+            answer(group)
 
     compare(
         {"Image.load": lambda: load_all(paths), "ftkit's check": check_all},

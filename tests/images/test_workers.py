@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -189,26 +189,26 @@ def test_a_program_that_can_not_be_run_is_an_error(
 
 
 KILLED_AT_START = """
-import os, pathlib
+import os, pathlib, signal
 starts = pathlib.Path(__file__).with_name("starts")
 starts.touch()
 with starts.open("a") as file:
     file.write("x")
 if starts.stat().st_size in KILLED:
-    os.kill(os.getpid(), 9)
+    os.kill(os.getpid(), signal.NAME)
 """
 
 
 @pytest.fixture
-def _killed_at_start(_evil: None, tmp_path: Path, killed: Iterator[int]) -> None:
-    """Have those starts of a worker end by a kill."""
+def _killed_at_start(_evil: None, tmp_path: Path, killed: Iterable[int], by: str) -> None:
+    """Have those starts of a worker end by a signal."""
     with (tmp_path / "site/sitecustomize.py").open("a") as file:
-        file.write(KILLED_AT_START.replace("KILLED", repr(list(killed))))
+        file.write(KILLED_AT_START.replace("KILLED", repr(list(killed))).replace("NAME", by))
 
 
 @pytest.mark.usefixtures("_killed_at_start")
-@pytest.mark.parametrize("killed", [[1], [2, 3, 4]])
-def test_a_worker_killed_as_it_starts_costs_nothing(pets: Path) -> None:
+@pytest.mark.parametrize(("killed", "by"), [([1], "SIGKILL"), ([2, 3, 4], "SIGKILL"), ([1, 3], "SIGSTOP")])
+def test_a_worker_killed_or_stopped_as_it_starts_costs_nothing(pets: Path) -> None:
     """Neither the first one nor those that take the place of one that crashed."""
     (pets / "train/cat/C.jpg").write_bytes(b"EVILC" + bytes(100))
     report = scan_images(pets, workers=1)
@@ -217,10 +217,10 @@ def test_a_worker_killed_as_it_starts_costs_nothing(pets: Path) -> None:
 
 
 @pytest.mark.usefixtures("_killed_at_start")
-@pytest.mark.parametrize("killed", [range(1, 100)])
+@pytest.mark.parametrize(("killed", "by"), [(range(1, 100), "SIGKILL")])
 def test_workers_that_are_always_killed_as_they_start_are_an_error(pets: Path) -> None:
     """It says so, and blames no import."""
-    with pytest.raises(FtkitError, match="in a row were killed before they were ready"):
+    with pytest.raises(FtkitError, match="in a row were killed or stopped before they were ready"):
         scan_images(pets, workers=1)
 
 

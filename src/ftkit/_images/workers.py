@@ -20,6 +20,7 @@ from ftkit.errors import FtkitError
 
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.decoding.serving import serve; serve()"
 _START_SECONDS = 120
+_LOOK_SECONDS = 2  # how often a worker that says nothing as it starts is looked at
 _STARTS = 4  # of a worker, when one after the other is killed before it is ready
 
 
@@ -58,6 +59,8 @@ class _Worker:
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        # Else glibc hands the memory of every group of files back, and takes the same pages anew for the next one.
+        keeping = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
         # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -65,7 +68,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, **single},
+                env={**keeping, **os.environ, **single},
             )
         except OSError as error:
             raise FtkitError(
@@ -100,16 +103,36 @@ class _Worker:
         except queue.Empty:
             return None
 
+    def _next_at_start(self) -> bytes | None:
+        """Return the same, but wait long, as there may be much to do; not for one that is stopped."""
+        for _ in range(_START_SECONDS // _LOOK_SECONDS):
+            line = self._next(_LOOK_SECONDS)
+            if line is not None or self._is_stopped:
+                return line
+        return None
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether someone has stopped the process (SIGSTOP), and not let it go on."""
+        if not hasattr(os, "waitid"):  # Windows
+            return False
+        with contextlib.suppress(ChildProcessError):
+            return os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is not None
+        return False
+
     def get_ready(self) -> bool:
-        """Wait until the process has started, which does not count as time of a job; False when it was killed."""
+        """Wait until the process has started, which does not count as time of a job.
+
+        False when it was killed, or stopped, from outside: however slow a machine is, it stops none.
+        """
         if self._ready:
             return True
         last = b"no message"
-        while (line := self._next(_START_SECONDS)) != READY:
+        while (line := self._next_at_start()) != READY:
             if not line:
-                is_killed = line is not None and self._say_end() and self._process.returncode < 0
+                is_lost = self._is_stopped if line is None else self._say_end() and self._process.returncode < 0
                 self.kill()
-                if is_killed:
+                if is_lost:
                     return False
                 what = "ended before it was ready" if line is not None else f"took over {_START_SECONDS} s to start"
                 raise FtkitError(
@@ -278,7 +301,7 @@ def run_jobs(jobs: Sequence[Job], timeout: float) -> Iterator[Answer]:
 
 
 def _take_ready() -> _Worker:
-    """Return a worker that is ready; one that is killed as it starts, as when memory runs out, is replaced."""
+    """Return a worker that is ready; one that is killed or stopped as it starts is replaced."""
     for _ in range(_STARTS):
         worker = _idle.take()
         try:
@@ -288,7 +311,7 @@ def _take_ready() -> _Worker:
             worker.kill()
             raise
     raise FtkitError(
-        f"{_STARTS} worker processes of scan_images in a row were killed before they were ready. "
+        f"{_STARTS} worker processes of scan_images in a row were killed or stopped before they were ready. "
         f"Free some memory, or pass fewer workers, and scan again."
     )
 

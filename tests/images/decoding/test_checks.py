@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from ftkit._images.decoding.checks import check_bytes, check_file
+from ftkit._images.decoding.checks import check_bytes, check_file, judge, open_bytes
 from ftkit._images.decoding.pillow import thumbnail
 from ftkit._images.verdict import Note
 
@@ -90,6 +90,21 @@ def test_a_fault_of_a_check_condemns_no_file(
     data = encode(image, form)
     assert check_bytes(f"a.{form.lower()}", data).notes == [Note("unjudged", "ZeroDivisionError: a fault")]
     assert is_unusable(data[: len(data) // 2], f"a.{form.lower()}")
+
+
+def test_files_judged_together_come_to_what_each_comes_to(
+    photo: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    """Sound ones of any size and shape, a plain one, a tiny one, a broken one, none at all: none changes another's."""
+    sizes = [(400, 300), (300, 400), (64, 1000), (20, 20)]
+    sound = [encode(photo(seed, size), form) for seed, size in enumerate(sizes) for form in ("JPEG", "PNG")]
+    plain = encode(Image.new("RGB", (200, 100), "teal"), "JPEG")
+    files = [*sound[:3], b"", plain, sound[0][:2000], b"text", *sound[3:]]
+    together = judge([open_bytes("x.jpg", data) for data in files])
+    assert together == [check_bytes("x.jpg", data) for data in files]
+    assert sum(verdict.prints is not None for verdict in together) == 6
+    assert sum(verdict.measures is not None for verdict in together) == 9
+    assert judge([]) == []
 
 
 def test_a_cut_photo_that_was_saved_again(

@@ -15,7 +15,7 @@ from ftkit._images.decoding.measures import measure
 def test_any_shape(shape: tuple[int, int]) -> None:
     """Mean and quantiles are those of the pixels, of a line and of a single pixel, too."""
     grey = np.tile(np.arange(shape[1]) % 2 * 40 + 100, (shape[0], 1)).astype(np.uint8)
-    seen = measure(grey, 7)
+    (seen,) = measure([(grey, 7)])
     assert seen.bytes == 7
     assert seen.brightness == pytest.approx(float(grey.mean()), abs=1)
     assert grey.min() <= seen.dark <= seen.light <= grey.max()
@@ -25,7 +25,7 @@ def test_figures_of_known_pictures() -> None:
     """Half black and half white: one bit, the greatest contrast; two levels above all of it are no outliers."""
     grey = np.zeros((60, 60), np.uint8)
     grey[:, 30:] = 255
-    seen = measure(grey, 1)
+    (seen,) = measure([(grey, 1)])
     assert (seen.brightness, seen.contrast, seen.information) == (127.5, 127.5, 1.0)
     assert (seen.dark, seen.light) == (0, 255)
     assert seen.sharpness == pytest.approx((2 * 255**2 / 58 / 2 * 60 / 64) ** 0.5, abs=0.1)
@@ -37,7 +37,8 @@ def test_sharpness_does_not_depend_on_the_resolution(photo: Callable[..., Image.
     sizes = [(side, side * 3 // 4) for side in (48, 64, 95, 96, 127, 128, 300)]
 
     def sharpness(picture: Image.Image) -> list[float]:
-        return [measure(np.asarray(picture.resize(size, Image.Resampling.BOX)), 1).sharpness for size in sizes]
+        sized = [np.asarray(picture.resize(size, Image.Resampling.BOX)) for size in sizes]
+        return [seen.sharpness for seen in measure([(pixels, 1) for pixels in sized])]
 
     sharp, blurred = sharpness(picture), sharpness(picture.filter(ImageFilter.GaussianBlur(24)))
     assert max(sharp) < 1.3 * min(sharp)

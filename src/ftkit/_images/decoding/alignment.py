@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -20,10 +21,6 @@ _LONGEST, _SHORTEST = 0.05, 0.0005  # step of a round, in shares of the picture
 _LEAST = 20  # of the rows, and of the columns, that overlap
 _LEVEL, _PLAIN = 16, 0.9  # how wide each of the two levels of a silhouette is, and their share of the pixels
 _COVERED = 0.9  # of two silhouettes together, what both cover if they are copies
-_EYE = np.eye(SIDE)
-_BLUR = np.where(_EYE, 2, np.eye(SIDE, k=1) + np.eye(SIDE, k=-1))
-_BLUR[0, 0] = _BLUR[-1, -1] = 3  # the edge goes on outside
-_BLUR = _BLUR / 4
 _CENTRES = (np.arange(SIDE) + 0.5) / SIDE
 
 
@@ -40,7 +37,8 @@ def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> float:
         other: The same of the other picture.
         start: Where the map is thought to be: scale and shift by height, and by width.
     """
-    mine, theirs = (_BLUR @ small.astype(np.float64) @ _BLUR.T for small in (one, other))
+    blur = _blurred(SIDE, 1)
+    mine, theirs = (blur @ small.astype(np.float64) @ blur.T for small in (one, other))
     down, right = (SIDE * slope for slope in np.gradient(theirs))
     place = np.array(start, np.float64)
     step, turn = np.ones(4), 0
@@ -95,12 +93,17 @@ def _overlap(scale: float, shift: float) -> tuple[npt.NDArray[np.bool_], _Matrix
 
 def _fine(pixels: _Matrix) -> _Matrix:
     """Return a picture without what is coarse in it."""
-    coarse = pixels
-    for _ in range(6):
-        wide = np.pad(coarse, 1, mode="edge")
-        wide = wide[:-2] + 2 * wide[1:-1] + wide[2:]
-        coarse = (wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]) / 16
+    down, across = (_blurred(length, 6) for length in pixels.shape)
+    coarse: _Matrix = down @ pixels @ across.T
     return pixels - coarse
+
+
+@lru_cache
+def _blurred(length: int, times: int) -> _Matrix:
+    """Return what to take rows by to blur them so many times; the first and the last one go on outside."""
+    blur: _Matrix = 2 * np.eye(length) + np.eye(length, k=1) + np.eye(length, k=-1)
+    blur[0, 0] = blur[-1, -1] = 3
+    return np.linalg.matrix_power(blur / 4, times)
 
 
 def _correlation(one: _Matrix, other: _Matrix) -> float:

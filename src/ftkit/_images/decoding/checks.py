@@ -16,7 +16,7 @@ from ftkit._images.decoding.gaps import filled_share, is_cut_off
 from ftkit._images.decoding.measures import measure
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, suffix_of
-from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Notes, Prints, Verdict
+from ftkit._images.verdict import SIDE, Broken, Form, Note, Notes, Verdict
 from ftkit._wording import plural
 
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
@@ -45,12 +45,12 @@ class Opened(NamedTuple):
 
 def check_file(path: str) -> Verdict:
     """Read the file once and judge it. Never opens what is no regular file."""
-    return judge(open_file(path))
+    return judge([open_file(path)])[0]
 
 
 def check_bytes(path: str, data: bytes) -> Verdict:
     """Judge the bytes of a file; ``path`` only serves for its suffix."""
-    return judge(open_bytes(path, data))
+    return judge([open_bytes(path, data)])[0]
 
 
 def open_file(path: str) -> Opened:
@@ -87,20 +87,48 @@ def _why_unread(path: str, error: OSError) -> Note:
     return Note("vanished" if is_gone else "unreadable", reason)
 
 
-def judge(opened: Opened) -> Verdict:
-    """Judge an opened file."""
+class _Look(NamedTuple):
+    """What a look at one file came to.
+
+    Attributes:
+        verdict: The verdict, but for what is computed of many pictures at a time.
+        grey: The picture, shrunk and in grey; None where there is none.
+        is_plain: Whether there is too little in it for fingerprints.
+    """
+
+    verdict: Verdict
+    grey: Pixels | None = None
+    is_plain: bool = False
+
+
+def judge(files: Sequence[Opened]) -> list[Verdict]:
+    """Judge opened files: many at a time, as most of what a small picture takes numpy is the way there."""
+    looks = [_look_at(file) for file in files]
+    seen = {number: look.grey for number, look in enumerate(looks) if look.grey is not None}
+    telling = [number for number in seen if not looks[number].is_plain]
+    prints = fingerprints([(seen[number], _size(looks[number].verdict)) for number in telling])
+    measures = measure([(grey, len(files[number].data)) for number, grey in seen.items()])
+    prints_of, measures_of = dict(zip(telling, prints, strict=True)), dict(zip(seen, measures, strict=True))
+    return [
+        look.verdict._replace(prints=prints_of.get(number), measures=measures_of.get(number))
+        for number, look in enumerate(looks)
+    ]
+
+
+def _look_at(opened: Opened) -> _Look:
+    """Decode a file, unless that was done, and note all that it tells by itself."""
     path, data, stamp, decoded, problem = opened
     if problem:
-        return Verdict([problem], stamp)
+        return _Look(Verdict([problem], stamp))
     suffix = suffix_of(path)
     if not data:
-        return Verdict([Note("empty", "0 bytes")], stamp)
+        return _Look(Verdict([Note("empty", "0 bytes")], stamp))
     if not data.strip(b"\0"):
-        return Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")], stamp)
+        return _Look(Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")], stamp))
     notes: Notes = []
     form: Form | None = None
-    prints: Prints | None = None
-    measures: Measures | None = None
+    grey: Pixels | None = None
+    is_plain = False
     try:
         form, grey = _decode(data, notes, decoded)
     except Broken as broken:
@@ -112,9 +140,13 @@ def judge(opened: Opened) -> Verdict:
     else:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
-        prints = _judge_pixels(data, form, grey, notes)
-        measures = measure(grey, len(data))
-    return Verdict(notes, stamp, xxhash.xxh3_128_hexdigest(data), form, prints, measures)
+        is_plain = _judge_pixels(data, form, grey, notes)
+    return _Look(Verdict(notes, stamp, xxhash.xxh3_128_hexdigest(data), form), grey, is_plain)
+
+
+def _size(verdict: Verdict) -> tuple[int, int]:
+    assert verdict.form
+    return verdict.form.height, verdict.form.width
 
 
 def _decode(data: bytes, notes: Notes, decoded: jpeg.Decoded | None) -> tuple[Form, Pixels]:
@@ -154,18 +186,16 @@ _BY_FORM: tuple[tuple[str, Callable[[Form], bool], str], ...] = (
 )
 
 
-def _judge_pixels(data: bytes, form: Form, grey: Pixels, notes: Notes) -> Prints | None:
-    """Note what is odd about the pixels; return their fingerprints unless they are too plain."""
+def _judge_pixels(data: bytes, form: Form, grey: Pixels, notes: Notes) -> bool:
+    """Note what is odd about the pixels; return whether they are too plain for fingerprints."""
     low, high = int(grey.min()), int(grey.max())
     if high - low <= _PLAIN:
         notes.append(Note("constant", f"brightness {low} to {high} of 255 everywhere"))
-        return None
+        return True
     share = filled_share(grey)
     if share >= _LEAST_FILL:
         from ftkit._images.decoding.pillow import colours
 
         if is_cut_off(colours(data), share):
             notes.append(Note("half_grey", f"the bottom {share:.0%} is the gray that decoders fill gaps with"))
-    if high - low < _TOO_PLAIN or min(form.width, form.height) < _TOO_SMALL:
-        return None
-    return fingerprints(grey, (form.height, form.width))
+    return high - low < _TOO_PLAIN or min(form.width, form.height) < _TOO_SMALL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -42,23 +43,31 @@ FLIP = sum(1 << bit for bit, (u, _) in enumerate(_ORDER) if u % 2)
 TRANSPOSED = [_ORDER.index((v, u)) for u, v in _ORDER]
 
 
-def fingerprints(pixels: Pixels, size: tuple[int, int] | None = None) -> Prints:
-    """Return the fingerprints of a grey image, given as its rows.
+def fingerprints(pictures: Sequence[tuple[Pixels, tuple[int, int]]]) -> list[Prints]:
+    """Return the fingerprints of grey pictures, given as their rows and the height and width that these stand for.
 
     A bit is the sign of one of the 64 lowest frequencies of the picture's cosine transform (as in the
     pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with
     zero for the median). Mirroring changes the sign of the odd horizontal frequencies and nothing else.
     """
-    by_height, by_width = (
-        _projections(length, whole / round(whole / length))
-        for length, whole in zip(pixels.shape, size or pixels.shape, strict=True)
-    )
-    spectra = by_height @ pixels.astype(np.float32) @ by_width.T
-    words = np.packbits(spectra.take(_PLACES) > 0, bitorder="little").view("<u8")
-    small = spectra[_WAVES:, _WAVES:]
-    low, high = float(small.min()), float(small.max())
-    stretched = ((small - low) * (255 / (high - low or 1)) + 0.5).astype(np.uint8)
-    return Prints(tuple(words.tolist()), b64encode(stretched.tobytes()).decode())
+    waves = np.empty((len(pictures), *_PLACES.shape), np.float32)
+    small = np.empty((len(pictures), SIDE, SIDE), np.float32)
+    for number, (pixels, size) in enumerate(pictures):
+        by_height, by_width = (
+            _projections(length, whole / round(whole / length))
+            for length, whole in zip(pixels.shape, size, strict=True)
+        )
+        spectra = by_height @ pixels.astype(np.float32) @ by_width.T
+        waves[number] = spectra.take(_PLACES)
+        small[number] = spectra[_WAVES:, _WAVES:]
+    words = np.packbits(waves > 0, axis=-1, bitorder="little").view("<u8")[..., 0]
+    low, high = small.min((1, 2), keepdims=True), small.max((1, 2), keepdims=True)
+    scale = 255 / np.where(high > low, high.astype(np.float64) - low, 1)
+    stretched = ((small - low) * scale.astype(np.float32) + 0.5).astype(np.uint8)
+    return [
+        Prints(tuple(row), b64encode(levels.tobytes()).decode())
+        for row, levels in zip(words.tolist(), stretched, strict=True)
+    ]
 
 
 @lru_cache(512)  # photos of 500 pixels have some 100 lengths of the shorter side, and each takes long to work out

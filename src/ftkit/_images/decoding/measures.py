@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ftkit._images.decoding.picture import Pixels
@@ -13,22 +15,27 @@ _COUNTS = np.arange(1, 4 * _SIDE**2)
 _BITS = np.concatenate(([0], _COUNTS * np.log2(_COUNTS)))  # that a level contributes, by how many pixels have it
 
 
-def measure(grey: Pixels, size: int) -> Measures:
-    """Measure a grey picture, given as its rows, of a file of ``size`` bytes."""
-    small = _shrunk(grey)
-    number = small.size
-    counts = np.bincount(small.ravel(), minlength=256)
-    squares, mean = (counts @ _POWERS / number).tolist()
-    dark, light = counts.cumsum().searchsorted((0.05 * number, 0.99 * number)).tolist()
-    return Measures(
-        size,
-        round(mean, 1),
-        round(max(0.0, squares - mean**2) ** 0.5, 1),
-        round(_bends(small), 1),
-        dark,
-        light,
-        round(float(_BITS[number] - _BITS[counts].sum()) / number, 2),
+def measure(pictures: Sequence[tuple[Pixels, int]]) -> list[Measures]:
+    """Measure grey pictures, each given as its rows and the bytes of its file."""
+    small = [_shrunk(grey) for grey, _ in pictures]
+    counts = np.array([np.bincount(one.ravel(), minlength=256) for one in small], np.intp).reshape(-1, 256)
+    numbers = counts.sum(1, keepdims=True)
+    squares, means = (counts @ _POWERS / numbers).T
+    below = counts.cumsum(1)
+    figures = zip(
+        (size for _, size in pictures),
+        means.tolist(),
+        np.sqrt((squares - means**2).clip(0)).tolist(),
+        map(_bends, small),
+        (below < 0.05 * numbers).sum(1).tolist(),
+        (below < 0.99 * numbers).sum(1).tolist(),
+        ((_BITS[numbers[:, 0]] - _BITS[counts].sum(1)) / numbers[:, 0]).tolist(),
+        strict=True,
     )
+    return [
+        Measures(size, round(mean, 1), round(deviation, 1), round(bends, 1), dark, light, round(bits, 2))
+        for size, mean, deviation, bends, dark, light, bits in figures
+    ]
 
 
 def _shrunk(grey: Pixels) -> Pixels:
@@ -44,11 +51,9 @@ def _shrunk(grey: Pixels) -> Pixels:
 
 def _bends(grey: Pixels) -> float:
     """Return by how much pixels differ from those next to them on both sides: the root of the mean square."""
-    energy, number = 0.0, 0
-    for rows in (grey, grey.T):
-        levels, width = rows.ravel().astype(np.float32), rows.shape[1]
-        steps = levels[width:] - levels[:-width]
-        bends = steps[width:] - steps[:-width]
+    levels, energy, number = grey.astype(np.float32), 0.0, 0
+    for steps in (levels[1:] - levels[:-1], (levels[:, 1:] - levels[:, :-1]).T):
+        bends = (steps[1:] - steps[:-1]).ravel(order="K")
         energy, number = energy + float(bends @ bends), number + bends.size
     # In pictures, it falls with the square root of the resolution.
     return (energy / number * max(grey.shape) / _SIDE) ** 0.5 if number else 0.0

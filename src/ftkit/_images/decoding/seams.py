@@ -27,7 +27,7 @@ _Matrix: TypeAlias = "npt.NDArray[np.float32]"
 # To set these anew: "benchmarks/images.py detect" counts what is found of garbled photos, and the alarms on sound ones.
 # How many times as high as the others a seam is to be worth a look in full size (in brightness, in color differences),
 # and to be one.
-_WORTH, _CLEAR = np.array((12, 9, 9), np.float32)[:, None, None], 10
+_WORTH, _CLEAR = np.array((12, 9, 9), np.float32), 10
 _GRID = 8  # parts of the width, at whose ends a seam is looked for at first
 _EACH_SIDE = 0.4  # of its mean height, that each side of the turn has at least
 _HALF_LEVEL = 1  # half a level, as the steps of `_Lines` are doubled
@@ -70,10 +70,11 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
     heights = np.abs(seams)
     each = heights.reshape(components, -1)
     middle = each.shape[1] // 2
-    usual = np.partition(each, middle)[:, middle, None, None]
-    high = heights > _WORTH[:components] * (usual + _HALF_LEVEL * (width - width % unit_width))
-    if not high.any():  # as for nearly all pictures
+    usual = np.partition(each, middle)[:, middle]
+    least = _WORTH[:components] * (usual + _HALF_LEVEL * (width - width % unit_width))
+    if (each.max(1) <= least).all():  # as for nearly all pictures
         return []
+    high = heights > least[:, None, None]
     turns = (
         (left * seams >= _EACH_SIDE * share * seams**2)
         & (right * seams >= _EACH_SIDE * (1 - share) * seams**2)
@@ -120,8 +121,8 @@ def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) 
     heights = np.abs(lines.seams)
     levels = heights / (2 * lines.width)
     clear = heights / (1.5 * np.median(heights) + 0.5 * _HALF_LEVEL * lines.width)
-    order = np.argsort(-clear)
-    order = order[(clear[order] >= _CLEAR) & (levels[order] >= _HEIGHT[is_color])]
+    high = np.flatnonzero((clear >= _CLEAR) & (levels >= _HEIGHT[is_color]))
+    order = high[np.argsort(-clear[high])]
     seams = islice(lines.turning(order, 3, _STRAIGHT), _LOOKS)
     place = next(((seam.row + 1, seam.column) for seam in seams if _is_sharp(lines, seam, is_color)), None)
     return None if place and _is_laid_of_tiles(lines, plane, unit_height) else place

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def serve() -> None:
         untold = unread = 0
         works = (begin(verb, *arguments, *payload(size)) for verb, arguments, size in jobs)
         for group in grouped(works):
-            lines = [answer(work) for work in group]
+            lines = answer(group)
             left -= len(lines)
             untold += len(lines)
             unread += sum(map(len, lines))
@@ -79,30 +79,37 @@ def serve() -> None:
 
 
 def grouped(works: Iterable[Work]) -> Iterator[list[Work]]:
-    """Put together what is to be finished, and answered, in one go: nothing, or what can't go wrong any more.
+    """Put together what is to be finished, and answered, in one go: one job, or what can't go wrong any more.
 
-    The other half of a check is much faster when it is done for several files in a row, as the processor has the code
-    and the tables at hand. But all must be answered before a file that may take the process down, or take forever.
+    The other half of a check is much faster when it is done for several files at a time. But all must be answered
+    before a file that may take the process down, or take forever.
     """
+    from ftkit._images.decoding.verbs import is_sure
+
     group: list[Work] = []
     start = time.monotonic()
     for work in works:
-        if group and not work.is_sure:
+        if group and not is_sure(work):
             yield group
             group = []
         group.append(work)
-        if not work.is_sure or len(group) == _TOGETHER or time.monotonic() - start > TICK_SECONDS:
+        if not is_sure(work) or len(group) == _TOGETHER or time.monotonic() - start > TICK_SECONDS:
             yield group
             group, start = [], time.monotonic()
     if group:
         yield group
 
 
-def answer(work: Work) -> bytes:
+def answer(works: Sequence[Work]) -> list[bytes]:
+    """Finish jobs; return the line that answers each."""
+    from ftkit._images.decoding.verbs import finish
+
     try:
-        return json.dumps(work.finish()).encode() + b"\n"
+        return [json.dumps(done).encode() + b"\n" for done in finish(works)]
     except Exception as error:  # noqa: BLE001  (a fault of the check itself: reported as the file's, not hidden)
-        return FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"
+        if len(works) > 1:
+            return [line for work in works for line in answer([work])]
+        return [FAULT + f"{type(error).__name__}: {error}".replace("\n", " ").encode(errors="replace") + b"\n"]
 
 
 def _write_all(descriptor: int, line: bytes) -> None:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from ftkit._images.decoding.checks import Opened, judge, open_bytes, open_file
 
-
-class Work(NamedTuple):
-    """A job that was begun.
-
-    Attributes:
-        finish: What does the rest, and returns the answer, which is to be written as JSON.
-        is_sure: Whether that takes next to no time, and can't take the process down.
-    """
-
-    finish: Callable[[], Any]
-    is_sure: bool = False
+#: A job that was begun: a file to be judged, or what does the rest and returns the answer.
+Work: TypeAlias = Opened | Callable[[], Any]
 
 
 def begin(verb: str, *arguments: Any) -> Work:
     """Begin a job, given its arguments, and last the bytes that came along, where some did."""
-    if verb != "check":
-        return Work(partial(_VERBS[verb], *arguments))
-    opened = _open(*arguments)
-    return Work(partial(judge, opened), opened.decoded is not None)
+    return _open(*arguments) if verb == "check" else partial(_VERBS[verb], *arguments)
+
+
+def is_sure(work: Work) -> bool:
+    """Whether what is left of a job takes next to no time, and can't take the process down."""
+    return isinstance(work, Opened) and work.decoded is not None
+
+
+def finish(works: Sequence[Work]) -> list[Any]:
+    """Do the rest of some jobs; return the answers, which are to be written as JSON."""
+    files = [work for work in works if isinstance(work, Opened)]
+    verdicts = iter(judge(files))
+    return [next(verdicts) if isinstance(work, Opened) else work() for work in works]
 
 
 def _open(path: str, stamp: Sequence[Any] = (), data: bytes | None = None) -> Opened:
