@@ -187,3 +187,16 @@ def test_lossless_files_go_to_pillow(found: Found, image: Image.Image) -> None:
     assert found(data) == []
     for share in (0.3, 0.6, 0.9):
         assert found(data[: int(share * len(data))]) == ["truncated"]
+
+
+def test_a_header_that_makes_no_image(image: Image.Image, encode: Encode) -> None:
+    """What is said of it is the same each time."""
+    data, places = encode(image), random.Random(0)
+    details = set()
+    for _ in range(100):
+        spoiled = bytearray(data)
+        for _ in range(3):
+            spoiled[places.randrange(2, 600)] = places.randrange(256)
+        details |= {note.detail for note in check_bytes("x.jpg", bytes(spoiled)).notes}
+    assert "cannot identify image file" in details
+    assert not [detail for detail in details if "object at" in detail]

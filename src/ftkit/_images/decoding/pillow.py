@@ -65,6 +65,8 @@ def complaint(data: bytes, frame: int = 0) -> str:
             image.load()
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # whose message has an address
+        return "cannot identify image file"
     except Exception as error:  # noqa: BLE001  (Pillow's plug-ins raise many kinds)
         return str(error) or type(error).__name__
     return ""
