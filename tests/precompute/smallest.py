@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
 import networkx as nx
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +28,9 @@ class Values(TorchDispatchMode):
         self._writes: dict[int, int] = {}  # the last write to a storage
         self._hot, self._varying = set[int](), set[int]()
         self._alive: list[Tensor] = []
+        self._free = set[int]()  # what is there without any operator of the rest
+        self._known: dict[int, set[int]] = {}  # from what a value was computed
+        self._leaked, self._drawn = False, (random.getstate(), np.random.get_state()[2])  # noqa: NPY002
         self.skipped = 0
         for one in model.parameters():
             if one.requires_grad:
@@ -33,6 +38,7 @@ class Values(TorchDispatchMode):
         for one in inputs:
             self.graph.add_edge("source", (self._put(one), "in"))
             self._varying.add(self._values[id(one)])
+            self._free.add(self._values[id(one)])
 
     def _put(self, tensor: Tensor) -> int:
         self._count += 1
@@ -54,10 +60,13 @@ class Values(TorchDispatchMode):
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
         parents = set().union(*map(self._parents, given)) if given else set()
         written = {id(one): one for one in written_by(func, args, kwargs)}
+        self._see_draws()
         before = torch.get_rng_state()
         output = func(*args, **kwargs)
-        hot = not torch.equal(before, torch.get_rng_state()) or bool(parents & self._hot)
-        if hot:
+        hot = self._leaked or not torch.equal(before, torch.get_rng_state()) or bool(parents & self._hot)
+        if reads := not self.skipped and needs_values(func, args):
+            self._read(parents, given)
+        if hot or reads:
             for one in parents & self._varying - self._hot:
                 self.graph.add_edge((one, "out"), "sink")
         made = {id(one): one for one in tree_leaves(output) if isinstance(one, Tensor)} | written
@@ -68,17 +77,50 @@ class Values(TorchDispatchMode):
             self._hot |= {value} if hot else set()
             if parents & self._varying:
                 self._varying.add(value)
+                self._known[value] = parents & self._varying - self._hot
                 if self.skipped:
                     self.graph.add_edge("source", (value, "in"))
+                    self._free.add(value)
                 for one in parents & self._varying - self._hot:
                     self.graph.add_edge((one, "out"), (value, "in"))
         return output
+
+    def _read(self, values: set[int], tensors: list[Tensor]) -> None:
+        """Note that Python sees values.
+
+        If it decides by one, other operators follow in another batch, on anything that led there: it has to be there
+        as a whole. If that is a number or a shape, nothing that comes later is known to be of one sample.
+        """
+        if any(one.dtype is not torch.bool or one.numel() > 1 for one in tensors):
+            self._leaked = self._leaked or bool(values & (self._varying | self._hot))
+            return
+        queue, seen = [*values & self._varying - self._hot], set[int]()
+        while queue:
+            value = queue.pop()
+            if value in self._free:
+                self.graph.add_edge((value, "out"), "sink")
+            elif value not in seen:
+                seen.add(value)
+                queue += self._known[value]
+
+    def _see_draws(self) -> None:
+        """Python's random numbers may lead another way in the next batch."""
+        now = random.getstate(), np.random.get_state()[2]  # noqa: NPY002
+        self._leaked = self._leaked or (not self.skipped and now != self._drawn)
+        self._drawn = now
 
     def ends(self, output: Any) -> None:
         """Note what the model gives back."""
         for one in tree_leaves(output):
             for value in self._parents(one) & self._varying - self._hot if isinstance(one, Tensor) else ():
                 self.graph.add_edge((value, "out"), "sink")
+
+
+def needs_values(func: Any, args: Any) -> bool:
+    """Whether Python, or the shape of a result, depends on values."""
+    if func is torch.ops.aten.index.Tensor:
+        return any(one is not None and one.dtype in (torch.bool, torch.uint8) for one in args[1])
+    return bool({torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape} & set(func.tags))
 
 
 def smallest(model: nn.Module, skipped: Collection[tuple[str, int]], *args: Any, **kwargs: Any) -> int:

@@ -83,6 +83,7 @@ class Call:
         args: Its positional and keyword arguments, as they were then: callers add to lists that they pass.
         output: What it gave back, as it was then: callers change what they get.
         returned: The same, as the object that was given back.
+        leaves: What that contained, by identity.
         inputs: The values of its tensor arguments.
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
@@ -99,6 +100,7 @@ class Call:
     args: tuple[Any, Any] = ((), {})
     output: Any = None
     returned: Any = None
+    leaves: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
@@ -173,6 +175,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
+        self._noted: dict[int, list[torch.Tensor]] = {}  # by the storage that they share until it is written to
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
@@ -236,8 +239,15 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._born[_memory(apart)] = tuple(self._open)
         if what[0] == "arg":
             self._replaced[_memory(apart)] = self._open[-1], _memory(tensor)
-        self.nodes[node].point, self.nodes[node].tensor = what, apart
+        self.nodes[node].point, self.nodes[node].tensor = what, self._as_now(apart)
         return apart
+
+    def _as_now(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that holds what this one does now, whatever is written to it later."""
+        with below_dispatch():
+            noted = tensor.detach()
+        self._noted.setdefault(_memory(tensor), []).append(noted)
+        return noted
 
     # ---------------- operators
 
@@ -256,6 +266,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         before = _generators() if draws else None
         with below_dispatch():
             held = self.owners.before(func, written.values())
+            for noted in (one for place in written for one in self._noted.pop(place, ())):
+                noted.data = noted.clone()
         output = func(*args, **kwargs)
         cost = flops(func, args, kwargs, output)
         for call in self._open:
@@ -266,7 +278,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
         hot = f"{DRAWN} {self._called(self._open)} draws" if draws else hot or foreign or self._leaked
         if not hot and self._open:
-            hot = self.hints.moody.get(self.calls[self._open[-1]].key[0], "")
+            hot = self._mood(self.calls[self._open[-1]].key[0])
         varies = any(self.nodes[one].varies for one in parents)
         needs_values = _needs_values(func, args)
         mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
@@ -376,7 +388,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self.hints.hot else ""),
                 (args, kwargs),
             )
-        call.args = tree_map_only(torch.Tensor, lambda one: one, (args, kwargs))
+        call.args = tree_map_only(torch.Tensor, self._as_now, (args, kwargs))
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
@@ -405,7 +417,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             elif state != attributes:
                 self._moody(index, "it keeps what it computed in an attribute")
             else:
-                self._moody(index, DRAWS if there[3] != now[3] else "it keeps what it computed")
+                draws_alone = [*there[:3], *there[4:]] == [*now[:3], *now[4:]]
+                self._moody(index, DRAWS if draws_alone else "it keeps what it computed")
         if given != [*map(id, tree_leaves((args, kwargs)))]:
             call.why_not = call.why_not or "it changes what it was called with"
         call.fills = inside != [*map(_insides, objects)]
@@ -420,7 +433,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not call.why_not and name:
             number = iter(range(sys.maxsize))
             output = tree_map_only(torch.Tensor, lambda one: self.point(one, ("out", key, next(number))), output)
-        call.output, call.returned = tree_map_only(torch.Tensor, lambda one: one, output), output
+        call.output, call.returned = tree_map_only(torch.Tensor, self._as_now, output), output
+        call.leaves = [*map(id, tree_leaves(output))]
         call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
         if not name:
             self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
@@ -449,8 +463,16 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         for each in (index, *self.calls[index].within):
             self.calls[each].why_not = self.calls[each].why_not or why
         name = self.calls[index].key[0]
-        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
-            self.moody.setdefault(name, why)  # the innermost
+        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):  # innermost
+            self.moody[name] = why if self.moody.get(name, DRAWS) == DRAWS else self.moody[name]
+
+    def _mood(self, name: str) -> str:
+        """Why a module's own operators may give something else the next time.
+
+        What comes before a draw does not depend on it, and what comes after has leaked, if it is seen when it happens.
+        """
+        why = self.hints.moody.get(name, "")
+        return "" if why == DRAWS and not self._surroundings[name].draws else why
 
     def _note_changes(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
