@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import Counter
 from collections.abc import Collection
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ftkit._torch import written_by
 
@@ -20,13 +21,16 @@ from ftkit._torch import written_by
 class Values(TorchDispatchMode):
     """Every value that operators give, views too, with the bytes of one sample's part of it."""
 
-    def __init__(self, model: nn.Module, inputs: list[Tensor], samples: int) -> None:
+    def __init__(self, model: nn.Module, inputs: list[Tensor], samples: int, others: Values | None = None) -> None:
         super().__init__()
         self.graph = nx.DiGraph()
+        self.made = dict[int, Tensor]()  # for a run with another sample, to compare with
+        self._others = others
         self._samples, self._count = samples, 0
         self._values: dict[int, int] = {}
         self._writes: dict[int, int] = {}  # the last write to a storage
         self._hot, self._varying = set[int](), set[int]()
+        self._mixed = set[int]()  # what is not of one sample alone
         self._alive: list[Tensor] = []
         self._free = set[int]()  # what is there without any operator of the rest
         self._known: dict[int, set[int]] = {}  # from what a value was computed
@@ -40,15 +44,28 @@ class Values(TorchDispatchMode):
             self._varying.add(self._values[id(one)])
             self._free.add(self._values[id(one)])
 
-    def _put(self, tensor: Tensor) -> int:
+    def _put(self, tensor: Tensor, parents: Collection[int] = ()) -> int:
         self._count += 1
         self._alive.append(tensor)
         self._values[id(tensor)] = self._count
         options = {}
-        if self._samples in tensor.shape or any(side % self._samples == 0 for side in tensor.shape):
+        if not self._mixed.isdisjoint(parents) or self._mixes(tensor):
+            self._mixed.add(self._count)
+        elif any(side % self._samples == 0 for side in tensor.shape):
             options["capacity"] = tensor.numel() // self._samples * tensor.itemsize
         self.graph.add_edge((self._count, "in"), (self._count, "out"), **options)
         return self._count
+
+    def _mixes(self, tensor: Tensor) -> bool:
+        """Whether more of a value has changed than one sample's part where one sample is another."""
+        if self._others is None:
+            self.made[self._count] = tensor.detach().clone()
+            return False
+        other = self._others.made.pop(self._count, None)
+        if other is None or other.shape != tensor.shape or tensor.layout is not torch.strided:
+            return False
+        changed = (tensor != other) & ~(tensor.isnan() & other.isnan())
+        return int(changed.sum()) > tensor.numel() // self._samples
 
     def _parents(self, tensor: Tensor) -> set[int]:
         own = self._values.get(id(tensor))
@@ -71,7 +88,7 @@ class Values(TorchDispatchMode):
                 self.graph.add_edge((one, "out"), "sink")
         made = {id(one): one for one in tree_leaves(output) if isinstance(one, Tensor)} | written
         for tensor in made.values():
-            value = self._put(tensor)
+            value = self._put(tensor, parents)
             if id(tensor) in written:
                 self._writes[tensor.untyped_storage()._cdata] = value
             self._hot |= {value} if hot else set()
@@ -128,8 +145,23 @@ def smallest(model: nn.Module, skipped: Collection[tuple[str, int]], *args: Any,
 
     Any value may be kept that any operator gives, whatever is a module and what is not.
     """
+    count = next(len(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor))
+    others = [*range(count - 1), 0]
+
+    def changed(one: Any) -> Any:
+        return one[others] if isinstance(one, Tensor) and one.dim() and len(one) == count else one
+
+    first = _values(model, skipped, count, None, *tree_map(changed, (args, kwargs)))
+    graph = _values(model, skipped, count, first, args, kwargs).graph
+    return int(nx.minimum_cut_value(graph, "source", "sink")) if "sink" in graph else 0
+
+
+def _values(
+    model: nn.Module, skipped: Collection[tuple[str, int]], count: int, others: Values | None, args: Any, kwargs: Any
+) -> Values:
     inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    values, calls = Values(model, inputs, len(inputs[0])), Counter[str]()
+    buffers = copy.deepcopy(dict(model.named_buffers()))
+    values, calls = Values(model, inputs, count, others), Counter[str]()
     hooks = []
     for name, module in model.named_modules():
 
@@ -142,9 +174,14 @@ def smallest(model: nn.Module, skipped: Collection[tuple[str, int]], *args: Any,
 
         hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
         with values:
             values.ends(model(*args, **kwargs))
     finally:
         for hook in hooks:
             hook.remove()
-    return int(nx.minimum_cut_value(values.graph, "source", "sink")) if "sink" in values.graph else 0
+        for name, one in model.named_buffers():
+            one.data.copy_(buffers[name])
+    return values

@@ -206,7 +206,8 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     for at in range(_ROUNDS):
         known = hints.found
         long = _traced(model, call, hints, sizes[0])
-        hints.moody = long.moody | {name: why for name, why in hints.moody.items() if long.moody.get(name, DRAWS) == DRAWS}
+        known_moods = {name: why for name, why in hints.moody.items() if long.moody.get(name, DRAWS) == DRAWS}
+        hints.moody = long.moody | known_moods
         apart = {one.key for one in long.calls if _may_replace_args(long, one)}
         replaced = {one.key for one in long.calls if one.key in hints.apart and _takes_constants(long, one)}
         settled = known == hints.found and (apart == replaced or seen == known)

@@ -175,6 +175,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
+        self._behind: dict[int, int] = {}  # copies in disguise, and what they are copies of
         self._noted: dict[int, list[torch.Tensor]] = {}  # by the storage that they share until it is written to
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
@@ -241,6 +242,17 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._replaced[_memory(apart)] = self._open[-1], _memory(tensor)
         self.nodes[node].point, self.nodes[node].tensor = what, self._as_now(apart)
         return apart
+
+    def _disguised(self, tensor: torch.Tensor, why: str) -> torch.Tensor:
+        """A copy that is no constant, and needs what it is a copy of if it is used itself."""
+        parent = self.node(tensor)
+        with below_dispatch():
+            copy = tensor.clone()
+        self._alive.append(copy)
+        origin = self.nodes[parent]
+        value = self._at[_memory(copy)] = self._new(hot=origin.hot or why, varies=origin.varies, parents=(parent,))
+        self._behind[value] = parent
+        return copy
 
     def _as_now(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor that holds what this one does now, whatever is written to it later."""
@@ -330,7 +342,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         return ""
 
     def _need(self, values: Iterable[int]) -> None:
-        self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
+        for value in values:
+            if value in self._behind:
+                self._need([self._behind[value]])
+            elif not self.nodes[value].hot:
+                self.sinks.append((value, tuple(self._open)))
 
     def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
         """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
@@ -397,7 +413,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
         if self.hints.moody.get(name) == DRAWS:  # another time it may be something else than what a part of it gave
-            output = tree_map_only(torch.Tensor, torch.clone, output)
+            why = f"{DRAWN} {name or 'the model'} draws"
+            output = tree_map_only(torch.Tensor, functools.partial(self._disguised, why=why), output)
         self._see_draws()
         self._open.pop()
         if before != _python_generators() or around.draws:
@@ -437,7 +454,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         call.leaves = [*map(id, tree_leaves(output))]
         call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
         if not name:
-            self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
+            self._need(call.outputs)
         return output
 
     def _is_constant(self, value: Any) -> bool:
