@@ -262,11 +262,16 @@ def _may_replace_args(trace: Trace, call: Call) -> bool:
 
 
 def _maximal(long: Trace, short: Trace) -> list[Call]:
-    """The outermost calls that need not run, as both traces see it."""
+    """The outermost calls that need not run, as both traces see it.
+
+    Not those of a module of which something trains, though not in this call: its parts are looked at one by one.
+    """
     good = {call.key for call in short.calls if not call.why_not}
     chosen: dict[int, Call] = {}
     for index, call in enumerate(long.calls):
-        if call.key[0] and not call.why_not and call.key in good and not any(one in chosen for one in call.within):
+        if not call.key[0] or call.why_not or call.key not in good or any(one in chosen for one in call.within):
+            continue
+        if not any(one.requires_grad for one in call.module.parameters()):
             chosen[index] = call
     return list(chosen.values())
 

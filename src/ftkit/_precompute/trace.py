@@ -28,6 +28,7 @@ from ftkit._torch import (
     TorchDispatchMode,
     below_dispatch,
     buffers_of,
+    children_of,
     global_hooks,
     hooks_of,
     parameters_of,
@@ -421,7 +422,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._moody(index, DRAWS)
         now, attributes = around.now(), _own_state(module)
         if state != attributes or there != now:
-            new = [vars(module)[one] for one in attributes if attributes[one] != state.get(one)]
+            new = [getattr(module, one) for one in attributes if attributes[one] != state.get(one)]
             new += [one for one in around.contents() if id(one) not in there[0]]
             grew = state.keys() <= attributes.keys() and there[0] == [one for one in now[0] if one in there[0]]
             # transformers notes in the configuration which kind of labels there are.
@@ -452,7 +453,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             output = tree_map_only(torch.Tensor, lambda one: self.point(one, ("out", key, next(number))), output)
         call.output, call.returned = tree_map_only(torch.Tensor, self._as_now, output), output
         call.leaves = [*map(id, tree_leaves(output))]
-        call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
+        call.outputs = [self.node(one) for one in tensors_in(output)]
         if not name:
             self._need(call.outputs)
         return output
@@ -692,6 +693,7 @@ def _python_generators() -> Any:
 
 
 def _own_state(module: nn.Module) -> dict[str, int]:
-    """What a module has as attributes now, by identity; its tables and mode aside."""
+    """What a module has as attributes and modules now, by identity; its other tables and mode aside."""
     tables = {"_parameters", "_buffers", "_modules", "training", "forward", "_ftkit_statistics"}
-    return {name: id(value) for name, value in vars(module).items() if name not in tables}
+    parts = {name: id(value) for name, value in children_of(module).items()}
+    return {name: id(value) for name, value in vars(module).items() if name not in tables} | parts
