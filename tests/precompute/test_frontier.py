@@ -466,6 +466,23 @@ def test_a_dataclass_is_given_back(tmp_path: Any) -> None:
         assert torch.equal(model(rows).features[0], plain.features[0])
 
 
+def by_gradient(m: Any, x: Tensor) -> Any:
+    y = m.a(x).detach().requires_grad_()
+    scores = m.head(y)
+    return scores.tanh() + torch.autograd.grad(scores.tanh().sum(), y, create_graph=True)[0].sum()
+
+
+def by_gradient_of_frozen(m: Any, x: Tensor) -> Any:
+    y = m.a(x).detach().requires_grad_()
+    return m.head(y.detach() + torch.autograd.grad(m.b(y).tanh().sum(), y)[0])
+
+
+@pytest.mark.parametrize("forward", [by_gradient, by_gradient_of_frozen])
+def test_gradients_that_a_forward_takes_itself(forward: Callable[..., Any], tmp_path: Any) -> None:
+    """By values of the frozen part: what leads to those is skipped, and what they pass through is not."""
+    assert checked(Model(forward), tmp_path).skipped == ["a"]
+
+
 class Either(nn.Module):
     """Of its layers, a call uses one."""
 

@@ -239,6 +239,9 @@ def _traced(model: nn.Module, call: Any, hints: Hints, samples: int) -> Trace:
         except FtkitError:
             raise
         except Exception as error:
+            if trace.ends_gradients and not hints.gradients:
+                hints.gradients = True
+                return _traced(model, call, hints, samples)
             raise FtkitError(
                 f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item "
                 "of a sample that is a tuple, or what its forward() takes of one that is a dict."

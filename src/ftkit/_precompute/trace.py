@@ -45,6 +45,7 @@ Key = tuple[str, int]
 TRAINS = "it depends on what trains"
 DRAWS = "it draws random numbers"
 DRAWN = "it depends on random numbers that"
+GRADIENTS = "gradients of what it gives are taken"
 CONSTANT = "it does not depend on the sample"
 _TRUSTED = frozenset({"torch", "ftkit"})
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -124,6 +125,7 @@ class Hints:
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
         changing: What they change, by its place.
+        gradients: Whether the forward pass takes gradients itself, which have to pass through calls.
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
@@ -133,11 +135,12 @@ class Hints:
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
     changing: set[str] = field(default_factory=set)
+    gradients: bool = False
 
     @property
     def found(self) -> Any:
         """All but ``apart``, to compare with later."""
-        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody)
+        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody), self.gradients
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -154,6 +157,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         output: What the model gave back.
         owners: Which sample each element of a value comes from.
         decides: Whether Python has read a truth value of the batch.
+        ends_gradients: Whether a copy without history has come in the place of a tensor with gradients.
         hints: What earlier runs have found out, and this one.
     """
 
@@ -169,6 +173,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.output: Any = None
         self.owners = Owners(samples)
         self.decides = False
+        self.ends_gradients = False
         self.hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
@@ -225,6 +230,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         parent = self.node(tensor)
         if self.nodes[parent].hot:
             return tensor
+        if tensor.requires_grad and what[0] != "input":
+            if self.hints.gradients:
+                return tensor
+            self.ends_gradients = True
         with below_dispatch():
             apart = tensor.detach().clone()
         self._alive.append(apart)
@@ -446,6 +455,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in leaves):
             call.why_not = call.why_not or "it gives back something other than tensors"
         call.why_not = call.why_not or next((why for one in tensors if (why := self.nodes[self.node(one)].hot)), "")
+        if self.hints.gradients and any(one.requires_grad for one in tensors):
+            call.why_not = call.why_not or GRADIENTS
         if not any(self.nodes[self.node(one)].varies for one in tensors):
             call.why_not = call.why_not or CONSTANT
         if not call.why_not and name:
