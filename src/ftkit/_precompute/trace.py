@@ -500,8 +500,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
         What comes before a draw does not depend on it, and what comes after has leaked, if it is seen when it happens.
         """
-        why = self.hints.moody.get(name, "")
-        return "" if why == DRAWS and not self._surroundings[name].draws else why
+        why, around = self.hints.moody.get(name, ""), self._surroundings[name]
+        unseen = around.draws or any(isinstance(one, torch.Generator) for one in around.generators)
+        return "" if why == DRAWS and not unseen else why
 
     def _note_changes(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
