@@ -21,7 +21,9 @@ from ftkit._torch import written_by
 class Values(TorchDispatchMode):
     """Every value that operators give, views too, with the bytes of one sample's part of it."""
 
-    def __init__(self, model: nn.Module, inputs: list[Tensor], samples: int, others: Values | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, inputs: list[Tensor], samples: int, others: dict[int, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.graph = nx.DiGraph()
         self.made = dict[int, Tensor]()  # for a run with another sample, to compare with
@@ -44,24 +46,26 @@ class Values(TorchDispatchMode):
             self._varying.add(self._values[id(one)])
             self._free.add(self._values[id(one)])
 
-    def _put(self, tensor: Tensor, parents: Collection[int] = ()) -> int:
+    def _put(self, tensor: Tensor, parents: frozenset[int] | set[int] = frozenset()) -> int:
         self._count += 1
         self._alive.append(tensor)
         self._values[id(tensor)] = self._count
         options = {}
-        if not self._mixed.isdisjoint(parents) or self._mixes(tensor):
+        if not self._mixed.isdisjoint(parents) or self._mixes(tensor, parents):
             self._mixed.add(self._count)
         elif any(side % self._samples == 0 for side in tensor.shape):
             options["capacity"] = tensor.numel() // self._samples * tensor.itemsize
         self.graph.add_edge((self._count, "in"), (self._count, "out"), **options)
         return self._count
 
-    def _mixes(self, tensor: Tensor) -> bool:
+    def _mixes(self, tensor: Tensor, parents: frozenset[int] | set[int]) -> bool:
         """Whether more of a value has changed than one sample's part where one sample is another."""
+        if not parents or parents & self._hot or not parents & self._varying:
+            return False
         if self._others is None:
             self.made[self._count] = tensor.detach().clone()
             return False
-        other = self._others.made.pop(self._count, None)
+        other = self._others.pop(self._count, None)
         if other is None or other.shape != tensor.shape or tensor.layout is not torch.strided:
             return False
         changed = (tensor != other) & ~(tensor.isnan() & other.isnan())
@@ -151,13 +155,18 @@ def smallest(model: nn.Module, skipped: Collection[tuple[str, int]], *args: Any,
     def changed(one: Any) -> Any:
         return one[others] if isinstance(one, Tensor) and one.dim() and len(one) == count else one
 
-    first = _values(model, skipped, count, None, *tree_map(changed, (args, kwargs)))
-    graph = _values(model, skipped, count, first, args, kwargs).graph
+    made = _values(model, skipped, count, None, *tree_map(changed, (args, kwargs))).made
+    graph = _values(model, skipped, count, made, args, kwargs).graph
     return int(nx.minimum_cut_value(graph, "source", "sink")) if "sink" in graph else 0
 
 
 def _values(
-    model: nn.Module, skipped: Collection[tuple[str, int]], count: int, others: Values | None, args: Any, kwargs: Any
+    model: nn.Module,
+    skipped: Collection[tuple[str, int]],
+    count: int,
+    others: dict[int, Tensor] | None,
+    args: Any,
+    kwargs: Any,
 ) -> Values:
     inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
     buffers = copy.deepcopy(dict(model.named_buffers()))
