@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import FtkitError, freeze_except
 from ftkit._precompute.precompute import precompute
@@ -343,6 +345,202 @@ def compared_with_the_least(folder: Any, steps: Any, trained: set[int], outputs:
         return
     kept = sum(size for *_, size in cached.kept)
     assert kept <= 1.1 * smallest(model, cached._player.cut.skips, inputs[:3])
+
+
+def kept_of(model: nn.Module, folder: Any) -> list[tuple[int, ...]]:
+    return [shape for _, shape, *_ in checked(model, folder).kept]
+
+
+def masked_at_random(m: Any, x: Tensor) -> Any:
+    y = m.a(x)
+    y[torch.from_numpy(np.random.rand(*y.shape) < 0.5)] = 0.0  # noqa: NPY002
+    return m.head(y)
+
+
+def test_what_a_caller_writes_to_an_output_is_not_the_calls(tmp_path: Any) -> None:
+    """As SpecAugment does: the call itself gives the same for the same sample."""
+    cached = precompute(Model(masked_at_random), data(), tmp_path)
+    assert (cached.skipped, [shape for _, shape, *_ in cached.kept]) == (["a"], [(1, 4)])
+
+
+def draws_late(m: Any, x: Tensor) -> Any:
+    return m.head(m.b(m.wide(x).unflatten(1, (4, 4)).mean(2)) * (1 + random.random()))
+
+
+def test_what_comes_before_a_draw_is_constant(tmp_path: Any) -> None:
+    """Not only calls, what the module that draws does between them, too."""
+    assert kept_of(Model(draws_late, wide=nn.Linear(4, 16)), tmp_path) == [(1, 4)]
+
+
+class RemembersADraw(nn.Module):
+    """Uses a number in the next call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.numbers = nn.Linear(4, 4), [0.5]
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layer(x * self.numbers[0])
+        self.numbers[0] = random.random()
+        return y
+
+
+def test_a_draw_that_is_remembered(tmp_path: Any) -> None:
+    """What comes before it depends on the one before."""
+    with pytest.raises(FtkitError, match="it keeps what it computed"):
+        precompute(Model(lambda m, x: m.head(m.memory(x)), memory=RemembersADraw()), data(), tmp_path)
+
+
+class DrawsBetween(nn.Module):
+    """Gives back something that nobody needs, beside what it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.layer = nn.Linear(4, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        wide = self.wide(x)
+        return self.layer(wide) * (1 + random.random()), wide
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_module_that_draws_gives_back_is_kept_if_it_is_used(used: bool, tmp_path: Any) -> None:
+    """A view of it, too."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y, wide = m.between(x)
+        return m.head(y + wide[:, :4] if used else y)
+
+    kept = kept_of(Model(forward, between=DrawsBetween()), tmp_path)
+    assert kept == ([(1, 64), (1, 4)] if used else [(1, 4)])
+
+
+def first_of_constants(m: Any, x: Tensor) -> Any:
+    token = m.token.weight.expand(2 * len(x), 1, 4)
+    tokens = torch.cat([token, m.a(x).repeat_interleave(2, 0)[:, None]], 1)
+    return m.head(m.b(tokens[: len(x), 0] * tokens[:, 1].view(-1, 2, 4).mean(1)))
+
+
+def test_a_choice_by_place_of_what_is_the_same_for_all(tmp_path: Any) -> None:
+    """As Timesformer takes the class token of the first images, for all."""
+    model = Model(first_of_constants, token=nn.Embedding(1, 4))
+    assert checked(model, tmp_path).skipped == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", ["view", "in place", "split"])
+def test_a_choice_by_place_is_noticed_through_views(how: str, tmp_path: Any) -> None:
+    """Where what was chosen is used."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.a(x).clone()
+        if how == "view":
+            y[:1].view(-1)[:3].view(3, 1).squeeze().add_(1)
+        elif how == "in place":
+            y[:1].mul_(1.5)
+        else:
+            first, *others = y.split(1)
+            y = torch.cat([first * 2, *others])
+        return m.head(m.b(y))
+
+    assert checked(Model(forward), tmp_path).skipped == ["a"]
+
+
+@dataclass
+class Answer:
+    """What a model gives back in a class of its own."""
+
+    logits: Tensor
+    features: list[Tensor]
+
+
+def test_a_dataclass_is_given_back(tmp_path: Any) -> None:
+    """With the values of the frozen part in it."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        y = m.a(x)
+        return Answer(m.head(y), [y])
+
+    model = Model(forward)
+    with precompute(model, data(), tmp_path, batch_size=12) as cached:
+        (rows, _), plain = next(iter(cached.loader(batch_size=12))), model(data().tensors[0])
+        assert torch.equal(model(rows).features[0], plain.features[0])
+
+
+def by_gradient(m: Any, x: Tensor) -> Any:
+    y = m.a(x).detach().requires_grad_()
+    scores = m.head(y)
+    return scores.tanh() + torch.autograd.grad(scores.tanh().sum(), y, create_graph=True)[0].sum()
+
+
+def by_gradient_of_frozen(m: Any, x: Tensor) -> Any:
+    y = m.a(x).detach().requires_grad_()
+    return m.head(y.detach() + torch.autograd.grad(m.b(y).tanh().sum(), y)[0])
+
+
+@pytest.mark.parametrize("forward", [by_gradient, by_gradient_of_frozen])
+def test_gradients_that_a_forward_takes_itself(forward: Callable[..., Any], tmp_path: Any) -> None:
+    """By values of the frozen part: what leads to those is skipped, and what they pass through is not."""
+    assert checked(Model(forward), tmp_path).skipped == ["a"]
+
+
+class Either(nn.Module):
+    """Of its layers, a call uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, *, ends: bool = False) -> Tensor:
+        found: Tensor = self.head(x) if ends else self.body(x)
+        return found
+
+
+def test_a_module_of_which_another_call_trains(tmp_path: Any) -> None:
+    """Its parts are skipped where it is not."""
+    model = Model(lambda m, x: m.either(m.a(m.either(x)), ends=True), either=Either())
+    freeze_except(model, "either.head")
+    assert checked(model, tmp_path).skipped == ["either.body", "a"]
+
+
+class Swaps(nn.Module):
+    """Changes its own modules."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a, self.b = self.b, self.a
+        scores: Tensor = self.head(self.b(self.a(x).tanh()))
+        return scores
+
+
+def test_a_model_that_exchanges_its_modules_is_refused(tmp_path: Any) -> None:
+    """A module is known by its name."""
+    model = Swaps()
+    cached = precompute(model, data(), tmp_path, batch_size=6)
+    loader = cached.loader(batch_size=6)
+    with pytest.raises(FtkitError, match="other submodules"), cached:
+        for rows, _ in loader:
+            model(rows)
+
+
+@pytest.mark.parametrize("side", [32 + 16, 32 + 32, 32 + 48])
+def test_inputs_as_long_as_a_row(side: int, tmp_path: Any) -> None:
+    """The rows are longer then, so that nobody takes one for the other."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(side, (side - 32) // 4), nn.Linear((side - 32) // 4, 2))
+    freeze_except(model, "1")
+    inputs = torch.randn(6, side)
+    with precompute(model, TensorDataset(inputs), tmp_path, batch_size=6) as cached:
+        assert torch.equal(model(next(iter(cached.loader(batch_size=6)))[0]), model(inputs))
+    loader = DataLoader(TensorDataset(inputs), 6)
+    for _ in range(2):
+        with precompute(model, loader, tmp_path) as cached:
+            assert torch.equal(model(inputs), model(inputs))
+    assert (cached.samples, cached.computed) == (6, 0)
 
 
 class Recurrent(nn.Module):

@@ -224,7 +224,9 @@ def judge(case: str, stage: str) -> Outcome:
                 cached = precompute(model, dataset, folder, batch_size=BATCH)
             except FtkitError as error:
                 return Outcome(name, TOO_MUCH if "can't allocate memory" in str(error) else REFUSED, str(error))
-            kept = sum(size for *_, size in cached.kept)
+            inputs = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            stay = sum(inputs[at].nbytes // len(inputs[at]) for at in cached._player.cut.stays)
+            kept = sum(size for *_, size in cached.kept) + stay
             model.train()
 
             def differs(order: Tensor, *, at_all: bool = True) -> str:

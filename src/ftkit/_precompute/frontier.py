@@ -14,7 +14,7 @@ from torch import nn
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute.mixing import MIXED
 from ftkit._precompute.placeholders import Placeholder
-from ftkit._precompute.trace import CONSTANT, TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
+from ftkit._precompute.trace import CONSTANT, DRAWS, TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -206,7 +206,8 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
     for at in range(_ROUNDS):
         known = hints.found
         long = _traced(model, call, hints, sizes[0])
-        hints.moody = long.moody | hints.moody
+        known_moods = {name: why for name, why in hints.moody.items() if long.moody.get(name, DRAWS) == DRAWS}
+        hints.moody = long.moody | known_moods
         apart = {one.key for one in long.calls if _may_replace_args(long, one)}
         replaced = {one.key for one in long.calls if one.key in hints.apart and _takes_constants(long, one)}
         settled = known == hints.found and (apart == replaced or seen == known)
@@ -238,6 +239,9 @@ def _traced(model: nn.Module, call: Any, hints: Hints, samples: int) -> Trace:
         except FtkitError:
             raise
         except Exception as error:
+            if trace.ends_gradients and not hints.gradients:
+                hints.gradients = True
+                return _traced(model, call, hints, samples)
             raise FtkitError(
                 f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item "
                 "of a sample that is a tuple, or what its forward() takes of one that is a dict."
@@ -261,11 +265,16 @@ def _may_replace_args(trace: Trace, call: Call) -> bool:
 
 
 def _maximal(long: Trace, short: Trace) -> list[Call]:
-    """The outermost calls that need not run, as both traces see it."""
+    """The outermost calls that need not run, as both traces see it.
+
+    Not those of a module of which something trains, though not in this call: its parts are looked at one by one.
+    """
     good = {call.key for call in short.calls if not call.why_not}
     chosen: dict[int, Call] = {}
     for index, call in enumerate(long.calls):
-        if call.key[0] and not call.why_not and call.key in good and not any(one in chosen for one in call.within):
+        if not call.key[0] or call.why_not or call.key not in good or any(one in chosen for one in call.within):
+            continue
+        if not any(one.requires_grad for one in call.module.parameters()):
             chosen[index] = call
     return list(chosen.values())
 
@@ -459,14 +468,10 @@ def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
     for index, call in reversed(list(enumerate(trace.calls))):
         alone = sum(one.key[0] == call.key[0] for one in trace.calls) == 1
         around = (call.autocast, call.grad) == (root.autocast, root.grad)
-        ends = call.returned is root.returned and _leaves_of(call) == _leaves_of(root)  # and nothing was added to it
+        ends = call.returned is root.returned and call.leaves == root.leaves  # and nothing was added to it
         if index and alone and around and ends and all(index in within for within in happens):
             return call
     return None
-
-
-def _leaves_of(call: Call) -> list[int]:
-    return [*map(id, tree_leaves(call.output))]
 
 
 def _twins(node: Node, twins: Mapping[Any, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:

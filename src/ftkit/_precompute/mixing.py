@@ -79,6 +79,7 @@ class Owners:
         self.samples = samples
         self._maps: dict[int, _Map] = {}
         self._before: dict[int, torch.Tensor] = {}
+        self._chosen: dict[Any, set[int]] = {}  # views of some samples alone, and all that there were
 
     def give(self, tensor: torch.Tensor) -> None:
         """Let the parts of a tensor along its first dimension be the samples."""
@@ -136,12 +137,20 @@ class Owners:
         if not known and not any(storage_id(one) in self._maps for one in written):
             return
         name = operator_name(func).partition("::")[2]
+        made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
+        views = not written and bool(made) and all(self._is_view(one, given) for one in made)
+        chosen = set[int]().union(*(self._chosen.get(_place(one), ()) for one in given))
+        if chosen and not views:
+            raise Mixing(PLACED)
         if torch.Tag.inplace_view in func.tags and not name.startswith(("resize", "set_")):
             return  # only the shape has changed
-        made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
-        if not written and made and all(self._is_view(one, given) for one in made):
-            if name in _TAKES and not self._is_even(name, args, known):
-                self._see_whole(known.values(), map(self.of, made))
+        if views:
+            if chosen or (name in _TAKES and not self._is_even(name, args, known)):
+                every = chosen or self._present(known.values())
+                for one in made:  # it is a choice by place only if what is left in the end is used
+                    owners = self.of(one)
+                    if owners is not None and self._present([owners]) not in (every, set()):
+                        self._chosen[_place(one)] = every
             return
         targets = written or made
         for tensor, owners in zip(targets, self._owners(name, func, args, kwargs, known, targets), strict=True):
@@ -318,6 +327,10 @@ class _Map:
             self._item = item
 
 
+def _place(tensor: torch.Tensor) -> Any:
+    return storage_id(tensor), _geometry(tensor)
+
+
 def _geometry(tensor: torch.Tensor) -> Any:
     return tuple(tensor.shape), tensor.stride(), tensor.storage_offset(), tensor.itemsize
 
@@ -361,7 +374,8 @@ def _moved(name: str, func: Any, args: Any, kwargs: Any, known: dict[int, torch.
     found = [known[id(one)] for one in tree_leaves(args) if isinstance(one, torch.Tensor) and id(one) in known]
     if name == "constant_pad_nd" and set(found[0].shape[-(len(args[1]) // 2) :]) == {1}:
         return found  # what is put in has no owner, and may be said to have one
-    if name == "cat" and all(one.shape == found[0].shape and bool((one == found[0]).all()) for one in found[1:]):
+    every = len(found) == sum(isinstance(one, torch.Tensor) for one in tree_leaves(args))  # and no constant
+    if name == "cat" and every and all(one.shape == found[0].shape and bool((one == found[0]).all()) for one in found):
         along = args[1] if len(args) > 1 else 0
         if found[0].shape[along] == 1:
             return found[:1]

@@ -61,6 +61,8 @@ class Packing:
             piece = Piece(at, self.kept_bytes, layout.nbytes, layout.dtype, kept_as)
             self.pieces.append(piece)
             self.kept_bytes += -(-piece.kept_bytes // ALIGN) * ALIGN
+        if dtype is None:
+            self.kept_bytes = self.row_bytes  # which may be longer than its pieces
 
     @property
     def description(self) -> list[str]:

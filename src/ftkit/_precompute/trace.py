@@ -28,6 +28,7 @@ from ftkit._torch import (
     TorchDispatchMode,
     below_dispatch,
     buffers_of,
+    children_of,
     global_hooks,
     hooks_of,
     parameters_of,
@@ -44,6 +45,7 @@ Key = tuple[str, int]
 TRAINS = "it depends on what trains"
 DRAWS = "it draws random numbers"
 DRAWN = "it depends on random numbers that"
+GRADIENTS = "gradients of what it gives are taken"
 CONSTANT = "it does not depend on the sample"
 _TRUSTED = frozenset({"torch", "ftkit"})
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device)
@@ -83,6 +85,7 @@ class Call:
         args: Its positional and keyword arguments, as they were then: callers add to lists that they pass.
         output: What it gave back, as it was then: callers change what they get.
         returned: The same, as the object that was given back.
+        leaves: What that contained, by identity.
         inputs: The values of its tensor arguments.
         outputs: The values at its output.
         writes: Whether it wrote to memory that was there before it.
@@ -99,6 +102,7 @@ class Call:
     args: tuple[Any, Any] = ((), {})
     output: Any = None
     returned: Any = None
+    leaves: list[int] = field(default_factory=list)
     inputs: list[int] = field(default_factory=list)
     outputs: list[int] = field(default_factory=list)
     writes: bool = False
@@ -121,6 +125,7 @@ class Hints:
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
         changing: What they change, by its place.
+        gradients: Whether the forward pass takes gradients itself, which have to pass through calls.
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
@@ -130,11 +135,12 @@ class Hints:
     moved: set[str] = field(default_factory=set)
     moody: dict[str, str] = field(default_factory=dict)
     changing: set[str] = field(default_factory=set)
+    gradients: bool = False
 
     @property
     def found(self) -> Any:
         """All but ``apart``, to compare with later."""
-        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody)
+        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody), self.gradients
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -151,6 +157,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         output: What the model gave back.
         owners: Which sample each element of a value comes from.
         decides: Whether Python has read a truth value of the batch.
+        ends_gradients: Whether a copy without history has come in the place of a tensor with gradients.
         hints: What earlier runs have found out, and this one.
     """
 
@@ -166,6 +173,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.output: Any = None
         self.owners = Owners(samples)
         self.decides = False
+        self.ends_gradients = False
         self.hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
@@ -173,6 +181,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
+        self._behind: dict[int, int] = {}  # copies in disguise, and what they are copies of
+        self._noted: dict[int, list[torch.Tensor]] = {}  # by the storage that they share until it is written to
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
         self._names = {id(tensor): name for name, tensor in named_state(model).items()}
@@ -220,6 +230,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         parent = self.node(tensor)
         if self.nodes[parent].hot:
             return tensor
+        if tensor.requires_grad and what[0] != "input":
+            if self.hints.gradients:
+                return tensor
+            self.ends_gradients = True
         with below_dispatch():
             apart = tensor.detach().clone()
         self._alive.append(apart)
@@ -236,8 +250,26 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._born[_memory(apart)] = tuple(self._open)
         if what[0] == "arg":
             self._replaced[_memory(apart)] = self._open[-1], _memory(tensor)
-        self.nodes[node].point, self.nodes[node].tensor = what, apart
+        self.nodes[node].point, self.nodes[node].tensor = what, self._as_now(apart)
         return apart
+
+    def _disguised(self, tensor: torch.Tensor, why: str) -> torch.Tensor:
+        """A copy that is no constant, and needs what it is a copy of if it is used itself."""
+        parent = self.node(tensor)
+        with below_dispatch():
+            copy = tensor.clone()
+        self._alive.append(copy)
+        origin = self.nodes[parent]
+        value = self._at[_memory(copy)] = self._new(hot=origin.hot or why, varies=origin.varies, parents=(parent,))
+        self._behind[value] = parent
+        return copy
+
+    def _as_now(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor that holds what this one does now, whatever is written to it later."""
+        with below_dispatch():
+            noted = tensor.detach()
+        self._noted.setdefault(_memory(tensor), []).append(noted)
+        return noted
 
     # ---------------- operators
 
@@ -256,6 +288,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         before = _generators() if draws else None
         with below_dispatch():
             held = self.owners.before(func, written.values())
+            for noted in (one for place in written for one in self._noted.pop(place, ())):
+                noted.data = noted.clone()
         output = func(*args, **kwargs)
         cost = flops(func, args, kwargs, output)
         for call in self._open:
@@ -266,7 +300,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         hot = next((why for one in parents if (why := self.nodes[one].hot)), "")
         hot = f"{DRAWN} {self._called(self._open)} draws" if draws else hot or foreign or self._leaked
         if not hot and self._open:
-            hot = self.hints.moody.get(self.calls[self._open[-1]].key[0], "")
+            hot = self._mood(self.calls[self._open[-1]].key[0])
         varies = any(self.nodes[one].varies for one in parents)
         needs_values = _needs_values(func, args)
         mixes = "" if hot or not varies or needs_values else self._mixes(func, args, kwargs, output, held)
@@ -318,7 +352,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         return ""
 
     def _need(self, values: Iterable[int]) -> None:
-        self.sinks += [(one, tuple(self._open)) for one in values if not self.nodes[one].hot]
+        for value in values:
+            if value in self._behind:
+                self._need([self._behind[value]])
+            elif not self.nodes[value].hot:
+                self.sinks.append((value, tuple(self._open)))
 
     def show_python(self, tensors: Iterable[torch.Tensor]) -> None:
         """Note that Python sees values: those of the frozen part have to be there, and those that train may go on."""
@@ -376,7 +414,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self.hints.hot else ""),
                 (args, kwargs),
             )
-        call.args = tree_map_only(torch.Tensor, lambda one: one, (args, kwargs))
+        call.args = tree_map_only(torch.Tensor, self._as_now, (args, kwargs))
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
@@ -385,14 +423,15 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         inside = [*map(_insides, objects)]
         output = forward(*args, **kwargs)
         if self.hints.moody.get(name) == DRAWS:  # another time it may be something else than what a part of it gave
-            output = tree_map_only(torch.Tensor, torch.clone, output)
+            why = f"{DRAWN} {name or 'the model'} draws"
+            output = tree_map_only(torch.Tensor, functools.partial(self._disguised, why=why), output)
         self._see_draws()
         self._open.pop()
         if before != _python_generators() or around.draws:
             self._moody(index, DRAWS)
         now, attributes = around.now(), _own_state(module)
         if state != attributes or there != now:
-            new = [vars(module)[one] for one in attributes if attributes[one] != state.get(one)]
+            new = [getattr(module, one) for one in attributes if attributes[one] != state.get(one)]
             new += [one for one in around.contents() if id(one) not in there[0]]
             grew = state.keys() <= attributes.keys() and there[0] == [one for one in now[0] if one in there[0]]
             # transformers notes in the configuration which kind of labels there are.
@@ -405,7 +444,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             elif state != attributes:
                 self._moody(index, "it keeps what it computed in an attribute")
             else:
-                self._moody(index, DRAWS if there[3] != now[3] else "it keeps what it computed")
+                draws_alone = [*there[:3], *there[4:]] == [*now[:3], *now[4:]]
+                self._moody(index, DRAWS if draws_alone else "it keeps what it computed")
         if given != [*map(id, tree_leaves((args, kwargs)))]:
             call.why_not = call.why_not or "it changes what it was called with"
         call.fills = inside != [*map(_insides, objects)]
@@ -415,15 +455,18 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not all(isinstance(one, (torch.Tensor, *PLAIN)) for one in leaves):
             call.why_not = call.why_not or "it gives back something other than tensors"
         call.why_not = call.why_not or next((why for one in tensors if (why := self.nodes[self.node(one)].hot)), "")
+        if self.hints.gradients and any(one.requires_grad for one in tensors):
+            call.why_not = call.why_not or GRADIENTS
         if not any(self.nodes[self.node(one)].varies for one in tensors):
             call.why_not = call.why_not or CONSTANT
         if not call.why_not and name:
             number = iter(range(sys.maxsize))
             output = tree_map_only(torch.Tensor, lambda one: self.point(one, ("out", key, next(number))), output)
-        call.output, call.returned = tree_map_only(torch.Tensor, lambda one: one, output), output
-        call.outputs = [self.node(one) for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
+        call.output, call.returned = tree_map_only(torch.Tensor, self._as_now, output), output
+        call.leaves = [*map(id, tree_leaves(output))]
+        call.outputs = [self.node(one) for one in tensors_in(output)]
         if not name:
-            self.sinks += [(one, ()) for one in call.outputs if not self.nodes[one].hot]
+            self._need(call.outputs)
         return output
 
     def _is_constant(self, value: Any) -> bool:
@@ -449,8 +492,17 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         for each in (index, *self.calls[index].within):
             self.calls[each].why_not = self.calls[each].why_not or why
         name = self.calls[index].key[0]
-        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):
-            self.moody.setdefault(name, why)  # the innermost
+        if not any(other.startswith(f"{name}." if name else "") for other in self.moody if other != name):  # innermost
+            self.moody[name] = why if self.moody.get(name, DRAWS) == DRAWS else self.moody[name]
+
+    def _mood(self, name: str) -> str:
+        """Why a module's own operators may give something else the next time.
+
+        What comes before a draw does not depend on it, and what comes after has leaked, if it is seen when it happens.
+        """
+        why, around = self.hints.moody.get(name, ""), self._surroundings[name]
+        unseen = around.draws or any(isinstance(one, torch.Generator) for one in around.generators)
+        return "" if why == DRAWS and not unseen else why
 
     def _note_changes(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
@@ -653,6 +705,7 @@ def _python_generators() -> Any:
 
 
 def _own_state(module: nn.Module) -> dict[str, int]:
-    """What a module has as attributes now, by identity; its tables and mode aside."""
+    """What a module has as attributes and modules now, by identity; its other tables and mode aside."""
     tables = {"_parameters", "_buffers", "_modules", "training", "forward", "_ftkit_statistics"}
-    return {name: id(value) for name, value in vars(module).items() if name not in tables}
+    parts = {name: id(value) for name, value in children_of(module).items()}
+    return {name: id(value) for name, value in vars(module).items() if name not in tables} | parts
