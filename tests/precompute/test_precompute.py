@@ -316,6 +316,23 @@ def test_where_only_the_head_is_left_it_is_called_at_once(case: str, tmp_path: P
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.filterwarnings("ignore:.*jit.script:FutureWarning")
+def test_a_head_that_is_scripted(tmp_path: Path) -> None:
+    """Whose attributes are elsewhere."""
+
+    def scripted() -> nn.Module:
+        model = small()
+        model[-1] = torch.jit.script(model[-1])  # type: ignore[index,operator,no-untyped-call]
+        freeze_except(model, str(len(model) - 1))  # type: ignore[arg-type]
+        return model
+
+    data = images()
+    plain = train(scripted(), DataLoader(data, 8))
+    model = scripted()
+    with precompute(model, data, tmp_path) as cached:
+        assert same(train(model, cached.loader(batch_size=8)), plain)
+
+
 def test_two_data_sets_of_one_model(tmp_path: Path) -> None:
     """Training and validation, in one folder and one block."""
     model, data, other = small(), images(), images(9)

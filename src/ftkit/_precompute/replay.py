@@ -42,7 +42,7 @@ from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
 _FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
-_MODE: Final = operator.itemgetter("training")
+_MODE: Final = operator.attrgetter("training")
 _NOTHING: Final = Slot(None, None)
 _LEAF: Final = (type(None), torch.Tensor, bool, int, float, str)
 
@@ -93,13 +93,13 @@ class Player:
         """By which its rows are known, among those of other data sets."""
         self._parts = parts_of(model, cut)
         inside = {id(one) for parts in self._parts.values() for one in parts}
-        self._left = [vars(one) for one in model.modules() if id(one) not in inside]
+        self._left = [one for one in model.modules() if id(one) not in inside]
         self._hooked = self._hooks_before()
         self._tables = [pre_hooks_of(model), hooks_of(model), *global_hooks()]
         self._hooks: list[Any] | None = None  # that were there when it was last seen whether some are of others
         self._watched = False
-        self._loose: dict[Key, list[dict[str, Any]]] = {}  # what is not held in eval mode
-        self._all_loose: list[dict[str, Any]] = []
+        self._loose: dict[Key, list[nn.Module]] = {}  # what is not held in eval mode
+        self._all_loose: list[nn.Module] = []
         self._passes = -1
         self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
         self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
@@ -477,7 +477,7 @@ class Player:
     def _check_modes(self, keys: Collection[Key]) -> None:
         if self._passes != self.guard.passes:
             self._passes, self._fine = self.guard.passes, {}
-            self._loose = {one: [vars(p) for p in parts if not is_held(p)] for one, parts in self._parts.items()}
+            self._loose = {one: [part for part in parts if not is_held(part)] for one, parts in self._parts.items()}
             self._all_loose = [*{id(one): one for one in chain.from_iterable(self._loose.values())}.values()]
         key = next(iter(keys)) if len(keys) == 1 else None
         switches = self.model.training, *map(_MODE, self._all_loose if key is None else self._loose[key])
