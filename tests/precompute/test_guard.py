@@ -120,7 +120,10 @@ def test_arguments_that_forward_does_not_name_are_to_be_left_out(tmp_path: Path)
         batch = next(iter(cached.loader(batch_size=4)))
         with pytest.raises(FtkitError, match=r"\(mask\), on which .* does not name it: leave it out of the samples"):
             model(**batch)
-        assert model(batch["x"]).shape[0] == 4
+        assert model(batch["x"]).shape[0] == model(x=batch["x"]).shape[0] == 4
+    with precompute(Model(), TensorDataset(data().tensors[0]), tmp_path) as cached:
+        (rows,) = next(iter(cached.loader(batch_size=4)))
+        assert cached._player.model(x=rows).shape[0] == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -361,6 +364,11 @@ def test_weights_that_are_lent_for_one_step_to_a_large_model(tmp_path: Path) -> 
             model(rows)
         for one, before in zip(model.parameters(), own, strict=True):
             one.data = before
+        model(rows)
+        cached._player.guard._due = float("inf")
+        others = {name: one.detach() * 0.9 for name, one in model.named_parameters()}
+        with pytest.raises(FtkitError, match="changed since"):
+            torch.func.functional_call(model, others, (rows,))
 
 
 def test_what_comes_before_a_head_alone_is_passed_over(tmp_path: Path) -> None:
@@ -370,8 +378,9 @@ def test_what_comes_before_a_head_alone_is_passed_over(tmp_path: Path) -> None:
     with precompute(model, data(), tmp_path) as cached:
         rows, _ = next(iter(cached.loader(batch_size=4)))
         player = cached._player
+        model(rows)  # in which it is seen what the head gets
         player._begin(model, (rows,), {})
-        assert player._here.run.straight
+        assert player._here.run.straight is not None
         player._leave()
 
 

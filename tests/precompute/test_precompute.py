@@ -172,6 +172,8 @@ def test_a_data_set_that_changed_is_noticed(tmp_path: Path) -> None:
     data.tensors[0][0] += 1
     with pytest.raises(FtkitError, match="data set has changed"):
         cached.loader()
+    with pytest.raises(FtkitError, match="data set has changed"):
+        _ = cached.dataset
 
 
 def test_random_transforms_are_refused(tmp_path: Path) -> None:
@@ -333,6 +335,59 @@ def test_a_head_that_is_scripted(tmp_path: Path) -> None:
         assert same(train(model, cached.loader(batch_size=8)), plain)
 
 
+class Counted(nn.Module):
+    """A head that is called in one way or another, as the size of the batch and the modes are."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.way = nn.Linear(4, 6), Divided(), way
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        half = self.body(x)[:, :3]  # which is kept on its way into the head, as that takes it twice
+        if self.way == "size":
+            return self.head(half, len(x))
+        if self.way == "shape":
+            return self.head(half, n=x.shape)
+        if self.way == "gradients":
+            return self.head(half, 2.0 if torch.is_grad_enabled() else 1.0)
+        if self.way == "mode":
+            return self.head(half, 2.0 if self.training else 1.0)
+        if self.way == "dict":
+            return self.head(half, {})
+        scores = self.head(half)
+        if self.way == "after" and len(x) > 6:
+            scores.mul_(2)
+        return scores * 2 if self.way == "instead" and len(x) > 6 else scores
+
+
+class Divided(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(3, 5), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor, n: Any = 1) -> Tensor:
+        if isinstance(n, dict):
+            n["calls"] = n.get("calls", 0) + 1
+            n = n["calls"]
+        scores: Tensor = (self.one(x) + self.other(x).tanh()) / (n[0] if isinstance(n, tuple) else n)
+        return scores
+
+
+@pytest.mark.parametrize("way", ["size", "shape", "gradients", "mode", "dict", "after", "instead"])
+def test_a_head_is_called_as_it_would_be(way: str, tmp_path: Path) -> None:
+    """Whatever it gets beside tensors, and whatever is done with what it gives."""
+    model, data = Counted(way), TensorDataset(torch.randn(8, 4), torch.arange(8))
+    with precompute(model, data, tmp_path) as cached:
+        for train_mode, gradients in ((True, True), (True, False), (False, False), (False, True)):
+            model.train(train_mode)
+            for size in (8, 8, 4, 4, 8):
+                for rows, labels in cached.loader(batch_size=size):
+                    with torch.set_grad_enabled(gradients):
+                        assert torch.allclose(model(rows), model(data.tensors[0][labels]), atol=1e-6)
+
+
 def test_two_data_sets_of_one_model(tmp_path: Path) -> None:
     """Training and validation, in one folder and one block."""
     model, data, other = small(), images(), images(9)
@@ -347,10 +402,19 @@ def test_two_data_sets_of_one_model(tmp_path: Path) -> None:
 def test_a_batch_read_at_once_is_what_torch_collates(dicts: bool, tmp_path: Path) -> None:
     """Numbers, tensors, arrays and scalars; and each row is checked."""
     samples: list[Any] = [
-        (torch.randn(4), at, at / 3, at % 2 == 0, torch.tensor([at, -at]), np.float32(at), np.full((2, 3), at))
+        (
+            torch.randn(4),
+            at,
+            at / 3,
+            at % 2 == 0,
+            torch.tensor([at, -at]),
+            np.float32(at),
+            np.full((2, 3), at),
+            torch.zeros(0, 4),
+        )
         for at in range(12)
     ]
-    names = "x", "label", "part", "even", "pair", "scalar", "array"
+    names = "x", "label", "part", "even", "pair", "scalar", "array", "nothing"
     samples = [dict(zip(names, one, strict=True)) for one in samples] if dicts else samples
     model = Named()
     freeze(model, "body")
@@ -361,10 +425,12 @@ def test_a_batch_read_at_once_is_what_torch_collates(dicts: bool, tmp_path: Path
     for one, other in zip(ours, plain, strict=True):
         values, others = (list(each.values()) if dicts else each for each in (one, other))
         assert type(values[0]) is Tensor
-        assert len(values) == len(others) == 7
+        assert len(values) == len(others) == 8
         for value, wanted in zip(values, others, strict=True):
             assert value.dtype == wanted.dtype
             assert torch.equal(value, wanted)
+    with pytest.raises(TypeError, match="float"):
+        next(iter(cached.loader(sampler=[1.9, 2.9])))
     assert cached.loader(batch_size=None).batch_size is None
     assert isinstance(next(iter(cached.loader(batch_size=2, collate_fn=list))), list)
 

@@ -150,8 +150,8 @@ class Cut:
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
         decides: Whether Python reads truth values of the batch on the way.
-        tail: The one call in which all happens that skipped calls don't, with what it takes, if there is one and it
-            gives what the model gives.
+        tail: The module in whose one call all happens that skipped calls don't, if there is one and it gives what the
+            model gives.
     """
 
     points: list[Point]
@@ -167,7 +167,7 @@ class Cut:
     share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
     decides: bool = False
-    tail: tuple[Key, Any] | None = None
+    tail: str | None = None
 
     @property
     def per_sample(self) -> list[int]:
@@ -438,9 +438,6 @@ def _cut(
     }
     root = long.calls[0]
     tail = None if stays else _tail(long, indices, hints)
-    takes = None if tail is None else slots(tail.args, "arg", tail.key)
-    if any(isinstance(one, Slot) and one.kept is None for one in tree_leaves(takes)):
-        takes = None
     return Cut(
         points,
         [layouts[node] for node in kept],
@@ -454,7 +451,7 @@ def _cut(
         once,
         sum(call.flops for call in skipped) / root.flops if root.flops else None,
         decides=long.decides or short.decides,
-        tail=None if tail is None or takes is None else (tail.key, takes),
+        tail=None if tail is None else tail.key[0],
     )
 
 

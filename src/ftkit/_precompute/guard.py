@@ -115,7 +115,7 @@ class Guard:
         self._kept: Any = None
         self._due = self._rests_until = 0.0
         self._is_small = self._is_behind = self._doubtful = False
-        left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail[0][0]).modules()}
+        left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail).modules()}
         self._passed = [] if cut.tail is None else [one for one in model.modules() if one not in left]
         self.free = False
         parts = dict.fromkeys([*inner, *self._passed, *(module for _, module, _ in self._owners)])
@@ -164,7 +164,12 @@ class Guard:
             lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
         )
         turns = 1 + len(tensors) // _ALWAYS
-        self._turns = [_Look(*_counts(tensors[at::turns])) for at in range(turns)]
+        where: dict[int, tuple[Any, str]] = {}
+        for _, module, key in self._owners:
+            table: Any = parameters_of(module) if key in parameters_of(module) else buffers_of(module)
+            where[id(table.get(key))] = table, key
+        held = [where.get(id(one), ({}, "")) for one in tensors]
+        self._turns = [_Look(*_counts(tensors[at::turns]), _held(held[at::turns])) for at in range(turns)]
         self._is_small = len(own) + len(tensors) <= _FEW
 
     def looks_later(self) -> bool:
@@ -283,6 +288,10 @@ class Guard:
 def _counts(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:
     places = functools.partial(map, torch.Tensor.data_ptr, tensors)
     return (lambda: versions_of(tensors)), (lambda: any(map(_TRAINS, tensors))), (lambda: [*places()])
+
+
+def _held(places: list[tuple[Any, str]]) -> Callable[[], Any]:
+    return lambda: [id(table.get(key)) for table, key in places]
 
 
 def _alike(one: Any, other: Any) -> bool:

@@ -382,7 +382,8 @@ def _proven(
         try:
             player.learning = True
             with player:
-                result = undisturbed(model, cut, functools.partial(_step, model, replayed))
+                runs = 1 + (cut.tail is not None)  # where the first one is for the way that the next one takes
+                results = [undisturbed(model, cut, functools.partial(_step, model, replayed)) for _ in range(runs)]
         except Exception as error:
             player.cut.modes = {one for one in player.cut.modes if one[1][0] != mode}
             if not mode:
@@ -395,11 +396,11 @@ def _proven(
             ) from error
         finally:
             player.learning = False
-        if _equal(plain, result):
+        if all(_equal(plain, one) for one in results):
             continue
         again = undisturbed(model, cut, functools.partial(_step, model, call))
         exact = _equal(plain, again)  # kernels that add in any order differ from run to run
-        if not exact and _close(plain, result):
+        if not exact and all(_close(plain, one) for one in results):
             continue
         if mode and not _close(plain, again):
             raise FtkitError(

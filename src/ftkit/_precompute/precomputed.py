@@ -73,9 +73,10 @@ class Precomputed(Report):
         """The samples, each with a row of bytes (uint8) in the place of the model's input, for a loader of your own.
 
         Raises:
-            FtkitError: There is none, as :func:`precompute` got a loader.
+            FtkitError: There is none, as :func:`precompute` got a loader; or the data set, or the frozen part of the
+                model, has changed since.
         """
-        return self._indexed()
+        return self._checked()
 
     def loader(self, **options: Any) -> DataLoader[Any]:
         """Return a loader of the samples, for the model in a ``with`` block.

@@ -36,6 +36,7 @@ from ftkit._torch import (
     tree_leaves,
     tree_map_only,
     tree_unflatten,
+    version_of,
 )
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -44,7 +45,8 @@ ALIGN: Final = 16
 _FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
 _MODE: Final = operator.attrgetter("training")
 _NOTHING: Final = Slot(None, None)
-_LEAF: Final = (type(None), torch.Tensor, bool, int, float, str)
+_IMMUTABLE: Final = (type(None), bool, int, float, str)
+_LEAF: Final = (torch.Tensor, *_IMMUTABLE)
 
 
 @dataclass
@@ -55,8 +57,10 @@ class _Run:
     device: torch.device
     values: dict[int, torch.Tensor]
     rows: torch.Tensor
+    kind: tuple[Any, ...]  # its size and device, and the modes of torch and of the modules that run
     wrong: FtkitError | None = None
-    straight: bool = False
+    straight: tuple[list[Any], dict[str, Any]] | None = None  # what the tail is called with at once
+    tail: tuple[Any, ...] | None = None  # what the tail got and gave, on the way through the model
     plain: Plain | None = None
     decisions: Decisions | None = None
     count: Counter[str] = field(default_factory=Counter)
@@ -106,6 +110,7 @@ class Player:
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
         self._stand_ins: dict[Any, Placeholder] = {}
+        self._straight_calls: dict[tuple[Any, ...], Any] = {}  # of the tail, by the kinds of runs
         self._here = threading.local()
         self.learning = False
         self._undo: list[Callable[[], object]] = []
@@ -195,10 +200,11 @@ class Player:
         after = self.model.register_forward_hook(self._end, with_kwargs=True, always_call=True)
         named = dict(self.model.named_modules())
         names = {key[0] for key in self.cut.skips} | {key[0] for kind, key, _ in self.cut.points if kind == "arg"}
+        names |= {self.cut.tail} if self.cut.tail else set()
         forwards = {id(named[name]): self._through(name) for name in names}
         forwards[id(self.model)] = self._straight
         remove = install(forwards, self.model)
-        self._way = self._way_to_tail()
+        self._way, self._straight_calls = self._way_to_tail(), {}
         _ACTIVE.append(self)
         self._undo = [remove, before.remove, after.remove, functools.partial(_ACTIVE.remove, self)]
 
@@ -262,7 +268,7 @@ class Player:
                 "no images that could be mixed, cut or scaled."
             )
         values = self._decode(rows)
-        run = _Run(rows.shape[0], rows.device, values, rows)
+        run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))
         if not self.learning:
             self.guard.check()
             self._settle()
@@ -270,14 +276,19 @@ class Player:
             run.plain = plain if plain is not None and plain.rows is rows else None
             check = self._due(run, own=own)
             run.wrong = None if check is None else check.make()
-        run.straight = len(given) == 1 and self._goes_straight()
-        call = (args, kwargs) if run.straight else self._call(args, kwargs, run)
+        run.straight = self._straight_call(run) if len(given) == 1 and self._goes_straight() else None
+        call = (args, kwargs) if run.straight is not None else self._call(args, kwargs, run)
         self._here.run = run
         if self.cut.decides:
             run.decisions = Decisions()
             run.decisions.__enter__()
         allowed().__enter__()
         return call
+
+    def _modes(self) -> tuple[Any, ...]:
+        """On what the way through the model may depend, beside the batch."""
+        forward = id(vars(self.model).get("forward"))
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), forward, *map(_MODE, self._left)
 
     def _due(self, run: _Run, *, own: bool) -> Check | None:
         """What is to be computed anew of a batch now, where its rows come from.
@@ -288,8 +299,7 @@ class Player:
         decisions = None if run.decisions is None else tuple(run.decisions.seen)
         if spots is None:
             return None
-        state = id(vars(self.model).get("forward")), *map(_MODE, self._left)
-        return spots.due(run.rows, self._decode, run.plain, state, decisions)
+        return spots.due(run.rows, self._decode, run.plain, run.kind, decisions)
 
     def _settle(self) -> None:
         """Check the batch before, for which Python has taken decisions."""
@@ -307,7 +317,7 @@ class Player:
     def _call(self, args: Any, kwargs: Any, run: _Run) -> Any:
         """What the model would have been called with."""
         traced_args, traced_kwargs = self.cut.inputs
-        given, named = list(args), dict(kwargs)
+        given, named = self._arranged(args, kwargs)
         for at, traced in enumerate(traced_args):
             if at < len(given):
                 if given[at] is run.rows:
@@ -336,6 +346,19 @@ class Player:
         if any(one is run.rows for one in (*given, *named.values())):
             raise FtkitError("The model was called with kept rows where it took no input when they were computed.")
         return tuple(given), named
+
+    def _arranged(self, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+        """Arguments by position or by name, as they were when the frontier was looked for."""
+        count, by_name = len(self.cut.inputs[0]), self.cut.inputs[1]
+        given, named = list(args), dict(kwargs)
+        if len(given) > count or not named.keys() <= by_name.keys():
+            names = list(takes_of(self.model).parameters)
+            while count < len(given) <= len(names) and names[len(given) - 1] in by_name:
+                name = names[len(given) - 1]
+                named[name] = given.pop()
+            while len(given) < min(count, len(names)) and names[len(given)] in named:
+                given.append(named.pop(names[len(given)]))
+        return given, named
 
     def _filled(self, tree: Any, run: _Run) -> Any:
         if type(tree) is Slot:
@@ -372,6 +395,7 @@ class Player:
         if run.decisions is not None and not self.learning:
             check = self._due(run, own=is_fresh(run.rows, self.source))
             self._pending = None if check is None else check.kept()
+        self._learn(run, output)
         if run.unfilled:  # what they would hold is not there, so nobody may take them for whole
             return tree_map_only(object, lambda one: None if any(one is it for it in run.unfilled) else one, output)
         return None
@@ -394,7 +418,7 @@ class Player:
         """What is called on the way to the tail, and the tail."""
         one: nn.Module | None = self.model
         way: list[Any] = [one]
-        for step in self.cut.tail[0][0].split(".") if self.cut.tail else ():
+        for step in self.cut.tail.split(".") if self.cut.tail else ():
             one = None if one is None else children_of(one).get(step)
             way += [one, type(one), None if one is None else vars(one).get("forward")]
         return way
@@ -407,7 +431,7 @@ class Player:
 
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
             run: _Run | None = getattr(self._here, "run", None)
-            if run is None or run.straight:
+            if run is None or run.straight is not None:
                 self._see_no_rows(run, args, kwargs)
                 return original(*args, **kwargs)
             key = name, run.count[name]
@@ -416,13 +440,39 @@ class Player:
                 args, kwargs = _with(args, kwargs, {at: run.values[number] for at, number in replaced[key]})
             skip = self.cut.skips.get(key)
             if skip is None:
-                return original(*args, **kwargs)
+                output = original(*args, **kwargs)
+                if name == self.cut.tail:
+                    run.tail = (args, kwargs, output, _written_to(output)) if run.count[name] == 1 else None
+                return output
             self._check(key, skip, args, kwargs)
             if skip.fills:
                 run.unfilled += objects_in((args, kwargs))
             return self._filled(skip.output, run)
 
         return forward
+
+    def _learn(self, run: _Run, output: Any) -> None:
+        """Note what the tail is called with in runs of a kind, if what it gives is what the model gives.
+
+        Other sizes and modes may take another way. In inference mode torch does not count what is written.
+        """
+        if run.tail is None or run.kind in self._straight_calls or torch.is_inference_mode_enabled():
+            return
+        args, kwargs, given, written = run.tail
+        numbers = {id(one): number for number, one in run.values.items()}
+        known = all(id(one) in numbers or type(one) in _IMMUTABLE for one in (*args, *kwargs.values()))
+        if known and given is output and written == _written_to(output):
+            each = [(numbers.get(id(one)), one) for one in (*args, *kwargs.values())]
+            places = [(number, None if number is not None else one) for number, one in each]
+            self._straight_calls[run.kind] = places[: len(args)], dict(zip(kwargs, places[len(args) :], strict=True))
+
+    def _straight_call(self, run: _Run) -> tuple[list[Any], dict[str, Any]] | None:
+        """What the tail is called with in a run of a kind; None if there was none before."""
+        if (call := self._straight_calls.get(run.kind)) is None:
+            return None
+        args, kwargs = call
+        given = [one if number is None else run.values[number] for number, one in args]
+        return given, {name: one if number is None else run.values[number] for name, (number, one) in kwargs.items()}
 
     def _goes_straight(self) -> bool:
         """Whether the tail can be called at once, without the way there, on which nothing happens.
@@ -441,11 +491,11 @@ class Player:
 
     def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         run: _Run | None = getattr(self._here, "run", None)
-        if run is None or not run.straight or self.cut.tail is None:
+        if run is None or run.straight is None or self.cut.tail is None:
             self._see_no_rows(run, args, kwargs)
             return original(*args, **kwargs)
-        given, named = self._filled(self.cut.tail[1], run)
-        return self.model.get_submodule(self.cut.tail[0][0])(*given, **named)
+        given, named = run.straight
+        return self.model.get_submodule(self.cut.tail)(*given, **named)
 
     def _see_no_rows(self, run: _Run | None, args: Any, kwargs: Any) -> None:
         if run is None and any(begins(one, MAGIC) for one in _leaves([*args, *kwargs.values()])):
@@ -510,6 +560,11 @@ class _Idle:
 
     def _end(self, *_: Any) -> None:
         """Leave what a call gives as it is."""
+
+
+def _written_to(output: Any) -> list[Any]:
+    """What tells whether something that a call gave is changed later."""
+    return [(id(one), version_of(one) if isinstance(one, torch.Tensor) else 0) for one in _leaves(output)]
 
 
 def _fills(tree: Any) -> bool:

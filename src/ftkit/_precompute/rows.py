@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,11 +191,11 @@ class Rows(Dataset[Any]):
         return rows, data[:, self.packing.kept_bytes : end]
 
     def _places(self, indices: list[int]) -> Any:
-        count = len(self)
-        if beyond := [one for one in indices if not -count <= one < count]:
+        count, numbers = len(self), [*map(operator.index, indices)]
+        if beyond := [one for one in numbers if not -count <= one < count]:
             raise IndexError(f"There are {count} samples, no number {beyond[0]}.")
-        places = np.array(indices, dtype=np.int64)
-        if min(indices, default=0) < 0:
+        places = np.array(numbers, dtype=np.int64)
+        if min(numbers, default=0) < 0:
             places[places < 0] += count
         if self._turns is None:
             return places

@@ -221,7 +221,7 @@ def rests_of(data: np.ndarray[Any, Any], kinds: list[list[Any]]) -> list[torch.T
     for _, name, shape in kinds:
         dtype = _dtype(name)
         end = at + math.prod(shape) * dtype.itemsize
-        whole = torch.from_numpy(data[:, at:end].copy()).view(dtype)
+        whole = torch.from_numpy(data[:, at:end].reshape(-1)).view(dtype)
         values.append(whole.view(len(data), *shape))
         at = end
     return values
