@@ -102,7 +102,11 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
         raise _describe(data) from None
     except Image.DecompressionBombError as error:
         raise Broken("bomb", str(error)) from None
-    except _COMPLAINTS as error:
+    except (*_COMPLAINTS, ValueError) as error:
+        if found := tiff.unsupported(data, _NO_SAMPLES in str(error)):
+            raise _judge_unsupported(found) from None
+        if isinstance(error, ValueError):
+            raise
         raise _broken_by(error) from None
     if note:
         notes.append(note)
@@ -119,8 +123,8 @@ def _describe(data: bytes) -> Broken:
     form, package = _PLUGINS.get(brand, ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
-    if samples := tiff.unsupported(data):
-        return Broken("needs_package", f"TIFF with {samples}, which Pillow can't open, but the package tifffile can")
+    if found := tiff.unsupported(data):
+        return _judge_unsupported(found)
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
     if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
@@ -133,6 +137,18 @@ def _describe(data: bytes) -> Broken:
     return Broken(
         "not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {plural(len(data), 'byte')}"
     )
+
+
+def _judge_unsupported(found: tiff.Unsupported) -> Broken:
+    for plane in found.planes:
+        try:
+            with Image.open(io.BytesIO(plane)) as image:
+                remark = _MADE_UP.search(_load(image))
+        except _COMPLAINTS as error:
+            return _broken_by(error)
+        if remark:
+            return Broken("damaged", remark[0])
+    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile can")
 
 
 def _broken_by(error: Exception) -> Broken:
@@ -169,6 +185,7 @@ def _read(printed: IO[bytes]) -> str:
 # Labels beyond a palette, at most, and the share of pixels like the one before: 0.9 at most in 132 photos of 16 to 256
 # colors, which use many of those that a palette has lost.
 _FEW_LABELS, _FLAT = 7, 0.92
+_NO_SAMPLES = "unknown raw mode"  # what Pillow says of samples that it can't take
 _NO_CODEC = re.compile(r"(\w+) compression support is not configured")
 _MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
 
