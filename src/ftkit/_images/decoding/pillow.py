@@ -95,6 +95,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
             form = Form(image.format or "unknown", image.mode, *image.size)
             said = _load(image)
             _judge_loaded(image, data, said, is_damaged_jpeg)
+            _judge_palette(image, notes)
             _judge_form(image, notes)
             grey = _to_grey(image)
             _judge_frames(image, data, notes)
@@ -182,9 +183,12 @@ def _read(printed: IO[bytes]) -> str:
     return printed.read().decode(errors="replace")
 
 
-# Labels beyond a palette, at most, and the share of pixels like the one before: 0.9 at most in 132 photos of 16 to 256
-# colors, which use many of those that a palette has lost.
-_FEW_LABELS, _FLAT = 7, 0.92
+# Labels beyond a palette, at most, that mean no class; photos use many of the colors that a palette has lost.
+_FEW_LABELS = 7
+# The share of pixels unlike a neighbor, at most, in maps of labels: 0.1 at least in 132 photos of 16 to 256 colors. In
+# smaller pictures there are more of them, 2.7 over the root of a side of 28 to 256 pixels in 96 photos of 32 colors or
+# more, 2 in those of 16 colors; 1.8 at 28 pixels in masks of 120 objects, 1.4 at 64.
+_FLAT, _EDGES, _EDGES_OF_FEW, _MANY_LABELS = 0.08, 2.0, 1.5, 24
 _NO_SAMPLES = "unknown raw mode"  # what Pillow says of samples that it can't take
 _NO_CODEC = re.compile(r"(\w+) compression support is not configured")
 _MADE_UP = re.compile(r"\w+Decode\w*: (?!Warning).*")  # it begins with where; other remarks are about tags
@@ -204,17 +208,24 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     last = image.crop((0, image.height - 1, image.width, image.height))
     if not last.tobytes().strip(b"\0") and png.is_short(data):
         raise Broken("truncated", "there are fewer pixels than the header promises")
-    if image.mode == "P" and image.palette:
-        colours = len(image.palette.palette) // len(image.palette.mode)
-        most = int(np.asarray(image.getextrema()).max())
-        if most >= colours > 1 and not _are_labels(np.asarray(image), colours):
-            raise Broken("damaged", f"pixels use color {most} of a palette of {plural(colours, 'color')}")
 
 
-def _are_labels(indexes: Pixels, colours: int) -> bool:
-    """Whether it is a map of labels, of which some have no color: a few that mean no class, or flat shapes."""
-    flat = (indexes[:, 1:] == indexes[:, :-1]).mean()
-    return len(np.unique(indexes[indexes >= colours])) <= _FEW_LABELS or bool(flat >= _FLAT)
+def _judge_palette(image: Image.Image, notes: Notes) -> None:
+    """Raise for colors that a palette has lost; note what may be labels of which some have no color."""
+    if image.format != "PNG" or image.mode != "P" or not image.palette:
+        return
+    colours = len(image.palette.palette) // len(image.palette.mode)
+    indexes = np.asarray(image)
+    most = int(indexes.max())
+    if not most >= colours > 1 or len(np.unique(indexes[indexes >= colours])) <= _FEW_LABELS:
+        return
+    detail = f"pixels use color {most} of a palette of {plural(colours, 'color')}"
+    edges = ((indexes[:, 1:] != indexes[:, :-1]).mean() + (indexes[1:] != indexes[:-1]).mean()) / 2
+    share = _EDGES if len(np.unique(indexes)) >= _MANY_LABELS else _EDGES_OF_FEW
+    if edges > max(_FLAT, share / indexes.size**0.25):
+        raise Broken("damaged", detail)
+    if edges > _FLAT:
+        notes.append(Note("damaged", f"{detail}, unless they are labels", "odd"))
 
 
 def _said_by_rest(image: Image.Image, data: bytes) -> str:
