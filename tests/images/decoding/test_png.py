@@ -123,3 +123,15 @@ def test_small_pictures_whose_palette_lost_colours(
             parts = chunks(encode(photo(seed).resize((side, side)).quantize(colours), "PNG"))
             cut = [(name, body[: len(body) // 6 * 3] if name == b"PLTE" else body) for name, body in parts]
             assert is_unusable(joined(cut), "a.png")
+
+
+def test_a_png_of_xcode(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Its pixels are bare Deflate; a cut or changed one is damaged all the same."""
+    parts = chunks(encode(image.convert("RGBA"), "PNG"))
+    pixels = zlib.decompress(b"".join(body for name, body in parts if name == b"IDAT"))
+    packed = zlib.compress(pixels)[2:-4]
+    apples = [(b"CgBI", b"P\0\x20\2"), parts[0], (b"IDAT", packed), (b"IEND", b"")]
+    assert found(joined(apples), "a.png") == ["needs_package"]
+    for spoilt in (packed[:-100], packed[:100] + bytes(50) + packed[150:]):
+        spoilt_parts = [(name, spoilt if name == b"IDAT" else body) for name, body in apples]
+        assert found(joined(spoilt_parts), "a.png") in (["damaged"], ["truncated"])

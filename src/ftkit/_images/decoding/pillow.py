@@ -85,6 +85,9 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
     note: Note | None = None
     if data.startswith(png.MAGIC):
         note = png.judge(data)
+        if png.is_apples(data):
+            detail = "PNG as Xcode packs it (CgBI), which Pillow can't open; pngcrush -revert-iphone-optimizations can"
+            raise Broken("needs_package", detail)
         if note and complaint(data):
             note, data = note._replace(severity="unusable"), png.mend(data)
     try:
