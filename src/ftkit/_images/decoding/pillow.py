@@ -28,6 +28,7 @@ from ftkit._wording import plural
 _LOST = "the last bytes of the pixels stand for none: the decoder has lost its place"
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
+_FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
 # What is told by its start, in lower case.
 _NOT_IMAGES = (
     ((b"version https://git-lfs",), "a Git LFS pointer: the file itself was never fetched"),
@@ -131,6 +132,10 @@ def _describe(data: bytes) -> Broken:
         return _judge_unsupported(found)
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
+    if data.startswith(b"P7\n"):
+        if not _is_whole_pam(data):
+            return Broken("truncated", "the data ends before the image does")
+        return Broken("needs_package", "PAM, which Pillow can't open, but the tools of netpbm can")
     if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
@@ -138,9 +143,17 @@ def _describe(data: bytes) -> Broken:
         return Broken("damaged", f"a JPEG image comes after {plural(at, 'foreign byte')}")
     text = data[:256].decode(errors="ignore")
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
-    return Broken(
-        "not_an_image", f"text: {text[:40]!r}" if is_text else f"unknown content, {plural(len(data), 'byte')}"
-    )
+    # What it says stays out of a report that may be shared.
+    return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
+
+
+def _is_whole_pam(data: bytes) -> bool:
+    head, _, pixels = data.partition(b"\nENDHDR\n")
+    numbers = dict(re.findall(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,9})\s*$", head, re.MULTILINE))
+    if len(numbers) < 4:
+        return False
+    width, height, depth, most = (int(numbers[name]) for name in (b"WIDTH", b"HEIGHT", b"DEPTH", b"MAXVAL"))
+    return 0 < width * height * depth * (2 if most > 255 else 1) <= len(pixels)
 
 
 def _judge_unsupported(found: tiff.Unsupported) -> Broken:
@@ -266,7 +279,7 @@ def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
         width, height = image.size
         coded = stills(image.format or "", data)
         next(coded, None)
-        for frame in range(1, min(frames, 1 + _FRAME_PIXELS // (width * height))):
+        for frame in range(1, min(frames, _FRAMES, 1 + _FRAME_PIXELS // (width * height))):
             still = next(coded, b"")
             if image.format == "GIF" and still:
                 _judge_gif(still)
