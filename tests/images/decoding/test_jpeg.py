@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import random
 import struct
-from base64 import b64decode
+import zlib
+from base64 import b64decode, b85decode
 from collections.abc import Callable
 
 import numpy as np
@@ -200,3 +201,39 @@ def test_a_header_that_makes_no_image(image: Image.Image, encode: Encode) -> Non
         details |= {note.detail for note in check_bytes("x.jpg", bytes(spoiled)).notes}
     assert "cannot identify image file" in details
     assert not [detail for detail in details if "object at" in detail]
+
+
+# Small test pictures by ffmpeg: JPEG-LS in grey, and lossless JPEG in YCbCr.
+JPEG_LS = "|JeWc01F5J2mlZP0TBTI+5iXv0RR9100001oR$B1|8oXc4dj@9lq5&$B9ZGPbL}J7W}dx2fdAP"
+LOSSLESS = (
+    "c-pm+SxggA6o$`qrWDXPrS3~iP;en8rdHh0P83BUHHav<C3VLo5yb_U(4wfQFGK+m(G<mvC8?;WsL7ype{kGIjnazP(pIQW!OpbIcx%u|d@(NP"
+    "KHQuC-1DFBE@G`{26<deYz$x$01OQfZ(_&MQi^>GXb((+6Vd=#U{G);3~=mw{F0P|1jBI&flH+Xfif8=2SkWe5vrUR&^2L^Y{0s1Bew597C3NH"
+    "<@N3}AGyL*i_>-l1^4LLt9PI9L4$`3jTjj@YV??~<Dw@|iJ3YrHZF12?4;y5bLTBtx@>vMij}L@Z`imgee;&BSvz;_&fc?k-+|n`{DTFD3J)JI"
+    "IdSsT=`*Ee=gwcKx_Iew^_3f@o40P?xqI*a<0ns_J%3UA@|ERX{riRwR$HU}(`VM*()z{2@gWFVLJ&A1^CM%DbpLrm2x+J?Krt~vwrE|~0VB2t"
+    "cAK>SSmpJgfvTCV?u*kN1@{OWX$k-2r~U^0d(1oj2>J)}4`k5<A%P$VIgTknq5xb0;w$KkV<3^^a`Y;k4}jFTnLIAOP6R!Wac<*5F4dy7Bp#s3"
+    "$d9QSmdfR68)<cc$KljAi(n@6`C@Q0DlWc4$Q1lFZ@5%cy=%N*)^PE8NY3=XH>u&72DR~v2v!kNs3a<rjAXT?yrGG1ItwhN;^}fh@3*Mb-4Z|m"
+    "-dF~tilr)e234S*tTvK2lnQpi4rGOou?t2QSwqq_0A3&N_{rcee34$x(=`;bM98!tLI;a~;f%s7LbIz~>9ErwIG}^>?djB-Ni$i7uG!y_sptS="
+    "Y$|RC@!>A`Z^WcVJ)_Onw9R1PL@3~N^_S6X;PeHrUz^RGHs54&PatzVzG1_oA9_T{S*<H-yk?AeL!b3_(QVr#&<>9Ctm$i0XW4b9vn@iFO<iJF"
+    "Dx<tYx&6}U@gh)8wJANFVFi=3UvnX6NPbqDST9f|#jMKC)I{Z4nS!Vs4QiUl>FZh_;0+oo&aIwbk3QPk>fzCR30hSZeb7&D(IvBO=bc^B>S}4N"
+    "4`W&uDBZHBN2tO!+4GF4tPuJ(Bcb}L72Q&6|D;B%VPVu0bxOkott~kF&QY28@+%QNaS8"
+)
+
+
+@pytest.mark.parametrize("kind", ["JPEG-LS", "lossless JPEG", "12-bit JPEG"])
+def test_kinds_that_pillow_does_not_open(found: Found, image: Image.Image, encode: Encode, kind: str) -> None:
+    """They need a package, unless an end is missing."""
+    deep = bytearray(encode(image, progressive=True))
+    deep[deep.index(b"\xff\xc2") + 4] = 12
+    lossless = zlib.decompress(b85decode(LOSSLESS))
+    data = {"JPEG-LS": b85decode(JPEG_LS), "lossless JPEG": lossless, "12-bit JPEG": bytes(deep)}[kind]
+    (note,) = check_bytes("x.jpg", data).notes
+    assert note.kind == "needs_package"
+    assert kind in note.detail
+    assert "imagecodecs" in note.detail
+    for stop in (30, len(data) - 20, len(data) - 2):
+        assert found(data[:stop]) in (["damaged"], ["truncated"])
+
+
+def test_a_changed_bit_makes_no_lossless_file(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Its pixels are coded otherwise, which the head of the scan tells."""
+    assert found(encode(image).replace(b"\xff\xc0", b"\xff\xc3", 1)) == ["damaged"]

@@ -46,6 +46,28 @@ def test_what_is_no_image(data: bytes, words: str) -> None:
     assert words in detail
 
 
+def test_a_pam_that_was_cut_off(found: Found) -> None:
+    """It has fewer pixels than it says."""
+    data = b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n" + bytes(range(15))
+    assert found(data, "a.pnm") == ["truncated"]
+
+
+def test_a_finding_does_not_quote_a_text() -> None:
+    """A link may lead to any file, and a report may be shared."""
+    (note,) = check_bytes("x.jpg", b"root:x:0:0:root:/root:/bin/bash\n").notes
+    assert note == ("not_an_image", "text, 32 bytes", None)
+
+
+def test_an_animation_of_very_many_frames(encode: Encode) -> None:
+    """However small they are, no more than 2,000 of them are decoded."""
+    data = encode(Image.new("L", (1, 1)), "GIF")
+    start, end = data.index(b","), data.rindex(b";")
+    frame = data[start:end]
+    many = data[:start] + frame * 2500
+    garbled = many + frame[:10] + b"\x0c\xff" + b";"
+    assert [note.kind for note in check_bytes("a.gif", garbled).notes if note.kind in ("damaged", "truncated")] == []
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(["PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "ICO", "TGA"]), st.data())
 def test_no_bytes_of_other_formats_raise(image: Image.Image, form: str, data: st.DataObject) -> None:
@@ -166,8 +188,9 @@ def test_what_needs_a_package_names_it() -> None:
     [
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(200), "pillow-jxl-plugin"),
         (b"PF\n4 4\n-1.0\n" + bytes(192), "imageio"),
+        (b"P7\nWIDTH 4\nHEIGHT 4\nDEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n" + bytes(range(16)), "netpbm"),
     ],
-    ids=["JPEG XL in a container", "colors in PFM"],
+    ids=["JPEG XL in a container", "colors in PFM", "PAM"],
 )
 def test_what_pillow_does_not_open_is_an_image(data: bytes, package: str) -> None:
     """It is not moved by default."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import struct
 import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ftkit._images.decoding import png
 
@@ -97,3 +98,40 @@ def test_a_palette_that_lost_colours(found: Found, image: Image.Image, encode: E
     cut = [(name, body[:90] if name == b"PLTE" else body) for name, body in parts]
     assert found(joined(parts), "a.png") == []
     assert found(joined(cut), "a.png") == ["damaged"]
+
+
+@pytest.mark.parametrize(("side", "objects"), [(28, 60), (64, 60), (128, 120)])
+def test_small_masks_of_objects(is_unusable: Judge, encode: Encode, side: int, objects: int) -> None:
+    """Objects are numbered beyond a palette for classes; in a small picture, their outlines are a good part of it."""
+    for seed in range(5):
+        rng = random.Random(seed)
+        mask = Image.new("L", (side, side))
+        for number in range(1, objects):
+            x, y, radius = rng.randrange(side), rng.randrange(side), rng.randrange(2, max(3, side // 6))
+            ImageDraw.Draw(mask).ellipse([x - radius, y - radius, x + radius, y + radius], number)
+        mask.putpalette([0, 128, 64] * 21)
+        assert not is_unusable(encode(mask, "PNG"), "mask.png")
+
+
+@pytest.mark.parametrize("side", [28, 64, 128])
+def test_small_pictures_whose_palette_lost_colours(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, side: int
+) -> None:
+    """Photos have edges everywhere."""
+    for seed in range(6):
+        for colours in (32, 64, 200):
+            parts = chunks(encode(photo(seed).resize((side, side)).quantize(colours), "PNG"))
+            cut = [(name, body[: len(body) // 6 * 3] if name == b"PLTE" else body) for name, body in parts]
+            assert is_unusable(joined(cut), "a.png")
+
+
+def test_a_png_of_xcode(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Its pixels are bare Deflate; a cut or changed one is damaged all the same."""
+    parts = chunks(encode(image.convert("RGBA"), "PNG"))
+    pixels = zlib.decompress(b"".join(body for name, body in parts if name == b"IDAT"))
+    packed = zlib.compress(pixels)[2:-4]
+    apples = [(b"CgBI", b"P\0\x20\2"), parts[0], (b"IDAT", packed), (b"IEND", b"")]
+    assert found(joined(apples), "a.png") == ["needs_package"]
+    for spoilt in (packed[:-100], packed[:100] + bytes(50) + packed[150:]):
+        spoilt_parts = [(name, spoilt if name == b"IDAT" else body) for name, body in apples]
+        assert found(joined(spoilt_parts), "a.png") in (["damaged"], ["truncated"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -14,23 +16,42 @@ from ftkit._images.decoding.checks import check_bytes
 _FORMATS = {"u": 1, "i": 2, "f": 3, "c": 6}
 
 
-def tiff(pixels: np.ndarray, coding: int = 1, meaning: int = 1) -> bytes:
-    """Return a TIFF file of one strip with the numbers as they are, of shape (rows, columns, channels)."""
-    rows, columns, channels = pixels.shape
-    tags: dict[int, tuple[int, ...]] = {
-        256: (columns,), 257: (rows,), 258: (8 * pixels.itemsize,) * channels, 259: (coding,), 262: (meaning,),
-        273: (8,), 277: (channels,), 278: (rows,), 279: (pixels.nbytes,), 338: (0,) * (channels - 1),
-        339: (_FORMATS[pixels.dtype.kind],) * channels,
-    }  # fmt: skip
-    tags = {tag: values for tag, values in tags.items() if values}
-    at = 8 + pixels.nbytes + 2 + 12 * len(tags) + 4
+Tags = dict[int, tuple[int, ...]]
+
+
+def assemble(pieces: list[bytes], tags: Tags, tiled: bool = False) -> bytes:
+    """Return a TIFF file of these strips or tiles; an empty one is left out."""
+    at, places, pixels = 8, [], b"".join(pieces)
+    for piece in pieces:
+        places.append(at if piece else 0)
+        at += len(piece)
+    offsets, sizes = (324, 325) if tiled else (273, 279)
+    tags = tags | {offsets: tuple(places), sizes: tuple(map(len, pieces))}
+    tags = {tag: values for tag, values in sorted(tags.items()) if values}
+    end = at + 2 + 12 * len(tags) + 4
     directory, more = struct.pack("<H", len(tags)), b""
     for tag, values in tags.items():
         value = struct.pack(f"<{len(values)}I", *values)
         if len(values) > 1:
-            more, value = more + value, struct.pack("<I", at + len(more))
+            more, value = more + value, struct.pack("<I", end + len(more))
         directory += struct.pack("<HHI", tag, 4, len(values)) + value
-    return b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + directory + bytes(4) + more
+    return b"II*\0" + struct.pack("<I", at) + pixels + directory + bytes(4) + more
+
+
+def tiff(pixels: np.ndarray, coding: int = 1, meaning: int = 1) -> bytes:
+    """Return a TIFF file of one strip with the numbers as they are, of shape (rows, columns, channels)."""
+    rows, columns, channels = pixels.shape
+    form = _FORMATS[pixels.dtype.kind]
+    tags = form_of(columns, rows, 8 * pixels.itemsize, channels, meaning) | {259: (coding,), 339: (form,) * channels}
+    return assemble([pixels.tobytes()], tags | {338: (0,) * (channels - 1)})
+
+
+def form_of(columns: int, rows: int, bits: int, channels: int, meaning: int) -> Tags:
+    """Return the tags that tell the form of raw pixels in one strip."""
+    return {
+        256: (columns,), 257: (rows,), 258: (bits,) * channels, 259: (1,), 262: (meaning,), 277: (channels,),
+        278: (rows,),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -55,6 +76,66 @@ def test_numbers_that_pillow_does_not_open(kind: str, channels: int, coding: int
     for cut in (data[: pixels // 2], data[: pixels + 20], data[:6]):
         (note,) = check_bytes("x.tif", cut).notes
         assert note.kind in ("damaged", "truncated")
+
+
+SIDE = 32
+
+
+def noise(size: int) -> bytes:
+    return random.Random(size).randbytes(size)
+
+
+BANDS = form_of(SIDE, SIDE, 16, 4, 1) | {284: (2,), 338: (0, 0, 0)}
+SQUARES = form_of(SIDE, SIDE, 8, 1, 1) | {278: (), 322: (16,), 323: (16,)}
+TILES = [noise(256), b"", noise(256), noise(256)]
+SOUND = {
+    "bands one by one": assemble([noise(2048)] * 4, BANDS),
+    "tiles left out": assemble([zlib.compress(tile) if tile else b"" for tile in TILES], SQUARES | {259: (8,)}, True),
+    "raw tiles left out": assemble([tile * 8 for tile in TILES], SQUARES | {258: (64,), 339: (3,)}, True),
+    "a last strip that is padded": assemble([noise(5120)] * 2, form_of(SIDE, SIDE, 64, 1, 1) | {278: (20,), 339: (3,)}),
+    "10 bits": assemble([noise(1280)], form_of(SIDE, SIDE, 10, 1, 1)),
+    "6 bits, deflated": assemble([zlib.compress(noise(768))], form_of(SIDE, SIDE, 6, 1, 1) | {259: (8,)}),
+    "24 bits": assemble([noise(3072)], form_of(SIDE, SIDE, 24, 1, 1)),
+    "12-bit colors": assemble([noise(4608)], form_of(SIDE, SIDE, 12, 3, 2)),
+    "4-bit colors": assemble([noise(1536)], form_of(SIDE, SIDE, 4, 3, 2)),
+    "bands of no said purpose": assemble([noise(4096)], form_of(SIDE, SIDE, 8, 4, 1)),
+    "signed, white is zero": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 0) | {339: (2,)}),
+    "mosaic of colors": assemble([noise(1024)], form_of(SIDE, SIDE, 8, 1, 32803) | {33422: (0, 1, 1, 2)}),
+    "linear colors": assemble([noise(6144)], form_of(SIDE, SIDE, 16, 3, 34892)),
+    "mask": assemble([noise(128)], form_of(SIDE, SIDE, 1, 1, 4)),
+    "large palette": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 3) | {320: tuple(range(1 << 16)) * 3}),
+}
+
+
+@pytest.mark.parametrize("data", SOUND.values(), ids=SOUND)
+def test_what_pillow_does_not_take(data: bytes) -> None:
+    """It needs a package; so long as bytes are missing it is damaged, whatever its form."""
+    (note,) = check_bytes("x.tif", data).notes
+    assert note.kind == "needs_package"
+    assert "tifffile" in note.detail
+    directory = struct.unpack_from("<I", data, 4)[0]
+    for stop in (directory // 3, directory + 20, len(data) - 1):
+        (note,) = check_bytes("x.tif", data[:stop]).notes
+        assert note.kind in ("damaged", "truncated")
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if "deflated" in name or name == "tiles left out"])
+def test_coded_bytes_that_are_garbled(name: str) -> None:
+    """They are decoded, whatever the samples stand for."""
+    data = bytearray(SOUND[name])
+    data[300:330] = bytes(30)
+    (note,) = check_bytes("x.tif", bytes(data)).notes
+    assert note.kind in ("damaged", "truncated")
+
+
+@pytest.mark.parametrize("coding", [1, 8])
+def test_a_strip_that_ends_early(coding: int) -> None:
+    """Its size is checked against that of the picture, once it is decoded."""
+    code: Callable[[bytes], bytes] = zlib.compress if coding > 1 else bytes
+    for bits in (10, 12, 24, 64):
+        tags = form_of(SIDE, SIDE, bits, 1, 1) | {259: (coding,), 339: (3 if bits > 24 else 1,)}
+        data = assemble([code(noise(SIDE * SIDE * bits // 8 - 64))], tags)
+        assert "needs_package" not in [note.kind for note in check_bytes("x.tif", data).notes]
 
 
 def test_a_coding_that_this_pillow_was_built_without(image: Image.Image, encode: Callable[..., bytes]) -> None:

@@ -22,6 +22,8 @@ from ftkit._wording import plural
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
+_LOSSLESS, _LS = 0xC3, 0xF7  # frames of lossless coding, the second by ITU-T T.87
+_DEEP = frozenset((0xC1, 0xC2, 0xC9, 0xCA))  # frames that may have 12 bits
 _SOS, _DRI = 0xDA, 0xDD  # start of a scan, restart interval
 _APP0, _APP1, _APP2, _APP14 = 0xE0, 0xE1, 0xE2, 0xEE  # where JFIF, EXIF, MPF and Adobe's segment stand
 _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it crashes over lossless ones
@@ -222,7 +224,14 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
     if header is None or not header.is_known:
         from ftkit._images.decoding import pillow  # slow to import, and most files do without
 
-        return pillow.check(data, notes)
+        try:
+            return pillow.check(data, notes)
+        except Broken as broken:
+            kind = _unsupported(data)
+            if kind and broken.note.kind == "damaged":
+                detail = f"{kind}, which Pillow can't open, but the package imagecodecs can"
+                raise Broken("needs_package", detail) from None
+            raise
     judge_pixel_count(header.width, header.height, notes)
     grey: Pixels | None = None
     try:
@@ -242,6 +251,27 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
+
+
+def _unsupported(data: bytes) -> str:
+    """Return the kind of a file that few decoders take, if it is whole as far as its markers tell; else nothing."""
+    frame, precision, foreign = 0, 8, list[tuple[int, int]]()
+    for marker, at, body in _segments(data, foreign):
+        if marker in _SOF or marker == _LS:
+            frame, precision = marker, body[0] if body else 0
+        elif marker == _SOS:
+            is_whole = not foreign and data.find(EOI, at + 4 + len(body)) > 0
+            is_lossless = (
+                len(body) > 3 and 1 <= body[-3] <= 7 and not body[-2]
+            )  # a predictor, and no band of a spectrum
+            if frame == _LS:
+                kind = "JPEG-LS"
+            elif frame == _LOSSLESS and is_lossless:
+                kind = "lossless JPEG"
+            else:
+                kind = "12-bit JPEG" if precision == 12 and frame in _DEEP else ""
+            return kind if is_whole else ""
+    return ""
 
 
 def _shrunk(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels:

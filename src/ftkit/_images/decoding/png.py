@@ -57,12 +57,8 @@ def is_short(data: bytes) -> bool:
     chunks = list(_chunks(data))
     if not chunks or chunks[0].name != b"IHDR":
         return False
-    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", chunks[0].body)
-    bits = depth * _SAMPLES.get(colour, 1)
-    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
-    sizes = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
-    wanted = sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
-    inflate, got = zlib.decompressobj(), 0
+    wanted, got = _size(chunks[0].body), 0
+    inflate = zlib.decompressobj()
     for part in (chunk.body for chunk in chunks if chunk.name == b"IDAT"):
         rest = part
         while rest and not inflate.eof and got < wanted:
@@ -71,13 +67,30 @@ def is_short(data: bytes) -> bool:
     return bool(got < wanted)
 
 
+def is_apples(data: bytes) -> bool:
+    """Whether it is a whole file of the kind that Xcode makes: pixels as bare Deflate, behind a chunk of its own."""
+    names = [chunk.name for chunk in _chunks(data)]
+    if names[:2] != [b"CgBI", b"IHDR"] or names[-1] != b"IEND":
+        return False
+    return _inflates((chunk.body for chunk in _chunks(data) if chunk.name == b"IDAT"), -zlib.MAX_WBITS)
+
+
+def _size(header: bytes) -> int:
+    """Return how many bytes the pixels take before they are compressed."""
+    width, height, depth, colour, _, _, interlaced = struct.unpack_from(">IIBBBBB", header)
+    bits = depth * _SAMPLES.get(colour, 1)
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = ((-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes)
+    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
 def _say(names: set[bytes]) -> str:
     return ", ".join(sorted(name.decode("latin-1") for name in names))
 
 
-def _inflates(packed: Iterable[bytes]) -> bool:
+def _inflates(packed: Iterable[bytes], form: int = zlib.MAX_WBITS) -> bool:
     """Whether the compressed pixels inflate to their end, where zlib checks the Adler-32 over them."""
-    inflate = zlib.decompressobj()
+    inflate = zlib.decompressobj(form)
     try:
         for part in packed:
             rest = part

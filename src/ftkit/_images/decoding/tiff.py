@@ -3,33 +3,62 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from PIL import TiffImagePlugin
 
 from ftkit._wording import plural
 
-# Tags of TIFF 6.0.
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _SAMPLES, _MORE, _FORMATS = 256, 257, 258, 259, 262, 277, 338, 339
-_RGB = 2  # a meaning; those below are grey
-_STRIPS, _TILES = (273, 279), (324, 325)  # their offsets and sizes
+# Tags of TIFF 6.0, of Adobe and of TIFF/EP.
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _ORDER, _SAMPLES = 256, 257, 258, 259, 262, 266, 277
+_PLANES, _PALETTE, _MORE, _FORMATS, _MOSAIC = 284, 320, 338, 339, 33422
+_STRIP_ROWS, _STRIPS, _STRIP_SIZES = 278, 273, 279
+_TILE_WIDTH, _TILE_ROWS, _TILES, _TILE_SIZES = 322, 323, 324, 325
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
-_WIDTHS = (8, 16, 32, 64, 128)  # of a number, in bits
+_FLOATS, _COMPLEX = (16, 24, 32, 64), (16, 32, 64, 128)  # bits of a number; integers have up to 64
+_COMMON = frozenset((8, 12, 16, 32, 64, 128))
+_SPARE = 16  # bytes behind the pixels of a strip or tile, at most
 _RAW = 1
 # Which instruments, maps and microscopes use, by the name that libtiff has for them.
 _CODINGS = {
     _RAW: "", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits", 33003: "JPEG 2000",
-    33005: "JPEG 2000", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA", 50000: "Zstandard", 50001: "WebP",
-    50002: "JPEG XL", 52546: "JPEG XL",
+    33005: "JPEG 2000", 34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA",
+    50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
+_OF_BYTES = frozenset((5, 8, 32946, 32773))  # codings that any libtiff decodes, whatever the bytes stand for
+_MOST_BYTES = 60_000_000  # that are decoded to see whether they can be: a second's work
 
-# What Pillow opens, whatever the samples mean: the kind of number, its bits, and how many there are.
-_KNOWN = {(form[0], bits[0], len(bits)) for _, _, form, _, bits, _ in TiffImagePlugin.OPEN_INFO}
+# What Pillow opens: what the samples mean, the kind of number, the bits of each and what the last ones are for.
+_KNOWN = {(meaning, form[0], bits, more) for _, meaning, form, _, bits, more in TiffImagePlugin.OPEN_INFO}
 
 
-def unsupported(data: bytes) -> str:
-    """Return what the samples of a TIFF file are, if it is whole as far as its first directory tells; else nothing."""
+class Unsupported(NamedTuple):
+    """A TIFF file that is whole as far as its first directory tells.
+
+    Attributes:
+        words: What its samples are.
+        planes: Its coded bytes, as files of grey that Pillow opens: they load if the file can be decoded.
+    """
+
+    words: str
+    planes: Iterator[bytes]
+
+
+class _Piece(NamedTuple):
+    start: int
+    size: int
+    rows: int
+
+
+def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
+    """Return what is known of a TIFF file that Pillow does not take, if it is whole; None when it may be damaged.
+
+    Args:
+        data: The file.
+        was_refused: Whether Pillow has opened it, but says that it can't take such samples.
+    """
     try:
         tags: Any = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
         file = io.BytesIO(data)
@@ -39,21 +68,71 @@ def unsupported(data: bytes) -> str:
         (bits,), (number,) = set(tags[_BITS]), set(tags.get(_FORMATS, (1,)))
         words = f"{plural(count, 'channel')} of {bits}-bit {_NUMBERS[number]} numbers"
         words += f" in {_CODINGS[coding]}" if coding != _RAW else ""
-        are_bands = tags.get(_MEANING, _RGB) < _RGB and count == 1 + len(tags.get(_MORE, ())) > 1
-        is_known = (number, bits, count) in _KNOWN and coding in TiffImagePlugin.COMPRESSION_INFO
-        strips, tiles = (_total(tags, *places, len(data)) for places in (_STRIPS, _TILES))
-        size = tags[_WIDTH] * tags[_HEIGHT] * count * bits // 8
+        planes = count if tags.get(_PLANES, 1) != 1 else 1
+        row = -(-tags.get(_TILE_WIDTH, tags[_WIDTH]) * (count // planes) * bits // 8)
+        places = _places(tags, planes)
+        known = tags.get(_MEANING, 0), number, tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
+        is_known = known in _KNOWN and planes == 1 and coding in TiffImagePlugin.COMPRESSION_INFO
+        is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
     except Exception:  # noqa: BLE001  (a directory that was damaged raises whatever comes first)
-        return ""
-    is_whole = (strips == size or tiles >= size) if coding == _RAW else strips or tiles
-    is_sound = size and is_whole and bits in _WIDTHS and count == len(tags[_BITS])
-    return words if is_sound and (are_bands or not is_known) else ""
+        return None
+    pieces = [piece for piece in places if piece.start or piece.size]  # GDAL leaves out tiles where there is nothing
+    if not is_sound or not pieces or (is_known and not was_refused and len(pieces) == len(places)):
+        return None
+    if len(pieces) < len(places):
+        words += ", some tiles of which were left out"
+    rows = tags.get(_TILE_ROWS) or min(tags.get(_STRIP_ROWS, tags[_HEIGHT]), tags[_HEIGHT])
+    if any(not 0 < piece.start < piece.start + piece.size <= len(data) for piece in pieces):
+        return None
+    if coding == _RAW:
+        is_whole = all(piece.rows * row <= piece.size < rows * row + _SPARE for piece in pieces)
+    else:
+        is_whole = coding in _OF_BYTES or bits in _COMMON
+    is_decoded = coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
+    return Unsupported(words, _planes(data, tags, places, row, planes if is_decoded else 0)) if is_whole else None
 
 
-def _total(tags: Any, starts: int, sizes: int, end: int) -> int:
-    """Return the bytes of all strips or tiles, of which each must lie within the file."""
-    places: Sequence[int] = tags.get(starts, ())
-    lengths: Sequence[int] = tags.get(sizes, ())
-    if any(not 0 < start < start + size <= end for start, size in zip(places, lengths, strict=True)):
-        raise ValueError("beyond the end")
-    return sum(lengths)
+def _is_number(number: int, bits: int) -> bool:
+    return 0 < bits <= 64 if number < 3 else bits in (_FLOATS if number == 3 else _COMPLEX)
+
+
+def _has_meaning(tags: Any, count: int, bits: int) -> bool:
+    """Whether the tags tell what so many samples stand for, which a changed bit in them would belie."""
+    bands = count - len(tags.get(_MORE, ()))
+    return {
+        0: bands == 1, 1: True, 2: count >= 3, 3: bands == 1 and len(tags.get(_PALETTE, ())) == 3 << bits,
+        4: count == bits == 1, 5: count >= 4, 6: count == 3, 8: count >= 3, 9: count >= 3,
+        32803: _MOSAIC in tags, 32844: True, 32845: count >= 3, 34892: True,
+    }.get(tags.get(_MEANING, 0), False)  # fmt: skip
+
+
+def _places(tags: Any, planes: int) -> list[_Piece]:
+    """Return where the strips or tiles are, and how many rows of pixels each must have; raise for a wrong number."""
+    height = tags[_HEIGHT]
+    rows = tags[_TILE_ROWS] if _TILES in tags else tags.get(_STRIP_ROWS, height)
+    across = -(-tags[_WIDTH] // tags[_TILE_WIDTH]) if _TILES in tags else 1
+    starts, sizes = (tags[_TILES], tags[_TILE_SIZES]) if _TILES in tags else (tags[_STRIPS], tags[_STRIP_SIZES])
+    down = -(-height // rows)
+    if across * down * planes != len(starts):
+        raise ValueError("another number of them")
+    last = rows if _TILES in tags else height - (down - 1) * rows
+    wanted = [rows if number % down < down - 1 else last for number in range(len(starts))]
+    return [_Piece(*piece) for piece in zip(starts, sizes, wanted, strict=True)]
+
+
+def _planes(data: bytes, tags: Any, places: list[_Piece], row: int, planes: int) -> Iterator[bytes]:
+    """Yield each plane as 8-bit grey, of as many columns as a row of a strip or tile has bytes."""
+    filled = next(piece for piece in places if piece.size)
+    for plane in range(planes):
+        part = places[plane * len(places) // planes : (plane + 1) * len(places) // planes]
+        part = [piece if piece.size else filled for piece in part]
+        grey: Any = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0" + bytes(4))
+        is_tiled = _TILES in tags
+        rows = tags[_TILE_ROWS] if is_tiled else tags.get(_STRIP_ROWS, tags[_HEIGHT])
+        grey[_WIDTH], grey[_HEIGHT] = row, rows * len(part) if is_tiled else tags[_HEIGHT]
+        grey[_BITS], grey[_COMPRESSION], grey[_MEANING], grey[_SAMPLES] = 8, tags[_COMPRESSION], 1, 1
+        grey[_ORDER] = tags.get(_ORDER, 1)
+        grey[_STRIP_ROWS] = min(rows, grey[_HEIGHT])
+        grey[_STRIPS] = tuple(piece.start for piece in part)  # Pillow adds where the directory ends
+        grey[_STRIP_SIZES] = tuple(piece.size for piece in part)
+        yield b"II*\0" + struct.pack("<I", 8) + grey.tobytes(8) + data
