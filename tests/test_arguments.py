@@ -136,3 +136,12 @@ def test_calls() -> None:
         call("f", lambda: 0, 1, takes="a")
     with pytest.raises(TypeError, match="can only"):
         call("f", lambda a: a + 1, "", takes="a")
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    """A slash that Path would drop must not have a file replaced that was meant to be a folder."""
+    (tmp_path / "notes.py").write_text("kept")
+    with pytest.raises(FtkitError, match="ends with a slash, but is a file"):
+        local_path("path", f"{tmp_path}/notes.py/")
+    assert local_path("path", f"{tmp_path}/") == tmp_path
+    assert local_path("path", f"{tmp_path}/new/") == tmp_path / "new"

@@ -184,7 +184,8 @@ def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError
     """Return a local path; ``~`` is the home folder.
 
     Raises:
-        FtkitError: It is not a path, or it is a URL: a folder called ``s3:`` is never what was meant.
+        FtkitError: It is not a path, or it is a URL: a folder called ``s3:`` is never what was meant; or it ends with a
+            slash, as a folder's does, and is a file.
 
     Example:
         >>> from ftkit._arguments import local_path
@@ -197,7 +198,10 @@ def local_path(what: str, value: object, *, error: type[FtkitError] = FtkitError
     name = path_or_url(what, value, error=error, otherwise=otherwise)
     if _URL.match(name):
         raise error(f"{shown(name)} is a URL. Download or upload it yourself: a local path is needed.")
-    found = Path(name)
+    found = Path(name)  # which drops a slash at the end
+    is_file = os.path.isfile(found)  # noqa: PTH113  (Path raises where it may not look)
+    if is_file and name.endswith(("/", os.sep)):
+        raise error(f"{shown(name)} ends with a slash, but is a file, not a folder. Drop the slash, or name a folder.")
     return found.absolute() if str(found).startswith("~") else found  # "./~": not to be expanded by the next reader
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ftkit import ScanReport, scan_images
-from ftkit._images.copies import judge_group
+from ftkit._images.copies import Copies, judge_group
+from ftkit._images.folders import Folder, check_batch
+from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
+from ftkit._images.verdict import read_line
 
 
 def kinds(report: ScanReport, name: str) -> list[str]:
@@ -92,6 +96,29 @@ def test_of_a_picture_and_its_crop_the_picture_is_kept(pets: Path, photo: Callab
     picture.crop((16, 13, 304, 247)).resize((640, 520)).save(cats / "crop.jpg", quality=90)
     gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside", ["duplicates"], dry_run=True)
     assert list(gone.files) == ["train/cat/whole.jpg"]
+
+
+def test_the_order_of_the_verdicts_does_not_matter(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """The same pairs are found, each as similar, whichever worker was faster."""
+    for seed in range(50, 56):
+        picture = photo(seed, (320, 260))
+        for number, edge in enumerate((0, 6, 12, 18)):
+            part = picture.crop((edge, edge, 320 - edge // 2, 260 - edge))
+            part.save(pets / f"train/cat/{seed}-{number}.jpg", quality=90 - 20 * number)
+    folder = Folder(str(pets))
+    paths = list(folder.walk(lambda _path, _note: None, lambda _folder: None))
+    lines = check_batch(str(pets), paths, 10.0)
+
+    def groups(lines: Sequence[bytes]) -> list[tuple[str, dict[tuple[str, str], float]]]:
+        with Journal(None, folder) as journal, Copies(journal, near_duplicates=True) as copies:
+            for line in lines:
+                copies.add(*read_line(line), journal.append(line))
+            return [(copied.kind, copied.pairs) for copied in copies.groups()]
+
+    first = groups(lines)
+    assert len(first) == 6
+    for seed in range(4):
+        assert sorted(groups(random.Random(seed).sample(lines, len(lines))), key=str) == sorted(first, key=str)
 
 
 FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -195,8 +196,8 @@ def test_a_journal_of_another_version_is_begun_anew(kept: tuple[Path, bytes], mo
 
 
 def test_a_journal_that_can_not_be_kept(pets: Path) -> None:
-    """A folder, a place that is not there, and a URL are errors of ours."""
-    for path in (pets.parent, pets.parent / "nowhere/journal", "memory://journal"):
+    """A folder, a place that is not there, a device, and a URL are errors of ours."""
+    for path in (pets.parent, pets.parent / "nowhere/journal", "memory://journal", os.devnull):
         with pytest.raises(FtkitError, match=r"Can't|is a URL"):
             scan_images(pets, workers=1, journal=path)
 

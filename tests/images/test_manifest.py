@@ -165,6 +165,17 @@ def edited(manifest: Path, **changes: Any) -> None:
     manifest.write_text(json.dumps(facts))
 
 
+def test_a_file_that_is_called_a_folder_is_not_left_behind(tmp_path: Path) -> None:
+    """It is in the way of what the manifest asks for, which the error says."""
+    manifest = build(tmp_path)
+    entries = json.loads(manifest.read_text())["entries"]
+    edited(manifest, entries=[{**entries[0], "type": "folder"}, *entries[1:]])
+    before = listing(tmp_path)
+    with pytest.raises(FtkitError, match="what is in the quarantine is not a folder"):
+        restore(manifest)
+    assert listing(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -203,6 +204,19 @@ def test_what_lies_beside_a_manifest_is_taken_for_it(dirty: Path, number: str) -
             restore(wrong)
     with pytest.raises(FtkitError, match=r"Did you mean .*manifest\.json"):
         restore(aside / "manifst.json")
+
+
+def test_a_folder_with_several_manifests_or_none(dirty: Path, jpegs: list[bytes]) -> None:
+    """The latest comes first, by its number; where there is none, it is said what to pass."""
+    aside, names = dirty.parent / "aside", []
+    for number in range(11):
+        (dirty / f"train/cat/bad{number}.jpg").write_bytes(jpegs[number][:2000])
+        names.insert(0, str(scan_images(dirty, workers=1).quarantine(aside).manifest))
+    with pytest.raises(FtkitError, match=re.escape(f"({', '.join(names)}). Pass one, the latest first.")):
+        restore(aside)
+    (dirty.parent / "nothing").mkdir()
+    with pytest.raises(FtkitError, match=r"no manifest in .*Nothing was moved\. Pass the \.manifest of what"):
+        restore(dirty.parent / "nothing")
 
 
 def test_no_quarantine_loses_or_scans_another(dirty: Path) -> None:

@@ -76,6 +76,10 @@ def test_it_replaces_no_file_of_the_data_set(pets: Path, tmp_path: Path, form: s
         write("memory://there/table")
     with pytest.raises(FileWriteError, match="it is a folder"):
         write(tmp_path)
+    (tmp_path / "notes.py").write_text("kept")
+    with pytest.raises(FileWriteError, match="ends with a slash, but is a file"):
+        write(f"{tmp_path}/notes.py/")
+    assert (tmp_path / "notes.py").read_text() == "kept"
 
 
 def test_its_memory_is_flat(tmp_path: Path) -> None:

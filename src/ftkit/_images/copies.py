@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, Self
 
+from ftkit._files import digest
 from ftkit._images.findings import DuplicateGroup
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
@@ -40,14 +42,15 @@ class Copied(NamedTuple):
 
 
 class Copies:
-    """What it takes to find copies: 24 bytes for each usable image; the rest is in the journal and a temporary file."""
+    """What it takes to find copies: 32 bytes for each usable image; the rest is in the journal and a temporary file."""
 
     def __init__(self, journal: Journal, near_duplicates: bool) -> None:
         self._journal, self._near = journal, near_duplicates
         # Of every image: half its digest and its place in the journal.
         self._digests, self._places = array("Q"), array("Q")
-        # Of those with fingerprints: the place in the journal; these themselves are rows of a file.
-        self._printed = array("Q")
+        # Of those with fingerprints: the place in the journal, and half the path's digest; these themselves are rows of
+        # a file.
+        self._printed, self._names = array("Q"), array("Q")
         self._folder = TemporaryDirectory(prefix="ftkit-")
         self._table = Path(self._folder.name, "prints")
         self._rows = self._table.open("wb")
@@ -59,13 +62,14 @@ class Copies:
         self._rows.close()
         self._folder.cleanup()
 
-    def add(self, verdict: Verdict, at: int) -> None:
+    def add(self, path: str, verdict: Verdict, at: int) -> None:
         """Take in an image, whose line stands at byte ``at`` of the journal."""
         self._digests.append(int(verdict.digest[:16], 16))
         self._places.append(at)
         if verdict.prints and self._near:
             self._rows.write(verdict.prints.row())
             self._printed.append(at)
+            self._names.append(int(digest(path.encode(errors="surrogatepass"))[:16], 16))
 
     def groups(self) -> Iterator[Copied]:
         """Yield each group of files with the same picture."""
@@ -87,17 +91,17 @@ class Copies:
 
     def _nearly(self) -> Iterator[Copied]:
         """Yield each group of files with nearly the same picture, when their bytes differ."""
-        self._rows.flush()
         if len(self._printed) < 2:
             return
-        (answer,) = run_jobs([Job("groups", (str(self._table),))], _SEARCH_SECONDS)
+        table, places = self._in_order()
+        (answer,) = run_jobs([Job("groups", (str(table),))], _SEARCH_SECONDS)
         if answer.lost:
             raise FtkitError(
-                f"The search for near duplicates among {len(self._printed):,} images failed ({answer.lost.detail}). "
+                f"The search for near duplicates among {len(places):,} images failed ({answer.lost.detail}). "
                 f"Scan again with near_duplicates=False."
             )
         for pairs in answer.value:
-            found = {row: self._journal.read(self._printed[row]) for pair in pairs for row in pair[:2]}
+            found = {row: self._journal.read(places[row]) for pair in pairs for row in pair[:2]}
             group = dict(found.values())
             if len({verdict.digest for verdict in group.values()}) > 1:
                 by_path: dict[tuple[str, str], float] = {}
@@ -105,6 +109,20 @@ class Copies:
                     first, second = sorted((found[one][0], found[other][0]))
                     by_path[first, second] = similarity
                 yield Copied("near", group, by_path)
+
+    def _in_order(self) -> tuple[Path, Sequence[int]]:
+        """Return the table and its places in an order in which the same files always stand, whichever came first."""
+        order = sorted(range(len(self._names)), key=self._names.__getitem__)
+        table = self._table.with_name("ordered")
+        self._rows.flush()
+        with (
+            self._table.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rows,
+            table.open("wb") as ordered,
+        ):
+            size = len(rows) // len(order)
+            ordered.writelines(rows[row * size : (row + 1) * size] for row in order)
+        return table, array("Q", (self._printed[row] for row in order))
 
     def _read(self, places: Sequence[int]) -> dict[str, Verdict]:
         """Return the verdicts, by path, of the images whose lines stand at these places."""

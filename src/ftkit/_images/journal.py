@@ -39,6 +39,8 @@ class Journal:
             path = local_path("journal", path, error=FileWriteError)
             if folder.holds(path):
                 raise FtkitError(f"The journal {path} would be among the images. Choose a path outside {folder.name}.")
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise FileWriteError(f"Can't keep a journal in {path}: it is a device or a pipe. Choose another path.")
             try:
                 self._file = path.open("a+b")
             except OSError as error:

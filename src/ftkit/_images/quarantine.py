@@ -481,13 +481,13 @@ def _why_not(entry: Entry, home: Path, folder: Path) -> str:
     try:
         if why := obstacle(home, entry.path):
             return why
-        if entry.is_folder:
-            return "a file is in its place" if os.path.lexists(old) and not old.is_dir() else ""
+        if entry.is_folder and os.path.lexists(old) and not old.is_dir():
+            return "a file is in its place"
         if why := obstacle(folder.parent, f"{folder.name}/{entry.path}"):
             return f"in the quarantine, {why}"
         if os.path.lexists(new) and not entry.describes(new):
             return f"what is in the quarantine is not a {entry.type}"
-        is_taken = os.path.lexists(new) and os.path.lexists(old) and not _same(old, new)
+        is_taken = not entry.is_folder and os.path.lexists(new) and os.path.lexists(old) and not _same(old, new)
     except OSError as error:
         return _reason(error)
     return "another file is in its place" if is_taken else ""
@@ -508,15 +508,27 @@ def _find_manifest(path: Path, root: str | os.PathLike[str] | None) -> Path:
     if not os.path.isdir(path):  # noqa: PTH112  (Path raises for what can't be)
         return path
     try:
-        found = sorted(file for file in path.iterdir() if fnmatch(file.name, "manifest*.json"))
+        found = [file for file in path.iterdir() if fnmatch(file.name, "manifest*.json")]
     except OSError as error:
         raise FtkitError(f"Can't read {path}: {_reason(error)}. Nothing was moved.") from error
-    left = [file for file in found if not _is_done(file, root)] or found[-1:]
-    if len(left) != 1:
+    found.sort(key=_number, reverse=True)
+    left = [file for file in found if not _is_done(file, root)] or found[:1]
+    if not left:
+        hint = hint_beside(path) or " Pass the .manifest of what quarantine() returned, or the folder that it is in."
+        raise FtkitError(
+            f"There is no manifest in {path}, where a quarantine writes one before it moves anything. Nothing was "
+            f"moved.{hint}"
+        )
+    if len(left) > 1:
         names = ", ".join(str(file) for file in left)
-        hint = f"({names}). Pass one, the latest first." if left else f"(none).{hint_beside(path)}"
-        raise FtkitError(f"{path} contains {plural(len(left), 'manifest')} {hint}")
+        raise FtkitError(f"{path} contains {plural(len(left), 'manifest')} ({names}). Pass one, the latest first.")
     return left[0]
+
+
+def _number(manifest: Path) -> int:
+    """Return which of the quarantines to its folder a manifest is of."""
+    number = manifest.stem.removeprefix("manifest").removeprefix("-")
+    return int(number) if number.isdecimal() else 1
 
 
 def _is_done(manifest: Path, root: str | os.PathLike[str] | None) -> bool:

@@ -105,7 +105,7 @@ class Tally:
         place = self._layout.place(path)
         if place.label:
             self.classes[place.folder, place.label] += 1
-        self._copies.add(verdict, at)
+        self._copies.add(path, verdict, at)
         if form.mode in _GREY_MODES:
             self._grey.append(at)
         self._table.add(self._prefix + path, place, verdict)
@@ -165,7 +165,7 @@ class Tally:
 
     def _judge_classes(self) -> None:
         by_split: dict[str, dict[str, int]] = {}
-        for (split, name), count in self.classes.items():
+        for (split, name), count in sorted(self.classes.items()):
             in_split = split or not self._layout.splits
             if in_split and may_be_class(name):
                 by_split.setdefault(split, {})[name] = count

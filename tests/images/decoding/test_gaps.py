@@ -69,6 +69,20 @@ def test_grey_that_was_meant(quality: int, photo: Callable[..., Image.Image], en
         assert "half_grey" not in found(encode(picture, quality=quality))
 
 
+@pytest.mark.parametrize("degrees", [0.5, 1, 2])
+def test_a_photo_on_grey_that_was_turned(
+    degrees: float, photo: Callable[..., Image.Image], encode: Encode, found: Found
+) -> None:
+    """It ends in a slanted line, which crosses rows of blocks: that is no place where a decoder stopped."""
+    for seed in range(3):
+        grain = np.random.default_rng(seed).normal(0, 30, (224, 224, 1))
+        whole = Image.new("RGB", (224, 284), GREY)
+        whole.paste(Image.fromarray((np.asarray(photo(seed, (224, 224))) + grain).clip(0, 255).astype(np.uint8)))
+        turned = whole.rotate(degrees, fillcolor=GREY)
+        assert "half_grey" not in found(encode(turned, quality=95))
+        assert "half_grey" not in found(encode(turned, "PNG"), "x.png")
+
+
 @pytest.mark.parametrize("label", [127, 128])
 def test_a_mask_with_a_label_that_is_grey(label: int, encode: Encode, found: Found) -> None:
     """Wherever that ends, a mask has fewer levels than a photo that was decoded."""

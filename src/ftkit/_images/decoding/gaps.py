@@ -21,6 +21,7 @@ _STRAY = 0.05  # of the units elsewhere, that may be as grey
 # How many times as much as elsewhere may a picture step on the line above its last row of units, and on those between.
 _JUMP, _JUMP_TO_GREY, _TILES = 3, 1.2, 2
 _MOSTLY = 0.4
+_SLANTED = 0.4  # of the columns, that end in grey above where the grey begins
 
 
 def filled_share(grey: Pixels) -> float:
@@ -36,7 +37,8 @@ def is_cut_off(colours: Pixels, share: float) -> bool:
     """Whether a picture ends as one that was decoded from a cut-off JPEG.
 
     Such a picture has no other grey, and ends within a row of units: to the left of some unit there is picture, from
-    there on it is grey, and in the row above there is picture all along. Padding, frames and backgrounds end straight.
+    there on it is grey, and in the row above there is picture all along. Padding, frames and backgrounds end straight,
+    or in a slanted line once they are turned.
 
     Args:
         colours: The picture in RGB.
@@ -61,6 +63,10 @@ def _ends_within_a_row(light: npt.NDArray[np.float32], height: int, width: int) 
     if not 0 < cut < columns:
         return False
     start, left = (top - 1) * height, cut * width
+    # Units are decoded whole: with grey in their last line, it is the slanted edge of what was turned or sheared.
+    ends = light[start + height - 1, :left], light[start - 1, left:]
+    if any((np.abs(end - _FILL) <= 2 * _SPREAD).mean() > _SLANTED for end in ends):
+        return False
     jump = np.abs(light[start, :left] - light[start - 1, :left]).mean()
     is_mostly_grey = (np.abs(light[start : start + height, :left] - _FILL) <= 4 * _SPREAD).mean() > _MOSTLY
     most = _JUMP_TO_GREY if is_mostly_grey else _JUMP
