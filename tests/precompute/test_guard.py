@@ -234,6 +234,99 @@ def test_a_forward_that_moves_parameters_moves_none_meanwhile(tmp_path: Path) ->
     assert torch.equal(model.teacher.weight, before)
 
 
+class Options:
+    """Shows what it holds by ways that no name tells."""
+
+    def __init__(self) -> None:
+        self._held, self._by = {"scale": 2.0}, 2.0
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return self._held[name]
+
+    def __mul__(self, x: Tensor) -> Tensor:
+        return x * self._by
+
+
+class Watched(nn.Module):
+    """Reads what is private, what an array holds, and what its caller may change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self._on, self._kind = nn.Linear(8, 8), True, "plain"
+        self._factor: float | None = None
+        self.factors, self.many = np.ones(8, np.float32), np.ones((1000, 700))
+        self.options: Any = Options()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x) * torch.from_numpy(self.factors.copy()) * float(self.many[-1, -1]) * self.options.scale
+        x = self.options * x if self.is_on else x
+        x = x.tanh() if self._kind != "plain" else x
+        return x if self._factor is None else x * self._factor
+
+    @property
+    def is_on(self) -> bool:
+        return self._on
+
+
+def turned_off(part: Any) -> None:
+    part._on = False
+
+
+def of_another_kind(part: Any) -> None:
+    part._kind = "bent"
+
+
+def no_longer_none(part: Any) -> None:
+    part._factor = 2.0
+
+
+def an_array(part: Any) -> None:
+    part.factors[3:] = 3
+
+
+def the_end_of_a_large_array(part: Any) -> None:
+    part.many[-1, -1] = 3
+
+
+def by_getattr(part: Any) -> None:
+    part.options._held["scale"] = 3.0
+
+
+def by_an_operator(part: Any) -> None:
+    part.options._by = 3.0
+
+
+HIDDEN = turned_off, of_another_kind, no_longer_none, an_array, the_end_of_a_large_array, by_getattr, by_an_operator
+
+
+@pytest.mark.parametrize("change", HIDDEN)
+def test_a_change_of_what_is_private_or_hidden_is_noticed(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """If the module's code mentions it; of a large array the place comes up in some steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(Watched(), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        change(model[0])
+        with pytest.raises(FtkitError, match=r"0\.\S+ was .* when the frozen part was computed"):
+            for _ in range(12):
+                model(rows)
+
+
+def test_what_a_framework_notes_in_private_is_its_own(tmp_path: Path) -> None:
+    """If no code of the model reads it: as Lightning, which hook runs."""
+    model = Model()
+    model._current = None  # type: ignore[assignment]
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model._current = "training_step"  # type: ignore[assignment]
+        model(rows)
+
+
 def deep() -> nn.Module:
     """So many frozen modules that a look at all of them takes as long as a step of its head."""
     torch.manual_seed(0)

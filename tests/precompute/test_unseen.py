@@ -1044,3 +1044,19 @@ def test_what_only_a_method_reads_is_watched(tmp_path: Path) -> None:
         model.body.steps.count = 2
         with pytest.raises(FtkitError, match=r"body\.steps\.count was 0 .* is 2 now"):
             model(rows)
+
+
+def test_an_array_that_counts_goes_on_as_in_a_plain_loop(tmp_path: Path) -> None:
+    """What the runs before training have counted in it is taken back, and its module is none that could be skipped."""
+
+    def counted(m: Any, x: Tensor) -> Tensor:
+        m.steps += 1
+        return m.layer(x)
+
+    model = Model(counted)
+    model.body.steps = np.zeros(1)
+    with precompute(model, data(), tmp_path) as cached:
+        assert cached.skipped == ["body.layer"]
+        for rows, _ in cached.loader(batch_size=16):
+            model(rows)
+    assert model.body.steps == 3

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+import xxhash
 from torch import nn
 
 from ftkit._models.contents import bytes_of
@@ -30,6 +31,7 @@ _KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.s
 _OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
 _HOLDERS: Final = (types.SimpleNamespace, argparse.Namespace, threading.local)  # of what anyone puts there
 _MISSING: Final = object()
+_PIECE: Final = 1 << 20  # bytes
 _MOST: Final = 2000  # places that are looked at for one module
 _DRAW: Final = frozenset({
     "Generator", "default_rng", "RandomState", "Random", "SystemRandom", "urandom", "token_bytes", "uuid4",
@@ -102,10 +104,12 @@ def code_of(kind: type, own: Any = None) -> Code:
 
 @functools.lru_cache(maxsize=4096)
 def _methods_of(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
-    """The code of the methods of a class that some names may call."""
+    """The code of the methods of a class that some names may call, and of those that operators and syntax call."""
     if _known(kind.__module__):
         return ()
-    found = {name: inspect.getattr_static(kind, name, None) for name in sorted(names | {"__call__", "__getitem__"})}
+    special = {name for one in kind.__mro__ if not _known(one.__module__) for name in vars(one) if name[:2] == "__"}
+    called = sorted(names | (special - vars(object).keys()))
+    found = {name: inspect.getattr_static(kind, name, None) for name in called}
     return tuple(code_of(kind, one) for each in found.values() if (one := _plain_function(each)) is not None)
 
 
@@ -163,17 +167,15 @@ class Surroundings:
         self.generators: list[Any] = []
         self.tensors: list[torch.Tensor] = []
         """Those that are in attributes without being registered."""
+        self.arrays: list[Any] = []
+        """Those of NumPy, which count no writes."""
         self._seen: set[int] = {id(module)}
         prefix = f"{name}." if name else ""
         for key, value in list(vars(module).items()):
-            plain = type(value) in _PLAIN
-            if (
-                key in _OWN
-                or key.startswith("_ftkit")
-                or (plain and key.startswith("_") and type(value) not in (int, float))
-            ):
-                continue
-            self._visit(prefix + key, value)
+            # Frameworks note their own state in private attributes of a model, as Lightning what it runs now.
+            noted = key.startswith("_") and type(value) in (type(None), bool, complex, str, bytes)
+            if key not in _OWN and not key.startswith("_ftkit") and (key in self.names or not noted):
+                self._visit(prefix + key, value)
         self._visit_places(code)
         for where, one in code.kept:
             if isinstance(one, types.CellType):
@@ -223,9 +225,9 @@ class Surroundings:
                 self.tensors.append(value)
                 self.values[where] = f"{value.dtype} {list(value.shape)} {_digest(bytes_of(value))}"
         elif isinstance(value, np.ndarray):
-            self.values[where] = (
-                f"{value.dtype} {value.shape} {_digest(value.tobytes() if value.dtype != object else b'')}"
-            )
+            self.values[where] = f"{value.dtype} {value.shape} {_digest(_bytes_of(value))}"
+            self.arrays.append(value)
+            self.places.append(functools.partial(_Pieces.next_differs, _Pieces(value)))
         elif (state := state_of(value)) is not None:
             self.generators.append(value)
             self.values[where] = _digest(state)
@@ -253,8 +255,10 @@ class Surroundings:
             self._visit_object(where, value)
 
     def to_restore(self) -> Iterator[Callable[[], object]]:
-        """What gives generators, containers and attributes of objects the state again that they have now."""
+        """What gives generators, containers, arrays and attributes of objects the state again that they have now."""
         yield from map(_restarting, self.generators)
+        for array in self.arrays:
+            yield functools.partial(_write_back, array, array.copy())
         for table in self.tables:
             if not isinstance(table, tuple | frozenset):
                 yield functools.partial(_refill, table, copy.copy(table))
@@ -276,8 +280,38 @@ class Surroundings:
             [_identity(get()) for get in self.places if get.func is not len],
             [state_of(one) for one in self.generators],
             [version_of(one) for one in self.tensors],
+            [xxhash.xxh3_64_intdigest(_bytes_of(one)) for one in self.arrays],
             [len(names & table.keys()) for table, names in self._attributes],
         ]
+
+
+class _Pieces:
+    """An array in pieces, one of which is looked at each time: that takes no longer for a large one."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self._turn = array, 0
+        step = max(_PIECE // max(array.itemsize, 1), 1)
+        self._parts = [slice(at, at + step) for at in range(0, array.size, step)]
+        self._then = [self._hash(part) for part in self._parts]
+
+    def _hash(self, part: slice) -> int:
+        flat = self._array.ravel(order="K")  # a view, where it lies in one piece
+        return xxhash.xxh3_64_intdigest(_bytes_of(flat[part]))
+
+    def next_differs(self) -> bool:
+        """Whether the piece whose turn it is has changed."""
+        at = self._turn = (self._turn + 1) % max(len(self._parts), 1)
+        return bool(self._parts) and self._hash(self._parts[at]) != self._then[at]
+
+
+def _bytes_of(array: Any) -> bytes:
+    data: bytes = b"" if array.dtype.hasobject else array.tobytes()
+    return data
+
+
+def _write_back(array: Any, before: Any) -> None:
+    if _bytes_of(array) != _bytes_of(before):
+        array[...] = before
 
 
 def plain_attributes(module: nn.Module, names: frozenset[str]) -> list[str]:
