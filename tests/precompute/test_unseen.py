@@ -819,6 +819,79 @@ def test_what_a_caller_does_every_few_batches_it_does_with_rows(only_once: bool,
     assert refused_or_right(model, tmp_path, size=8) == "same"
 
 
+class Folded(nn.Module):
+    """Does more to a batch than its size tells."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(len(x), 2, 4).flip(1)[: len(x)].reshape(len(x), 8)
+
+
+def between(m: Any, x: Tensor) -> Tensor:
+    h = m.fold(m.relu(m.body(x)))
+    return m.after(h * 3 if m.counts[0] == 5 else h)
+
+
+def between_in_place(m: Any, x: Tensor) -> Tensor:
+    h = m.body(x)
+    if m.counts[0] == 5:
+        h[:, :4].mul_(3)
+    return m.after(m.relu(h))
+
+
+def in_front(m: Any, x: Tensor) -> Tensor:
+    return m.after(m.relu(m.body(x * 3 if m.counts[0] == 5 else x)))
+
+
+def another_value(m: Any, x: Tensor) -> Tensor:
+    h = m.body(x)
+    g = m.tanh(h)
+    return m.after(h if m.counts[0] == 5 else g)
+
+
+def on_what_is_kept(m: Any, x: Tensor) -> Tensor:
+    h = m.body(x)
+    return m.after(h * 3 if m.counts[0] == 5 else h) + h
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("around", [between, between_in_place, in_front, another_value, on_what_is_kept])
+def test_what_a_caller_does_by_count_before_a_frozen_part(around: Any, inside: bool, tmp_path: Path) -> None:
+    """The frozen part would have met something else; no batch before tells of it, and nothing is lost until then."""
+
+    class Counting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            model.counts[0] += 1
+            return around(model, x)
+
+    def counted(m: Any, x: Tensor) -> Tensor:
+        m.counts[0] += 1
+        return around(m, x)
+
+    model = Model(lambda m, x: m.layer(x), (lambda m, x: m.stage(x)) if inside else counted)
+    model.relu, model.tanh, model.fold, model.counts = nn.ReLU(inplace=True), nn.Tanh(), Folded(), [0]
+    model.after = nn.Linear(8, 8).requires_grad_(False)
+    if inside:
+        model.stage = Counting()
+        model.stage.counts = model.counts
+        model.stage.body, model.stage.relu, model.stage.after = model.body, model.relu, model.after
+    samples = data()
+    cached = precompute(model, samples, tmp_path, batch_size=12)
+    assert len(cached.skipped) == 2
+    with cached:
+        batches = list(cached.loader(batch_size=12))
+        for rows, _ in batches:
+            model(rows)
+        with pytest.raises(FtkitError, match="is called with something else than"):
+            model(batches[0][0])
+    model.counts[0] = -1000
+    with cached:
+        for size in (12, 12, 7):
+            for at, (rows, _) in enumerate(cached.loader(batch_size=size)):
+                plain = model(samples.tensors[0][size * at : size * at + size])
+                with torch.inference_mode(size == 7):
+                    assert torch.allclose(model(rows), plain, atol=1e-6)
+
+
 def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:
     """Its caller would miss what it adds."""
 

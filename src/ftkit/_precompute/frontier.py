@@ -99,7 +99,7 @@ class Layout:
         strides, step = [0] * len(shape), 1
         for at in reversed(self.order):
             strides[at], step = step, step * shape[at]
-        return Placeholder(torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"), device)
+        return Placeholder(torch.empty_strided(shape, strides, dtype=self.dtype, device="meta"), device, id(self))
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,15 @@ class Skip:
         output: What it gives, with a slot for each tensor.
         autocast: What autocast was.
         fills: Whether it would change an object that it takes.
+        is_led: Whether a caller remembers something, as how often it was called, by which it may call it in another
+            way, or with something else.
     """
 
     args: Any
     output: Any
     autocast: tuple[Any, ...]
     fills: bool = False
+    is_led: bool = False
 
 
 @dataclass
@@ -149,6 +152,7 @@ class Cut:
         once: The tensors that are the same for all samples, by their number among the kept ones.
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
+        ways: How what a call takes has come to it, for those calls that are led.
         decides: Whether Python reads truth values of the batch on the way.
         tail: The module in whose one call all happens that skipped calls don't, if there is one and it gives what the
             model gives.
@@ -166,6 +170,7 @@ class Cut:
     once: dict[int, torch.Tensor] = field(default_factory=dict)
     share: float | None = None
     modes: set[tuple[Key, tuple[bool, ...]]] = field(default_factory=set)
+    ways: set[tuple[Key, tuple[Any, ...]]] = field(default_factory=set)
     decides: bool = False
     tail: str | None = None
 
@@ -423,6 +428,7 @@ def _cut(
             slots(call.output, "out", call.key),
             call.autocast,
             call.fills,
+            not long.stateful.isdisjoint(call.within),
         )
         for call in skipped
     }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
 
-from ftkit._torch import tree_leaves, tree_map_only, wrapper_tensor, written_by
+from ftkit._torch import tree_leaves, tree_map_only, version_of, wrapper_tensor, written_by
 from ftkit.errors import FtkitError
 
 _HERE = threading.local()
@@ -20,18 +22,22 @@ class Placeholder(torch.Tensor):
     """
 
     elem: torch.Tensor
+    origin: int
+    """Tells what it was computed from, and by which operators, from all else in this process."""
+    is_written: bool
 
     @staticmethod
-    def __new__(cls, elem: torch.Tensor, device: torch.device) -> Self:
+    def __new__(cls, elem: torch.Tensor, device: torch.device, origin: int) -> Self:
         """Stand for a tensor like ``elem``, which is on the meta device."""
         made: Self = wrapper_tensor(cls, elem, device)
-        made.elem = elem
+        made.elem, made.origin, made.is_written = elem, origin, False
         return made
 
     @property
     def is_untouched(self) -> bool:
-        """Whether no operator has given it another shape in place, and no one wants its gradient."""
-        return self.elem.shape == self.shape and self.elem.stride() == self.stride() and not self.requires_grad
+        """Whether no operator has written to it, or given it another shape in place, and no one wants its gradient."""
+        same = self.elem.shape == self.shape and self.elem.stride() == self.stride()
+        return same and not self.requires_grad and not self.is_written and not version_of(self)
 
     def __repr__(self) -> str:  # type: ignore[override]  # torch's reads the values
         return f"Placeholder(shape={tuple(self.shape)}, dtype={self.dtype})"
@@ -53,8 +59,10 @@ class Placeholder(torch.Tensor):
         leaves = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
         if any(one.requires_grad for one in leaves):
             raise _misuse(func, "together with something that trains")
-        if not all(isinstance(one, Placeholder) for one in written_by(func, args, kwargs)):
+        written: list[Any] = list(written_by(func, args, kwargs))
+        if not all(isinstance(one, Placeholder) for one in written):
             raise _misuse(func, "to write to a tensor")
+        origin = _origin(func, args, kwargs)
         device = next(one.device for one in leaves if isinstance(one, Placeholder))
         if kwargs.get("device") is not None:
             device, kwargs["device"] = torch.device(kwargs["device"]), torch.device("meta")
@@ -65,9 +73,15 @@ class Placeholder(torch.Tensor):
         if isinstance(output, torch.Tensor) and not kwargs and not any(output is one.elem for one in _given(args)):
             _remember(func, args, output)
         known = {id(one.elem): one for one in leaves if isinstance(one, Placeholder)}
+        for one in written:
+            one.origin, one.is_written = origin, True
+        number = iter(range(sys.maxsize))
 
         def wrapped(one: torch.Tensor) -> torch.Tensor:
-            return known[id(one)] if id(one) in known else Placeholder(one, device)
+            at = next(number)
+            return (
+                known[id(one)] if id(one) in known else Placeholder(one, device, hash((origin, at)) if at else origin)
+            )
 
         return tree_map_only(torch.Tensor, wrapped, output)
 
@@ -111,7 +125,29 @@ def _question(func: Any, args: Any) -> Any:
 def _known(func: Any, args: Any) -> Placeholder | None:
     question = _question(func, args)
     shape = None if question is None else _SHAPES.get(question)
-    return None if shape is None else Placeholder(_shape_of(shape), _given(args)[0].device)
+    if shape is None:
+        return None
+    return Placeholder(_shape_of(shape), _given(args)[0].device, _origin(func, args, {}))
+
+
+def _origin(func: Any, args: Any, kwargs: Any) -> int:
+    return hash((func, *map(_came, args), *map(_came, kwargs.values())))
+
+
+def _came(value: Any) -> Any:
+    """What tells a value from those that come in another way; not numbers, as some are the size of the batch."""
+    if isinstance(value, Placeholder):
+        return value.origin, version_of(value)  # which tells what was written through a view
+    if isinstance(value, list | tuple):
+        return tuple(map(_came, value))
+    return type(value)
+
+
+def way_of(call: Any, kept: Mapping[int, torch.Tensor]) -> tuple[Any, ...]:
+    """How the tensors came that a call takes: which of the kept ones they are, or what was done on the way to them."""
+    numbers = {id(one): number for number, one in kept.items()}
+    tensors = (one for one in tree_leaves(call) if isinstance(one, torch.Tensor))
+    return tuple((numbers.get(id(one)), version_of(one), _came(one)) for one in tensors)
 
 
 def _remember(func: Any, args: Any, output: torch.Tensor) -> None:

@@ -21,7 +21,7 @@ from ftkit._freezing.holding import is_held
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.guard import Guard, parts_of
 from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, is_fresh, signed, source_of
-from ftkit._precompute.placeholders import Placeholder, allowed
+from ftkit._precompute.placeholders import Placeholder, allowed, way_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
@@ -445,6 +445,8 @@ class Player:
                     run.tail = (args, kwargs, output, _written_to(output)) if run.count[name] == 1 else None
                 return output
             self._check(key, skip, args, kwargs)
+            if skip.is_led:
+                self._check_way((key, way_of((args, kwargs), run.values)))
             if skip.fills:
                 run.unfilled += objects_in((args, kwargs))
             return self._filled(skip.output, run)
@@ -516,6 +518,20 @@ class Player:
             )
         self._check_autocast([skip.autocast])
         self._check_modes([key])
+
+    def _check_way(self, way: tuple[Key, tuple[Any, ...]]) -> None:
+        """See that a caller that remembers something has done what it did when the frozen part was computed.
+
+        Not in inference mode, where torch shows other operators and counts no writes.
+        """
+        if self.learning:
+            self.cut.ways.add(way)
+        elif way not in self.cut.ways and not torch.is_inference_mode_enabled():
+            raise FtkitError(
+                f"{way[0][0]} is called with something else than when its results were computed: what calls it keeps "
+                "count of something, or remembers it, and does other things by it now. Move that behind the frozen "
+                "part, or train without precompute."
+            )
 
     def _check_autocast(self, states: Iterable[Any]) -> None:
         if any(_autocast(kind) != then for state in states for kind, then in state):
