@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -533,7 +533,7 @@ def test_a_quarantine_that_is_alive_is_not_cleared_away(tmp_path: Path) -> None:
         return move_away(str(tmp_path / name), [finding], tmp_path / "aside", {}, show)
 
     with ThreadPoolExecutor(1) as pool:
-        others = []
+        others: list[Future[Quarantine]] = []
 
         def show(_page: Path, folder: str, _paths: Collection[str]) -> None:
             others.append(pool.submit(away, "two", lambda *_: None))
