@@ -8,6 +8,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ftkit import FtkitError, restore, scan_images
+from ftkit import FtkitError, Quarantine, restore, scan_images
+from ftkit._images.findings import Finding
+from ftkit._images.quarantine import move_away
 
 
 def snapshot(root: Path) -> dict[str, object]:
@@ -486,6 +491,59 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"a": 1}')
     with pytest.raises(FtkitError, match="not a quarantine manifest"):
         restore(tmp_path / "manifest.json")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_what_a_quarantine_leaves_that_was_killed_before_it_moved_anything(dirty: Path) -> None:
+    """The next one clears it away; in between, restore says that nothing was moved."""
+    aside = dirty.parent / "aside"
+    script = """
+import os, sys
+from ftkit import scan_images
+from ftkit._files import atomic_write
+from ftkit._images import gallery
+def write(page, *rest):
+    with atomic_write(page):
+        os.kill(os.getpid(), 9)
+gallery.write_gallery = write
+scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
+"""
+    before = snapshot(dirty)
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", script, str(dirty), str(aside)], check=False)
+        assert done.returncode == -9
+        assert len(os.listdir(aside)) == 2
+    with pytest.raises(FtkitError, match="before it moves anything"):
+        restore(aside)
+    assert snapshot(dirty) == before
+    scan_images(dirty, workers=1).quarantine(aside)
+    assert sorted(os.listdir(aside)) == ["files", "manifest.html", "manifest.json"]
+    restore(aside)
+    assert snapshot(dirty) == before
+
+
+def test_a_quarantine_that_is_alive_is_not_cleared_away(tmp_path: Path) -> None:
+    """Another one to the same folder waits until it has its manifest."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "bad.jpg").write_text(name)
+
+    def away(name: str, show: Callable[[Path, str, Collection[str]], None]) -> Quarantine:
+        finding = Finding(str(tmp_path / name / "bad.jpg"), "damaged", "unusable", "")
+        return move_away(str(tmp_path / name), [finding], tmp_path / "aside", {}, show)
+
+    with ThreadPoolExecutor(1) as pool:
+        others: list[Future[Quarantine]] = []
+
+        def show(_page: Path, folder: str, _paths: Collection[str]) -> None:
+            others.append(pool.submit(away, "two", lambda *_: None))
+            time.sleep(0.2)
+            assert (tmp_path / "aside" / folder).is_dir()
+
+        first, second = away("one", show), others[0].result()
+    assert (first.folder / "bad.jpg").read_text() == "one"
+    assert (second.folder / "bad.jpg").read_text() == "two"
+    assert first.manifest != second.manifest
 
 
 SCRIPT = """

@@ -5,16 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
-from ftkit._files import atomic_write, digest, remove_litter, sync_folder
+from ftkit._files import atomic_write, digest, lock, open_folder, remove_litter, sync_folder
 from ftkit._images.findings import Finding
 from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, require_folder
 from ftkit._images.manifest import Entry, Manifest, hint_beside, names_inside, obstacle
@@ -111,16 +112,22 @@ def move_away(
     entries, left = _plan(home, reasons, change, dry_run=show is None)
     if show is None or not entries:
         return _summary(home, target, entries, left, dry_run=show is None)
-    folder, place, made = _claim(target)
-    gallery = place.with_suffix(".html")
-    try:
-        show(gallery, folder.name, {entry.path for entry in entries})
-        manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
-        manifest.write()
-    except BaseException:
-        gallery.unlink(missing_ok=True)
-        _remove(made)
-        raise
+    missing = _make(target)
+    with _alone(target):
+        try:
+            folder, place = _claim(target)
+        except FtkitError:
+            _remove(missing)
+            raise
+        made, gallery = [folder, *missing], place.with_suffix(".html")
+        try:
+            show(gallery, folder.name, {entry.path for entry in entries})
+            manifest = Manifest(place, home, home.stat().st_ino, folder, entries)
+            manifest.write()
+        except BaseException:
+            gallery.unlink(missing_ok=True)
+            _remove(made)
+            raise
 
     gone: list[Entry] = []
     for entry in entries:
@@ -195,22 +202,52 @@ def _summary(
     )
 
 
-def _claim(target: Path) -> tuple[Path, Path, list[Path]]:
-    """Make the folder for the files, a new one; return it, a manifest's name for it, and all folders that were made."""
+def _make(target: Path) -> list[Path]:
+    """Make a folder; return those that were made, the innermost first."""
     missing = [place for place in (target, *target.parents) if not os.path.lexists(place)]
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _remove(missing)
+        raise _unusable(target, error) from error
+    return missing
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Hold up other quarantines to a folder, and clear away what those left that were killed before they moved a file.
+
+    Not on Windows, where only files can be locked.
+    """
+    descriptor = None
+    if sys.platform != "win32":
+        with suppress(OSError):
+            descriptor = open_folder(target)
+            if lock(descriptor, wait=True):
+                remove_litter(target)
+                for folder in target.glob("files*"):
+                    number = folder.name.removeprefix("files")
+                    if not os.path.lexists(target / f"manifest{number}.json"):
+                        _remove([folder])
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _claim(target: Path) -> tuple[Path, Path]:
+    """Make a new folder for the files in ``target``; return it, and a manifest's name for it."""
     for number in chain([""], map("-{}".format, count(2))):
         folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
         if not os.path.lexists(manifest):
             try:
                 folder.mkdir(parents=True)
-            except FileExistsError as error:
-                if not target.is_dir():
-                    raise _unusable(target, error) from error
+            except FileExistsError:
                 continue
             except OSError as error:
-                _remove(missing)
                 raise _unusable(target, error) from error
-            return folder, manifest, [folder, *missing]
+            return folder, manifest
     raise AssertionError  # there is always a next number
 
 
