@@ -227,7 +227,8 @@ def _alone(target: Path) -> Iterator[None]:
                 remove_litter(target)
                 for folder in target.glob("files*"):
                     number = folder.name.removeprefix("files")
-                    if not os.path.lexists(target / f"manifest{number}.json"):
+                    is_ours = not number or (number[0] == "-" and number[1:].isdecimal())
+                    if is_ours and not os.path.lexists(target / f"manifest{number}.json"):
                         _remove([folder])
     try:
         yield

@@ -440,9 +440,11 @@ class Player:
                 args, kwargs = _with(args, kwargs, {at: run.values[number] for at, number in replaced[key]})
             skip = self.cut.skips.get(key)
             if skip is None:
+                is_told = name == self.cut.tail and run.count[name] == 1
+                is_told = is_told and not any(count for _, count in _written_to([*args, *kwargs.values()]))
                 output = original(*args, **kwargs)
                 if name == self.cut.tail:
-                    run.tail = (args, kwargs, output, _written_to(output)) if run.count[name] == 1 else None
+                    run.tail = (args, kwargs, output, _written_to(output)) if is_told else None
                 return output
             self._check(key, skip, args, kwargs)
             if skip.is_led:
@@ -578,8 +580,8 @@ class _Idle:
         """Leave what a call gives as it is."""
 
 
-def _written_to(output: Any) -> list[Any]:
-    """What tells whether something that a call gave is changed later."""
+def _written_to(output: Any) -> list[tuple[int, int]]:
+    """What tells whether something is changed later, and how often each tensor in it was."""
     return [(id(one), version_of(one) if isinstance(one, torch.Tensor) else 0) for one in _leaves(output)]
 
 

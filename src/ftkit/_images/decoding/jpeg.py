@@ -261,9 +261,8 @@ def _unsupported(data: bytes) -> str:
             frame, precision = marker, body[0] if body else 0
         elif marker == _SOS:
             is_whole = not foreign and data.find(EOI, at + 4 + len(body)) > 0
-            is_lossless = (
-                len(body) > 3 and 1 <= body[-3] <= 7 and not body[-2]
-            )  # a predictor, and no band of a spectrum
+            # Lossless scans name a predictor, and no band of a spectrum.
+            is_lossless = len(body) > 3 and 1 <= body[-3] <= 7 and not body[-2]
             if frame == _LS:
                 kind = "JPEG-LS"
             elif frame == _LOSSLESS and is_lossless:
