@@ -516,8 +516,9 @@ scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
     with pytest.raises(FtkitError, match="before it moves anything"):
         restore(aside)
     assert snapshot(dirty) == before
+    (aside / "files-to-do").mkdir()  # somebody's own
     scan_images(dirty, workers=1).quarantine(aside)
-    assert sorted(os.listdir(aside)) == ["files", "manifest.html", "manifest.json"]
+    assert sorted(os.listdir(aside)) == ["files", "files-to-do", "manifest.html", "manifest.json"]
     restore(aside)
     assert snapshot(dirty) == before
 
