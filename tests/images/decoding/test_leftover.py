@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
 from ftkit._images.decoding.leftover import gif_frames, samples
+from ftkit._images.verdict import Note
 
 Encode = Callable[..., bytes]
 Judge = Callable[..., bool]
@@ -86,6 +87,15 @@ def test_markers_among_the_pixels(is_unusable: Judge, image: Image.Image, encode
     assert not is_unusable(tiled, "x.jp2")
 
 
+def assert_frame_is_named(notes: Sequence[Note], spoiled: int | None) -> None:
+    """See that a spoiled first frame makes a file unusable, and a later one is odd."""
+    assert [(note.kind, note.severity) for note in notes] == {
+        None: [],
+        0: [("damaged", None)],
+    }.get(spoiled, [("damaged", "odd")])
+    assert not spoiled or f"frame {spoiled + 1}" in notes[0].detail
+
+
 @pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True}], ids=["lossy", "lossless"])
 @pytest.mark.parametrize("spoiled", [None, 0, 2])
 def test_zeros_in_an_animated_webp(
@@ -102,12 +112,7 @@ def test_zeros_in_an_animated_webp(
         at += 8 + int.from_bytes(data[at + 4 : at + 8], "little") // 2
         data = data[:at] + bytes(512) + data[at + 512 :]
     notes = [note for note in check_bytes("x.webp", data).notes if note.kind != "animated"]
-    assert [(note.kind, note.severity) for note in notes] == {
-        None: [],
-        0: [("damaged", None)],
-        2: [("damaged", "odd")],
-    }[spoiled]
-    assert not spoiled or "frame 3" in notes[0].detail
+    assert_frame_is_named(notes, spoiled)
 
 
 @pytest.mark.parametrize("spoiled", [None, 0, 1, 3])
@@ -122,11 +127,7 @@ def test_zeros_in_an_avif_sequence(photo: Callable[..., Image.Image], encode: En
         at = start + size // 3
         data = data[:at] + bytes(size // 8) + data[at + size // 8 :]
     notes = [note for note in check_bytes("x.avif", data).notes if note.kind in ("damaged", "truncated")]
-    assert [(note.kind, note.severity) for note in notes] == {
-        None: [],
-        0: [("damaged", None)],
-    }.get(spoiled, [("damaged", "odd")])
-    assert not spoiled or f"frame {spoiled + 1}" in notes[0].detail
+    assert_frame_is_named(notes, spoiled)
 
 
 @pytest.mark.parametrize("frames", [1, 3])
@@ -152,12 +153,7 @@ def test_an_animated_gif_whose_pixels_do_not_fit(
         height = starts[spoiled] + 7
         data = data[:height] + (100).to_bytes(2, "little") + data[height + 2 :]
     notes = [note for note in check_bytes("x.gif", data).notes if note.kind in ("damaged", "truncated")]
-    assert [(note.kind, note.severity) for note in notes] == {
-        None: [],
-        0: [("damaged", None)],
-        2: [("damaged", "odd")],
-    }[spoiled]
-    assert not spoiled or "frame 3" in notes[0].detail
+    assert_frame_is_named(notes, spoiled)
 
 
 def test_an_animated_gif_that_ends_early(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:
