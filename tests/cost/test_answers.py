@@ -68,6 +68,8 @@ def described(output, args):
 def test_an_answer_given_again_is_the_one_of_torch(func, given):
     """In shape, strides, dtype, device, offset, and in whose memory it is."""
     fakes = Fakes()
+    if fakes.dress is None:
+        pytest.skip("This torch makes fake tensors in another way, and is asked each time.")
     with fakes.mode:
         first, second = arguments(given), arguments(given)
         output = func(*first)
