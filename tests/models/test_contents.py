@@ -34,7 +34,7 @@ def test_bytes_of_any_type(dtype: torch.dtype) -> None:
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer")
 def test_what_has_no_memory_has_no_bytes() -> None:
     fake = FakeTensorMode().from_tensor(torch.ones(3))
-    with pytest.raises(ValueError, match="data|scalar"):
+    with pytest.raises(ValueError, match=r"data|scalar"):
         bytes_of(fake)
     with pytest.raises(NotImplementedError, match="meta"):
         bytes_of(torch.ones(3, device="meta"))
