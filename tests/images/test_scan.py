@@ -92,7 +92,8 @@ def test_a_suffix_that_other_files_have_too_promises_no_image(pets: Path, jpegs:
     """Metrics of fonts, plug-ins, drawings, films and fields of numbers stay, though Pillow knows their suffixes."""
     others = {
         "times.pfm": b"\0\1\x9c\2\0\0" + b"(c) Foundry".ljust(60, b"\0") + bytes(range(256)) * 2,
-        "reverb.vst": b"MZ\x90\0\3\0\0\0" + bytes(range(256)) * 4, "plan.vst": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
+        "reverb.vst": b"MZ\x90\0\3\0\0\0" + bytes(range(256)) * 4,
+        "plan.vst": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
         "door.vda": b"HDR = HEADER / 20\n*" + b" " * 60, "ice.icb": b"ICB\1" + bytes(range(99)), "empty.vst": b"",
         "shop.jpx": b'<?xml version="1.0"?><project/>', "site.jxl": b'<?xml version="1.0"?><JOBFile jobName="a"/>',
     }  # fmt: skip

@@ -179,7 +179,11 @@ def _load(image: Image.Image) -> str:
     if image.format != "TIFF":
         image.load()
         return ""
-    with tempfile.TemporaryFile() as printed:
+    try:
+        printed = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError as error:
+        raise RuntimeError(f"no temporary file: {error.strerror or error}") from error  # no fault of the image
+    with printed:
         stderr = os.dup(2)
         os.dup2(printed.fileno(), 2)
         try:
