@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -157,6 +158,26 @@ def test_restore_says_what_is_lost(dirty: Path) -> None:
     with pytest.raises(FtkitError, match=r"3 files restored, but not all\. 1 can't be found .*page\.jpg"):
         restore(gone.manifest)
     assert (dirty / "train/cat/cut.jpg").exists()
+
+
+def test_restore_says_what_the_manifest_does_not_name(dirty: Path) -> None:
+    """An entry that was lost leaves its file where it is, and the error says where; what a system left is no such."""
+    before = snapshot(dirty)
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    facts = json.loads(gone.manifest.read_bytes())
+    facts["entries"] = [entry for entry in facts["entries"] if not entry["path"].endswith(("page.jpg", "gone.jpg"))]
+    gone.manifest.write_text(json.dumps(facts))
+    (gone.folder / "Thumbs.db").touch()
+    named = r"not all\. The manifest does not name 2 files in .*aside/files: train/cat/gone\.jpg, train/cat/page\.jpg\."
+    with pytest.raises(FtkitError, match=f"2 files can be restored, but {named}"):
+        restore(gone.manifest, dry_run=True)
+    for number in (2, 0):
+        with pytest.raises(FtkitError, match=f"{number} files restored, but {named}"):
+            restore(gone.manifest if number else dirty.parent / "aside")
+    for name in ("page.jpg", "gone.jpg"):
+        (gone.folder / "train/cat" / name).rename(dirty / "train/cat" / name)
+    assert restore(gone.manifest) == []
+    assert snapshot(dirty) == before
 
 
 def test_two_quarantines_share_a_folder(dirty: Path) -> None:
@@ -321,6 +342,34 @@ def test_a_disk_that_is_full_in_the_middle(dirty: Path, monkeypatch: pytest.Monk
     assert [path for path, _ in gone.left] == ["train/cat/long.jpg"]
     assert "too large" in gone.left[0][1]
     assert len(restore(gone.manifest)) == 4
+    assert snapshot(dirty) == before
+
+
+def test_a_disk_that_is_full_as_files_come_back(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit stays in the quarantine, and another restore brings it once there is room."""
+    resource = pytest.importorskip("resource")
+    (dirty / "train/cat/long.jpg").write_bytes(b"text" * 5000)
+    before = snapshot(dirty)
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def far_away(*_: object) -> None:
+        raise OSError(errno.EXDEV, "far away")
+
+    monkeypatch.setattr(Path, "rename", far_away)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15000, hard))
+    try:
+        with pytest.raises(FtkitError) as error:
+            restore(gone.manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == (
+        f"4 files restored, but not all. 1 can't be moved: {dirty}/train/cat/long.jpg (File too large). "
+        f"What is not back is still in {gone.folder}. Free some space, and restore again."
+    )
+    assert [path.name for path in gone.folder.rglob("*") if path.is_file()] == ["long.jpg"]
+    assert not [*dirty.rglob("*-partial")]
+    assert len(restore(gone.manifest)) == 1
     assert snapshot(dirty) == before
 
 
@@ -521,6 +570,30 @@ scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
     assert sorted(os.listdir(aside)) == ["files", "files-to-do", "manifest.html", "manifest.json"]
     restore(aside)
     assert snapshot(dirty) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_the_page_of_a_quarantine_that_was_killed(dirty: Path) -> None:
+    """It goes with the empty folder, however far it had come; a page of somebody's own stays."""
+    aside = dirty.parent / "aside"
+    script = """
+import os, sys
+from ftkit import scan_images
+from ftkit._images.manifest import Manifest
+Manifest.write = lambda self: os.kill(os.getpid(), 9)
+scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", script, str(dirty), str(aside)], check=False)
+    assert sorted(os.listdir(aside)) == ["files", "manifest.html"]
+    (aside / "files-3").mkdir()
+    report = scan_images(dirty, workers=1)
+    report.to_html(aside / "manifest-3.html")
+    first = report.quarantine(aside)
+    assert sorted(os.listdir(aside)) == ["files", "manifest-3.html", "manifest.html", "manifest.json"]
+    restore(first.manifest)
+    (aside / "manifest-2.html").write_text("mine")
+    assert report.quarantine(aside).manifest.name == "manifest-4.json"
+    assert (aside / "manifest-2.html").read_text() == "mine"
 
 
 def test_a_quarantine_that_is_alive_is_not_cleared_away(tmp_path: Path) -> None:

@@ -208,6 +208,11 @@ def is_inside(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> boo
     return False
 
 
+def is_litter(name: str) -> bool:
+    """Whether a file's name tells that a system or tool has left it behind."""
+    return name.lower() in _LITTER_NAMES or name.lower().startswith(_LITTER_STARTS)
+
+
 def require_folder(root: str) -> None:
     """Raise if the folder that was scanned is not there any more."""
     if not os.path.isdir(root):  # noqa: PTH112  (Path raises where it may not look)
@@ -291,7 +296,7 @@ def _noted_as_shut(path: str, entry: os.DirEntry[str], note: TakeNote) -> bool:
 def _noted_as_litter(path: str, littered: bool, note: TakeNote) -> bool:
     """Whether a file is a system's or tool's own, by its name or by the folder it lies in; it is noted then."""
     name = path.rpartition("/")[2].lower()
-    if littered or name in _LITTER_NAMES or name.startswith(_LITTER_STARTS):
+    if littered or is_litter(name):
         left_by = next(who for starts, who in _LEFT_BY if name.startswith(starts))
         note(path, Note("litter", f"left behind by {left_by}"))
         return True

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, DuplicateGroup, Finding
 from ftkit._images.folders import below, read_bytes
+from ftkit._images.manifest import PAGE_MARK
 from ftkit._images.table import ImageRow, ImageTable
 from ftkit._images.workers import Job, close_workers, core_count, run_jobs
 from ftkit._wording import plural
@@ -99,6 +100,7 @@ def write_gallery(
     }
     before, after = _PAGE.read_text(encoding="utf-8").split("{{thumbnails}}")
     parts = {
+        "generator": "ftkit" if moved_to is None else PAGE_MARK,
         "title": html.escape(_readable(PurePath(root).name or root)),
         "policy": f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.findall(after)[0].encode()).digest()).decode()}",
         "data": json.dumps(data).replace("<", "\\u003c"),
