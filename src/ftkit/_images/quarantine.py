@@ -501,7 +501,7 @@ def _unnamed(entries: Iterable[Entry], folder: Path) -> str:
     """Say which files are in a quarantine without an entry in its manifest: somebody has changed one or the other."""
     named = {folder / entry.path for entry in entries}
     found = []
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder) if not folder.is_symlink() else ():
         inside = (Path(place, name) for name in [*folders, *files] if not is_litter(name))
         left = (path for path in inside if path not in named and (path.is_symlink() or not path.is_dir()))
         found += [str(path.relative_to(folder)) for path in left]
