@@ -115,7 +115,7 @@ def scan_images(
         with (
             Journal(journal, folder) as verdicts,
             Copies(verdicts, near_duplicates) as copies,
-            TableWriter(folder.name) as rows,
+            TableWriter(folder.place) as rows,
             _bar(progress, folder) as bar,
         ):
             tally = Tally(folder, layout, verdicts, copies, rows)
@@ -144,6 +144,7 @@ def scan_images(
         splits=layout.of_images,
         _judged=tally.judged,
         _table=table,
+        _place=folder.name if "://" in folder.name else folder.place,
     )
 
 
