@@ -715,6 +715,19 @@ TestKilledQuarantine.settings = settings(
 )
 
 
+def test_empty_folders_in_each_other_go_at_once(dirty: Path) -> None:
+    """ImageFolder takes the outermost for a class; the next quarantine has nothing to do, and restore finds the one."""
+    for name in ("val/z1/z2/z3", "val/z1/z4", "val/dog/z5/z6", "z7/z8"):
+        (dirty / name).mkdir(parents=True)
+    before, aside = snapshot(dirty), dirty.parent / "aside"
+    gone = scan_images(dirty, workers=1).quarantine(aside)
+    assert set(gone.emptied) > {"val/z1", "val/dog/z5", "z7", "train/empty"}
+    assert not {"val", "val/dog"} & set(gone.emptied)
+    assert scan_images(dirty, workers=1).quarantine(aside).manifest is None
+    assert len(restore(aside)) == gone.moved
+    assert snapshot(dirty) == before
+
+
 def test_nothing_to_move_writes_nothing(dirty: Path) -> None:
     """No manifest that would bring back nothing; and what has gone by now isn't left."""
     report = scan_images(dirty, workers=1)

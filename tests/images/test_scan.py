@@ -114,6 +114,30 @@ def test_a_suffix_that_other_files_have_too_promises_no_image(pets: Path, jpegs:
     assert list(report.quarantine(pets.parent / "aside").files) == ["train/cat/photo.tga"]
 
 
+def test_litter_is_told_by_its_content_too(pets: Path, jpegs: list[bytes]) -> None:
+    """A photo, a checksum or notes under a name that systems use stay, and are judged as any other file."""
+    litter = {
+        "Thumbs.db": b"\xd0\xcf\x11\xe0" + bytes(600), "._1.jpg": b"\0\5\x16\7\0\2\0\0Mac OS X",
+        ".DS_Store": b"\0\0\0\1Bud1\0\0\x10\0",
+        "desktop.ini": b"\xff\xfe" + "\r\n[.ShellClassInfo]".encode("utf-16-le"),
+        ".localized": b"", ".directory": b"[Dolphin]\nTimestamp=1", "~$list.xlsx": b"\x0ajane doe 2".ljust(165),
+    }  # fmt: skip
+    others = {
+        "._2.jpg": jpegs[10], "._SUCCESS.crc": b"crc\0\0\0\2\0", "ehthumbs.db": b"SQLite format 3\0",
+        "~$cost.txt": b"5 $", "._list.txt": b"a.jpg", "._3.jpg": jpegs[11][:3000],
+    }  # fmt: skip
+    for name, data in (litter | others).items():
+        (pets / "train/cat" / name).write_bytes(data)
+    report = scan_images(pets, workers=1)
+    assert {name: kinds(report, name) for name in litter} == {name: ["litter"] for name in litter}
+    assert kinds(report, "._2.jpg") == []
+    assert kinds(report, "._3.jpg") == ["truncated"]
+    stay = ("._SUCCESS.crc", "ehthumbs.db", "~$cost.txt", "._list.txt")
+    assert {name: kinds(report, name) for name in stay} == {name: ["other_file"] for name in stay}
+    assert report.images == 11
+    assert report.files == 10 + len(litter) + len(others)
+
+
 def test_a_name_that_is_all_suffix_claims_to_be_an_image(pets: Path, jpegs: list[bytes]) -> None:
     """Loaders, which look at how a name ends, take it."""
     for name in (".jpg", "..JPG"):

@@ -306,7 +306,7 @@ def _plan(
     plan = [entry for file, entry in files.items() if file not in led_to]
     leaving = files.keys() - led_to.keys()
     folders = {root / entry.path for entry in found if entry.is_folder}
-    folders |= {parent for file in leaving for parent in file.parents if parent.is_relative_to(root)}
+    folders |= {parent for place in (*leaving, *folders) for parent in place.parents if parent.is_relative_to(root)}
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
         path = folder.relative_to(root).as_posix()
         try:
