@@ -475,7 +475,7 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
 
 
 def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
-    """Such a link holds nothing, and ImageFolder can't list classes beside one; one without a suffix may stay in a class."""
+    """Such a link holds nothing, and ImageFolder can't list classes beside one; in a class, one may stay."""
     from torchvision.datasets import ImageFolder
 
     cat = pets / "train/cat"

@@ -147,6 +147,7 @@ def judge_group(
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
     A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
+    Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
     Kept is the copy that the scores rest on; of several in one split the one with the most pixels, then the one with
     the most bytes, then the first by name.
 
@@ -184,7 +185,9 @@ def judge_group(
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
         if len(splits) > 1 and places[path].split != places[keeper].split:
             is_same = files[path] == files[keeper]
-            notes.append((path, Note("same_file" if is_same else near + "leak", copy)))
+            is_evaluation = rank[path] > _RANK["train"]
+            kind_of_leak = near + "eval_leak" if is_evaluation else "same_file" if is_same else near + "leak"
+            notes.append((path, Note(kind_of_leak, copy)))
         elif len(classes) <= 1 and files[path] != files[keeper]:
             notes.append((path, Note(near + "duplicate", copy + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
