@@ -731,6 +731,17 @@ def test_empty_folders_in_each_other_go_at_once(dirty: Path) -> None:
     assert snapshot(dirty) == before
 
 
+def test_folders_that_were_removed_come_back_with_their_times(dirty: Path) -> None:
+    """And with what is in them, although that changes a folder's time."""
+    for number, name in enumerate(("val/z1/z2", "val/z1", "train/empty", "train/__MACOSX")):
+        (dirty / name).mkdir(parents=True, exist_ok=True)
+        os.utime(dirty / name, ns=(10**18, 10**18 + number))
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    restore(gone.manifest)
+    times = {name: (dirty / name).stat().st_mtime_ns - 10**18 for name in gone.emptied}
+    assert times == {"val/z1/z2": 0, "val/z1": 1, "train/empty": 2, "train/__MACOSX": 3}
+
+
 def test_nothing_to_move_writes_nothing(dirty: Path) -> None:
     """No manifest that would bring back nothing; and what has gone by now isn't left."""
     report = scan_images(dirty, workers=1)

@@ -417,7 +417,7 @@ def restore(
     facts = Manifest.read(_find_manifest(local_path("manifest", manifest), root))
     home, folder = _home(facts, root), facts.folder
     files = [entry for entry in facts.entries if not entry.is_folder]
-    folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
+    folders = [(home / entry.path, entry) for entry in facts.entries if entry.is_folder]
     reasons = ((home / entry.path, _why_not(entry, home, folder)) for entry in facts.entries)
     blocked = [f"{old} ({why})" for old, why in reasons if why]
     if blocked:
@@ -436,12 +436,12 @@ def restore(
             remove_litter(place)  # of a restore that was killed
     back, lost, made = [], [], []
     failed: list[tuple[Path, OSError]] = []
-    for old, mode in reversed(folders):  # the outermost first
+    for old, entry in reversed(folders):  # the outermost first
         try:
             if not old.is_dir():
                 old.mkdir(parents=True)
-                old.chmod(mode | 0o700)  # until the files are back
-                made.append((old, mode))
+                old.chmod(entry.mode | 0o700)  # until the files are back
+                made.append((old, entry))
         except OSError as error:
             failed.append((old, error))
     for entry in files:
@@ -459,9 +459,10 @@ def restore(
             back.append(str(old))
         except OSError as error:
             failed.append((old, error))
-    for old, mode in made:
-        with suppress(OSError):
-            old.chmod(mode)
+    for old, entry in reversed(made):
+        with suppress(OSError, OverflowError):  # which a manifest may well ask for
+            old.chmod(entry.mode)
+            os.utime(old, ns=(entry.mtime, entry.mtime))
     _remove_empty(folder, {parent for entry in files for parent in (folder / entry.path).parents})
     if why := _lost(lost, folder) + _unnamed(files, folder) + _stuck(failed, folder):
         raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{why}")
