@@ -72,6 +72,22 @@ class Folder:
         except OSError as error:
             raise FtkitError(f"Can't read {self.name!r}: {error.strerror}. Fix its permissions.") from error
 
+    def snapshot(self, folder: str, names: Sequence[str]) -> str:
+        """Return the snapshot to scan in place of a folder in which the Hugging Face hub keeps files; none in others.
+
+        Its blobs are the files, under names that tell nothing; its snapshots are links to them.
+        """
+        place = Path(self.place, folder)
+        if not {"blobs", "snapshots"} <= {*names} or ("refs" not in names and "--" not in place.name):
+            return ""
+        with suppress(OSError):
+            snapshots = sorted((place / "snapshots").iterdir(), key=lambda one: one.stat().st_mtime)
+            main = place / "refs/main"
+            named = main.read_text(errors="replace").strip() if main.is_file() else ""
+            found = next((one for one in snapshots if one.name == named), snapshots[-1] if snapshots else None)
+            return join(folder, "snapshots", found.name if found else "")
+        return join(folder, "snapshots")
+
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path is in it."""
         return is_inside(path, self.place)
@@ -106,6 +122,9 @@ class Folder:
             if ours and len(ours) == len(entries):
                 continue
             entries = [entry for entry in entries if entry.name not in ours]
+            if folder and (snapshot := self.snapshot(folder, [entry.name for entry in entries])):
+                note(folder, Note("hub_cache", f"did you mean {self.prefix}{snapshot}?"))
+                continue
             _enter(folder, bool(entries), note, enter)
             inside = []
             for entry in entries:
@@ -168,6 +187,9 @@ class _RemoteFolder(Folder):
             for entry in self._files.ls(f"{self._root}/{inside}".rstrip("/"), detail=True)
             if entry["type"] == "directory"
         ]
+
+    def snapshot(self, folder: str, names: Sequence[str]) -> str:  # noqa: ARG002  (it is a folder of this machine)
+        return ""
 
     def holds(self, path: str | os.PathLike[str]) -> bool:  # noqa: ARG002  (none does)
         return False
