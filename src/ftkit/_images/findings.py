@@ -126,11 +126,12 @@ KINDS: dict[str, Kind] = {
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),
     "class_twins": _odd("two classes for ImageFolder, one for systems that ignore case", "merge or rename them"),
     "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
+    # A folder that is no data set: folders.py.
+    "hub_cache": _odd("where the Hugging Face hub keeps files; the scan skips it", "scan the snapshot in it"),
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; adds a class, or an error", "set it aside"),
     "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),
     "quarantine": _junk("what ftkit set aside; the scan skips it, ImageFolder does not", "move it elsewhere"),
-    "hub_cache": _odd("where the Hugging Face hub keeps files; the scan skips it", "scan the snapshot in it"),
     "folder_named_image": _junk("loops over *.jpg try to open a folder", "rename it"),
     "link_loop": _junk("a folder that contains itself; its images are read many times", "set it aside"),
     "other_file": _other("not an image by name or content; ImageFolder skips it", "nothing"),
