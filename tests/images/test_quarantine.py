@@ -168,6 +168,7 @@ def test_restore_says_what_the_manifest_does_not_name(dirty: Path) -> None:
     facts["entries"] = [entry for entry in facts["entries"] if not entry["path"].endswith(("page.jpg", "gone.jpg"))]
     gone.manifest.write_text(json.dumps(facts))
     (gone.folder / "Thumbs.db").touch()
+    (gone.folder / ".bad.jpg.0123456789ab.ftkit-partial").touch()  # of a quarantine across disks that was killed
     named = r"not all\. The manifest does not name 2 files in .*aside/files: train/cat/gone\.jpg, train/cat/page\.jpg\."
     with pytest.raises(FtkitError, match=f"2 files can be restored, but {named}"):
         restore(gone.manifest, dry_run=True)

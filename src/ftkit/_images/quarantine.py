@@ -15,7 +15,7 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
-from ftkit._files import atomic_write, digest, lock, open_folder, remove_litter, sync_folder
+from ftkit._files import LITTER_SUFFIX, atomic_write, digest, lock, open_folder, remove_litter, sync_folder
 from ftkit._images.findings import Finding
 from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, is_litter, require_folder
 from ftkit._images.manifest import Entry, Manifest, hint_beside, is_page, names_inside, obstacle
@@ -503,7 +503,8 @@ def _unnamed(entries: Iterable[Entry], folder: Path) -> str:
     named = {folder / entry.path for entry in entries}
     found = []
     for place, folders, files in os.walk(folder) if not folder.is_symlink() else ():
-        inside = (Path(place, name) for name in [*folders, *files] if not is_litter(name))
+        names = (name for name in [*folders, *files] if not is_litter(name) and not name.endswith(LITTER_SUFFIX))
+        inside = (Path(place, name) for name in names)
         left = (path for path in inside if path not in named and (path.is_symlink() or not path.is_dir()))
         found += [str(path.relative_to(folder)) for path in left]
     if not found:
