@@ -22,7 +22,8 @@ else:
     import fcntl
 
 
-_LITTER_SUFFIX: Final = ".ftkit-partial"
+#: Of a temporary file next to the one that it is to become.
+LITTER_SUFFIX: Final = ".ftkit-partial"
 _LOCK_NAME: Final = ".ftkit-lock"  # in a folder that is locked on Windows
 
 # How locking fails when someone else holds the lock; any other error means that the file system has no locks.
@@ -140,7 +141,7 @@ def _open_locked(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         # The name keeps clear of the limit of 255 bytes that most file systems set.
         stem = os.fsencode(target.name)[:180].decode(errors="ignore")
-        temporary = target.with_name(f".{stem}.{os.urandom(6).hex()}{_LITTER_SUFFIX}")
+        temporary = target.with_name(f".{stem}.{os.urandom(6).hex()}{LITTER_SUFFIX}")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(temporary, flags, 0o666 if old is None else old)
         if sys.platform != "win32":
@@ -215,7 +216,7 @@ def remove_litter(folder: str | os.PathLike[str]) -> list[Path]:
         ['.best.pt.0123456789ab.ftkit-partial']
     """
     removed = []
-    for path in sorted(Path(folder).glob(f".*{_LITTER_SUFFIX}")):
+    for path in sorted(Path(folder).glob(f".*{LITTER_SUFFIX}")):
         with contextlib.suppress(OSError):
             if sys.platform != "win32":
                 descriptor = os.open(path, os.O_RDWR)

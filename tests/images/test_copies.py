@@ -49,7 +49,7 @@ def test_a_copy_in_two_classes_is_a_conflict_of_labels(pets: Path) -> None:
 
 def test_names_of_one_file() -> None:
     """They are no copies of each other, but a real copy is one of theirs; in two classes one label is wrong."""
-    layout = Layout({"train": "train", "val": "val"})
+    layout = Layout({"train": "train", "val": "val", "test": "test"})
 
     def judge(**files: int) -> dict[str, str]:
         paths = {name.replace("_", "/") + ".jpg": file for name, file in files.items()}
@@ -59,8 +59,21 @@ def test_names_of_one_file() -> None:
     assert judge(train_cat_a=1, train_cat_b=1) == {}
     assert judge(train_cat_a=1, train_cat_b=1, train_cat_c=2) == {"train_cat_c": "duplicate"}
     assert judge(train_cat_a=1, val_cat_b=1) == {"train_cat_a": "same_file"}
+    assert judge(val_cat_a=1, test_cat_b=1) == judge(val_cat_a=1, test_cat_b=2) == {"val_cat_a": "eval_leak"}
     assert judge(train_cat_a=1, train_cat_b=2, val_cat_c=1) == {"train_cat_a": "same_file", "train_cat_b": "leak"}
     assert judge(train_cat_a=1, train_dog_b=1) == dict.fromkeys(["train_cat_a", "train_dog_b"], "label_conflict")
+
+
+def test_of_leaks_only_what_is_in_training_moves(pets: Path) -> None:
+    """A copy in validation and test is reported, and moves when that is asked for by its name."""
+    data = (pets / "val/cat/5.jpg").read_bytes()
+    for name in ("train/cat/a.jpg", "test/cat/b.jpg"):
+        (pets / name).parent.mkdir(parents=True, exist_ok=True)
+        (pets / name).write_bytes(data)
+    report = scan_images(pets, workers=1)
+    assert kinds(report, "5.jpg") == ["eval_leak"]
+    for kind, path in (("leaks", "train/cat/a.jpg"), ("eval_leaks", "val/cat/5.jpg")):
+        assert list(report.quarantine(pets.parent / "aside", kind, dry_run=True).files) == [path]
 
 
 def test_the_best_of_near_copies_is_kept(pets: Path, photo: Callable[..., Image.Image]) -> None:
@@ -122,6 +135,7 @@ def test_the_order_of_the_verdicts_does_not_matter(pets: Path, photo: Callable[.
 
 
 FOLDERS = [f"{split}/{label}" for split in ("train", "val", "test") for label in ("cat", "dog")]
+LEAKS = {"leak", "eval_leak"}
 PATHS = st.sets(st.builds("{}/{}.jpg".format, st.sampled_from(FOLDERS), st.integers(0, 9)), min_size=2, max_size=8)
 
 
@@ -134,7 +148,8 @@ def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["ex
     assert group.crosses_splits == (len({path.partition("/")[0] for path in paths}) > 1)
     assert {note.kind.startswith("near_") for _, note in notes} == {kind == "near"}
     named = {path: {note.kind.removeprefix("near_") for at, note in notes if at == path} for path in paths}
-    kept = [path for path in paths if "leak" not in named[path]]
+    assert all(path.startswith("train") == ("leak" in named[path]) for path in paths if named[path] & LEAKS)
+    kept = [path for path in paths if not named[path] & LEAKS]
     best = max(("train", "val", "test").index(path.partition("/")[0]) for path in paths)
     assert {path.partition("/")[0] for path in kept} == {("train", "val", "test")[best]}
     if group.crosses_classes:

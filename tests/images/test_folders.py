@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ftkit import FtkitError, ScanReport, scan_images
+from ftkit import FtkitError, ScanReport, restore, scan_images
+from ftkit._files import digest
 
 
 def kinds(report: ScanReport, name: str) -> list[str]:
@@ -37,12 +38,53 @@ def test_places_that_are_no_plain_files(pets: Path) -> None:
     assert report.images == 10
 
 
+def test_a_cache_of_the_hugging_face_hub(pets: Path, jpegs: list[bytes]) -> None:
+    """Its blobs and snapshots are no classes: an error or a finding names the snapshot, which is scanned as any."""
+    hub = pets.parent / "hub"
+    cache = hub / "datasets--me--pets"
+    files = {path.relative_to(pets): path.read_bytes() for path in pets.rglob("*.jpg")}
+    files[Path("train/cat/bad.jpg")] = b"<html>"
+    for revision, number in (("1" * 40, 3), ("2" * 40, 11), ("3" * 40, 2)):
+        for name, data in list(files.items())[-number:]:
+            blob, link = cache / "blobs" / digest(data), cache / "snapshots" / revision / name
+            for path in (blob, link):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            blob.write_bytes(data)
+            link.symlink_to(os.path.relpath(blob, link.parent))
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text("2" * 40)
+    snapshot = cache / "snapshots" / ("2" * 40)
+    with pytest.raises(FtkitError, match=f"Pass the snapshot: {snapshot}$"):
+        scan_images(cache, workers=1)
+    (hub / "version.txt").write_text("1")
+    report = scan_images(hub, workers=1)
+    assert [(f.path, f.kind, f.detail) for f in report.findings if f.severity == "odd"] == [
+        (str(cache), "hub_cache", f"did you mean {snapshot}?")
+    ]
+    assert report.classes == {}
+    assert (report.files, report.quarantine(pets.parent / "aside").moved) == (1, 0)
+    report = scan_images(snapshot, workers=1)
+    assert (report.images, list(report.splits)) == (10, ["train", "val"])
+    gone = report.quarantine(pets.parent / "aside")
+    assert list(gone.files) == ["train/cat/bad.jpg"]
+    assert len(list((cache / "blobs").iterdir())) == 11
+    assert len(restore(gone.manifest)) == 1
+    (cache / "refs/main").unlink()
+    with pytest.raises(FtkitError, match=r"Pass the snapshot: .*3333$"):
+        scan_images(cache, workers=1)
+    for name in ("blobs", "snapshots"):
+        (pets / "train" / name).mkdir()
+        (pets / "train" / name / "a.jpg").write_bytes(jpegs[10])
+    assert list(scan_images(pets, workers=1).classes.values()) == [1, 4, 4, 1, 1, 1]
+
+
 def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
     """Fsspec's files are read by the caller and judged by the workers; the findings' paths open as they stand."""
     fsspec = pytest.importorskip("fsspec")
     (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
     (pets / "train/dog/copy.jpg").write_bytes((pets / "val/dog/0.jpg").read_bytes())
-    (pets / "train/cat/Thumbs.db").write_bytes(b"x")
+    (pets / "train/cat/Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
+    (pets / "train/cat/._1.jpg").write_bytes(jpegs[10])
     memory = fsspec.filesystem("memory")
     memory.put(str(pets), "/scan-test", recursive=True)
     memory.pipe("/scan-test/train/old/manifest-2.json", b'{\n "ftkit": "quarantine", ')

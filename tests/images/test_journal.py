@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -257,3 +259,102 @@ def test_a_disk_that_is_full_is_a_clear_error(pets: Path, is_kept: bool) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     report = scan_images(pets, workers=1, journal=journal)
     assert report.findings == scan_images(pets, workers=1).findings
+
+
+NO_LOCKS = """
+import fcntl
+
+def none(*_):
+    raise OSError(37, "No locks available")
+
+fcntl.flock = none
+"""
+SCAN = "from ftkit import scan_images; print(scan_images({!r}, workers=1, journal={!r}).images)"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")
+def test_one_scan_at_a_time_writes_to_a_journal(pets: Path, jpegs: list[bytes]) -> None:
+    """The second gets a clear error at its start and the first goes on; once that was killed, the journal is free."""
+    for number in range(200):
+        (pets / f"train/cat/copy{number}.jpg").write_bytes(jpegs[number % 12])
+    journal = pets.parent / "scan.journal"
+    script = SCAN.format(str(pets), str(journal))
+    for is_killed in (False, True):
+        journal.unlink(missing_ok=True)
+        first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 30
+        while (not journal.exists() or journal.read_bytes().count(b"\n") < 9) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        first.send_signal(signal.SIGSTOP)
+        with pytest.raises(FtkitError, match=r"Another scan is writing to the journal .*scan\.journal\. Wait"):
+            scan_images(pets, workers=1, journal=journal)
+        if is_killed:
+            first.kill()
+        else:
+            first.send_signal(signal.SIGCONT)
+        said, _ = first.communicate(timeout=60)
+        assert said == ("" if is_killed else "210\n")
+        report = scan_images(pets, workers=1, journal=journal)
+        assert report.to_dict() | {"seconds": 0} == scan_images(pets, workers=1).to_dict() | {"seconds": 0}
+
+
+def test_the_processes_of_a_scan_that_was_killed_don_t_hold_its_journal(pets: Path) -> None:
+    """Those that an executor forked live on, without anybody to tell them to end."""
+    if not hasattr(os, "fork"):
+        pytest.skip("nothing can be forked here")
+    with Journal(pets.parent / "scan.journal", open_folder(pets)) as journal:
+        journal.append(write_line("a.jpg", Verdict([]).to_json()))
+        (said, say), (ended, end) = os.pipe(), os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(say, b"!")
+            os.close(end)
+            os.read(ended, 1)
+            os._exit(0)
+        os.read(said, 1)
+    try:
+        with Journal(pets.parent / "scan.journal", open_folder(pets)) as again:
+            assert again.recall("a.jpg") is None
+    finally:
+        os.close(end)
+        os.waitpid(child, 0)
+    assert (pets.parent / "scan.journal").read_bytes().count(b"\n") == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_without_locks_two_scans_at_once_are_both_right(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They add to the journal line by line, and what both have found is there; a torn line costs no other."""
+    import fcntl
+
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    place, folder = pets.parent / "scan.journal", open_folder(pets)
+    paths = sorted(path.relative_to(pets).as_posix() for path in pets.rglob("*.jpg"))
+
+    def verdict(path: str) -> bytes:
+        return write_line(path, Verdict([], folder.stamp(path)).to_json())
+
+    with Journal(place, folder) as first, Journal(place, folder) as second:
+        at = [(journal.append(verdict(path)), journal, path) for path in paths[:3] for journal in (first, second)]
+        at += [(second.append(verdict(paths[3])), second, paths[3])]
+        assert all(journal.read(where)[0] == path for where, journal, path in at)
+    with place.open("ab") as file:
+        file.write(b"torn")
+    with Journal(place, folder) as third:
+        assert all(third.recall(path) for path in paths[:4])
+        third.append(verdict(paths[4]))
+    with Journal(place, folder) as fourth:
+        assert all(fourth.recall(path) for path in paths[:5])
+    other = pets.parent / "notes.txt"
+    other.write_text("dear diary")
+    with pytest.raises(FtkitError, match="something else"):
+        Journal(other, folder)
+    assert other.read_text() == "dear diary"
+    place.unlink()
+    command = [sys.executable, "-c", NO_LOCKS + SCAN.format(str(pets), str(place))]
+    scans = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [scan.communicate(timeout=60)[0] for scan in scans] == ["10\n"] * 2
+    report = scan_images(pets, workers=1, journal=place)
+    assert report.to_dict() | {"seconds": 0} == scan_images(pets, workers=1).to_dict() | {"seconds": 0}

@@ -50,14 +50,14 @@ def build(world: Path) -> Path:
     bad = [Finding(str(path), "damaged", "unusable", "") for path in sorted(pets.rglob("bad*"))]
     gone = move_away(str(pets), bad, world / "store/deep/aside", {}, lambda page, name, paths: None)
     assert gone.moved == 4
-    (gone.folder / "elsewhere").symlink_to(world / "home")
-    (gone.folder / "train/cat/extra.jpg").write_text("no entry names it")
     return gone.manifest
 
 
 def attack(world: Path, write: Callable[[Path], None], **options: Any) -> None:
     """Restore from a manifest that was tampered with, and compare everything around."""
     manifest = build(world)
+    (manifest.parent / "files/elsewhere").symlink_to(world / "home")
+    (manifest.parent / "files/train/cat/extra.jpg").write_text("no entry names it")
     write(manifest)
     before = listing(world)
     try:

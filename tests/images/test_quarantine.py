@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -157,6 +158,27 @@ def test_restore_says_what_is_lost(dirty: Path) -> None:
     with pytest.raises(FtkitError, match=r"3 files restored, but not all\. 1 can't be found .*page\.jpg"):
         restore(gone.manifest)
     assert (dirty / "train/cat/cut.jpg").exists()
+
+
+def test_restore_says_what_the_manifest_does_not_name(dirty: Path) -> None:
+    """An entry that was lost leaves its file where it is, and the error says where; what a system left is no such."""
+    before = snapshot(dirty)
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    facts = json.loads(gone.manifest.read_bytes())
+    facts["entries"] = [entry for entry in facts["entries"] if not entry["path"].endswith(("page.jpg", "gone.jpg"))]
+    gone.manifest.write_text(json.dumps(facts))
+    (gone.folder / "Thumbs.db").touch()
+    (gone.folder / ".bad.jpg.0123456789ab.ftkit-partial").touch()  # of a quarantine across disks that was killed
+    named = r"not all\. The manifest does not name 2 files in .*aside/files: train/cat/gone\.jpg, train/cat/page\.jpg\."
+    with pytest.raises(FtkitError, match=f"2 files can be restored, but {named}"):
+        restore(gone.manifest, dry_run=True)
+    for number in (2, 0):
+        with pytest.raises(FtkitError, match=f"{number} files restored, but {named}"):
+            restore(gone.manifest if number else dirty.parent / "aside")
+    for name in ("page.jpg", "gone.jpg"):
+        (gone.folder / "train/cat" / name).rename(dirty / "train/cat" / name)
+    assert restore(gone.manifest) == []
+    assert snapshot(dirty) == before
 
 
 def test_two_quarantines_share_a_folder(dirty: Path) -> None:
@@ -324,6 +346,34 @@ def test_a_disk_that_is_full_in_the_middle(dirty: Path, monkeypatch: pytest.Monk
     assert snapshot(dirty) == before
 
 
+def test_a_disk_that_is_full_as_files_come_back(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not fit stays in the quarantine, and another restore brings it once there is room."""
+    resource = pytest.importorskip("resource")
+    (dirty / "train/cat/long.jpg").write_bytes(b"text" * 5000)
+    before = snapshot(dirty)
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def far_away(*_: object) -> None:
+        raise OSError(errno.EXDEV, "far away")
+
+    monkeypatch.setattr(Path, "rename", far_away)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15000, hard))
+    try:
+        with pytest.raises(FtkitError) as error:
+            restore(gone.manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value) == (
+        f"4 files restored, but not all. 1 can't be moved: {dirty}/train/cat/long.jpg (File too large). "
+        f"What is not back is still in {gone.folder}. Free some space, and restore again."
+    )
+    assert [path.name for path in gone.folder.rglob("*") if path.is_file()] == ["long.jpg"]
+    assert not [*dirty.rglob("*-partial")]
+    assert len(restore(gone.manifest)) == 1
+    assert snapshot(dirty) == before
+
+
 def test_a_file_replaced_since_the_scan_stays(dirty: Path, jpegs: list[bytes]) -> None:
     """By size, by time, or by its bytes alone: it is not the file that was judged; the report says so."""
     cat = dirty / "train/cat"
@@ -426,7 +476,9 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
 
 
 def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
-    """Such a link holds nothing, and ImageFolder can't list a folder with one, whatever it is called."""
+    """Such a link holds nothing, and ImageFolder can't list classes beside one; in a class, one may stay."""
+    from torchvision.datasets import ImageFolder
+
     cat = pets / "train/cat"
     (cat / "self.jpg").symlink_to("self.jpg")
     (cat / "there.jpg").symlink_to("back.jpg")
@@ -435,12 +487,13 @@ def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
     (cat / "through").symlink_to("../loop/..")
     before = snapshot(pets)
     report = scan_images(pets, workers=1)
-    assert {finding.kind for finding in report.unusable} == {"broken_link"}
+    assert {finding.kind for finding in report.findings} == {"broken_link", "other_file"}
     for dry_run in (True, False):
         gone = report.quarantine(pets.parent / "aside", dry_run=dry_run)
-        assert (gone.kinds, gone.left) == ({"broken_link": 5}, [])
-    assert not [path for path in pets.rglob("*") if path.is_symlink()]
-    assert len(restore(gone.manifest)) == 5
+        assert (gone.kinds, gone.left) == ({"broken_link": 4}, [])
+    assert [path.name for path in pets.rglob("*") if path.is_symlink()] == ["through"]
+    assert len(ImageFolder(pets / "train")) == 8
+    assert len(restore(gone.manifest)) == 4
     assert snapshot(pets) == before
 
 
@@ -521,6 +574,30 @@ scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
     assert sorted(os.listdir(aside)) == ["files", "files-to-do", "manifest.html", "manifest.json"]
     restore(aside)
     assert snapshot(dirty) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_the_page_of_a_quarantine_that_was_killed(dirty: Path) -> None:
+    """It goes with the empty folder, however far it had come; a page of somebody's own stays."""
+    aside = dirty.parent / "aside"
+    script = """
+import os, sys
+from ftkit import scan_images
+from ftkit._images.manifest import Manifest
+Manifest.write = lambda self: os.kill(os.getpid(), 9)
+scan_images(sys.argv[1], workers=1).quarantine(sys.argv[2])
+"""
+    subprocess.run([sys.executable, "-c", script, str(dirty), str(aside)], check=False)
+    assert sorted(os.listdir(aside)) == ["files", "manifest.html"]
+    (aside / "files-3").mkdir()
+    report = scan_images(dirty, workers=1)
+    report.to_html(aside / "manifest-3.html")
+    first = report.quarantine(aside)
+    assert sorted(os.listdir(aside)) == ["files", "manifest-3.html", "manifest.html", "manifest.json"]
+    restore(first.manifest)
+    (aside / "manifest-2.html").write_text("mine")
+    assert report.quarantine(aside).manifest.name == "manifest-4.json"
+    assert (aside / "manifest-2.html").read_text() == "mine"
 
 
 def test_a_quarantine_that_is_alive_is_not_cleared_away(tmp_path: Path) -> None:
@@ -640,6 +717,30 @@ TestKilledQuarantine = KilledQuarantine.TestCase
 TestKilledQuarantine.settings = settings(
     max_examples=5, stateful_step_count=4, deadline=None, phases=(Phase.explicit, Phase.generate)
 )
+
+
+def test_empty_folders_in_each_other_go_at_once(dirty: Path) -> None:
+    """ImageFolder takes the outermost for a class; the next quarantine has nothing to do, and restore finds the one."""
+    for name in ("val/z1/z2/z3", "val/z1/z4", "val/dog/z5/z6", "z7/z8"):
+        (dirty / name).mkdir(parents=True)
+    before, aside = snapshot(dirty), dirty.parent / "aside"
+    gone = scan_images(dirty, workers=1).quarantine(aside)
+    assert set(gone.emptied) > {"val/z1", "val/dog/z5", "z7", "train/empty"}
+    assert not {"val", "val/dog"} & set(gone.emptied)
+    assert scan_images(dirty, workers=1).quarantine(aside).manifest is None
+    assert len(restore(aside)) == gone.moved
+    assert snapshot(dirty) == before
+
+
+def test_folders_that_were_removed_come_back_with_their_times(dirty: Path) -> None:
+    """And with what is in them, although that changes a folder's time."""
+    for number, name in enumerate(("val/z1/z2", "val/z1", "train/empty", "train/__MACOSX")):
+        (dirty / name).mkdir(parents=True, exist_ok=True)
+        os.utime(dirty / name, ns=(10**18, 10**18 + number))
+    gone = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside")
+    restore(gone.manifest)
+    times = {name: (dirty / name).stat().st_mtime_ns - 10**18 for name in gone.emptied}
+    assert times == {"val/z1/z2": 0, "val/z1": 1, "train/empty": 2, "train/__MACOSX": 3}
 
 
 def test_nothing_to_move_writes_nothing(dirty: Path) -> None:

@@ -135,6 +135,36 @@ def test_garbled_exif_goes_without_a_touch_to_the_pixels(
     assert Path(new).read_bytes() == encode(photo(3))
 
 
+def test_a_copy_never_has_the_name_of_another_image(
+    tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    """Neither of one in the data set, such as a mask, nor of another copy, in whatever case; labels are no images."""
+    folder = tmp_path / "set/a"
+    folder.mkdir(parents=True)
+    glass = photo(1)
+    glass.putalpha(128)
+    files = {
+        "0.webp": encode(glass, "WEBP"), "0.png": encode(photo(2), "PNG"), "1.webp": encode(glass, "WEBP"),
+        "1.txt": b"0 0.5 0.5 1 1", "2.webp": encode(glass, "WEBP"), "2.tga": encode(glass, "TGA"),
+        "Three.webp": encode(glass, "WEBP"), "three.PNG": encode(photo(3), "PNG"), "4": encode(photo(4)),
+        "4.JPG": encode(photo(5)), "5.jpg": encode(photo(6), "PNG"), "5.png": encode(photo(7), "PNG"),
+        "0.webp.png": encode(photo(8), "PNG"), "inks.jpg": encode(photo(9).convert("CMYK")), "inks.png": b"<html>",
+    }  # fmt: skip
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    report = scan_images(tmp_path / "set", workers=1, near_duplicates=False)
+    plan, done = report.repair(dry_run=True), report.repair()
+    assert plan.made == done.made
+    assert done.failed == {}
+    assert {Path(old).name: Path(new).name for old, new in done.made.items()} == {
+        "0.webp": "0.webp-2.png", "1.webp": "1.png", "2.webp": "2.webp.png", "2.tga": "2.tga.png",
+        "Three.webp": "Three.webp.png", "4": "4-2.jpg", "5.jpg": "5.jpg.png", "inks.jpg": "inks.jpg",
+    }  # fmt: skip
+    said = next(line for line in str(done).replace("\n    ", " ").splitlines() if "another image has" in line)
+    assert said.endswith("and 3 more")
+    assert report.repair().made == {}
+
+
 def test_a_repair_that_makes_no_copy_leaves_no_folder(odd: Path, tmp_path: Path) -> None:
     """As on a disk that is full."""
     resource = pytest.importorskip("resource")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
 
-from ftkit import FtkitError, ScanReport, scan_images
+from ftkit import FtkitError, ScanReport, restore, scan_images
 from ftkit.errors import FileWriteError
 
 
@@ -96,6 +97,44 @@ def test_a_report_is_written_to_this_machine(
         with pytest.raises(FileWriteError, match="is a URL"):
             getattr(report, method)(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pets"]
+
+
+def test_a_report_is_about_the_folder_that_was_scanned(
+    pets: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Wherever the caller goes afterwards, and whatever is called like that there."""
+    (pets / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
+    (pets / "train/cat/photo.png").write_bytes(jpegs[11])
+    (pets / "train/dog/copy.jpg").write_bytes(jpegs[5])
+    (tmp_path / "there").mkdir()
+    shutil.copytree(pets, tmp_path / "there/pets")
+    monkeypatch.chdir(tmp_path)
+    report = scan_images("pets", workers=1)
+    assert report.root == "pets"
+    found = [finding.path for finding in report.findings]
+    assert found[0] == "pets/train/cat/cut.jpg"
+    monkeypatch.chdir(tmp_path / "there")
+    before = sorted(Path("pets").rglob("*"))
+    report.to_html("page.html")
+    assert "../pets/" in Path("page.html").read_text()
+    assert "also at val/cat/5.jpg" in Path("page.html").read_text()
+    with pytest.raises(FtkitError, match="inside the data set"):
+        report.to_csv("../pets/findings.csv")
+    with pytest.raises(FtkitError, match="inside the data set"):
+        report.table.to_csv("../pets/table.csv")
+    assert report.image_folder_filter()("../pets/train/cat/1.jpg")
+    assert not report.image_folder_filter()("../pets/train/cat/cut.jpg")
+    with pytest.raises(FtkitError, match="is not in"):
+        report.image_folder_filter()("pets/train/cat/cut.jpg")
+    made = report.repair("mended", only=["pets/train/cat/photo.png"]).made
+    assert made == {"pets/train/cat/photo.png": str(tmp_path / "there/mended/train/cat/photo.jpg")}
+    assert report.repair().folder == tmp_path / "pets-repaired"
+    gone = report.quarantine("aside")
+    assert (gone.root, list(gone.files)) == (pets, ["train/cat/cut.jpg"])
+    assert "train/dog/copy.jpg" in report.quarantine("aside", only=["pets/train/dog/copy.jpg"]).files
+    assert sorted(Path("pets").rglob("*")) == before
+    monkeypatch.chdir("/")
+    assert len(restore(gone.manifest)) == 1
 
 
 def test_other_files_are_no_junk(pets: Path) -> None:

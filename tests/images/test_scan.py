@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partialmethod
 from multiprocessing import get_context
@@ -17,6 +18,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from ftkit import FtkitError, ScanReport, scan_images
+from ftkit._images.suffixes import IMAGE_SUFFIXES
+
+Encode = Callable[..., bytes]
 
 
 def kinds(report: ScanReport, name: str) -> list[str]:
@@ -82,6 +86,56 @@ def test_what_claims_to_be_no_image_is_left_alone(pets: Path, jpegs: list[bytes]
     assert kinds(report, "whole.part") == ["unlisted_suffix"]
     assert report.images == 11
     assert report.quarantine(pets.parent / "aside").moved == 0
+
+
+def test_a_suffix_that_other_files_have_too_promises_no_image(pets: Path, jpegs: list[bytes], encode: Encode) -> None:
+    """Metrics of fonts, plug-ins, drawings, films and fields of numbers stay, though Pillow knows their suffixes."""
+    others = {
+        "times.pfm": b"\0\1\x9c\2\0\0" + b"(c) Foundry".ljust(60, b"\0") + bytes(range(256)) * 2,
+        "reverb.vst": b"MZ\x90\0\3\0\0\0" + bytes(range(256)) * 4,
+        "plan.vst": b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(99),
+        "door.vda": b"HDR = HEADER / 20\n*" + b" " * 60, "ice.icb": b"ICB\1" + bytes(range(99)), "empty.vst": b"",
+        "shop.jpx": b'<?xml version="1.0"?><project/>', "site.jxl": b'<?xml version="1.0"?><JOBFile jobName="a"/>',
+    }  # fmt: skip
+    Image.init()
+    for suffix in Image.registered_extensions().keys() - IMAGE_SUFFIXES:
+        for name, data in (("page", b"<html>"), ("empty", b""), ("noise", b"\0\1" + bytes(range(256)) * 2)):
+            others[f"{name}0{suffix}"] = data
+    for name, data in others.items():
+        (pets / "train/cat" / name).write_bytes(data)
+    (pets / "train/cat/real.pfm").write_bytes(encode(Image.radial_gradient("L").convert("F"), "PPM"))
+    (pets / "train/cat/photo.vst").write_bytes(jpegs[10])
+    (pets / "train/cat/photo.tga").write_bytes(b"<html>")
+    report = scan_images(pets, workers=1)
+    assert {name: kinds(report, name) for name in others} == {name: ["other_file"] for name in others}
+    assert kinds(report, "photo.vst") == ["unlisted_suffix"]
+    assert "unlisted_suffix" in kinds(report, "real.pfm")
+    assert kinds(report, "photo.tga") == ["not_an_image"]
+    assert list(report.quarantine(pets.parent / "aside").files) == ["train/cat/photo.tga"]
+
+
+def test_litter_is_told_by_its_content_too(pets: Path, jpegs: list[bytes]) -> None:
+    """A photo, a checksum or notes under a name that systems use stay, and are judged as any other file."""
+    litter = {
+        "Thumbs.db": b"\xd0\xcf\x11\xe0" + bytes(600), "._1.jpg": b"\0\5\x16\7\0\2\0\0Mac OS X",
+        ".DS_Store": b"\0\0\0\1Bud1\0\0\x10\0",
+        "desktop.ini": b"\xff\xfe" + "\r\n[.ShellClassInfo]".encode("utf-16-le"),
+        ".localized": b"", ".directory": b"[Dolphin]\nTimestamp=1", "~$list.xlsx": b"\x0ajane doe 2".ljust(165),
+    }  # fmt: skip
+    others = {
+        "._2.jpg": jpegs[10], "._SUCCESS.crc": b"crc\0\0\0\2\0", "ehthumbs.db": b"SQLite format 3\0",
+        "~$cost.txt": b"5 $", "._list.txt": b"a.jpg", "._3.jpg": jpegs[11][:3000],
+    }  # fmt: skip
+    for name, data in (litter | others).items():
+        (pets / "train/cat" / name).write_bytes(data)
+    report = scan_images(pets, workers=1)
+    assert {name: kinds(report, name) for name in litter} == {name: ["litter"] for name in litter}
+    assert kinds(report, "._2.jpg") == []
+    assert kinds(report, "._3.jpg") == ["truncated"]
+    stay = ("._SUCCESS.crc", "ehthumbs.db", "~$cost.txt", "._list.txt")
+    assert {name: kinds(report, name) for name in stay} == {name: ["other_file"] for name in stay}
+    assert report.images == 11
+    assert report.files == 10 + len(litter) + len(others)
 
 
 def test_a_name_that_is_all_suffix_claims_to_be_an_image(pets: Path, jpegs: list[bytes]) -> None:

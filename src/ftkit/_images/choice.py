@@ -27,6 +27,7 @@ def choose(
     kinds: Iterable[str] | None,
     only: str | os.PathLike[str] | Iterable[str | os.PathLike[str]] | None,
     gone: Iterable[str] = (),
+    written: str = "",
 ) -> list[Finding]:
     """Return the findings that were chosen.
 
@@ -37,6 +38,7 @@ def choose(
         kinds: Kinds and the like; None for the default or, if there is a list, for all.
         only: Paths, or the file that lists them, one on each line.
         gone: Paths relative to ``root`` that were moved away before, and may be listed still.
+        written: The same folder as the findings' paths begin in a report: the caller may be elsewhere by now.
 
     Raises:
         FtkitError: There is no such kind, list, or path in the report; or nothing is chosen.
@@ -58,7 +60,11 @@ def choose(
         if name not in known:
             path = known[name] = os.path.join(root, name)  # noqa: PTH118  (as the scan joins them)
             by_path[path] = [Finding(path, "vanished", "unusable", "moved before")]
-    paths = _found(root, _entries(root, only, known), known)
+    prefix = os.path.join(written, "")  # noqa: PTH118  (as the scan joins them)
+    entries = _entries(root, only, known)
+    rests = ((entry, entry.removeprefix(prefix)) for entry in entries)
+    entries = [rest if entry not in known and rest in known else entry for entry, rest in rests]
+    paths = _found(root, entries, known)
     return [finding for path in paths for finding in by_path[path] if kinds is None or wanted(finding)]
 
 
@@ -74,7 +80,8 @@ def _entries(
         return [os.fsdecode(entry) for entry in entries]
     file = local_path("only", only)
     try:
-        data = file.read_bytes() if str(only) not in known.values() else None
+        is_listed = not {str(only), str(file.absolute())}.isdisjoint(known.values())
+        data = None if is_listed else file.read_bytes()
     except OSError as error:
         if not known.keys().isdisjoint(_readings(root, str(file))):
             raise FtkitError(

@@ -6,6 +6,7 @@ import mmap
 from array import array
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ from ftkit._files import digest
 from ftkit._images.findings import DuplicateGroup
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
+from ftkit._images.scratch import in_scratch
 from ftkit._images.verdict import Note, Verdict
 from ftkit._images.workers import Job, run_jobs
 from ftkit.errors import FtkitError
@@ -51,15 +53,17 @@ class Copies:
         # Of those with fingerprints: the place in the journal, and half the path's digest; these themselves are rows of
         # a file.
         self._printed, self._names = array("Q"), array("Q")
-        self._folder = TemporaryDirectory(prefix="ftkit-")
-        self._table = Path(self._folder.name, "prints")
-        self._rows = self._table.open("wb")
+        with in_scratch():
+            self._folder = TemporaryDirectory(prefix="ftkit-")
+            self._table = Path(self._folder.name, "prints")
+            self._rows = self._table.open("wb")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._rows.close()
+        with suppress(OSError):  # which a write has met before
+            self._rows.close()
         self._folder.cleanup()
 
     def add(self, path: str, verdict: Verdict, at: int) -> None:
@@ -67,7 +71,8 @@ class Copies:
         self._digests.append(int(verdict.digest[:16], 16))
         self._places.append(at)
         if verdict.prints and self._near:
-            self._rows.write(verdict.prints.row())
+            with in_scratch():
+                self._rows.write(verdict.prints.row())
             self._printed.append(at)
             self._names.append(int(digest(path.encode(errors="surrogatepass"))[:16], 16))
 
@@ -114,14 +119,15 @@ class Copies:
         """Return the table and its places in an order in which the same files always stand, whichever came first."""
         order = sorted(range(len(self._names)), key=self._names.__getitem__)
         table = self._table.with_name("ordered")
-        self._rows.flush()
-        with (
-            self._table.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rows,
-            table.open("wb") as ordered,
-        ):
-            size = len(rows) // len(order)
-            ordered.writelines(rows[row * size : (row + 1) * size] for row in order)
+        with in_scratch():
+            self._rows.flush()
+            with (
+                self._table.open("rb") as file,
+                mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as rows,
+                table.open("wb") as ordered,
+            ):
+                size = len(rows) // len(order)
+                ordered.writelines(rows[row * size : (row + 1) * size] for row in order)
         return table, array("Q", (self._printed[row] for row in order))
 
     def _read(self, places: Sequence[int]) -> dict[str, Verdict]:
@@ -141,6 +147,7 @@ def judge_group(
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
     A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
+    Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
     Kept is the copy that the scores rest on; of several in one split the one with the most pixels, then the one with
     the most bytes, then the first by name.
 
@@ -178,7 +185,9 @@ def judge_group(
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
         if len(splits) > 1 and places[path].split != places[keeper].split:
             is_same = files[path] == files[keeper]
-            notes.append((path, Note("same_file" if is_same else near + "leak", copy)))
+            is_evaluation = rank[path] > _RANK["train"]
+            kind_of_leak = near + "eval_leak" if is_evaluation else "same_file" if is_same else near + "leak"
+            notes.append((path, Note(kind_of_leak, copy)))
         elif len(classes) <= 1 and files[path] != files[keeper]:
             notes.append((path, Note(near + "duplicate", copy + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))

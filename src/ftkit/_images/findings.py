@@ -106,6 +106,10 @@ KINDS: dict[str, Kind] = {
         "one file in training and evaluation, through a link; scores look too good", "quarantine or copy it", "leaks"
     ),
     "near_leak": _odd("nearly the same image in training and evaluation", "look, then quarantine the copy", "leaks"),
+    "eval_leak": _odd(
+        "the same file in validation and test; they are not independent", "look, keep it in one", "eval_leaks"
+    ),
+    "near_eval_leak": _odd("nearly the same image in validation and test", "look, keep it in one", "eval_leaks"),
     "label_conflict": _odd(
         "the same file in two classes; one label is wrong", "look, keep the right one", "label_conflicts"
     ),
@@ -122,6 +126,8 @@ KINDS: dict[str, Kind] = {
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),
     "class_twins": _odd("two classes for ImageFolder, one for systems that ignore case", "merge or rename them"),
     "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
+    # A folder that is no data set: folders.py.
+    "hub_cache": _odd("where the Hugging Face hub keeps files; the scan skips it", "scan the snapshot in it"),
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; adds a class, or an error", "set it aside"),
     "empty_folder": _junk("ImageFolder takes it for a class and raises", "set it aside"),
@@ -202,8 +208,8 @@ def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     """Return the test for findings of ``kinds``.
 
     Args:
-        kinds: Each a kind, a severity, ``"leaks"``, ``"duplicates"`` or ``"label_conflicts"``. None stands for
-            unusable files and junk.
+        kinds: Each a kind, a severity, ``"leaks"``, ``"eval_leaks"``, ``"duplicates"`` or ``"label_conflicts"``. None
+            stands for unusable files and junk.
 
     Raises:
         FtkitError: A name is none of these, or there is none.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
@@ -19,18 +20,22 @@ from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
 from ftkit.errors import FtkitError, MissingPackageError, did_you_mean
 
-_LITTER_NAMES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store", ".directory", ".localized"))
-_LITTER_STARTS = ("._", "~$")
-# Who leaves it behind, by how the name starts.
-_LEFT_BY = (
-    (("thumbs", "ehthumbs", "desktop.ini"), "Windows"),
-    (("._", ".ds_store", ".localized"), "macOS"),
-    (("",), "a system or tool"),
-)
+_SOMEBODY = "a system or tool"
+# What systems and tools leave behind: by the name, or its first two letters, who does and what the content looks like.
+_LITTER: dict[str, tuple[str, Callable[[bytes], object]]] = {
+    "thumbs.db": ("Windows", re.compile(b"\xd0\xcf\x11\xe0").match),
+    "ehthumbs.db": ("Windows", re.compile(b"\xd0\xcf\x11\xe0").match),
+    "desktop.ini": ("Windows", re.compile(rb"[\xef\xbb\xbf\xff\xfe\0\s]*\[").match),
+    ".ds_store": ("macOS", re.compile(b"\0\0\0\1Bud1").match),
+    ".localized": ("macOS", re.compile(b"$").match),
+    "._": ("macOS", re.compile(b"\0\5\x16\7").match),
+    ".directory": (_SOMEBODY, re.compile(rb"\s*\[").match),
+    "~$": (_SOMEBODY, re.compile(rb"[\x01-\x35].{53}", re.DOTALL).match),  # the length of a name, and room for it
+}
 _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
 _MOST_VISITS = 16  # to one folder, by different links
-_HEAD = 64  # bytes of a manifest, that say what it is
+_HEAD = 64  # bytes of a manifest, or of litter, that say what it is
 _SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
 
 TakeNote: TypeAlias = Callable[[str, Note], None]
@@ -67,6 +72,22 @@ class Folder:
         except OSError as error:
             raise FtkitError(f"Can't read {self.name!r}: {error.strerror}. Fix its permissions.") from error
 
+    def snapshot(self, folder: str, names: Sequence[str]) -> str:
+        """Return the snapshot to scan in place of a folder in which the Hugging Face hub keeps files; none in others.
+
+        Its blobs are the files, under names that tell nothing; its snapshots are links to them.
+        """
+        place = Path(self.place, folder)
+        if not {"blobs", "snapshots"} <= {*names} or ("refs" not in names and "--" not in place.name):
+            return ""
+        with suppress(OSError):
+            snapshots = sorted((place / "snapshots").iterdir(), key=lambda one: one.stat().st_mtime)
+            main = place / "refs/main"
+            named = main.read_text(errors="replace").strip() if main.is_file() else ""
+            found = next((one for one in snapshots if one.name == named), snapshots[-1] if snapshots else None)
+            return join(folder, "snapshots", found.name if found else "")
+        return join(folder, "snapshots")
+
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path is in it."""
         return is_inside(path, self.place)
@@ -101,12 +122,16 @@ class Folder:
             if ours and len(ours) == len(entries):
                 continue
             entries = [entry for entry in entries if entry.name not in ours]
+            if folder and (snapshot := self.snapshot(folder, [entry.name for entry in entries])):
+                note(folder, Note("hub_cache", f"did you mean {self.prefix}{snapshot}?"))
+                continue
             _enter(folder, bool(entries), note, enter)
             inside = []
             for entry in entries:
                 path, name = join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
-                    if not _noted_as_litter(path, littered, note) and not _noted_as_shut(path, entry, note):
+                    is_noted = _noted_as_litter(path, littered, partial(_head, place), note)
+                    if not is_noted and not _noted_as_shut(path, entry, note):
                         yield path
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
@@ -163,6 +188,9 @@ class _RemoteFolder(Folder):
             if entry["type"] == "directory"
         ]
 
+    def snapshot(self, folder: str, names: Sequence[str]) -> str:  # noqa: ARG002  (it is a folder of this machine)
+        return ""
+
     def holds(self, path: str | os.PathLike[str]) -> bool:  # noqa: ARG002  (none does)
         return False
 
@@ -179,7 +207,7 @@ class _RemoteFolder(Folder):
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
             for name in filter(None, sorted(files)):
                 path = join(folder, name)
-                if not _noted_as_litter(path, littered, note):
+                if not _noted_as_litter(path, littered, partial(self._head, place), note):
                     yield path
 
     def _head(self, place: str, name: str) -> bytes:
@@ -206,6 +234,11 @@ def is_inside(path: str | os.PathLike[str], root: str | os.PathLike[str]) -> boo
             if above.samefile(home) and home.stat().st_ino:  # which some file systems don't give
                 return True
     return False
+
+
+def is_litter(name: str) -> bool:
+    """Whether a file has a name of those that systems and tools leave behind."""
+    return name.lower() in _LITTER or name[:2] in _LITTER
 
 
 def require_folder(root: str) -> None:
@@ -288,14 +321,19 @@ def _noted_as_shut(path: str, entry: os.DirEntry[str], note: TakeNote) -> bool:
     return False
 
 
-def _noted_as_litter(path: str, littered: bool, note: TakeNote) -> bool:
-    """Whether a file is a system's or tool's own, by its name or by the folder it lies in; it is noted then."""
-    name = path.rpartition("/")[2].lower()
-    if littered or name in _LITTER_NAMES or name.startswith(_LITTER_STARTS):
-        left_by = next(who for starts, who in _LEFT_BY if name.startswith(starts))
+def _noted_as_litter(path: str, littered: bool, read: Callable[[str], bytes], note: TakeNote) -> bool:
+    """Whether a file is a system's or tool's own, by the folder it lies in, or by its name and content; noted then.
+
+    A photo of that name is a photo, and what is neither is checked as any other file.
+    """
+    name = path.rpartition("/")[2]
+    left_by, is_theirs = _LITTER.get(name.lower()) or _LITTER.get(name[:2]) or (_SOMEBODY, None)
+    if is_theirs and not littered:
+        with suppress(OSError):
+            littered = bool(is_theirs(read(name)))
+    if littered:
         note(path, Note("litter", f"left behind by {left_by}"))
-        return True
-    return False
+    return littered
 
 
 def _open_remote(url: str) -> tuple[Any, str]:

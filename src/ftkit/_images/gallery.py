@@ -21,7 +21,8 @@ from urllib.parse import quote
 from ftkit._files import atomic_write
 from ftkit._images.findings import KINDS, DuplicateGroup, Finding
 from ftkit._images.folders import below, read_bytes
-from ftkit._images.table import ImageRow, ImageTable
+from ftkit._images.manifest import PAGE_MARK
+from ftkit._images.table import ImageRow
 from ftkit._images.workers import Job, close_workers, core_count, run_jobs
 from ftkit._wording import plural
 
@@ -44,7 +45,7 @@ def write_gallery(
     note: str,
     findings: Iterable[Finding],
     groups: Sequence[DuplicateGroup],
-    table: ImageTable,
+    table: Iterable[ImageRow],
     classes: Mapping[str, int],
     moved_to: str | None = None,
 ) -> None:
@@ -73,7 +74,6 @@ def write_gallery(
     ranks |= {file: rank for rank, group in enumerate(groups) for file in group.paths}
     numbers = {file: number for number, file in enumerate(ranks)}
     rows, sizes = _rows(table, numbers)
-    prefix = os.path.join(root, "")  # noqa: PTH118  (Path knows no such thing)
     kinds = [kind for kind, files in by_kind.items() if files]
     data = {
         "root": PurePath(root).name or root,
@@ -88,9 +88,7 @@ def write_gallery(
         "files": [
             {
                 "path": below(root, file),
-                "notes": [
-                    (kinds.index(found.kind), found.detail.replace(prefix, "")) for found in by_path.get(file, ())
-                ],
+                "notes": [(kinds.index(found.kind), found.detail) for found in by_path.get(file, ())],
                 "row": rows.get(file),
                 "pick": moved_to is None and _may_move(file, by_path.get(file, ())),
             }
@@ -99,6 +97,7 @@ def write_gallery(
     }
     before, after = _PAGE.read_text(encoding="utf-8").split("{{thumbnails}}")
     parts = {
+        "generator": "ftkit" if moved_to is None else PAGE_MARK,
         "title": html.escape(_readable(PurePath(root).name or root)),
         "policy": f"sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.findall(after)[0].encode()).digest()).decode()}",
         "data": json.dumps(data).replace("<", "\\u003c"),

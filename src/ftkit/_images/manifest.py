@@ -14,6 +14,8 @@ from ftkit._files import atomic_write
 from ftkit.errors import FtkitError, did_you_mean
 
 _VERSION = 1
+#: What tells the page beside a manifest from others.
+PAGE_MARK = "ftkit quarantine"
 _JUNCTION = 0xA0000003  # what links folders on Windows, beside links
 
 
@@ -106,6 +108,15 @@ class Manifest(NamedTuple):
             ) from error
         place = Path(os.path.realpath(path))
         return cls(place, Path(root), inode, place.parent / folder, entries)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is the page that a quarantine writes beside its manifest."""
+    try:
+        with path.open("rb") as file:
+            return PAGE_MARK.encode() in file.read(1024)
+    except OSError:
+        return False
 
 
 def hint_beside(path: Path) -> str:

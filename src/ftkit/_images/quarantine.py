@@ -15,14 +15,15 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
-from ftkit._files import atomic_write, digest, lock, open_folder, remove_litter, sync_folder
+from ftkit._files import LITTER_SUFFIX, atomic_write, digest, lock, open_folder, remove_litter, sync_folder
 from ftkit._images.findings import Finding
-from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, require_folder
-from ftkit._images.manifest import Entry, Manifest, hint_beside, names_inside, obstacle
+from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, is_litter, require_folder
+from ftkit._images.manifest import Entry, Manifest, hint_beside, is_page, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -229,7 +230,7 @@ def _alone(target: Path) -> Iterator[None]:
                     number = folder.name.removeprefix("files")
                     is_ours = not number or (number[0] == "-" and number[1:].isdecimal())
                     if is_ours and not os.path.lexists(target / f"manifest{number}.json"):
-                        _remove([folder])
+                        _clear(folder, target / f"manifest{number}.html")
     try:
         yield
     finally:
@@ -237,11 +238,20 @@ def _alone(target: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _clear(folder: Path, page: Path) -> None:
+    """Remove an empty folder, and the page beside it that shows what was to move there."""
+    with suppress(OSError):
+        if not any(folder.iterdir()):
+            if is_page(page):
+                page.unlink()
+            folder.rmdir()
+
+
 def _claim(target: Path) -> tuple[Path, Path]:
     """Make a new folder for the files in ``target``; return it, and a manifest's name for it."""
     for number in chain([""], map("-{}".format, count(2))):
         folder, manifest = target / f"files{number}", target / f"manifest{number}.json"
-        if not os.path.lexists(manifest):
+        if not os.path.lexists(manifest) and not os.path.lexists(manifest.with_suffix(".html")):
             try:
                 folder.mkdir(parents=True)
             except FileExistsError:
@@ -264,7 +274,7 @@ def _unusable(target: Path, error: OSError) -> FtkitError:
 
 
 def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
+    return error.strerror or (os.strerror(error.errno) if error.errno else str(error))
 
 
 def _plan(
@@ -296,7 +306,7 @@ def _plan(
     plan = [entry for file, entry in files.items() if file not in led_to]
     leaving = files.keys() - led_to.keys()
     folders = {root / entry.path for entry in found if entry.is_folder}
-    folders |= {parent for file in leaving for parent in file.parents if parent.is_relative_to(root)}
+    folders |= {parent for place in (*leaving, *folders) for parent in place.parents if parent.is_relative_to(root)}
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
         path = folder.relative_to(root).as_posix()
         try:
@@ -390,7 +400,8 @@ def restore(
     Raises:
         FtkitError: ``manifest`` is not a manifest, or asks for more than restoring files; or the data set
             is not there, or can't be it; or something else is now in a file's old place. Nothing is moved then.
-            Or files are in neither place or can't be moved; the others are restored before, except in a dry run.
+            Or files are in neither place, can't be moved, or are in the quarantine without an entry in the manifest;
+            the others are restored before, except in a dry run.
 
     Example:
         >>> from pathlib import Path
@@ -406,7 +417,7 @@ def restore(
     facts = Manifest.read(_find_manifest(local_path("manifest", manifest), root))
     home, folder = _home(facts, root), facts.folder
     files = [entry for entry in facts.entries if not entry.is_folder]
-    folders = [(home / entry.path, entry.mode) for entry in facts.entries if entry.is_folder]
+    folders = [(home / entry.path, entry) for entry in facts.entries if entry.is_folder]
     reasons = ((home / entry.path, _why_not(entry, home, folder)) for entry in facts.entries)
     blocked = [f"{old} ({why})" for old, why in reasons if why]
     if blocked:
@@ -417,21 +428,22 @@ def restore(
     if flag("dry_run", dry_run):
         there = [str(home / entry.path) for entry in files if _is_there(folder / entry.path)]
         lost = [str(home / entry.path) for entry in files if not _is_anywhere(entry, home, folder)]
-        if lost:
-            raise FtkitError(f"{plural(len(there), 'file')} can be restored, but not all.{_lost(lost, folder)}")
+        if why := _lost(lost, folder) + _unnamed(files, folder):
+            raise FtkitError(f"{plural(len(there), 'file')} can be restored, but not all.{why}")
         return there
     for place in {(home / entry.path).parent for entry in files}:
         with suppress(OSError):
             remove_litter(place)  # of a restore that was killed
-    back, lost, failed, made = [], [], [], []
-    for old, mode in reversed(folders):  # the outermost first
+    back, lost, made = [], [], []
+    failed: list[tuple[Path, OSError]] = []
+    for old, entry in reversed(folders):  # the outermost first
         try:
             if not old.is_dir():
                 old.mkdir(parents=True)
-                old.chmod(mode | 0o700)  # until the files are back
-                made.append((old, mode))
+                old.chmod(entry.mode | 0o700)  # until the files are back
+                made.append((old, entry))
         except OSError as error:
-            failed.append(f"{old} ({_reason(error)})")
+            failed.append((old, error))
     for entry in files:
         old, new = home / entry.path, folder / entry.path
         try:
@@ -446,15 +458,14 @@ def restore(
                 _move(new, old)
             back.append(str(old))
         except OSError as error:
-            failed.append(f"{old} ({_reason(error)})")
-    for old, mode in made:
-        with suppress(OSError):
-            old.chmod(mode)
+            failed.append((old, error))
+    for old, entry in reversed(made):
+        with suppress(OSError, OverflowError):  # which a manifest may well ask for
+            old.chmod(entry.mode)
+            os.utime(old, ns=(entry.mtime, entry.mtime))
     _remove_empty(folder, {parent for entry in files for parent in (folder / entry.path).parents})
-    if lost or failed:
-        where = _lost(lost, folder) if lost else ""
-        how = f" {len(failed):,} can't be moved: {some(failed, 3)}. Fix that and call restore again." if failed else ""
-        raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{where}{how}")
+    if why := _lost(lost, folder) + _unnamed(files, folder) + _stuck(failed, folder):
+        raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{why}")
     return back
 
 
@@ -474,7 +485,34 @@ def _is_there(place: Path) -> bool:
 
 
 def _lost(files: Sequence[str], folder: Path) -> str:
+    if not files:
+        return ""
     return f" {len(files):,} can't be found in {folder} or the old place: {some(files, 3)}."
+
+
+def _stuck(failed: Sequence[tuple[Path, OSError]], folder: Path) -> str:
+    if not failed:
+        return ""
+    which = some([f"{old} ({_reason(error)})" for old, error in failed], 3)
+    how = "Free some space" if any(error.errno in _FULL for _, error in failed) else "Fix that"
+    return f" {len(failed):,} can't be moved: {which}. What is not back is still in {folder}. {how}, and restore again."
+
+
+def _unnamed(entries: Iterable[Entry], folder: Path) -> str:
+    """Say which files are in a quarantine without an entry in its manifest: somebody has changed one or the other."""
+    named = {folder / entry.path for entry in entries}
+    found = []
+    for place, folders, files in os.walk(folder) if not folder.is_symlink() else ():
+        names = (name for name in [*folders, *files] if not is_litter(name) and not name.endswith(LITTER_SUFFIX))
+        inside = (Path(place, name) for name in names)
+        left = (path for path in inside if path not in named and (path.is_symlink() or not path.is_dir()))
+        found += [str(path.relative_to(folder)) for path in left]
+    if not found:
+        return ""
+    return (
+        f" The manifest does not name {plural(len(found), 'file')} in {folder}: {some(sorted(found), 3)}. Move back by "
+        f"hand what belongs to the data set."
+    )
 
 
 def _home(manifest: Manifest, root: str | os.PathLike[str] | None) -> Path:

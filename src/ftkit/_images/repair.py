@@ -13,7 +13,7 @@ from ftkit._images.findings import KINDS, SEVERITIES, Finding
 from ftkit._images.folders import Folder, Judged, below, is_inside, require_folder
 from ftkit._images.workers import Job, close_workers, run_jobs
 from ftkit._reports import Grid, Parts, Report
-from ftkit._wording import plural
+from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
 _SECONDS = 60.0  # for one file
@@ -43,6 +43,8 @@ class Repair(Report):
             yield Grid(list(self.made.items()), names=(0, 1))
         else:
             yield f"{copies} in {self.folder}; the originals are unchanged" if self.made else none
+        if renamed := [copy for path, copy in self.made.items() if Path(copy).stem != Path(path).stem]:
+            yield f"  called so as another image has the plain name: {some(renamed, 3)}"
         yield Grid([(path, f"not repaired: {why}") for path, why in self.failed.items()])
 
 
@@ -90,8 +92,9 @@ def repair(
     changed = {path: why for path in chosen if path in judged and (why := _change(Folder(root), path, judged[path]))}
     for path in changed:
         del chosen[path]
+    alike = _Alike()
     jobs = [
-        Job("repair", (str(Path(path).absolute()), why, str(folder / os.path.relpath(path, root)), dry_run))
+        Job("repair", (path, why, str(folder / os.path.relpath(path, root)), alike.names(Path(path)), dry_run))
         for path, why in chosen.items()
     ]
     result = Repair(folder, failed=changed, dry_run=dry_run)
@@ -111,6 +114,24 @@ def repair(
             with suppress(OSError):  # not empty: somebody else's
                 place.rmdir()
     return result
+
+
+class _Alike:
+    """The names in each folder, case folded: a copy must not be taken for another file's, on any system."""
+
+    def __init__(self) -> None:
+        self._names: dict[Path, dict[str, list[str]]] = {}
+
+    def names(self, path: Path) -> list[str]:
+        """Return the other names beside a file that begin like its own, up to the first dot."""
+        if path.parent not in self._names:
+            by_start = self._names[path.parent] = {}
+            with suppress(OSError):
+                for other in path.parent.iterdir():
+                    name = other.name.casefold()
+                    by_start.setdefault(name.partition(".")[0], []).append(name)
+        name = path.name.casefold()
+        return [other for other in self._names[path.parent].get(name.partition(".")[0], ()) if other != name]
 
 
 def _change(data: Folder, path: str, seen: Judged) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import overload
@@ -58,6 +59,11 @@ class ScanReport(Report):
     splits: dict[str, str] = field(default_factory=dict)
     _judged: dict[str, Judged] = field(default_factory=dict, repr=False, compare=False)
     _table: ImageTable = field(default_factory=ImageTable, repr=False, compare=False)
+    _place: str = field(default="", repr=False, compare=False)  # the folder, wherever the caller is by now
+
+    def __post_init__(self) -> None:
+        place = self._place or (self.root if "://" in self.root else str(Path(self.root).absolute()))
+        object.__setattr__(self, "_place", place)
 
     @property
     def unusable(self) -> list[Finding]:
@@ -121,7 +127,28 @@ class ScanReport(Report):
         return f"{self.root}: {plural(self.files, 'file')}, {images}{classes}, {self.seconds:.1f} s"
 
     def _target(self, path: Target) -> Target:
-        return outside(self.root, path)
+        return outside(self._place, path)
+
+    def _here(self, path: str) -> str:
+        """Return a path of this report as one that opens in whatever folder the caller is by now."""
+        prefix = os.path.join(self.root, "")  # noqa: PTH118  (Path knows no such thing)
+        return os.path.join(self._place, path[len(prefix) :]) if path.startswith(prefix) else path  # noqa: PTH118
+
+    def _findings_here(self) -> list[Finding]:
+        return [replace(finding, path=self._here(finding.path)) for finding in self.findings]
+
+    def _judged_here(self) -> dict[str, Judged]:
+        return {self._here(path): judged for path, judged in self._judged.items()}
+
+    def _groups_here(self) -> list[DuplicateGroup]:
+        return [
+            replace(
+                group,
+                paths=tuple(map(self._here, group.paths)),
+                pairs=tuple((self._here(one), self._here(other), like) for one, other, like in group.pairs),
+            )
+            for group in self.duplicates
+        ]
 
     @overload
     def to_csv(self, path: None = None) -> str: ...
@@ -152,7 +179,7 @@ class ScanReport(Report):
         takes as ``only``. The page works from a disk, with JavaScript, and makes no requests. It finds the images
         themselves, for the full size, as long as it and the data set stay where they are; thumbnails are part of it.
         """
-        self._show(self._target(path), "The scan changed nothing.", self.findings, self.duplicates)
+        self._show(self._target(path), "The scan changed nothing.", self._findings_here(), self._groups_here())
 
     def _show(
         self,
@@ -165,7 +192,11 @@ class ScanReport(Report):
         from ftkit._images.gallery import write_gallery  # what it needs, a scan does without
 
         counts = f"{plural(self.files, 'file')}, {plural(self.images, 'usable image')}."
-        write_gallery(path, self.root, f"{counts} {note}", findings, groups, self.table, self.classes, moved_to)
+        homes = "|".join(re.escape(os.path.join(home, "")) for home in (self.root, self._place))  # noqa: PTH118
+        prefix = re.compile(rf"(?<!\S)(?:{homes})")
+        findings = [replace(finding, detail=prefix.sub("", finding.detail)) for finding in findings]
+        rows = (row._replace(path=self._here(row.path)) for row in self.table)
+        write_gallery(path, self._place, f"{counts} {note}", findings, groups, rows, self.classes, moved_to)
 
     def quarantine(
         self,
@@ -184,9 +215,9 @@ class ScanReport(Report):
             dest: A folder outside the scanned one, for the files under their old names, a
                 manifest written before the first move, and a gallery to look at.
             kinds: What to move: kinds of findings, severities, ``"leaks"`` (of an image that is in
-                training and in evaluation, the training copy) or ``"duplicates"`` (all but one
-                copy). By default unusable files and junk; odd files stay, and so does
-                ``"other_file"``, such as a ``labels.csv``.
+                training and in evaluation, the training copy), ``"eval_leaks"`` (of one in validation
+                and test, the former copy) or ``"duplicates"`` (all but one copy). By default unusable
+                files and junk; odd files stay, and so does ``"other_file"``, such as a ``labels.csv``.
             only: The files to move, whatever was found about them unless ``kinds`` says so, too: their paths, relative
                 to the data set or from anywhere, or the list of them that the page of `to_html` has saved.
             dry_run: Only return what would move; change nothing.
@@ -199,18 +230,19 @@ class ScanReport(Report):
                 (nor was it moved to ``dest`` before), ``dest`` can't be written or is inside the data set, or
                 the data set has gone.
         """
-        gone = moved_before(self.root, dest) if only is not None else ()
-        chosen = choose(self.root, self.findings, self.duplicates, kinds, only, gone)
+        gone = moved_before(self._place, dest) if only is not None else ()
+        groups = self._groups_here()
+        chosen = choose(self._place, self._findings_here(), groups, kinds, only, gone, self.root)
         note = "These were set aside; ftkit.restore(manifest) moves them back."
         dry_run = flag("dry_run", dry_run)
 
         def show(page: Path, moved_to: str, paths: Collection[str]) -> None:
-            moving = [finding for finding in chosen if below(self.root, finding.path) in paths]
+            moving = [finding for finding in chosen if below(self._place, finding.path) in paths]
             copies = {finding.path for finding in moving if KINDS[finding.kind].family}
-            groups = [group for group in self.duplicates if not copies.isdisjoint(group.paths)]
-            self._show(page, note, moving, groups, moved_to)
+            shown = [group for group in groups if not copies.isdisjoint(group.paths)]
+            self._show(page, note, moving, shown, moved_to)
 
-        return move_away(self.root, chosen, dest, self._judged, None if dry_run else show)
+        return move_away(self._place, chosen, dest, self._judged_here(), None if dry_run else show)
 
     def repair(
         self,
@@ -237,15 +269,19 @@ class ScanReport(Report):
         """
         asked = kinds is not None or only is not None
         mendable = [kind for kind, known in KINDS.items() if known.mendable]
-        return repair(
-            self.root,
-            self.findings,
+        findings, groups = self._findings_here(), self._groups_here()
+        done = repair(
+            self._place,
+            findings,
             dest,
-            lambda: choose(self.root, self.findings, self.duplicates, kinds if asked else mendable, only),
-            self._judged,
+            lambda: choose(self._place, findings, groups, kinds if asked else mendable, only, (), self.root),
+            self._judged_here(),
             report_others=asked,
             dry_run=flag("dry_run", dry_run),
         )
+        named = {here.path: finding.path for here, finding in zip(findings, self.findings, strict=True)}
+        made = {named.get(path, path): copy for path, copy in done.made.items()}
+        return replace(done, made=made, failed={named.get(path, path): why for path, why in done.failed.items()})
 
     def image_folder_filter(self, kinds: Iterable[str] | None = None) -> Callable[[str], bool]:
         """Return an ``is_valid_file`` for torchvision's ImageFolder that skips what was found.
@@ -256,7 +292,7 @@ class ScanReport(Report):
         Args:
             kinds: What to skip: kinds, severities, ``"leaks"`` or ``"duplicates"``; by default as in `quarantine`.
         """
-        root = self.root.rstrip("/") if "://" in self.root else os.path.realpath(self.root)
+        root = self.root.rstrip("/") if "://" in self.root else os.path.realpath(self._place)
         bad = (os.path.relpath(finding.path, self.root) for finding in filter(chooser(kinds), self.findings))
         return _Filter(root, frozenset(bad))
 

@@ -73,8 +73,8 @@ def scan_images(
         The report, with findings, duplicates and counts.
 
     Raises:
-        FtkitError: ``root`` is not a folder or contains no file, a split does not exist, a number is out of range, or
-            workers can't start.
+        FtkitError: ``root`` is not a folder or contains no file, or is a cache of the Hugging Face hub with snapshots
+            in it; a split does not exist, a number is out of range, or workers can't start.
 
     Example:
         >>> from PIL import Image
@@ -98,7 +98,13 @@ def scan_images(
     progress = None if progress is None else flag("progress", progress)
     start = time.perf_counter()
     folder = open_folder(root)
-    layout = Layout.find(folder.tops(), folder.name, splits, folder.tops)
+    tops = folder.tops()
+    if snapshot := folder.snapshot("", tops):
+        raise FtkitError(
+            f"{folder.name!r} is where the Hugging Face hub keeps files, under names that tell nothing, with links to "
+            f"them in snapshots. Pass the snapshot: {folder.prefix}{snapshot}"
+        )
+    layout = Layout.find(tops, folder.name, splits, folder.tops)
     try:
         number = workers or core_count()
         if executor is None:
@@ -115,7 +121,7 @@ def scan_images(
         with (
             Journal(journal, folder) as verdicts,
             Copies(verdicts, near_duplicates) as copies,
-            TableWriter(folder.name) as rows,
+            TableWriter(folder.place) as rows,
             _bar(progress, folder) as bar,
         ):
             tally = Tally(folder, layout, verdicts, copies, rows)
@@ -144,6 +150,7 @@ def scan_images(
         splits=layout.of_images,
         _judged=tally.judged,
         _table=table,
+        _place=folder.name if "://" in folder.name else folder.place,
     )
 
 

@@ -22,7 +22,13 @@ SUFFIXES = {
     "TGA": (".tga", ".icb", ".vda", ".vst"),
     "JXL": (".jxl",),
 }
-IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+
+# Those that something else has, too: metrics of Type 1 fonts, plug-ins for sound and templates of Visio, car bodies in
+# VDA-FS, projects of JBuilder, surveys in JobXML. Targa's third odd name goes with the other two: nobody expects it.
+_SHARED = frozenset((".pfm", ".vst", ".vda", ".icb", ".jpx", ".jxl"))
+
+#: What alone promises that a file is an image. What has another suffix never moves by default, whatever is in it.
+IMAGE_SUFFIXES = frozenset(suffix for suffixes in SUFFIXES.values() for suffix in suffixes) - _SHARED
 
 LITTER_FOLDERS = frozenset(("__macosx", ".ipynb_checkpoints", "@eadir", ".trashes", ".spotlight-v100", ".fseventsd"))
 

@@ -12,6 +12,7 @@ import tempfile
 import zlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Self, TypeVar, get_type_hints, overload
@@ -20,6 +21,7 @@ from ftkit._arguments import local_path
 from ftkit._files import atomic_write
 from ftkit._images.folders import is_inside
 from ftkit._images.layout import Place
+from ftkit._images.scratch import in_scratch
 from ftkit._images.verdict import Verdict
 from ftkit._reports import delivered
 from ftkit._wording import plural
@@ -134,7 +136,7 @@ class ImageTable(Iterable[ImageRow]):
 
 
 def _unpacked(root: str, places: Sequence[int], rows: bytes) -> ImageTable:
-    with tempfile.TemporaryFile() as file:
+    with in_scratch(), tempfile.TemporaryFile() as file:
         file.write(zlib.decompress(rows))
         return ImageTable(root, places, _mapped(file))
 
@@ -149,13 +151,16 @@ class TableWriter:
     """Takes the images in as they come, in a temporary file until it is closed."""
 
     def __init__(self, root: str) -> None:
-        self._root, self._places, self._file = root, array("Q"), tempfile.TemporaryFile()  # noqa: SIM115
+        self._root, self._places = root, array("Q")
+        with in_scratch():
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # which a write has met before
+            self._file.close()
 
     def add(self, path: str, place: Place, verdict: Verdict) -> None:
         """Take in an image."""
@@ -164,12 +169,14 @@ class TableWriter:
         assert seen
         looks = seen.brightness, seen.contrast, seen.sharpness
         row = (path, place.label, place.split, form.width, form.height, form.mode, seen.bytes, *looks, verdict.digest)
-        self._places.append(self._file.tell())
-        self._file.write(json.dumps(row).encode() + b"\n")
+        with in_scratch():
+            self._places.append(self._file.tell())
+            self._file.write(json.dumps(row).encode() + b"\n")
 
     def finish(self) -> ImageTable:
         """Return the table, which may outlive this."""
-        rows = _mapped(self._file)
+        with in_scratch():
+            rows = _mapped(self._file)
 
         def name(at: int) -> bytes:
             return rows[at : rows.find(b'", "', at)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ftkit._files import atomic_write
 from ftkit._images.decoding import jpeg, png
 from ftkit._images.decoding.picture import ORIENTATION
 from ftkit._images.decoding.pillow import has_alpha, is_deep
-from ftkit._images.suffixes import LISTED_SUFFIXES, SUFFIXES, suffix_of
+from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, suffix_of
 
 _PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data", "bad_exif"))
 # Kinds whose remedy changes pixels, or how they are stored.
@@ -21,10 +22,18 @@ _REDRAWN = frozenset(("exif_rotated", "cmyk", "sixteen_bit", "transparency"))
 _SPACES = {"RGB": b"RGB ", "L": b"GRAY"}  # what the header of an ICC profile says it is for (ICC.1, 7.2.8)
 
 
-def mend(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
+def mend(path: str, kinds: list[str], target: str, taken: list[str], dry_run: bool) -> str:
     """Write a mended copy of ``path`` to ``target``, with the extension that its content calls for; return its path.
 
-    A dry run does all of that but the writing.
+    If other images are called like it but for the extension, that is appended to the whole name. A dry run does all of
+    that but the writing.
+
+    Args:
+        path: The file.
+        kinds: What to mend.
+        target: Where the copy goes, under the name of the file.
+        taken: The names of files beside it that begin like its own, folded.
+        dry_run: Whether nothing is written.
 
     Raises:
         FileExistsError: Something of that name is there.
@@ -38,13 +47,22 @@ def mend(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
             data, form = _redraw(image, form)
     place = Path(target)
     if suffix_of(place.name) not in _suffixes(form) or "unlisted_suffix" in kinds:
-        place = place.with_suffix(_suffixes(form)[0])
+        place = _named(place, _suffixes(form)[0], taken)
     if place.exists():
         raise FileExistsError(f"{place} already exists")
     if not dry_run:
         with atomic_write(place) as file:
             file.write(data)
     return str(place)
+
+
+def _named(place: Path, suffix: str, taken: list[str]) -> Path:
+    stem = place.with_suffix("").name.casefold()
+    if not any(Path(name).stem == stem and suffix_of(name) in IMAGE_SUFFIXES for name in taken):
+        return place.with_suffix(suffix)
+    ends = chain([""], map("-{}".format, count(2)))
+    names = (f"{place.name}{end}{suffix}" for end in ends)
+    return place.with_name(next(name for name in names if name.casefold() not in taken))
 
 
 def _suffixes(form: str) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
 _LOST = "the last bytes of the pixels stand for none: the decoder has lost its place"
+_HOLE = "some of the compressed data is zeros, or has a wrong checksum"
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
@@ -45,7 +46,10 @@ _NOT_IMAGES = (
 )
 _DAMAGED = (
     ((b"\xff\xd8\xff",), "starts like a JPEG file, but no image follows"),
-    ((b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*"), "starts like an image, but Pillow can't read its header"),
+    (
+        (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        "starts like an image, but Pillow can't read its header",
+    ),
 )
 # By the brand of the file, or its first bytes: what opens it.
 _HEIF, _JXL = ("HEIF", "pillow-heif"), ("JXL", "pillow-jxl-plugin")
@@ -161,10 +165,11 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
         try:
             with Image.open(io.BytesIO(plane)) as image:
                 remark = _MADE_UP.search(_load(image))
+                is_holed = has_hole(image, plane, lambda _: False)
         except _COMPLAINTS as error:
             return _broken_by(error)
-        if remark:
-            return Broken("damaged", remark[0])
+        if remark or is_holed:
+            return Broken("damaged", remark[0] if remark else _HOLE)
     return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile can")
 
 
@@ -179,7 +184,11 @@ def _load(image: Image.Image) -> str:
     if image.format != "TIFF":
         image.load()
         return ""
-    with tempfile.TemporaryFile() as printed:
+    try:
+        printed = tempfile.TemporaryFile()  # noqa: SIM115
+    except OSError as error:
+        raise RuntimeError(f"no temporary file: {error.strerror or error}") from error  # no fault of the image
+    with printed:
         stderr = os.dup(2)
         os.dup2(printed.fileno(), 2)
         try:
@@ -214,8 +223,11 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     """Raise for lost pixels that Pillow does not mind."""
     if remark := _MADE_UP.search(said):
         raise Broken("damaged", remark[0])
+    if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
+        found = tiff.unsupported(data)
+        raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
     if has_hole(image, data, is_damaged_jpeg):
-        raise Broken("damaged", "some of the compressed data is zeros, or has a wrong checksum")
+        raise Broken("damaged", _HOLE)
     frame = next(stills("WEBP", data), b"") if image.format == "WEBP" else b""
     if detail := _said_by_frame(frame) if frame else _said_by_rest(image, data):
         raise Broken("damaged", detail)

@@ -19,15 +19,19 @@ _TILE_WIDTH, _TILE_ROWS, _TILES, _TILE_SIZES = 322, 323, 324, 325
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _FLOATS, _COMPLEX = (16, 24, 32, 64), (16, 32, 64, 128)  # bits of a number; integers have up to 64
 _COMMON = frozenset((8, 12, 16, 32, 64, 128))
+_SWAPPED, _LARGE = b"MM\0+", b"II+\0"  # of BigTIFF; Pillow does not know the first for one
+_UNNAMED = 512  # bytes that no directory tells of, at most, in a file without pixels: remarks of who wrote it
 _SPARE = 16  # bytes behind the pixels of a strip or tile, at most
 _RAW = 1
 # Which instruments, maps and microscopes use, by the name that libtiff has for them.
 _CODINGS = {
-    _RAW: "", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate", 32773: "PackBits", 33003: "JPEG 2000",
-    33005: "JPEG 2000", 34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA",
+    _RAW: "", 2: "CCITT", 3: "Group 3 fax", 4: "Group 4 fax", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate",
+    32773: "PackBits", 33003: "JPEG 2000", 33005: "JPEG 2000",
+    34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA",
     50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _OF_BYTES = frozenset((5, 8, 32946, 32773))  # codings that any libtiff decodes, whatever the bytes stand for
+_OF_BITS = frozenset((2, 3, 4))  # codings of black and white
 _MOST_BYTES = 60_000_000  # that are decoded to see whether they can be: a second's work
 
 # What Pillow opens: what the samples mean, the kind of number, the bits of each and what the last ones are for.
@@ -60,10 +64,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         was_refused: Whether Pillow has opened it, but says that it can't take such samples.
     """
     try:
-        tags: Any = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if b"+" in data[2:4] else 8])
-        file = io.BytesIO(data)
-        file.seek(tags.next)
-        tags.load(file)
+        tags, _ = _first_directory(data)
         count, coding = tags.get(_SAMPLES, 1), tags.get(_COMPRESSION, _RAW)
         (bits,), (number,) = set(tags[_BITS]), set(tags.get(_FORMATS, (1,)))
         words = f"{plural(count, 'channel')} of {bits}-bit {_NUMBERS[number]} numbers"
@@ -73,23 +74,55 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         places = _places(tags, planes)
         known = tags.get(_MEANING, 0), number, tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
         is_known = known in _KNOWN and planes == 1 and coding in TiffImagePlugin.COMPRESSION_INFO
+        is_known = is_known and not data.startswith(_SWAPPED)
         is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
+        pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
+        is_sound = is_sound and (pieces != [] or _tells_all(data))
     except Exception:  # noqa: BLE001  (a directory that was damaged raises whatever comes first)
         return None
-    pieces = [piece for piece in places if piece.start or piece.size]  # GDAL leaves out tiles where there is nothing
-    if not is_sound or not pieces or (is_known and not was_refused and len(pieces) == len(places)):
+    if not is_sound or (is_known and not was_refused and len(pieces) == len(places)):
         return None
     if len(pieces) < len(places):
-        words += ", some tiles of which were left out"
+        words += f", {'some' if pieces else 'all'} tiles of which were left out"
     rows = tags.get(_TILE_ROWS) or min(tags.get(_STRIP_ROWS, tags[_HEIGHT]), tags[_HEIGHT])
     if any(not 0 < piece.start < piece.start + piece.size <= len(data) for piece in pieces):
         return None
     if coding == _RAW:
         is_whole = all(piece.rows * row <= piece.size < rows * row + _SPARE for piece in pieces)
     else:
-        is_whole = coding in _OF_BYTES or bits in _COMMON
-    is_decoded = coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
+        is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON
+    is_decoded = pieces != [] and coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
     return Unsupported(words, _planes(data, tags, places, row, planes if is_decoded else 0)) if is_whole else None
+
+
+def is_sparse(tags: Any) -> bool:
+    """Whether strips or tiles were left out, in place of which Pillow gives the first bytes of the file if it can."""
+    return 0 in tags.get(_STRIPS, ()) or 0 in tags.get(_TILES, ())
+
+
+def _first_directory(data: bytes) -> tuple[Any, io.BytesIO]:
+    """Return the first directory, and the file, from which the next ones can be loaded in its place."""
+    head = data[: 16 if b"+" in data[2:4] else 8]
+    is_swapped = head.startswith(_SWAPPED)
+    tags: Any = TiffImagePlugin.ImageFileDirectory_v2(_LARGE + head[4:] if is_swapped else head, prefix=head[:2])
+    file = io.BytesIO(data)
+    file.seek(tags.next)
+    tags.load(file)
+    return tags, file
+
+
+def _tells_all(data: bytes) -> bool:
+    """Whether the directories tell of nearly all bytes of a file: of no strips or tiles have the places been lost."""
+    tags, file = _first_directory(data)
+    taken = 0
+    while taken < len(data):
+        _ = dict(tags)  # what is not looked at is not written
+        taken += len(tags.tobytes()) + sum(tags.get(_STRIP_SIZES, ())) + sum(tags.get(_TILE_SIZES, ()))
+        if not tags.next:
+            break
+        file.seek(tags.next)
+        tags.load(file)
+    return len(data) - taken < _UNNAMED
 
 
 def _is_number(number: int, bits: int) -> bool:
@@ -122,8 +155,8 @@ def _places(tags: Any, planes: int) -> list[_Piece]:
 
 def _planes(data: bytes, tags: Any, places: list[_Piece], row: int, planes: int) -> Iterator[bytes]:
     """Yield each plane as 8-bit grey, of as many columns as a row of a strip or tile has bytes."""
-    filled = next(piece for piece in places if piece.size)
     for plane in range(planes):
+        filled = next(piece for piece in places if piece.size)
         part = places[plane * len(places) // planes : (plane + 1) * len(places) // planes]
         part = [piece if piece.size else filled for piece in part]
         grey: Any = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0" + bytes(4))

@@ -50,11 +50,11 @@ def _groups(table: str) -> list[list[tuple[int, int, float]]]:
     return near_groups(np.memmap(table, ROW, "r"))
 
 
-def _repair(path: str, kinds: list[str], target: str, dry_run: bool) -> str:
+def _repair(path: str, kinds: list[str], target: str, taken: list[str], dry_run: bool) -> str:
     """Write a mended copy of a file, except in a dry run; return its path."""
     from ftkit._images.decoding.mending import mend
 
-    return mend(path, kinds, target, dry_run)
+    return mend(path, kinds, target, taken, dry_run)
 
 
 _VERBS: dict[str, Callable[..., Any]] = {"thumbnail": _thumbnail, "groups": _groups, "repair": _repair}
