@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -104,6 +105,39 @@ def test_an_object_that_nobody_sees_into(by_content: bool, tmp_path: Path) -> No
             model.body.factor.value = 2.0 if epoch > 3 else 1.0
             for inputs, _ in loader:
                 model(inputs)
+
+
+@pytest.mark.parametrize("with_autocast", [False, True])
+@pytest.mark.parametrize("by_content", [False, True])
+def test_a_change_before_the_last_batch(
+    by_content: bool, with_autocast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is met where the block ends, in whichever mode and autocast that is."""
+    monkeypatch.setattr("ftkit._precompute.spotcheck._LAST_SHARE", float("inf"))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=with_autocast)
+    for changes in (False, True):
+        model = Model(lambda _, x: x)
+        with autocast:
+            cached, loader = batches(data(), by_content, tmp_path, model, 11)
+        with pytest.raises(FtkitError, match="computed anew") if changes else contextlib.nullcontext(), cached:
+            for epoch in range(4):
+                model.train(epoch % 2 == 0)
+                for at, (inputs, _) in enumerate(loader):
+                    model.body.factor.value = 2.0 if changes and epoch == 3 and at else 1.0
+                    with autocast:
+                        model(inputs)
+        assert not model.training
+
+
+def test_a_batch_that_was_written_to_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ftkit._precompute.spotcheck._LAST_SHARE", float("inf"))
+    for by_content in (False, True):
+        cached, loader = batches(data(), by_content, tmp_path, model := Model(lambda _, x: x), 11)
+        with cached:
+            for _ in range(3):
+                for inputs, _ in loader:
+                    model(inputs)
+            inputs.zero_()
 
 
 def many_flags(_: Model, x: Tensor) -> Tensor:

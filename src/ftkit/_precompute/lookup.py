@@ -99,7 +99,7 @@ class Lookup:
                 self._recompute(rows, (args, kwargs))
             self.found += len(keys)
         rows = rows.to(device)
-        self._player.note(Plain(rows, (args, kwargs), is_new=kept is None))
+        self._player.note(Plain(rows, (args, kwargs), kept is None, lambda: self._keys(args, kwargs)[0] == keys))
         return put_rows(self._player.cut, args, kwargs, rows)
 
     def _arranged(self, args: Any, kwargs: Any) -> Any:

@@ -116,6 +116,7 @@ class Player:
         self._undo: list[Callable[[], object]] = []
         self._entered = 0
         self._pending: Check | None = None
+        self._last_spots: SpotChecks | None = None
 
     # ---------------- rows
 
@@ -223,6 +224,10 @@ class Player:
                 self._undo = []
             self._pending = self._pending if fine else None
         self._settle()
+        spots, self._last_spots = self._last_spots, None
+        last = spots.last() if fine and not self._entered and spots is not None else None
+        if last is not None and (error := last.make()) is not None:
+            raise error
 
     def __deepcopy__(self, _: dict[int, Any]) -> Player:
         return self
@@ -232,6 +237,7 @@ class Player:
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._leave()  # a forward pass that Ctrl-C, say, has cut short
+        self._last_spots = None  # until a batch is found right
         given = _leaves([*args, *kwargs.values()])
         leaves = [one for one in given if self.is_row(one)]
         if not leaves:
@@ -297,6 +303,7 @@ class Player:
         """
         spots = self.spots if own or run.plain is not None else _SOURCES.get(source_of(run.rows))
         decisions = None if run.decisions is None else tuple(run.decisions.seen)
+        self._last_spots = spots
         if spots is None:
             return None
         return spots.due(run.rows, self._decode, run.plain, run.kind, decisions)

@@ -15,15 +15,18 @@ import torch
 from torch import nn
 
 from ftkit._precompute.frontier import Cut
-from ftkit._precompute.heads import numbers_of, of_one_source, ways_of
+from ftkit._precompute.heads import are_signed, numbers_of, of_one_source, ways_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.trace import has_foreign_hooks
-from ftkit._torch import tree_map_only
+from ftkit._tensors.bytes import DTYPES
+from ftkit._torch import tree_map_only, version_of
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 SHARE: Final = 0.05
 """The most of the time of a training that checks take, after the first one of each kind."""
+_LAST_SHARE: Final = 0.2
+"""The most of the time since the last check that one takes where a block ends."""
 _FEW: Final = 4
 
 
@@ -35,11 +38,13 @@ class Plain:
         rows: The rows.
         call: What the model was called with.
         is_new: Whether the rows were computed from that very call, so that they tell nothing about others.
+        is_same: Tells whether the call still has the values that it had.
     """
 
     rows: torch.Tensor
     call: Any
     is_new: bool
+    is_same: Callable[[], bool]
 
 
 class SpotChecks:
@@ -50,7 +55,7 @@ class SpotChecks:
     at random moments, the whole batch, or a few samples where nothing suggests that they depend on the others, so that
     all checks together take at most ``SHARE`` of the time since the first one, and the less, the more were right. So
     whatever makes rows wrong is met: at first at the latest after 30 times as long as a check takes, after a hundred
-    checks ten times as late.
+    checks ten times as late; and where the block ends, unless a check was made shortly before.
 
     Args:
         model: The model.
@@ -69,7 +74,8 @@ class SpotChecks:
     ) -> None:
         self.model, self.cut, self.inputs, self.alike = model, cut, inputs, alike
         self._kinds: set[int] = set()  # hashes, as there may be many
-        self._next = 0.0
+        self._next = self._since = self._took = 0.0
+        self._batch: tuple[Any, ...] | None = None
         self._random = random.Random()  # noqa: S311  (its own, so that no one else's numbers change)
         self.done = 0
         """How many checks there were."""
@@ -94,6 +100,7 @@ class SpotChecks:
             decisions: Those that Python took on it; None if it takes none, or has not yet.
         """
         is_new = plain is not None and plain.is_new
+        self._batch = rows, decode, plain, version_of(rows)
         if is_new and torch.is_grad_enabled() and self.model.training:
             return None  # it would be computed once more as it has just been
         count = rows.shape[0]
@@ -105,10 +112,33 @@ class SpotChecks:
         known = kinds <= self._kinds
         if known and time.monotonic() < self._next:
             return None
+        return self._check(rows, decode, plain, kinds, few=known)
+
+    def last(self) -> Check | None:
+        """The check of the last batch, where a block ends, in the state in which its rows were computed."""
+        batch, self._batch = self._batch, None
+        if batch is None or not self.done or time.monotonic() - self._since < self._took / _LAST_SHARE:
+            return None
+        rows, decode, plain, version = batch
+        if version != version_of(rows) or not are_signed(rows) or (plain is not None and not plain.is_same()):
+            return None  # they were the caller's meanwhile
+        check = self._check(rows, decode, plain, set(), few=True)
+        return None if check is None else check.as_computed()
+
+    def _check(
+        self,
+        rows: torch.Tensor,
+        decode: Callable[[torch.Tensor], dict[int, torch.Tensor]],
+        plain: Plain | None,
+        kinds: set[int],
+        *,
+        few: bool,
+    ) -> Check | None:
+        count = rows.shape[0]
         whole = list(range(count)) if plain is not None else of_one_source(rows)
         if len(whole) < count and self.cut.decides:
             return None
-        if known and plain is None and not self.cut.decides and len(whole) > _FEW:
+        if few and plain is None and not self.cut.decides and len(whole) > _FEW:
             whole = self._random.sample(whole, _FEW)
         return Check(self, rows, decode, whole, None if plain is None else plain.call, kinds)
 
@@ -116,7 +146,8 @@ class SpotChecks:
         """Note a check of a batch of some kinds that was right, and how long it took."""
         self._kinds |= kinds
         self.done += 1
-        self._next = time.monotonic() + seconds / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
+        self._since, self._took = time.monotonic(), seconds
+        self._next = self._since + seconds / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
 
 
 class Check:
@@ -152,6 +183,20 @@ class Check:
         kinds = {"cpu", self._rows.device.type}
         self._autocast = [(one, torch.is_autocast_enabled(one), torch.get_autocast_dtype(one)) for one in kinds]
         self._call = own(self._call)
+        return self
+
+    def as_computed(self) -> Check | None:
+        """The same in train mode, and in the autocast that the frozen part needs; None if it needs several."""
+        states = {skip.autocast for skip in self._spots.cut.skips.values()}
+        if len(states) > 1:
+            return None
+        self._grad = True
+        self._modes = [(one, True) for one in self._spots.model.modules()]
+        wanted = [(kind, dtype) for state in states for kind, dtype in state]
+        self._autocast = [
+            (kind, dtype is not None, torch.get_autocast_dtype(kind) if dtype is None else DTYPES[dtype[6:]])
+            for kind, dtype in wanted
+        ]
         return self
 
     def make(self) -> FtkitError | None:
