@@ -45,6 +45,23 @@ def test_manager_tells_the_story(tmp_path: Path) -> None:
     assert manager.resume(model=model, optimizer=optimizer) == 5
 
 
+@pytest.mark.parametrize("background", [False, True])
+def test_the_folder_stays_where_the_run_began(
+    background: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the process goes."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    manager = CheckpointManager("runs", keep_last=3, background=background)
+    for epoch in range(3):
+        manager.save(epoch, model=make())
+        monkeypatch.chdir(tmp_path / "elsewhere")
+    manager.wait()
+    assert manager.resume(model=make()) == 3
+    assert len(list((tmp_path / "runs").glob("*.safetensors"))) == 3
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_damaged_newest_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The newest intact file is taken, with a warning."""
     model = make()

@@ -73,6 +73,22 @@ def test_evaluation_takes_rows_too(tmp_path: Path) -> None:
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+@pytest.mark.parametrize("by_content", [False, True])
+def test_the_file_stays_where_it_is(by_content: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the process goes, in processes of a loader too."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model, data = small(), images()
+    plain = DataLoader(data, 8)
+    cached = precompute(model, plain if by_content else data, "frozen")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with cached:
+        for inputs, _ in plain if by_content else cached.loader(batch_size=8, num_workers=1):
+            model(inputs)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert precompute(model, data, tmp_path / "frozen").computed == (24 if by_content else 0)
+
+
 def test_the_second_call_computes_nothing(tmp_path: Path) -> None:
     """Nor one in which everything but a sample is the same computes more than that."""
     model, data = small(), images()

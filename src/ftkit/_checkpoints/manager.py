@@ -103,7 +103,7 @@ class CheckpointManager:
         self.keep_last: int | None = _count("keep_last", keep_last)
         if self.keep_last == 0 and (self.keep_best == 0 or monitor is None):
             raise FtkitError("Nothing would be kept: pass keep_last, or monitor and keep_best.")
-        self.directory: Path = local_path("directory", directory, error=FileWriteError)
+        self.directory: Path = local_path("directory", directory, error=FileWriteError).absolute()
         self.monitor = monitor
         self.mode: Mode = mode_for("CheckpointManager", monitor, mode if mode or monitor else "min")
         self.filename = filename

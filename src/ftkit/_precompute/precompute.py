@@ -126,7 +126,7 @@ def precompute(
         ...         optimizer.step()
     """
     inner = _checked_model(model)
-    place = local_path("folder", folder)
+    place = local_path("folder", folder).absolute()
     size = whole_number("batch_size", batch_size, least=1)
     workers = whole_number("num_workers", num_workers, least=0)
     most = None if max_bytes is None else byte_count("max_bytes", max_bytes)
