@@ -504,12 +504,13 @@ class _Filling:
         beside = {"form": [*map(str, self.form.names), "/", *map(str, self.form.inside), self.form.inner]}
         self.header, self.stem = _bound(self.model, self.player, self.packing, {**beside, "beside": self.kinds})
         self.print = samples.fingerprint(self.dataset)
+        self.header["data"] = self.print
 
     def run(self, *, anew: bool = False) -> tuple[Path, int]:
         """Fill the file, or find it filled; return it, and how many samples were computed."""
         count, stem = len(self.dataset), self.stem[:16]
         known = self.print
-        if not anew and known is not None and (found := self._ready(known)).exists():
+        if not anew and known is not None and (found := self._found(known)):
             return found, 0
         if not any(self.folder.glob(f"{stem}-*")):
             self._see_room(count)  # before there is a folder
@@ -517,22 +518,45 @@ class _Filling:
             remove_litter(self.folder)
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
                 known = self._read()
-            if not anew and known is not None and (found := self._ready(known)).exists():
+            if not anew and known is not None and (found := self._found(known)):
                 return found, 0
             unfinished = self.folder / f"{stem}-{known[:16] if known else f'read-{count}'}{UNFINISHED}"
             if anew or not unfinished.exists():
                 self._see_room(count)
                 RowFile.create(unfinished, self.header, count, self.record_bytes)
             with RowFile(unfinished, writable=True) as file:
-                if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.stem):
-                    raise FtkitError(f"{unfinished} belongs to something else: delete it.")
+                self._see_whose(file)
                 computed = self._fill(file, known is not None, anew=anew)
                 file.flush()
-                ready = self._ready(known or samples.digest_of_all([file.sample(at) for at in range(count)]))
-            return finish(unfinished, ready.name), computed
+                filled = self._see_whose(file, known)
+            return finish(unfinished, self._ready(filled).name), computed
 
     def _ready(self, known: str) -> Path:
         return self.folder / f"{self.stem[:16]}-{known[:16]}{READY}"
+
+    def _found(self, known: str) -> Path | None:
+        """The file that is filled already, if there is one."""
+        if not (path := self._ready(known)).exists():
+            return None
+        with RowFile(path) as file:
+            self._see_whose(file, known)
+        return path
+
+    def _see_whose(self, file: RowFile, known: str | None = None) -> str:
+        """See that a file is one of this model and data set; return by what the data set is known.
+
+        Raises:
+            FtkitError: It is another one, in its place.
+        """
+        right = self.stem, self.print, len(self.dataset), self.record_bytes
+        fits = (file.header.get("tag"), file.header.get("data"), file.rows, file.row_bytes) == right
+        found = self.print or samples.digest_of_all([file.sample(at) for at in range(file.rows)])
+        if not fits or known not in (None, found):
+            raise FtkitError(
+                f"{file.path} belongs to another model or data set than its name says. Move it away or delete it, and "
+                "call precompute() again."
+            )
+        return found
 
     def _see_room(self, count: int) -> None:
         needed = RowFile.size(self.header, count, self.record_bytes)
@@ -545,7 +569,8 @@ class _Filling:
 
     def _fill(self, file: RowFile, known: bool, *, anew: bool) -> int:
         others = [] if anew else [RowFile(path) for path in self.folder.glob(f"{self.stem[:16]}-*{READY}")]
-        where = {digest: (other, at) for other in others for digest, at in other.samples().items()}
+        fit = [one for one in others if (one.header.get("tag"), one.row_bytes) == (self.stem, file.row_bytes)]
+        where = {digest: (other, at) for other in fit for digest, at in other.samples().items()}
         indices = [at for at in range(file.rows) if not known or not file.has(at)]
         computed = 0
         position = iter(indices)
@@ -557,11 +582,7 @@ class _Filling:
                 for at, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
                     if file.sample(number) == digest and file.has(number):
                         continue
-                    if (
-                        digest in where
-                        and where[digest][0].row_bytes == file.row_bytes
-                        and where[digest][0].has(where[digest][1])
-                    ):
+                    if digest in where and where[digest][0].has(where[digest][1]):
                         file.write(number, where[digest][0].read(where[digest][1]), digest)
                     else:
                         missing.append(at)
