@@ -660,3 +660,37 @@ def test_all_bytes_are_looked_at_where_the_block_ends(change: Callable[[Any], No
         last_step()
     with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
         pass
+
+
+def test_rows_that_were_written_to_in_inference_mode(tmp_path: Path) -> None:
+    """Where torch does not count that, in a large model that is not looked at as a whole in each step."""
+    model = deep()
+    with precompute(model, data(), tmp_path) as cached, torch.inference_mode():
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        cached._player.guard._due = float("inf")
+        rows[:, 40:] += 1
+        with pytest.raises(FtkitError, match="changed on the way"):
+            model(rows)
+
+
+def test_training_goes_on_after_a_validation_in_inference_mode(tmp_path: Path) -> None:
+    """Though something on the way writes to what stands for the frozen part's values, which was made then."""
+
+    class Writes(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.after = nn.Linear(16, 16).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            x = self.body(x)
+            return self.head(self.after(x.add_(1) if torch.is_grad_enabled() else x + 1))
+
+    model = Writes()
+    with precompute(model, data(), tmp_path, batch_size=12) as cached:
+        (rows, _), plain = next(iter(cached.loader(batch_size=12))), data().tensors[0]
+        with torch.inference_mode():
+            assert torch.equal(model(rows), model(plain))
+        assert torch.equal(model(rows), model(plain.clone()))
+        model(rows).sum().backward()

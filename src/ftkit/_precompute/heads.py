@@ -81,8 +81,11 @@ def are_signed(rows: torch.Tensor) -> bool:
 
 
 def fresh(rows: torch.Tensor, source: int) -> torch.Tensor:
-    """Note that rows were just read in this thread, from a player's file, where their sums were seen to be right."""
-    _HERE.last = weakref.ref(rows), version_of(rows), source
+    """Note that rows were just read in this thread, from a player's file, where their sums were seen to be right.
+
+    Not of inference tensors: no one sees what is written to them.
+    """
+    _HERE.last = None if rows.is_inference() else (weakref.ref(rows), version_of(rows), source)
     return rows
 
 

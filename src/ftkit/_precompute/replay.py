@@ -9,7 +9,7 @@ import secrets
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
@@ -107,6 +107,7 @@ class Player:
         self._passes = -1
         self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
         self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
+        self._is_led = any(skip.is_led for skip in cut.skips.values())
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
         self._stand_ins: dict[Any, Placeholder] = {}
@@ -162,6 +163,8 @@ class Player:
         self._here.plain = plain
 
     def _decode(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
+        if self._is_led and rows.is_inference():
+            rows = rows.clone()  # as what is made of an inference tensor itself counts one write more
         values = {
             number: self.cut.layouts[number].decode(rows[:, offset : offset + self.cut.layouts[number].nbytes])
             for number, offset in self.offsets.items()
@@ -231,6 +234,16 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if not self._counts_nothing():
+            return self._begun(module, args, kwargs)
+        with _counting():
+            return self._begun(module, args, kwargs)
+
+    def _counts_nothing(self) -> bool:
+        """Whether a caller of what is skipped has to be watched, and inference mode leaves nothing to be seen."""
+        return self._is_led and torch.is_inference_mode_enabled()
+
+    def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._leave()  # a forward pass that Ctrl-C, say, has cut short
         given = _leaves([*args, *kwargs.values()])
         leaves = [one for one in given if self.is_row(one)]
@@ -375,7 +388,7 @@ class Player:
         if slot.kept is not None:
             return run.values[slot.kept]
         assert slot.layout is not None
-        key = id(slot), run.samples, run.device
+        key = id(slot), run.samples, run.device, torch.is_inference_mode_enabled()
         one = self._stand_ins.get(key)
         if one is None or not one.is_untouched:
             one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
@@ -497,7 +510,8 @@ class Player:
         run: _Run | None = getattr(self._here, "run", None)
         if run is None or run.straight is None or self.cut.tail is None:
             self._see_no_rows(run, args, kwargs)
-            return original(*args, **kwargs)
+            with _counting() if self._counts_nothing() else contextlib.nullcontext():
+                return original(*args, **kwargs)
         given, named = run.straight
         return self.model.get_submodule(self.cut.tail)(*given, **named)
 
@@ -522,13 +536,10 @@ class Player:
         self._check_modes([key])
 
     def _check_way(self, way: tuple[Key, tuple[Any, ...]]) -> None:
-        """See that a caller that remembers something has done what it did when the frozen part was computed.
-
-        Not in inference mode, where torch shows other operators and counts no writes.
-        """
+        """See that a caller that remembers something has done what it did when the frozen part was computed."""
         if self.learning:
             self.cut.ways.add(way)
-        elif way not in self.cut.ways and not torch.is_inference_mode_enabled():
+        elif way not in self.cut.ways:
             raise FtkitError(
                 f"{way[0][0]} is called with something else than when its results were computed: what calls it keeps "
                 "count of something, or remembers it, and does other things by it now. Move that behind the frozen "
@@ -568,6 +579,13 @@ class Player:
 
 def _autocast(kind: str) -> str | None:
     return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[None]:
+    """What has torch count writes and show its operators as in training."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class _Idle:
