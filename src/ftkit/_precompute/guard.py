@@ -30,6 +30,7 @@ from ftkit._torch import (
     pre_hooks_of,
     version_of,
     versions_of,
+    without_transforms,
 )
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -251,6 +252,12 @@ class Guard:
 
     def _compare(self, *, thoroughly: bool) -> None:
         self.passes += 1
+        owned = ((name, _tensor_of(module, key)) for name, module, key in self._owners)
+        if inside := [name for name, one in owned if one is not None and without_transforms(one) is not one]:
+            raise FtkitError(
+                f"{some(inside, 4)} is in a transform of torch.func, and what is kept was computed from its values "
+                "alone. Transform what trains, or call the model outside of the block."
+            )
         then, now = self.settings, self._read_settings()
         new = (one for one in now.keys() - then.keys() if self._names.issuperset(_private(one)))
         if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
-from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._torch import is_transformed, is_transforming, no_transforms, tree_leaves, tree_map_only, uncompiled
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
@@ -80,6 +81,12 @@ class Lookup:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
+        if torch.compiler.is_compiling():
+            return uncompiled(self.begin, module, args, kwargs)
+        with no_transforms() if is_transforming() else contextlib.nullcontext():
+            return self._begun(module, args, kwargs)
+
+    def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if is_recording() or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
             return None
         args, kwargs = self._arranged(args, kwargs)
@@ -125,6 +132,8 @@ class Lookup:
             return f"the frozen part gives something else in {'train' if model.training else 'eval'} mode"
         if skeleton((args, kwargs)) != self._like:
             return "other arguments"
+        if any(map(is_transformed, given)):
+            return "inputs that torch.func transforms"
         if any(one.requires_grad for one in given):
             return "inputs that want gradients"
         if any(isinstance(one, Placeholder) or one.layout is not torch.strided for one in given):

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from ftkit._torch import tree_leaves, tree_map_only, version_of, wrapper_tensor, written_by
+from ftkit._torch import tree_leaves, tree_map_only, uncompiled, version_of, wrapper_tensor, written_by
 from ftkit.errors import FtkitError
 
 _HERE = threading.local()
@@ -47,7 +47,12 @@ class Placeholder(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on shapes alone."""
-        kwargs = dict(kwargs or {})
+        if "torch._dynamo" in sys.modules:  # a function of the forward pass may be compiled, and this not with it
+            return uncompiled(cls._run, func, args, dict(kwargs or {}))
+        return cls._run(func, args, dict(kwargs or {}))
+
+    @classmethod
+    def _run(cls, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not getattr(_HERE, "allowed", 0):
             raise FtkitError(
                 f"{func} was called outside of the forward pass, on a value of the frozen part that was not kept. If a "

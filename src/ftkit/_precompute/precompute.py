@@ -36,7 +36,7 @@ from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
-from ftkit._torch import compiled_from, tree_leaves, tree_map_only
+from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import plural
 from ftkit.errors import FtkitError
 from ftkit.selection import unwrap
@@ -303,8 +303,6 @@ def _with_rows(cut: Cut, form: samples.Form | None, call: Any, rows: torch.Tenso
 def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FtkitError(f"Expected a module as model, got {came(model)}.")
-    if any(compiled_from(one) is not None for one in model.modules()):
-        raise FtkitError("A compiled model can't take kept rows: pass the module itself, and train it uncompiled.")
     inner = unwrap(model)
     tensors = list(named_state(inner).values())
     if any(map(nn.parameter.is_lazy, tensors)):

@@ -29,13 +29,17 @@ from ftkit._precompute.stands import Stand, install
 from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
 from ftkit._torch import (
     children_of,
+    compiled_from,
     global_hooks,
     hooks_of,
+    is_transforming,
+    no_transforms,
     pre_hooks_of,
     tree_flatten,
     tree_leaves,
     tree_map_only,
     tree_unflatten,
+    uncompiled,
     version_of,
 )
 from ftkit._wording import some
@@ -234,9 +238,11 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self._counts_nothing():
+        if torch.compiler.is_compiling():
+            return uncompiled(self._begin, module, args, kwargs)
+        if not self._counts_nothing() and not is_transforming():
             return self._begun(module, args, kwargs)
-        with _counting():
+        with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
             return self._begun(module, args, kwargs)
 
     def _counts_nothing(self) -> bool:
@@ -391,10 +397,13 @@ class Player:
         key = id(slot), run.samples, run.device, torch.is_inference_mode_enabled()
         one = self._stand_ins.get(key)
         if one is None or not one.is_untouched:
-            one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
+            with no_transforms():
+                one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
         return one
 
-    def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(self._end, module, args, kwargs, output)
         run = self._leave()
         if run is None:
             return None
@@ -556,7 +565,7 @@ class Player:
     def _check_modes(self, keys: Collection[Key]) -> None:
         if self._passes != self.guard.passes:
             self._passes, self._fine = self.guard.passes, {}
-            self._loose = {one: [part for part in parts if not is_held(part)] for one, parts in self._parts.items()}
+            self._loose = {one: [part for part in parts if not _is_held(part)] for one, parts in self._parts.items()}
             self._all_loose = [*{id(one): one for one in chain.from_iterable(self._loose.values())}.values()]
         key = next(iter(keys)) if len(keys) == 1 else None
         switches = self.model.training, *map(_MODE, self._all_loose if key is None else self._loose[key])
@@ -564,7 +573,7 @@ class Player:
             return
         for one in keys:
             # What is held is in eval mode when it runs, whatever it says now.
-            parts = [part.training and not is_held(part) for part in self._parts[one]]
+            parts = [part.training and not _is_held(part) for part in self._parts[one]]
             modes = one, (self.model.training, *parts)
             if self.learning:
                 self.cut.modes.add(modes)
@@ -586,6 +595,10 @@ def _counting() -> Iterator[None]:
     """What has torch count writes and show its operators as in training."""
     with torch.inference_mode(False), torch.no_grad():
         yield
+
+
+def _is_held(module: nn.Module) -> bool:
+    return is_held(compiled_from(module) or module)
 
 
 class _Idle:

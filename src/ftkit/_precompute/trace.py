@@ -29,6 +29,7 @@ from ftkit._torch import (
     below_dispatch,
     buffers_of,
     children_of,
+    eagerly,
     global_hooks,
     hooks_of,
     parameters_of,
@@ -636,7 +637,7 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
     """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
-    with alone(), contextlib.ExitStack() as after:
+    with alone(), eagerly(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
