@@ -349,3 +349,13 @@ def test_a_file_by_content_of_another_model_is_told_from_one_that_is_not_whole(t
     shutil.copy(mine, theirs)
     with pytest.raises(DamagedFileError, match="belongs to another model"):
         precompute(model, loader, tmp_path)
+
+
+@pytest.mark.parametrize("keys", ["index", "content"])
+@pytest.mark.parametrize("name", ["x" * 300, "file", "file/inside"])
+def test_what_can_be_no_folder_is_refused(name: str, keys: str, tmp_path: Path) -> None:
+    """Before anything is computed."""
+    model, _ = setup()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FtkitError, match=r"Can't .* Name a|Can't use .* as a folder"):
+        precompute(model, of_labels(0) if keys == "index" else DataLoader(of_labels(0), 10), tmp_path / name)

@@ -38,7 +38,7 @@ from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import plural
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
 _PROBES: Final = 2
@@ -126,7 +126,7 @@ def precompute(
         ...         optimizer.step()
     """
     inner = _checked_model(model)
-    place = local_path("folder", folder)
+    place = _folder(local_path("folder", folder))
     size = whole_number("batch_size", batch_size, least=1)
     workers = whole_number("num_workers", num_workers, least=0)
     most = None if max_bytes is None else byte_count("max_bytes", max_bytes)
@@ -298,6 +298,16 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
 
 def _with_rows(cut: Cut, form: samples.Form | None, call: Any, rows: torch.Tensor) -> Any:
     return form.call(call, rows) if form is not None else put_rows(cut, call[0], call[1], rows)
+
+
+def _folder(path: Path) -> Path:
+    """See that a path can be that of a folder."""
+    try:
+        if path.exists():
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise FileWriteError(f"Can't use {path} as a folder: {error.strerror or error}. Name another one.") from error
+    return path
 
 
 def _checked_model(model: nn.Module) -> nn.Module:

@@ -283,8 +283,9 @@ class Player:
         own = is_fresh(rows, self.source)
         if not (own and self.guard.looks_later()) and not are_signed(rows):
             raise FtkitError(
-                "Rows of kept bytes were changed on the way to the model. Pass them as the loader gives them: they are "
-                "no images that could be mixed, cut or scaled."
+                "Rows of kept bytes were changed on the way to the model, or in their file while it was read. Pass "
+                "them as the loader gives them: they are no images that could be mixed, cut or scaled. If you do, "
+                "delete the file, and call precompute() again."
             )
         values = self._decode(rows)
         run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))

@@ -229,7 +229,7 @@ class KeyedFile:
         weakref.finalize(self, self._file.close)
         begin = self._file.read(len(self._begin))
         if begin != self._begin:
-            is_one = begin.startswith(_KEYED)
+            is_one = begin.startswith(_KEYED) and len(begin) == len(self._begin)
             raise DamagedFileError(
                 f"{self.path} {'belongs to another model' if is_one else 'is not a whole file of rows'}: move it away "
                 "or delete it, and call precompute() again."
