@@ -172,6 +172,11 @@ def _shape(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _misuse(func: Any, how: str) -> FtkitError:
+    if "nested" in str(func) or "padded" in str(func):
+        return FtkitError(
+            f"The frozen part makes nested tensors ({func}), which can't be kept. An nn.TransformerEncoder does so to "
+            "be faster, where it is frozen and gets a padding mask: build it with enable_nested_tensor=False."
+        )
     return FtkitError(
         f"{func} was called {how}, on a value of the frozen part that was not kept. The forward pass takes another "
         "way than when its frontier was looked for: train without precompute, or call it again."

@@ -33,6 +33,7 @@ from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.rows import Packing, Rows
+from ftkit._precompute.spotcheck import own
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
@@ -282,9 +283,15 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
         raise FtkitError("The loader gives no batches.")
     call = _call(model, batch)
     tensors = list(tensors_in(call))
+    if not tensors:
+        raise FtkitError("The first batch of the loader has no tensors that the model could take.")
     whole = len(tensors[0]) if tensors[0].dim() else 0
     if whole < 2:
-        raise FtkitError("The first batch of the loader has fewer than 2 samples.")
+        sizes = ", ".join(str(list(one.shape)) for one in tensors[:4])
+        raise FtkitError(
+            f"The first batch of the loader has fewer than 2 samples: the model would get tensors of {sizes}. Samples "
+            "have to come as one tensor, so a list of several is to be padded or cropped to one size and stacked."
+        )
     size = min(whole, _PROBES + 1)
     order = list(range(size))[::-1][:-1]
 
@@ -314,6 +321,12 @@ def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FtkitError(f"Expected a module as model, got {came(model)}.")
     inner = unwrap(model)
+    for name, one in inner.named_modules():
+        if isinstance(one, torch.jit.ScriptModule) and {each.requires_grad for each in one.parameters()} == {False}:
+            raise FtkitError(
+                f"{name or 'The model'} is compiled by torch.jit, so what happens inside can't be watched. Put the "
+                "module that it was made from in its place, with its weights."
+            )
     tensors = list(named_state(inner).values())
     if any(map(nn.parameter.is_lazy, tensors)):
         raise FtkitError("The model has uninitialized parameters: run it once on a batch first.")
@@ -377,7 +390,7 @@ def _proven(
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
-    values, _ = undisturbed(model, cut, lambda: record(model, cut, call))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, own(call)))
     rows = player.encode(values, count).to(_device(model))
     _alone(model, cut, player, call, rows)
     for mode in (True, False):
@@ -441,10 +454,10 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
     def mixed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[others] if tensor.dim() and len(tensor) == count else tensor
 
-    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, own(call))))
     if same_bits(player.encode(values, count)[0], rows[0].cpu()):
         return
-    again, _ = undisturbed(model, cut, lambda: record(model, cut, call))
+    again, _ = undisturbed(model, cut, lambda: record(model, cut, own(call)))
     repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
     if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
         raise FtkitError(
@@ -454,6 +467,7 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
 
 
 def _step(model: nn.Module, call: Any) -> list[torch.Tensor | None]:
+    call = own(call)  # which the model may write to
     output = list(tensors_in(model(*call[0], **call[1])))
     trained = [one for one in model.parameters() if one.requires_grad]
     ends = [one for one in output if one.requires_grad]

@@ -570,6 +570,8 @@ def _strays(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are not registered, as those in plain lists, and where they are."""
     known = {id(one) for one in model.modules()}
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # one that was traced keeps another that does its work
+            continue
         for key, value in vars(module).items():
             for one in tree_leaves(value) if isinstance(value, list | tuple | dict | nn.Module) else ():
                 if isinstance(one, nn.Module) and id(one) not in known:
