@@ -393,7 +393,8 @@ class NoDynamo:
 def is_transformed(tensor: torch.Tensor) -> bool:
     """Whether a transform of torch.func is at work on a tensor, or forward-mode AD: there is more to it than values."""
     wrapped = needed(torch._C._functorch, "is_functorch_wrapped_tensor", "see whether torch.func is at work")
-    return bool(wrapped(tensor)) or torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None
+    dual: Any = torch.autograd.forward_ad
+    return bool(wrapped(tensor)) or dual.unpack_dual(tensor).tangent is not None
 
 
 def is_transforming() -> bool:
@@ -420,7 +421,7 @@ def _call(function: Callable[..., Any], *args: Any) -> Any:
     return function(*args)
 
 
-uncompiled: Final = torch._disable_dynamo(_call)
+uncompiled: Final[Callable[..., Any]] = needed(torch, "_disable_dynamo", "step out of torch.compile")(_call)
 """Calls a function with some arguments, past torch.compile, whose graph ends there and begins anew behind it."""
 
 
