@@ -357,5 +357,5 @@ def test_what_can_be_no_folder_is_refused(name: str, keys: str, tmp_path: Path) 
     """Before anything is computed."""
     model, _ = setup()
     (tmp_path / "file").write_text("")
-    with pytest.raises(FtkitError, match=r"Can't .* Name a|Can't use .* as a folder"):
+    with pytest.raises(FtkitError, match=r"Can't (open|write) .* Name a"):
         precompute(model, of_labels(0) if keys == "index" else DataLoader(of_labels(0), 10), tmp_path / name)

@@ -313,7 +313,7 @@ def _folder(path: Path) -> Path:
         if path.exists():
             next(path.iterdir(), None)
     except OSError as error:
-        raise FileWriteError(f"Can't use {path} as a folder: {error.strerror or error}. Name another one.") from error
+        raise FileWriteError(f"Can't open {path} as a folder: {error.strerror or error}. Name another one.") from error
     return path
 
 
