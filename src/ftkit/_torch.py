@@ -12,6 +12,7 @@ import importlib
 import itertools
 import logging
 import operator
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -58,6 +59,7 @@ __all__ = [
     "children_of",
     "compiled_from",
     "eager_call",
+    "eagerly",
     "fake_maker",
     "fake_tensors",
     "fused_attention",
@@ -71,11 +73,14 @@ __all__ = [
     "is_function_of_nn",
     "is_norm",
     "is_traceable_wrapper_subclass_type",
+    "is_transformed",
+    "is_transforming",
     "is_zero",
     "kept_by",
     "loads_plainly",
     "needed",
     "negated",
+    "no_transforms",
     "node_number",
     "node_running",
     "nodes_made",
@@ -91,9 +96,11 @@ __all__ = [
     "tree_leaves",
     "tree_map_only",
     "tree_unflatten",
+    "uncompiled",
     "version_of",
     "without_checkpointing",
     "without_step_hooks",
+    "without_transforms",
     "wrapper_tensor",
     "writes",
     "written_by",
@@ -381,6 +388,48 @@ class NoDynamo:
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def is_transformed(tensor: torch.Tensor) -> bool:
+    """Whether a transform of torch.func is at work on a tensor, or forward-mode AD: there is more to it than values."""
+    wrapped = needed(torch._C._functorch, "is_functorch_wrapped_tensor", "see whether torch.func is at work")
+    dual: Any = torch.autograd.forward_ad
+    return bool(wrapped(tensor)) or dual.unpack_dual(tensor).tangent is not None
+
+
+def is_transforming() -> bool:
+    """Whether this is called by a function that torch.func transforms."""
+    stack = needed(torch._C._functorch, "peek_interpreter_stack", "see whether torch.func is at work")
+    return stack() is not None
+
+
+def no_transforms() -> contextlib.AbstractContextManager[object]:
+    """Have operators in the block do what they do outside of torch.func, to tensors that it has not wrapped."""
+    guard = needed(torch._C, "_DisableFuncTorch", "call operators outside of torch.func")
+    return cast("contextlib.AbstractContextManager[object]", guard())
+
+
+def without_transforms(tensor: torch.Tensor) -> torch.Tensor:
+    """The values behind a tensor that torch.func has wrapped, of all that it stands for."""
+    functorch = needed(torch._C, "_functorch", "see whether torch.func is at work")
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _call(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+uncompiled: Final[Callable[..., Any]] = needed(torch, "_disable_dynamo", "step out of torch.compile")(_call)
+"""Calls a function with some arguments, past torch.compile, whose graph ends there and begins anew behind it."""
+
+
+def eagerly() -> contextlib.AbstractContextManager[object]:
+    """Have what torch.compile has compiled run as it was written, in the block."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        return contextlib.nullcontext()
+    return cast("contextlib.AbstractContextManager[object]", torch.compiler.set_stance("force_eager"))
 
 
 def below_dispatch() -> contextlib.AbstractContextManager[object]:

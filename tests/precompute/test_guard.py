@@ -501,3 +501,196 @@ def test_rows_that_were_written_to_without_a_trace(tmp_path: Path) -> None:
         with pytest.raises(FtkitError, match="changed on the way"):
             for _ in range(8):
                 model(rows)
+
+
+SCALE = 1.0
+
+
+class Quiet(nn.Module):
+    """A block that shows to others what it does not read itself."""
+
+    _of_class = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self._fast, self._deep = nn.Linear(8, 8), False, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    @property
+    def is_deep(self) -> bool:
+        return self._deep
+
+    def scale(self) -> float:
+        return SCALE
+
+
+def of_its_class(block: Any) -> None:
+    Quiet._of_class = True
+
+
+def of_its_file(block: Any) -> None:
+    global SCALE
+    SCALE = 2.0
+
+
+READ_BY_CALLERS: dict[str, tuple[Callable[[Any], float], Callable[[Any], object]]] = {
+    "flag": (lambda block: 1 + block._fast, lambda block: setattr(block, "_fast", True)),
+    "by getattr": (lambda block: 1 + getattr(block, "_fast", False), lambda block: setattr(block, "_fast", True)),
+    "new": (lambda block: 1 + getattr(block, "_new", False), lambda block: setattr(block, "_new", True)),
+    "over that of the class": (lambda block: 1 + block._of_class, lambda block: setattr(block, "_of_class", True)),
+    "of the class": (lambda block: 1 + block._of_class, of_its_class),
+    "behind a property": (lambda block: 1 + block.is_deep, lambda block: setattr(block, "_deep", True)),
+    "behind a method": (lambda block: block.scale(), of_its_file),
+}
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("way", READ_BY_CALLERS)
+def test_what_only_a_caller_reads_of_a_module_is_noticed(
+    way: str, trains: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether that is skipped, or trains behind the frozen part."""
+    monkeypatch.setattr(Quiet, "_of_class", False)
+    monkeypatch.setitem(globals(), "SCALE", 1.0)
+    read, change = READ_BY_CALLERS[way]
+
+    class Caller(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.block, self.body, self.head = Quiet(), nn.Linear(8, 8), nn.Linear(8, 3)
+            freeze_except(self, "head", *(["block"] if trains else []))
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = read(self.block)
+            x = self.body(x * scale) if trains else self.block(x * scale)
+            return self.head(self.block(x) if trains else self.body(x))
+
+    model = Caller()
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(2):
+            model(rows)
+        change(model.block)
+        with pytest.raises(FtkitError, match=r"\S+ was .* when the frozen part was computed"):
+            model(rows)
+
+
+def test_a_flag_of_the_class_that_an_instance_is_given_is_noticed(tmp_path: Path) -> None:
+    """Which its own code reads."""
+
+    class Flagged(Quiet):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * (2 if self._of_class else 1)
+
+    model = nn.Sequential(Flagged(), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(2):
+            model(rows)
+        model[0]._of_class = True
+        with pytest.raises(FtkitError, match=r"0\._of_class was None .* and is True now"):
+            model(rows)
+
+
+def test_an_attribute_of_the_class_of_an_object_is_noticed(tmp_path: Path) -> None:
+    """Where the object is a frozen module's."""
+
+    class Settings:
+        scale = 1.0
+
+    class Reads(Quiet):
+        def __init__(self) -> None:
+            super().__init__()
+            self.settings = Settings()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x) * self.settings.scale
+
+    model = nn.Sequential(Reads(), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(2):
+            model(rows)
+        Settings.scale = 2.0
+        with pytest.raises(FtkitError, match=r"Settings\.scale was 1\.0 .* and is 2\.0 now"):
+            model(rows)
+
+
+def in_an_array(part: Any) -> None:
+    part.many[-1, -1] = 3
+
+
+def in_a_large_weight(part: Any) -> None:
+    part.layer.weight.data[-1, 1] = 3
+
+
+def in_a_tensor_of_no_module(part: Any) -> None:
+    part.loose.data[-2] = 3
+
+
+@pytest.mark.parametrize("change", [in_an_array, in_a_large_weight, in_a_tensor_of_no_module])
+def test_all_bytes_are_looked_at_where_the_block_ends(change: Callable[[Any], None], tmp_path: Path) -> None:
+    """Those whose turn has not come, in a small model as well."""
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.many, self.loose = nn.Linear(8, 1 << 18), np.ones((9000, 100)), torch.ones(1 << 20)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x)[:, :8] * float(self.many[-1, -1]) * self.loose[-2]
+
+    model = nn.Sequential(Large(), nn.Linear(8, 3))
+    freeze_except(model, "1")
+    cached = precompute(model, data(), tmp_path)
+
+    def last_step() -> None:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(2):
+            model(rows)
+        change(model[0])
+
+    with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
+        last_step()
+    with pytest.raises(FtkitError, match=r"when the frozen part was computed|changed since"), cached:
+        pass
+
+
+def test_rows_that_were_written_to_in_inference_mode(tmp_path: Path) -> None:
+    """Where torch does not count that, in a large model that is not looked at as a whole in each step."""
+    model = deep()
+    with precompute(model, data(), tmp_path) as cached, torch.inference_mode():
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        cached._player.guard._due = float("inf")
+        rows[:, 40:] += 1
+        with pytest.raises(FtkitError, match="changed on the way"):
+            model(rows)
+
+
+def test_training_goes_on_after_a_validation_in_inference_mode(tmp_path: Path) -> None:
+    """Though something on the way writes to what stands for the frozen part's values, which was made then."""
+
+    class Writes(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.after = nn.Linear(16, 16).requires_grad_(False)
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            x = self.body(x)
+            return self.head(self.after(x.add_(1) if torch.is_grad_enabled() else x + 1))
+
+    model = Writes()
+    with precompute(model, data(), tmp_path, batch_size=12) as cached:
+        (rows, _), plain = next(iter(cached.loader(batch_size=12))), data().tensors[0]
+        with torch.inference_mode():
+            assert torch.equal(model(rows), model(plain))
+        assert torch.equal(model(rows), model(plain.clone()))
+        model(rows).sum().backward()

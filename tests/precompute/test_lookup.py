@@ -341,3 +341,33 @@ def test_mistakes(call: Any, said: str, tmp_path: Path) -> None:
     """Each says what to do."""
     with pytest.raises(FtkitError, match=said):
         call(Net(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: x.t().contiguous().t(),
+        lambda x: torch.stack([x, x], 2)[..., 0],
+        lambda x: x[:1].expand(len(x), -1),
+    ],
+)
+def test_inputs_that_lie_otherwise_in_memory_are_told_apart(other: Callable[[Tensor], Tensor], tmp_path: Path) -> None:
+    """Code may ask for it, and kernels round by it; in a later run, too."""
+
+    class Asks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+            freeze_except(self, "head")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x * (2 if x.is_contiguous() else 1)))
+
+    model = Asks()
+    plain, inputs = copy.deepcopy(model), torch.randn(12, 6)
+    for _ in range(2):
+        with precompute(model, DataLoader(TensorDataset(inputs, torch.arange(12)), 6), tmp_path):
+            for batch in inputs.split(6):
+                for one in (batch, other(batch), batch, other(batch), batch[:1], other(batch)[:1]):
+                    torch.testing.assert_close(model(one), plain(one))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -551,3 +553,107 @@ def test_a_block_that_was_refused_can_be_entered_later(tmp_path: Path) -> None:
     with cached:
         rows, _ = next(iter(cached.loader(batch_size=6)))
         assert model(rows).shape == (6, 3)
+
+
+class Inside(nn.Module):
+    """A part of its own, and a head."""
+
+    def __init__(self, part: nn.Module, act: nn.Module | None = None, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.part, self.act, self.head = part, act or nn.ReLU(), head or nn.Linear(8, 3)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.act(self.part(x)))
+
+
+SIX = torch.randn(12, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_a_frozen_part_that_jit_has_compiled_is_named(how: str, tmp_path: Path) -> None:
+    """And what to do about it; what jit has compiled beside it may stay."""
+    make = torch.jit.script if how == "script" else lambda one: torch.jit.trace(one, SIX[:, : one[0].in_features])
+    data = TensorDataset(SIX, torch.arange(12))
+    model = Inside(make(nn.Sequential(nn.Linear(6, 8), nn.ReLU())))
+    with pytest.raises(FtkitError, match=r"part is compiled by torch\.jit.* Put the module that it was made from"):
+        precompute(model, data, tmp_path)
+    model = Inside(nn.Linear(6, 8), torch.jit.script(nn.ReLU()), torch.jit.script(nn.Sequential(nn.Linear(8, 3))))
+    with precompute(model, data, tmp_path, batch_size=12) as cached:
+        (rows, _) = next(iter(cached.loader(batch_size=12)))
+        assert torch.equal(model(rows), copy.deepcopy(model)(SIX))
+
+
+def test_a_part_that_writes_to_its_input_can_be_computed_once(tmp_path: Path) -> None:
+    """A batch is another one each time, and so are those that are tried."""
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(6, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x.mul_(2))
+
+    class Outer(Inside):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.add_(1))
+
+    for model in (Inside(Writes()), Outer(nn.Linear(6, 8))):
+        with precompute(model, TensorDataset(SIX, torch.arange(12)), tmp_path, batch_size=12) as cached:
+            (rows, _) = next(iter(cached.loader(batch_size=12)))
+            assert torch.equal(model(rows), copy.deepcopy(model)(SIX.clone()))
+
+
+def test_the_model_s_own_parameter_is_named_that_trains_first(tmp_path: Path) -> None:
+    """Not only those of the modules that it calls."""
+
+    class Query(Inside):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(6, 8))
+            self.query = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x * self.query)
+
+    with pytest.raises(FtkitError, match=r"depends on what trains, first on query or head\.weight"):
+        precompute(Query(), TensorDataset(SIX, torch.arange(12)), tmp_path)
+
+
+def test_images_of_pillow_do_not_draw_at_random(tmp_path: Path) -> None:
+    """The model takes tensors, though."""
+    images = [(Image.new("L", (3, 2), at), at) for at in range(6)]
+    with pytest.raises(FtkitError, match=r"can't put these samples into one batch.*PIL"):
+        precompute(Inside(nn.Linear(6, 8)), images, tmp_path)
+
+
+def test_samples_of_several_sizes_in_a_list(tmp_path: Path) -> None:
+    """As loaders for detection give them."""
+
+    class Loader:
+        def __iter__(self) -> Iterator[Any]:
+            return iter([([SIX[:1], SIX[:3], SIX[:2]], torch.arange(3))])
+
+    with pytest.raises(FtkitError, match=r"tensors of \[1, 6\], \[3, 6\], \[2, 6\]\..* padded or cropped"):
+        precompute(Inside(nn.Linear(6, 8)), Loader(), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_an_encoder_that_makes_nested_tensors_says_what_to_do(tmp_path: Path) -> None:
+    """It does for speed, where it is frozen and gets a mask."""
+
+    class Encoder(Inside):
+        def __init__(self, nested: bool) -> None:
+            layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True)
+            super().__init__(nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested), head=nn.Linear(6, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            padded = torch.arange(4) >= 2 + (x[:, :1, 0] > 0).long()
+            return self.head(self.part(x, src_key_padding_mask=padded).mean(1))
+
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(12, 4, 6), torch.arange(12))
+    with pytest.raises(FtkitError, match=r"nested tensors.* enable_nested_tensor=False"):
+        precompute(Encoder(nested=True), data, tmp_path)
+    assert precompute(Encoder(nested=False), data, tmp_path).skipped == ["part"]

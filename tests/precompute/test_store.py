@@ -219,3 +219,143 @@ def test_a_full_disk_is_noticed_before(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(FtkitError, match="choose another disk"):
         precompute(*setup(), tmp_path)
     assert not list(tmp_path.glob("*.rows*"))
+
+
+def of_labels(first: int) -> TensorDataset:
+    """A few samples, of which only the labels tell them from others."""
+    _, data = setup()
+    return TensorDataset(data.tensors[0][:20], (torch.arange(20) + first) % 2)
+
+
+class Listed:
+    """The same as a data set that has to be read."""
+
+    def __init__(self, data: TensorDataset) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> object:
+        return self.data[index]
+
+
+@pytest.mark.parametrize("read", [False, True])
+@pytest.mark.parametrize("other", ["data", "model"])
+def test_a_file_in_the_place_of_another_is_noticed_at_opening(other: str, read: bool, tmp_path: Path) -> None:
+    """It was copied or renamed; and is left as it is."""
+
+    def source(first: int) -> object:
+        return Listed(of_labels(first)) if read else of_labels(first)
+
+    model, _ = setup()
+    mine = precompute(model, source(0), tmp_path).path
+    if other == "model":
+        with torch.no_grad():
+            model[0].weight[0, 0] += 1e-7
+    theirs = precompute(model, source(1 if other == "data" else 0), tmp_path).path
+    assert theirs != mine
+    shutil.copy(mine, theirs)
+    with pytest.raises(FtkitError, match="belongs to another model or data set than its name says"):
+        precompute(model, source(1 if other == "data" else 0), tmp_path)
+    assert theirs.read_bytes() == mine.read_bytes()
+    theirs.unlink()
+    assert precompute(model, source(1 if other == "data" else 0), tmp_path).samples == 20
+
+
+def test_an_unfinished_file_in_the_place_of_another_is_noticed(tmp_path: Path) -> None:
+    """Of which no row would be computed anew."""
+    model, _ = setup()
+    mine, theirs = (precompute(model, of_labels(first), tmp_path).path for first in (0, 1))
+    mine.rename(theirs.with_suffix(UNFINISHED))
+    theirs.unlink()
+    with pytest.raises(FtkitError, match="belongs to another model or data set"):
+        precompute(model, of_labels(1), tmp_path)
+
+
+def test_rows_are_not_taken_from_a_file_that_is_called_like_one_of_this_model(tmp_path: Path) -> None:
+    """As samples that another file has are not computed once more."""
+    model, _ = setup()
+    mine = precompute(model, of_labels(0), tmp_path).path
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-7
+    theirs = precompute(model, of_labels(0), tmp_path).path
+    mine.rename(theirs)
+    theirs.rename(theirs.with_name(theirs.name[:-10] + "00000" + theirs.name[-5:]))
+    assert precompute(model, of_labels(0), tmp_path).computed == 20
+
+
+def test_a_file_that_is_replaced_while_it_is_used_is_noticed(tmp_path: Path) -> None:
+    """By a process that opens it then."""
+    model, _ = setup()
+    mine, theirs = (precompute(model, of_labels(first), tmp_path) for first in (0, 1))
+    shutil.copy(theirs.path, other := tmp_path / "other")
+    other.replace(mine.path)
+    with mine:
+        assert next(iter(mine.loader(batch_size=20)))[1].tolist() == of_labels(0).tensors[1].tolist()
+        with pytest.raises(DamagedFileError, match="another file than when it was opened"):
+            next(iter(mine.loader(batch_size=20, num_workers=1)))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a mapped file can't be cut")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_cut_while_it_is_used_is_an_error(workers: int, tmp_path: Path) -> None:
+    """To read what is gone through the map would end the process."""
+    model, data = setup()
+    with precompute(model, TensorDataset(*(one[:400] for one in data.tensors)), tmp_path) as cached:
+        loader = cached.loader(batch_size=40, num_workers=workers)
+        model(next(iter(loader))[0])
+        os.truncate(cached.path, 5000)
+        with pytest.raises(DamagedFileError, match=r"was cut|not a whole file"):
+            next(iter(loader))
+        with pytest.raises(DamagedFileError, match="was cut"):
+            cached.features()
+    with pytest.raises(DamagedFileError, match="not a whole file"):
+        precompute(model, TensorDataset(*(one[:400] for one in data.tensors)), tmp_path)
+
+
+@pytest.mark.parametrize("left", [4096, 9000])
+def test_what_was_cut_from_a_file_by_content_is_computed_anew(left: int, tmp_path: Path) -> None:
+    """And what another process adds in its place is not taken for it."""
+    model, data = setup()
+    plain, inputs = copy.deepcopy(model), data.tensors[0][:60]
+    with precompute(model, DataLoader(TensorDataset(inputs, data.tensors[1][:60]), 10), tmp_path) as cached:
+        for _ in range(2):
+            for batch in inputs.split(10):
+                assert torch.equal(model(batch), plain(batch))
+        os.truncate(cached.path, left)
+        for batch in inputs.flip(0).split(10):
+            assert torch.equal(model(batch), plain(batch))
+        for batch in inputs.flip(0).split(10):
+            assert torch.equal(model(batch), plain(batch))
+        record = cached._lookup.file._record
+        content = cached.path.read_bytes()
+        start = len(content) - 60 * record
+        with cached.path.open("r+b") as file:  # as if it had been cut and filled in another order
+            file.seek(start)
+            file.write(content[start + 30 * record :] + content[start : start + 30 * record])
+        for batch in inputs.split(10):
+            assert torch.allclose(model(batch), plain(batch), atol=1e-6)
+
+
+def test_a_file_by_content_of_another_model_is_told_from_one_that_is_not_whole(tmp_path: Path) -> None:
+    """Where it was put in the place of this model's."""
+    model, _ = setup()
+    loader = DataLoader(of_labels(0), 10)
+    mine = precompute(model, loader, tmp_path).path
+    with torch.no_grad():
+        model[0].weight[0, 0] += 1e-7
+    theirs = precompute(model, loader, tmp_path).path
+    shutil.copy(mine, theirs)
+    with pytest.raises(DamagedFileError, match="belongs to another model"):
+        precompute(model, loader, tmp_path)
+
+
+@pytest.mark.parametrize("keys", ["index", "content"])
+@pytest.mark.parametrize("name", ["x" * 300, "file", "file/inside"])
+def test_what_can_be_no_folder_is_refused(name: str, keys: str, tmp_path: Path) -> None:
+    """Before anything is computed."""
+    model, _ = setup()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FtkitError, match=r"Can't (open|write) .* Name a"):
+        precompute(model, of_labels(0) if keys == "index" else DataLoader(of_labels(0), 10), tmp_path / name)

@@ -853,9 +853,10 @@ def on_what_is_kept(m: Any, x: Tensor) -> Tensor:
     return m.after(h * 3 if m.counts[0] == 5 else h) + h
 
 
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("around", [between, between_in_place, in_front, another_value, on_what_is_kept])
-def test_what_a_caller_does_by_count_before_a_frozen_part(around: Any, inside: bool, tmp_path: Path) -> None:
+def test_what_a_caller_does_by_count_before_a_frozen_part(around: Any, inside: bool, mode: Any, tmp_path: Path) -> None:
     """The frozen part would have met something else; no batch before tells of it, and nothing is lost until then."""
 
     class Counting(nn.Module):
@@ -877,7 +878,7 @@ def test_what_a_caller_does_by_count_before_a_frozen_part(around: Any, inside: b
     samples = data()
     cached = precompute(model, samples, tmp_path, batch_size=12)
     assert len(cached.skipped) == 2
-    with cached:
+    with cached, mode():
         batches = list(cached.loader(batch_size=12))
         for rows, _ in batches:
             model(rows)
@@ -890,6 +891,11 @@ def test_what_a_caller_does_by_count_before_a_frozen_part(around: Any, inside: b
                 plain = model(samples.tensors[0][size * at : size * at + size])
                 with torch.inference_mode(size == 7):
                     assert torch.allclose(model(rows), plain, atol=1e-6)
+                    assert torch.is_inference_mode_enabled() == (size == 7)
+    with torch.inference_mode():
+        batch, _ = next(iter(cached.loader(batch_size=12)))
+    with cached:  # what was read in inference mode
+        assert torch.allclose(model(batch), model(samples.tensors[0][:12]), atol=1e-6)
 
 
 def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:

@@ -358,13 +358,16 @@ def _refused(model: nn.Module, trace: Trace, skipped: list[Call]) -> dict[str, s
 
 def _first_trained(trace: Trace) -> str:
     """Which module trains before all others, and by which other name that is known which trains."""
-    names = {id(one): name for name, one in trace.calls[0].module.named_parameters()}
+    root = trace.calls[0].module
+    names = {id(one): name for name, one in root.named_parameters()}
+    own = [name for name, one in root.named_parameters(recurse=False) if one.requires_grad]  # used who knows where
     for call in trace.calls:
         for key, one in call.module.named_parameters(recurse=False):
             if one.requires_grad and call.key[0]:
-                own = f"{call.key[0]}.{key}"
-                tied = "" if names[id(one)] == own else f", which is {names[id(one)]} (tied weights)"
-                return f"{TRAINS}, first on {own}{tied}"
+                first = f"{call.key[0]}.{key}"
+                tied = "" if names[id(one)] == first else f", which is {names[id(one)]} (tied weights)"
+                before = f"{some(own, 3)} or " if own else ""
+                return f"{TRAINS}, first on {before}{first}{tied}"
     return TRAINS
 
 

@@ -18,7 +18,7 @@ from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, plain_attributes, said
+from ftkit._precompute.surroundings import Surroundings, led_to, plain_attributes, said
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -30,6 +30,7 @@ from ftkit._torch import (
     pre_hooks_of,
     version_of,
     versions_of,
+    without_transforms,
 )
 from ftkit._wording import some
 from ftkit.errors import FtkitError
@@ -98,10 +99,13 @@ class Guard:
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
         self._changing = cut.changing
-        named_by_code = frozenset[str]().union(*(one.names for one in self._surroundings()))
-        others = ((name, part) for name, part in model.named_modules() if part not in inner)
-        self._named = [(name, part, keys) for name, part in others if (keys := plain_attributes(part, named_by_code))]
-        """What the code of the frozen part, and of what is around it, may read of modules that train."""
+        kinds = {type(part) for part in model.modules()}
+        codes = {part: Surroundings(part).names for part in model.modules()}
+        self._names = led_to(kinds, frozenset[str]().union(*codes.values()))
+        """What the code of the model mentions, which may read what is private to a part of it."""
+        self._named_inside = led_to(kinds, frozenset[str]().union(*(codes[part] for _, part in self._plain)))
+        self._others = [(name, part) for name, part in model.named_modules() if part not in inner]
+        """What trains, of which the code of the frozen part, and of what is around it, may read attributes."""
         self.settings = self._read_settings()
         self._structure = {name: _structure(name, part) for name, part in self._plain}
         whole = sorted({**{named[id(part)]: part for part in frozen}, **dict(self._plain)}.items())
@@ -114,7 +118,8 @@ class Guard:
         self._turn = self._piece = self.passes = self._hooks_made = 0
         self._kept: Any = None
         self._due = self._rests_until = 0.0
-        self._is_small = self._is_behind = self._doubtful = False
+        self._is_small = self._doubtful = False
+        self._told = ""
         left = set() if cut.tail is None else {model, *model.get_submodule(cut.tail).modules()}
         self._passed = [] if cut.tail is None else [one for one in model.modules() if one not in left]
         self.free = False
@@ -146,17 +151,19 @@ class Guard:
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
         attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)]
-        attributes += [(operator.itemgetter(*keys), vars(part)) for _, part, keys in self._named]
         tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
         lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
-        places = [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()]
+        gets = [get for one in around for get in one.places]
+        gets += self._read_of_others().values()
+        places = [*{(get.func, *map(id, get.args)): get for get in gets}.values()]
+        lengths = [*own, *(vars(part) for _, part in self._others)]
         empty, filled = [one for one in tables if not one], [one for one in tables if one]
         parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
         sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
         self._everything = _Look(
             *_counts(tensors),
             lambda: [get(one) for get, one in attributes],
-            lambda: [*map(len, own)],
+            lambda: [*map(len, lengths)],
             lambda: any(empty),
             lambda: [*chain.from_iterable(map(dict.values, filled))],
             lambda: [*chain.from_iterable(lists)],
@@ -179,9 +186,8 @@ class Guard:
     def _differs(self) -> bool:
         if self.looks_later():
             self._turn += 1
-            self._is_behind = True
             return self._turns[self._turn % len(self._turns)].differs()
-        begin, self._hooks_made, self._is_behind = time.perf_counter(), hooks_made(), False
+        begin, self._hooks_made = time.perf_counter(), hooks_made()
         differs = self._everything is None or self._everything.differs() or self._moved()
         self._due = begin + (time.perf_counter() - begin) / _SHARE
         return differs
@@ -195,13 +201,17 @@ class Guard:
         return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
-        return [Surroundings(part, name) for name, part in self._plain]
+        return [Surroundings(part, name, self._names) for name, part in self._plain]
 
     def _read_settings(self) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
         found = {where: value for one in self._surroundings() for where, value in one.values.items()}
-        found |= {f"{name}.{key}": vars(part).get(key) for name, part, keys in self._named for key in keys}
+        found |= {where: get() for where, get in self._read_of_others().items()}
         return {where: value for where, value in found.items() if where not in self._changing}
+
+    def _read_of_others(self) -> dict[str, functools.partial[Any]]:
+        each = (plain_attributes(part, name, self._named_inside) for name, part in self._others)
+        return {where: get for one in each for where, get in one.items()}
 
     def _look(self) -> dict[str, Any]:
         found = {}
@@ -231,11 +241,25 @@ class Guard:
         """
         if not thoroughly and not self._differs():
             return
-        thoroughly |= self._doubtful
+        begin = time.perf_counter()
+        try:
+            self._compare(thoroughly=thoroughly or self._doubtful)
+        except FtkitError as error:
+            self._told = str(error)
+            raise
+        if thoroughly:
+            self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
+
+    def _compare(self, *, thoroughly: bool) -> None:
         self.passes += 1
-        self._is_behind, begin = False, time.perf_counter()
+        owned = ((name, _tensor_of(module, key)) for name, module, key in self._owners)
+        if inside := [name for name, one in owned if one is not None and without_transforms(one) is not one]:
+            raise FtkitError(
+                f"{some(inside, 4)} is in a transform of torch.func, and what is kept was computed from its values "
+                "alone. Transform what trains, or call the model outside of the block."
+            )
         then, now = self.settings, self._read_settings()
-        new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
+        new = (one for one in now.keys() - then.keys() if self._names.issuperset(_private(one)))
         if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
             raise FtkitError(
                 f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
@@ -255,10 +279,8 @@ class Guard:
                 f"past the frontier. {_AGAIN}"
             )
         self._see_digests(doubtful)
-        self._seen, self._doubtful = look, False
+        self._seen, self._doubtful, self._told = look, False, ""
         self._remember()
-        if thoroughly:
-            self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
 
     def _see_digests(self, names: Iterable[str]) -> None:
         digests = self._digests(names)
@@ -273,16 +295,22 @@ class Guard:
         return time.perf_counter() > self._rests_until
 
     def finish(self) -> None:
-        """Look at what the last check left out, and at all bytes, as some changes are seen by nothing else.
+        """Look at what earlier checks left out, and at all bytes, as some changes are seen by nothing else.
 
         Raises:
             FtkitError: As :meth:`check`.
         """
-        if self._is_behind:
-            self._due = 0.0
-            self.check()
-        if not self._is_small:
-            self._see_digests(self.digests)
+        told = self._told
+        try:
+            self.check(thoroughly=True)
+        except FtkitError as error:
+            if str(error) != told:  # which someone has caught, and knows of
+                raise
+
+
+def _private(where: str) -> Iterator[str]:
+    """The names on the way to a place that have an underscore."""
+    return (one for one in where.split(".") if one.startswith("_"))
 
 
 def _counts(tensors: list[torch.Tensor]) -> tuple[Callable[[], Any], ...]:

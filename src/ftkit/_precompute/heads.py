@@ -11,7 +11,8 @@ import numpy as np
 import torch
 import xxhash
 
-from ftkit._torch import version_of
+from ftkit._torch import no_transforms, version_of, without_transforms
+from ftkit.errors import FtkitError
 
 _HERE = threading.local()
 _ODD: Final = 0x1E3779B97F4A7C15
@@ -31,6 +32,15 @@ HEAD: Final = 32
 def begins(value: Any, with_what: bytes) -> bool:
     """Whether a value is a batch of rows that all begin with some bytes."""
     if not isinstance(value, torch.Tensor) or value.dtype is not torch.uint8 or value.dim() != 2 or not value.shape[0]:
+        return False
+    if (values := without_transforms(value)) is not value:
+        with no_transforms():
+            are_rows = begins(values.reshape(-1, values.shape[-1]), MAGIC)
+        if are_rows:
+            raise FtkitError(
+                "The model was called with kept rows inside of torch.func.vmap or another transform, which they can't "
+                "pass through. Call it with whole batches of rows, and transform what comes behind it."
+            )
         return False
     return bool(_heads(value)[:, : len(with_what)].tobytes() == with_what * value.shape[0])
 
@@ -81,8 +91,11 @@ def are_signed(rows: torch.Tensor) -> bool:
 
 
 def fresh(rows: torch.Tensor, source: int) -> torch.Tensor:
-    """Note that rows were just read in this thread, from a player's file, where their sums were seen to be right."""
-    _HERE.last = weakref.ref(rows), version_of(rows), source
+    """Note that rows were just read in this thread, from a player's file, where their sums were seen to be right.
+
+    Not of inference tensors: no one sees what is written to them.
+    """
+    _HERE.last = None if rows.is_inference() else (weakref.ref(rows), version_of(rows), source)
     return rows
 
 

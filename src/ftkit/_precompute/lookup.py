@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
-from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._torch import is_transformed, is_transforming, no_transforms, tree_leaves, tree_map_only, uncompiled
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
@@ -68,6 +69,7 @@ class Lookup:
         cut = player.cut
         self._inputs = [one for one in tree_leaves(cut.inputs) if isinstance(one, Slot)]
         self._like, self._call = skeleton(call), call
+        self._forms = [_form(one) for one in _leaves(call)]
         self._takes = takes_of(player.model)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
         self._autocast = {skip.autocast for skip in cut.skips.values()}
@@ -80,6 +82,12 @@ class Lookup:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
+        if torch.compiler.is_compiling():
+            return uncompiled(self.begin, module, args, kwargs)
+        with no_transforms() if is_transforming() else contextlib.nullcontext():
+            return self._begun(module, args, kwargs)
+
+    def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if is_recording() or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
             return None
         args, kwargs = self._arranged(args, kwargs)
@@ -125,9 +133,11 @@ class Lookup:
             return f"the frozen part gives something else in {'train' if model.training else 'eval'} mode"
         if skeleton((args, kwargs)) != self._like:
             return "other arguments"
+        if any(map(is_transformed, given)):
+            return "inputs that torch.func transforms"
         if any(one.requires_grad for one in given):
             return "inputs that want gradients"
-        if any(isinstance(one, Placeholder) or one.layout is not torch.strided for one in given):
+        if any(isinstance(one, Placeholder) or one.layout is not torch.strided or _overlaps(one) for one in given):
             return "inputs without plain values"
         state = autocast_state((args, kwargs))
         if any(state != one and dict(one).items() - dict(state).items() for one in self._autocast):
@@ -156,15 +166,28 @@ class Lookup:
             if slot.layout is not None and slot.layout.dim is not None
         ]
         parts = [np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), -1) for one in tensors]
+        seed = self._other_form(given)
         if len(parts) == 1:
-            return [xxhash.xxh3_128_digest(one.data) for one in parts[0]], given[0].device
+            return [xxhash.xxh3_128_digest(one.data, seed) for one in parts[0]], given[0].device
         keys = []
         for sample in zip(*parts, strict=True):
-            hasher = xxhash.xxh3_128()
+            hasher = xxhash.xxh3_128(seed=seed)
             for part in sample:
                 hasher.update(part)
             keys.append(hasher.digest())
         return keys, given[0].device
+
+    def _other_form(self, given: list[torch.Tensor]) -> int:
+        """A number for how inputs lie in memory; 0 if they do as those of the call that was watched.
+
+        Kernels round differently then, and code can ask for it.
+        """
+        forms = [_form(one) for one in given]
+        thens = [
+            (tuple(at for at in then if at in now), whole)
+            for (now, _), (then, whole) in zip(forms, self._forms, strict=True)
+        ]
+        return 0 if forms == thens else xxhash.xxh32_intdigest(repr(forms).encode())
 
     def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
         begin = time.perf_counter()
@@ -217,6 +240,19 @@ class _Idle:
 
     def begin(self, *_: Any) -> None:
         """Leave a call as it is."""
+
+
+def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:
+    """The dimensions of a tensor as they lie in memory, from the outermost on, and whether they do without gaps."""
+    strides, sides = tensor.stride(), [at for at, side in enumerate(tensor.shape) if side > 1]
+    return tuple(sorted(sides, key=lambda at: -strides[at])), tensor.is_contiguous()
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether elements share their memory, as those of an expanded tensor."""
+    return 0 in tensor.stride() and any(
+        side > 1 and not step for side, step in zip(tensor.shape, tensor.stride(), strict=True)
+    )
 
 
 def _leaves(call: Any) -> list[torch.Tensor]:

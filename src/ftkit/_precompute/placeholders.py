@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import torch
 
-from ftkit._torch import tree_leaves, tree_map_only, version_of, wrapper_tensor, written_by
+from ftkit._torch import tree_leaves, tree_map_only, uncompiled, version_of, wrapper_tensor, written_by
 from ftkit.errors import FtkitError
 
 _HERE = threading.local()
@@ -47,7 +47,12 @@ class Placeholder(torch.Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operator on shapes alone."""
-        kwargs = dict(kwargs or {})
+        if "torch._dynamo" in sys.modules:  # a function of the forward pass may be compiled, and this not with it
+            return uncompiled(cls._run, func, args, dict(kwargs or {}))
+        return cls._run(func, args, dict(kwargs or {}))
+
+    @classmethod
+    def _run(cls, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not getattr(_HERE, "allowed", 0):
             raise FtkitError(
                 f"{func} was called outside of the forward pass, on a value of the frozen part that was not kept. If a "
@@ -167,6 +172,11 @@ def _shape(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _misuse(func: Any, how: str) -> FtkitError:
+    if "nested" in str(func) or "padded" in str(func):
+        return FtkitError(
+            f"The frozen part makes nested tensors ({func}), which can't be kept. An nn.TransformerEncoder does so to "
+            "be faster, where it is frozen and gets a padding mask: build it with enable_nested_tensor=False."
+        )
     return FtkitError(
         f"{func} was called {how}, on a value of the frozen part that was not kept. The forward pass takes another "
         "way than when its frontier was looked for: train without precompute, or call it again."

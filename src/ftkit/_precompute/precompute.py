@@ -33,12 +33,13 @@ from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.rows import Packing, Rows
+from ftkit._precompute.spotcheck import own
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
-from ftkit._torch import compiled_from, tree_leaves, tree_map_only
+from ftkit._torch import tree_leaves, tree_map_only
 from ftkit._wording import plural
-from ftkit.errors import FtkitError
+from ftkit.errors import FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
 _PROBES: Final = 2
@@ -126,7 +127,7 @@ def precompute(
         ...         optimizer.step()
     """
     inner = _checked_model(model)
-    place = local_path("folder", folder).absolute()
+    place = _folder(local_path("folder", folder).absolute())
     size = whole_number("batch_size", batch_size, least=1)
     workers = whole_number("num_workers", num_workers, least=0)
     most = None if max_bytes is None else byte_count("max_bytes", max_bytes)
@@ -282,9 +283,15 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
         raise FtkitError("The loader gives no batches.")
     call = _call(model, batch)
     tensors = list(tensors_in(call))
+    if not tensors:
+        raise FtkitError("The first batch of the loader has no tensors that the model could take.")
     whole = len(tensors[0]) if tensors[0].dim() else 0
     if whole < 2:
-        raise FtkitError("The first batch of the loader has fewer than 2 samples.")
+        sizes = ", ".join(str(list(one.shape)) for one in tensors[:4])
+        raise FtkitError(
+            f"The first batch of the loader has fewer than 2 samples: the model would get tensors of {sizes}. Samples "
+            "have to come as one tensor, so a list of several is to be padded or cropped to one size and stacked."
+        )
     size = min(whole, _PROBES + 1)
     order = list(range(size))[::-1][:-1]
 
@@ -300,12 +307,26 @@ def _with_rows(cut: Cut, form: samples.Form | None, call: Any, rows: torch.Tenso
     return form.call(call, rows) if form is not None else put_rows(cut, call[0], call[1], rows)
 
 
+def _folder(path: Path) -> Path:
+    """See that a path can be that of a folder."""
+    try:
+        if path.exists():
+            next(path.iterdir(), None)
+    except OSError as error:
+        raise FileWriteError(f"Can't open {path} as a folder: {error.strerror or error}. Name another one.") from error
+    return path
+
+
 def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise FtkitError(f"Expected a module as model, got {came(model)}.")
-    if any(compiled_from(one) is not None for one in model.modules()):
-        raise FtkitError("A compiled model can't take kept rows: pass the module itself, and train it uncompiled.")
     inner = unwrap(model)
+    for name, one in inner.named_modules():
+        if isinstance(one, torch.jit.ScriptModule) and {each.requires_grad for each in one.parameters()} == {False}:
+            raise FtkitError(
+                f"{name or 'The model'} is compiled by torch.jit, so what happens inside can't be watched. Put the "
+                "module that it was made from in its place, with its weights."
+            )
     tensors = list(named_state(inner).values())
     if any(map(nn.parameter.is_lazy, tensors)):
         raise FtkitError("The model has uninitialized parameters: run it once on a batch first.")
@@ -369,7 +390,7 @@ def _proven(
     """
     player = Player(model, cut, MAGIC + bytes(TAG - len(MAGIC)))
     count = len(next(tensors_in(call)))
-    values, _ = undisturbed(model, cut, lambda: record(model, cut, call))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, own(call)))
     rows = player.encode(values, count).to(_device(model))
     _alone(model, cut, player, call, rows)
     for mode in (True, False):
@@ -433,10 +454,10 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
     def mixed(tensor: torch.Tensor) -> torch.Tensor:
         return tensor[others] if tensor.dim() and len(tensor) == count else tensor
 
-    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, call)))
+    values, _ = undisturbed(model, cut, lambda: record(model, cut, tree_map_only(torch.Tensor, mixed, own(call))))
     if same_bits(player.encode(values, count)[0], rows[0].cpu()):
         return
-    again, _ = undisturbed(model, cut, lambda: record(model, cut, call))
+    again, _ = undisturbed(model, cut, lambda: record(model, cut, own(call)))
     repeats = same_bits(player.encode(again, count)[0], rows[0].cpu())
     if repeats or not player.near(player.encode(values, count)[:1][0], rows[0].cpu()):
         raise FtkitError(
@@ -446,6 +467,7 @@ def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Te
 
 
 def _step(model: nn.Module, call: Any) -> list[torch.Tensor | None]:
+    call = own(call)  # which the model may write to
     output = list(tensors_in(model(*call[0], **call[1])))
     trained = [one for one in model.parameters() if one.requires_grad]
     ends = [one for one in output if one.requires_grad]
@@ -504,12 +526,13 @@ class _Filling:
         beside = {"form": [*map(str, self.form.names), "/", *map(str, self.form.inside), self.form.inner]}
         self.header, self.stem = _bound(self.model, self.player, self.packing, {**beside, "beside": self.kinds})
         self.print = samples.fingerprint(self.dataset)
+        self.header["data"] = self.print
 
     def run(self, *, anew: bool = False) -> tuple[Path, int]:
         """Fill the file, or find it filled; return it, and how many samples were computed."""
         count, stem = len(self.dataset), self.stem[:16]
         known = self.print
-        if not anew and known is not None and (found := self._ready(known)).exists():
+        if not anew and known is not None and (found := self._found(known)):
             return found, 0
         if not any(self.folder.glob(f"{stem}-*")):
             self._see_room(count)  # before there is a folder
@@ -517,22 +540,45 @@ class _Filling:
             remove_litter(self.folder)
             if known is None and any(self.folder.glob(f"{stem}-*{READY}")):
                 known = self._read()
-            if not anew and known is not None and (found := self._ready(known)).exists():
+            if not anew and known is not None and (found := self._found(known)):
                 return found, 0
             unfinished = self.folder / f"{stem}-{known[:16] if known else f'read-{count}'}{UNFINISHED}"
             if anew or not unfinished.exists():
                 self._see_room(count)
                 RowFile.create(unfinished, self.header, count, self.record_bytes)
             with RowFile(unfinished, writable=True) as file:
-                if (file.rows, file.row_bytes, file.header["tag"]) != (count, self.record_bytes, self.stem):
-                    raise FtkitError(f"{unfinished} belongs to something else: delete it.")
+                self._see_whose(file)
                 computed = self._fill(file, known is not None, anew=anew)
                 file.flush()
-                ready = self._ready(known or samples.digest_of_all([file.sample(at) for at in range(count)]))
-            return finish(unfinished, ready.name), computed
+                filled = self._see_whose(file, known)
+            return finish(unfinished, self._ready(filled).name), computed
 
     def _ready(self, known: str) -> Path:
         return self.folder / f"{self.stem[:16]}-{known[:16]}{READY}"
+
+    def _found(self, known: str) -> Path | None:
+        """The file that is filled already, if there is one."""
+        if not (path := self._ready(known)).exists():
+            return None
+        with RowFile(path) as file:
+            self._see_whose(file, known)
+        return path
+
+    def _see_whose(self, file: RowFile, known: str | None = None) -> str:
+        """See that a file is one of this model and data set; return by what the data set is known.
+
+        Raises:
+            FtkitError: It is another one, in its place.
+        """
+        right = self.stem, self.print, len(self.dataset), self.record_bytes
+        fits = (file.header.get("tag"), file.header.get("data"), file.rows, file.row_bytes) == right
+        found = self.print or samples.digest_of_all([file.sample(at) for at in range(file.rows)])
+        if not fits or known not in (None, found):
+            raise FtkitError(
+                f"{file.path} belongs to another model or data set than its name says. Move it away or delete it, and "
+                "call precompute() again."
+            )
+        return found
 
     def _see_room(self, count: int) -> None:
         needed = RowFile.size(self.header, count, self.record_bytes)
@@ -545,7 +591,8 @@ class _Filling:
 
     def _fill(self, file: RowFile, known: bool, *, anew: bool) -> int:
         others = [] if anew else [RowFile(path) for path in self.folder.glob(f"{self.stem[:16]}-*{READY}")]
-        where = {digest: (other, at) for other in others for digest, at in other.samples().items()}
+        fit = [one for one in others if (one.header.get("tag"), one.row_bytes) == (self.stem, file.row_bytes)]
+        where = {digest: (other, at) for other in fit for digest, at in other.samples().items()}
         indices = [at for at in range(file.rows) if not known or not file.has(at)]
         computed = 0
         position = iter(indices)
@@ -557,11 +604,7 @@ class _Filling:
                 for at, (number, digest) in enumerate(zip(numbers, digests, strict=True)):
                     if file.sample(number) == digest and file.has(number):
                         continue
-                    if (
-                        digest in where
-                        and where[digest][0].row_bytes == file.row_bytes
-                        and where[digest][0].has(where[digest][1])
-                    ):
+                    if digest in where and where[digest][0].has(where[digest][1]):
                         file.write(number, where[digest][0].read(where[digest][1]), digest)
                     else:
                         missing.append(at)

@@ -13,7 +13,7 @@ from torch import nn
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import instead
 from ftkit._precompute.trace import Key, named_state, no_trace, put_back, same_bits
-from ftkit._torch import tree_leaves
+from ftkit._torch import tree_leaves, without_transforms
 from ftkit._wording import some
 from ftkit.errors import FtkitError
 
@@ -79,7 +79,7 @@ def undisturbed(model: nn.Module, cut: Cut, run: Callable[[], T]) -> T:
     wanted = [
         (one, one.detach().clone())
         for name, one in state.items()
-        if name in cut.written or not isinstance(one, nn.Parameter)
+        if (name in cut.written or not isinstance(one, nn.Parameter)) and without_transforms(one) is one
     ]
     with no_trace(model):
         try:

@@ -9,7 +9,7 @@ import secrets
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final
@@ -29,13 +29,17 @@ from ftkit._precompute.stands import Stand, install
 from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
 from ftkit._torch import (
     children_of,
+    compiled_from,
     global_hooks,
     hooks_of,
+    is_transforming,
+    no_transforms,
     pre_hooks_of,
     tree_flatten,
     tree_leaves,
     tree_map_only,
     tree_unflatten,
+    uncompiled,
     version_of,
 )
 from ftkit._wording import some
@@ -107,6 +111,7 @@ class Player:
         self._passes = -1
         self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
         self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
+        self._is_led = any(skip.is_led for skip in cut.skips.values())
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
         self._stand_ins: dict[Any, Placeholder] = {}
@@ -163,6 +168,8 @@ class Player:
         self._here.plain = plain
 
     def _decode(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
+        if self._is_led and rows.is_inference():
+            rows = rows.clone()  # as what is made of an inference tensor itself counts one write more
         values = {
             number: self.cut.layouts[number].decode(rows[:, offset : offset + self.cut.layouts[number].nbytes])
             for number, offset in self.offsets.items()
@@ -236,6 +243,18 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(self._begin, module, args, kwargs)
+        if not self._counts_nothing() and not is_transforming():
+            return self._begun(module, args, kwargs)
+        with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
+            return self._begun(module, args, kwargs)
+
+    def _counts_nothing(self) -> bool:
+        """Whether a caller of what is skipped has to be watched, and inference mode leaves nothing to be seen."""
+        return self._is_led and torch.is_inference_mode_enabled()
+
+    def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._leave()  # a forward pass that Ctrl-C, say, has cut short
         self._last_spots = None  # until a batch is found right
         given = _leaves([*args, *kwargs.values()])
@@ -270,8 +289,9 @@ class Player:
         own = is_fresh(rows, self.source)
         if not (own and self.guard.looks_later()) and not are_signed(rows):
             raise FtkitError(
-                "Rows of kept bytes were changed on the way to the model. Pass them as the loader gives them: they are "
-                "no images that could be mixed, cut or scaled."
+                "Rows of kept bytes were changed on the way to the model, or in their file while it was read. Pass "
+                "them as the loader gives them: they are no images that could be mixed, cut or scaled. If you do, "
+                "delete the file, and call precompute() again."
             )
         values = self._decode(rows)
         run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))
@@ -382,13 +402,16 @@ class Player:
         if slot.kept is not None:
             return run.values[slot.kept]
         assert slot.layout is not None
-        key = id(slot), run.samples, run.device
+        key = id(slot), run.samples, run.device, torch.is_inference_mode_enabled()
         one = self._stand_ins.get(key)
         if one is None or not one.is_untouched:
-            one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
+            with no_transforms():
+                one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
         return one
 
-    def _end(self, _: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return uncompiled(self._end, module, args, kwargs, output)
         run = self._leave()
         if run is None:
             return None
@@ -504,7 +527,8 @@ class Player:
         run: _Run | None = getattr(self._here, "run", None)
         if run is None or run.straight is None or self.cut.tail is None:
             self._see_no_rows(run, args, kwargs)
-            return original(*args, **kwargs)
+            with _counting() if self._counts_nothing() else contextlib.nullcontext():
+                return original(*args, **kwargs)
         given, named = run.straight
         return self.model.get_submodule(self.cut.tail)(*given, **named)
 
@@ -529,13 +553,10 @@ class Player:
         self._check_modes([key])
 
     def _check_way(self, way: tuple[Key, tuple[Any, ...]]) -> None:
-        """See that a caller that remembers something has done what it did when the frozen part was computed.
-
-        Not in inference mode, where torch shows other operators and counts no writes.
-        """
+        """See that a caller that remembers something has done what it did when the frozen part was computed."""
         if self.learning:
             self.cut.ways.add(way)
-        elif way not in self.cut.ways and not torch.is_inference_mode_enabled():
+        elif way not in self.cut.ways:
             raise FtkitError(
                 f"{way[0][0]} is called with something else than when its results were computed: what calls it keeps "
                 "count of something, or remembers it, and does other things by it now. Move that behind the frozen "
@@ -552,7 +573,7 @@ class Player:
     def _check_modes(self, keys: Collection[Key]) -> None:
         if self._passes != self.guard.passes:
             self._passes, self._fine = self.guard.passes, {}
-            self._loose = {one: [part for part in parts if not is_held(part)] for one, parts in self._parts.items()}
+            self._loose = {one: [part for part in parts if not _is_held(part)] for one, parts in self._parts.items()}
             self._all_loose = [*{id(one): one for one in chain.from_iterable(self._loose.values())}.values()]
         key = next(iter(keys)) if len(keys) == 1 else None
         switches = self.model.training, *map(_MODE, self._all_loose if key is None else self._loose[key])
@@ -560,7 +581,7 @@ class Player:
             return
         for one in keys:
             # What is held is in eval mode when it runs, whatever it says now.
-            parts = [part.training and not is_held(part) for part in self._parts[one]]
+            parts = [part.training and not _is_held(part) for part in self._parts[one]]
             modes = one, (self.model.training, *parts)
             if self.learning:
                 self.cut.modes.add(modes)
@@ -575,6 +596,17 @@ class Player:
 
 def _autocast(kind: str) -> str | None:
     return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
+
+
+@contextlib.contextmanager
+def _counting() -> Iterator[None]:
+    """What has torch count writes and show its operators as in training."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _is_held(module: nn.Module) -> bool:
+    return is_held(compiled_from(module) or module)
 
 
 class _Idle:

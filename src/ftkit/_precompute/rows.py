@@ -17,7 +17,7 @@ from ftkit._precompute.frontier import near
 from ftkit._precompute.heads import HEAD, fresh, numbered, signed
 from ftkit._precompute.replay import ALIGN, Player
 from ftkit._precompute.store import RowFile
-from ftkit.errors import FtkitError
+from ftkit.errors import DamagedFileError, FtkitError
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,8 @@ class Rows(Dataset[Any]):
         self._path, self.packing, self._kinds, self._form = path, packing, kinds, form
         self._views, self._source = views, source
         self._size = samples.rest_size(kinds)
-        self._open: tuple[int, RowFile] | None = None
+        self._open: tuple[int, RowFile] | None = os.getpid(), RowFile(path)
+        self._identity = self._open[1].identity()
         self._turns: torch.Tensor | None = None
         if views > 1:
             self._turns = torch.zeros(len(self), dtype=torch.int32)
@@ -210,7 +211,13 @@ class Rows(Dataset[Any]):
 
     def _file(self) -> RowFile:
         if self._open is None or self._open[0] != os.getpid():
-            self._open = os.getpid(), RowFile(self._path)
+            file = RowFile(self._path)
+            if file.identity() != self._identity:
+                raise DamagedFileError(
+                    f"{self._path} is another file than when it was opened, of another model or data set: call "
+                    "precompute() again."
+                )
+            self._open = os.getpid(), file
         return self._open[1]
 
 

@@ -263,6 +263,8 @@ def _put(value: Any, hasher: Any) -> None:
         hasher.update(f"({len(value)}".encode())
         for one in value:
             _put(one, hasher)
+    elif hasattr(value, "__array_interface__"):  # an image of Pillow, whose repr says where it lies
+        _put(np.asarray(value), hasher)
     else:
         hasher.update(f"{type(value).__name__}{value!r}".encode())
 

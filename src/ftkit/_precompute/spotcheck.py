@@ -263,4 +263,12 @@ class Check:
 
 def own(call: Any) -> Any:
     """A call with tensors of its own, which the model may write to, or the caller meanwhile."""
-    return tree_map_only(torch.Tensor, torch.Tensor.clone, call)
+    return tree_map_only(torch.Tensor, _apart, call)
+
+
+def _apart(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that lies in memory as the tensor does, with gaps, too."""
+    copy = tensor.clone()
+    if copy.stride() == tensor.stride() or 0 in tensor.stride():
+        return copy
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)

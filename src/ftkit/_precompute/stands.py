@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftkit._torch import uncompiled
+
 
 class Stand:
     """What is called instead of a module's ``forward`` for a while; copies and pickles of the module are free of it."""
@@ -23,6 +25,11 @@ class Stand:
         self._instead_of = instead_of
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and not self.over:
+            return uncompiled(self._call, args, kwargs)
+        return self._call(args, kwargs)
+
+    def _call(self, args: Any, kwargs: Any) -> Any:
         forward = self.before or functools.partial(type(self.module).forward, self.module)
         if self._instead_of is None or self.over:
             return forward(*args, **kwargs)

@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 import numpy as np
 import xxhash
 
-from ftkit._files import atomic_write, lock, sync_folder
+from ftkit._files import atomic_write, digest, lock, sync_folder
 from ftkit._wording import in_bytes
 from ftkit.errors import DamagedFileError, FileWriteError, FtkitError
 
@@ -95,6 +95,11 @@ class RowFile:
         entry, row = self._entry(index), self._row(index)
         return entry[:16] != bytes(16) and xxhash.xxh3_128_digest(row) == entry[:16]
 
+    def identity(self) -> str:
+        """What tells the file from those of other models and data sets: its header, and the digests of all samples."""
+        table = np.frombuffer(self._bytes(self._table, self.rows * _ENTRY), np.uint8).reshape(self.rows, _ENTRY)
+        return digest(json.dumps(self.header, sort_keys=True).encode() + table[:, 16:].tobytes())
+
     def sample(self, index: int) -> bytes:
         """The digest of the sample that a row was computed from."""
         return self._entry(index)[16:]
@@ -120,8 +125,9 @@ class RowFile:
         """Read several rows into one array, a row each. Their digests are compared at the first time.
 
         Raises:
-            DamagedFileError: The bytes of one are not the ones that were written.
+            DamagedFileError: The bytes of one are not the ones that were written, or the file is not whole any more.
         """
+        self._see_whole()
         chosen = np.asarray(indices, dtype=np.int64)
         if not (right := self._right[chosen]).all():
             for index in chosen[~right].tolist():
@@ -156,12 +162,22 @@ class RowFile:
         os.fsync(self._file.fileno())
 
     def _entry(self, index: int) -> bytes:
-        at = self._table + index * _ENTRY
-        return self._map[at : at + _ENTRY]
+        return self._bytes(self._table + index * _ENTRY, _ENTRY)
 
     def _row(self, index: int) -> bytes:
-        at = self._data + index * self.row_bytes
-        return self._map[at : at + self.row_bytes]
+        return self._bytes(self._data + index * self.row_bytes, self.row_bytes)
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        self._see_whole()
+        return self._map[at : at + count]
+
+    def _see_whole(self) -> None:
+        """See that no one has cut the file: to read through the map what is not there ends the process."""
+        if (size := self._map.size()) < len(self._map):
+            raise DamagedFileError(
+                f"{self.path} was cut while it was in use, to {size:,} of {len(self._map):,} bytes: delete it, and "
+                "call precompute() again."
+            )
 
 
 def _begin(magic: bytes, header: dict[str, Any]) -> bytes:
@@ -196,9 +212,8 @@ class KeyedFile:
                 with atomic_write(path) as file:
                     file.write(begin)
                     file.truncate(self._start)
+        self._begin = begin
         self._open()
-        if self._file.read(len(begin)) != begin:
-            raise DamagedFileError(f"{path} is not a whole file of rows: delete it, and call precompute() again.")
         self._where: dict[bytes, int] = {}
         self._right: set[int] = set()
         self._records = 0
@@ -212,6 +227,13 @@ class KeyedFile:
         """Open the file in this process: a position is shared with a process from which it was forked."""
         self._file, self._process = _opened(self.path, "r+b"), os.getpid()
         weakref.finalize(self, self._file.close)
+        begin = self._file.read(len(self._begin))
+        if begin != self._begin:
+            is_one = begin.startswith(_KEYED) and len(begin) == len(self._begin)
+            raise DamagedFileError(
+                f"{self.path} {'belongs to another model' if is_one else 'is not a whole file of rows'}: move it away "
+                "or delete it, and call precompute() again."
+            )
 
     @property
     def nbytes(self) -> int:
@@ -221,8 +243,16 @@ class KeyedFile:
         return os.fstat(self._file.fileno()).st_size
 
     def refresh(self) -> None:
-        """Take in what others have added."""
-        there = max(0, self.nbytes - self._start) // self._record
+        """Take in what others have added; forget all where someone has cut the file.
+
+        Raises:
+            DamagedFileError: Nothing is left.
+        """
+        there = (self.nbytes - self._start) // self._record
+        if there < 0:
+            raise DamagedFileError(f"{self.path} was cut while it was in use: delete it, and call precompute() again.")
+        if there < self._records:
+            self._where, self._right, self._records = {}, set(), 0
         while self._records < there:
             self._file.seek(self._start + self._records * self._record + 16)
             self._where[self._file.read(16)] = self._records
@@ -230,8 +260,9 @@ class KeyedFile:
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray[Any, Any] | None:
         """The rows of samples; None if one of them is not there."""
+        self.refresh()
         places = [self._where.get(key) for key in keys]
-        if None in places or not self.nbytes:
+        if None in places:
             return None
         records = np.empty((len(keys), self._record), np.uint8)
         for at, (key, place) in enumerate(zip(keys, places, strict=True)):
@@ -239,11 +270,14 @@ class KeyedFile:
             with self._alone:
                 self._file.seek(self._start + place * self._record)
                 read = self._file.readinto(records[at].data)
-            if place not in self._right:
-                if read != self._record or xxhash.xxh3_128_digest(records[at, 16:].data) != records[at, :16].tobytes():
-                    del self._where[key]
-                    return None
-                self._right.add(place)
+            whole = read == self._record and records[at, 16:_ENTRY].tobytes() == key
+            if whole and place not in self._right:
+                whole = xxhash.xxh3_128_digest(records[at, 16:].data) == records[at, :16].tobytes()
+            if not whole:
+                self._right.discard(place)
+                del self._where[key]
+                return None
+            self._right.add(place)
         return records[:, _ENTRY:]
 
     def missing(self, keys: Sequence[bytes]) -> list[int]:

@@ -14,7 +14,7 @@ import random
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -103,14 +103,45 @@ def code_of(kind: type, own: Any = None) -> Code:
 
 
 @functools.lru_cache(maxsize=4096)
+def _defined_by(kind: type) -> frozenset[str]:
+    """What a class, and those that it inherits from, define; but for those of packages that are known."""
+    return frozenset[str]().union(*(vars(one) for one in kind.__mro__ if not _known(one.__module__)))
+
+
+@functools.lru_cache(maxsize=4096)
 def _methods_of(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
+    """The code of the methods and properties of a class that some names may call."""
+    found = (inspect.getattr_static(kind, name, None) for name in sorted(names))
+    return tuple(code_of(kind, one) for each in found if (one := _plain_function(each)) is not None)
+
+
+def _called(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
     """The code of the methods of a class that some names may call, and of those that operators and syntax call."""
     if _known(kind.__module__):
         return ()
-    special = {name for one in kind.__mro__ if not _known(one.__module__) for name in vars(one) if name[:2] == "__"}
-    called = sorted(names | (special - vars(object).keys()))
-    found = {name: inspect.getattr_static(kind, name, None) for name in called}
-    return tuple(code_of(kind, one) for each in found.values() if (one := _plain_function(each)) is not None)
+    special = {name for name in _defined_by(kind) if name[:2] == "__"} - vars(object).keys()
+    return _methods_of(kind, names & _defined_by(kind) | special)
+
+
+def _class_attributes(kind: type, names: frozenset[str]) -> Iterator[tuple[str, Any, str]]:
+    """Where those lie that have one of some names."""
+    for one in kind.__mro__ if not names.isdisjoint(_defined_by(kind)) else ():
+        for name in sorted(names & vars(one).keys()) if not _known(one.__module__) else ():
+            if not isinstance(vars(one)[name], types.ModuleType | type | types.MemberDescriptorType):
+                yield f"{one.__qualname__}.{name}", one, name
+
+
+def led_to(kinds: Iterable[type], names: frozenset[str]) -> frozenset[str]:
+    """Some names, and those that code mentions which they may lead to: methods and properties of some classes.
+
+    Not that of ``forward``: a module that is called is watched itself, or trains.
+    """
+    found, new = {"forward"}, names - {"forward"}
+    while new:
+        found |= new
+        codes = (code for kind in kinds for code in _methods_of(kind, new & _defined_by(kind)))
+        new = frozenset[str]().union(*(code.names for code in codes)) - found
+    return frozenset(found - {"forward"})
 
 
 _CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, staticmethod, classmethod, property)
@@ -135,6 +166,8 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             yield from _names(one)
+        elif type(one) is str and one.isidentifier():  # for getattr
+            yield one
 
 
 def _known(module: str | None) -> bool:
@@ -147,9 +180,10 @@ class Surroundings:
     Args:
         module: The module; what is registered in it, other modules and tensors, is left out.
         name: What to call it.
+        named: What other code mentions, which may read attributes of the module, or call its methods.
     """
 
-    def __init__(self, module: nn.Module, name: str = "") -> None:
+    def __init__(self, module: nn.Module, name: str = "", named: frozenset[str] = frozenset()) -> None:
         kind: Any = type(module)
         code = code_of(kind, _plain_function(own_forward(module)))
         held = (one for one in vars(module).values() if isinstance(one, types.FunctionType | types.MethodType))
@@ -174,9 +208,15 @@ class Surroundings:
         for key, value in list(vars(module).items()):
             # Frameworks note their own state in private attributes of a model, as Lightning what it runs now.
             noted = key.startswith("_") and type(value) in (type(None), bool, complex, str, bytes)
-            if key not in _OWN and not key.startswith("_ftkit") and (key in self.names or not noted):
+            if key not in _OWN and not key.startswith("_ftkit") and (key in self.names or key in named or not noted):
                 self._visit(prefix + key, value)
-        self._visit_places(code)
+        self._visit_code(code)
+        for one in _methods_of(kind, named & _defined_by(kind)):
+            self._visit_code(one)
+        self._visit_places(_class_attributes(kind, named))
+
+    def _visit_code(self, code: Code) -> None:
+        self._visit_places(code.places)
         for where, one in code.kept:
             if isinstance(one, types.CellType):
                 self.places.append(functools.partial(_content, one))
@@ -184,8 +224,8 @@ class Surroundings:
             else:
                 self._visit(where, one)
 
-    def _visit_places(self, code: Code) -> None:
-        for where, table, key in code.places:
+    def _visit_places(self, places: Iterable[tuple[str, Any, str]]) -> None:
+        for where, table, key in places:
             if (found := _item(table, key, _MISSING)) is not _MISSING:
                 self.places.append(functools.partial(_item, table, key))
                 self._visit(where, found)
@@ -194,7 +234,7 @@ class Surroundings:
         """Visit what the code names of an object, or the methods of the object that it names."""
         kind: Any = type(value)
         self.values[where] = said(kind)
-        before, methods = self.names, _methods_of(kind, self.names)
+        before, methods = self.names, _called(kind, self.names)
         self.names = before.union(*(one.names for one in methods))
         table = getattr(value, "__dict__", {})
         self._attributes.append((table, self.names))
@@ -205,9 +245,10 @@ class Surroundings:
         for key in sorted({slot for one in kind.__mro__ for slot in _slots(one)} & self.names):
             self.places.append(functools.partial(_slot, value, key))
             self._visit(f"{where}.{key}", getattr(value, key, None))
+        self._visit_places(_class_attributes(kind, self.names))
         for code in methods:
             self.draws |= code.draws
-            self._visit_places(code)
+            self._visit_code(code)
         self.names = before
 
     def _visit(self, where: str, value: Any) -> None:
@@ -314,9 +355,17 @@ def _write_back(array: Any, before: Any) -> None:
         array[...] = before
 
 
-def plain_attributes(module: nn.Module, names: frozenset[str]) -> list[str]:
-    """The attributes of a module, of some names, that are numbers and the like."""
-    return [key for key in sorted(vars(module).keys() & names - _OWN) if type(vars(module)[key]) in _PLAIN]
+def plain_attributes(module: nn.Module, name: str, names: frozenset[str]) -> dict[str, functools.partial[Any]]:
+    """What gives the numbers and the like that code finds which mentions some names, and comes by a module with them.
+
+    They are attributes of the module and its class, and what its methods and properties read of other places.
+    """
+    kind: Any = type(module)
+    places = [(f"{name}.{key}", vars(module), key) for key in vars(module).keys() & names - _OWN]
+    places += _class_attributes(kind, names)
+    places += (one for code in _methods_of(kind, names & _defined_by(kind)) for one in code.places)
+    found = {where: functools.partial(_item, table, key) for where, table, key in places}
+    return {where: get for where, get in found.items() if type(get()) in _PLAIN}
 
 
 def _identity(value: Any) -> Any:

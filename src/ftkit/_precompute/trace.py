@@ -29,6 +29,7 @@ from ftkit._torch import (
     below_dispatch,
     buffers_of,
     children_of,
+    eagerly,
     global_hooks,
     hooks_of,
     parameters_of,
@@ -569,6 +570,8 @@ def _strays(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are not registered, as those in plain lists, and where they are."""
     known = {id(one) for one in model.modules()}
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # one that was traced keeps another that does its work
+            continue
         for key, value in vars(module).items():
             for one in tree_leaves(value) if isinstance(value, list | tuple | dict | nn.Module) else ():
                 if isinstance(one, nn.Module) and id(one) not in known:
@@ -636,7 +639,7 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
     """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
-    with alone(), contextlib.ExitStack() as after:
+    with alone(), eagerly(), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
