@@ -18,7 +18,7 @@ from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, plain_attributes, said
+from ftkit._precompute.surroundings import Surroundings, of_torch, plain_attributes, said
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -98,9 +98,13 @@ class Guard:
         inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
         self._changing = cut.changing
-        named_by_code = frozenset[str]().union(*(one.names for one in self._surroundings()))
-        others = ((name, part) for name, part in model.named_modules() if part not in inner)
-        self._named = [(name, part, keys) for name, part in others if (keys := plain_attributes(part, named_by_code))]
+        self._others: list[tuple[str, nn.Module, frozenset[str]]] = []
+        self._names = frozenset[str]().union(*(one.names for one in self._surroundings()))
+        self._others = [
+            (name, part, self._names - {one.removeprefix(f"{name}.").partition("[")[0].partition(".")[0].rstrip(":")
+                                        for one in cut.changing if one.startswith(f"{name}.")})
+            for name, part in model.named_modules() if part not in inner
+        ]  # fmt: skip
         """What the code of the frozen part, and of what is around it, may read of modules that train."""
         self.settings = self._read_settings()
         self._structure = {name: _structure(name, part) for name, part in self._plain}
@@ -146,7 +150,8 @@ class Guard:
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
         attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)]
-        attributes += [(operator.itemgetter(*keys), vars(part)) for _, part, keys in self._named]
+        named = [(plain_attributes(part, names), part) for _, part, names in self._others]
+        attributes += [(operator.itemgetter(*keys), vars(part)) for keys, part in named if keys]
         tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
         lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
         places = [*{(get.func, *map(id, get.args)): get for one in around for get in one.places}.values()]
@@ -161,6 +166,8 @@ class Guard:
             lambda: [*chain.from_iterable(map(dict.values, filled))],
             lambda: [*chain.from_iterable(lists)],
             lambda: [get() for get in places],
+            lambda: [len(names & vars(part).keys()) for _, part, names in self._others],
+            of_torch,
             lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
         )
         turns = 1 + len(tensors) // _ALWAYS
@@ -195,12 +202,15 @@ class Guard:
         return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
-        return [Surroundings(part, name) for name, part in self._plain]
+        own = [Surroundings(part, name) for name, part in self._plain]
+        return own + [Surroundings(part, name, names) for name, part, names in self._others]
 
     def _read_settings(self) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
         found = {where: value for one in self._surroundings() for where, value in one.values.items()}
-        found |= {f"{name}.{key}": vars(part).get(key) for name, part, keys in self._named for key in keys}
+        for name, part, names in self._others:
+            found |= {f"{name}.{key}": vars(part)[key] for key in plain_attributes(part, names)}
+        found |= of_torch()
         return {where: value for where, value in found.items() if where not in self._changing}
 
     def _look(self) -> dict[str, Any]:
@@ -235,7 +245,7 @@ class Guard:
         self.passes += 1
         self._is_behind, begin = False, time.perf_counter()
         then, now = self.settings, self._read_settings()
-        new = (one for one in now.keys() - then.keys() if not any(part.startswith("_") for part in one.split(".")))
+        new = (one for one in now.keys() - then.keys() if self._is_read(one, now[one]))
         if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
             raise FtkitError(
                 f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
@@ -259,6 +269,12 @@ class Guard:
         self._remember()
         if thoroughly:
             self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
+
+    def _is_read(self, where: str, value: Any) -> bool:
+        """Whether the code may read what was not there: frameworks note their own state in private attributes."""
+        parts = where.split(".")
+        is_named = parts[-1] in self._names and type(value) in (type(None), bool, int, float, complex, str, bytes)
+        return is_named or not any(part.startswith("_") for part in parts)
 
     def _see_digests(self, names: Iterable[str]) -> None:
         digests = self._digests(names)
