@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import time
@@ -106,7 +107,8 @@ class Guard:
             for name, part in model.named_modules() if part not in inner
         ]  # fmt: skip
         """What the code of the frozen part, and of what is around it, may read of modules that train."""
-        self.settings = self._read_settings()
+        self.settings = self.read()
+        self._also: dict[str, list[Any]] = {}  # other values of them that change nothing
         self._structure = {name: _structure(name, part) for name, part in self._plain}
         whole = sorted({**{named[id(part)]: part for part in frozen}, **dict(self._plain)}.items())
         self.built = {name: [said(one) for one in (type(part), *_foreign(name, part))] for name, part in whole}
@@ -205,7 +207,7 @@ class Guard:
         own = [Surroundings(part, name) for name, part in self._plain]
         return own + [Surroundings(part, name, names) for name, part, names in self._others]
 
-    def _read_settings(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
         found = {where: value for one in self._surroundings() for where, value in one.values.items()}
         for name, part, names in self._others:
@@ -244,9 +246,8 @@ class Guard:
         thoroughly |= self._doubtful
         self.passes += 1
         self._is_behind, begin = False, time.perf_counter()
-        then, now = self.settings, self._read_settings()
-        new = (one for one in now.keys() - then.keys() if self._is_read(one, now[one]))
-        if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
+        then, now = self.settings, self.read()
+        if what := next(iter(self.differing(now)), ""):
             raise FtkitError(
                 f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
                 f"{_AGAIN}"
@@ -269,6 +270,25 @@ class Guard:
         self._remember()
         if thoroughly:
             self._rests_until = begin + (time.perf_counter() - begin) / _SHARE
+
+    def differing(self, now: dict[str, Any]) -> list[str]:
+        """The places of settings that are neither what they were nor what was accepted for them."""
+        then = self.settings
+        new = [one for one in sorted(now.keys() - then.keys()) if self._is_read(one, now[one])]
+        right = ((one, [then.get(one), *self._also.get(one, ())]) for one in (*then, *new))
+        return [one for one, values in right if not any(alike(value, now.get(one)) for value in values)]
+
+    @contextlib.contextmanager
+    def accepting(self, others: dict[str, Any]) -> Iterator[None]:
+        """Accept other values of settings from here on, beside those that were; not if the block ends with an error."""
+        before = self.settings, self._also
+        self._also = self._also | {one: [*self._also.get(one, ()), self.settings.get(one)] for one in others}
+        self.settings = self.settings | others  # so that another run, which begins with these, finds the same file
+        try:
+            yield
+        except BaseException:
+            self.settings, self._also = before
+            raise
 
     def _is_read(self, where: str, value: Any) -> bool:
         """Whether the code may read what was not there: frameworks note their own state in private attributes."""
@@ -310,7 +330,8 @@ def _held(places: list[tuple[Any, str]]) -> Callable[[], Any]:
     return lambda: [id(table.get(key)) for table, key in places]
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
+    """Whether two settings are the same."""
     return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
 
 
