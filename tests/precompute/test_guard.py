@@ -665,3 +665,88 @@ def test_what_a_trained_module_keeps_of_each_batch_is_no_setting(tmp_path: Path)
     with precompute(model, data(), tmp_path) as cached:
         for rows, _ in cached.loader(batch_size=4):
             model(rows)
+
+
+class Config:
+    """As transformers has them."""
+
+    def __init__(self) -> None:
+        self.kind: str | None = None
+        self.use_cache = True
+
+
+class Configured(nn.Module):
+    """Its first run notes in the configuration, which its parts share, which kind of labels there are."""
+
+    def __init__(self, where: str = "nowhere") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = Config()
+        self.body, self.head = Part(self.config, where), nn.Linear(16, 3)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        if self.config.kind is None:
+            self.config.kind = "one of several"
+        return scores
+
+
+class Part(nn.Module):
+    """What it gives may hang on the configuration."""
+
+    def __init__(self, config: Config, where: str) -> None:
+        super().__init__()
+        self.config, self.where = config, where
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        cache = {} if self.config.use_cache else None
+        if (self.where == "kind" and self.config.kind) or (self.where == "cache" and cache is None):
+            x = x * 2
+        return self.two(x)  # type: ignore[no-any-return]
+
+
+def used(model: Any, cached: Precomputed) -> None:
+    for rows, _ in cached.loader(batch_size=4):
+        model(rows)
+
+
+def test_what_the_first_run_sets_once_is_no_change_by_someone_else(tmp_path: Path) -> None:
+    """What it finds and what it leaves are accepted, and nothing else; another run finds the same file."""
+    model = Configured()
+    with precompute(model, data(), tmp_path) as cached:
+        assert model.config.kind is None
+        used(model, cached)
+        assert model.config.kind == "one of several"
+        model.config.kind = None
+        used(model, cached)
+    again = precompute(model, data(), tmp_path)
+    assert (again.computed, again.path) == (0, cached.path)
+    with pytest.raises(FtkitError, match=r"config\.kind was 'one of several' .* and is 'any' now"), again:
+        model.config.kind = "any"
+        used(model, again)
+
+
+def test_what_the_first_run_sets_may_not_change_what_is_kept(tmp_path: Path) -> None:
+    """Else the rows of the first batch are not those of the second."""
+    model = Configured("kind")
+    with pytest.raises(FtkitError), precompute(model, data(), tmp_path) as cached:
+        used(model, cached)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "cache"])
+def test_trainers_switch_the_cache_off(where: str, tmp_path: Path) -> None:
+    """Which is fine where it changes nothing that is kept, and refused where it does."""
+    model = Configured(where)
+    with precompute(model, data(), tmp_path) as cached:
+        assert model.config.use_cache
+        model.config.use_cache = False
+        if where == "nowhere":
+            used(model, cached)
+            model.config.use_cache = True
+            used(model, cached)
+        else:
+            with pytest.raises(FtkitError, match=r"config\.use_cache was True .* and is False now"):
+                used(model, cached)
