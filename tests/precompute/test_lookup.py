@@ -397,9 +397,14 @@ def test_a_block_in_which_nothing_is_looked_up_says_so_once(tmp_path: Path) -> N
     model, loader = Net(), DataLoader(data(), 6)
     cached = precompute(model, loader, tmp_path)
     said = r"Nothing was looked up.* the Net ran as before.*: other arguments \(4\)\."
-    with pytest.warns(UserWarning, match=said) as told, cached:
-        for inputs, _ in loader:
-            model(inputs, flip=True)
+
+    def otherwise() -> None:
+        with cached:
+            for inputs, _ in loader:
+                model(inputs, flip=True)
+
+    with pytest.warns(UserWarning, match=said) as told:
+        otherwise()
     assert len(told) == 1
     with cached:
         pass

@@ -363,7 +363,8 @@ def _write_back(array: Any, before: Any) -> None:
 
 def of_torch() -> dict[str, Any]:
     """What torch itself is told, for the whole process, about what operators give and by which kernels."""
-    made, flags = torch.empty(0), torch.backends.cuda
+    made = torch.empty(0)
+    flags: Any = torch.backends.cuda
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # it was told for some backends only
