@@ -180,6 +180,81 @@ def test_trainer() -> None:
     assert all(torch.equal(one, results[1][name]) for name, one in results[0].items())
 
 
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@BY
+def test_trainer_with_labels(kind: str, by_content: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of transformers as it is: its configuration notes the kind of labels, and the Trainer changes it."""
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setattr("ftkit._precompute.spotcheck.SHARE", 1e-9)
+
+    def made() -> Any:
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 50, "num_labels": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+        if kind == "bert":
+            config = transformers.BertConfig(
+                hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=16, **sizes,
+            )  # fmt: skip
+            model = transformers.BertForSequenceClassification(config)
+        else:
+            config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=16, **sizes)
+            model = transformers.GPT2ForSequenceClassification(config)
+        freeze_except(model, "classifier" if kind == "bert" else "score")
+        return model
+
+    texts = torch.randint(1, 50, (24, 8), generator=torch.Generator().manual_seed(1))
+    source: Any = [{"input_ids": ids, "labels": at % 3} for at, ids in enumerate(texts)]
+    arguments = transformers.TrainingArguments(
+        "out", num_train_epochs=3, per_device_train_batch_size=6, report_to=[], save_strategy="no", use_cpu=True,
+        disable_tqdm=True, logging_strategy="no", learning_rate=0.01,
+    )  # fmt: skip
+    states = []
+    for kept in (False, True):
+        model = made()
+        if kept:
+            before = model.config.to_dict()
+            cached = precompute(model, DataLoader(source, 6) if by_content else source, "kept", batch_size=6)
+            assert model.config.to_dict() == before
+            with cached:
+                transformers.Trainer(model, arguments, train_dataset=source if by_content else cached.dataset).train()
+            assert cached._lookup is None or not cached._lookup.as_before
+        else:
+            transformers.Trainer(model, arguments, train_dataset=source).train()
+        states.append(copy.deepcopy(model.state_dict()))
+    assert any(not torch.equal(one, states[0][name]) for name, one in made().state_dict().items())
+    assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+
+
+def _forget_precision() -> None:
+    """Accelerate has one for the whole process."""
+    pytest.importorskip("accelerate.state").AcceleratorState._reset_state(True)
+
+
+@BY
+def test_accelerate_in_mixed_precision(by_content: bool, request: pytest.FixtureRequest) -> None:
+    """Of which precompute() gets the prepared model."""
+    accelerate = pytest.importorskip("accelerate")
+    request.addfinalizer(_forget_precision)
+    _forget_precision()
+    states = []
+    for kept in (False, True):
+        accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+        model: Any = Net()
+        optimizer: Any = torch.optim.SGD(model.head.parameters(), lr=0.1)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data(), 6))
+        cached = precompute(model, loader if by_content else data(), "kept", batch_size=6) if kept else None
+        batches = accelerator.prepare(cached.loader(batch_size=6)) if cached and not by_content else loader
+        torch.manual_seed(2)
+        with cached or torch.enable_grad():
+            for inputs, labels in [*batches] * 3:
+                optimizer.zero_grad()
+                accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
+                optimizer.step()
+        assert cached is None or cached._lookup is None or not cached._lookup.as_before
+        states.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(one, states[1][name]) for name, one in states[0].items())
+
+
 def _one_of_two(rank: int, port: int, folder: str, kept: bool) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -694,3 +694,252 @@ def test_training_goes_on_after_a_validation_in_inference_mode(tmp_path: Path) -
             assert torch.equal(model(rows), model(plain))
         assert torch.equal(model(rows), model(plain.clone()))
         model(rows).sum().backward()
+
+
+GAIN = [1.0]
+GAINS: dict[str, Any] = {}
+
+
+def gained(x: Tensor) -> Tensor:
+    return x * GAIN[0]
+
+
+def gaining(gain: float) -> Callable[[Tensor], Tensor]:
+    """A closure that keeps its gain."""
+    kept = [gain]
+
+    def gained(x: Tensor) -> Tensor:
+        return x * kept[0]
+
+    gained.kept = kept  # type: ignore[attr-defined]
+    return gained
+
+
+class Gained(torch.autograd.Function):
+    """What autograd is told by hand."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x * GAIN[0]
+
+
+class Held:
+    """A method of which is kept."""
+
+    def __init__(self) -> None:
+        self.gain = 1.0
+
+    def gained(self, x: Tensor) -> Tensor:
+        return x * self.gain
+
+
+class Reading(nn.Module):
+    """A body and a head, and between them what one way of reading a setting gives."""
+
+    def __init__(self, kept: Any, read: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.after, self.head = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+        self.kept, self.read = kept, read
+        self.head.settings = Held()  # type: ignore[assignment]
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.after(self.read(self, self.body(x))))
+        return scores
+
+
+def doubled(_: Any) -> None:
+    GAIN[0] = 2.0
+
+
+READINGS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Callable[[Any], object]]] = {
+    "a function in an attribute": (lambda: gained, lambda m, x: m.kept(x), doubled),
+    "a function in a list": (lambda: [gained], lambda m, x: m.kept[0](x), doubled),
+    "a function in a dict": (lambda: {"a": gained}, lambda m, x: m.kept["a"](x), doubled),
+    "a function in a global": (lambda: GAINS.update(a=gained), lambda _, x: GAINS["a"](x), doubled),
+    "a closure": (lambda: gaining(1.0), lambda m, x: m.kept(x), lambda m: m.kept.kept.__setitem__(0, 2.0)),
+    "one of two closures": (
+        lambda: [gaining(1.0), gaining(1.0)],
+        lambda m, x: m.kept[1](x),
+        lambda m: m.kept[1].kept.__setitem__(0, 2.0),
+    ),
+    "a method of an object": (
+        lambda: Held().gained,
+        lambda m, x: m.kept(x),
+        lambda m: setattr(m.kept.__self__, "gain", 2.0),
+    ),
+    "getattr": (Held, lambda m, x: x * getattr(m.kept, "gain", 1.0), lambda m: setattr(m.kept, "gain", 2.0)),
+    "vars": (Held, lambda m, x: x * vars(m.kept)["gain"], lambda m: setattr(m.kept, "gain", 2.0)),
+    "globals": (lambda: None, lambda _, x: x * globals()["GAIN"][0], doubled),
+    "what was not there": (
+        lambda: None,
+        lambda m, x: x * (2 if getattr(m, "_double", False) else 1),
+        lambda m: setattr(m, "_double", True),
+    ),
+    "what was not there of what trains": (
+        lambda: None,
+        lambda m, x: x * getattr(m.head, "twice", 1),
+        lambda m: setattr(m.head, "twice", 2),
+    ),
+    "an object of what trains": (
+        lambda: None,
+        lambda m, x: x * m.head.settings.gain,
+        lambda m: setattr(m.head.settings, "gain", 2.0),
+    ),
+    "another object of what trains": (
+        lambda: None,
+        lambda m, x: x * m.head.settings.gain,
+        lambda m: setattr(m.head, "settings", Held()) or setattr(m.head.settings, "gain", 2.0),  # type: ignore[func-returns-value]
+    ),
+    "a function of autograd": (lambda: None, lambda _, x: Gained.apply(x), doubled),  # type: ignore[no-any-return]
+    "torch's type": (
+        lambda: None,
+        lambda _, x: x * (2 if torch.get_default_dtype() is torch.float64 else 1),
+        lambda _: torch.set_default_dtype(torch.float64),
+    ),
+    "torch's precision": (
+        lambda: None,
+        lambda _, x: x * (2 if torch.get_float32_matmul_precision() == "high" else 1),
+        lambda _: torch.set_float32_matmul_precision("high"),
+    ),
+    "torch's attention": (
+        lambda: None,
+        lambda _, x: x * (1 if torch.backends.cuda.math_sdp_enabled() else 2),
+        lambda _: torch.backends.cuda.enable_math_sdp(False),  # type: ignore[no-untyped-call]
+    ),
+}
+
+
+@pytest.fixture
+def as_it_was() -> Iterator[None]:
+    """Put back what these tests change for all."""
+    GAIN[0] = 1.0
+    yield
+    GAIN[0] = 1.0
+    GAINS.clear()
+    torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cuda.enable_math_sdp(True)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.usefixtures("as_it_was")
+@pytest.mark.parametrize("way", READINGS)
+def test_a_setting_that_changes_late_is_noticed_wherever_it_is_read(way: str, tmp_path: Path) -> None:
+    """However the code comes by it; and not by a batch that is computed anew."""
+    make, read, change = READINGS[way]
+    model = Reading(make(), read)
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        for _ in range(3):
+            model(rows)
+        assert cached._player.spots is not None
+        cached._player.spots._next = float("inf")
+        change(model)
+        with pytest.raises(FtkitError, match=r"was .* when the frozen part was computed, and is"):
+            model(rows)
+
+
+def test_what_a_trained_module_keeps_of_each_batch_is_no_setting(tmp_path: Path) -> None:
+    """Though the model reads it by a name that its code has."""
+
+    class Logging(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(16, 3)
+            self.seen, self.last = dict[int, int](), 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen[len(self.seen)] = self.last = len(self.seen) + 1
+            return super().forward(x)
+
+    model = Model()
+    model.head = Logging()
+    model.forward = lambda x: model.head(model.body(x)) + 0 * len(model.head.seen) * model.head.last  # type: ignore[assignment, arg-type, union-attr, operator]
+    with precompute(model, data(), tmp_path) as cached:
+        for rows, _ in cached.loader(batch_size=4):
+            model(rows)
+
+
+class Config:
+    """As transformers has them."""
+
+    def __init__(self) -> None:
+        self.kind: str | None = None
+        self.use_cache = True
+
+
+class Configured(nn.Module):
+    """Its first run notes in the configuration, which its parts share, which kind of labels there are."""
+
+    def __init__(self, where: str = "nowhere") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = Config()
+        self.body, self.head = Part(self.config, where), nn.Linear(16, 3)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        if self.config.kind is None:
+            self.config.kind = "one of several"
+        return scores
+
+
+class Part(nn.Module):
+    """What it gives may hang on the configuration."""
+
+    def __init__(self, config: Config, where: str) -> None:
+        super().__init__()
+        self.config, self.where = config, where
+        self.one, self.two = nn.Linear(8, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(x)
+        cache = {} if self.config.use_cache else None
+        if (self.where == "kind" and self.config.kind) or (self.where == "cache" and cache is None):
+            x = x * 2
+        return self.two(x)  # type: ignore[no-any-return]
+
+
+def used(model: Any, cached: Precomputed) -> None:
+    for rows, _ in cached.loader(batch_size=4):
+        model(rows)
+
+
+def test_what_the_first_run_sets_once_is_no_change_by_someone_else(tmp_path: Path) -> None:
+    """What it finds and what it leaves are accepted, and nothing else; another run finds the same file."""
+    model = Configured()
+    with precompute(model, data(), tmp_path) as cached:
+        assert model.config.kind is None
+        used(model, cached)
+        assert model.config.kind == "one of several"
+        model.config.kind = None
+        used(model, cached)
+    again = precompute(model, data(), tmp_path)
+    assert (again.computed, again.path) == (0, cached.path)
+    with pytest.raises(FtkitError, match=r"config\.kind was 'one of several' .* and is 'any' now"), again:
+        model.config.kind = "any"
+        used(model, again)
+
+
+def test_what_the_first_run_sets_may_not_change_what_is_kept(tmp_path: Path) -> None:
+    """Else the rows of the first batch are not those of the second."""
+    model = Configured("kind")
+    with pytest.raises(FtkitError), precompute(model, data(), tmp_path) as cached:
+        used(model, cached)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "cache"])
+def test_trainers_switch_the_cache_off(where: str, tmp_path: Path) -> None:
+    """Which is fine where it changes nothing that is kept, and refused where it does."""
+    model = Configured(where)
+    with precompute(model, data(), tmp_path) as cached:
+        assert model.config.use_cache
+        model.config.use_cache = False
+        if where == "nowhere":
+            used(model, cached)
+            model.config.use_cache = True
+            used(model, cached)
+        else:
+            with pytest.raises(FtkitError, match=r"config\.use_cache was True .* and is False now"):
+                used(model, cached)

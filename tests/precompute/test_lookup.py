@@ -371,3 +371,75 @@ def test_inputs_that_lie_otherwise_in_memory_are_told_apart(other: Callable[[Ten
             for batch in inputs.split(6):
                 for one in (batch, other(batch), batch, other(batch), batch[:1], other(batch)[:1]):
                     torch.testing.assert_close(model(one), plain(one))
+
+
+def test_a_model_with_its_own_autocast_is_looked_up(tmp_path: Path) -> None:
+    """As Accelerate wraps the forward of what it prepares: autocast is another in there than around."""
+
+    class Mixed(Net):
+        def forward(self, x: Tensor, mask: Tensor | None = None, flip: bool = False) -> Tensor:
+            with torch.autocast("cpu", torch.bfloat16):
+                return super().forward(x, mask, flip).float()
+
+    model, loader = Mixed(), DataLoader(data(), 6)
+    plain = copy.deepcopy(model)
+    expected = train(plain, loader)
+    with precompute(model, loader, tmp_path) as cached:
+        assert same(train(model, loader), expected)
+    assert cached._lookup is not None
+    assert (cached._lookup.found, cached._lookup.as_before) == (48, {})
+
+
+def test_what_a_trainer_passes_for_the_loss_beside_the_batch(tmp_path: Path) -> None:
+    """As the one of transformers does, with the number of labels of all batches of a step."""
+
+    class Summing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def forward(self, x: Tensor, labels: Tensor, **kwargs: Any) -> Tensor:
+            loss = nn.functional.cross_entropy(self.net(x), labels, reduction="sum")
+            return loss / kwargs.get("num_items_in_batch", len(x))
+
+    model = Summing()
+    batches = [{"labels": labels, "x": x} for x, labels in DataLoader(data(), 6)]
+    with precompute(model, SimpleLoader(batches), tmp_path) as cached:
+        for number, batch in enumerate(batches, start=1):
+            with torch.no_grad():
+                expected = copy.deepcopy(model)(**batch, num_items_in_batch=torch.tensor(number))
+                assert torch.equal(model(**batch, num_items_in_batch=torch.tensor(number)), expected)
+    assert cached._lookup is not None
+    assert (cached.computed, cached._lookup.as_before) == (24, {})
+
+
+class SimpleLoader:
+    """What can be iterated over again, and no more."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._batches)
+
+
+def test_a_block_in_which_nothing_is_looked_up_says_so_once(tmp_path: Path) -> None:
+    """Not for nothing: one that is left by an error, without calls, or with some that were looked up."""
+    model, loader = Net(), DataLoader(data(), 6)
+    cached = precompute(model, loader, tmp_path)
+    said = r"Nothing was looked up.* the Net ran as before.*: other arguments \(4\)\."
+
+    def otherwise() -> None:
+        with cached:
+            for inputs, _ in loader:
+                model(inputs, flip=True)
+
+    with pytest.warns(UserWarning, match=said) as told:
+        otherwise()
+    assert len(told) == 1
+    with cached:
+        pass
+    with cached:
+        for inputs, _ in loader:
+            model(inputs)
+            model(inputs, flip=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import time
@@ -18,7 +19,7 @@ from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, led_to, plain_attributes, said
+from ftkit._precompute.surroundings import Surroundings, led_to, of_torch, plain_attributes, said
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -103,10 +104,15 @@ class Guard:
         codes = {part: Surroundings(part).names for part in model.modules()}
         self._names = led_to(kinds, frozenset[str]().union(*codes.values()))
         """What the code of the model mentions, which may read what is private to a part of it."""
-        self._named_inside = led_to(kinds, frozenset[str]().union(*(codes[part] for _, part in self._plain)))
-        self._others = [(name, part) for name, part in model.named_modules() if part not in inner]
-        """What trains, of which the code of the frozen part, and of what is around it, may read attributes."""
-        self.settings = self._read_settings()
+        inside = led_to(kinds, frozenset[str]().union(*(codes[part] for _, part in self._plain)))
+        self._others = [
+            (name, part, inside - {one.removeprefix(f"{name}.").partition("[")[0].partition(".")[0].rstrip(":")
+                                   for one in cut.changing if one.startswith(f"{name}.")})
+            for name, part in model.named_modules() if part not in inner
+        ]  # fmt: skip
+        """What trains, and which names of it the code of the frozen part, and of what is around it, may read."""
+        self.settings = self.read()
+        self._also: dict[str, list[Any]] = {}  # other values of them that change nothing
         self._structure = {name: _structure(name, part) for name, part in self._plain}
         whole = sorted({**{named[id(part)]: part for part in frozen}, **dict(self._plain)}.items())
         self.built = {name: [said(one) for one in (type(part), *_foreign(name, part))] for name, part in whole}
@@ -156,7 +162,7 @@ class Guard:
         gets = [get for one in around for get in one.places]
         gets += self._read_of_others().values()
         places = [*{(get.func, *map(id, get.args)): get for get in gets}.values()]
-        lengths = [*own, *(vars(part) for _, part in self._others)]
+        lengths = [*own, *(vars(part) for _, part, _ in self._others)]
         empty, filled = [one for one in tables if not one], [one for one in tables if one]
         parts = [part for one in tensors if (part := _some_bytes(one)) is not None]
         sizes = {part.shape[1]: [one for one in parts if one.shape[1] == part.shape[1]] for part in parts}
@@ -168,6 +174,7 @@ class Guard:
             lambda: [*chain.from_iterable(map(dict.values, filled))],
             lambda: [*chain.from_iterable(lists)],
             lambda: [get() for get in places],
+            of_torch,
             lambda: [np.concatenate(several).tobytes() for several in sizes.values()],
         )
         turns = 1 + len(tensors) // _ALWAYS
@@ -201,16 +208,18 @@ class Guard:
         return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
-        return [Surroundings(part, name, self._names) for name, part in self._plain]
+        own = [Surroundings(part, name, self._names) for name, part in self._plain]
+        return own + [Surroundings(part, name, others=names) for name, part, names in self._others]
 
-    def _read_settings(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
         found = {where: value for one in self._surroundings() for where, value in one.values.items()}
         found |= {where: get() for where, get in self._read_of_others().items()}
+        found |= of_torch()
         return {where: value for where, value in found.items() if where not in self._changing}
 
     def _read_of_others(self) -> dict[str, functools.partial[Any]]:
-        each = (plain_attributes(part, name, self._named_inside) for name, part in self._others)
+        each = (plain_attributes(part, name, names) for name, part, names in self._others)
         return {where: get for one in each for where, get in one.items()}
 
     def _look(self) -> dict[str, Any]:
@@ -258,9 +267,8 @@ class Guard:
                 f"{some(inside, 4)} is in a transform of torch.func, and what is kept was computed from its values "
                 "alone. Transform what trains, or call the model outside of the block."
             )
-        then, now = self.settings, self._read_settings()
-        new = (one for one in now.keys() - then.keys() if self._names.issuperset(_private(one)))
-        if what := next((one for one in (*then, *sorted(new)) if not _alike(then.get(one), now.get(one))), ""):
+        then, now = self.settings, self.read()
+        if what := next(iter(self.differing(now)), ""):
             raise FtkitError(
                 f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
                 f"{_AGAIN}"
@@ -281,6 +289,25 @@ class Guard:
         self._see_digests(doubtful)
         self._seen, self._doubtful, self._told = look, False, ""
         self._remember()
+
+    def differing(self, now: dict[str, Any]) -> list[str]:
+        """The places of settings that are neither what they were nor what was accepted for them."""
+        then = self.settings
+        new = [one for one in sorted(now.keys() - then.keys()) if self._names.issuperset(_private(one))]
+        right = ((one, [then.get(one), *self._also.get(one, ())]) for one in (*then, *new))
+        return [one for one, values in right if not any(alike(value, now.get(one)) for value in values)]
+
+    @contextlib.contextmanager
+    def accepting(self, others: dict[str, Any]) -> Iterator[None]:
+        """Accept other values of settings from here on, beside those that were; not if the block ends with an error."""
+        before = self.settings, self._also
+        self._also = self._also | {one: [*self._also.get(one, ()), self.settings.get(one)] for one in others}
+        self.settings = self.settings | others  # so that another run, which begins with these, finds the same file
+        try:
+            yield
+        except BaseException:
+            self.settings, self._also = before
+            raise
 
     def _see_digests(self, names: Iterable[str]) -> None:
         digests = self._digests(names)
@@ -322,7 +349,8 @@ def _held(places: list[tuple[Any, str]]) -> Callable[[], Any]:
     return lambda: [id(table.get(key)) for table, key in places]
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
+    """Whether two settings are the same."""
     return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
 
 

@@ -17,7 +17,7 @@ from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut, Slot
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.record import is_recording
-from ftkit._precompute.replay import Player
+from ftkit._precompute.replay import FOR_THE_LOSS, Player
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
@@ -72,7 +72,7 @@ class Lookup:
         self._forms = [_form(one) for one in _leaves(call)]
         self._takes = takes_of(player.model)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
-        self._autocast = {skip.autocast for skip in cut.skips.values()}
+        self._autocast = autocast_state(call)  # around the model, which may have its own inside
 
     def __deepcopy__(self, _: dict[int, Any]) -> Lookup:
         return self
@@ -90,7 +90,8 @@ class Lookup:
     def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if is_recording() or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
             return None
-        args, kwargs = self._arranged(args, kwargs)
+        beside = {name: one for name, one in kwargs.items() if name in FOR_THE_LOSS - self._call[1].keys()}
+        args, kwargs = self._arranged(args, {name: one for name, one in kwargs.items() if name not in beside})
         if why := self._unlike(args, kwargs):
             self.as_before[why] = self.as_before.get(why, 0) + 1
             return None
@@ -107,8 +108,10 @@ class Lookup:
                 self._recompute(rows, (args, kwargs))
             self.found += len(keys)
         rows = rows.to(device)
-        self._player.note(Plain(rows, (args, kwargs), kept is None, lambda: self._keys(args, kwargs)[0] == keys))
-        return put_rows(self._player.cut, args, kwargs, rows)
+        call = args, kwargs
+        self._player.note(Plain(rows, call, kept is None, lambda: self._keys(*call)[0] == keys))
+        args, kwargs = put_rows(self._player.cut, args, kwargs, rows)
+        return args, {**kwargs, **beside}
 
     def _arranged(self, args: Any, kwargs: Any) -> Any:
         """The arguments of a call as the one that was watched had them: by position or by name, without defaults."""
@@ -139,8 +142,7 @@ class Lookup:
             return "inputs that want gradients"
         if any(isinstance(one, Placeholder) or one.layout is not torch.strided or _overlaps(one) for one in given):
             return "inputs without plain values"
-        state = autocast_state((args, kwargs))
-        if any(state != one and dict(one).items() - dict(state).items() for one in self._autocast):
+        if autocast_state((args, kwargs)) != self._autocast:
             return "another autocast"
         counts = set()
         for one, slot, fixed in zip(given, self._inputs, self._fixed, strict=True):

@@ -26,6 +26,7 @@ from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import tensors_in
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, Slot, find, near
+from ftkit._precompute.guard import alike
 from ftkit._precompute.heads import MAGIC, TAG
 from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
@@ -146,8 +147,10 @@ def precompute(
         cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
         form = None if by_content else samples.Form.of(probe.sample, probe.call, cut.stays)
         player, rows = _proven(inner, cut, probe.call, functools.partial(_with_rows, cut, form))
-        packing = Packing(player, dtype)
         inner.train()
+        for state in (_has_run, _keeps_no_cache):
+            _accept(inner, player, (probe.call, _with_rows(cut, form, probe.call, rows)), rows, state)
+        packing = Packing(player, dtype)
         cached = Precomputed(
             place,
             count,
@@ -440,6 +443,68 @@ def _proven(
             "can't be computed once. Train without precompute."
         )
     return player, rows
+
+
+@contextlib.contextmanager
+def _has_run(model: nn.Module, call: Any) -> Iterator[None]:
+    """The state in which the model's own runs leave it: some set what they find unset."""
+    model(*call[0], **call[1])
+    yield
+
+
+@contextlib.contextmanager
+def _keeps_no_cache(model: nn.Module, _: Any) -> Iterator[None]:
+    """The state in which transformers' Trainer runs its models, which it sets before training."""
+    table = getattr(vars(model).get("config"), "__dict__", {})
+    before = dict(table)
+    if table:
+        table["use_cache"] = False
+    try:
+        yield
+    finally:
+        if table and "use_cache" in before:
+            table["use_cache"] = before["use_cache"]
+        else:
+            table.pop("use_cache", None)
+
+
+def _accept(
+    model: nn.Module, player: Player, calls: tuple[Any, Any], rows: torch.Tensor, into: Callable[..., Any]
+) -> None:
+    """Let the guard take another state of the model for as good, if all that is kept is the same to the bit in it.
+
+    What is not accepted is an error that says what has changed, when it comes to that.
+
+    Args:
+        model: The model.
+        player: Who runs it with rows.
+        calls: What it is called with for some samples: themselves, and their rows.
+        rows: The rows.
+        into: Brings it into the state.
+    """
+    guard, (call, replayed) = player.guard, calls
+
+    def there(run: Callable[[], Any], times: int = 1) -> Any:
+        def in_state() -> Any:
+            with contextlib.ExitStack() as state:
+                for _ in range(times):
+                    state.enter_context(into(model, call))
+                return run()
+
+        return undisturbed(model, player.cut, in_state)
+
+    once = there(guard.read)
+    if not (changed := guard.differing(once)):
+        return
+    twice = there(guard.read, 2)
+    others = {where: once.get(where) for where in changed if alike(once.get(where), twice.get(where))}
+    with contextlib.suppress(FtkitError, RuntimeError, TypeError, ValueError), guard.accepting(others):
+        values = there(lambda: record(model, player.cut, call)[0])
+        plain = there(functools.partial(_step, model, call))
+        with player:
+            kept = there(functools.partial(_step, model, replayed))
+        if not same_bits(player.encode(values, len(rows)), rows.cpu()) or not _close(plain, kept):
+            raise FtkitError("It is not the same in this state.")
 
 
 def _alone(model: nn.Module, cut: Cut, player: Player, call: Any, rows: torch.Tensor) -> None:

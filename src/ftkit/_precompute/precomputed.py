@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,13 +153,34 @@ class Precomputed(Report):
         self._player.__enter__()
         if self._lookup is not None:
             hook = self._player.model.register_forward_pre_hook(self._lookup.begin, prepend=True, with_kwargs=True)
-            self._blocks.append(hook.remove)
+            self._blocks += [self._told_if_nothing_is_looked_up(), hook.remove]
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._blocks:
             self._blocks.pop()()
-        self._player.__exit__(*exception)
+        try:
+            self._player.__exit__(*exception)
+        finally:
+            if self._blocks:
+                self._blocks.pop()()
+
+    def _told_if_nothing_is_looked_up(self) -> Callable[[], None]:
+        lookup = self._lookup
+        assert lookup is not None
+        before = lookup.found + lookup.computed, dict(lookup.as_before)
+
+        def tell() -> None:
+            new = {why: n for why, count in lookup.as_before.items() if (n := count - before[1].get(why, 0))}
+            if new and lookup.found + lookup.computed == before[0]:
+                warnings.warn(
+                    "Nothing was looked up in the block, so nothing was saved: each call of the "
+                    f"{type(self._player.model).__name__} ran as before, as it was not like the first batch of the "
+                    f"loader: {some([f'{why} ({count:,})' for why, count in new.items()], 4)}.",
+                    stacklevel=4,
+                )
+
+        return tell
 
     def _count(self, there: int, computed: int, seconds: float) -> None:
         self.samples, self.computed, self.seconds = there, computed, seconds

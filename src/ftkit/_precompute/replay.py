@@ -46,7 +46,8 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 ALIGN: Final = 16
-_FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})  # transformers' Trainer has it passed to every layer
+FOR_THE_LOSS: Final = frozenset({"num_items_in_batch"})
+"""What transformers' Trainer passes beside the batch; its models pass it on to every layer."""
 _MODE: Final = operator.attrgetter("training")
 _NOTHING: Final = Slot(None, None)
 _IMMUTABLE: Final = (type(None), bool, int, float, str)
@@ -110,7 +111,7 @@ class Player:
         self._all_loose: list[nn.Module] = []
         self._passes = -1
         self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
-        self._plain = {key: _plain(skip.args) for key, skip in cut.skips.items()}
+        self._plain = {key: _plain(skip.args, skip.fills) for key, skip in cut.skips.items()}
         self._is_led = any(skip.is_led for skip in cut.skips.values())
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
@@ -357,7 +358,7 @@ class Player:
             if _fills(traced) and (name not in named or named[name] is run.rows):
                 named[name] = self._filled(traced, run)
         more = {f"number {at}": one for at, one in enumerate(given[len(traced_args) :], start=len(traced_args) + 1)}
-        more |= {name: one for name, one in named.items() if name not in traced_kwargs and name not in _FOR_THE_LOSS}
+        more |= {name: one for name, one in named.items() if name not in traced_kwargs and name not in FOR_THE_LOSS}
         if extra := [name for name, one in more.items() if one is not None]:
             by_name = takes_of(self.model).parameters
             raise FtkitError(
@@ -544,7 +545,7 @@ class Player:
 
         A mask may be there in one batch and None in the next, as its values decide.
         """
-        if _plain((args, {name: one for name, one in kwargs.items() if name not in _FOR_THE_LOSS})) != self._plain[key]:
+        if _plain((args, kwargs), skip.fills) != self._plain[key]:
             raise FtkitError(
                 f"{key[0]} is called with other arguments than when its results were computed. Call the model in the "
                 "same way, or precompute() with it called in this way."
@@ -629,13 +630,14 @@ def _fills(tree: Any) -> bool:
     return any(isinstance(one, Slot) and one != _NOTHING for one in tree_leaves(tree))
 
 
-def _plain(call: Any) -> list[Any]:
-    """What a call takes beside tensors; where there is one now may be None the next time."""
+def _plain(call: Any, fills: bool) -> list[Any]:
+    """What a call takes beside tensors; where there is one now may be None the next time, as may an object to fill."""
     args, kwargs = call
-    given = _leaves([*args, *kwargs.values()])
+    beside = FOR_THE_LOSS | {"use_cache"} if fills else FOR_THE_LOSS
+    given = _leaves([*args, *(one for name, one in kwargs.items() if name not in beside)])
     return [
         _NOTHING if one is None or isinstance(one, (torch.Tensor, Slot))
-        else one if isinstance(one, (bool, int, float, str)) else type(one)
+        else one if isinstance(one, (bool, int, float, str)) else _NOTHING if fills else type(one)
         for one in given
     ]  # fmt: skip
 

@@ -30,6 +30,7 @@ _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes)
 _KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.stdlib_module_names) - {"__main__"}
 _OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
 _HOLDERS: Final = (types.SimpleNamespace, argparse.Namespace, threading.local)  # of what anyone puts there
+_RUN: Final = {"forward", "setup_context"}  # what autograd's functions run in a forward pass
 _MISSING: Final = object()
 _PIECE: Final = 1 << 20  # bytes
 _MOST: Final = 2000  # places that are looked at for one module
@@ -43,36 +44,36 @@ class Code:
     """What the forward of a class, and the functions that it may lead to, mention.
 
     Attributes:
-        names: All names: of attributes, functions and globals.
+        names: All names: of attributes, functions and globals; and texts that may name some, as for ``getattr``.
         places: Where globals and class attributes lie: what to call them, their table (or class, or module) and key.
         kept: Containers that functions keep from call to call: defaults, and variables of enclosing functions.
+        draws: Whether it makes a generator of random numbers, of which no state is seen from outside.
+        functions: Those that were read, by identity.
     """
 
     names: frozenset[str]
     places: tuple[tuple[str, Any, str], ...]
     kept: tuple[tuple[str, Any], ...]
-
-    @property
-    def draws(self) -> bool:
-        """Whether it makes a generator of random numbers, of which no state is seen from outside."""
-        return not _DRAW.isdisjoint(self.names)
+    draws: bool
+    functions: frozenset[tuple[int, ...]]
 
 
 @functools.lru_cache(maxsize=4096)
 def code_of(kind: type, own: Any = None) -> Code:
     """Read the code of a class of modules, or of a function that stands for its ``forward``."""
-    names = {"forward"}
+    names, called = {"forward"}, set[str]()
     places: dict[tuple[int, str], tuple[str, Any, str]] = {}
     kept: list[tuple[str, Any]] = []
     classes = [one for one in kind.__mro__ if not _known(one.__module__)]
     todo = [own or getattr(kind, "forward", None)]
-    seen: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
     while todo:
         function = _plain_function(todo.pop())
-        if function is None or id(function.__code__) in seen or _known(function.__module__ or ""):
+        if function is None or _identity_of(function) in seen or _known(function.__module__ or ""):
             continue
-        seen.add(id(function.__code__))
-        mentioned = set(_names(function.__code__))
+        seen.add(_identity_of(function))
+        called |= {*_names(function.__code__)}
+        mentioned = {*_names(function.__code__), *_texts(function.__code__.co_consts)}
         names |= mentioned
         for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=False):
             try:
@@ -89,7 +90,8 @@ def code_of(kind: type, own: Any = None) -> Code:
             value = function.__globals__[name]
             if isinstance(value, types.ModuleType | type):
                 if not _known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
-                    for inner in mentioned & vars(value).keys():
+                    run = _RUN if isinstance(value, type) and issubclass(value, torch.autograd.Function) else set[str]()
+                    for inner in (mentioned | run) & vars(value).keys():
                         todo.append(vars(value)[inner])
                         places[id(value), inner] = f"{value.__name__}.{inner}", value, inner
             else:
@@ -99,7 +101,7 @@ def code_of(kind: type, own: Any = None) -> Code:
         for name in names & vars(one).keys():
             places[id(one), name] = f"{one.__qualname__}.{name}", one, name
     telling = tuple(one for one in places.values() if not isinstance(_item(*one[1:]), types.ModuleType | type))
-    return Code(frozenset(names), telling, tuple(kept))
+    return Code(frozenset(names), telling, tuple(kept), not _DRAW.isdisjoint(called), frozenset(seen))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -144,7 +146,10 @@ def led_to(kinds: Iterable[type], names: frozenset[str]) -> frozenset[str]:
     return frozenset(found - {"forward"})
 
 
-_CODE = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType, type, staticmethod, classmethod, property)
+_CODE = (
+    types.FunctionType, types.MethodType, types.BuiltinFunctionType, types.ModuleType, type, staticmethod, classmethod,
+    property,
+)  # fmt: skip
 
 
 def _plain_function(value: Any) -> types.FunctionType | None:
@@ -161,13 +166,27 @@ def _plain_function(value: Any) -> types.FunctionType | None:
             return value if isinstance(value, types.FunctionType) else None
 
 
+def _identity_of(function: types.FunctionType) -> tuple[int, ...]:
+    """Tells functions apart that differ in their code or in the variables of the function around."""
+    return id(function.__code__), *map(id, function.__closure__ or ())
+
+
 def _names(code: types.CodeType) -> Iterator[str]:
     yield from code.co_names
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             yield from _names(one)
-        elif type(one) is str and one.isidentifier():  # for getattr
-            yield one
+
+
+def _texts(consts: Iterable[Any]) -> Iterator[str]:
+    """The names among constants: what ``getattr(config, "scale", 1)`` reads, say."""
+    for one in consts:
+        if isinstance(one, str) and (parts := one.split(".")) and all(map(str.isidentifier, parts)):
+            yield from parts
+        elif isinstance(one, tuple | frozenset):
+            yield from _texts(one)
+        elif isinstance(one, types.CodeType):
+            yield from _texts(one.co_consts)
 
 
 def _known(module: str | None) -> bool:
@@ -181,9 +200,16 @@ class Surroundings:
         module: The module; what is registered in it, other modules and tensors, is left out.
         name: What to call it.
         named: What other code mentions, which may read attributes of the module, or call its methods.
+        others: What the code of other modules reads, if it is only about that: objects and dicts in attributes.
     """
 
-    def __init__(self, module: nn.Module, name: str = "", named: frozenset[str] = frozenset()) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str = "",
+        named: frozenset[str] = frozenset(),
+        others: frozenset[str] | None = None,
+    ) -> None:
         kind: Any = type(module)
         code = code_of(kind, _plain_function(own_forward(module)))
         held = (one for one in vars(module).values() if isinstance(one, types.FunctionType | types.MethodType))
@@ -204,7 +230,15 @@ class Surroundings:
         self.arrays: list[Any] = []
         """Those of NumPy, which count no writes."""
         self._seen: set[int] = {id(module)}
+        self._read = set(code.functions)
         prefix = f"{name}." if name else ""
+        if others is not None:
+            self.names = others
+            for key in sorted(vars(module).keys() & others - _OWN):
+                if isinstance(value := vars(module)[key], dict) or _is_object(value):
+                    self.places.append(functools.partial(_item, vars(module), key))
+                    self._visit(prefix + key, value)
+            return
         for key, value in list(vars(module).items()):
             # Frameworks note their own state in private attributes of a model, as Lightning what it runs now.
             noted = key.startswith("_") and type(value) in (type(None), bool, complex, str, bytes)
@@ -216,6 +250,7 @@ class Surroundings:
         self._visit_places(_class_attributes(kind, named))
 
     def _visit_code(self, code: Code) -> None:
+        self._read |= code.functions
         self._visit_places(code.places)
         for where, one in code.kept:
             if isinstance(one, types.CellType):
@@ -229,6 +264,14 @@ class Surroundings:
             if (found := _item(table, key, _MISSING)) is not _MISSING:
                 self.places.append(functools.partial(_item, table, key))
                 self._visit(where, found)
+
+    def _visit_function(self, function: types.FunctionType) -> None:
+        """Visit what a function reads that is held somewhere: as a value in a table, say."""
+        before, code = self.names, code_of(nn.Module, function)
+        self.names = before | code.names
+        self.draws |= code.draws
+        self._visit_code(code)
+        self.names = before
 
     def _visit_object(self, where: str, value: Any) -> None:
         """Visit what the code names of an object, or the methods of the object that it names."""
@@ -290,9 +333,12 @@ class Surroundings:
             self._visit(where, value.func)
         elif isinstance(value, _CODE):
             self.values[where] = said(value)
-            if function := _plain_function(value):
-                self.draws |= code_of(nn.Module, function).draws
-        elif not isinstance(value, nn.Module) and (isinstance(value, _HOLDERS) or not _known(type(value).__module__)):
+            function = _plain_function(value)
+            if function is not None and _identity_of(function) not in self._read:
+                self._visit_function(function)
+            if isinstance(value, types.MethodType):
+                self._visit(f"{where}.__self__", value.__self__)
+        elif _is_object(value):
             self._visit_object(where, value)
 
     def to_restore(self) -> Iterator[Callable[[], object]]:
@@ -324,6 +370,11 @@ class Surroundings:
             [xxhash.xxh3_64_intdigest(_bytes_of(one)) for one in self.arrays],
             [len(names & table.keys()) for table, names in self._attributes],
         ]
+
+
+def _is_object(value: Any) -> bool:
+    """Whether something is an object in whose attributes settings may be."""
+    return not isinstance(value, nn.Module) and (isinstance(value, _HOLDERS) or not _known(type(value).__module__))
 
 
 class _Pieces:
@@ -366,6 +417,26 @@ def plain_attributes(module: nn.Module, name: str, names: frozenset[str]) -> dic
     places += (one for code in _methods_of(kind, names & _defined_by(kind)) for one in code.places)
     found = {where: functools.partial(_item, table, key) for where, table, key in places}
     return {where: get for where, get in found.items() if type(get()) in _PLAIN}
+
+
+def of_torch() -> dict[str, Any]:
+    """What torch itself is told, for the whole process, about what operators give and by which kernels."""
+    made = torch.empty(0)
+    flags: Any = torch.backends.cuda
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was told for some backends only
+        precision = ""
+    return {
+        "torch's default dtype": made.dtype,
+        "torch's default device": made.device,
+        "torch.are_deterministic_algorithms_enabled()": torch.are_deterministic_algorithms_enabled(),
+        "torch.get_float32_matmul_precision()": precision,
+        "torch.backends.cuda.flash_sdp_enabled()": flags.flash_sdp_enabled(),
+        "torch.backends.cuda.mem_efficient_sdp_enabled()": flags.mem_efficient_sdp_enabled(),
+        "torch.backends.cuda.math_sdp_enabled()": flags.math_sdp_enabled(),
+        "torch.backends.cuda.cudnn_sdp_enabled()": flags.cudnn_sdp_enabled(),
+    }
 
 
 def _identity(value: Any) -> Any:
@@ -483,5 +554,10 @@ def said(value: Any) -> str:
     name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
     if function is None or _known(function.__module__):
         return name
-    consts = [one for one in function.__code__.co_consts if type(one) in _PLAIN]
-    return f"{name} {_digest(function.__code__.co_code + repr((consts, function.__code__.co_names)).encode())}"
+    return f"{name} {_digest_of_code(function.__code__)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest_of_code(code: types.CodeType) -> str:
+    consts = [one for one in code.co_consts if type(one) in _PLAIN]
+    return _digest(code.co_code + repr((consts, code.co_names)).encode())

@@ -435,13 +435,15 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             new = [getattr(module, one) for one in attributes if attributes[one] != state.get(one)]
             new += [one for one in around.contents() if id(one) not in there[0]]
             grew = state.keys() <= attributes.keys() and there[0] == [one for one in now[0] if one in there[0]]
-            # transformers notes in the configuration which kind of labels there are.
+            # transformers notes once in the configuration which kind of labels there are.
             pairs = zip(there[2], now[2], strict=True)
             named = all(one == other or (one is None and type(other) is str) for one, other in pairs)
             if grew and named and there[3:] == now[3:] and all(map(self._is_constant, new)):
                 with below_dispatch():
                     after = Surroundings(module, name).values
-                self.hints.changing |= {one for one in after if after[one] != around.values.get(one)}
+                was = around.values
+                differ = {one for one in after if after[one] != was.get(one)}
+                self.hints.changing |= {one for one in differ if one not in was or was[one] is not None}
             elif state != attributes:
                 self._moody(index, "it keeps what it computed in an attribute")
             else:
