@@ -331,6 +331,8 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             self._visit(f"{where}()", [value.args, value.keywords])
             self._visit(where, value.func)
+        elif isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
+            pass  # as a decorator keeps that lets the model's own forward run; the code of modules is read anyway
         elif isinstance(value, _CODE):
             self.values[where] = said(value)
             function = _plain_function(value)
