@@ -42,6 +42,43 @@ def test_changed_bytes(is_unusable: Judge, image: Image.Image, encode: Encode, c
     assert found >= least
 
 
+@pytest.mark.parametrize("byte", [0, 0xFF])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_an_end_that_was_never_written(
+    is_unusable: Judge, image: Image.Image, encode: Encode, coding: str, byte: int
+) -> None:
+    """As a download leaves it that was interrupted, in a file that was made in full size before."""
+    whole = coded(image.resize((160, 120)), encode, coding)
+    for share in (0.3, 0.5, 0.7, 0.9):
+        kept = int(share * len(whole))
+        assert is_unusable(whole[:kept] + bytes([byte]) * (len(whole) - kept), "x." + coding[-4:].strip()), share
+
+
+@pytest.mark.parametrize("byte", [0, 0xCC])
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.65])
+def test_a_hole_in_any_tile_of_an_avif(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, share: float, byte: int
+) -> None:
+    """Each is coded by itself, so that the last one says nothing of the others."""
+    whole = encode(photo(2, (512, 512)), "AVIF", speed=10, quality=90, tile_rows=1, tile_cols=1)
+    assert not is_unusable(whole, "x.avif")
+    at = int(share * len(whole))
+    assert is_unusable(whole[:at] + bytes([byte]) * 512 + whole[at + 512 :], "x.avif")
+
+
+@pytest.mark.parametrize("options", [{"quality": 100}, {"lossless": True, "quality": 0}], ids=["lossy", "lossless"])
+def test_pixels_that_are_coded_as_zeros(
+    is_unusable: Judge, image: Image.Image, encode: Encode, options: dict[str, object]
+) -> None:
+    """Plain parts of a picture are, in WebP that was written in haste."""
+    for where in ((0, 0), (0, 600), (0, 1200)):
+        page = Image.new("RGB", (900, 1500), "white")
+        page.paste(image, where)
+        data = encode(page, "WEBP", method=0, **options)
+        assert bytes(512) in data
+        assert not is_unusable(data, "x.webp")
+
+
 def sound(image: Image.Image) -> dict[str, Image.Image]:
     """Return pictures whose last pixels take few bytes, or many."""
     noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)

@@ -26,7 +26,7 @@ from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
 _LOST = "the last bytes of the pixels stand for none: the decoder has lost its place"
-_HOLE = "some of the compressed data is zeros, or has a wrong checksum"
+_HOLE = "some of the compressed data is zeros, or one byte again and again, or has a wrong checksum"
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
