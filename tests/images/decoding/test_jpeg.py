@@ -208,6 +208,17 @@ def test_a_file_in_arithmetic_coding(found: Found, end: int) -> None:
     assert found(ARITHMETIC[:end]) == ["truncated"]
 
 
+def test_a_file_in_arithmetic_coding_that_pillow_does_not_open() -> None:
+    """It fails where the pixels do not come in one of the pieces that it reads; other decoders don't."""
+    size = 65_200
+    data = ARITHMETIC[:2] + b"\xff\xfe" + struct.pack(">H", size) + bytes(size - 2) + ARITHMETIC[2:]
+    with pytest.raises(OSError, match="broken data stream"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    (note,) = check_bytes("x.jpg", data).notes
+    assert note.kind == "needs_package"
+    assert "torchvision" in note.detail
+
+
 def lossless(grey: Image.Image) -> bytes:
     """Return a picture in lossless coding (ITU-T T.81, annex H), each pixel predicted by the one before."""
     width, height = grey.size

@@ -237,6 +237,8 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
     grey: Pixels | None = None
     try:
         grey = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
+        if header.process >= _ARITHMETIC:
+            _judge_arithmetic(data, notes)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
@@ -252,6 +254,15 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
+
+
+def _judge_arithmetic(data: bytes, notes: Notes) -> None:
+    """Note a sound file that Pillow can't decode, as it hands over the data piece by piece: one of 64 KiB or more."""
+    from ftkit._images.decoding import pillow  # slow to import, and such files are rare
+
+    if refusal := pillow.complaint(data):
+        detail = f"arithmetic coding, at which Pillow fails ({refusal}); torchvision and OpenCV open it"
+        notes.append(Note("needs_package", detail))
 
 
 def _unsupported(data: bytes) -> str:
