@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
 from ftkit._images.decoding.leftover import gif_frames, samples
+from ftkit._images.decoding.mending import mend
 from ftkit._images.verdict import Note
 
 Encode = Callable[..., bytes]
@@ -203,3 +205,19 @@ def test_an_animated_gif_that_ends_early(image: Image.Image, encode: Encode, is_
             assert [note.severity for note in notes] == [None if frame == 1 else "odd"]
             assert frame == 1 or f"frame {frame} " in notes[0].detail
             assert is_unusable(cut, "x.gif") == (frame == 1)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_gif_without_its_trailer(
+    tmp_path: Path, image: Image.Image, encode: Encode, found: Callable[..., list[str]], frames: int
+) -> None:
+    """Pillow does not miss it, other loaders do; a copy gets it."""
+    more = [image.resize((80, 60)).rotate(90 * turn) for turn in range(1, frames)]
+    data = encode(image.resize((80, 60)), "GIF", save_all=True, append_images=more, comment=b"a bee")
+    assert "missing_end" not in found(data, "x.gif") + found(data + b"more", "x.gif")
+    assert data.endswith(b"\0;")
+    for lacking in (data[:-1], data[:-2], data[:-1] + bytes(600)):
+        assert set(found(lacking, "x.gif")) == {"missing_end", *found(data, "x.gif")}
+        (tmp_path / "x.gif").write_bytes(lacking)
+        copy = mend(str(tmp_path / "x.gif"), ["missing_end"], str(tmp_path / f"{len(lacking)}.gif"), dry_run=False)
+        assert Path(copy).read_bytes() == data

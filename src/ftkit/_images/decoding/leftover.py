@@ -335,6 +335,15 @@ def gif_frames(data: bytes) -> Iterator[tuple[int, int, int]]:
         at = stop
 
 
+def gif_end(data: bytes) -> int | None:
+    """Return where a GIF file lacks its last byte, the trailer; None where it has it, or more than that is missing."""
+    end = max((stop for _, _, stop in gif_frames(data)), default=0)
+    while data[end : end + 1] == b"!":
+        end = _after_blocks(data, end + 2)
+    # The last block of a frame, which is empty, may be missing, too.
+    return end if 0 < end <= len(data) + 1 and not data[end:].strip(b"\0") else None
+
+
 def _stills_of_gif(gif: bytes) -> Iterator[bytes]:
     colours = gif[10:13] + gif[13 : 13 + _colours(gif[10])]
     for at, _, stop in gif_frames(gif):
