@@ -80,7 +80,7 @@ KINDS: dict[str, Kind] = {
     "decoder_warning": _odd("the decoder warns, but the pixels are intact", "nothing, or save it again"),
     "trailing_data": _odd("bytes follow the image; harmless", "repair() cuts them off"),
     "bad_crc": _odd("a checksum is wrong, but the pixels are intact; some loaders raise or crash", "repair()"),
-    "missing_end": _odd("the end chunk is missing, but the pixels are intact; some loaders raise", "repair()"),
+    "missing_end": _odd("the last chunk or byte is missing, but no pixels; some loaders raise", "repair()"),
     "huge": _odd("so many pixels that Pillow warns; slow to load", "scale it down"),
     "cmyk": _odd("CMYK instead of RGB; colors come out wrong", "repair() converts it"),
     "sixteen_bit": _odd("Pillow's conversion to RGB clips 16 bits to white", "repair() scales it to 8 bits"),

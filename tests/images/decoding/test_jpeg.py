@@ -92,6 +92,56 @@ def test_bits_that_shift_the_blocks_are_no_foreign_bytes(jpegs: list[bytes]) -> 
     assert missed == 0
 
 
+def test_foreign_bytes_are_told_from_pixels(found: Found, jpegs: list[bytes]) -> None:
+    """What an encoder never writes is foreign; of what may be pixels, nobody says that all is well."""
+    page = b"<!DOCTYPE html><title>504 Gateway Time-out</title><p>The server did not answer in time.</p>" * 9
+    for data in jpegs[:6]:
+        whole = data[:-2] + page + data[-2:]
+        assert not [note for note in check_bytes("x.jpg", whole).notes if note.kind == "damaged" and not note.severity]
+    assert [found(data[:-2] + page + data[-2:]) for data in jpegs].count(["decoder_warning"]) >= 8
+
+
+@pytest.mark.parametrize("change", [(b"\r", b"\n"), (b"\r", b""), (b"\n", b"\r\n")], ids=repr)
+@pytest.mark.parametrize("seed", [2, 3, 5])
+def test_files_that_were_sent_as_text(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, seed: int, change: tuple[bytes, bytes]
+) -> None:
+    """However few bytes are left over: on the way, blocks get more coefficients than there are."""
+    assert is_unusable(encode(photo(seed, (500, 400))).replace(*change))
+
+
+@pytest.mark.parametrize("quality", [75, 92])
+def test_another_part_of_a_photo_at_its_end(photo: Callable[..., Image.Image], encode: Encode, quality: int) -> None:
+    """What is left over then goes on as pixels do: nobody says that they are intact."""
+    rng = random.Random(0)
+    for seed in range(6):
+        data = encode(photo(seed, (500, 400)), quality=quality)
+        for _ in range(4):
+            at = rng.randrange(len(data) // 4, len(data) // 2)
+            spliced = data[:at] + data[2048 : 2048 + len(data) - at - 2] + data[-2:]
+            assert "decoder_warning" not in [note.kind for note in check_bytes("x.jpg", spliced).notes]
+
+
+def test_a_segment_that_has_lost_a_byte(is_unusable: Judge, jpegs: list[bytes]) -> None:
+    """It takes in a byte of the next marker, the rest of which is then no foreign byte."""
+    for data in jpegs[:4]:
+        at = data.index(b"\xff\xdb") + 30
+        assert is_unusable(data[:at] + data[at + 1 :])
+
+
+def test_zeros_up_to_the_end_marker(is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """Padding begins where the pixels end."""
+    found = 0
+    for seed in range(6):
+        data = encode(photo(seed, (500, 400)), quality=92)
+        for share in (0.5, 0.8, 0.95):
+            kept = int(share * len(data))
+            holed = data[:kept] + bytes(len(data) - kept - 2) + data[-2:]
+            assert "decoder_warning" not in [note.kind for note in check_bytes("x.jpg", holed).notes]
+            found += is_unusable(holed)
+    assert found >= 10
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.integers(0, 10**6), st.integers(10, 90), st.integers(10, 90), st.integers(5, 100), st.booleans(),
@@ -156,6 +206,17 @@ def test_a_file_in_arithmetic_coding(found: Found, end: int) -> None:
     """It is sound as a whole, and truncated wherever it ends."""
     assert found(ARITHMETIC) == []
     assert found(ARITHMETIC[:end]) == ["truncated"]
+
+
+def test_a_file_in_arithmetic_coding_that_pillow_does_not_open() -> None:
+    """It fails where the pixels do not come in one of the pieces that it reads; other decoders don't."""
+    size = 65_200
+    data = ARITHMETIC[:2] + b"\xff\xfe" + struct.pack(">H", size) + bytes(size - 2) + ARITHMETIC[2:]
+    with pytest.raises(OSError, match="broken data stream"), Image.open(io.BytesIO(data)) as image:
+        image.load()
+    (note,) = check_bytes("x.jpg", data).notes
+    assert note.kind == "needs_package"
+    assert "torchvision" in note.detail
 
 
 def lossless(grey: Image.Image) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
 from ftkit._images.decoding.leftover import gif_frames, samples
+from ftkit._images.decoding.mending import mend
 from ftkit._images.verdict import Note
 
 Encode = Callable[..., bytes]
@@ -40,6 +42,43 @@ def test_changed_bytes(is_unusable: Judge, image: Image.Image, encode: Encode, c
         count = len(whole) // 4
         found += is_unusable(whole[:at] + rng.randbytes(count) + whole[at + count :], "x." + coding[-4:].strip())
     assert found >= least
+
+
+@pytest.mark.parametrize("byte", [0, 0xFF])
+@pytest.mark.parametrize("coding", CODINGS)
+def test_an_end_that_was_never_written(
+    is_unusable: Judge, image: Image.Image, encode: Encode, coding: str, byte: int
+) -> None:
+    """As a download leaves it that was interrupted, in a file that was made in full size before."""
+    whole = coded(image.resize((160, 120)), encode, coding)
+    for share in (0.3, 0.5, 0.7, 0.9):
+        kept = int(share * len(whole))
+        assert is_unusable(whole[:kept] + bytes([byte]) * (len(whole) - kept), "x." + coding[-4:].strip()), share
+
+
+@pytest.mark.parametrize("byte", [0, 0xCC])
+@pytest.mark.parametrize("share", [0.15, 0.4, 0.65])
+def test_a_hole_in_any_tile_of_an_avif(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, share: float, byte: int
+) -> None:
+    """Each is coded by itself, so that the last one says nothing of the others."""
+    whole = encode(photo(2, (512, 512)), "AVIF", speed=10, quality=90, tile_rows=1, tile_cols=1)
+    assert not is_unusable(whole, "x.avif")
+    at = int(share * len(whole))
+    assert is_unusable(whole[:at] + bytes([byte]) * 512 + whole[at + 512 :], "x.avif")
+
+
+@pytest.mark.parametrize("options", [{"quality": 100}, {"lossless": True, "quality": 0}], ids=["lossy", "lossless"])
+def test_pixels_that_are_coded_as_zeros(
+    is_unusable: Judge, image: Image.Image, encode: Encode, options: dict[str, object]
+) -> None:
+    """Plain parts of a picture are, in WebP that was written in haste."""
+    for where in ((0, 0), (0, 600), (0, 1200)):
+        page = Image.new("RGB", (900, 1500), "white")
+        page.paste(image, where)
+        data = encode(page, "WEBP", method=0, **options)
+        assert bytes(512) in data
+        assert not is_unusable(data, "x.webp")
 
 
 def sound(image: Image.Image) -> dict[str, Image.Image]:
@@ -166,3 +205,19 @@ def test_an_animated_gif_that_ends_early(image: Image.Image, encode: Encode, is_
             assert [note.severity for note in notes] == [None if frame == 1 else "odd"]
             assert frame == 1 or f"frame {frame} " in notes[0].detail
             assert is_unusable(cut, "x.gif") == (frame == 1)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_gif_without_its_trailer(
+    tmp_path: Path, image: Image.Image, encode: Encode, found: Callable[..., list[str]], frames: int
+) -> None:
+    """Pillow does not miss it, other loaders do; a copy gets it."""
+    more = [image.resize((80, 60)).rotate(90 * turn) for turn in range(1, frames)]
+    data = encode(image.resize((80, 60)), "GIF", save_all=True, append_images=more, comment=b"a bee")
+    assert "missing_end" not in found(data, "x.gif") + found(data + b"more", "x.gif")
+    assert data.endswith(b"\0;")
+    for lacking in (data[:-1], data[:-2], data[:-1] + bytes(600)):
+        assert set(found(lacking, "x.gif")) == {"missing_end", *found(data, "x.gif")}
+        (tmp_path / "x.gif").write_bytes(lacking)
+        copy = mend(str(tmp_path / "x.gif"), ["missing_end"], str(tmp_path / f"{len(lacking)}.gif"), dry_run=False)
+        assert Path(copy).read_bytes() == data

@@ -67,6 +67,7 @@ def form_of(columns: int, rows: int, bits: int, channels: int, meaning: int) -> 
         ("u2", 4, 1, "4 channels of 16-bit unsigned numbers"),
         ("c8", 1, 1, "1 channel of 64-bit complex numbers"),
         ("f4", 1, 34887, "32-bit floating-point numbers in LERC"),
+        ("u1", 3, 34933, "3 channels of 8-bit unsigned numbers in PNG"),
     ],
 )
 def test_numbers_that_pillow_does_not_open(kind: str, channels: int, coding: int, words: str) -> None:
@@ -189,6 +190,17 @@ def test_a_coding_that_this_pillow_was_built_without(image: Image.Image, encode:
         assert "TIFF in WEBP" in note.detail
     else:
         pytest.skip("this one has it")
+
+
+def test_planes_that_pillow_opened_before_they_were_garbled(image: Image.Image, encode: Callable[..., bytes]) -> None:
+    """No package opens them."""
+    planes = [encode(plane, quality=90) for plane in image.split()]
+    tags = form_of(*image.size, 8, 3, 2) | {259: (7,), 284: (2,)}
+    assert check_bytes("x.tif", assemble(planes, tags)).notes == []
+    garbled = bytearray(assemble(planes, tags))
+    garbled[200:900] = random.Random(0).randbytes(700)
+    (note,) = check_bytes("x.tif", bytes(garbled)).notes
+    assert note.kind == "damaged"
 
 
 @pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])

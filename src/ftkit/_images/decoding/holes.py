@@ -6,10 +6,14 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 
+import numpy as np
 from PIL import Image
+
+from ftkit._images.decoding.leftover import coded_parts
 
 _BITS, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
 _HOLE = bytes(512)  # a sector of a disk
+_ROW = len(_HOLE) // 2  # bytes, that are all within a hole, wherever it begins
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
 # Raw ones may be black.
 _CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
@@ -17,6 +21,8 @@ _CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits",
 
 def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes], bool]) -> bool:
     """Whether a sector's worth of zeros stands where only coded pixels can be, or what is within a TIFF is wrong."""
+    if image.format == "AVIF":
+        return any(_repeats(data[start:stop]) for start, stop in coded_parts(data))
     if image.format == "JPEG2000" and any(_MARKER.search(data, start, stop) for start, stop in _tile_parts(data)):
         return True
     if str(image.info.get("compression")).endswith("deflate"):
@@ -34,6 +40,17 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
         parts = _in_tiff(image)
     has_zeros = any(_HOLE in data[start:stop] for start, stop in parts)
     return has_zeros and not (image.format == "JPEG2000" and _may_have_zeros(data))
+
+
+def _repeats(coded: bytes) -> bool:
+    """Whether AV1 repeats a byte a sector long, but at the end, where it may be padding.
+
+    Of sound files, of plain pictures and patterns too, none has more than a few equal bytes in a row; frames that are
+    coded as the difference from others may.
+    """
+    coded = coded.rstrip(coded[-1:])
+    rows = np.frombuffer(coded[: len(coded) - len(coded) % _ROW], np.uint8).reshape(-1, _ROW)
+    return bool((rows == rows[:, :1]).all(axis=1).any())
 
 
 def _unpacks(image: Image.Image, data: bytes) -> bool:

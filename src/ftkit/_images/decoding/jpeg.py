@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
+from ftkit._images.decoding.codes import read_codes
 from ftkit._images.decoding.gaps import filled_share
 from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import find_seam, may_have_seam
@@ -236,6 +237,8 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
     grey: Pixels | None = None
     try:
         grey = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
+        if header.process >= _ARITHMETIC:
+            _judge_arithmetic(data, notes)
         if not data.endswith(EOI) and not header.multiple:
             after = len(data) - 2 - data.rfind(EOI)
             notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
@@ -251,6 +254,15 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
+
+
+def _judge_arithmetic(data: bytes, notes: Notes) -> None:
+    """Note a sound file that Pillow can't decode, as it hands over the data piece by piece: one of 64 KiB or more."""
+    from ftkit._images.decoding import pillow  # slow to import, and such files are rare
+
+    if refusal := pillow.complaint(data):
+        detail = f"arithmetic coding, at which Pillow fails ({refusal}); torchvision and OpenCV open it"
+        notes.append(Note("needs_package", detail))
 
 
 def _unsupported(data: bytes) -> str:
@@ -367,8 +379,8 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         notes.append(note if refusal else note._replace(severity="odd"))
     elif refusal:
         raise pillow.broken(refusal)
-    elif _HARMLESS.search(complaint) or _is_about_foreign_bytes(data, header, complaint):
-        notes.append(Note("decoder_warning", complaint))
+    elif harmless := _harmless(data, header, complaint):
+        notes.append(harmless)
     elif not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
         raise Broken("damaged", complaint)
 
@@ -379,9 +391,7 @@ def is_damaged(data: bytes) -> bool:
     if header is None or not header.is_known:
         return False
     complaint = _complaint_of(data, header)
-    return bool(complaint) and not (
-        complaint.startswith("tj") or _HARMLESS.search(complaint) or _is_about_foreign_bytes(data, header, complaint)
-    )
+    return bool(complaint) and not (complaint.startswith("tj") or _harmless(data, header, complaint))
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
@@ -421,24 +431,50 @@ def with_end(data: bytes) -> bytes:
     return data + (EOI[1:] if data.endswith(EOI[:1]) else EOI)
 
 
-def _is_about_foreign_bytes(data: bytes, header: JpegHeader, complaint: str) -> bool:
-    """Whether the complaint is of bytes between segments, or behind the last pixel, that nothing is missing for."""
+def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
+    """Return what to note of a complaint that cost no pixels, or may have cost none; None for others.
+
+    It may be of bytes between segments, or behind the last pixel, that nothing is missing for.
+    """
+    note = Note("decoder_warning", complaint)
+    if _HARMLESS.search(complaint):
+        return note
     if "extraneous bytes before marker" not in complaint:
-        return False
+        return None
     if header.foreign:
         kept = bytearray(data)
         for start, stop in reversed(header.foreign):
+            if data[start - 1] == 0xFF:  # a segment that has lost a byte ends with the first one of the next marker
+                return None
             del kept[start:stop]
-        return not _complaint_of(bytes(kept), header)
+        return None if _complaint_of(bytes(kept), header) or _goes_on(bytes(kept), header) is None else note
     left = _LEFT_OVER.search(complaint)
-    if left is None:
-        return False
-    stop = data.rfind(EOI)
-    if header.process < _ARITHMETIC and len(set(data[stop - int(left[1]) : stop])) == 1:  # somebody's padding
-        return True
-    if int(left[1]) > _MOST_FOREIGN or not header.in_one_scan or _end_is_pixels(data, header):
-        return False
-    return not _fits_another_sampling(data, header)
+    goes_on = _goes_on(data, header)
+    if left is None or goes_on is None:
+        return None
+    stop, count = data.rfind(EOI), int(left[1])
+    if _is_padding(data[:stop], count) and header.process < _ARITHMETIC:
+        return note
+    if count > _MOST_FOREIGN or not header.in_one_scan or _end_is_pixels(data, header):
+        return None
+    if _fits_another_sampling(data, header):
+        return None
+    return Note("damaged", f"{complaint}, which may be pixels", "odd") if goes_on else note
+
+
+def _is_padding(data: bytes, count: int) -> bool:
+    """Whether so many bytes at the end are somebody's padding, of which no more than a few were taken for pixels."""
+    return count <= len(data) - len(data.rstrip(data[-1:])) <= count + _MOST_PADDED
+
+
+def _goes_on(data: bytes, header: JpegHeader) -> bool | None:
+    """Read the codes as `read_codes` does; of the kinds that it does not know, that can't be told."""
+    segments = []
+    for marker, at, body in _segments(data, []) if header.in_one_scan else ():
+        segments.append((marker, body))
+        if marker == _SOS:
+            return read_codes(segments, data[at + 4 + len(body) :])
+    return False
 
 
 def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:
@@ -453,6 +489,7 @@ def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:
 
 _LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
 _MOST_FOREIGN = 4096
+_MOST_PADDED = 8  # bytes of pixels that look like the padding behind them, at most
 _TAIL = 6000  # bytes: far more than codes need to fall into step, and little to decode a dozen times
 _MOST_ROWS = 65_000  # of a picture; the format's limit is 65,535
 

@@ -20,9 +20,16 @@ _SPARE_LOSSY, _SPARE_LOSSLESS, _SPARE_AVIF, _SPARE_GIF = 16, 8, 8, 8
 
 
 class _Coded(NamedTuple):
-    """Where the coded pixels of a still image are, how many bytes no encoder leaves over, and how to shorten them."""
+    """The coded pixels of a still image.
 
-    last: bytes
+    Attributes:
+        tail: How many bytes at their end are the same.
+        size: How many bytes there are.
+        spare: How many of them no encoder leaves over.
+        shorten: Returns the file without so many of them.
+    """
+
+    tail: int
     size: int
     spare: int
     shorten: Callable[[int], bytes]
@@ -39,13 +46,20 @@ def has_leftover(form: str, data: bytes, loads: Callable[[bytes], bool], frame: 
     """
     find = {"WEBP": _in_webp, "GIF": _in_gif}.get(form)
     coded = _in_avif(data, frame) if form == "AVIF" else find(data) if find else None
-    if coded is None or coded.size < 4 * coded.spare or len(set(coded.last)) == 1:  # somebody's padding
+    if coded is None or coded.size < 4 * coded.spare:
+        return False
+    # Somebody's padding, unless more of it than a sound file could do without is taken for pixels.
+    if coded.tail >= coded.spare and loads(coded.shorten(max(coded.tail - coded.spare, coded.spare - 1))):
         return False
     # Twice, since a cut may chance to look like the end. Where what is cut is not what is shown, even next to nothing
     # would do.
     return all(loads(coded.shorten(count)) for count in (coded.spare, coded.spare - 1)) and not loads(
         coded.shorten(coded.size - 2)
     )
+
+
+def _tail(content: bytes) -> int:
+    return len(content) - len(content.rstrip(content[-1:]))
 
 
 def is_lossless(webp: bytes) -> bool:
@@ -81,7 +95,7 @@ def _in_webp(data: bytes) -> _Coded | None:
                 return _as_webp(data[12 : start - 8] + _chunk(name, data[start : stop - count]) + after)
 
             spare = _CODED[name]
-            return _Coded(data[stop - spare : stop], stop - start, spare, shorten)
+            return _Coded(_tail(data[start:stop]), stop - start, spare, shorten)
     return None
 
 
@@ -128,7 +142,7 @@ def _in_avif(data: bytes, frame: int) -> _Coded | None:
         rest = bytes([_PADDING << 3 | 2]) + _as_size(count - 5, 4) + bytes(count - 5)
         return data[:at] + _as_size(end - body - count, body - at) + data[body : end - count] + rest + data[end:]
 
-    return _Coded(data[end - _SPARE_AVIF : end], end - body, _SPARE_AVIF, shorten)
+    return _Coded(_tail(data[body:end]), end - body, _SPARE_AVIF, shorten)
 
 
 def _as_size(size: int, width: int) -> bytes:
@@ -203,11 +217,39 @@ def _numbers(table: bytes, width: int) -> list[int]:
 
 def _primary_item(data: bytes) -> tuple[int, int]:
     """Return start and size of the picture that is shown; (0, 0) when it does not lie in one piece."""
-    whole = next(((start + 4, end) for name, start, end in _boxes(data, 0, len(data)) if name == b"meta"), (0, 0))
-    inner = {name: data[start:end] for name, start, end in _boxes(data, *whole)}
-    primary, places = inner.get(b"pitm", b""), inner.get(b"iloc", b"")
-    if not primary or not places:
-        return 0, 0
+    inner = _meta(data)
+    primary = int.from_bytes(inner.get(b"pitm", b"")[4:], "big")
+    pieces = next((pieces for item, pieces in _items(inner.get(b"iloc", b"")) if item == primary), [])
+    return pieces[0] if len(pieces) == 1 else (0, 0)
+
+
+def coded_parts(avif: bytes) -> Iterator[tuple[int, int]]:
+    """Yield start and end of what is coded as AV1 for the first frame: all items, tiles and transparency too."""
+    if shown := next(samples(avif), None):
+        yield shown[0], sum(shown)
+        return
+    inner = _meta(avif)
+    entries, coded = inner.get(b"iinf", b"")[6:], set()
+    for _, start, _ in _boxes(entries, 0, len(entries)):
+        at = start + 4
+        stop = at + (4 if entries[start : start + 1] == b"\3" else 2)  # where an item's number ends
+        if entries[stop + 2 : stop + 6] == b"av01":
+            coded.add(int.from_bytes(entries[at:stop], "big"))
+    for item, pieces in _items(inner.get(b"iloc", b"")):
+        if item in coded:
+            yield from ((start, start + size) for start, size in pieces)
+
+
+def _meta(avif: bytes) -> dict[bytes, bytes]:
+    """Return the content of the boxes that tell of a file's items, by their names."""
+    whole = next(((start + 4, end) for name, start, end in _boxes(avif, 0, len(avif)) if name == b"meta"), (0, 0))
+    return {name: avif[start:end] for name, start, end in _boxes(avif, *whole)}
+
+
+def _items(places: bytes) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Yield the number of each item that lies in the file itself, with start and size of its pieces (8.11.3)."""
+    if not places:
+        return
     version, at = places[0], 6
     wide = 4 if version == 2 else 2
 
@@ -225,9 +267,8 @@ def _primary_item(data: bytes) -> tuple[int, int]:
         for _ in range(min(count, len(places))):
             read(indexes if version else 0)
             pieces.append((base + read(offsets), read(lengths)))
-        if item == int.from_bytes(primary[4:], "big"):
-            return pieces[0] if len(pieces) == 1 and not method else (0, 0)
-    return 0, 0
+        if not method:
+            yield item, pieces
 
 
 def _in_gif(data: bytes) -> _Coded | None:
@@ -239,7 +280,7 @@ def _in_gif(data: bytes) -> _Coded | None:
     def shorten(count: int) -> bytes:
         return data[:start] + _in_blocks(packed[: len(packed) - count]) + b"\0;"
 
-    return _Coded(packed[-_SPARE_GIF:], len(packed), _SPARE_GIF, shorten)
+    return _Coded(_tail(packed), len(packed), _SPARE_GIF, shorten)
 
 
 def _unpacked(gif: bytes, start: int, stop: int) -> bytes:
@@ -292,6 +333,15 @@ def gif_frames(data: bytes) -> Iterator[tuple[int, int, int]]:
         stop = _after_blocks(data, start)
         yield at, start, stop
         at = stop
+
+
+def gif_end(data: bytes) -> int | None:
+    """Return where a GIF file lacks its last byte, the trailer; None where it has it, or more than that is missing."""
+    end = max((stop for _, _, stop in gif_frames(data)), default=0)
+    while data[end : end + 1] == b"!":
+        end = _after_blocks(data, end + 2)
+    # The last block of a frame, which is empty, may be missing, too.
+    return end if 0 < end <= len(data) + 1 and not data[end:].strip(b"\0") else None
 
 
 def _stills_of_gif(gif: bytes) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ftkit._files import atomic_write
 from ftkit._images.decoding import jpeg, png
+from ftkit._images.decoding.leftover import gif_end
 from ftkit._images.decoding.picture import ORIENTATION
 from ftkit._images.decoding.pillow import has_alpha, is_deep
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, suffix_of
@@ -73,6 +74,8 @@ def _mend_bytes(data: bytes, kinds: set[str]) -> bytes:
     """Mend what stands around the coded pixels."""
     if data.startswith(png.MAGIC) and kinds & _PNG_KINDS:
         return png.mend(data, b"eXIf" if "bad_exif" in kinds else b"")
+    if data.startswith(b"GIF8") and "missing_end" in kinds and (end := gif_end(data)):
+        return data[:end].ljust(end, b"\0") + b";"
     if data.startswith(jpeg.MAGIC) and "bad_exif" in kinds:
         data = jpeg.without_exif(data)
     if data.startswith(jpeg.MAGIC) and "trailing_data" in kinds:

@@ -19,14 +19,14 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import png, tiff
 from ftkit._images.decoding.holes import has_hole
-from ftkit._images.decoding.leftover import InTwo, has_leftover, is_lossless, stills
+from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
 
 _LOST = "the last bytes of the pixels stand for none: the decoder has lost its place"
-_HOLE = "some of the compressed data is zeros, or has a wrong checksum"
+_HOLE = "some of the compressed data is zeros, or one byte again and again, or has a wrong checksum"
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
@@ -107,6 +107,9 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
             _judge_form(image, notes)
             grey = _to_grey(image)
             _judge_frames(image, data, notes)
+            is_whole = not any(found.kind in ("damaged", "truncated") for found in notes)
+            if image.format == "GIF" and is_whole and gif_end(data) is not None:
+                notes.append(Note("missing_end", "no trailer"))
     except UnidentifiedImageError:
         raise _describe(data) from None
     except Image.DecompressionBombError as error:

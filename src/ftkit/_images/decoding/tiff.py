@@ -28,6 +28,7 @@ _CODINGS = {
     _RAW: "", 2: "CCITT", 3: "Group 3 fax", 4: "Group 4 fax", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate",
     32773: "PackBits", 33003: "JPEG 2000", 33005: "JPEG 2000",
     34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA",
+    22610: "JPEG XR", 34933: "PNG", 34934: "JPEG XR",
     50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _OF_BYTES = frozenset((5, 8, 32946, 32773))  # codings that any libtiff decodes, whatever the bytes stand for
@@ -73,7 +74,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         row = -(-tags.get(_TILE_WIDTH, tags[_WIDTH]) * (count // planes) * bits // 8)
         places = _places(tags, planes)
         known = tags.get(_MEANING, 0), number, tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
-        is_known = known in _KNOWN and planes == 1 and coding in TiffImagePlugin.COMPRESSION_INFO
+        is_known = known in _KNOWN and coding in TiffImagePlugin.COMPRESSION_INFO
         is_known = is_known and not data.startswith(_SWAPPED)
         is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
         pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
