@@ -219,5 +219,5 @@ def test_a_gif_without_its_trailer(
     for lacking in (data[:-1], data[:-2], data[:-1] + bytes(600)):
         assert set(found(lacking, "x.gif")) == {"missing_end", *found(data, "x.gif")}
         (tmp_path / "x.gif").write_bytes(lacking)
-        copy = mend(str(tmp_path / "x.gif"), ["missing_end"], str(tmp_path / f"{len(lacking)}.gif"), dry_run=False)
+        copy = mend(str(tmp_path / "x.gif"), ["missing_end"], str(tmp_path / f"{len(lacking)}.gif"), [], dry_run=False)
         assert Path(copy).read_bytes() == data
