@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -69,13 +72,25 @@ def test_a_cache_of_the_hugging_face_hub(pets: Path, jpegs: list[bytes]) -> None
     assert list(gone.files) == ["train/cat/bad.jpg"]
     assert len(list((cache / "blobs").iterdir())) == 11
     assert len(restore(gone.manifest)) == 1
+    with pytest.raises(FtkitError, match=f"Pass the snapshot: {snapshot}$"):
+        scan_images(cache.as_uri(), workers=1)
+    (hub / "version.txt").unlink()
+    with pytest.raises(FtkitError, match=re.escape(f"{cache} (did you mean {snapshot}?)")):
+        scan_images(hub, workers=1)
     (cache / "refs/main").unlink()
     with pytest.raises(FtkitError, match=r"Pass the snapshot: .*3333$"):
         scan_images(cache, workers=1)
-    for name in ("blobs", "snapshots"):
-        (pets / "train" / name).mkdir()
-        (pets / "train" / name / "a.jpg").write_bytes(jpegs[10])
-    assert list(scan_images(pets, workers=1).classes.values()) == [1, 4, 4, 1, 1, 1]
+
+
+@pytest.mark.parametrize("deeper", ["", "one/"])
+def test_classes_that_are_called_as_the_hub_calls_its_folders(tmp_path: Path, jpegs: list[bytes], deeper: str) -> None:
+    """Folders of images are classes, whatever they are called."""
+    root = tmp_path / "my--pets"
+    for number, name in enumerate(("blobs", "refs", "snapshots")):
+        place = root / name / f"{deeper}{number}.jpg"
+        place.parent.mkdir(parents=True)
+        place.write_bytes(jpegs[number])
+    assert scan_images(root, workers=1).classes == {"blobs": 1, "refs": 1, "snapshots": 1}
 
 
 def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
@@ -118,8 +133,70 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
         memory.rm("/scan-test", recursive=True)
 
 
-def test_an_unknown_protocol_is_an_error() -> None:
-    """What fsspec can't open raises one of ours."""
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("nosuch://bucket/pets", "Protocol not known: nosuch"),
+        ("htp://x.org/pets", "Did you mean 'http'"),
+        ("ftp://127.0.0.1:9/pets", "Connection refused. Check the URL"),
+        ("http://127.0.0.1:9/pets", "Cannot connect to host 127.0.0.1:9"),
+        ("simplecache::http://127.0.0.1:9/pets", "Cannot connect to host 127.0.0.1:9"),
+        ("http://", "can't open"),
+        ("zip://pets::{here}/none.zip", "No such file"),
+        ("zip://pets::{here}/bad.zip", "not a zip file"),
+        ("reference://x", "can't open"),
+        ("memory://", "There is no file in 'memory://'"),
+        ("file://{here}/none", "none' is not a folder"),
+    ],
+)
+def test_a_url_that_cannot_be_opened_is_an_error_of_ours(tmp_path: Path, url: str, message: str) -> None:
+    """Whatever a plugin of fsspec raises."""
     pytest.importorskip("fsspec")
-    with pytest.raises(FtkitError, match="can't open"):
-        scan_images("nosuch://bucket/pets")
+    if "http:" in url:
+        pytest.importorskip("aiohttp")
+    (tmp_path / "bad.zip").write_bytes(b"x")
+    with pytest.raises(FtkitError, match=re.escape(message)):
+        scan_images(url.format(here=tmp_path), workers=1)
+
+
+@pytest.mark.parametrize("scheme", ["file://", "FILE://localhost", "local://"])
+def test_the_url_of_a_folder_of_this_machine(pets: Path, jpegs: list[bytes], scheme: str) -> None:
+    """It is that folder: what was found there can be moved and comes back."""
+    home = pets.rename(pets.with_name("my pets"))
+    (home / "train/cat/cut.jpg").write_bytes(jpegs[10][:3000])
+    for path in (str(home), home.as_uri().removeprefix("file://")):
+        report = scan_images(scheme + path, workers=1)
+        assert [finding.path for finding in report.unusable] == [str(home / "train/cat/cut.jpg")]
+        gone = report.quarantine(pets.parent / "aside")
+        assert restore(gone.manifest) == [str(home / "train/cat/cut.jpg")]
+
+
+def test_a_folder_on_a_web_server(pets: Path) -> None:
+    """Its pages list files; what the server refuses is found to be unreadable, and the scan goes on."""
+    pytest.importorskip("aiohttp")
+
+    class Server(SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            refused = self.path.endswith(("/1.jpg", "/val/cat/", "/val/cat"))
+            self.send_error(503) if refused else super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    (pets / "?C=N;O=D").write_bytes(b"")  # how pages of Apache link to themselves in another order
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Server, directory=str(pets.parent))) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        report = scan_images(f"{url}/pets", workers=1)
+        with pytest.raises(FtkitError, match="503"):
+            scan_images(f"{url}/pets/val/cat")
+        with pytest.raises(FtkitError, match="is not a folder"):
+            scan_images(f"{url}/nowhere")
+        server.shutdown()
+    assert [(f.path.removeprefix(url), f.kind) for f in report.unusable] == [
+        ("/pets/train/cat/1.jpg", "unreadable"),
+        ("/pets/val/cat", "unreadable"),
+    ]
+    assert "503" in report.unusable[0].detail
+    assert "nothing in this folder was checked" in report.unusable[1].detail
+    assert report.classes == {"train/cat": 3, "train/dog": 4, "val/dog": 1}

@@ -7,17 +7,19 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from posixpath import join
 from typing import Any, TypeAlias
+from urllib.request import url2pathname
 
 from ftkit._arguments import path_or_url
 from ftkit._files import digest
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LITTER_FOLDERS, suffix_of
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
+from ftkit._wording import shown
 from ftkit.errors import FtkitError, MissingPackageError, did_you_mean
 
 _SOMEBODY = "a system or tool"
@@ -36,6 +38,7 @@ _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
 _MOST_VISITS = 16  # to one folder, by different links
 _HEAD = 64  # bytes of a manifest, or of litter, that say what it is
+_LOCAL = re.compile("(file|local)://(localhost(?=/))?", re.IGNORECASE)  # begins the URL of a folder of this machine
 _SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
 
 TakeNote: TypeAlias = Callable[[str, Note], None]
@@ -82,11 +85,15 @@ class Folder:
             return ""
         with suppress(OSError):
             snapshots = sorted((place / "snapshots").iterdir(), key=lambda one: one.stat().st_mtime)
+            is_class = not all(map(Path.is_dir, snapshots)) or any(
+                blob.is_dir() or suffix_of(blob.name) in IMAGE_SUFFIXES for blob in (place / "blobs").iterdir()
+            )
+            if is_class or not snapshots:
+                return ""
             main = place / "refs/main"
             named = main.read_text(errors="replace").strip() if main.is_file() else ""
-            found = next((one for one in snapshots if one.name == named), snapshots[-1] if snapshots else None)
-            return join(folder, "snapshots", found.name if found else "")
-        return join(folder, "snapshots")
+            return join(folder, "snapshots", next((one for one in snapshots if one.name == named), snapshots[-1]).name)
+        return ""
 
     def holds(self, path: str | os.PathLike[str]) -> bool:
         """Whether a local path is in it."""
@@ -177,16 +184,30 @@ class _RemoteFolder(Folder):
     def __init__(self, url: str) -> None:
         self.name = url
         self.prefix = self.place = url.rstrip("/") + "/"
-        self._files, self._root = _open_remote(url)
-        if not self._files.isdir(self._root):
+        with _reached(url):
+            self._files, self._root = _open_remote(url)
+            is_folder = self._files.isdir(self._root)
+            if not is_folder:  # or so it says where the place can't be reached
+                with suppress(FileNotFoundError, NotADirectoryError):
+                    self._files.ls(self._root)
+        if not is_folder:
             raise _no_folder(url)
 
+    def _list(self, folder: str) -> tuple[list[str], list[str]]:
+        """Return the names of the folders and of the files in a folder, sorted."""
+        place = join(self._root, folder).rstrip("/")
+        with _reached(f"{self.prefix}{folder}"):
+            entries = self._files.ls(place, detail=True)
+        names: tuple[list[str], list[str]] = [], []
+        for entry in entries:
+            path = entry["name"].rstrip("/")
+            name = path.rpartition("/")[2]
+            if path.strip("/") != place.strip("/") and not name.startswith("?"):  # itself; a page's way to sort it
+                names[entry["type"] != "directory"].append(name)
+        return sorted(names[0]), sorted(names[1])
+
     def tops(self, inside: str = "") -> list[str]:
-        return [
-            entry["name"].rstrip("/").rpartition("/")[2]
-            for entry in self._files.ls(f"{self._root}/{inside}".rstrip("/"), detail=True)
-            if entry["type"] == "directory"
-        ]
+        return self._list(inside)[0]
 
     def snapshot(self, folder: str, names: Sequence[str]) -> str:  # noqa: ARG002  (it is a folder of this machine)
         return ""
@@ -195,23 +216,31 @@ class _RemoteFolder(Folder):
         return False
 
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
-        for place, folders, files in self._files.walk(self._root):
-            folder = place[len(self._root) :].strip("/")
-            ours = _set_aside(folder, [*folders, *files], partial(self._head, place), note)
-            is_only_ours = ours and len(ours) == len(folders) + len(files)
-            files = [name for name in files if name not in ours]  # noqa: PLW2901
-            folders[:] = sorted(name for name in folders if name.lower() not in _SKIPPED_FOLDERS and name not in ours)
-            if is_only_ours:
+        pending = [""]
+        while pending:
+            folder = pending.pop()
+            try:
+                folders, files = self._list(folder)
+            except FtkitError as error:
+                note(folder, Note("unreadable", f"{_words(error.__cause__)}: nothing in this folder was checked"))
+                continue
+            read = partial(self._head, folder)
+            ours = _set_aside(folder, [*folders, *files], read, note)
+            if ours and len(ours) == len(folders) + len(files):
                 continue
             _enter(folder, bool(folders or files), note, enter)
             littered = not LITTER_FOLDERS.isdisjoint(folder.lower().split("/"))
-            for name in filter(None, sorted(files)):
-                path = join(folder, name)
-                if not _noted_as_litter(path, littered, partial(self._head, place), note):
+            for path in (join(folder, name) for name in files if name not in ours):
+                if not _noted_as_litter(path, littered, read, note):
                     yield path
+            inside = [name for name in folders if name.lower() not in _SKIPPED_FOLDERS and name not in ours]
+            pending.extend(join(folder, name) for name in reversed(inside))
 
-    def _head(self, place: str, name: str) -> bytes:
-        data: bytes = self._files.cat_file(f"{place}/{name}", 0, _HEAD)
+    def _head(self, folder: str, name: str) -> bytes:
+        try:
+            data: bytes = self._files.cat_file(join(self._root, folder, name), 0, _HEAD)
+        except Exception as error:
+            raise OSError(error) from error
         return data
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
@@ -257,6 +286,9 @@ def below(root: str, file: str) -> str:
 def open_folder(root: str | os.PathLike[str]) -> Folder:
     """Return the folder that a path or URL stands for."""
     name = path_or_url("root", root)
+    if here := _LOCAL.match(name):
+        written = name[here.end() :]
+        name = next(filter(os.path.isdir, (written, url2pathname(written))), written)
     return _RemoteFolder(name) if "://" in name else Folder(name)
 
 
@@ -336,26 +368,47 @@ def _noted_as_litter(path: str, littered: bool, read: Callable[[str], bytes], no
     return littered
 
 
+@contextmanager
+def _reached(url: str) -> Iterator[None]:
+    try:
+        yield
+    except FtkitError:
+        raise
+    except Exception as error:  # each plugin has errors of its own
+        raise FtkitError(
+            f"fsspec can't open {url!r}: {_words(error)}. Check the URL, the connection and what may be read there."
+        ) from error
+
+
+def _words(error: BaseException | None) -> str:
+    return shown(str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__)
+
+
 def _open_remote(url: str) -> tuple[Any, str]:
     try:
+        from fsspec import available_protocols  # type: ignore[import-not-found, import-untyped, unused-ignore]
         from fsspec.core import url_to_fs  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
     except ImportError as error:
         raise MissingPackageError(
             f"{url!r} needs fsspec and its plugin for the protocol: pip install fsspec."
         ) from error
+    protocol = re.split("::|://", url)[0]
     try:
         files, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:  # the plugin is missing, or the protocol is unknown
-        raise FtkitError(f"fsspec can't open {url!r}: {error}") from error
+    except ImportError as error:
+        raise MissingPackageError(f"fsspec can't open {url!r}: {_words(error)}.") from error
+    except ValueError as error:
+        hint = "" if protocol in available_protocols() else did_you_mean(protocol, available_protocols())
+        raise FtkitError(f"fsspec can't open {url!r}: {_words(error)}.{hint}") from error
     return files, root.rstrip("/")
 
 
 def read_bytes(url: str) -> bytes | None:
     """Return the content of a file behind a URL; None when it can't be read any more."""
-    files, place = _open_remote(url)
     try:
+        files, place = _open_remote(url)
         data: bytes = files.cat_file(place)
-    except OSError:
+    except Exception:  # noqa: BLE001  (each plugin has errors of its own)
         return None
     return data
 
@@ -367,9 +420,9 @@ def _check_remote(url: str, paths: Sequence[str], timeout: float) -> list[bytes]
     def check(path: str) -> bytes:
         try:
             stamp, data = [files.ukey(f"{root}/{path}")], files.cat_file(f"{root}/{path}")
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  (each plugin has errors of its own)
             kind = "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
-            return Verdict([Note(kind, str(error))]).to_json()
+            return Verdict([Note(kind, _words(error))]).to_json()
         (answer,) = run_jobs([Job("check", (path, stamp), data)], timeout)
         return answer.verdict
 

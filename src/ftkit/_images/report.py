@@ -39,7 +39,7 @@ class ScanReport(Report):
     """What `scan_images` found in a folder.
 
     Attributes:
-        root: The folder, as it was passed.
+        root: The folder, as it was passed; without ``file://``.
         findings: What was found, sorted by path.
         duplicates: Groups of files with the same image.
         files: Number of files.

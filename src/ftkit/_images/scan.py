@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _TASK = 256  # files a task of a foreign executor
 _THREAD_TASK, _LEAST_TASK = 64, 4  # the same for the threads of the default one, and towards the end of a scan
+_NAMED = 3  # of what was skipped in a folder without any file
 _AHEAD = 32  # workers that an executor is taken to have, when it does not say
 
 
@@ -53,7 +54,8 @@ def scan_images(
 
     Args:
         root: The folder, as for torchvision's ``ImageFolder``, or its parent with ``train``,
-            ``val`` and ``test`` in it; or a URL such as ``s3://bucket/pets`` where fsspec is installed.
+            ``val`` and ``test`` in it; or a URL such as ``s3://bucket/pets`` where fsspec is installed. One that begins
+            with ``file://`` is the folder here.
         executor: Any `concurrent.futures.Executor` (threads, processes, dask's
             ``Client.get_executor()``): it hands out the work, 256 files a task. By default threads
             of this process, each with a worker process.
@@ -73,8 +75,8 @@ def scan_images(
         The report, with findings, duplicates and counts.
 
     Raises:
-        FtkitError: ``root`` is not a folder or contains no file, or is a cache of the Hugging Face hub with snapshots
-            in it; a split does not exist, a number is out of range, or workers can't start.
+        FtkitError: ``root`` is not a folder, can't be reached, contains no file, or is a cache of the Hugging Face hub
+            with snapshots in it; a split does not exist, a number is out of range, or workers can't start.
 
     Example:
         >>> from PIL import Image
@@ -132,8 +134,10 @@ def scan_images(
             else:
                 whole.run(executor, _TASK, _TASK)
             if not (tally.files or allow_empty):
+                skipped = [f"{one.path} ({one.detail})" for one in tally.findings if one.kind != "empty_folder"]
+                why = f" to check: {', '.join(skipped[:_NAMED])}" if skipped else ""
                 raise FtkitError(
-                    f"There is no file in {folder.name!r}. Pass another folder, or allow_empty=True "
+                    f"There is no file in {folder.name!r}{why}. Pass another folder, or allow_empty=True "
                     f"(in a shell, --allow-empty)."
                 )
             groups, table = tally.finish(), rows.finish()
