@@ -54,13 +54,21 @@ def test_names_of_one_file() -> None:
     def judge(**files: int) -> dict[str, str]:
         paths = {name.replace("_", "/") + ".jpg": file for name, file in files.items()}
         _, notes = judge_group(list(paths), "exact", layout, "", paths)
-        return {path.removesuffix(".jpg").replace("/", "_"): note.kind for path, note in notes}
+        named: dict[str, str] = {}
+        for path, note in notes:
+            name = path.removesuffix(".jpg").replace("/", "_")
+            named[name] = f"{named.get(name, '')} {note.kind}".strip()
+        return named
 
     assert judge(train_cat_a=1, train_cat_b=1) == {}
     assert judge(train_cat_a=1, train_cat_b=1, train_cat_c=2) == {"train_cat_c": "duplicate"}
     assert judge(train_cat_a=1, val_cat_b=1) == {"train_cat_a": "same_file"}
     assert judge(val_cat_a=1, test_cat_b=1) == judge(val_cat_a=1, test_cat_b=2) == {"val_cat_a": "eval_leak"}
-    assert judge(train_cat_a=1, train_cat_b=2, val_cat_c=1) == {"train_cat_a": "same_file", "train_cat_b": "leak"}
+    assert judge(train_cat_a=1, train_cat_b=1, val_cat_c=2) == {"train_cat_a": "leak", "train_cat_b": "leak"}
+    assert judge(train_cat_a=1, train_cat_b=2, val_cat_c=1) == {
+        "train_cat_a": "same_file",
+        "train_cat_b": "leak duplicate",
+    }
     assert judge(train_cat_a=1, train_dog_b=1) == dict.fromkeys(["train_cat_a", "train_dog_b"], "label_conflict")
 
 
@@ -74,6 +82,20 @@ def test_of_leaks_only_what_is_in_training_moves(pets: Path) -> None:
     assert kinds(report, "5.jpg") == ["eval_leak"]
     for kind, path in (("leaks", "train/cat/a.jpg"), ("eval_leaks", "val/cat/5.jpg")):
         assert list(report.quarantine(pets.parent / "aside", kind, dry_run=True).files) == [path]
+
+
+def test_duplicates_go_from_each_split_and_leaks_stay(pets: Path) -> None:
+    """What counts twice in training does so whether or not evaluation has it, too."""
+    data = (pets / "val/cat/5.jpg").read_bytes()
+    for name in ("train/cat/a.jpg", "train/cat/b.jpg", "val/cat/c.jpg"):
+        (pets / name).write_bytes(data)
+    report = scan_images(pets, workers=1)
+    gone = report.quarantine(pets.parent / "aside", ["duplicates"], dry_run=True)
+    assert list(gone.files) == ["train/cat/b.jpg", "val/cat/c.jpg"]
+    assert [f.detail for f in report.findings if f.path.endswith("b.jpg")] == [
+        f"also at {pets}/train/cat/a.jpg",
+        f"also at {pets}/val/cat/5.jpg",
+    ]
 
 
 def test_the_best_of_near_copies_is_kept(pets: Path, photo: Callable[..., Image.Image]) -> None:
@@ -141,7 +163,7 @@ PATHS = st.sets(st.builds("{}/{}.jpg".format, st.sampled_from(FOLDERS), st.integ
 
 @given(PATHS, st.sampled_from(["exact", "near"]))
 def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["exact", "near"]) -> None:
-    """Taking the leaks away leaves one split, taking the duplicates away one file, unless a label is in doubt."""
+    """Without the leaks, one split is left; without the duplicates, one file in each, unless a label is in doubt."""
     layout = Layout({name: name for name in ("train", "val", "test")})
     group, notes = judge_group(sorted(paths, reverse=True), kind, layout, "pets/")
     assert group.paths == tuple(f"pets/{path}" for path in sorted(paths))
@@ -156,3 +178,5 @@ def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["ex
         assert all("label_conflict" in names and "duplicate" not in names for names in named.values())
     else:
         assert sum(not names for names in named.values()) == 1
+        left = sorted(path.partition("/")[0] for path in paths if "duplicate" not in named[path])
+        assert left == sorted({path.partition("/")[0] for path in paths})

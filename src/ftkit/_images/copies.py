@@ -148,8 +148,8 @@ def judge_group(
 
     A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
     Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
-    Kept is the copy that the scores rest on; of several in one split the one with the most pixels, then the one with
-    the most bytes, then the first by name.
+    Kept is the copy that the scores rest on; of several in one split, whether they leak or not, the one with the most
+    pixels, then the one with the most bytes, then the first by name.
 
     Args:
         paths: The files, relative to the root.
@@ -175,21 +175,26 @@ def judge_group(
 
     keeper = max(paths, key=value)
     near = "near_" if kind == "near" else ""
+
+    def copy(path: str, kept: str) -> str:
+        like = pairs.get((min(path, kept), max(path, kept)), 1.0)
+        return f"also at {prefix}{kept}" + (f", similarity {like:.3f}" if like < 1 else "")
+
     notes = []
     for path in paths:
-        like = pairs.get((min(path, keeper), max(path, keeper)), 1.0)
-        copy = f"also at {prefix}{keeper}" + (f", similarity {like:.3f}" if like < 1 else "")
-        larger = _larger(worth.get(keeper), worth.get(path))
+        split = places[path].split
         if len(classes) > 1:
             others = ", ".join(label for label in classes if label != places[path].label)
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
-        if len(splits) > 1 and places[path].split != places[keeper].split:
+        if len(splits) > 1 and split != places[keeper].split:
             is_same = files[path] == files[keeper]
             is_evaluation = rank[path] > _RANK["train"]
             kind_of_leak = near + "eval_leak" if is_evaluation else "same_file" if is_same else near + "leak"
-            notes.append((path, Note(kind_of_leak, copy)))
-        elif len(classes) <= 1 and files[path] != files[keeper]:
-            notes.append((path, Note(near + "duplicate", copy + larger)))
+            notes.append((path, Note(kind_of_leak, copy(path, keeper))))
+        kept = max((other for other in paths if len(splits) < 2 or places[other].split == split), key=value)
+        if len(classes) <= 1 and files[path] != files[kept]:
+            larger = _larger(worth.get(kept), worth.get(path))
+            notes.append((path, Note(near + "duplicate", copy(path, kept) + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
     return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes
 

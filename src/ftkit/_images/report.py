@@ -216,7 +216,7 @@ class ScanReport(Report):
                 manifest written before the first move, and a gallery to look at.
             kinds: What to move: kinds of findings, severities, ``"leaks"`` (of an image that is in
                 training and in evaluation, the training copy), ``"eval_leaks"`` (of one in validation
-                and test, the former copy) or ``"duplicates"`` (all but one copy). By default unusable
+                and test, the former copy) or ``"duplicates"`` (all but one copy in a split). By default unusable
                 files and junk; odd files stay, and so does ``"other_file"``, such as a ``labels.csv``.
             only: The files to move, whatever was found about them unless ``kinds`` says so, too: their paths, relative
                 to the data set or from anywhere, or the list of them that the page of `to_html` has saved.
