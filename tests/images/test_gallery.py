@@ -188,8 +188,13 @@ def test_a_choice_made_with_the_keyboard_is_what_moves(dirty: Path, tmp_path: Pa
     assert browser.run("document.title") == "pets: scan results"
     browser.press("?")
     assert browser.run("document.querySelector('#help').open")
-    browser.press("Escape")
-    browser.run("document.querySelector('#truncated .card input').focus()")
+    browser.press("ArrowRight", "Escape")
+    assert browser.run("document.activeElement === document.body")
+    browser.press("ArrowRight")  # nothing needs to be clicked first
+    assert browser.run("document.activeElement === document.querySelector('.card input')")
+    browser.run("document.activeElement.blur(), document.querySelector('#truncated').scrollIntoView()")
+    browser.press("ArrowLeft")
+    assert browser.run("document.activeElement === document.querySelector('#truncated .card input')")
     tops = browser.run("[...document.querySelectorAll('#truncated .card')].map(card => card.offsetTop)")
     columns = tops.count(tops[0])
     focused = "+document.activeElement.closest('.card').dataset.f"

@@ -346,6 +346,50 @@ def test_a_disk_that_is_full_in_the_middle(dirty: Path, monkeypatch: pytest.Monk
     assert snapshot(dirty) == before
 
 
+@pytest.mark.parametrize("refused", ["train", "cat"])
+def test_a_disk_that_is_read_only(dirty: Path, monkeypatch: pytest.MonkeyPatch, refused: str) -> None:
+    """What can be copied to another disk, but not taken away, has not moved, and no manifest says so."""
+    before, report = snapshot(dirty), scan_images(dirty, workers=1)
+    unlink = Path.unlink
+
+    def far_away(*_: object) -> None:
+        raise OSError(errno.EXDEV, "far away")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.is_relative_to(dirty) and refused in path.parts:
+            raise OSError(errno.EROFS, "Read-only file system")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", far_away)
+        patch.setattr(Path, "unlink", refuse)
+        gone = report.quarantine(dirty.parent / "aside")
+    assert {why for path, why in gone.left if refused in path.split("/")} == {"Read-only file system"}
+    assert gone.moved == len(gone.files) == 4 - len(gone.left)
+    if gone.manifest:
+        there = [path for path in gone.folder.rglob("*") if path.is_file()]
+        assert len(there) == len(restore(gone.manifest)) == gone.moved
+    assert not (dirty.parent / "aside/files").exists()
+    assert snapshot(dirty) == before
+
+
+def test_a_folder_of_which_nothing_may_be_taken(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others move, and the quarantine has no folder for what did not."""
+    rename = Path.rename
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.parent.name == "cat":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return rename(path, target)
+
+    report = scan_images(dirty, workers=1)
+    monkeypatch.setattr(Path, "rename", refuse)
+    gone = report.quarantine(dirty.parent / "aside")
+    assert {path.split("/")[-2] for path, _ in gone.left} == {"cat"}
+    assert gone.moved > 0
+    assert [path for path in gone.folder.rglob("*") if path.is_dir() and not any(path.iterdir())] == []
+
+
 def test_a_disk_that_is_full_as_files_come_back(dirty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit stays in the quarantine, and another restore brings it once there is room."""
     resource = pytest.importorskip("resource")

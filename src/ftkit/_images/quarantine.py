@@ -146,6 +146,7 @@ def move_away(
                 left.append((entry.path, _reason(error) if os.path.lexists(home / entry.path) else GONE))
     if len(gone) < len(entries):  # another process was faster, say: a manifest lists what is here
         moved = {entry.path for entry in gone}
+        _remove_empty(folder, {parent for entry in entries for parent in (folder / entry.path).parents})
         there = [
             entry
             for entry in entries
@@ -154,7 +155,6 @@ def move_away(
         if not there:
             for file in (manifest.path, gallery):
                 file.unlink()
-            _remove_empty(folder, {(folder / entry.path).parent for entry in entries})
             _remove(made)
             return _summary(home, target, gone, left)
         with suppress(FileWriteError):  # the disk is full, say: to list more than is here does no harm
@@ -367,7 +367,12 @@ def _move(source: Path, target: Path) -> None:
             _copy_durably(source, target)
         else:
             raise
-        source.unlink()
+        try:
+            source.unlink()
+        except OSError as refused:  # its disk is read-only, say
+            if refused.errno != errno.ENOENT and os.path.lexists(source):  # else the copy is all there is
+                target.unlink()
+            raise
 
 
 def _copy_durably(source: Path, target: Path) -> None:
