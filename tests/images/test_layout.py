@@ -90,6 +90,8 @@ def test_what_image_folder_stumbles_over() -> None:
     assert arranged("1.jpg", "2.jpg") == {"": "flat"}
     assert arranged("train/1.jpg", "train/cat/2.jpg", "val/cat/3.jpg") == {"train/": "beside_classes"}
     assert arranged("Cat/1.jpg", "cat/2.jpg", "dog/3.jpg") == dict.fromkeys(["Cat", "cat"], "class_twins")
+    owls = ["b\u00fcho", "bu\u0308ho"]  # the same letters, in two ways
+    assert arranged(*(f"{owl}/1.jpg" for owl in owls), "buho/2.jpg") == dict.fromkeys(owls, "class_twins")
     assert arranged("cat/1.jpg", ".cache/2.jpg") == {".cache": "hidden_class"}
 
 

@@ -776,6 +776,37 @@ def test_empty_folders_in_each_other_go_at_once(dirty: Path) -> None:
     assert snapshot(dirty) == before
 
 
+def test_a_folder_that_is_called_an_image_and_is_not_empty(dirty: Path, jpegs: list[bytes]) -> None:
+    """It stays, with what to do about it; so does one that was empty when it was scanned."""
+    owl = dirty / "train/owl.jpg"
+    owl.mkdir()
+    (owl / "1.jpg").write_bytes(jpegs[11])
+    report = scan_images(dirty, workers=1)
+    (dirty / "train/empty/late.txt").touch()
+    gone = report.quarantine(dirty.parent / "aside")
+    assert gone.left == [
+        ("train/empty", "it has changed since the scan"),
+        ("train/owl.jpg", "a folder that is not empty: rename it"),
+    ]
+    owl.rename(owl.with_name("owl"))
+    assert scan_images(dirty, workers=1).quarantine(dirty.parent / "aside").left == []
+
+
+def test_names_that_differ_in_case_or_encoding(dirty: Path, jpegs: list[bytes]) -> None:
+    """Each file is its own, moves and comes back as such, and one is a duplicate of the other where it is."""
+    cat = dirty / "train/cat"
+    for name, data in (("\u00e9.jpg", jpegs[10]), ("e\u0301.jpg", jpegs[10]), ("\u00c9.jpg", jpegs[10][:2000])):
+        (cat / name).write_bytes(data)
+    if len({"\u00e9.jpg", "e\u0301.jpg", "\u00c9.jpg"} & {path.name for path in cat.iterdir()}) < 3:
+        pytest.skip("To this file system, these names are the same.")
+    before, report = snapshot(dirty), scan_images(dirty, workers=1)
+    gone = report.quarantine(dirty.parent / "aside", ["duplicates", "truncated"])
+    assert {"train/cat/\u00e9.jpg", "train/cat/\u00c9.jpg"} <= gone.files.keys()
+    assert "train/cat/e\u0301.jpg" not in gone.files
+    assert len(restore(gone.manifest)) == gone.moved
+    assert snapshot(dirty) == before
+
+
 def test_folders_that_were_removed_come_back_with_their_times(dirty: Path) -> None:
     """And with what is in them, although that changes a folder's time."""
     for number, name in enumerate(("val/z1/z2", "val/z1", "train/empty", "train/__MACOSX")):

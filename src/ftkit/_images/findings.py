@@ -124,7 +124,7 @@ KINDS: dict[str, Kind] = {
     "classes_deeper": _odd("ImageFolder finds a single class: the folder with the classes", "pass that folder"),
     "flat": _odd("images without class folders; ImageFolder raises", "sort them into folders, or write a Dataset"),
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),
-    "class_twins": _odd("two classes for ImageFolder, one for systems that ignore case", "merge or rename them"),
+    "class_twins": _odd("two classes for ImageFolder, one for some systems", "merge or rename them"),
     "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
     # A folder that is no data set: folders.py.
     "hub_cache": _odd("where the Hugging Face hub keeps files; the scan skips it", "scan the snapshot in it"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
+from unicodedata import normalize
 
 from ftkit._arguments import strings
 from ftkit._images.suffixes import may_be_class
@@ -116,6 +117,11 @@ def _split(name: str) -> str:
     return _SPLITS[found[1]] if found else ""
 
 
+def _folded(name: str) -> str:
+    """Return what is the same for names that are one to some system: case does not count, nor how an é is encoded."""
+    return normalize("NFC", name).casefold()
+
+
 class Arrangement:
     """Where the images of a data set lie, to tell what ImageFolder would make of it."""
 
@@ -147,11 +153,13 @@ class Arrangement:
         for name in names:
             if name.startswith("."):
                 yield split + name, Note("hidden_class", "a hidden folder that contains images")
-        twins = Counter(name.casefold() for name in names)
+        twins = Counter(map(_folded, names))
         for name in names:
-            if twins[name.casefold()] > 1:
-                others = [other for other in names if other.casefold() == name.casefold() and other != name]
-                yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} only in case")
+            if twins[_folded(name)] > 1:
+                others = [other for other in names if _folded(other) == _folded(name) and other != name]
+                in_case = all(other.casefold() == name.casefold() for other in others)
+                how = "in case" if in_case else "in case, or in how accents are encoded"
+                yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} only {how}")
         deeper = sorted(second for _, second in inside)
         if len(names) == 1 and not loose and len(deeper) > 1 and "" not in deeper:
             folders = ", ".join(map(repr, deeper[:_NAMED]))

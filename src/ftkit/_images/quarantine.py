@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import LITTER_SUFFIX, atomic_write, digest, lock, open_folder, remove_litter, sync_folder
-from ftkit._images.findings import Finding
-from ftkit._images.folders import GONE, Folder, Judged, below, is_inside, is_litter, require_folder
+from ftkit._images.findings import KINDS, Finding
+from ftkit._images.folders import CHANGED, GONE, Folder, Judged, below, is_inside, is_litter, require_folder
 from ftkit._images.manifest import Entry, Manifest, hint_beside, is_page, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
@@ -311,7 +311,7 @@ def _plan(
         path = folder.relative_to(root).as_posix()
         try:
             is_empty = leaving.issuperset(folder.iterdir())
-            why = "" if is_empty else "a folder that is not empty"
+            why = "" if is_empty else _why_full(reasons.get(path, []))
         except OSError as error:
             why = _reason(error)
         if folder in led_to:
@@ -322,6 +322,12 @@ def _plan(
         elif path in reasons:
             left.append((path, why))
     return plan, left
+
+
+def _why_full(kinds: Sequence[str]) -> str:
+    """Return why a folder stays that is not empty, and what the user can do about it."""
+    remedies = [KINDS[kind].remedy for kind in kinds if kind != "empty_folder"]
+    return f"a folder that is not empty: {', '.join(remedies)}" if remedies else CHANGED
 
 
 def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, str]:
