@@ -117,8 +117,10 @@ def test_a_folder_behind_a_url(pets: Path, jpegs: list[bytes]) -> None:
             ]
             assert len(remote.leaks) == 1
             assert remote.classes == local.classes
-        with fsspec.open(remote.unusable[0].path) as file:
-            assert file.read() == jpegs[10][:3000]
+        for url in ("memory://scan-test", "memory://scan-test/", "memory://"):
+            (found,) = scan_images(url, workers=2).unusable
+            with fsspec.open(found.path) as file:
+                assert file.read() == jpegs[10][:3000]
         with pytest.raises(FtkitError, match="is not a folder"):
             scan_images("memory://nowhere")
         with pytest.raises(FtkitError, match="image_folder_filter"):

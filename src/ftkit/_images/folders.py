@@ -183,7 +183,7 @@ class _RemoteFolder(Folder):
 
     def __init__(self, url: str) -> None:
         self.name = url
-        self.prefix = self.place = url.rstrip("/") + "/"
+        self.prefix = self.place = url if url.endswith("/") else f"{url}/"
         with _reached(url):
             self._files, self._root = _open_remote(url)
             is_folder = self._files.isdir(self._root)
