@@ -468,6 +468,46 @@ def test_nothing_moves_through_a_linked_folder(pets: Path, jpegs: list[bytes]) -
     assert {path: what for path, what in snapshot(pets.parent).items() if "aside" not in path} == before
 
 
+def test_a_file_that_is_found_through_a_linked_folder_too_moves_once(pets: Path, jpegs: list[bytes]) -> None:
+    """By its own name; nothing is left then that could be done. One that is listed only by the other name stays."""
+    (pets / "train/cat/cut.jpg").write_bytes(jpegs[11][:3000])
+    (pets / "linked").symlink_to("train")
+    before, report = snapshot(pets), scan_images(pets, workers=1)
+    assert len(report.unusable) == 2
+    gone = report.quarantine(pets.parent / "aside", only=["linked/cat/cut.jpg"])
+    assert (gone.moved, gone.left) == (0, [("linked/cat/cut.jpg", "linked is a link")])
+    gone = report.quarantine(pets.parent / "aside")
+    assert (list(gone.files), gone.left) == (["train/cat/cut.jpg"], [])
+    assert len(restore(gone.manifest)) == 1
+    assert snapshot(pets) == before
+
+
+def test_a_name_that_no_manifest_can_record_is_left(pets: Path, jpegs: list[bytes]) -> None:
+    """It would be a place of its own on another system."""
+    if os.sep == "\\":
+        pytest.skip("Windows has no such names.")
+    (pets / "train/cat/..\\cut.jpg").write_bytes(jpegs[11][:3000])
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
+    assert gone.left == [("train/cat/..\\cut.jpg", "a manifest can't record its name")]
+
+
+def test_a_link_keeps_its_time_on_the_way_to_another_disk(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There, a new link takes its place."""
+    if os.utime not in os.supports_follow_symlinks:
+        pytest.skip("No link has a time here.")
+    link = pets / "train/cat/gone.jpg"
+    link.symlink_to("nowhere.jpg")
+    os.utime(link, ns=(10**18, 10**18), follow_symlinks=False)
+
+    def far_away(*_: object) -> None:
+        raise OSError(errno.EXDEV, "far away")
+
+    monkeypatch.setattr(Path, "rename", far_away)
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
+    assert len(restore(gone.manifest)) == 1
+    assert link.lstat().st_mtime_ns == 10**18
+
+
 @pytest.mark.parametrize("link", ["symbolic", "hard"])
 def test_a_file_is_no_duplicate_of_itself(pets: Path, link: str) -> None:
     """Within a class it is nothing at all, across splits a leak of its own kind; the link goes, its target stays."""

@@ -289,6 +289,8 @@ def _plan(
     for path, kinds in sorted(reasons.items()):
         try:
             why = obstacle(root, path) if names_inside(path) else "a manifest can't record its name"
+            if why and path != (name := _true_name(root, path)) and name in reasons:  # by that, it moves or is left
+                continue
             if not why:
                 entry = Entry.of(root, path, kinds)
                 why = change(path) if entry.type == "link" or dry_run else ""
@@ -322,6 +324,12 @@ def _plan(
         elif path in reasons:
             left.append((path, why))
     return plan, left
+
+
+def _true_name(root: Path, path: str) -> str:
+    """Return what a path relative to ``root`` is without the linked folders that it leads through."""
+    place = root / path
+    return os.path.relpath(Path(os.path.realpath(place.parent), place.name), root).replace(os.sep, "/")
 
 
 def _why_full(kinds: Sequence[str]) -> str:
@@ -369,6 +377,7 @@ def _move(source: Path, target: Path) -> None:
             raise
         if source.is_symlink():
             target.symlink_to(source.readlink())
+            shutil.copystat(source, target, follow_symlinks=False)
         elif source.is_file():
             _copy_durably(source, target)
         else:

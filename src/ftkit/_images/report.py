@@ -233,7 +233,7 @@ class ScanReport(Report):
         gone = moved_before(self._place, dest) if only is not None else ()
         groups = self._groups_here()
         chosen = choose(self._place, self._findings_here(), groups, kinds, only, gone, self.root)
-        note = "These were set aside; ftkit.restore(manifest) moves them back."
+        note = "Below is what was set aside; ftkit.restore(manifest) moves it back."
         dry_run = flag("dry_run", dry_run)
 
         def show(page: Path, moved_to: str, paths: Collection[str]) -> None:
