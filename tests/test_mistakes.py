@@ -268,6 +268,8 @@ extract_archive("pets.zip", "new", password=1234)          password must be a st
 extract_archive("pets.zip", "new", strip="yes")            strip must be True or False, not 'yes'
 scan_images(["img/train", "img/val"])                      Expected a path as root, got ['img/train', 'img/val']
 scan_images("imgs")                                        Did you mean 'img'
+scan_images("htp://x.org/pets")                            Did you mean 'http'
+scan_images("ftp://127.0.0.1:9/pets")                      Check the URL, the connection
 scan_images("img", workers="2")                            workers must be a whole number of at least 1
 scan_images("img", workers=1.5)                            not 1.5
 scan_images("img", timeout="10")                           timeout must be a number of seconds, more than 0 and finite
