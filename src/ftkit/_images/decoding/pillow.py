@@ -173,7 +173,9 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
             return _broken_by(error)
         if remark or is_holed:
             return Broken("damaged", remark[0] if remark else _HOLE)
-    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile can")
+    if not all(map(complaint, found.others)):
+        return Broken("damaged", f"TIFF with {found.words}, where one changed bit makes it a coding that loads")
+    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile may")
 
 
 def _broken_by(error: Exception) -> Broken:
