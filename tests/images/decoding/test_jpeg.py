@@ -373,6 +373,21 @@ def test_kinds_that_pillow_does_not_open(found: Found, image: Image.Image, encod
         assert found(data[:stop]) in (["damaged"], ["truncated"])
 
 
+def test_a_number_of_components_that_pillow_does_not_open(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Two make no picture to Pillow, and no damage; a changed bit does not make two of three."""
+    data = encode(image.convert("L"))
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    coded = data[scan + 10 : -2]
+    start = data[:frame] + b"\xff\xc0\0\x0e" + data[frame + 4 : frame + 9] + b"\2\1\x11\0\2\x11\0"
+    scans = b"".join(b"\xff\xda\0\x08\1" + bytes((name, 0, 0, 63, 0)) + coded for name in (1, 2))
+    whole = start + data[frame + 13 : scan] + scans + b"\xff\xd9"
+    assert found(whole) == ["needs_package"]
+    assert found(whole[:-400]) in (["damaged"], ["truncated"])
+    changed = bytearray(encode(image))
+    changed[changed.index(b"\xff\xc0") + 9] ^= 1
+    assert found(bytes(changed)) == ["damaged"]
+
+
 def test_a_changed_bit_makes_no_lossless_file(found: Found, image: Image.Image, encode: Encode) -> None:
     """Its pixels are coded otherwise, which the head of the scan tells."""
     assert found(encode(image).replace(b"\xff\xc0", b"\xff\xc3", 1)) == ["damaged"]

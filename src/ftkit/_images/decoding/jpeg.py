@@ -278,10 +278,11 @@ def _judge_arithmetic(data: bytes, notes: Notes) -> None:
 
 def _unsupported(data: bytes) -> str:
     """Return the kind of a file that few decoders take, if it is whole as far as its markers tell; else nothing."""
-    frame, precision, foreign = 0, 8, list[tuple[int, int]]()
+    frame, precision, components, foreign = 0, 8, 0, list[tuple[int, int]]()
     for marker, at, body in _segments(data, foreign):
         if marker in _SOF or marker == _LS:
             frame, precision = marker, body[0] if body else 0
+            components = body[5] if len(body) > 5 and len(body) == 6 + 3 * body[5] else 0
         elif marker == _SOS:
             is_whole = not foreign and data.find(EOI, at + 4 + len(body)) > 0
             # Lossless scans name a predictor, and no band of a spectrum.
@@ -292,6 +293,8 @@ def _unsupported(data: bytes) -> str:
                 kind = "lossless JPEG"
             else:
                 kind = "12-bit JPEG" if precision == 12 and frame in _DEEP else ""
+                if precision == 8 and components not in (0, 1, 3, 4) and frame & 15 in _FAST:
+                    kind = f"JPEG with {components} components"
             return kind if is_whole else ""
     return ""
 
