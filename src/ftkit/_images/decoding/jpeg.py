@@ -494,7 +494,9 @@ def _is_text(left: bytes) -> bool:
 
 
 def _is_read_soon(data: bytes, header: JpegHeader) -> bool:
-    return len(data) + header.width * header.height // 8 <= _MOST_READ
+    """Whether all codes can be read in some seconds, far from the timeout."""
+    blocks = header.width * header.height // 64
+    return len(data) + blocks * data.count(b"\xff\xda") <= _MOST_READ
 
 
 def _goes_on(data: bytes, header: JpegHeader, is_text: bool = False) -> bool | None:
@@ -520,4 +522,4 @@ _LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
 _MOST_FOREIGN = 4096  # bytes, where nothing tells them from pixels, or that are all the same
 _MOST_PADDED = 8  # bytes of pixels that look like the padding behind them, at most
 _LEAST_TEXT, _TEXT = 8, bytes((9, 10, 13, *range(32, 127)))
-_MOST_READ = 3_000_000  # bytes and eighths of a pixel: codes that are read in some seconds, far from a timeout
+_MOST_READ = 3_000_000  # bytes, and blocks of all scans
