@@ -101,6 +101,84 @@ def test_foreign_bytes_are_told_from_pixels(found: Found, jpegs: list[bytes]) ->
     assert [found(data[:-2] + page + data[-2:]) for data in jpegs].count(["decoder_warning"]) >= 8
 
 
+def plane_by_plane(image: Image.Image, encode: Encode) -> bytes:
+    """Return a picture in baseline coding, with a scan for each component."""
+    planes = [encode(plane) for plane in image.convert("YCbCr").split()]
+    frame, scan = planes[0].index(b"\xff\xc0"), planes[0].index(b"\xff\xda")
+    size = planes[0][frame + 5 : frame + 9]
+    heads = b"".join(bytes((name, 0x11, 0)) for name in (1, 2, 3))
+    data = planes[0][:frame] + b"\xff\xc0\0\x11\x08" + size + b"\x03" + heads + planes[0][frame + 13 : scan]
+    for name, plane in enumerate(planes, 1):
+        head = bytes((0, 8, 1, name, 0, 0, 63, 0))
+        data += b"\xff\xda" + head + plane[plane.index(b"\xff\xda") + 10 : -2]
+    return data + b"\xff\xd9"
+
+
+FOREIGN = {
+    "a line end": b"\r\n\r\n",
+    "a remark": b"Created with foo 1.0",
+    "a page": b"<title>504 Gateway Time-out</title>" * 200,
+    "numbers": random.Random(6).randbytes(300).replace(b"\xff", b"\xfe"),
+    "few numbers": random.Random(8).randbytes(9).replace(b"\xff", b"\xfe"),
+}
+SORTS: dict[str, Callable[[Image.Image, Encode], bytes]] = {
+    "progressive": lambda image, encode: encode(image, progressive=True),
+    "small": lambda image, encode: encode(image.resize((37, 21)), progressive=True),
+    "full colors": lambda image, encode: encode(image, progressive=True, subsampling="4:4:4"),
+    "grey": lambda image, encode: encode(image.convert("L"), progressive=True),
+    "inks": lambda image, encode: encode(image.convert("CMYK"), progressive=True),
+    "restarts": lambda image, encode: encode(image, progressive=True, restart_marker_blocks=7),
+    "plane by plane": plane_by_plane,
+    "arithmetic": lambda _, __: ARITHMETIC,
+}
+
+
+@pytest.mark.parametrize("sort", SORTS)
+@pytest.mark.parametrize("foreign", FOREIGN.values(), ids=FOREIGN)
+def test_foreign_bytes_at_the_end_of_any_sort_of_file(
+    found: Found, is_unusable: Judge, image: Image.Image, encode: Encode, sort: str, foreign: bytes
+) -> None:
+    """Nothing is lost, and the file stays; also where another picture follows, as in photos of phones."""
+    data = SORTS[sort](image, encode)
+    whole = data[:-2] + foreign + data[-2:]
+    assert set(found(data)) <= {"cmyk", "tiny"}
+    for file in (whole, whole + encode(image.resize((64, 48)))):
+        assert not is_unusable(file)
+    assert "damaged" not in found(whole) or sort not in ("progressive", "small", "full colors", "grey", "inks")
+
+
+@pytest.mark.parametrize("sort", [sort for sort in SORTS if sort not in ("small", "arithmetic")])
+def test_changed_bytes_in_the_last_scan(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, sort: str
+) -> None:
+    """Pixels that are left over then are no foreign bytes."""
+    rng = random.Random(2)
+    found = total = 0
+    for seed in range(4):
+        data = SORTS[sort](photo(seed), encode)
+        scan = data.rindex(b"\xff\xda") + 10
+        for change in (lambda old: bytes([old[0] ^ 4, *old[1:]]), lambda old: rng.randbytes(len(old)), lambda _: b""):
+            for size in (1, 60):
+                at = rng.randrange(scan, (scan + len(data)) // 2)
+                spoiled = data[:at] + change(data[at : at + size]) + data[at + size :]
+                total += check_bytes("x.jpg", spoiled).notes not in ([], check_bytes("x.jpg", data).notes)
+                found += is_unusable(spoiled)
+        holed = data[: scan + 300] + bytes(2000) + data[scan + 2300 :]
+        assert len(data) < scan + 3000 or is_unusable(holed)
+    assert found >= 0.9 * total
+
+
+def test_foreign_bytes_in_a_file_that_is_too_long_to_be_read(is_unusable: Judge, encode: Encode) -> None:
+    """Its codes would take until the timeout: what can't be told then is no damage."""
+    noise = np.random.default_rng(0).integers(0, 256, (1700, 1800, 3), np.uint8)
+    for progressive in (False, True):
+        data = encode(Image.fromarray(noise), quality=96, progressive=progressive)
+        assert len(data) > 3_000_000
+        assert not is_unusable(data[:-2] + FOREIGN["numbers"] + data[-2:])
+    data = encode(Image.fromarray(noise), quality=96)
+    assert is_unusable(data[:1_000_000] + data[1_000_500:])
+
+
 @pytest.mark.parametrize("change", [(b"\r", b"\n"), (b"\r", b""), (b"\n", b"\r\n")], ids=repr)
 @pytest.mark.parametrize("seed", [2, 3, 5])
 def test_files_that_were_sent_as_text(
@@ -293,6 +371,21 @@ def test_kinds_that_pillow_does_not_open(found: Found, image: Image.Image, encod
     assert "imagecodecs" in note.detail
     for stop in (30, len(data) - 20, len(data) - 2):
         assert found(data[:stop]) in (["damaged"], ["truncated"])
+
+
+def test_a_number_of_components_that_pillow_does_not_open(found: Found, image: Image.Image, encode: Encode) -> None:
+    """Two make no picture to Pillow, and no damage; a changed bit does not make two of three."""
+    data = encode(image.convert("L"))
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    coded = data[scan + 10 : -2]
+    start = data[:frame] + b"\xff\xc0\0\x0e" + data[frame + 4 : frame + 9] + b"\2\1\x11\0\2\x11\0"
+    scans = b"".join(b"\xff\xda\0\x08\1" + bytes((name, 0, 0, 63, 0)) + coded for name in (1, 2))
+    whole = start + data[frame + 13 : scan] + scans + b"\xff\xd9"
+    assert found(whole) == ["needs_package"]
+    assert found(whole[:-400]) in (["damaged"], ["truncated"])
+    changed = bytearray(encode(image))
+    changed[changed.index(b"\xff\xc0") + 9] ^= 1
+    assert found(bytes(changed)) == ["damaged"]
 
 
 def test_a_changed_bit_makes_no_lossless_file(found: Found, image: Image.Image, encode: Encode) -> None:

@@ -221,3 +221,40 @@ def test_a_gif_without_its_trailer(
         (tmp_path / "x.gif").write_bytes(lacking)
         copy = mend(str(tmp_path / "x.gif"), ["missing_end"], str(tmp_path / f"{len(lacking)}.gif"), [], dry_run=False)
         assert Path(copy).read_bytes() == data
+
+
+def _mended(folder: Path, data: bytes) -> bytes:
+    """Return the copy of a GIF file that gets its end."""
+    (folder / "x.gif").write_bytes(data)
+    (folder / "copy.gif").unlink(missing_ok=True)
+    return Path(mend(str(folder / "x.gif"), ["missing_end"], str(folder / "copy.gif"), [], dry_run=False)).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "extension",
+    [b"!\xfe\x28" + b"c" * 40 + b"\0", b"!\xff\x0bXMP DataXMP\x3c" + b"x" * 60 + b"\0"],
+    ids=["comment", "XMP"],
+)
+def test_a_gif_that_ends_within_an_extension(
+    tmp_path: Path, image: Image.Image, encode: Encode, found: Callable[..., list[str]], extension: bytes
+) -> None:
+    """No pixels are missing, but the trailer is; a copy has the extension only where all of it is there."""
+    data = encode(image.resize((80, 60)), "GIF")
+    assert "missing_end" not in found(data[:-1] + extension + b";", "x.gif")
+    for cut in range(2, len(extension) + 1):
+        spoiled = data[:-1] + extension[:cut]
+        assert "missing_end" in found(spoiled, "x.gif")
+        copy = _mended(tmp_path, spoiled)
+        assert copy in (data, spoiled + b";", spoiled + b"\0;")
+        assert copy == data or extension[cut - 1 :].startswith((b"c\0", b"x\0", b"P<")) or cut == len(extension)
+
+
+def test_a_gif_with_something_else_than_its_trailer(
+    tmp_path: Path, image: Image.Image, encode: Encode, found: Callable[..., list[str]]
+) -> None:
+    """Pillow looks for more frames and finds none; other loaders raise."""
+    data = encode(image.resize((80, 60)), "GIF")
+    for end in (b"\xff", b":", b"no end" * 20, b"\x3a;"):
+        spoiled = data[:-1] + end
+        assert "missing_end" in found(spoiled, "x.gif")
+        assert _mended(tmp_path, spoiled) == data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import random
+import struct
 import zlib
 from collections.abc import Callable
 
@@ -197,6 +198,56 @@ def test_what_pillow_does_not_open_is_an_image(data: bytes, package: str) -> Non
     (note,) = check_bytes("a.img", data).notes
     assert note.kind == "needs_package"
     assert package in note.detail
+
+
+def brands(*names: bytes) -> bytes:
+    """Return the beginning of a file of these brands, the first one being its own."""
+    told = names[0] + bytes(4) + b"".join(names[1:])
+    return (8 + len(told)).to_bytes(4, "big") + b"ftyp" + told + bytes(300)
+
+
+@pytest.mark.parametrize("names", [[b"hevm"], [b"avci"], [b"j2ki"], [b"mif2"], [b"isom", b"mif1", b"heic"]], ids=str)
+def test_brands_of_heif(names: list[bytes]) -> None:
+    """There are many, and the one that tells may be among those that a file is compatible with."""
+    (note,) = check_bytes("a.heic", brands(*names)).notes
+    assert note.kind == "needs_package"
+    assert "pillow-heif" in note.detail
+
+
+def test_brands_of_what_is_no_still_image(found: Found) -> None:
+    """Films have brands, too; an AVIF file that Pillow can't read stays damaged."""
+    assert found(brands(b"isom", b"iso2", b"avc1", b"mp41"), "a.heic") == ["not_an_image"]
+    for names in ([b"avif"], [b"mif1", b"avif", b"miaf"], [b"MA1B", b"mif1", b"avif"]):
+        assert found(brands(*names), "a.avif") in (["damaged"], ["needs_package"])
+
+
+def bitmap(coding: int, bits: int, pixels: bytes) -> bytes:
+    """Return a BMP file of 64 x 48 pixels."""
+    form = struct.pack("<IiiHHIIiiII", 40, 64, 48, 1, bits, coding, len(pixels), 2835, 2835, 0, 0)
+    return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + form + pixels
+
+
+def test_kinds_of_bmp_that_pillow_does_not_know(found: Found, image: Image.Image, encode: Encode) -> None:
+    """They need another program, unless something is missing."""
+    small = image.resize((64, 48))
+    for data in (bitmap(0, 64, bytes(64 * 48 * 8)), bitmap(4, 0, encode(small)), bitmap(5, 0, encode(small, "PNG"))):
+        assert found(data, "a.bmp") == ["needs_package"]
+    assert found(bitmap(0, 64, bytes(64 * 48 * 4)), "a.bmp") == ["damaged"]
+    assert found(bitmap(9, 24, bytes(64 * 48 * 3)), "a.bmp") == ["damaged"]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_an_animated_webp(image: Image.Image, encode: Encode, frames: int) -> None:
+    """Some loaders refuse it, even if there is but one frame."""
+    data = encode(image, "WEBP", save_all=True, append_images=[image.rotate(90), image.rotate(180)])
+    if frames == 1:
+        start = data.index(b"ANMF")
+        data = data[12 : start + 8 + int.from_bytes(data[start + 4 : start + 8], "little")]
+        data = b"RIFF" + (len(data) + 4).to_bytes(4, "little") + b"WEBP" + data
+    (note,) = check_bytes("a.webp", data).notes
+    assert note.kind == "animated"
+    assert "torchvision" in note.detail
+    assert check_bytes("a.webp", encode(image, "WEBP")).notes == []
 
 
 def test_an_opaque_channel_is_no_transparency(found: Found, image: Image.Image, encode: Encode) -> None:

@@ -68,6 +68,12 @@ def form_of(columns: int, rows: int, bits: int, channels: int, meaning: int) -> 
         ("c8", 1, 1, "1 channel of 64-bit complex numbers"),
         ("f4", 1, 34887, "32-bit floating-point numbers in LERC"),
         ("u1", 3, 34933, "3 channels of 8-bit unsigned numbers in PNG"),
+        ("u1", 3, 33004, "in JPEG 2000"),
+        ("u1", 3, 34892, "in JPEG"),
+        ("u1", 3, 34926, "in Zstandard"),
+        ("u1", 3, 34927, "in WebP"),
+        ("u1", 3, 50013, "in Pixtiff"),
+        ("u1", 1, 60201, "in coding 60201"),
     ],
 )
 def test_numbers_that_pillow_does_not_open(kind: str, channels: int, coding: int, words: str) -> None:
@@ -203,7 +209,7 @@ def test_planes_that_pillow_opened_before_they_were_garbled(image: Image.Image, 
     assert note.kind == "damaged"
 
 
-@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "jpeg"])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits"])
 def test_a_directory_that_was_damaged_is_no_kind_of_its_own(
     image: Image.Image, encode: Callable[..., bytes], compression: str | None
 ) -> None:

@@ -34,6 +34,9 @@ _EXIF = b"Exif\0\0"
 _RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
 
 
+_NO_RESTART = re.compile(b"\xff[\x01-\xcf\xd8-\xfe]")
+
+
 @dataclass(slots=True)
 class JpegHeader:
     """What the segments before the first scan say.
@@ -142,12 +145,20 @@ def _segments(data: bytes, foreign: list[tuple[int, int]]) -> Iterator[tuple[int
             foreign.append((start, at))
         elif data[at + 1] == 0xFF:  # a fill byte
             at += 1
+        elif data[at + 1] == EOI[1]:
+            return
         else:
             stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
             if stop > len(data):
                 return
             yield data[at + 1], at, data[at + 4 : stop]
-            at = stop
+            at = _end_of_codes(data, stop) if data[at + 1] == _SOS else stop
+
+
+def _end_of_codes(data: bytes, at: int) -> int:
+    """Return where the next marker begins, but for those between restart intervals."""
+    marker = _NO_RESTART.search(data, at)
+    return marker.start() if marker else len(data)
 
 
 def _read_frame(header: JpegHeader, body: bytes) -> None:
@@ -267,10 +278,11 @@ def _judge_arithmetic(data: bytes, notes: Notes) -> None:
 
 def _unsupported(data: bytes) -> str:
     """Return the kind of a file that few decoders take, if it is whole as far as its markers tell; else nothing."""
-    frame, precision, foreign = 0, 8, list[tuple[int, int]]()
+    frame, precision, components, foreign = 0, 8, 0, list[tuple[int, int]]()
     for marker, at, body in _segments(data, foreign):
         if marker in _SOF or marker == _LS:
             frame, precision = marker, body[0] if body else 0
+            components = body[5] if len(body) > 5 and len(body) == 6 + 3 * body[5] else 0
         elif marker == _SOS:
             is_whole = not foreign and data.find(EOI, at + 4 + len(body)) > 0
             # Lossless scans name a predictor, and no band of a spectrum.
@@ -281,6 +293,8 @@ def _unsupported(data: bytes) -> str:
                 kind = "lossless JPEG"
             else:
                 kind = "12-bit JPEG" if precision == 12 and frame in _DEEP else ""
+                if precision == 8 and components not in (0, 1, 3, 4) and frame & 15 in _FAST:
+                    kind = f"JPEG with {components} components"
             return kind if is_whole else ""
     return ""
 
@@ -447,34 +461,51 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
             if data[start - 1] == 0xFF:  # a segment that has lost a byte ends with the first one of the next marker
                 return None
             del kept[start:stop]
-        return None if _complaint_of(bytes(kept), header) or _goes_on(bytes(kept), header) is None else note
+        if _complaint_of(bytes(kept), header):
+            return None
+        is_readable = header.process < _ARITHMETIC and _is_read_soon(bytes(kept), header)
+        return None if is_readable and _goes_on(bytes(kept), header) is None else note
     left = _LEFT_OVER.search(complaint)
-    goes_on = _goes_on(data, header)
-    if left is None or goes_on is None:
+    if left is None:
         return None
-    stop, count = data.rfind(EOI), int(left[1])
-    if _is_padding(data[:stop], count) and header.process < _ARITHMETIC:
+    count, stop = int(left[1]), len(data)
+    for _, at, body in _segments(data, []):
+        stop = _end_of_codes(data, at + 4 + len(body))
+    tail = stop - len(data[:stop].rstrip(data[stop - 1 : stop]))
+    is_padding = count <= tail <= count + _MOST_PADDED and header.process < _ARITHMETIC
+    if is_padding:  # somebody's, of which no more than a few bytes were taken for pixels
         return note
-    if count > _MOST_FOREIGN or not header.in_one_scan or _end_is_pixels(data, header):
+    if tail >= count > _MOST_FOREIGN:
         return None
-    if _fits_another_sampling(data, header):
+    rest = _complaint_of(data[: stop - count] + data[stop:], header)  # each complaint hides those before it
+    if (rest and not _LEFT_OVER.search(rest)) or _fits_another_sampling(data, header):
         return None
-    return Note("damaged", f"{complaint}, which may be pixels", "odd") if goes_on else note
+    may_be_pixels = note._replace(kind="damaged", detail=f"{complaint}, which may be pixels", severity="odd")
+    is_text = _is_text(data[stop - count : stop])
+    if header.process >= _ARITHMETIC:
+        return may_be_pixels if count <= _MOST_FOREIGN or is_text else None
+    goes_on = _goes_on(data, header, is_text)
+    return None if goes_on is None else may_be_pixels if goes_on else note
 
 
-def _is_padding(data: bytes, count: int) -> bool:
-    """Whether so many bytes at the end are somebody's padding, of which no more than a few were taken for pixels."""
-    return count <= len(data) - len(data.rstrip(data[-1:])) <= count + _MOST_PADDED
+def _is_text(left: bytes) -> bool:
+    """Whether bytes are text, which coded pixels look like by chance only when they are few."""
+    return len(left) >= _LEAST_TEXT and not left.translate(None, _TEXT)
 
 
-def _goes_on(data: bytes, header: JpegHeader) -> bool | None:
-    """Read the codes as `read_codes` does; of the kinds that it does not know, that can't be told."""
+def _is_read_soon(data: bytes, header: JpegHeader) -> bool:
+    """Whether all codes can be read in some seconds, far from the timeout."""
+    blocks = header.width * header.height // 64
+    return len(data) + blocks * data.count(b"\xff\xda") <= _MOST_READ
+
+
+def _goes_on(data: bytes, header: JpegHeader, is_text: bool = False) -> bool | None:
+    """Read the codes as `read_codes` does."""
     segments = []
-    for marker, at, body in _segments(data, []) if header.in_one_scan else ():
-        segments.append((marker, body))
-        if marker == _SOS:
-            return read_codes(segments, data[at + 4 + len(body) :])
-    return False
+    for marker, at, body in _segments(data, []):
+        start = at + 4 + len(body)
+        segments.append((marker, body, data[start : _end_of_codes(data, start)] if marker == _SOS else b""))
+    return read_codes(segments, is_thorough=_is_read_soon(data, header), is_text=is_text)
 
 
 def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:
@@ -488,35 +519,7 @@ def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:
 
 
 _LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
-_MOST_FOREIGN = 4096
+_MOST_FOREIGN = 4096  # bytes, where nothing tells them from pixels, or that are all the same
 _MOST_PADDED = 8  # bytes of pixels that look like the padding behind them, at most
-_TAIL = 6000  # bytes: far more than codes need to fall into step, and little to decode a dozen times
-_MOST_ROWS = 65_000  # of a picture; the format's limit is 65,535
-
-
-def _end_is_pixels(data: bytes, header: JpegHeader) -> bool:
-    """Whether the coded data end with the end of a block.
-
-    Bytes that a decoder has left over can be foreign, put there by whoever wrote the file. Or they
-    are pixels: when bits have changed, the decoder loses its place, takes too many blocks for too
-    few bytes, falls into step again and has the last blocks left over. Huffman codes fall into step
-    after a few symbols, so the last bytes, decoded by themselves as a column of blocks, tell: pixels
-    end with a block in the last byte, foreign bytes in the midst of one.
-    """
-    from bisect import bisect_left  # seldom needed, and a worker's start is waited for
-
-    stop = data.rfind(EOI)
-    start = max(header.scan, stop - _TAIL)
-    if header.restarts:
-        start = max(start, 2 + max(data.rfind(marker, start, stop) for marker in _RESTARTS))
-    tail = data[start + (data[start] == 0) : stop]
-    unit_width, unit_height = header.unit
-    head = bytearray(data[: header.scan])
-
-    def is_too_short(blocks: int, tail: bytes) -> bool:
-        struct.pack_into(">HH", head, header.frame + 5, blocks * unit_height, unit_width)
-        return "premature" in _complaint_of(bytes(head) + tail + EOI, header)
-
-    most = range(1, _MOST_ROWS // unit_height + 1)
-    blocks = bisect_left(most, True, key=lambda blocks: is_too_short(blocks, tail))
-    return blocks > 0 and is_too_short(blocks, tail[: -2 if tail.endswith(b"\xff\x00") else -1])
+_LEAST_TEXT, _TEXT = 8, bytes((9, 10, 13, *range(32, 127)))
+_MOST_READ = 3_000_000  # bytes, and blocks of all scans

@@ -336,12 +336,20 @@ def gif_frames(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def gif_end(data: bytes) -> int | None:
-    """Return where a GIF file lacks its last byte, the trailer; None where it has it, or more than that is missing."""
+    """Return where the last block of a GIF file ends, if something else than the trailer follows, or nothing.
+
+    None where there is a trailer, or more than that is missing. An extension that was cut off is no block.
+    """
     end = max((stop for _, _, stop in gif_frames(data)), default=0)
-    while data[end : end + 1] == b"!":
-        end = _after_blocks(data, end + 2)
-    # The last block of a frame, which is empty, may be missing, too.
-    return end if 0 < end <= len(data) + 1 and not data[end:].strip(b"\0") else None
+    while data[end : end + 1] == b"!" and end + 2 < len(data):
+        stop = _after_blocks(data, end + 2)
+        if stop > len(data) + 1:
+            break
+        end = stop
+    # The last byte of a block may be missing, too, which is zero.
+    rest = data[end:]
+    is_nothing = rest.startswith(b"!") or b"," not in rest  # with which a frame begins
+    return end if 0 < end <= len(data) + 1 and not rest.startswith(b";") and is_nothing else None
 
 
 def _stills_of_gif(gif: bytes) -> Iterator[bytes]:

@@ -51,12 +51,15 @@ _DAMAGED = (
         "starts like an image, but Pillow can't read its header",
     ),
 )
-# By the brand of the file, or its first bytes: what opens it.
+# By the brands of the file, those that tell least at the end, or by its first bytes: what opens it.
 _HEIF, _JXL = ("HEIF", "pillow-heif"), ("JXL", "pillow-jxl-plugin")
 _PLUGINS = {
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), _HEIF),
-    b"avif": ("AVIF", "pillow-avif-plugin"), b"avis": ("AVIF", "pillow-avif-plugin"), b"\xff\x0a": _JXL,
+    **dict.fromkeys((b"avif", b"avis", b"MA1A", b"MA1B"), ("AVIF", "pillow-avif-plugin")),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), _HEIF),
+    **dict.fromkeys((b"avci", b"avcs", b"j2ki", b"j2is", b"jpeg", b"jpgs", b"vvic", b"vvis", b"MiHB", b"MiHE"), _HEIF),
+    **dict.fromkeys((b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"), _HEIF), b"\xff\x0a": _JXL,
 }  # fmt: skip
+_MOST_BRANDS = 256  # bytes that tell of them
 _COMPLAINTS = (OSError, SyntaxError, EOFError, struct.error, zlib.error)
 # Pillow would start Ghostscript, or ask Windows to draw.
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
@@ -117,6 +120,8 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
     except (*_COMPLAINTS, ValueError) as error:
         if found := tiff.unsupported(data, _NO_SAMPLES in str(error)):
             raise _judge_unsupported(found) from None
+        if kind := _kind_of_bmp(data):
+            raise Broken("needs_package", f"{kind}, which Pillow can't open") from None
         if isinstance(error, ValueError):
             raise
         raise _broken_by(error) from None
@@ -131,8 +136,12 @@ def _by_start(data: bytes, table: tuple[tuple[tuple[bytes, ...], str], ...]) -> 
 
 def _describe(data: bytes) -> Broken:
     """Tell a damaged image from what never was one, and from what needs a plug-in."""
-    brand = data[8:12] if data[4:8] == b"ftyp" else b"\xff\x0a" if data[4:8] == b"JXL " else data[:2]
-    form, package = _PLUGINS.get(brand, ("", ""))
+    brands = {b"\xff\x0a" if data[4:8] == b"JXL " else data[:2]}
+    if data[4:8] == b"ftyp":  # the file's own brand, its version, and those that it is compatible with
+        brands = {
+            data[at : at + 4] for at in range(8, min(int.from_bytes(data[:4], "big"), _MOST_BRANDS), 4) if at != 12
+        }
+    form, package = next((plugin for brand, plugin in _PLUGINS.items() if brand in brands), ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
     if found := tiff.unsupported(data):
@@ -154,6 +163,18 @@ def _describe(data: bytes) -> Broken:
     return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
 
 
+def _kind_of_bmp(data: bytes) -> str:
+    """Return the kind of a whole BMP file that Pillow does not know; else nothing."""
+    if not data.startswith(b"BM") or len(data) < 54:
+        return ""
+    start, width, height, bits, coding = struct.unpack_from("<I4xii2xHI", data, 10)
+    size = (width * bits + 31) // 32 * 4 * abs(height)
+    if coding == 0 and bits in (2, 64) and 0 <= len(data) - start - size < 4:
+        return f"BMP of {bits} bits per pixel"
+    inner = {4: ("JPEG", b"\xff\xd8\xff"), 5: ("PNG", png.MAGIC)}.get(coding)
+    return f"BMP in {inner[0]}" if inner and not bits and data.startswith(inner[1], start) else ""
+
+
 def _is_whole_pam(data: bytes) -> bool:
     head, _, pixels = data.partition(b"\nENDHDR\n")
     numbers = dict(re.findall(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)\s+(\d{1,9})\s*$", head, re.MULTILINE))
@@ -173,7 +194,9 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
             return _broken_by(error)
         if remark or is_holed:
             return Broken("damaged", remark[0] if remark else _HOLE)
-    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile can")
+    if not all(map(complaint, found.others)):
+        return Broken("damaged", f"TIFF with {found.words}, where one changed bit makes it a coding that loads")
+    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile may")
 
 
 def _broken_by(error: Exception) -> Broken:
@@ -289,11 +312,12 @@ def _judge_gif(still: bytes) -> None:
 def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
     """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
     frames = frame = work = 0
+    first = b""
     try:
         frames = getattr(image, "n_frames", 1)
         width, height = image.size
         coded = stills(image.format or "", data)
-        next(coded, None)
+        first = next(coded, b"")
         for frame in range(1, min(frames, _FRAMES, 1 + _FRAME_PIXELS // (width * height))):
             still = next(coded, b"")
             if image.format == "GIF" and still:
@@ -312,7 +336,9 @@ def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
         kind, detail, _ = (error if isinstance(error, Broken) else _broken_by(error)).note
         which = f"frame {frame + 1}" if frame else "a later one"
         notes.append(Note(kind, f"the first frame loads, but {which} does not: {detail}", "odd"))
-    if frames > 1:
+    if image.format == "WEBP" and first:
+        notes.append(Note("animated", f"{plural(frames, 'frame')} in WebP, which torchvision.io refuses"))
+    elif frames > 1:
         notes.append(Note("animated", f"{frames} frames"))
 
 

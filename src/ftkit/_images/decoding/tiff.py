@@ -26,10 +26,10 @@ _RAW = 1
 # Which instruments, maps and microscopes use, by the name that libtiff has for them.
 _CODINGS = {
     _RAW: "", 2: "CCITT", 3: "Group 3 fax", 4: "Group 4 fax", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate",
-    32773: "PackBits", 33003: "JPEG 2000", 33005: "JPEG 2000",
-    34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34925: "LZMA",
-    22610: "JPEG XR", 34933: "PNG", 34934: "JPEG XR",
-    50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
+    32773: "PackBits", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000",
+    34676: "SGI Log", 34677: "SGI Log", 34712: "JPEG 2000", 34887: "LERC", 34892: "JPEG", 34925: "LZMA",
+    34926: "Zstandard", 34927: "WebP", 22610: "JPEG XR", 34933: "PNG", 34934: "JPEG XR",
+    50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 50013: "Pixtiff", 52546: "JPEG XL",
 }  # fmt: skip
 _OF_BYTES = frozenset((5, 8, 32946, 32773))  # codings that any libtiff decodes, whatever the bytes stand for
 _OF_BITS = frozenset((2, 3, 4))  # codings of black and white
@@ -45,10 +45,13 @@ class Unsupported(NamedTuple):
     Attributes:
         words: What its samples are.
         planes: Its coded bytes, as files of grey that Pillow opens: they load if the file can be decoded.
+        others: The same file in codings whose numbers differ by a bit from one that nobody knows: none of them loads,
+            unless that bit has changed.
     """
 
     words: str
     planes: Iterator[bytes]
+    others: list[bytes]
 
 
 class _Piece(NamedTuple):
@@ -69,7 +72,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         count, coding = tags.get(_SAMPLES, 1), tags.get(_COMPRESSION, _RAW)
         (bits,), (number,) = set(tags[_BITS]), set(tags.get(_FORMATS, (1,)))
         words = f"{plural(count, 'channel')} of {bits}-bit {_NUMBERS[number]} numbers"
-        words += f" in {_CODINGS[coding]}" if coding != _RAW else ""
+        words += f" in {_CODINGS.get(coding, f'coding {coding}')}" if coding != _RAW else ""
         planes = count if tags.get(_PLANES, 1) != 1 else 1
         row = -(-tags.get(_TILE_WIDTH, tags[_WIDTH]) * (count // planes) * bits // 8)
         places = _places(tags, planes)
@@ -77,6 +80,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         is_known = known in _KNOWN and coding in TiffImagePlugin.COMPRESSION_INFO
         is_known = is_known and not data.startswith(_SWAPPED)
         is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
+        others = [] if coding in _CODINGS else list(_in_other_codings(data, coding))
         pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
         is_sound = is_sound and (pieces != [] or _tells_all(data))
     except Exception:  # noqa: BLE001  (a directory that was damaged raises whatever comes first)
@@ -93,7 +97,9 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
     else:
         is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON
     is_decoded = pieces != [] and coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
-    return Unsupported(words, _planes(data, tags, places, row, planes if is_decoded else 0)) if is_whole else None
+    if not is_whole:
+        return None
+    return Unsupported(words, _planes(data, tags, places, row, planes if is_decoded else 0), others)
 
 
 def is_sparse(tags: Any) -> bool:
@@ -152,6 +158,21 @@ def _places(tags: Any, planes: int) -> list[_Piece]:
     last = rows if _TILES in tags else height - (down - 1) * rows
     wanted = [rows if number % down < down - 1 else last for number in range(len(starts))]
     return [_Piece(*piece) for piece in zip(starts, sizes, wanted, strict=True)]
+
+
+def _in_other_codings(data: bytes, coding: int) -> Iterator[bytes]:
+    """Yield a file in each coding that Pillow knows and whose number differs by a bit; raise if there is no number."""
+    order, count = "<" if data.startswith(b"II") else ">", "Q" if b"+" in data[2:4] else "I"
+    heads = [struct.pack(f"{order}HH{count}", _COMPRESSION, kind, 1) for kind in (3, 4)]
+    values = [struct.pack(order + unit, coding) for unit in "HI"]
+    at = max(data.rfind(head + value) for head, value in zip(heads, values, strict=True))
+    if at < 0:  # the directory tells of another kind of value, or of many
+        raise ValueError
+    start = at + len(heads[0])
+    unit = "H" if data.startswith(heads[0], at) else "I"
+    for other in TiffImagePlugin.COMPRESSION_INFO:
+        if (other ^ coding).bit_count() == 1:
+            yield data[:start] + struct.pack(order + unit, other) + data[start + struct.calcsize(unit) :]
 
 
 def _planes(data: bytes, tags: Any, places: list[_Piece], row: int, planes: int) -> Iterator[bytes]:
