@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -23,7 +24,16 @@ from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
-from ftkit._torch import is_transformed, is_transforming, no_transforms, tree_leaves, tree_map_only, uncompiled
+from ftkit._torch import (
+    FakeTensor,
+    is_exporting,
+    is_transformed,
+    is_transforming,
+    no_transforms,
+    tree_leaves,
+    tree_map_only,
+    uncompiled,
+)
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
@@ -82,6 +92,8 @@ class Lookup:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
+        if is_exporting():
+            return None
         if torch.compiler.is_compiling():
             return uncompiled(self.begin, module, args, kwargs)
         with no_transforms() if is_transforming() else contextlib.nullcontext():
@@ -140,7 +152,10 @@ class Lookup:
             return "inputs that torch.func transforms"
         if any(one.requires_grad for one in given):
             return "inputs that want gradients"
-        if any(isinstance(one, Placeholder) or one.layout is not torch.strided or _overlaps(one) for one in given):
+        if any(
+            isinstance(one, FakeTensor | Placeholder) or one.layout is not torch.strided or _overlaps(one)
+            for one in given
+        ):
             return "inputs without plain values"
         if autocast_state((args, kwargs)) != self._autocast:
             return "another autocast"
@@ -167,7 +182,10 @@ class Lookup:
             for one, slot in zip(given, self._inputs, strict=True)
             if slot.layout is not None and slot.layout.dim is not None
         ]
-        parts = [np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), -1) for one in tensors]
+        parts = [
+            np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), math.prod(one.shape[1:]) * one.itemsize)
+            for one in tensors
+        ]
         seed = self._other_form(given)
         if len(parts) == 1:
             return [xxhash.xxh3_128_digest(one.data, seed) for one in parts[0]], given[0].device
@@ -193,7 +211,7 @@ class Lookup:
 
     def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
         begin = time.perf_counter()
-        self._player.guard.check(thoroughly=True)  # others will use these rows
+        self._player.see_unchanged()  # others will use these rows
         rows = self._rows_of(own(call), len(keys))
         kept = self._packing.pack(rows)
         if not self._full and (left := self.file.add(keys, kept.numpy(), self._most)):
@@ -215,7 +233,7 @@ class Lookup:
         Raises:
             FtkitError: It differs, or the frozen part has changed.
         """
-        self._player.guard.check(thoroughly=True)  # it says more precisely what has changed
+        self._player.see_unchanged()  # it says more precisely what has changed
         self._doubtful = False
         again = self._rows_of(own(call), len(rows))
         if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):

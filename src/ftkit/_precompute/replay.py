@@ -32,6 +32,7 @@ from ftkit._torch import (
     compiled_from,
     global_hooks,
     hooks_of,
+    is_exporting,
     is_transforming,
     no_transforms,
     pre_hooks_of,
@@ -164,6 +165,15 @@ class Player:
         self.spots = SpotChecks(self.model, self.cut, inputs, alike)
         _SOURCES[self.source] = self.spots
 
+    def see_unchanged(self) -> None:
+        """Compare all bytes that the frozen part reads, as the guard does; what it finds is all that a block says.
+
+        Raises:
+            FtkitError: Something has changed.
+        """
+        self._last_spots = None
+        self.guard.check(thoroughly=True)
+
     def note(self, plain: Plain) -> None:
         """Note in whose place the rows are with which the model is called next."""
         self._here.plain = plain
@@ -181,7 +191,7 @@ class Player:
 
     def is_row(self, value: Any) -> bool:
         """Whether a value is a batch of rows of this cut."""
-        if is_fresh(value, self.source):
+        if is_fresh(value, self.source) or _is_empty(value, self.row_bytes):
             return True
         return begins(value, self.tag) and bool(value.shape[1] == self.row_bytes)
 
@@ -244,6 +254,8 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        if is_exporting():
+            return None
         if torch.compiler.is_compiling():
             return uncompiled(self._begin, module, args, kwargs)
         if not self._counts_nothing() and not is_transforming():
@@ -257,7 +269,6 @@ class Player:
 
     def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._leave()  # a forward pass that Ctrl-C, say, has cut short
-        self._last_spots = None  # until a batch is found right
         given = _leaves([*args, *kwargs.values()])
         leaves = [one for one in given if self.is_row(one)]
         if not leaves:
@@ -270,7 +281,7 @@ class Player:
             if any(map(self._was_row, given)):
                 raise FtkitError(
                     "The model was called with rows of kept bytes that something has changed on the way: normalized, "
-                    "cast, mixed or cut. Pass them to the model as the loader gives them, and do to the images what is "
+                    "cast, reshaped, mixed or cut. Pass them to the model as the loader gives them, and do to the images what is "
                     "to be done to images in the transform of the data set."
                 )
             return None
@@ -297,6 +308,8 @@ class Player:
         values = self._decode(rows)
         run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))
         if not self.learning:
+            if run.samples:
+                self._last_spots = None  # until the batch is found right
             self.guard.check()
             self._settle()
             plain, self._here.plain = getattr(self._here, "plain", None), None
@@ -322,6 +335,8 @@ class Player:
 
         Not while a forward pass waits for its backward pass: buffers may be written to, and put back.
         """
+        if not run.samples:
+            return None
         spots = self.spots if own or run.plain is not None else _SOURCES.get(source_of(run.rows))
         decisions = None if run.decisions is None else tuple(run.decisions.seen)
         self._last_spots = spots
@@ -336,9 +351,12 @@ class Player:
             raise error
 
     def _was_row(self, value: Any) -> bool:
-        """Whether a tensor that is no row has the shape of some, and no input has it."""
-        if not isinstance(value, torch.Tensor) or value.dim() != 2 or begins(value, MAGIC):
+        """Whether a tensor that is no batch of rows has the shape of one, and no input has it; or is made of some."""
+        if not isinstance(value, torch.Tensor) or begins(value, MAGIC):
             return False
+        if value.dim() != 2:
+            is_long = value.dim() > 0 and value.shape[-1] == self.row_bytes
+            return is_long and begins(value.reshape(-1, self.row_bytes), MAGIC)
         own = any(len(one.shape) == 2 and one.dtype is value.dtype for one in self._taken)
         return value.shape[1] == self.row_bytes or (value.dtype is torch.uint8 and not own)
 
@@ -411,6 +429,8 @@ class Player:
         return one
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        if is_exporting():
+            return None
         if torch.compiler.is_compiling():
             return uncompiled(self._end, module, args, kwargs, output)
         run = self._leave()
@@ -593,6 +613,11 @@ class Player:
                 )
         if not self.learning:
             self._fine[key] = switches
+
+
+def _is_empty(value: Any, row_bytes: int) -> bool:
+    """Whether a value is a batch of no rows."""
+    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.shape == (0, row_bytes)
 
 
 def _autocast(kind: str) -> str | None:
