@@ -136,7 +136,8 @@ def test_a_change_just_after_a_check(in_between: int, by_content: bool, tmp_path
         for _ in range(3):
             for inputs, _labels in loader:
                 model(inputs)
-        assert (spots := cached._player.spots) is not None
+        spots = cached._player.spots
+        assert spots is not None
         spots._next, done = 0.0, spots.done
         model(inputs)
         assert spots.done == done + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 import warnings
@@ -22,6 +23,7 @@ from ftkit._precompute.replay import FOR_THE_LOSS, Player
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
+from ftkit._precompute.stands import Stand, own_forward
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
 from ftkit._torch import (
@@ -83,6 +85,8 @@ class Lookup:
         self._takes = takes_of(player.model)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
         self._autocast = autocast_state(call)  # around the model, which may have its own inside
+        self._forward = own_forward(player.model)
+        self._inside: dict[Any, Any] = {}  # what autocast is inside of what others put around forward, by that around
 
     def __deepcopy__(self, _: dict[int, Any]) -> Lookup:
         return self
@@ -157,8 +161,8 @@ class Lookup:
             for one in given
         ):
             return "inputs without plain values"
-        if autocast_state((args, kwargs)) != self._autocast:
-            return "another autocast"
+        if why := self._other_autocast(args, kwargs):
+            return why
         counts = set()
         for one, slot, fixed in zip(given, self._inputs, self._fixed, strict=True):
             layout = slot.layout
@@ -174,6 +178,19 @@ class Lookup:
             if layout.dim is not None:
                 counts.add(one.shape[layout.dim] / layout.shape[layout.dim])
         return "" if len(counts) == 1 and counts.pop() >= 1 else "batches that are not made of samples"
+
+    def _other_autocast(self, args: Any, kwargs: Any) -> str:
+        """Whether autocast is another one where the model's own forward begins: Accelerate hangs one around that."""
+        model, state = self._player.model, autocast_state((args, kwargs))
+        if own_forward(model) is not self._forward:
+            top = vars(model)["forward"]
+            if isinstance(top, Stand):
+                return "another forward() around the model's own: call precompute() after what puts it there"
+            if (top, state) not in self._inside:
+                self._player.tell_autocast = functools.partial(self._inside.__setitem__, (top, state))
+                return "the first one with another forward() around the model's own"
+            state = self._inside[top, state]
+        return "" if state == self._autocast else "another autocast: call precompute() in the same one"
 
     def _keys(self, args: Any, kwargs: Any) -> tuple[list[bytes], torch.device]:
         given = _leaves((args, kwargs))

@@ -25,8 +25,8 @@ from ftkit._precompute.placeholders import Placeholder, allowed, way_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
-from ftkit._precompute.stands import Stand, install
-from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
+from ftkit._precompute.stands import Stand, install, own_forward
+from ftkit._precompute.trace import Decisions, Key, autocast_state, decisions, has_foreign_hooks, is_foreign, objects_in
 from ftkit._torch import (
     children_of,
     compiled_from,
@@ -120,6 +120,8 @@ class Player:
         self._straight_calls: dict[tuple[Any, ...], Any] = {}  # of the tail, by the kinds of runs
         self._here = threading.local()
         self.learning = False
+        self.tell_autocast: Callable[[Any], object] | None = None
+        """Is told once what autocast is where the model's own forward begins."""
         self._undo: list[Callable[[], object]] = []
         self._entered = 0
         self._pending: Check | None = None
@@ -144,14 +146,14 @@ class Player:
 
     def computed(self, call: Any, samples: int) -> torch.Tensor:
         """Compute the rows of a batch."""
-        decisions = Decisions()
+        taken = decisions()
 
         def run() -> dict[int, torch.Tensor]:
-            with decisions if self.cut.decides else contextlib.nullcontext():
+            with taken if self.cut.decides else contextlib.nullcontext():
                 return record(self.model, self.cut, call)[0]
 
         values = undisturbed(self.model, self.cut, run)
-        return decided(self.encode(values, samples), decisions.seen)
+        return decided(self.encode(values, samples), taken.seen)
 
     def watch(
         self, inputs: Callable[[list[int]], Any] | None, alike: Callable[[torch.Tensor, torch.Tensor], bool]
@@ -281,8 +283,8 @@ class Player:
             if any(map(self._was_row, given)):
                 raise FtkitError(
                     "The model was called with rows of kept bytes that something has changed on the way: normalized, "
-                    "cast, reshaped, mixed or cut. Pass them to the model as the loader gives them, and do to the images what is "
-                    "to be done to images in the transform of the data set."
+                    "cast, reshaped, mixed or cut. Pass them to the model as the loader gives them, and do to the "
+                    "images what is to be done to images in the transform of the data set."
                 )
             return None
         if module is not self.model:
@@ -320,7 +322,7 @@ class Player:
         call = (args, kwargs) if run.straight is not None else self._call(args, kwargs, run)
         self._here.run = run
         if self.cut.decides:
-            run.decisions = Decisions()
+            run.decisions = decisions()
             run.decisions.__enter__()
         allowed().__enter__()
         return call
@@ -338,11 +340,11 @@ class Player:
         if not run.samples:
             return None
         spots = self.spots if own or run.plain is not None else _SOURCES.get(source_of(run.rows))
-        decisions = None if run.decisions is None else tuple(run.decisions.seen)
+        taken = None if run.decisions is None else tuple(run.decisions.seen)
         self._last_spots = spots
         if spots is None:
             return None
-        return spots.due(run.rows, self._decode, run.plain, run.kind, decisions)
+        return spots.due(run.rows, self._decode, run.plain, run.kind, taken)
 
     def _settle(self) -> None:
         """Check the batch before, for which Python has taken decisions."""
@@ -536,7 +538,7 @@ class Player:
             FtkitError: As :meth:`_check`.
         """
         top = vars(self.model).get("forward")
-        if not self.guard.free or not isinstance(top, Stand) or self._watched:
+        if not self.guard.free or not isinstance(top, Stand) or self._watched or own_forward(self.model) is not None:
             return False
         if self._way != self._way_to_tail():  # what trains is another
             return False
@@ -546,6 +548,9 @@ class Player:
 
     def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         run: _Run | None = getattr(self._here, "run", None)
+        tell, self.tell_autocast = self.tell_autocast, None
+        if tell is not None:
+            tell(autocast_state((args, kwargs)))
         if run is None or run.straight is None or self.cut.tail is None:
             self._see_no_rows(run, args, kwargs)
             with _counting() if self._counts_nothing() else contextlib.nullcontext():

@@ -14,7 +14,6 @@ from torch import nn
 
 from ftkit._torch import is_exporting, uncompiled
 
-
 _OF_FUNCTIONS: Final = frozenset({"__closure__", "__code__", "__globals__"})  # which torch.export reads
 
 
