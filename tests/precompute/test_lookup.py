@@ -390,6 +390,22 @@ def test_a_model_with_its_own_autocast_is_looked_up(tmp_path: Path) -> None:
     assert (cached._lookup.found, cached._lookup.as_before) == (48, {})
 
 
+def test_what_a_collate_function_adds_beside_tensors(tmp_path: Path) -> None:
+    """As the flag by which models of two towers compute their loss."""
+
+    def collated(samples: list[Any]) -> dict[str, Any]:
+        return {"x": torch.stack([x for x, _ in samples]), "flip": True, "name": "some"}
+
+    model, loader = Net(), DataLoader(data(), 6, collate_fn=collated)
+    plain = copy.deepcopy(model)
+    with precompute(model, loader, tmp_path) as cached:
+        for _ in range(2):
+            for batch in loader:
+                assert torch.equal(model(batch["x"], flip=batch["flip"]), plain(batch["x"], flip=True))
+    assert cached._lookup is not None
+    assert (cached._lookup.found, cached._lookup.as_before) == (24, {})
+
+
 def hang_autocast_around(model: nn.Module) -> None:
     """As Accelerate does, in the instance."""
     inner = model.forward

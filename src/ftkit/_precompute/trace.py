@@ -616,7 +616,7 @@ class Decisions(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  
         return output
 
 
-class _Uncompiled(Decisions):
+class _Uncompiled(Decisions):  # type: ignore[no-untyped-call]  # its __init_subclass__
     """The same where torch.compile is at work, which would compile what it does anew for each kind of operator."""
 
     @classmethod
