@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import pickle
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +97,65 @@ def test_the_summary_of_a_model_in_the_block(by_content: bool, tmp_path: Path) -
         for (given,) in loader:
             model(given)
         assert str(summary(model, (4, 6))) == expected
+
+
+def bound(function: Any, to: Any) -> Any:
+    return types.MethodType(function, to)
+
+
+class MethodsByFunction(pickle.Pickler):
+    """Keeps a method as its function and its object, as cloudpickle does, with which fastai exports."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, types.MethodType):
+            return bound, (value.__func__, value.__self__)
+        return NotImplemented
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_a_model_that_is_pickled_in_the_block(by_content: bool, tmp_path: Path) -> None:
+    model, file = make(), io.BytesIO()
+    cached, loader = started(by_content, tmp_path, model)
+    with cached:
+        for (given,) in loader:
+            model(given)
+        MethodsByFunction(file).dump(model)
+    file.seek(0)
+    copied = pickle.load(file)
+    for _ in range(2):
+        assert torch.equal(copied(data().tensors[0]), model(data().tensors[0]))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("by_content", [False, True])
+def test_torch_compile_is_quiet_about_what_notes_decisions(
+    by_content: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would compile that anew for each kind of operator, and say that it gives up."""
+
+    class Decides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.body(x if bool((x > 9).any()) else 2 * x)
+            for shape in ((-1, 8), (-1, 2, 4), (-1, 2, 2, 2), (-1, 1, 2, 2, 2)):
+                x = torch.tanh(x.reshape(shape)).reshape(-1, 8)
+            scores: Tensor = self.head(x)
+            return scores
+
+    import torch._dynamo
+
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    monkeypatch.setattr(logging.getLogger("torch._dynamo"), "propagate", True)
+    model = Decides()
+    freeze_except(model, "head")
+    cached, loader = started(by_content, tmp_path, model)
+    run = torch.compile(model, backend="eager")
+    with cached:
+        for _ in range(3):
+            for (given,) in loader:
+                run(given)
+    assert not [one for one in caplog.records if "__torch_dispatch__" in one.getMessage()]

@@ -273,10 +273,12 @@ def put_rows(cut: Cut, args: Any, kwargs: Any, rows: torch.Tensor) -> Any:
 
 
 class _Idle:
-    """What a lookup is in a pickled model."""
+    """What a lookup is in a pickled model: also for its own method, as cloudpickle keeps that."""
 
     def begin(self, *_: Any) -> None:
         """Leave a call as it is."""
+
+    _begun = begin
 
 
 def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:

@@ -641,13 +641,15 @@ def _is_held(module: nn.Module) -> bool:
 
 
 class _Idle:
-    """What a player is in a pickled model."""
+    """What a player is in a pickled model: also for its own methods, as cloudpickle keeps those."""
 
     def _begin(self, *_: Any) -> None:
         """Leave a call as it is."""
 
     def _end(self, *_: Any) -> None:
         """Leave what a call gives as it is."""
+
+    _counts_nothing = _leave = _begun = _begin
 
 
 def _written_to(output: Any) -> list[tuple[int, int]]:
