@@ -126,7 +126,6 @@ def test_a_model_that_is_pickled_in_the_block(by_content: bool, tmp_path: Path) 
         assert torch.equal(copied(data().tensors[0]), model(data().tensors[0]))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("by_content", [False, True])
 def test_torch_compile_is_quiet_about_what_notes_decisions(
     by_content: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -148,13 +147,12 @@ def test_torch_compile_is_quiet_about_what_notes_decisions(
     import torch._dynamo
 
     torch.compiler.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     monkeypatch.setattr(logging.getLogger("torch._dynamo"), "propagate", True)
     model = Decides()
     freeze_except(model, "head")
     cached, loader = started(by_content, tmp_path, model)
     run = torch.compile(model, backend="eager")
-    with cached:
+    with torch._dynamo.config.patch(recompile_limit=2), cached:
         for _ in range(3):
             for (given,) in loader:
                 run(given)

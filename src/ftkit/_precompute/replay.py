@@ -6,6 +6,7 @@ import contextlib
 import functools
 import operator
 import secrets
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -258,8 +259,9 @@ class Player:
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if is_exporting():
             return None
-        if torch.compiler.is_compiling():
-            return uncompiled(self._begin, module, args, kwargs)
+        return _apart(self._begin_apart, module, args, kwargs)
+
+    def _begin_apart(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._counts_nothing() and not is_transforming():
             return self._begun(module, args, kwargs)
         with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
@@ -430,11 +432,12 @@ class Player:
                 one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
         return one
 
-    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+    def _end(self, *call: Any) -> Any:  # the module, what it took, and what it gave
         if is_exporting():
             return None
-        if torch.compiler.is_compiling():
-            return uncompiled(self._end, module, args, kwargs, output)
+        return _apart(self._end_apart, call[-1])
+
+    def _end_apart(self, output: Any) -> Any:
         run = self._leave()
         if run is None:
             return None
@@ -620,6 +623,13 @@ class Player:
             self._fine[key] = switches
 
 
+def _apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function past torch.compile, which may have left its caller alone, and would compile what that calls."""
+    if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
+        return uncompiled(function, *args)
+    return function(*args)
+
+
 def _is_empty(value: Any, row_bytes: int) -> bool:
     """Whether a value is a batch of no rows."""
     return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.shape == (0, row_bytes)
@@ -649,7 +659,7 @@ class _Idle:
     def _end(self, *_: Any) -> None:
         """Leave what a call gives as it is."""
 
-    _counts_nothing = _leave = _begun = _begin
+    _begin_apart = _end_apart = _begin
 
 
 def _written_to(output: Any) -> list[tuple[int, int]]:
