@@ -425,6 +425,13 @@ uncompiled: Final[Callable[..., Any]] = needed(torch, "_disable_dynamo", "step o
 """Calls a function with some arguments, past torch.compile, whose graph ends there and begins anew behind it."""
 
 
+def is_exporting() -> bool:
+    """Whether torch.export or torch.jit.trace is told by what runs now what a model does."""
+    asked = getattr(torch.compiler, "is_exporting", None)  # before torch 2.7 there is none, and only one of two ways
+    exports = asked() if asked else torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    return bool(exports or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
+
+
 def eagerly() -> contextlib.AbstractContextManager[object]:
     """Have what torch.compile has compiled run as it was written, in the block."""
     if "torch._dynamo" not in sys.modules:  # nothing is compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import shutil
@@ -54,7 +55,6 @@ def data(samples: int = 24) -> TensorDataset:
 def test_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the frozen part runs once for each sample, in this run and in the next."""
     monkeypatch.setattr("ftkit._precompute.spotcheck.SHARE", 1e-9)  # no checks at random moments
-    monkeypatch.setattr("ftkit._precompute.spotcheck._LAST_SHARE", 1e-9)
     model, loader = Net(), DataLoader(data(), 6, shuffle=True)
     plain, third = copy.deepcopy(model), copy.deepcopy(model)
     expected = train(plain, loader)
@@ -63,7 +63,7 @@ def test_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest
     RUNS.clear()
     with cached:
         assert same(train(model, loader), expected)
-    assert sum(RUNS) == 24 + 2 * 6  # the first batch that was found: once for the file, once for its kind
+    assert sum(RUNS) == 24 + 3 * 6  # the first batch that was found, once for the file and once for its kind; the last
     assert (cached.samples, cached.computed) == (24, 24)
     RUNS.clear()
     again = precompute(third, loader, tmp_path)
@@ -71,7 +71,7 @@ def test_training_ends_with_the_same_weights(tmp_path: Path, monkeypatch: pytest
     RUNS.clear()
     with again:
         assert same(train(third, loader), expected)
-    assert RUNS == [6, 6]
+    assert RUNS == [6, 6, 6]
     assert again.computed == 0
 
 
@@ -388,6 +388,65 @@ def test_a_model_with_its_own_autocast_is_looked_up(tmp_path: Path) -> None:
         assert same(train(model, loader), expected)
     assert cached._lookup is not None
     assert (cached._lookup.found, cached._lookup.as_before) == (48, {})
+
+
+def test_what_a_collate_function_adds_beside_tensors(tmp_path: Path) -> None:
+    """As the flag by which models of two towers compute their loss."""
+
+    def collated(samples: list[Any]) -> dict[str, Any]:
+        return {"x": torch.stack([x for x, _ in samples]), "flip": True, "name": "some"}
+
+    model, loader = Net(), DataLoader(data(), 6, collate_fn=collated)
+    plain = copy.deepcopy(model)
+    with precompute(model, loader, tmp_path) as cached:
+        for _ in range(2):
+            for batch in loader:
+                assert torch.equal(model(batch["x"], flip=batch["flip"]), plain(batch["x"], flip=True))
+    assert cached._lookup is not None
+    assert (cached._lookup.found, cached._lookup.as_before) == (24, {})
+
+
+def hang_autocast_around(model: nn.Module) -> None:
+    """As Accelerate does, in the instance."""
+    inner = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return inner(*args, **kwargs).float()
+
+    model.forward = forward
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+@pytest.mark.parametrize("when", ["before", "after", "in the block"])
+@pytest.mark.parametrize("mixed", [False, True])
+def test_an_autocast_that_a_framework_hangs_around_forward(
+    mixed: bool, when: str, by_content: bool, tmp_path: Path
+) -> None:
+    """Before precompute, after it, or in the block, as transformers' Trainer does: the same, or a word why not."""
+    model, loader = Net(), DataLoader(data(), 6)
+    plain = copy.deepcopy(model)
+    hang_autocast_around(plain)
+    expected = train(plain, loader)
+    if when == "before":
+        hang_autocast_around(model)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        cached = precompute(model, loader if by_content else data(), tmp_path, batch_size=6)
+    if when == "after":
+        hang_autocast_around(model)
+    fits = when == "before" if not mixed else not by_content or when == "in the block"
+    block: Any = contextlib.nullcontext()
+    if not fits and by_content:
+        block = pytest.warns(UserWarning, match=r"another autocast|another forward\(\)")
+    elif not fits and not mixed:
+        block = pytest.raises(FtkitError, match="Autocast differs")
+    with block, cached:
+        if when == "in the block":
+            hang_autocast_around(model)
+        assert same(train(model, loader if by_content else cached.loader(batch_size=6)), expected)
+    if by_content:
+        assert cached._lookup is not None
+        assert cached._lookup.found == (0 if not fits else 48 if when == "before" else 42)
 
 
 def test_what_a_trainer_passes_for_the_loss_beside_the_batch(tmp_path: Path) -> None:

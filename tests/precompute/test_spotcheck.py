@@ -109,11 +109,8 @@ def test_an_object_that_nobody_sees_into(by_content: bool, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("with_autocast", [False, True])
 @pytest.mark.parametrize("by_content", [False, True])
-def test_a_change_before_the_last_batch(
-    by_content: bool, with_autocast: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_before_the_last_batch(by_content: bool, with_autocast: bool, tmp_path: Path) -> None:
     """It is met where the block ends, in whichever mode and autocast that is."""
-    monkeypatch.setattr("ftkit._precompute.spotcheck._LAST_SHARE", float("inf"))
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=with_autocast)
     for changes in (False, True):
         model = Model(lambda _, x: x)
@@ -129,15 +126,59 @@ def test_a_change_before_the_last_batch(
         assert not model.training
 
 
-def test_a_batch_that_was_written_to_since_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ftkit._precompute.spotcheck._LAST_SHARE", float("inf"))
-    for by_content in (False, True):
-        cached, loader = batches(data(), by_content, tmp_path, model := Model(lambda _, x: x), 11)
-        with cached:
-            for _ in range(3):
-                for inputs, _ in loader:
-                    model(inputs)
-            inputs.zero_()
+@pytest.mark.parametrize("by_content", [False, True])
+@pytest.mark.parametrize("in_between", [0, 1])
+def test_a_change_just_after_a_check(in_between: int, by_content: bool, tmp_path: Path) -> None:
+    """It is met where the block ends, also if the last call is one that takes nothing that is kept."""
+    model, samples = Model(lambda _, x: x), data()
+    cached, loader = batches(samples, by_content, tmp_path, model, 11)
+    with pytest.raises(FtkitError, match="computed anew"), cached:
+        for _ in range(3):
+            for inputs, _labels in loader:
+                model(inputs)
+        spots = cached._player.spots
+        assert spots is not None
+        spots._next, done = 0.0, spots.done
+        model(inputs)
+        assert spots.done == done + 1
+        model.body.factor.value = 2.0
+        model(inputs)
+        for _ in range(in_between):
+            model(samples.tensors[0][:5].double().float() + (1 if by_content else 0))
+            assert spots.done == done + 1
+
+
+def test_what_was_checked_last_is_not_checked_once_more(tmp_path: Path) -> None:
+    model = Model(lambda _, x: x)
+    with precompute(model, data(), tmp_path) as cached:
+        model(next(iter(cached.loader(batch_size=11)))[0])
+    assert cached._player.spots is not None
+    assert cached._player.spots.done == 1
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_an_error_that_was_caught_does_not_come_twice(by_content: bool, tmp_path: Path) -> None:
+    model = Model(lambda _, x: x)
+    cached, loader = batches(data(), by_content, tmp_path, model, 11)
+    with cached:
+        for _ in range(2):
+            for inputs, _labels in loader:
+                model(inputs)
+        model.body.factor.value, cached._player.spots._next = 2.0, 0.0  # type: ignore[union-attr]
+        with pytest.raises(FtkitError, match="computed anew"):
+            model(inputs)
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_a_batch_that_was_written_to_since_tells_nothing(value: int, by_content: bool, tmp_path: Path) -> None:
+    """Also through NumPy, which torch does not see."""
+    cached, loader = batches(data(), by_content, tmp_path, model := Model(lambda _, x: x), 11)
+    with cached:
+        for _ in range(3):
+            for inputs, _ in loader:
+                model(inputs)
+        inputs.numpy()[:] = value
 
 
 def many_flags(_: Model, x: Tensor) -> Tensor:

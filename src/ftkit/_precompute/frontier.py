@@ -67,20 +67,21 @@ class Layout:
         """Cut a tensor into the parts of the samples, which come first."""
         if self.dim is None:
             return tensor[None]
-        shape = *tensor.shape[: self.dim], -1, *self.shape[self.dim :]
+        samples = -1 if tensor.numel() else tensor.shape[self.dim] // self.shape[self.dim]
+        shape = *tensor.shape[: self.dim], samples, *self.shape[self.dim :]
         return tensor.reshape(shape).movedim(self.dim, 0)
 
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bytes of each sample's part, in rows."""
         plain = self.parts(tensor.detach().resolve_conj().resolve_neg())
         laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous()
-        return laid.view(len(laid), -1).view(torch.uint8)
+        return laid.flatten(1).view(torch.uint8)
 
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
         """Make a tensor of the bytes of the samples, in memory of its own."""
-        laid = rows.clone(memory_format=torch.contiguous_format).view(self.dtype)
+        laid = rows.clone(memory_format=torch.contiguous_format).view(-1).view(self.dtype)
         if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
-            return laid.view(-1, *self.shape[1:])
+            return laid.view(len(rows) * self.shape[0], *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
         back = [self.order.index(at) for at in range(len(self.shape))]
         parts = laid.permute(0, *(at + 1 for at in back))
@@ -327,11 +328,15 @@ def near(one: torch.Tensor, other: torch.Tensor) -> bool:
         return False
     if not (one.is_floating_point() or one.is_complex()):
         return torch.equal(one, other)
+    eps = torch.finfo(one.dtype).eps
+    if one.dtype.itemsize == 1 or one.dtype is torch.complex32:  # which torch compares in no other way
+        wide = torch.complex64 if one.is_complex() else torch.float32
+        one, other = one.to(wide), other.to(wide)
     if torch.equal(one, other):
         return True
     if torch.equal(one.isfinite(), other.isfinite()):
         scale = float(one[one.isfinite()].abs().max()) if one.isfinite().any() else 0.0
-        slack = min(1000 * torch.finfo(one.dtype).eps, _MOST_SLACK) * scale
+        slack = min(1000 * eps, _MOST_SLACK) * scale
         return torch.allclose(one, other, rtol=0, atol=slack, equal_nan=True)
     return False
 

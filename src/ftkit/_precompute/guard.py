@@ -237,7 +237,7 @@ class Guard:
         state: dict[str, torch.Tensor] = dict(self._model.named_parameters(remove_duplicate=False))
         state.update(self._model.named_buffers(remove_duplicate=False))
         return {
-            name: f"{one.dtype} {list(one.shape)} {one.device.type} {digest(bytes_of(one))}"
+            name: f"{one.dtype} {list(one.shape)} {one.device.type} {'' if one.is_meta else digest(bytes_of(one))}"
             for name in sorted(names)
             if (one := state.get(name)) is not None
         }

@@ -107,8 +107,13 @@ def is_fresh(value: Any, source: int) -> bool:
 
 def _heads(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The heads of rows: their own memory if that is the CPU's."""
-    near = rows if rows.device.type == "cpu" else rows[:, :HEAD].cpu()
+    near = _laid(rows) if rows.device.type == "cpu" else rows[:, :HEAD].cpu()
     return near.numpy()[:, :HEAD]
+
+
+def _laid(rows: torch.Tensor) -> torch.Tensor:
+    """Rows of which each lies in one piece, which someone may have laid out otherwise."""
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -116,11 +121,11 @@ def _sums(rows: torch.Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
     weights = _weights((rows.shape[1] - HEAD) // 8, rows.device)
     if rows.device.type == "cpu":  # where a product of integers is slow in torch, and einsum makes none
         sums: np.ndarray[Any, np.dtype[np.int64]]
-        sums = np.einsum("ij,j->i", rows.numpy()[:, HEAD:].view(np.int64), weights.numpy())
+        sums = np.einsum("ij,j->i", _laid(rows).numpy()[:, HEAD:].view(np.int64), weights.numpy())
         return sums
-    return (rows[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
+    return (_laid(rows)[:, HEAD:].view(torch.int64) * weights).sum(1).cpu().numpy()
 
 
 @functools.lru_cache(maxsize=16)
 def _weights(words: int, device: torch.device) -> torch.Tensor:
-    return torch.arange(1, 2 * words, 2, device=device) * _ODD
+    return (2 * torch.arange(words, device=device) + 1) * _ODD

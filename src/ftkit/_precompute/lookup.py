@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -21,9 +23,19 @@ from ftkit._precompute.replay import FOR_THE_LOSS, Player
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
+from ftkit._precompute.stands import Stand, own_forward
 from ftkit._precompute.store import KeyedFile
 from ftkit._precompute.trace import PLAIN, autocast_state
-from ftkit._torch import is_transformed, is_transforming, no_transforms, tree_leaves, tree_map_only, uncompiled
+from ftkit._torch import (
+    FakeTensor,
+    is_exporting,
+    is_transformed,
+    is_transforming,
+    no_transforms,
+    tree_leaves,
+    tree_map_only,
+    uncompiled,
+)
 from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
@@ -73,6 +85,8 @@ class Lookup:
         self._takes = takes_of(player.model)
         self._fixed = [bytes(bytes_of(one)) for one in _leaves(call)]
         self._autocast = autocast_state(call)  # around the model, which may have its own inside
+        self._forward = own_forward(player.model)
+        self._inside: dict[Any, Any] = {}  # what autocast is inside of what others put around forward, by that around
 
     def __deepcopy__(self, _: dict[int, Any]) -> Lookup:
         return self
@@ -82,6 +96,8 @@ class Lookup:
 
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
+        if is_exporting():
+            return None
         if torch.compiler.is_compiling():
             return uncompiled(self.begin, module, args, kwargs)
         with no_transforms() if is_transforming() else contextlib.nullcontext():
@@ -140,10 +156,13 @@ class Lookup:
             return "inputs that torch.func transforms"
         if any(one.requires_grad for one in given):
             return "inputs that want gradients"
-        if any(isinstance(one, Placeholder) or one.layout is not torch.strided or _overlaps(one) for one in given):
+        if any(
+            isinstance(one, FakeTensor | Placeholder) or one.layout is not torch.strided or _overlaps(one)
+            for one in given
+        ):
             return "inputs without plain values"
-        if autocast_state((args, kwargs)) != self._autocast:
-            return "another autocast"
+        if why := self._other_autocast(args, kwargs):
+            return why
         counts = set()
         for one, slot, fixed in zip(given, self._inputs, self._fixed, strict=True):
             layout = slot.layout
@@ -160,6 +179,19 @@ class Lookup:
                 counts.add(one.shape[layout.dim] / layout.shape[layout.dim])
         return "" if len(counts) == 1 and counts.pop() >= 1 else "batches that are not made of samples"
 
+    def _other_autocast(self, args: Any, kwargs: Any) -> str:
+        """Whether autocast is another one where the model's own forward begins: Accelerate hangs one around that."""
+        model, state = self._player.model, autocast_state((args, kwargs))
+        if own_forward(model) is not self._forward:
+            top = vars(model)["forward"]
+            if isinstance(top, Stand):
+                return "another forward() around the model's own: call precompute() after what puts it there"
+            if (top, state) not in self._inside:
+                self._player.tell_autocast = functools.partial(self._inside.__setitem__, (top, state))
+                return "the first one with another forward() around the model's own"
+            state = self._inside[top, state]
+        return "" if state == self._autocast else "another autocast: call precompute() in the same one"
+
     def _keys(self, args: Any, kwargs: Any) -> tuple[list[bytes], torch.device]:
         given = _leaves((args, kwargs))
         tensors = [
@@ -167,7 +199,10 @@ class Lookup:
             for one, slot in zip(given, self._inputs, strict=True)
             if slot.layout is not None and slot.layout.dim is not None
         ]
-        parts = [np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), -1) for one in tensors]
+        parts = [
+            np.frombuffer(bytes_of(one), np.uint8).reshape(len(one), math.prod(one.shape[1:]) * one.itemsize)
+            for one in tensors
+        ]
         seed = self._other_form(given)
         if len(parts) == 1:
             return [xxhash.xxh3_128_digest(one.data, seed) for one in parts[0]], given[0].device
@@ -193,7 +228,7 @@ class Lookup:
 
     def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
         begin = time.perf_counter()
-        self._player.guard.check(thoroughly=True)  # others will use these rows
+        self._player.see_unchanged()  # others will use these rows
         rows = self._rows_of(own(call), len(keys))
         kept = self._packing.pack(rows)
         if not self._full and (left := self.file.add(keys, kept.numpy(), self._most)):
@@ -215,7 +250,7 @@ class Lookup:
         Raises:
             FtkitError: It differs, or the frozen part has changed.
         """
-        self._player.guard.check(thoroughly=True)  # it says more precisely what has changed
+        self._player.see_unchanged()  # it says more precisely what has changed
         self._doubtful = False
         again = self._rows_of(own(call), len(rows))
         if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):
@@ -238,10 +273,12 @@ def put_rows(cut: Cut, args: Any, kwargs: Any, rows: torch.Tensor) -> Any:
 
 
 class _Idle:
-    """What a lookup is in a pickled model."""
+    """What a lookup is in a pickled model: also for its own method, as cloudpickle keeps that."""
 
     def begin(self, *_: Any) -> None:
         """Leave a call as it is."""
+
+    _begun = begin
 
 
 def _form(tensor: torch.Tensor) -> tuple[tuple[int, ...], bool]:

@@ -79,7 +79,9 @@ def undisturbed(model: nn.Module, cut: Cut, run: Callable[[], T]) -> T:
     wanted = [
         (one, one.detach().clone())
         for name, one in state.items()
-        if (name in cut.written or not isinstance(one, nn.Parameter)) and without_transforms(one) is one
+        if (name in cut.written or not isinstance(one, nn.Parameter))
+        and without_transforms(one) is one
+        and not one.is_meta
     ]
     with no_trace(model):
         try:

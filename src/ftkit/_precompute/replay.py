@@ -6,6 +6,7 @@ import contextlib
 import functools
 import operator
 import secrets
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -25,13 +26,14 @@ from ftkit._precompute.placeholders import Placeholder, allowed, way_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Check, Plain, SpotChecks
-from ftkit._precompute.stands import Stand, install
-from ftkit._precompute.trace import Decisions, Key, has_foreign_hooks, is_foreign, objects_in
+from ftkit._precompute.stands import Stand, install, own_forward
+from ftkit._precompute.trace import Decisions, Key, autocast_state, decisions, has_foreign_hooks, is_foreign, objects_in
 from ftkit._torch import (
     children_of,
     compiled_from,
     global_hooks,
     hooks_of,
+    is_exporting,
     is_transforming,
     no_transforms,
     pre_hooks_of,
@@ -119,6 +121,8 @@ class Player:
         self._straight_calls: dict[tuple[Any, ...], Any] = {}  # of the tail, by the kinds of runs
         self._here = threading.local()
         self.learning = False
+        self.tell_autocast: Callable[[Any], object] | None = None
+        """Is told once what autocast is where the model's own forward begins."""
         self._undo: list[Callable[[], object]] = []
         self._entered = 0
         self._pending: Check | None = None
@@ -143,14 +147,14 @@ class Player:
 
     def computed(self, call: Any, samples: int) -> torch.Tensor:
         """Compute the rows of a batch."""
-        decisions = Decisions()
+        taken = decisions()
 
         def run() -> dict[int, torch.Tensor]:
-            with decisions if self.cut.decides else contextlib.nullcontext():
+            with taken if self.cut.decides else contextlib.nullcontext():
                 return record(self.model, self.cut, call)[0]
 
         values = undisturbed(self.model, self.cut, run)
-        return decided(self.encode(values, samples), decisions.seen)
+        return decided(self.encode(values, samples), taken.seen)
 
     def watch(
         self, inputs: Callable[[list[int]], Any] | None, alike: Callable[[torch.Tensor, torch.Tensor], bool]
@@ -163,6 +167,15 @@ class Player:
         """
         self.spots = SpotChecks(self.model, self.cut, inputs, alike)
         _SOURCES[self.source] = self.spots
+
+    def see_unchanged(self) -> None:
+        """Compare all bytes that the frozen part reads, as the guard does; what it finds is all that a block says.
+
+        Raises:
+            FtkitError: Something has changed.
+        """
+        self._last_spots = None
+        self.guard.check(thoroughly=True)
 
     def note(self, plain: Plain) -> None:
         """Note in whose place the rows are with which the model is called next."""
@@ -181,7 +194,7 @@ class Player:
 
     def is_row(self, value: Any) -> bool:
         """Whether a value is a batch of rows of this cut."""
-        if is_fresh(value, self.source):
+        if is_fresh(value, self.source) or _is_empty(value, self.row_bytes):
             return True
         return begins(value, self.tag) and bool(value.shape[1] == self.row_bytes)
 
@@ -244,8 +257,11 @@ class Player:
         return _Idle, ()
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return uncompiled(self._begin, module, args, kwargs)
+        if is_exporting():
+            return None
+        return _apart(self._begin_apart, module, args, kwargs)
+
+    def _begin_apart(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         if not self._counts_nothing() and not is_transforming():
             return self._begun(module, args, kwargs)
         with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
@@ -257,7 +273,6 @@ class Player:
 
     def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         self._leave()  # a forward pass that Ctrl-C, say, has cut short
-        self._last_spots = None  # until a batch is found right
         given = _leaves([*args, *kwargs.values()])
         leaves = [one for one in given if self.is_row(one)]
         if not leaves:
@@ -270,8 +285,8 @@ class Player:
             if any(map(self._was_row, given)):
                 raise FtkitError(
                     "The model was called with rows of kept bytes that something has changed on the way: normalized, "
-                    "cast, mixed or cut. Pass them to the model as the loader gives them, and do to the images what is "
-                    "to be done to images in the transform of the data set."
+                    "cast, reshaped, mixed or cut. Pass them to the model as the loader gives them, and do to the "
+                    "images what is to be done to images in the transform of the data set."
                 )
             return None
         if module is not self.model:
@@ -297,6 +312,8 @@ class Player:
         values = self._decode(rows)
         run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))
         if not self.learning:
+            if run.samples:
+                self._last_spots = None  # until the batch is found right
             self.guard.check()
             self._settle()
             plain, self._here.plain = getattr(self._here, "plain", None), None
@@ -307,7 +324,7 @@ class Player:
         call = (args, kwargs) if run.straight is not None else self._call(args, kwargs, run)
         self._here.run = run
         if self.cut.decides:
-            run.decisions = Decisions()
+            run.decisions = decisions()
             run.decisions.__enter__()
         allowed().__enter__()
         return call
@@ -322,12 +339,14 @@ class Player:
 
         Not while a forward pass waits for its backward pass: buffers may be written to, and put back.
         """
+        if not run.samples:
+            return None
         spots = self.spots if own or run.plain is not None else _SOURCES.get(source_of(run.rows))
-        decisions = None if run.decisions is None else tuple(run.decisions.seen)
+        taken = None if run.decisions is None else tuple(run.decisions.seen)
         self._last_spots = spots
         if spots is None:
             return None
-        return spots.due(run.rows, self._decode, run.plain, run.kind, decisions)
+        return spots.due(run.rows, self._decode, run.plain, run.kind, taken)
 
     def _settle(self) -> None:
         """Check the batch before, for which Python has taken decisions."""
@@ -336,9 +355,12 @@ class Player:
             raise error
 
     def _was_row(self, value: Any) -> bool:
-        """Whether a tensor that is no row has the shape of some, and no input has it."""
-        if not isinstance(value, torch.Tensor) or value.dim() != 2 or begins(value, MAGIC):
+        """Whether a tensor that is no batch of rows has the shape of one, and no input has it; or is made of some."""
+        if not isinstance(value, torch.Tensor) or begins(value, MAGIC):
             return False
+        if value.dim() != 2:
+            is_long = value.dim() > 0 and value.shape[-1] == self.row_bytes
+            return is_long and begins(value.reshape(-1, self.row_bytes), MAGIC)
         own = any(len(one.shape) == 2 and one.dtype is value.dtype for one in self._taken)
         return value.shape[1] == self.row_bytes or (value.dtype is torch.uint8 and not own)
 
@@ -410,9 +432,12 @@ class Player:
                 one = self._stand_ins[key] = slot.layout.stand_in(run.samples, run.device)
         return one
 
-    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return uncompiled(self._end, module, args, kwargs, output)
+    def _end(self, *call: Any) -> Any:  # the module, what it took, and what it gave
+        if is_exporting():
+            return None
+        return _apart(self._end_apart, call[-1])
+
+    def _end_apart(self, output: Any) -> Any:
         run = self._leave()
         if run is None:
             return None
@@ -516,7 +541,7 @@ class Player:
             FtkitError: As :meth:`_check`.
         """
         top = vars(self.model).get("forward")
-        if not self.guard.free or not isinstance(top, Stand) or self._watched:
+        if not self.guard.free or not isinstance(top, Stand) or self._watched or own_forward(self.model) is not None:
             return False
         if self._way != self._way_to_tail():  # what trains is another
             return False
@@ -526,6 +551,9 @@ class Player:
 
     def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         run: _Run | None = getattr(self._here, "run", None)
+        tell, self.tell_autocast = self.tell_autocast, None
+        if tell is not None:
+            tell(autocast_state((args, kwargs)))
         if run is None or run.straight is None or self.cut.tail is None:
             self._see_no_rows(run, args, kwargs)
             with _counting() if self._counts_nothing() else contextlib.nullcontext():
@@ -595,6 +623,18 @@ class Player:
             self._fine[key] = switches
 
 
+def _apart(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function past torch.compile, which may have left its caller alone, and would compile what that calls."""
+    if torch.compiler.is_compiling() or "torch._dynamo" in sys.modules:
+        return uncompiled(function, *args)
+    return function(*args)
+
+
+def _is_empty(value: Any, row_bytes: int) -> bool:
+    """Whether a value is a batch of no rows."""
+    return isinstance(value, torch.Tensor) and value.dtype is torch.uint8 and value.shape == (0, row_bytes)
+
+
 def _autocast(kind: str) -> str | None:
     return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
 
@@ -611,13 +651,15 @@ def _is_held(module: nn.Module) -> bool:
 
 
 class _Idle:
-    """What a player is in a pickled model."""
+    """What a player is in a pickled model: also for its own methods, as cloudpickle keeps those."""
 
     def _begin(self, *_: Any) -> None:
         """Leave a call as it is."""
 
     def _end(self, *_: Any) -> None:
         """Leave what a call gives as it is."""
+
+    _begin_apart = _end_apart = _begin
 
 
 def _written_to(output: Any) -> list[tuple[int, int]]:

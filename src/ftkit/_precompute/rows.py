@@ -83,7 +83,7 @@ class Packing:
         for piece in self.pieces:
             values = _values(rows, piece.at, piece.nbytes, piece.dtype)
             narrow = values.to(piece.kept_as)
-            if piece.kept_as.is_floating_point and (values.isfinite() & ~narrow.isfinite()).any():
+            if piece.kept_as is not piece.dtype and (values.isfinite() & ~narrow.isfinite()).any():
                 raise FtkitError(
                     f"A value of the frozen part, {values[values.isfinite()].abs().max():.3g}, is too large for "
                     f"{piece.kept_as}: keep it in torch.bfloat16, or leave dtype out."
@@ -138,7 +138,13 @@ def _largest(values: torch.Tensor) -> float:
 
 
 def _values(rows: torch.Tensor, at: int, nbytes: int, dtype: torch.dtype) -> torch.Tensor:
-    return rows[:, at : at + nbytes].clone(memory_format=torch.contiguous_format).view(dtype)
+    return (
+        rows[:, at : at + nbytes]
+        .clone(memory_format=torch.contiguous_format)
+        .view(-1)
+        .view(dtype)
+        .view(len(rows), nbytes // dtype.itemsize)
+    )
 
 
 class Rows(Dataset[Any]):

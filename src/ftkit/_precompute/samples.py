@@ -44,8 +44,9 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
         batch = {one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)}
     takes = takes_of(model).parameters
     if isinstance(batch, Mapping):
-        named = {name: value for name, value in batch.items() if name in takes and isinstance(value, torch.Tensor)}
-        if not named:
+        taken = (torch.Tensor, bool, int, float)  # beside tensors, what a collate function of one's own adds to them
+        named = {name: value for name, value in batch.items() if name in takes and isinstance(value, taken)}
+        if not any(isinstance(value, torch.Tensor) for value in named.values()):
             raise FtkitError(
                 f"A sample that is a dict must have what the forward() of the {type(model).__name__} takes by name "
                 f"({some(list(takes), 6)}), as tensors; this one has {some(list(map(str, batch)), 6)}."

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ftkit._precompute.frontier import Cut
-from ftkit._precompute.heads import are_signed, numbers_of, of_one_source, ways_of
+from ftkit._precompute.heads import MAGIC, are_signed, begins, numbers_of, of_one_source, ways_of
 from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.trace import has_foreign_hooks
 from ftkit._tensors.bytes import DTYPES
@@ -25,8 +25,6 @@ from ftkit.errors import FtkitError
 
 SHARE: Final = 0.05
 """The most of the time of a training that checks take, after the first one of each kind."""
-_LAST_SHARE: Final = 0.2
-"""The most of the time since the last check that one takes where a block ends."""
 _FEW: Final = 4
 
 
@@ -55,7 +53,7 @@ class SpotChecks:
     at random moments, the whole batch, or a few samples where nothing suggests that they depend on the others, so that
     all checks together take at most ``SHARE`` of the time since the first one, and the less, the more were right. So
     whatever makes rows wrong is met: at first at the latest after 30 times as long as a check takes, after a hundred
-    checks ten times as late; and where the block ends, unless a check was made shortly before.
+    checks ten times as late; and where the block ends, unless nothing ran since the last check.
 
     Args:
         model: The model.
@@ -74,8 +72,8 @@ class SpotChecks:
     ) -> None:
         self.model, self.cut, self.inputs, self.alike = model, cut, inputs, alike
         self._kinds: set[int] = set()  # hashes, as there may be many
-        self._next = self._since = self._took = 0.0
-        self._batch: tuple[Any, ...] | None = None
+        self._next = 0.0
+        self._batch: tuple[Any, ...] | None = None  # the last one for which something was kept, until a check
         self._random = random.Random()  # noqa: S311  (its own, so that no one else's numbers change)
         self.done = 0
         """How many checks there were."""
@@ -100,7 +98,8 @@ class SpotChecks:
             decisions: Those that Python took on it; None if it takes none, or has not yet.
         """
         is_new = plain is not None and plain.is_new
-        self._batch = rows, decode, plain, version_of(rows)
+        if not is_new:
+            self._batch = rows, decode, plain, version_of(rows)
         if is_new and torch.is_grad_enabled() and self.model.training:
             return None  # it would be computed once more as it has just been
         count = rows.shape[0]
@@ -117,10 +116,11 @@ class SpotChecks:
     def last(self) -> Check | None:
         """The check of the last batch, where a block ends, in the state in which its rows were computed."""
         batch, self._batch = self._batch, None
-        if batch is None or not self.done or time.monotonic() - self._since < self._took / _LAST_SHARE:
+        if batch is None:
             return None
         rows, decode, plain, version = batch
-        if version != version_of(rows) or not are_signed(rows) or (plain is not None and not plain.is_same()):
+        are_rows = version == version_of(rows) and begins(rows, MAGIC) and are_signed(rows)
+        if not are_rows or (plain is not None and not plain.is_same()):
             return None  # they were the caller's meanwhile
         check = self._check(rows, decode, plain, set(), few=True)
         return None if check is None else check.as_computed()
@@ -142,12 +142,15 @@ class SpotChecks:
             whole = self._random.sample(whole, _FEW)
         return Check(self, rows, decode, whole, None if plain is None else plain.call, kinds)
 
+    def begin(self) -> None:
+        """Note that a check is made, after that of which nothing is left to be checked."""
+        self._batch = None
+
     def note(self, kinds: set[int], seconds: float) -> None:
         """Note a check of a batch of some kinds that was right, and how long it took."""
         self._kinds |= kinds
         self.done += 1
-        self._since, self._took = time.monotonic(), seconds
-        self._next = self._since + seconds / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
+        self._next = time.monotonic() + seconds / SHARE * math.sqrt(self.done) * self._random.uniform(1, 1.5)
 
 
 class Check:
@@ -213,6 +216,7 @@ class Check:
                     stacklevel=2,
                 )
             return None
+        spots.begin()
         begin, values = time.monotonic(), self._decode(self._rows)
         try:
             found = undisturbed(spots.model, spots.cut, self._computed)

@@ -7,12 +7,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from ftkit._torch import uncompiled
+from ftkit._torch import is_exporting, uncompiled
+
+_OF_FUNCTIONS: Final = frozenset({"__closure__", "__code__", "__globals__"})  # which torch.export reads
 
 
 class Stand:
@@ -25,20 +27,20 @@ class Stand:
         self._instead_of = instead_of
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and not self.over:
+        if torch.compiler.is_compiling() and not self.over and not is_exporting():
             return uncompiled(self._call, args, kwargs)
         return self._call(args, kwargs)
 
     def _call(self, args: Any, kwargs: Any) -> Any:
         forward = self.before or functools.partial(type(self.module).forward, self.module)
-        if self._instead_of is None or self.over:
+        if self._instead_of is None or self.over or is_exporting():
             return forward(*args, **kwargs)
         return self._instead_of(forward, args, kwargs)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__signature__":  # by which frameworks decide what to pass
             return inspect.signature(self.before or functools.partial(type(self.module).forward, self.module))
-        if name.startswith("__"):
+        if name.startswith("__") and name not in _OF_FUNCTIONS:
             raise AttributeError(name)
         return getattr(type(self.module).forward, name)
 

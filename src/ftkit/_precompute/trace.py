@@ -616,6 +616,23 @@ class Decisions(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  
         return output
 
 
+class _Uncompiled(Decisions):  # type: ignore[no-untyped-call]  # its __init_subclass__
+    """The same where torch.compile is at work, which would compile what it does anew for each kind of operator."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operator."""
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
+def decisions() -> Decisions:
+    """What notes the truth values that Python reads."""
+    return (_Uncompiled if "torch._dynamo" in sys.modules else Decisions)()
+
+
 def own_tensors(module: nn.Module) -> bool:
     """Whether a module itself has parameters or buffers: what has none is cheap, and may run on either side."""
     return any(one is not None for table in (parameters_of(module), buffers_of(module)) for one in table.values())
