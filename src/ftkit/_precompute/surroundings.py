@@ -102,8 +102,8 @@ def code_of(kind: type, own: Any = None) -> Code:
         mentioned = {*_names(function.__code__), *_texts(function.__code__.co_consts)}
         for decorator in around:
             mentioned |= {*_names(decorator.__code__), *_texts(decorator.__code__.co_consts)}
-        names |= mentioned
-        if known:  # of torch's modules what they read of themselves
+        names |= mentioned - _OVER_ALL if known else mentioned
+        if known:  # of torch's modules what they read of themselves; its containers go over what is in them alone
             todo += [vars(one)[name] for name in mentioned for one in read if name in vars(one)]
             continue
         called |= {*_names(function.__code__)}
