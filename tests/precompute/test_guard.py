@@ -474,6 +474,47 @@ def test_an_attribute_that_only_a_hook_reads_is_a_setting(tmp_path: Path) -> Non
             model(rows)
 
 
+WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a value": (lambda m: setattr(m, "_scale", 2.0), r"^_scale was 1\.0 when .*, and is 2\.0 now\."),
+    "a new one": (lambda m: setattr(m.body[0], "bias", None), r"^body\.0\.bias has changed since"),
+    "one weight": (lambda m: m.body[0].bias.data.add_(1), r"^body\.0\.bias has changed since"),
+    "two weights": (moved, r"^body\.0\.bias, body\.0\.weight have changed since"),
+    "one that trains": (
+        lambda m: m.body[0].bias.requires_grad_(True),
+        r"^body\.0\.bias did not train when .*, but trains now: ",
+    ),
+    "two that train": (
+        lambda m: m.body.requires_grad_(True),
+        r"^body\.0\.bias, body\.0\.weight did not train when .*, but train now: ",
+    ),
+    "gone": (lambda m: delattr(m, "_scale"), r"^_scale was 1\.0 when .*, and is gone now\."),
+    "a list": (lambda m: m.sizes.append(3), r"^The length of sizes was 1 when .*, and is 2 now\."),
+    "an item": (lambda m: m.sizes.__setitem__(0, 3), r"^sizes\[0\] was 8 when .*, and is 3 now\."),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_error_says_in_plain_words_what_is_another(what: str, tmp_path: Path) -> None:
+    """Of one and of several."""
+
+    class Sized(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [8]
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x[:, : self.sizes[0]])
+
+    model = Sized()
+    change, words = WRONG[what]
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        change(model)
+        with pytest.raises(FtkitError, match=words):
+            model(rows)
+
+
 def test_what_a_framework_notes_in_private_is_its_own(tmp_path: Path) -> None:
     """If no code of the model reads it: as Lightning, which hook runs."""
     model = Model()
@@ -1145,7 +1186,7 @@ def test_a_cache_that_was_not_spoken_of_may_be_switched_off(where: str, tmp_path
         if where == "nowhere":
             used(model, cached)
         else:
-            with pytest.raises(FtkitError, match=r"config\.use_cache was None .* and is False now"):
+            with pytest.raises(FtkitError, match=r"config\.use_cache was not there .* and is False now"):
                 used(model, cached)
 
 

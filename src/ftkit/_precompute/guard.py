@@ -33,7 +33,7 @@ from ftkit._torch import (
     versions_of,
     without_transforms,
 )
-from ftkit._wording import some
+from ftkit._wording import shown, some
 from ftkit.errors import FtkitError
 
 _FEW: Final = 64  # modules and tensors, at all of which it looks each time
@@ -273,16 +273,13 @@ class Guard:
         owned = ((name, _tensor_of(module, key)) for name, module, key in self._owners)
         if inside := [name for name, one in owned if one is not None and without_transforms(one) is not one]:
             raise FtkitError(
-                f"{some(inside, 4)} is in a transform of torch.func, and what is kept was computed from its values "
-                "alone. Transform what trains, or call the model outside of the block."
+                f"{some(inside, 4)} {'is' if len(inside) == 1 else 'are'} in a transform of torch.func, and what is "
+                "kept was computed without it. Transform what trains, or call the model outside of the block."
             )
         around = self._surroundings()
         then, now = self.settings, self.read(around)
         if what := next(iter(self.differing(now)), ""):
-            raise FtkitError(
-                f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
-                f"{_AGAIN}"
-            )
+            raise FtkitError(f"{_told(what, then, now)} {_AGAIN}")
         for name, part in self._plain:
             if self._structure_of(name, part) != self._structure[name]:
                 raise FtkitError(
@@ -293,8 +290,8 @@ class Guard:
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
         if trains := sorted(name for name in doubtful if (look[name] or (0, 0, False))[2]):
             raise FtkitError(
-                f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
-                f"past the frontier. {_AGAIN}"
+                f"{some(trains, 4)} did not train when the frozen part was computed, but "
+                f"{'trains' if len(trains) == 1 else 'train'} now: the model was unfrozen past the frontier. {_AGAIN}"
             )
         self._see_digests(doubtful)
         self._seen, self._doubtful, self._told = look, False, ""
@@ -325,7 +322,8 @@ class Guard:
         digests = self._digests(names)
         if moved := sorted(name for name in names if digests.get(name) != self.digests.get(name)):
             raise FtkitError(
-                f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
+                f"{some(moved, 4)} {'has' if len(moved) == 1 else 'have'} changed since the frozen part was computed, "
+                f"so what is kept is out of date. {_AGAIN}"
             )
 
     @property
@@ -345,6 +343,13 @@ class Guard:
         except FtkitError as error:
             if str(error) != told:  # which someone has caught, and knows of
                 raise
+
+
+def _told(where: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What has become of a setting."""
+    was, is_now = (shown(repr(one[where])) if where in one else "" for one in (then, now))
+    what = f"The length of {where[:-1]}" if where.endswith(":") else shown(where)
+    return f"{what} was {was or 'not there'} when the frozen part was computed, and is {is_now or 'gone'} now."
 
 
 def _private(where: str) -> Iterator[str]:
