@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import collections
 import copy
 import dataclasses
@@ -49,6 +50,7 @@ _BY_ANY_NAME: Final = {
     "getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrgetter", "methodcaller", "getattr_static",
     "getmembers", "eval", "exec",
 }  # fmt: skip
+_BUILTINS: Final = frozenset(vars(builtins))
 _CALLED: Final = 2  # values that are put on the stack for what is called next
 _NAMED: Final = 2  # those that are there once the owner of an attribute is, and its name
 _MISSING: Final = object()
@@ -102,9 +104,10 @@ def code_of(kind: type, own: Any = None) -> Code:
         mentioned = {*_names(function.__code__), *_texts(function.__code__.co_consts)}
         for decorator in around:
             mentioned |= {*_names(decorator.__code__), *_texts(decorator.__code__.co_consts)}
-        names |= mentioned - _OVER_ALL if known else mentioned
+        told = mentioned - _BUILTINS | {name for one in (*around, function) for name in _attributes(one.__code__)}
+        names |= told - _OVER_ALL if known else told
+        todo += [vars(one)[name] for name in told for one in read if name in vars(one)]
         if known:  # of torch's modules what they read of themselves; its containers go over what is in them alone
-            todo += [vars(one)[name] for name in mentioned for one in read if name in vars(one)]
             continue
         called |= {*_names(function.__code__)}
         owners = set[str | None]().union(*map(_read_by_any_name, (*around, function))) - {"config"}
@@ -121,7 +124,6 @@ def code_of(kind: type, own: Any = None) -> Code:
             kept.append((f"{function.__qualname__}: {name}", cell))
         kept += [(f"{function.__qualname__}: a default", one) for one in function.__defaults__ or ()]
         for name in mentioned:
-            todo += [vars(one)[name] for one in read if name in vars(one)]
             if name not in function.__globals__:
                 continue
             value = function.__globals__[name]
@@ -232,6 +234,15 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             yield from _names(one)
+
+
+def _attributes(code: types.CodeType) -> Iterator[str]:
+    """Those names that are of attributes."""
+    for one in dis.get_instructions(code):
+        if isinstance(one.argval, types.CodeType):
+            yield from _attributes(one.argval)
+        elif "ATTR" in one.opname or "METHOD" in one.opname:
+            yield one.argval
 
 
 def _read_by_any_name(function: types.FunctionType) -> set[str | None]:
