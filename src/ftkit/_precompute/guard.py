@@ -322,8 +322,7 @@ class Guard:
         digests = self._digests(names)
         if moved := sorted(name for name in names if digests.get(name) != self.digests.get(name)):
             raise FtkitError(
-                f"{some(moved, 4)} {'has' if len(moved) == 1 else 'have'} changed since the frozen part was computed, "
-                f"so what is kept is out of date. {_AGAIN}"
+                f"{some(moved, 4)} changed since the frozen part was computed, so what is kept is out of date. {_AGAIN}"
             )
 
     @property
