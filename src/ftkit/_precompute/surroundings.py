@@ -326,7 +326,7 @@ class Surroundings:
         every: bool = True,
     ) -> None:
         kind: Any = type(module)
-        code = code_of(kind, _plain_function(own_forward(module)))
+        code = code_of(kind, next(iter(_functions(own_forward(module))), None))
         held = (
             function
             for key, one in vars(module).items()
