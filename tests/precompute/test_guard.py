@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import array
 import copy
+import functools
+import operator
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -317,6 +320,201 @@ def test_a_change_of_what_is_private_or_hidden_is_noticed(change: Callable[[Any]
                 model(rows)
 
 
+class Noting(Model):
+    """With what a loop or a framework keeps on a model, and no forward pass reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history, self.epoch, self.best = list[Any](), 0, None
+        self.losses: dict[str, list[float]] = {"train": []}
+        self.options = {"rate": 0.1}
+        self.metric = Metric()
+
+    def training_step(self, x: Tensor) -> Tensor:
+        self.history.append(self.epoch)
+        return self(x)  # type: ignore[no-any-return]
+
+
+class Metric(nn.Module):
+    """Counts what it is fed with, in attributes that other modules have, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = torch.zeros(()), 0
+
+    def forward(self, x: Tensor) -> None:
+        self.weight = self.weight + x.detach().sum()
+        self.seen += 1
+
+
+NOTES: dict[str, Callable[[Any], object]] = {
+    "an epoch": lambda m: setattr(m, "epoch", m.epoch + 1),
+    "the best": lambda m: setattr(m, "best", copy.deepcopy(m.state_dict())),
+    "a list": lambda m: m.history.append(1),
+    "a list in a dict": lambda m: m.losses["train"].append(0.5),
+    "a key": lambda m: m.losses.update(validation=[0.5]),
+    "a number in a dict": lambda m: m.options.update(rate=0.01),
+    "what was not there": lambda m: setattr(m, "trained", True),
+    "of a frozen part": lambda m: setattr(m.body[0], "label", "first"),
+    "a function": lambda m: setattr(m, "schedule", lambda epoch: 0.1**epoch),
+    "an optimizer": lambda m: setattr(m, "optimizer", torch.optim.SGD(m.head.parameters(), 0.1)),
+    "a module": lambda m: setattr(m, "loss", nn.CrossEntropyLoss()),
+    "a metric": lambda m: m.metric(torch.ones(2)),
+    "a step": lambda m: m.history.append(m.epoch),
+}
+
+
+@pytest.mark.parametrize("what", NOTES)
+def test_what_no_forward_pass_reads_is_no_setting(what: str, tmp_path: Path) -> None:
+    """In the block, and between two; and the rows are still those of the model."""
+    model = Noting()
+    cached = precompute(model, data(), tmp_path)
+    for _ in range(2):
+        with cached:
+            for rows, _ in cached.loader(batch_size=4):
+                model(rows)
+                NOTES[what](model)
+        NOTES[what](model)
+    assert precompute(model, data(), tmp_path).computed == 0
+
+
+def decorated(forward: Callable[..., Tensor]) -> Any:
+    """What reads an attribute on the way to the forward that it wraps."""
+
+    @functools.wraps(forward)
+    def around(self: Any, x: Tensor) -> Tensor:
+        return forward(self, x * self.gain)
+
+    return around
+
+
+class Gain:
+    """An object that is given the module."""
+
+    def of(self, module: Any) -> float:
+        return float(module.gain)
+
+
+class Gaining(nn.Module):
+    """Its attribute is named in none of the code that is its own, or by no name at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gain, self.by = nn.Linear(8, 16), 1.0, "gain"
+        self.helper, self.ask, self.ways = Gain(), operator.attrgetter("gain"), [self.gained]
+
+    def gained(self) -> float:
+        return self.gain
+
+
+class Decorated(Gaining):
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+class Called(Gaining):
+    def __call__(self, x: Tensor) -> Any:
+        return super().__call__(x * self.gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)  # type: ignore[no-any-return]
+
+
+def reading(read: Callable[[Any], float]) -> type[Gaining]:
+    class Reads(Gaining):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(x * read(self))  # type: ignore[no-any-return]
+
+    return Reads
+
+
+UNNAMED: dict[str, Callable[[], nn.Module]] = {
+    "a decorator": Decorated,
+    "__call__": Called,
+    "getattr of a sum": reading(lambda m: getattr(m, "ga" + "in")),  # type: ignore[no-any-return]
+    "getattr of an attribute": reading(lambda m: getattr(m, m.by)),  # type: ignore[no-any-return]
+    "getattr by map": reading(lambda m: next(map(getattr, [m], ["ga" + "in"]))),
+    "vars": reading(lambda m: vars(m)["".join(["ga", "in"])]),  # type: ignore[no-any-return]
+    "__dict__": reading(lambda m: m.__dict__["".join(["ga", "in"])]),  # type: ignore[no-any-return]
+    "an object": reading(lambda m: m.helper.of(m)),  # type: ignore[no-any-return]
+    "attrgetter": reading(lambda m: m.ask(m)),  # type: ignore[no-any-return]
+    "a method in a list": reading(lambda m: m.ways[0]()),  # type: ignore[no-any-return]
+}
+
+
+@pytest.mark.parametrize("way", UNNAMED)
+def test_an_attribute_that_is_read_by_no_name_in_forward_is_a_setting(way: str, tmp_path: Path) -> None:
+    """At the latest in the step after the change, and not by a batch that is computed anew."""
+    torch.manual_seed(0)
+    model = nn.Sequential(UNNAMED[way](), nn.Linear(16, 3))
+    freeze_except(model, "1")
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        assert cached._player.spots is not None
+        cached._player.spots._next = float("inf")
+        model[0].gain = 2.0  # type: ignore[assignment]
+        with pytest.raises(FtkitError, match=r"0\.gain was 1\.0 when the frozen part was computed, and is 2\.0 now"):
+            model(rows)
+
+
+def test_an_attribute_that_only_a_hook_reads_is_a_setting(tmp_path: Path) -> None:
+    """Of the way between two frozen parts."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Identity(), nn.Linear(8, 16), nn.Linear(16, 3))
+    model[1].gain = 1.0  # type: ignore[assignment]
+    model[1].register_forward_hook(lambda module, _, output: output * module.gain)
+    freeze_except(model, "3")
+    with precompute(model, data(), tmp_path) as cached, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        model[1].gain = 2.0  # type: ignore[assignment]
+        with pytest.raises(FtkitError, match=r"1\.gain was 1\.0"):
+            model(rows)
+
+
+WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
+    "a value": (lambda m: setattr(m, "_scale", 2.0), r"^_scale was 1\.0 when .*, and is 2\.0 now\."),
+    "a new one": (lambda m: setattr(m.body[0], "bias", None), r"^body\.0\.bias changed since"),
+    "one weight": (lambda m: m.body[0].bias.data.add_(1), r"^body\.0\.bias changed since"),
+    "two weights": (moved, r"^body\.0\.bias, body\.0\.weight changed since"),
+    "one that trains": (
+        lambda m: m.body[0].bias.requires_grad_(True),
+        r"^body\.0\.bias did not train when .*, but trains now: ",
+    ),
+    "two that train": (
+        lambda m: m.body.requires_grad_(True),
+        r"^body\.0\.bias, body\.0\.weight did not train when .*, but train now: ",
+    ),
+    "gone": (lambda m: delattr(m, "_scale"), r"^_scale was 1\.0 when .*, and is gone now\."),
+    "a list": (lambda m: m.sizes.append(3), r"^The length of sizes was 1 when .*, and is 2 now\."),
+    "an item": (lambda m: m.sizes.__setitem__(0, 3), r"^sizes\[0\] was 8 when .*, and is 3 now\."),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_an_error_says_in_plain_words_what_is_another(what: str, tmp_path: Path) -> None:
+    """Of one and of several."""
+
+    class Sized(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.sizes = [8]
+
+        def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x[:, : self.sizes[0]])
+
+    model = Sized()
+    change, words = WRONG[what]
+    with precompute(model, data(), tmp_path) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=4)))
+        model(rows)
+        change(model)
+        with pytest.raises(FtkitError, match=words):
+            model(rows)
+
+
 def test_what_a_framework_notes_in_private_is_its_own(tmp_path: Path) -> None:
     """If no code of the model reads it: as Lightning, which hook runs."""
     model = Model()
@@ -330,13 +528,13 @@ def test_what_a_framework_notes_in_private_is_its_own(tmp_path: Path) -> None:
 def deep() -> nn.Module:
     """So many frozen modules that a look at all of them takes as long as a step of its head."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(120))), nn.Linear(8, 3))
+    model = nn.Sequential(nn.Sequential(*(nn.Linear(8, 8) for _ in range(120)), nn.LeakyReLU()), nn.Linear(8, 3))
     freeze_except(model, "1")
     return model
 
 
 def attribute(model: Any) -> None:
-    model[0][70].scale = 2.0
+    model[0][120].negative_slope = 0.5
 
 
 def other_forward(model: Any) -> None:
@@ -592,7 +790,7 @@ def test_a_flag_of_the_class_that_an_instance_is_given_is_noticed(tmp_path: Path
         for _ in range(2):
             model(rows)
         model[0]._of_class = True
-        with pytest.raises(FtkitError, match=r"0\._of_class was None .* and is True now"):
+        with pytest.raises(FtkitError, match=r"0\._of_class was not there .* and is True now"):
             model(rows)
 
 
@@ -943,3 +1141,70 @@ def test_trainers_switch_the_cache_off(where: str, tmp_path: Path) -> None:
         else:
             with pytest.raises(FtkitError, match=r"config\.use_cache was True .* and is False now"):
                 used(model, cached)
+
+
+class Passing(nn.Module):
+    """Passes on what its configuration says of the cache, if it says anything, as decorators of transformers do."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = Config()
+        self.config.dtype: Any = torch.float32  # type: ignore[attr-defined, misc]
+        del self.config.use_cache
+        self.body, self.head, self.where = Taking(where), nn.Linear(16, 3), where
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        more = {"use_cache": self.config.use_cache} if hasattr(self.config, "use_cache") else {}
+        if self.where == "dtype" and self.config.dtype == "float32":  # type: ignore[attr-defined]
+            x = x * 2
+        kind = str(self.config.dtype)  # type: ignore[attr-defined]
+        scores: Tensor = self.head(self.body(x, **more)) * len(kind) ** 0
+        return scores
+
+
+class Taking(nn.Module):
+    """Takes what it may not need."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.layer, self.where = nn.Linear(8, 16), where
+
+    def forward(self, x: Tensor, use_cache: bool | None = None) -> Tensor:
+        return self.layer(x if self.where != "cache" or use_cache is None else x * 2)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("where", ["nowhere", "cache"])
+def test_a_cache_that_was_not_spoken_of_may_be_switched_off(where: str, tmp_path: Path) -> None:
+    """As a part gets it then; but not where that changes what is kept."""
+    model = Passing(where)
+    with precompute(model, data(), tmp_path) as cached:
+        assert not hasattr(model.config, "use_cache")
+        used(model, cached)
+        model.config.use_cache = False
+        if where == "nowhere":
+            used(model, cached)
+        else:
+            with pytest.raises(FtkitError, match=r"config\.use_cache was not there .* and is False now"):
+                used(model, cached)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "dtype"])
+@pytest.mark.parametrize("begin", [torch.float32, None, "float32"])
+def test_a_configuration_may_note_the_dtype_that_the_weights_have(begin: Any, where: str, tmp_path: Path) -> None:
+    """As it does when a model is saved; but not where that changes what is kept, and no other one."""
+    model = Passing(where)
+    model.config.dtype = begin  # type: ignore[attr-defined]
+    with precompute(model, data(), tmp_path) as cached:
+        used(model, cached)
+        model.config.dtype = "float32"  # type: ignore[attr-defined]
+        if where == "nowhere" or begin == "float32":
+            used(model, cached)
+            assert precompute(model, data(), tmp_path).computed == 0
+        else:
+            with pytest.raises(FtkitError, match=r"config\.dtype was .* and is 'float32' now"):
+                used(model, cached)
+        model.config.dtype = "float16"  # type: ignore[attr-defined]
+        with pytest.raises(FtkitError, match=r"config\.dtype was .* and is 'float16' now"):
+            used(model, cached)

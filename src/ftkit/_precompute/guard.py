@@ -19,7 +19,7 @@ from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, led_to, of_torch, plain_attributes, said
+from ftkit._precompute.surroundings import Surroundings, led_to, names_child, of_torch, plain_attributes, read_in, said
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
@@ -33,7 +33,7 @@ from ftkit._torch import (
     versions_of,
     without_transforms,
 )
-from ftkit._wording import some
+from ftkit._wording import shown, some
 from ftkit.errors import FtkitError
 
 _FEW: Final = 64  # modules and tensors, at all of which it looks each time
@@ -44,6 +44,7 @@ _PIECE: Final = 1 << 14
 _PIECES: Final = 16
 _TRAINS: Final = operator.attrgetter("requires_grad")
 _TABLES: Final = {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
+_LOOKED_AT: Final = _TABLES | {"forward"}
 _BESIDE: Final = frozenset(vars(nn.Module()).keys() - _TABLES)  # what a forward pass does not read, and the mode
 _AGAIN: Final = "Call precompute() again, and use its loader from here on."
 
@@ -95,25 +96,24 @@ class Guard:
         names |= {prefix + key for prefix, part in prefixes for key, _ in part.named_buffers(recurse=False)}
         owned = ((name, *name.rpartition(".")[::2]) for name in sorted(names | cut.read))
         self._owners = [(name, model.get_submodule(owner), key) for name, owner, key in owned]
-        around = {"", *(name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == ".")}
-        inner = {*frozen, *map(model.get_submodule, around)}
-        inner.update(one for one in model.modules() if not any(True for _ in one.parameters()))
-        self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
+        owners = {"", *(name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == ".")}
+        inner = {*frozen, *map(model.get_submodule, owners)}
         self._changing = cut.changing
-        kinds = {type(part) for part in model.modules()}
-        codes = {part: Surroundings(part).names for part in model.modules()}
-        self._names = led_to(kinds, frozenset[str]().union(*codes.values()))
-        """What the code of the model mentions, which may read what is private to a part of it."""
-        inside = led_to(kinds, frozenset[str]().union(*(codes[part] for _, part in self._plain)))
+        around, self._names, self._every = read_in(model)
+        """What the code that a forward pass may come by mentions, and whether it reads attributes by other names."""
+        inner.update(one for one in around if not any(True for _ in one.parameters()))
+        self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
+        mentioned = (around[part].mentioned for _, part in self._plain if part in around)
+        inside = led_to(set(map(type, around)), frozenset[str]().union(*mentioned))
         self._others = [
             (name, part, inside - {one.removeprefix(f"{name}.").partition("[")[0].partition(".")[0].rstrip(":")
                                    for one in cut.changing if one.startswith(f"{name}.")})
-            for name, part in model.named_modules() if part not in inner
+            for name, part in model.named_modules() if part in around and part not in inner
         ]  # fmt: skip
         """What trains, and which names of it the code of the frozen part, and of what is around it, may read."""
         self.settings = self.read()
         self._also: dict[str, list[Any]] = {}  # other values of them that change nothing
-        self._structure = {name: _structure(name, part) for name, part in self._plain}
+        self._structure = {name: self._structure_of(name, part) for name, part in self._plain}
         whole = sorted({**{named[id(part)]: part for part in frozen}, **dict(self._plain)}.items())
         self.built = {name: [said(one) for one in (type(part), *_foreign(name, part))] for name, part in whole}
         self.digests = self._digests({name for name, *_ in self._owners})
@@ -136,8 +136,7 @@ class Guard:
             *(own for part in parts for own in (parameters_of(part), buffers_of(part), children_of(part))),
         ]
 
-    def _remember(self) -> None:
-        around = self._surroundings()
+    def _remember(self, around: list[Surroundings]) -> None:
         containers = [*{id(table): table for one in around for table in one.tables}.values()]
         own = [vars(part) for _, part in self._plain]
         state = [
@@ -156,7 +155,8 @@ class Guard:
             pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
-        attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - _BESIDE)]
+        unwatched = _BESIDE if self._every else {key for one in own for key in one} - self._names - _LOOKED_AT | _BESIDE
+        attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - unwatched)]
         tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
         lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
         gets = [get for one in around for get in one.places]
@@ -208,12 +208,12 @@ class Guard:
         return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
-        own = [Surroundings(part, name, self._names) for name, part in self._plain]
+        own = [Surroundings(part, name, self._names, every=self._every) for name, part in self._plain]
         return own + [Surroundings(part, name, others=names) for name, part, names in self._others]
 
-    def read(self) -> dict[str, Any]:
+    def read(self, around: list[Surroundings] | None = None) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
-        found = {where: value for one in self._surroundings() for where, value in one.values.items()}
+        found = {where: value for one in around or self._surroundings() for where, value in one.values.items()}
         found |= {where: get() for where, get in self._read_of_others().items()}
         found |= of_torch()
         return {where: value for where, value in found.items() if where not in self._changing}
@@ -221,6 +221,15 @@ class Guard:
     def _read_of_others(self) -> dict[str, functools.partial[Any]]:
         each = (plain_attributes(part, name, names) for name, part, names in self._others)
         return {where: get for one in each for where, get in one.items()}
+
+    def _structure_of(self, name: str, module: nn.Module) -> Any:
+        """What a module consists of, beside its attributes and tensors; of the model, not what is hung around it."""
+        children = [
+            (key, one)
+            for key, one in children_of(module).items()
+            if self._every or names_child(module, key, self._names)
+        ]
+        return type(module), children, *((own_forward(module), has_foreign_hooks(module)) if name else ())
 
     def _look(self) -> dict[str, Any]:
         found = {}
@@ -264,17 +273,15 @@ class Guard:
         owned = ((name, _tensor_of(module, key)) for name, module, key in self._owners)
         if inside := [name for name, one in owned if one is not None and without_transforms(one) is not one]:
             raise FtkitError(
-                f"{some(inside, 4)} is in a transform of torch.func, and what is kept was computed from its values "
-                "alone. Transform what trains, or call the model outside of the block."
+                f"{some(inside, 4)} {'is' if len(inside) == 1 else 'are'} in a transform of torch.func, and what is "
+                "kept was computed without it. Transform what trains, or call the model outside of the block."
             )
-        then, now = self.settings, self.read()
+        around = self._surroundings()
+        then, now = self.settings, self.read(around)
         if what := next(iter(self.differing(now)), ""):
-            raise FtkitError(
-                f"{what} was {then.get(what)!r} when the frozen part was computed, and is {now.get(what)!r} now. "
-                f"{_AGAIN}"
-            )
+            raise FtkitError(f"{_told(what, then, now)} {_AGAIN}")
         for name, part in self._plain:
-            if _structure(name, part) != self._structure[name]:
+            if self._structure_of(name, part) != self._structure[name]:
                 raise FtkitError(
                     f"{name or 'The model'} has other submodules, hooks or another forward() than when the frozen part "
                     f"was computed. {_AGAIN}"
@@ -283,17 +290,19 @@ class Guard:
         doubtful = {name for name in look if thoroughly or look[name] != self._seen[name]}
         if trains := sorted(name for name in doubtful if (look[name] or (0, 0, False))[2]):
             raise FtkitError(
-                f"{some(trains, 4)} did not train when the frozen part was computed, and does now: it was unfrozen "
-                f"past the frontier. {_AGAIN}"
+                f"{some(trains, 4)} did not train when the frozen part was computed, but "
+                f"{'trains' if len(trains) == 1 else 'train'} now: the model was unfrozen past the frontier. {_AGAIN}"
             )
         self._see_digests(doubtful)
         self._seen, self._doubtful, self._told = look, False, ""
-        self._remember()
+        self._remember(around)
 
     def differing(self, now: dict[str, Any]) -> list[str]:
         """The places of settings that are neither what they were nor what was accepted for them."""
         then = self.settings
-        new = [one for one in sorted(now.keys() - then.keys()) if self._names.issuperset(_private(one))]
+        new = [
+            one for one in sorted(now.keys() - then.keys()) if not self._every or self._names.issuperset(_private(one))
+        ]
         right = ((one, [then.get(one), *self._also.get(one, ())]) for one in (*then, *new))
         return [one for one, values in right if not any(alike(value, now.get(one)) for value in values)]
 
@@ -335,6 +344,13 @@ class Guard:
                 raise
 
 
+def _told(where: str, then: dict[str, Any], now: dict[str, Any]) -> str:
+    """What has become of a setting."""
+    was, is_now = (shown(repr(one[where])) if where in one else "" for one in (then, now))
+    what = f"The length of {where[:-1]}" if where.endswith(":") else shown(where)
+    return f"{what} was {was or 'not there'} when the frozen part was computed, and is {is_now or 'gone'} now."
+
+
 def _private(where: str) -> Iterator[str]:
     """The names on the way to a place that have an underscore."""
     return (one for one in where.split(".") if one.startswith("_"))
@@ -352,15 +368,6 @@ def _held(places: list[tuple[Any, str]]) -> Callable[[], Any]:
 def alike(one: Any, other: Any) -> bool:
     """Whether two settings are the same."""
     return type(one) is type(other) and (one == other or repr(one) == repr(other) == "nan")
-
-
-def _structure(name: str, module: nn.Module) -> Any:
-    """What a module consists of, beside its attributes and tensors; of the model, not what is hung around it."""
-    return (
-        type(module),
-        list(children_of(module).items()),
-        *((own_forward(module), has_foreign_hooks(module)) if name else ()),
-    )
 
 
 def _foreign(name: str, module: nn.Module) -> Iterator[Any]:

@@ -148,7 +148,7 @@ def precompute(
         form = None if by_content else samples.Form.of(probe.sample, probe.call, cut.stays)
         player, rows = _proven(inner, cut, probe.call, functools.partial(_with_rows, cut, form))
         inner.train()
-        for state in (_has_run, _keeps_no_cache):
+        for state in (_has_run, _keeps_no_cache, _is_saved):
             _accept(inner, player, (probe.call, _with_rows(cut, form, probe.call, rows)), rows, state)
         packing = Packing(player, dtype)
         cached = Precomputed(
@@ -455,17 +455,40 @@ def _has_run(model: nn.Module, call: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def _keeps_no_cache(model: nn.Module, _: Any) -> Iterator[None]:
     """The state in which transformers' Trainer runs its models, which it sets before training."""
-    table = getattr(vars(model).get("config"), "__dict__", {})
-    before = dict(table)
-    if table:
-        table["use_cache"] = False
+    with contextlib.ExitStack() as after:
+        for _, table in _configurations(model)[:1]:
+            after.enter_context(_holding(table, {"use_cache": False}))
+        yield
+
+
+@contextlib.contextmanager
+def _is_saved(model: nn.Module, _: Any) -> Iterator[None]:
+    """The state in which transformers' ``save_pretrained`` leaves a model: it notes there what the model is."""
+    with contextlib.ExitStack() as after:
+        for module, table in _configurations(model):
+            dtype = next((str(one.dtype)[6:] for one in module.parameters() if one.is_floating_point()), None)
+            noted = {"dtype": dtype, "torch_dtype": dtype, "architectures": [type(module).__name__]}
+            after.enter_context(_holding(table, {key: one for key, one in noted.items() if key in table}))
+        yield
+
+
+def _configurations(model: nn.Module) -> list[tuple[nn.Module, dict[str, Any]]]:
+    """The attributes of the configurations of a model and of models in it, and whose each is."""
+    found = ((module, getattr(vars(module).get("config"), "__dict__", {})) for module in model.modules())
+    return [*{id(table): (module, table) for module, table in reversed([*found]) if table}.values()][::-1]
+
+
+@contextlib.contextmanager
+def _holding(table: dict[str, Any], values: dict[str, Any]) -> Iterator[None]:
+    """Let a table have some values for the block."""
+    before = {key: table[key] for key in values if key in table}
+    table.update(values)
     try:
         yield
     finally:
-        if table and "use_cache" in before:
-            table["use_cache"] = before["use_cache"]
-        else:
-            table.pop("use_cache", None)
+        for key in values.keys() - before.keys():
+            table.pop(key, None)
+        table.update(before)
 
 
 def _accept(
@@ -498,7 +521,8 @@ def _accept(
         return
     twice = there(guard.read, 2)
     others = {where: once.get(where) for where in changed if alike(once.get(where), twice.get(where))}
-    with contextlib.suppress(FtkitError, RuntimeError, TypeError, ValueError), guard.accepting(others):
+    suppressed = contextlib.suppress(FtkitError, RuntimeError, TypeError, ValueError)
+    with suppressed, guard.accepting(others), player.accepting_calls():
         values = there(lambda: record(model, player.cut, call)[0])
         plain = there(functools.partial(_step, model, call))
         with player:

@@ -113,7 +113,8 @@ class Player:
         self._all_loose: list[nn.Module] = []
         self._passes = -1
         self._fine: dict[Key | None, Any] = {}  # the modes in which a call, or all, was last seen to be right
-        self._plain = {key: _plain(skip.args, skip.fills) for key, skip in cut.skips.items()}
+        self._plain = {key: [_plain(skip.args, skip.fills)] for key, skip in cut.skips.items()}
+        self._accepts_calls = False
         self._is_led = any(skip.is_led for skip in cut.skips.values())
         self._autocasts = {skip.autocast for skip in cut.skips.values()}
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
@@ -504,7 +505,8 @@ class Player:
                 return output
             self._check(key, skip, args, kwargs)
             if skip.is_led:
-                self._check_way((key, way_of((args, kwargs), run.values)))
+                told = {name: one for name, one in kwargs.items() if name not in FOR_THE_LOSS}
+                self._check_way((key, way_of((args, told), run.values)))
             if skip.fills:
                 run.unfilled += objects_in((args, kwargs))
             return self._filled(skip.output, run)
@@ -573,7 +575,10 @@ class Player:
 
         A mask may be there in one batch and None in the next, as its values decide.
         """
-        if _plain((args, kwargs), skip.fills) != self._plain[key]:
+        plain = _plain((args, kwargs), skip.fills)
+        if self._accepts_calls and plain not in self._plain[key]:
+            self._plain[key] = [*self._plain[key], plain]
+        if plain not in self._plain[key]:
             raise FtkitError(
                 f"{key[0]} is called with other arguments than when its results were computed. Call the model in the "
                 "same way, or precompute() with it called in this way."
@@ -581,9 +586,21 @@ class Player:
         self._check_autocast([skip.autocast])
         self._check_modes([key])
 
+    @contextlib.contextmanager
+    def accepting_calls(self) -> Iterator[None]:
+        """Accept skipped calls with the arguments that they have in the block; not if it ends with an error."""
+        before, ways, self._accepts_calls = dict(self._plain), set(self.cut.ways), True
+        try:
+            yield
+        except BaseException:
+            self._plain, self.cut.ways = before, ways
+            raise
+        finally:
+            self._accepts_calls = False
+
     def _check_way(self, way: tuple[Key, tuple[Any, ...]]) -> None:
         """See that a caller that remembers something has done what it did when the frozen part was computed."""
-        if self.learning:
+        if self.learning or self._accepts_calls:
             self.cut.ways.add(way)
         elif way not in self.cut.ways:
             raise FtkitError(

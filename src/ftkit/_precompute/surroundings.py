@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import collections
 import copy
 import dataclasses
+import dis
 import enum
 import functools
 import hashlib
 import inspect
+import operator
 import random
 import sys
 import threading
@@ -24,13 +27,32 @@ from torch import nn
 
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.stands import own_forward
-from ftkit._torch import version_of
+from ftkit._torch import hooks_of, pre_hooks_of, tree_leaves, version_of
 
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes)
 _KNOWN: Final = {"torch", "numpy", "functorch", "ftkit", "builtins"} | set(sys.stdlib_module_names) - {"__main__"}
 _OWN: Final = frozenset(vars(nn.Module())) | {"forward", "training"}
 _HOLDERS: Final = (types.SimpleNamespace, argparse.Namespace, threading.local)  # of what anyone puts there
 _RUN: Final = {"forward", "setup_context"}  # what autograd's functions run in a forward pass
+_CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_OVER_ALL: Final = frozenset(
+    {"children", "modules", "named_children", "named_modules", "_modules", "get_submodule", "apply"}
+)
+_BESIDE: Final = (vars(object).keys() - {"__getattribute__"}) | {
+    "__setstate__",
+    "__copy__",
+    "__deepcopy__",
+    "__del__",
+    "__post_init__",
+}
+_ASKED: Final = {"__getattr__", "__getattribute__"}
+_BY_ANY_NAME: Final = {
+    "getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrgetter", "methodcaller", "getattr_static",
+    "getmembers", "eval", "exec",
+}  # fmt: skip
+_BUILTINS: Final = frozenset(vars(builtins))
+_CALLED: Final = 2  # values that are put on the stack for what is called next
+_NAMED: Final = 2  # those that are there once the owner of an attribute is, and its name
 _MISSING: Final = object()
 _PIECE: Final = 1 << 20  # bytes
 _MOST: Final = 2000  # places that are looked at for one module
@@ -48,6 +70,7 @@ class Code:
         places: Where globals and class attributes lie: what to call them, their table (or class, or module) and key.
         kept: Containers that functions keep from call to call: defaults, and variables of enclosing functions.
         draws: Whether it makes a generator of random numbers, of which no state is seen from outside.
+        reads_any: Whether it reads attributes by names that only a run tells.
         functions: Those that were read, by identity.
     """
 
@@ -55,6 +78,7 @@ class Code:
     places: tuple[tuple[str, Any, str], ...]
     kept: tuple[tuple[str, Any], ...]
     draws: bool
+    reads_any: bool
     functions: frozenset[tuple[int, ...]]
 
 
@@ -64,17 +88,33 @@ def code_of(kind: type, own: Any = None) -> Code:
     names, called = {"forward"}, set[str]()
     places: dict[tuple[int, str], tuple[str, Any, str]] = {}
     kept: list[tuple[str, Any]] = []
-    classes = [one for one in kind.__mro__ if not _known(one.__module__)]
+    reads_any = False
+    read = [one for one in kind.__mro__ if _is_read(one)]
+    classes = [one for one in read if not _known(one.__module__)]
     todo = [own or getattr(kind, "forward", None)]
     seen: set[tuple[int, ...]] = set()
     while todo:
-        function = _plain_function(todo.pop())
-        if function is None or _identity_of(function) in seen or _known(function.__module__ or ""):
+        *around, function = _functions(todo.pop()) or (None,)
+        if function is None or _identity_of(function) in seen:
+            continue
+        known = _known(function.__module__ or "")
+        if known and not any(_plain_function(vars(one).get(function.__name__)) is function for one in read):
             continue
         seen.add(_identity_of(function))
-        called |= {*_names(function.__code__)}
         mentioned = {*_names(function.__code__), *_texts(function.__code__.co_consts)}
-        names |= mentioned
+        for decorator in around:
+            mentioned |= {*_names(decorator.__code__), *_texts(decorator.__code__.co_consts)}
+        told = mentioned - _BUILTINS | {name for one in (*around, function) for name in _attributes(one.__code__)}
+        names |= told - _OVER_ALL if known else told
+        todo += [vars(one)[name] for name in told for one in read if name in vars(one)]
+        if known:  # of torch's modules what they read of themselves; its containers go over what is in them alone
+            continue
+        called |= {*_names(function.__code__)}
+        owners = set[str | None]().union(*map(_read_by_any_name, (*around, function))) - {"config"}
+        first, *others = function.__code__.co_varnames[: function.__code__.co_argcount] or ("",)
+        if not issubclass(kind, nn.Module) or (kind is nn.Module and first == "self"):
+            owners &= {*others}  # a method of an object is called with modules, if at all
+        reads_any = reads_any or bool(owners)
         for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=False):
             try:
                 found = cell.cell_contents
@@ -84,7 +124,6 @@ def code_of(kind: type, own: Any = None) -> Code:
             kept.append((f"{function.__qualname__}: {name}", cell))
         kept += [(f"{function.__qualname__}: a default", one) for one in function.__defaults__ or ()]
         for name in mentioned:
-            todo += [vars(one)[name] for one in classes if name in vars(one)]
             if name not in function.__globals__:
                 continue
             value = function.__globals__[name]
@@ -101,13 +140,20 @@ def code_of(kind: type, own: Any = None) -> Code:
         for name in names & vars(one).keys():
             places[id(one), name] = f"{one.__qualname__}.{name}", one, name
     telling = tuple(one for one in places.values() if not isinstance(_item(*one[1:]), types.ModuleType | type))
-    return Code(frozenset(names), telling, tuple(kept), not _DRAW.isdisjoint(called), frozenset(seen))
+    return Code(frozenset(names), telling, tuple(kept), not _DRAW.isdisjoint(called), reads_any, frozenset(seen))
+
+
+def _is_read(kind: type) -> bool:
+    """Whether the code of a class is read: of a module's, and of what is in no package that is known."""
+    if issubclass(kind, nn.Module):
+        return kind is not nn.Module and not issubclass(kind, torch.jit.ScriptModule)
+    return not _known(kind.__module__)
 
 
 @functools.lru_cache(maxsize=4096)
 def _defined_by(kind: type) -> frozenset[str]:
-    """What a class, and those that it inherits from, define; but for those of packages that are known."""
-    return frozenset[str]().union(*(vars(one) for one in kind.__mro__ if not _known(one.__module__)))
+    """What a class, and those that it inherits from, define; but for those whose code is not read."""
+    return frozenset[str]().union(*(vars(one) for one in kind.__mro__ if _is_read(one)))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -119,9 +165,9 @@ def _methods_of(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
 
 def _called(kind: type, names: frozenset[str]) -> tuple[Code, ...]:
     """The code of the methods of a class that some names may call, and of those that operators and syntax call."""
-    if _known(kind.__module__):
+    if not _is_read(kind):
         return ()
-    special = {name for name in _defined_by(kind) if name[:2] == "__"} - vars(object).keys()
+    special = {name for name in _defined_by(kind) if name[:2] == "__"} - _BESIDE
     return _methods_of(kind, names & _defined_by(kind) | special)
 
 
@@ -152,7 +198,14 @@ _CODE = (
 )  # fmt: skip
 
 
-def _plain_function(value: Any) -> types.FunctionType | None:
+def _functions(value: Any) -> list[types.FunctionType]:
+    """A function, or what a property or the like calls, with the decorators around it that say what they wrap."""
+    around: list[Any] = []
+
+    def note(one: Any) -> bool:
+        around.append(one)
+        return False
+
     while True:
         if isinstance(value, staticmethod | classmethod | types.MethodType):
             value = value.__func__
@@ -161,9 +214,14 @@ def _plain_function(value: Any) -> types.FunctionType | None:
         elif isinstance(value, functools.partial):
             value = value.func
         elif hasattr(value, "__wrapped__") and not isinstance(value, type):
-            value = inspect.unwrap(value)
+            value = inspect.unwrap(value, stop=note)
         else:
-            return value if isinstance(value, types.FunctionType) else None
+            return [one for one in (*around, value) if isinstance(one, types.FunctionType)]
+
+
+def _plain_function(value: Any) -> types.FunctionType | None:
+    functions = _functions(value)
+    return functions[-1] if functions else None
 
 
 def _identity_of(function: types.FunctionType) -> tuple[int, ...]:
@@ -176,6 +234,60 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for one in code.co_consts:
         if isinstance(one, types.CodeType):
             yield from _names(one)
+
+
+def _attributes(code: types.CodeType) -> Iterator[str]:
+    """Those names that are of attributes."""
+    for one in dis.get_instructions(code):
+        if isinstance(one.argval, types.CodeType):
+            yield from _attributes(one.argval)
+        elif "ATTR" in one.opname or "METHOD" in one.opname:
+            yield one.argval
+
+
+def _read_by_any_name(function: types.FunctionType) -> set[str | None]:
+    """Of what a function reads attributes whose names its code does not have, by the last name on the way there.
+
+    What ``__getattr__`` is asked for, other code names.
+    """
+    asked = {"getattr", "hasattr", "__getattribute__"} if function.__name__ in _ASKED else set[str]()
+    return {*_owners(function.__code__, asked)}
+
+
+def _owners(code: types.CodeType, asked: set[str]) -> Iterator[str | None]:
+    steps = [*dis.get_instructions(code)] if not _BY_ANY_NAME.isdisjoint(code.co_names) else []
+    for at, one in enumerate(steps):
+        if one.argval not in _BY_ANY_NAME - asked or not one.opname.startswith("LOAD"):
+            continue
+        if "ATTR" in one.opname or "METHOD" in one.opname:
+            yield steps[at - 1].argval
+        elif (owner := _owner_in_call(one, steps[at + 1 :])) != "":
+            yield owner
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _owners(inner, asked)
+
+
+def _owner_in_call(function: dis.Instruction, steps: list[dis.Instruction]) -> str | None:
+    """Of what ``getattr`` and the like read, by the last name there; "" if the attribute's name is known.
+
+    It is if it is a text in the code, or in an attribute.
+    """
+    depth, is_text, owner = 0, False, None
+    for one in steps if dis.stack_effect(function.opcode, function.arg) == _CALLED else ():
+        if one.opname in ("PRECALL", "CALL") and one.arg == depth:
+            return "" if is_text and function.argval in ("getattr", "hasattr") else owner
+        if one.opcode in dis.hasjrel or one.opcode in dis.hasjabs:
+            return None
+        before, depth = depth, depth + dis.stack_effect(one.opcode, one.arg)
+        if depth <= _NAMED:  # else it is about the default
+            is_text = (before, depth, one.opname) == (1, _NAMED, "LOAD_CONST") and isinstance(one.argval, str)
+            is_text = is_text or (depth == _NAMED and one.opname == "LOAD_ATTR")
+        if depth == 1:
+            owner = one.argval if isinstance(one.argval, str) else None
+        if depth < 1:
+            return None
+    return None
 
 
 def _texts(consts: Iterable[Any]) -> Iterator[str]:
@@ -200,6 +312,7 @@ class Surroundings:
         module: The module; what is registered in it, other modules and tensors, is left out.
         name: What to call it.
         named: What other code mentions, which may read attributes of the module, or call its methods.
+        every: Whether to look at attributes that no code mentions, too.
         others: What the code of other modules reads, if it is only about that: objects and dicts in attributes.
     """
 
@@ -209,12 +322,25 @@ class Surroundings:
         name: str = "",
         named: frozenset[str] = frozenset(),
         others: frozenset[str] | None = None,
+        *,
+        every: bool = True,
     ) -> None:
         kind: Any = type(module)
-        code = code_of(kind, _plain_function(own_forward(module)))
-        held = (one for one in vars(module).values() if isinstance(one, types.FunctionType | types.MethodType))
-        self.names = code.names.union(*(code_of(kind, one).names for one in map(_plain_function, held)))
+        code = code_of(kind, next(iter(_functions(own_forward(module))), None))
+        held = (
+            function
+            for key, one in vars(module).items()
+            if (every or key in named) and isinstance(one, types.FunctionType | types.MethodType)
+            if (function := _plain_function(one)) is not None
+        )
+        self.names = code.names.union(*(code_of(kind, one).names for one in held))
         """Which the code mentions."""
+        self.mentioned = set(self.names) if others is None else set()
+        """The same, with what that code mentions that it comes by: functions, and methods of objects."""
+        self.reads_any = code.reads_any and others is None
+        """Whether some of that code reads attributes by names that only a run tells."""
+        self.modules: list[nn.Module] = []
+        """Those that are in attributes without being registered."""
         self.draws = code.draws
         """Whether the code, or that of a function in an attribute, makes a generator of random numbers."""
         self.tables: list[Any] = []
@@ -242,15 +368,25 @@ class Surroundings:
         for key, value in list(vars(module).items()):
             # Frameworks note their own state in private attributes of a model, as Lightning what it runs now.
             noted = key.startswith("_") and type(value) in (type(None), bool, complex, str, bytes)
-            if key not in _OWN and not key.startswith("_ftkit") and (key in self.names or key in named or not noted):
+            if (
+                key not in _OWN
+                and not key.startswith("_ftkit")
+                and (key in self.names or key in named or (every and not noted))
+            ):
                 self._visit(prefix + key, value)
+        for hook in (*pre_hooks_of(module).values(), *hooks_of(module).values()):
+            read = code_of(nn.Module, _plain_function(hook) or _plain_function(vars(type(hook)).get("__call__")))
+            self.mentioned |= read.names
+            self.reads_any = self.reads_any or read.reads_any
         self._visit_code(code)
-        for one in _methods_of(kind, named & _defined_by(kind)):
+        for one in _called(kind, named - {"forward"}):
             self._visit_code(one)
         self._visit_places(_class_attributes(kind, named))
 
     def _visit_code(self, code: Code) -> None:
         self._read |= code.functions
+        self.mentioned |= code.names
+        self.reads_any = self.reads_any or code.reads_any
         self._visit_places(code.places)
         for where, one in code.kept:
             if isinstance(one, types.CellType):
@@ -297,6 +433,7 @@ class Surroundings:
     def _visit(self, where: str, value: Any) -> None:
         if type(value) in _PLAIN:
             self.values[where] = value
+            self.mentioned.update(_texts([value]))  # as ``getattr(self, self.kind)`` reads
             return
         if isinstance(value, enum.Enum | torch.dtype | torch.device | torch.Size | np.dtype):
             self.values[where] = str(value)
@@ -332,7 +469,10 @@ class Surroundings:
             self._visit(f"{where}()", [value.args, value.keywords])
             self._visit(where, value.func)
         elif isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
-            pass  # as a decorator keeps that lets the model's own forward run; the code of modules is read anyway
+            # As a decorator keeps that lets the model's own forward run.
+            self.modules.append(value.__self__)
+            kind: Any = type(value.__self__)
+            self._visit_code(code_of(kind, _plain_function(value)))
         elif isinstance(value, _CODE):
             self.values[where] = said(value)
             function = _plain_function(value)
@@ -340,6 +480,10 @@ class Surroundings:
                 self._visit_function(function)
             if isinstance(value, types.MethodType):
                 self._visit(f"{where}.__self__", value.__self__)
+        elif isinstance(value, operator.attrgetter | operator.methodcaller):
+            self.mentioned.update(_texts(tree_leaves(value.__reduce__()[1])))
+        elif isinstance(value, nn.Module):
+            self.modules.append(value)
         elif _is_object(value):
             self._visit_object(where, value)
 
@@ -532,6 +676,40 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 PYTHON_GENERATORS: Final = (np.random.Generator, np.random.RandomState, random.Random)
+
+
+def read_in(model: nn.Module) -> tuple[dict[nn.Module, Surroundings], frozenset[str], bool]:
+    """What the code mentions that a forward pass may come by.
+
+    Modules without parameters count only if code names them: metrics that a loop feeds stand beside what runs.
+
+    Returns:
+        The modules that it may come by, and what is around each; the names that their code, and what they call,
+        mentions; whether it reads attributes of modules by names that only a run tells.
+    """
+    names, every, loose = frozenset[str](), False, set[nn.Module]()
+    while True:
+        around = {
+            part: Surroundings(part, name, names, every=every)
+            for name, part in model.named_modules()
+            if every or part in loose or any(True for _ in part.parameters()) or _may_reach(model, name, names)
+        }
+        found = led_to(set(map(type, around)), names.union(*(one.mentioned for one in around.values())))
+        any_name = any(one.reads_any for one in around.values())
+        others = {each for one in around.values() for module in one.modules for each in module.modules()}
+        if (found, any_name, others) == (names, every, loose):
+            return around, names, every
+        names, every, loose = found, any_name, others
+
+
+def names_child(module: nn.Module, key: str, names: frozenset[str]) -> bool:
+    """Whether code that mentions some names may come by a part of a module: by its name, or by going over all."""
+    return key in names or isinstance(module, _CONTAINERS) or not names.isdisjoint(_OVER_ALL)
+
+
+def _may_reach(model: nn.Module, name: str, names: frozenset[str]) -> bool:
+    steps = name.split(".") if name else []
+    return all(names_child(model.get_submodule(".".join(steps[:at])), step, names) for at, step in enumerate(steps))
 
 
 def state_of(value: Any) -> bytes | None:

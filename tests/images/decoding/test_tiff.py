@@ -166,6 +166,11 @@ def test_large_files_with_the_big_end_first(name: str) -> None:
 @pytest.mark.parametrize("is_tiled", [False, True])
 def test_a_picture_of_which_all_was_left_out(large: bool, coding: int, is_tiled: bool) -> None:
     """As GDAL and tifffile write what has no data yet: sound, unless pixels are there whose places were lost."""
+    if coding == 50000:
+        try:
+            Image.new("L", (8, 8)).save(io.BytesIO(), "TIFF", compression="zstd")
+        except (OSError, KeyError):
+            pytest.skip("this Pillow was built without Zstandard")
     tags = (SQUARES if is_tiled else form_of(SIDE, SIDE, 8, 1, 1) | {278: (8,)}) | {259: (coding,)}
     data = assemble([b""] * 4, tags | {42112: (97,) * 3000}, is_tiled, large)
     (note,) = check_bytes("x.tif", data).notes
