@@ -18,8 +18,9 @@ from torch import nn
 from ftkit._files import digest
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.frontier import Cut
+from ftkit._precompute.mentions import led_to, said
 from ftkit._precompute.stands import own_forward
-from ftkit._precompute.surroundings import Surroundings, led_to, names_child, of_torch, plain_attributes, read_in, said
+from ftkit._precompute.surroundings import Surroundings, names_child, of_torch, plain_attributes, read_in
 from ftkit._precompute.trace import Key, has_foreign_hooks
 from ftkit._torch import (
     buffers_of,
