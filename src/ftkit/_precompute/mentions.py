@@ -201,6 +201,7 @@ def functions_of(value: Any) -> list[types.FunctionType]:
 
 
 def plain_function(value: Any) -> types.FunctionType | None:
+    """The function that is called in the end; None where it is not written in Python."""
     functions = functions_of(value)
     return functions[-1] if functions else None
 
@@ -283,6 +284,7 @@ def texts_in(consts: Iterable[Any]) -> Iterator[str]:
 
 
 def is_known(module: str | None) -> bool:
+    """Whether a module is of torch, NumPy, Python or ftkit, whose code is not read."""
     return (module or "").partition(".")[0] in _KNOWN
 
 
@@ -302,8 +304,10 @@ def _digest_of_code(code: types.CodeType) -> str:
 
 
 def digest_of(data: Any) -> str:
+    """What tells bytes from others, in few characters."""
     return hashlib.blake2b(data, digest_size=8).hexdigest()
 
 
 def item(table: Any, key: str, default: Any = None) -> Any:
+    """What a dict has under a key; of a class or module, the attribute of its own."""
     return (table if isinstance(table, dict) else vars(table)).get(key, default)
