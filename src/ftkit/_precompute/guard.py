@@ -331,6 +331,11 @@ class Guard:
         """Whether it is some time ago that all bytes were compared."""
         return time.perf_counter() > self._rests_until
 
+    @property
+    def has_told(self) -> bool:
+        """Whether the last look found a change, of which someone has been told."""
+        return bool(self._told)
+
     def finish(self) -> None:
         """Look at what earlier checks left out, and at all bytes, as some changes are seen by nothing else.
 

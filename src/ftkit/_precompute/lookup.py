@@ -228,7 +228,7 @@ class Lookup:
 
     def _computed(self, keys: list[bytes], call: Any, new: set[int]) -> torch.Tensor:
         begin = time.perf_counter()
-        self._player.see_unchanged()  # others will use these rows
+        self._player.guard.check(thoroughly=True)  # others will use these rows
         rows = self._rows_of(own(call), len(keys))
         kept = self._packing.pack(rows)
         if not self._full and (left := self.file.add(keys, kept.numpy(), self._most)):
@@ -250,7 +250,7 @@ class Lookup:
         Raises:
             FtkitError: It differs, or the frozen part has changed.
         """
-        self._player.see_unchanged()  # it says more precisely what has changed
+        self._player.guard.check(thoroughly=True)  # it says more precisely what has changed
         self._doubtful = False
         again = self._rows_of(own(call), len(rows))
         if not all(self._packing.near(one, other) for one, other in zip(rows, again, strict=True)):

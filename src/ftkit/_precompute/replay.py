@@ -169,15 +169,6 @@ class Player:
         self.spots = SpotChecks(self.model, self.cut, inputs, alike)
         _SOURCES[self.source] = self.spots
 
-    def see_unchanged(self) -> None:
-        """Compare all bytes that the frozen part reads, as the guard does; what it finds is all that a block says.
-
-        Raises:
-            FtkitError: Something has changed.
-        """
-        self._last_spots = None
-        self.guard.check(thoroughly=True)
-
     def note(self, plain: Plain) -> None:
         """Note in whose place the rows are with which the model is called next."""
         self._here.plain = plain
@@ -247,7 +238,8 @@ class Player:
             self._pending = self._pending if fine else None
         self._settle()
         spots, self._last_spots = self._last_spots, None
-        last = spots.last() if fine and not self._entered and spots is not None else None
+        ends = fine and not self._entered and not self.guard.has_told
+        last = spots.last() if ends and spots is not None else None
         if last is not None and (error := last.make()) is not None:
             raise error
 
@@ -313,8 +305,6 @@ class Player:
         values = self._decode(rows)
         run = _Run(rows.shape[0], rows.device, values, rows, (rows.shape[0], rows.device, *self._modes()))
         if not self.learning:
-            if run.samples:
-                self._last_spots = None  # until the batch is found right
             self.guard.check()
             self._settle()
             plain, self._here.plain = getattr(self._here, "plain", None), None
