@@ -153,6 +153,8 @@ def _scan(
         )
         for name, which in used.items()
     ]
+    if not (first <= last < _ZIGZAG and components and all(component.blocks for component in components)):
+        raise _MisfitError
     of_blocks = known.setdefault(min(used), [0] * units) if first else []
     return _Scan(units, components, first, last, bits > 15, of_blocks)
 

@@ -31,9 +31,6 @@ _FAST = frozenset((0, 1, 2, 9, 10))  # processes that simplejpeg decodes; it cra
 _QUICK_BYTES, _QUICK_PIXELS = 1 << 20, 5_000_000  # of a file that is decoded in a few hundredths of a second
 _ARITHMETIC = 9  # the first of the processes with that coding, which takes any bytes for pixels
 _EXIF = b"Exif\0\0"
-_RESTARTS = [bytes((0xFF, 0xD0 + number)) for number in range(8)]  # between the restart intervals of a scan
-
-
 _NO_RESTART = re.compile(b"\xff[\x01-\xcf\xd8-\xfe]")
 
 
