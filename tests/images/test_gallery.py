@@ -189,7 +189,7 @@ def test_a_choice_made_with_the_keyboard_is_what_moves(dirty: Path, tmp_path: Pa
     browser.press("?")
     assert browser.run("document.querySelector('#help').open")
     browser.press("ArrowRight", "Escape")
-    assert browser.run("document.activeElement === document.body")
+    browser.wait("document.activeElement === document.body")
     browser.press("ArrowRight")  # nothing needs to be clicked first
     assert browser.run("document.activeElement === document.querySelector('.card input')")
     browser.run("document.activeElement.blur(), document.querySelector('#truncated').scrollIntoView()")
