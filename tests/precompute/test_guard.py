@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import array
+import collections
 import copy
 import functools
 import operator
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -951,6 +953,33 @@ def doubled(_: Any) -> None:
     GAIN[0] = 2.0
 
 
+def another(kept: Any) -> Callable[[Any], None]:
+    return lambda m: setattr(m, "kept", kept)
+
+
+def shared(config: Any) -> Any:
+    """An object, and another one that reads more of it than the model does."""
+
+    class Gain:
+        def __init__(self) -> None:
+            self.config = config
+
+        def __call__(self, x: Tensor) -> Tensor:
+            return x * self.config.gain  # type: ignore[no-any-return]
+
+    return config, Gain()
+
+
+class Gaining:
+    """Its own class method reads what the code around does not name."""
+
+    gain = 1.0
+
+    @classmethod
+    def gained(cls, x: Tensor) -> Tensor:
+        return x * cls.gain
+
+
 READINGS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Callable[[Any], object]]] = {
     "a function in an attribute": (lambda: gained, lambda m, x: m.kept(x), doubled),
     "a function in a list": (lambda: [gained], lambda m, x: m.kept[0](x), doubled),
@@ -990,6 +1019,54 @@ READINGS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Ca
         lambda m, x: x * m.head.settings.gain,
         lambda m: setattr(m.head, "settings", Held()) or setattr(m.head.settings, "gain", 2.0),  # type: ignore[func-returns-value]
     ),
+    "an object that two share": (
+        lambda: shared(types.SimpleNamespace(scale=1.0, gain=1.0)),
+        lambda m, x: m.kept[1](x) * m.kept[0].scale,
+        lambda m: setattr(m.kept[0], "gain", 2.0),
+    ),
+    "an attribute that is named by a run": (
+        Held,
+        lambda m, x: x * getattr(m.kept, "".join(("ga", "in"))),
+        lambda m: setattr(m.kept, "gain", 2.0),
+    ),
+    "one of two keys of a kind": (
+        lambda: {(0, 0): 1.0, (0, 1): 3.0},
+        lambda m, x: x * m.kept[0, 0],
+        lambda m: m.kept.update({(0, 0): 2.0}),
+    ),
+    "one of two long keys": (
+        lambda: {"k" * 90 + "a": 1.0, "k" * 90 + "b": 3.0},
+        lambda m, x: x * min(m.kept.values()),
+        lambda m: m.kept.update({"k" * 90 + "a": 2.0}),
+    ),
+    "a long list": (
+        lambda: [[at, 1.0] for at in range(3000)],
+        lambda m, x: x * m.kept[-1][1],
+        lambda m: m.kept.__setitem__(-1, [2999, 2.0]),
+    ),
+    "what lies beside a long list": (
+        lambda: [[(at,) for at in range(3000)], Held()],
+        lambda m, x: x * m.kept[1].gain * len(m.kept[0][0]),
+        lambda m: setattr(m.kept[1], "gain", 2.0),
+    ),
+    "a large set": (
+        lambda: {*range(1000, 1400)},
+        lambda m, x: x * (2 if 9999 in m.kept else 1),
+        lambda m: m.kept.symmetric_difference_update({1399, 9999}),
+    ),
+    "a number of NumPy": (lambda: np.float32(1), lambda m, x: x * float(m.kept), another(np.float32(2))),
+    "a range": (lambda: range(1), lambda m, x: x * len(m.kept), another(range(2))),
+    "one of several dicts": (
+        lambda: collections.ChainMap({}, {"gain": 1.0}),
+        lambda m, x: x * m.kept["gain"],
+        lambda m: m.kept.maps[1].update(gain=2.0),
+    ),
+    "an attribute of a function": (
+        lambda: gaining(1.0),
+        lambda m, x: m.kept(x) * len(m.kept.kept),
+        lambda m: setattr(m.kept, "kept", [2.0, 2.0]),
+    ),
+    "a class": (lambda: None, lambda _, x: Gaining.gained(x), lambda _: setattr(Gaining, "gain", 2.0)),
     "a function of autograd": (lambda: None, lambda _, x: Gained.apply(x), doubled),  # type: ignore[no-any-return]
     "torch's type": (
         lambda: None,
@@ -1014,7 +1091,7 @@ def as_it_was() -> Iterator[None]:
     """Put back what these tests change for all."""
     GAIN[0] = 1.0
     yield
-    GAIN[0] = 1.0
+    GAIN[0] = Gaining.gain = 1.0
     GAINS.clear()
     torch.set_default_dtype(torch.float32)
     torch.set_float32_matmul_precision("highest")
@@ -1036,6 +1113,56 @@ def test_a_setting_that_changes_late_is_noticed_wherever_it_is_read(way: str, tm
         change(model)
         with pytest.raises(FtkitError, match=r"was .* when the frozen part was computed, and is"):
             model(rows)
+
+
+def test_two_classes_of_one_name_are_not_taken_for_one(tmp_path: Path) -> None:
+    """Each has an attribute that its forward reads."""
+
+    def part(gain: float) -> nn.Module:
+        class Part(nn.Module):
+            own = gain
+
+            def forward(self, x: Tensor) -> Tensor:
+                return x * self.own
+
+        return Part()
+
+    model = Reading(None, lambda m, x: m.second(m.first(x)))
+    model.first, model.second = part(1.0), part(3.0)
+    with precompute(model, data(), tmp_path) as cached:
+        used(model, cached)
+        type(model.first).own = 2.0  # type: ignore[assignment]
+        with pytest.raises(FtkitError, match=r"Part\.own was 1\.0 when the frozen part was computed, and is 2\.0 now"):
+            used(model, cached)
+
+
+def sample(x: Tensor) -> Tensor:
+    return x + torch.rand(x.shape, generator=torch.Generator())
+
+
+def test_a_method_is_not_taken_for_a_function_of_its_name(tmp_path: Path) -> None:
+    """The function makes a generator; nothing calls it."""
+
+    class Sampler:
+        def sample(self, x: Tensor) -> Tensor:
+            return x * 2
+
+    model = Reading(Sampler(), lambda m, x: m.kept.sample(x))
+    assert precompute(model, data(), tmp_path).skipped == ["body", "after"]
+    assert not torch.equal(sample(torch.zeros(3)), torch.zeros(3))
+
+
+def test_a_framework_may_put_its_forward_around_the_models_own(tmp_path: Path) -> None:
+    """As Accelerate does; the settings that the model's own forward reads are watched as before."""
+    model = Configured()
+    with precompute(model, data(), tmp_path) as cached:
+        used(model, cached)
+        own = model.forward
+        model.forward = lambda *call, **named: own(*call, **named)  # type: ignore[method-assign]
+        used(model, cached)
+        model.config.kind = "another"
+        with pytest.raises(FtkitError, match=r"config\.kind was 'one of several' .* and is 'another' now"):
+            used(model, cached)
 
 
 def test_what_a_trained_module_keeps_of_each_batch_is_no_setting(tmp_path: Path) -> None:

@@ -100,6 +100,7 @@ class Guard:
         owners = {"", *(name[:at] for name, _ in cut.skips for at, one in enumerate(name) if one == ".")}
         inner = {*frozen, *map(model.get_submodule, owners)}
         self._changing = cut.changing
+        self._forward = own_forward(model)  # around which frameworks put others later
         around, self._names, self._every = read_in(model)
         """What the code that a forward pass may come by mentions, and whether it reads attributes by other names."""
         inner.update(one for one in around if not any(True for _ in one.parameters()))
@@ -156,8 +157,10 @@ class Guard:
             pieces = (whole[at : at + _PIECE] for whole in memory for at in range(0, len(whole), _PIECE))
             self._pieces = [(piece, xxhash.xxh3_64_intdigest(piece)) for piece in pieces]
             self._kept = kept
-        unwatched = _BESIDE if self._every else {key for one in own for key in one} - self._names - _LOOKED_AT | _BESIDE
-        attributes = [(operator.itemgetter(*keys), one) for one in own if (keys := one.keys() - unwatched)]
+        attributes = []
+        for its, one in zip(own, around, strict=False):  # behind these, around are others, too
+            if keys := (its.keys() if self._every else its.keys() & (self._names | one.names | _LOOKED_AT)) - _BESIDE:
+                attributes.append((operator.itemgetter(*keys), its))
         tables = [*self._tables, *(one for one in containers if isinstance(one, dict))]
         lists = [one for one in containers if not isinstance(one, dict | tuple | frozenset)]
         gets = [get for one in around for get in one.places]
@@ -209,12 +212,17 @@ class Guard:
         return self._doubtful
 
     def _surroundings(self) -> list[Surroundings]:
-        own = [Surroundings(part, name, self._names, every=self._every) for name, part in self._plain]
+        forwards = ((name, part, own_forward(part) if name else self._forward) for name, part in self._plain)
+        own = [Surroundings(part, name, self._names, every=self._every, forward=one) for name, part, one in forwards]
         return own + [Surroundings(part, name, others=names) for name, part, names in self._others]
 
     def read(self, around: list[Surroundings] | None = None) -> dict[str, Any]:
         """What the code of the frozen part, and of what is around it, finds; but for what each run changes."""
-        found = {where: value for one in around or self._surroundings() for where, value in one.values.items()}
+        found: dict[str, Any] = {}
+        for one in around or self._surroundings():
+            for where, value in one.values.items():
+                is_other = where in found and not alike(found[where], value)  # of another class by the same name, say
+                found[f"{where} (of {one.name or 'the model'})" if is_other else where] = value
         found |= {where: get() for where, get in self._read_of_others().items()}
         found |= of_torch()
         return {where: value for where, value in found.items() if where not in self._changing}

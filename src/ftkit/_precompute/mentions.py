@@ -32,7 +32,7 @@ _BESIDE: Final = (vars(object).keys() - {"__getattribute__"}) | {
 _ASKED: Final = {"__getattr__", "__getattribute__"}
 _BY_ANY_NAME: Final = {
     "getattr", "hasattr", "vars", "__dict__", "__getattribute__", "attrgetter", "methodcaller", "getattr_static",
-    "getmembers", "eval", "exec",
+    "getmembers", "eval", "exec", "fields", "asdict", "astuple",
 }  # fmt: skip
 _BUILTINS: Final = frozenset(vars(builtins))
 _CALLED: Final = 2  # values that are put on the stack for what is called next
@@ -74,6 +74,20 @@ def code_of(kind: type, own: Any = None) -> Code:
     classes = [one for one in read if not is_known(one.__module__)]
     todo = [own or getattr(kind, "forward", None)]
     seen: set[tuple[int, ...]] = set()
+    functions: list[types.FunctionType] = []
+    entered: list[type] = []
+
+    def enter(value: types.ModuleType | type, mentioned: set[str]) -> None:
+        if is_known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
+            return
+        run = set[str]()
+        if isinstance(value, type):
+            entered.append(value)
+            run = _RUN if issubclass(value, torch.autograd.Function) else {"__call__", "__enter__"}
+        for inner in (mentioned | run) & vars(value).keys():
+            todo.append(vars(value)[inner])
+            places[id(value), inner] = f"{value.__name__}.{inner}", value, inner
+
     while todo:
         *around, function = functions_of(todo.pop()) or (None,)
         if function is None or identity_of(function) in seen:
@@ -82,18 +96,20 @@ def code_of(kind: type, own: Any = None) -> Code:
         if known and not any(plain_function(vars(one).get(function.__name__)) is function for one in read):
             continue
         seen.add(identity_of(function))
+        functions.append(function)
         mentioned = {*_names(function.__code__), *texts_in(function.__code__.co_consts)}
         for decorator in around:
             mentioned |= {*_names(decorator.__code__), *texts_in(decorator.__code__.co_consts)}
         told = mentioned - _BUILTINS | {name for one in (*around, function) for name in _attributes(one.__code__)}
         names |= told - OVER_ALL if known else told
-        todo += [vars(one)[name] for name in told for one in read if name in vars(one)]
+        todo += [vars(one)[name] for name in told for one in (*read, *entered) if name in vars(one)]
         if known:  # of torch's modules what they read of themselves; its containers go over what is in them alone
             continue
         called |= {*_names(function.__code__)}
         owners = set[str | None]().union(*map(_read_by_any_name, (*around, function))) - {"config"}
         first, *others = function.__code__.co_varnames[: function.__code__.co_argcount] or ("",)
-        if not issubclass(kind, nn.Module) or (kind is nn.Module and first == "self"):
+        is_method = any(plain_function(vars(one).get(function.__name__)) is function for one in entered)
+        if not issubclass(kind, nn.Module) or (kind is nn.Module and first == "self") or is_method:
             owners &= {*others}  # a method of an object is called with modules, if at all
         reads_any = reads_any or bool(owners)
         for cell, name in zip(function.__closure__ or (), function.__code__.co_freevars, strict=False):
@@ -101,23 +117,28 @@ def code_of(kind: type, own: Any = None) -> Code:
                 found = cell.cell_contents
             except ValueError:
                 continue
+            if isinstance(found, type):
+                enter(found, mentioned)
             todo.append(found)
             kept.append((f"{function.__qualname__}: {name}", cell))
         kept += [(f"{function.__qualname__}: a default", one) for one in function.__defaults__ or ()]
+        by_globals = {name for one in (*around, function) for name in _globals(one.__code__)}
         for name in mentioned:
-            if name not in function.__globals__:
+            if name in told and name not in by_globals:  # an attribute, of whatever
                 continue
-            value = function.__globals__[name]
+            if name in function.__globals__:
+                value = function.__globals__[name]
+            elif name in by_globals and name in sys.modules:  # which the function itself imports
+                value = sys.modules[name]
+            else:
+                continue
             if isinstance(value, types.ModuleType | type):
-                if not is_known(value.__name__ if isinstance(value, types.ModuleType) else value.__module__):
-                    run = _RUN if isinstance(value, type) and issubclass(value, torch.autograd.Function) else set[str]()
-                    for inner in (mentioned | run) & vars(value).keys():
-                        todo.append(vars(value)[inner])
-                        places[id(value), inner] = f"{value.__name__}.{inner}", value, inner
+                enter(value, mentioned)
             else:
                 todo.append(value)
                 places[id(function.__globals__), name] = f"{function.__module__}.{name}", function.__globals__, name
-    for one in classes:
+    owners_of: list[Any] = [*classes, *entered, *functions]
+    for one in owners_of:
         for name in names & vars(one).keys():
             places[id(one), name] = f"{one.__qualname__}.{name}", one, name
     telling = tuple(one for one in places.values() if not isinstance(item(*one[1:]), types.ModuleType | type))
@@ -224,6 +245,16 @@ def _attributes(code: types.CodeType) -> Iterator[str]:
         if isinstance(one.argval, types.CodeType):
             yield from _attributes(one.argval)
         elif "ATTR" in one.opname or "METHOD" in one.opname:
+            yield one.argval
+
+
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """Those names that are of globals, or of what is imported; and texts, as ``globals()["cap"]`` has one."""
+    yield from texts_in(code.co_consts)
+    for one in dis.get_instructions(code):
+        if isinstance(one.argval, types.CodeType):
+            yield from _globals(one.argval)
+        elif one.opname.startswith(("LOAD_GLOBAL", "LOAD_NAME", "IMPORT_")):
             yield one.argval
 
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import collections
 import copy
+import datetime as dt
+import decimal
 import enum
+import fractions
 import functools
 import operator
+import pathlib
 import random
+import re
 import threading
 import types
+import uuid
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
@@ -49,6 +56,14 @@ _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _MISSING: Final = object()
 _PIECE: Final = 1 << 20  # bytes
 _MOST: Final = 2000  # places that are looked at for one module
+_MANY: Final = 500  # values in a container, of more of which only numbers and the like are looked at
+_LONG: Final = 60  # characters
+_SAID: Final = (
+    int, float, complex, str, bytes, bytearray, slice, range, array, enum.Enum, re.Pattern, pathlib.PurePath,
+    decimal.Decimal, fractions.Fraction, dt.date, dt.time, dt.timedelta, uuid.UUID, np.generic,
+    np.dtype, torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
+"""What tells what it is, in a few words and the same ones in another process."""
 
 
 class Surroundings:
@@ -59,6 +74,7 @@ class Surroundings:
         name: What to call it.
         named: What other code mentions, which may read attributes of the module, or call its methods.
         every: Whether to look at attributes that no code mentions, too.
+        forward: What stands for the class's own ``forward``, or None; by default what does so now.
         others: What the code of other modules reads, if it is only about that: objects and dicts in attributes.
     """
 
@@ -70,20 +86,24 @@ class Surroundings:
         others: frozenset[str] | None = None,
         *,
         every: bool = True,
+        forward: Any = _MISSING,
     ) -> None:
+        self.name = name
+        """What to call the module."""
         kind: Any = type(module)
-        code = code_of(kind, next(iter(functions_of(own_forward(module))), None))
-        held = (
+        forward = own_forward(module) if forward is _MISSING else forward
+        code = code_of(kind, next(iter(functions_of(forward)), None))
+        held = [
             function
             for key, one in vars(module).items()
-            if (every or key in named) and isinstance(one, types.FunctionType | types.MethodType)
+            if key != "forward" and (every or key in named) and isinstance(one, types.FunctionType | types.MethodType)
             if (function := plain_function(one)) is not None
-        )
+        ]
         self.names = code.names.union(*(code_of(kind, one).names for one in held))
         """Which the code mentions."""
         self.mentioned = set(self.names) if others is None else set()
         """The same, with what that code mentions that it comes by: functions, and methods of objects."""
-        self.reads_any = code.reads_any and others is None
+        self.reads_any = others is None and any(one.reads_any for one in (code, *(code_of(nn.Module, f) for f in held)))
         """Whether some of that code reads attributes by names that only a run tells."""
         self.modules: list[nn.Module] = []
         """Those that are in attributes without being registered."""
@@ -102,15 +122,17 @@ class Surroundings:
         self.arrays: list[Any] = []
         """Those of NumPy, which count no writes."""
         self._seen: set[int] = {id(module)}
+        self._read_of: dict[int, frozenset[str]] = {}  # objects, and which of their names were read
         self._read = set(code.functions)
         prefix = f"{name}." if name else ""
         if others is not None:
             self.names = others
             for key in sorted(vars(module).keys() & others - _OWN):
-                if isinstance(value := vars(module)[key], dict) or _is_object(value):
+                if isinstance(value := vars(module)[key], dict) or is_object(value):
                     self.places.append(functools.partial(item, vars(module), key))
                     self._visit(prefix + key, value)
             return
+        own = self.names
         for key, value in list(vars(module).items()):
             # Frameworks note their own state in private attributes of a model, as Lightning what it runs now.
             noted = key.startswith("_") and type(value) in (type(None), bool, complex, str, bytes)
@@ -119,7 +141,9 @@ class Surroundings:
                 and not key.startswith("_ftkit")
                 and (key in self.names or key in named or (every and not noted))
             ):
+                self.names = own | named if key in named else own
                 self._visit(prefix + key, value)
+        self.names = own
         for hook in (*pre_hooks_of(module).values(), *hooks_of(module).values()):
             read = code_of(nn.Module, plain_function(hook) or plain_function(vars(type(hook)).get("__call__")))
             self.mentioned |= read.names
@@ -158,13 +182,16 @@ class Surroundings:
     def _visit_object(self, where: str, value: Any) -> None:
         """Visit what the code names of an object, or the methods of the object that it names."""
         kind: Any = type(value)
-        self.values[where] = said(kind)
+        self._note(where, said(kind))
         before, methods = self.names, called_of(kind, self.names)
         self.names = before.union(*(one.names for one in methods))
         table = getattr(value, "__dict__", {})
         self._attributes.append((table, self.names))
         self.places.append(functools.partial(len, table))
-        for key in sorted(self.names & table.keys()):
+        names = self.names
+        if self.reads_any and where.rpartition(".")[2] != "config":
+            names = names.union(key for key in table if isinstance(key, str) and key[:2] != "__")
+        for key in sorted(names & table.keys()):
             self.places.append(functools.partial(item, table, key))
             self._visit(f"{where}.{key}", table[key])
         for key in sorted({slot for one in kind.__mro__ for slot in _slots(one)} & self.names):
@@ -176,68 +203,97 @@ class Surroundings:
             self._visit_code(code)
         self.names = before
 
+    def _note(self, where: str, what: Any) -> None:
+        """Note what is at a place; at another one by the same name, beside it."""
+        while where in self.values and (type(self.values[where]), self.values[where]) != (type(what), what):
+            where += "'"
+        self.values[where] = what
+
     def _visit(self, where: str, value: Any) -> None:
         if type(value) in PLAIN:
-            self.values[where] = value
+            self._note(where, value)
             self.mentioned.update(texts_in([value]))  # as ``getattr(self, self.kind)`` reads
             return
-        if isinstance(value, enum.Enum | torch.dtype | torch.device | torch.Size | np.dtype):
-            self.values[where] = str(value)
+        if isinstance(value, _SAID):
+            self._note(where, _short(repr(value)))
             return
-        if id(value) in self._seen or len(self._seen) > _MOST:
+        # What one came by with few names is read once more with others, as where two share a configuration.
+        is_seen = id(value) in self._seen and self._read_of.get(id(value), self.names).issuperset(self.names)
+        if is_seen or len(self._seen) > _MOST:
             return
         self._seen.add(id(value))
+        if is_object(value) or (isinstance(value, dict | list | tuple) and len(value) <= _MANY):
+            self._read_of[id(value)] = self._read_of.get(id(value), frozenset()) | self.names
         if isinstance(value, torch.Tensor):
             if value.layout is torch.strided and not value.is_meta and type(value) is torch.Tensor:
                 self.tensors.append(value)
-                self.values[where] = f"{value.dtype} {list(value.shape)} {digest_of(bytes_of(value))}"
+                self._note(where, f"{value.dtype} {list(value.shape)} {digest_of(bytes_of(value))}")
         elif isinstance(value, np.ndarray):
-            self.values[where] = f"{value.dtype} {value.shape} {digest_of(_bytes_of(value))}"
+            self._note(where, f"{value.dtype} {value.shape} {digest_of(_bytes_of(value))}")
             self.arrays.append(value)
             self.places.append(functools.partial(_Pieces.next_differs, _Pieces(value)))
         elif (state := state_of(value)) is not None:
             self.generators.append(value)
-            self.values[where] = digest_of(state)
+            self._note(where, digest_of(state))
+        elif isinstance(value, collections.ChainMap):
+            self._visit(where, value.maps)
+        elif isinstance(value, collections.UserDict | collections.UserList):
+            self._visit(where, value.data)
+        elif isinstance(value, types.MappingProxyType):
+            self._visit(where, dict(value))
         elif isinstance(value, dict):
             self.tables.append(value)
-            for key, one in list(value.items()):
-                self._visit(f"{where}[{str(key) if type(key) in PLAIN else type(key).__name__:.60}]", one)
-            self.values[f"{where}:"] = len(value)
+            keys = [(str(key) if type(key) in PLAIN else said(key))[:_LONG] for key in value]
+            count = collections.Counter(keys)
+            for at, (key, one) in enumerate(zip(keys, list(value.values()), strict=True)):
+                self._visit(f"{where}[{key if count[key] == 1 else f'{key} {at}'}]", one)
+            self._note(f"{where}:", len(value))
         elif isinstance(value, list | tuple | collections.deque):
             self.tables.append(value)
-            for at, one in enumerate(list(value)):
-                self._visit(f"{where}[{at}]", one)
-            self.values[f"{where}:"] = len(value)
+            if len(value) > _MANY:
+                self._note(where, _short(repr(_flat(value))))
+            else:
+                for at, one in enumerate(list(value)):
+                    self._visit(f"{where}[{at}]", one)
+            self._note(f"{where}:", len(value))
         elif isinstance(value, set | frozenset):
             self.tables.append(value)
-            self.values[where] = str(sorted(map(repr, value)))[:1000]
+            self._note(where, _short(str(sorted(map(repr, value)))))
         elif isinstance(value, functools.partial):
-            self._visit(f"{where}()", [value.args, value.keywords])
             self._visit(where, value.func)
+            before = self.names
+            if (function := plain_function(value.func)) is not None:
+                self.names = before | code_of(nn.Module, function).names
+            self._visit(f"{where}()", [value.args, value.keywords])
+            self.names = before
         elif isinstance(value, types.MethodType) and isinstance(value.__self__, nn.Module):
             # As a decorator keeps that lets the model's own forward run.
             self.modules.append(value.__self__)
             kind: Any = type(value.__self__)
             self._visit_code(code_of(kind, plain_function(value)))
         elif isinstance(value, CODE):
-            self.values[where] = said(value)
+            self._note(where, said(value))
             function = plain_function(value)
             if function is not None and identity_of(function) not in self._read:
                 self._visit_function(function)
+            self._visit_places(
+                (f"{where}.{key}", function, key)
+                for key in sorted(self.names & getattr(function, "__dict__", {}).keys())
+            )
             if isinstance(value, types.MethodType):
                 self._visit(f"{where}.__self__", value.__self__)
         elif isinstance(value, operator.attrgetter | operator.methodcaller):
             self.mentioned.update(texts_in(tree_leaves(value.__reduce__()[1])))
         elif isinstance(value, nn.Module):
             self.modules.append(value)
-        elif _is_object(value):
+        elif is_object(value):
             self._visit_object(where, value)
 
     def to_restore(self) -> Iterator[Callable[[], object]]:
         """What gives generators, containers, arrays and attributes of objects the state again that they have now."""
         yield from map(_restarting, self.generators)
-        for array in self.arrays:
-            yield functools.partial(_write_back, array, array.copy())
+        for one in self.arrays:
+            yield functools.partial(_write_back, one, one.copy())
         for table in self.tables:
             if not isinstance(table, tuple | frozenset):
                 yield functools.partial(_refill, table, copy.copy(table))
@@ -264,7 +320,18 @@ class Surroundings:
         ]
 
 
-def _is_object(value: Any) -> bool:
+def _short(text: str) -> str:
+    return text if len(text) < 20 * _LONG else digest_of(text.encode())
+
+
+def _flat(value: Any) -> Any:
+    """What is in a container, and in those in it, but of objects the class alone."""
+    if isinstance(value, list | tuple | collections.deque):
+        return [_flat(one) for one in value]
+    return value if isinstance(value, PLAIN) else type(value).__name__
+
+
+def is_object(value: Any) -> bool:
     """Whether something is an object in whose attributes settings may be."""
     return not isinstance(value, nn.Module) and (isinstance(value, _HOLDERS) or not is_known(type(value).__module__))
 
