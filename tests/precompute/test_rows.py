@@ -83,6 +83,11 @@ KINDS: dict[str, tuple[Any, Any, int]] = {
 @pytest.mark.parametrize("by_content", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_values_of_every_kind(kind: str, by_content: bool, narrow: bool, tmp_path: Path) -> None:
+    if kind == "float8":
+        try:
+            torch.zeros(2).to(torch.float8_e4m3fn)[torch.tensor([0])]
+        except RuntimeError:
+            pytest.skip("this torch takes no samples out of a batch of float8")
     model, loader = Model(*KINDS[kind]), DataLoader(data(), 4)
     plain = [model(inputs) for (inputs,) in loader]
     cached = precompute(
