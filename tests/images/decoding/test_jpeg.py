@@ -39,6 +39,17 @@ def test_a_missing_end_marker_alone_loses_no_pixels(found: Found, is_unusable: J
     assert is_unusable(jpegs[0][:-2])
 
 
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_missing_end_marker_below_a_plain_area(
+    found: Found, image: Image.Image, encode: Encode, progressive: bool
+) -> None:
+    """Grey as gaps are filled with: whether it is one is told by the pixels, which Pillow refuses to load."""
+    padded = Image.new("RGB", (image.width, 2 * image.height), (128, 128, 128))
+    padded.paste(image)
+    whole = encode(padded, progressive=progressive)
+    assert found(whole[:-2]) == found(whole[:-1]) == ["missing_eoi"]
+
+
 def test_visible_bit_rot_is_found(is_unusable: Judge, jpegs: list[bytes]) -> None:
     """Of changes that show in a hundredth of the pixels, nine of ten and more are found; Pillow finds few."""
     rng = random.Random(7)

@@ -388,7 +388,7 @@ def _to_grey(image: Image.Image) -> Pixels:
 
 def colours(data: bytes) -> Pixels:
     """Return a picture in RGB."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data)) as image, _filling_gaps():  # an end marker may be missing
         return np.asarray(image.convert("RGB"))
 
 
