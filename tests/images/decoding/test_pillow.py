@@ -227,6 +227,17 @@ def bitmap(coding: int, bits: int, pixels: bytes) -> bytes:
     return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + form + pixels
 
 
+@pytest.mark.parametrize("form", ["BMP", "PPM"])
+def test_raw_pixels_that_were_sent_as_text(found: Found, image: Image.Image, encode: Encode, form: str) -> None:
+    """Loaders take such a file, and shift its rows; but a picture in plain text may have any line ends."""
+    name, plain = f"x.{form.lower()}", b"P3\n40 20\n255\n" + b"10 20 30\n40 50 255\n" * 400
+    data = encode(image.resize((72, 51)), form)
+    assert b"\n" in data[60:]
+    assert found(data, name) == []
+    assert found(data.replace(b"\n", b"\r\n"), name) == ["damaged"]
+    assert found(plain.replace(b"\n", b"\r\n"), "x.ppm") == found(plain, "x.ppm") == []
+
+
 def test_kinds_of_bmp_that_pillow_does_not_know(found: Found, image: Image.Image, encode: Encode) -> None:
     """They need another program, unless something is missing."""
     small = image.resize((64, 48))

@@ -30,6 +30,8 @@ _HOLE = "some of the compressed data is zeros, or one byte again and again, or h
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
+_RAW = (b"BM", b"P4", b"P5", b"P6", b"Pf")  # BMP, and PPM and its like, but for those in plain text
+_PADDED = 4  # bytes, at most, that a row of a BMP is filled up with
 # What is told by its start, in lower case.
 _NOT_IMAGES = (
     ((b"version https://git-lfs",), "a Git LFS pointer: the file itself was never fetched"),
@@ -249,6 +251,8 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     """Raise for lost pixels that Pillow does not mind."""
     if remark := _MADE_UP.search(said):
         raise Broken("damaged", remark[0])
+    if data.startswith(_RAW) and _was_sent_as_text(data):
+        raise Broken("damaged", "a carriage return stands before each line feed: it was sent as text")
     if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
         found = tiff.unsupported(data)
         raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
@@ -262,6 +266,15 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     last = image.crop((0, image.height - 1, image.width, image.height))
     if not last.tobytes().strip(b"\0") and png.is_short(data):
         raise Broken("truncated", "there are fewer pixels than the header promises")
+
+
+def _was_sent_as_text(data: bytes) -> bool:
+    """Whether line ends were changed in a file of raw pixels: changed back, it ends where its pixels do."""
+    ends = data.count(b"\r\n")
+    if not 0 < ends == data.count(b"\n"):
+        return False
+    before = data.replace(b"\r\n", b"\n")
+    return not complaint(before) and complaint(before[:-_PADDED]) != ""
 
 
 def _judge_palette(image: Image.Image, notes: Notes) -> None:
