@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ftkit._images.decoding.checks import check_bytes
 
@@ -133,6 +133,19 @@ def test_what_libtiff_makes_up(
             at = rng.randrange(len(data) // 4, len(data) // 2)
             found += is_unusable(data[:at] + rng.randbytes(size) + data[at + size :], "a.tif")
     assert found >= (4 if compression == "jpeg" else 7)
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
+def test_tags_that_are_cut_off(image: Image.Image, encode: Encode, compression: str) -> None:
+    """Pillow reads no tag behind the first whose value is cut off; libtiff does, and loads every pixel."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[318], tags.tagtype[318] = (0.3127, 0.329), 5  # the white point, which is written behind the pixels
+    data = encode(image, "TIFF", compression=compression, tiffinfo=tags)
+    at = data.index(b"\x3e\x01\x05\0\x02\0\0\0")
+    cut = data[: at + 8] + len(data).to_bytes(4, "little") + data[at + 12 :]
+    assert [note[::2] for note in check_bytes("x.tif", cut).notes] == [("truncated", "odd")]
+    assert Image.open(io.BytesIO(cut)).tobytes() == Image.open(io.BytesIO(data)).tobytes()
 
 
 def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:

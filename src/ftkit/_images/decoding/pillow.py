@@ -108,6 +108,8 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
             form = Form(image.format or "unknown", image.mode, *image.size)
             said = _load(image)
             _judge_loaded(image, data, said, is_damaged_jpeg)
+            if image.format == "TIFF" and tiff.lacks_tags(data):
+                notes.append(Note("truncated", "some tags are cut off, none that the pixels need", "odd"))
             _judge_palette(image, notes)
             _judge_form(image, notes)
             grey = _to_grey(image)
@@ -433,8 +435,8 @@ def thumbnail(path: str, side: int, data: bytes | None) -> str:
 @contextlib.contextmanager
 def _filling_gaps() -> Iterator[None]:
     """Have Pillow show what there is of a file that was cut off."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
