@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from ftkit._images.decoding.leftover import coded_parts
-from ftkit._images.decoding.tiff import lacks_tags
 
 _BITS, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
 _HOLE = bytes(512)  # a sector of a disk
@@ -28,7 +27,7 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
         return True
     if str(image.info.get("compression")).endswith("deflate"):
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
-    if image.info.get("compression") == "jpeg" and not lacks_tags(data):  # the tables may be among them
+    if image.info.get("compression") == "jpeg":
         tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
         if any(is_damaged_jpeg(tables[:-2] + data[start + 2 : stop]) for start, stop in _in_tiff(image)):
             return True

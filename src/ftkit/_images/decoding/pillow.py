@@ -258,7 +258,8 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
         found = tiff.unsupported(data)
         raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
-    if has_hole(image, data, is_damaged_jpeg):
+    lacks_tables = image.format == "TIFF" and tiff.lacks_tags(data)  # of JPEG, which stand among the tags
+    if has_hole(image, data, (lambda _: False) if lacks_tables else is_damaged_jpeg):
         raise Broken("damaged", _HOLE)
     frame = next(stills("WEBP", data), b"") if image.format == "WEBP" else b""
     if detail := _said_by_frame(frame) if frame else _said_by_rest(image, data):
