@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 import struct
 import zlib
 from base64 import b64decode, b85decode
@@ -37,6 +38,64 @@ def test_a_missing_end_marker_alone_loses_no_pixels(found: Found, is_unusable: J
     """It has a kind of its own: the file can be mended."""
     assert found(jpegs[0][:-2]) == found(jpegs[0][:-1]) == ["missing_eoi"]
     assert is_unusable(jpegs[0][:-2])
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_missing_end_marker_below_a_plain_area(
+    found: Found, image: Image.Image, encode: Encode, progressive: bool
+) -> None:
+    """Grey as gaps are filled with: whether it is one is told by the pixels, which Pillow refuses to load."""
+    padded = Image.new("RGB", (image.width, 2 * image.height), (128, 128, 128))
+    padded.paste(image)
+    whole = encode(padded, progressive=progressive)
+    assert found(whole[:-2]) == found(whole[:-1]) == ["missing_eoi"]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [8, 16, 437, 4096, 9000])
+def test_padding_in_place_of_the_end_marker(
+    found: Found, is_unusable: Judge, image: Image.Image, encode: Encode, size: int, progressive: bool
+) -> None:
+    """Loaders get every pixel of such a file, unless Pillow refuses it; of one that was cut before, they do not."""
+    data = encode(image, progressive=progressive)[:-2]
+    assert found(data + bytes(size)) == ["missing_eoi"]
+    assert is_unusable(data + bytes(size)) == progressive
+    for share in (0.2, 0.5, 0.9, 0.97):
+        assert found(data[: int(len(data) * share)] + bytes(size))[0] in ("truncated", "damaged")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_text_in_place_of_the_end_marker(
+    found: Found, jpegs: list[bytes], image: Image.Image, encode: Encode, progressive: bool
+) -> None:
+    """So it is with what a server adds."""
+    text = b"\r\n\r\n<!-- served by x -->"
+    data = encode(image, progressive=progressive)[:-2]
+    assert found(data + text) == ["missing_eoi"]
+    assert found(data[: len(data) // 2] + text) == ["truncated"]
+
+
+def test_a_byte_left_over_where_sectors_changed_places(photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """Being one, it is the same byte all along, and yet no padding."""
+    verdicts = []
+    for seed in (79, 83, 201, 823, 904):
+        data = encode(photo(seed, (160, 130)), quality=60, subsampling="4:4:4")
+        for at in range(1024, len(data) - 1024, 256):
+            moved = data[:at] + data[at + 512 : at + 1024] + data[at : at + 512] + data[at + 1024 :]
+            notes = check_bytes("x.jpg", moved).notes
+            verdicts += [note.kind for note in notes if re.search(": [12] extraneous", note.detail)]
+    assert len(verdicts) >= 5
+    assert set(verdicts) == {"damaged"}
+
+
+def test_a_progressive_file_that_has_lost_a_scan(is_unusable: Judge, image: Image.Image, encode: Encode) -> None:
+    """The decoder only complains of the head of a later one, which is harmless by itself."""
+    data = encode(image, progressive=True)
+    at = data.index(b"\x01\x3f\x21") - 7  # where the next but last bit of brightness is
+    assert data[at : at + 2] == b"\xff\xda"
+    stop = data.index(b"\xff\xda", at + 2)
+    stop = data.find(b"\xff\xc4", at, stop) if b"\xff\xc4" in data[at:stop] else stop
+    assert is_unusable(data[:at] + data[stop:])
 
 
 def test_visible_bit_rot_is_found(is_unusable: Judge, jpegs: list[bytes]) -> None:

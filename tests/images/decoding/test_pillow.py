@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ftkit._images.decoding.checks import check_bytes
 
@@ -135,6 +135,19 @@ def test_what_libtiff_makes_up(
     assert found >= (4 if compression == "jpeg" else 7)
 
 
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
+def test_tags_that_are_cut_off(image: Image.Image, encode: Encode, compression: str) -> None:
+    """Pillow reads no tag behind the first whose value is cut off; libtiff does, and loads every pixel."""
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[318], tags.tagtype[318] = (0.3127, 0.329), 5  # the white point, which is written behind the pixels
+    data = encode(image, "TIFF", compression=compression, tiffinfo=tags)
+    at = data.index(b"\x3e\x01\x05\0\x02\0\0\0")
+    cut = data[: at + 8] + len(data).to_bytes(4, "little") + data[at + 12 :]
+    assert [note[::2] for note in check_bytes("x.tif", cut).notes] == [("truncated", "odd")]
+    assert Image.open(io.BytesIO(cut)).tobytes() == Image.open(io.BytesIO(data)).tobytes()
+
+
 def test_a_later_page_that_is_cut_off_is_odd(image: Image.Image, encode: Encode, is_unusable: Judge) -> None:
     """Loaders read the first one, which is sound."""
     data = encode(
@@ -225,6 +238,17 @@ def bitmap(coding: int, bits: int, pixels: bytes) -> bytes:
     """Return a BMP file of 64 x 48 pixels."""
     form = struct.pack("<IiiHHIIiiII", 40, 64, 48, 1, bits, coding, len(pixels), 2835, 2835, 0, 0)
     return b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54) + form + pixels
+
+
+@pytest.mark.parametrize("form", ["BMP", "PPM"])
+def test_raw_pixels_that_were_sent_as_text(found: Found, image: Image.Image, encode: Encode, form: str) -> None:
+    """Loaders take such a file, and shift its rows; but a picture in plain text may have any line ends."""
+    name, plain = f"x.{form.lower()}", b"P3\n40 20\n255\n" + b"10 20 30\n40 50 255\n" * 400
+    data = encode(image.resize((72, 51)), form)
+    assert b"\n" in data[60:]
+    assert found(data, name) == []
+    assert found(data.replace(b"\n", b"\r\n"), name) == ["damaged"]
+    assert found(plain.replace(b"\n", b"\r\n"), "x.ppm") == found(plain, "x.ppm") == []
 
 
 def test_kinds_of_bmp_that_pillow_does_not_know(found: Found, image: Image.Image, encode: Encode) -> None:

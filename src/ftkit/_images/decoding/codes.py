@@ -75,7 +75,11 @@ class _MisfitError(ValueError):
 
 
 def read_codes(
-    segments: Iterable[tuple[int, bytes, bytes]], *, is_thorough: bool = True, is_text: bool = False
+    segments: Iterable[tuple[int, bytes, bytes]],
+    *,
+    is_thorough: bool = True,
+    is_text: bool = False,
+    is_padding: bool = False,
 ) -> bool | None:
     """Read the Huffman codes of all scans, and what is left over behind the last block of the last one.
 
@@ -83,6 +87,7 @@ def read_codes(
         segments: Marker and body of each, and what follows up to the next one: coded pixels, or nothing.
         is_thorough: Whether to read all; else only the end, of which something is left over.
         is_text: Whether what is left over is text, and no pixels.
+        is_padding: Whether it is equal bytes, a few: pixels only if they end a block, and even then by chance.
 
     Returns:
         None unless the codes make just as many blocks as the picture has, or when what is left over ends with the end
@@ -90,12 +95,14 @@ def read_codes(
         only by chance, when they are few.
     """
     try:
-        return _read_codes(segments, is_thorough, is_text)
+        return _read_codes(segments, is_thorough, is_text, is_padding)
     except (IndexError, KeyError, ValueError, ZeroDivisionError):  # what is told of the codes does not fit together
         return None
 
 
-def _read_codes(segments: Iterable[tuple[int, bytes, bytes]], is_thorough: bool, is_text: bool) -> bool | None:
+def _read_codes(
+    segments: Iterable[tuple[int, bytes, bytes]], is_thorough: bool, is_text: bool, is_padding: bool
+) -> bool | None:
     scales, tables, known = dict[int, int](), dict[int, _Table](), dict[int, list[int]]()
     interval, process, frame = 0, 0, b""
     left: tuple[_Scan, bytes] | None = None
@@ -119,7 +126,10 @@ def _read_codes(segments: Iterable[tuple[int, bytes, bytes]], is_thorough: bool,
         return False
     scan, part = left
     is_all = process != _SOF2 and len(scan.components) == frame[5]
-    if is_all and not is_text and _ends_with_a_block(scan, part):  # of one component, blocks end in any byte
+    ends = is_all and not is_text and _ends_with_a_block(scan, part)  # of one component, blocks end in any byte
+    if is_padding and is_thorough:
+        return ends
+    if ends:
         return None
     return _goes_on(scan, part) if is_thorough else True
 

@@ -373,8 +373,10 @@ def _look_for_seam(data: bytes, header: JpegHeader, doubtful: list[int]) -> None
             raise Broken("damaged", f"from row {row * 8 * highest}, column {column * 8 * widest} on, {what} is shifted")
 
 
-# Complaints of libjpeg about the header that leave every pixel as it was (jerror.h).
-_HARMLESS = re.compile("unknown JFIF revision|Adobe color transform|Invalid SOS parameters|Inconsistent progression")
+# Complaints of libjpeg that leave every pixel as it was (jerror.h): about the header, which come first and hide none;
+# and about the head of a scan, which may, and which bytes that have moved bring about as well.
+_HARMLESS = re.compile("unknown JFIF revision|Adobe color transform")
+_HIDING = re.compile("Invalid SOS parameters|Inconsistent progression")
 
 
 def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> None:
@@ -383,10 +385,14 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
 
     refusal = pillow.complaint(data)
     if "Premature end of JPEG file" in complaint:
-        rest = _complaint_of(with_end(data), header)
-        if (rest and not _HARMLESS.search(rest)) or not _has_all_scans(data, header):
+        whole = with_end(data)
+        rest = _complaint_of(whole, header)
+        weighed = _harmless(whole, header, rest) if rest else None
+        if (rest and (not weighed or weighed.kind == "damaged")) or not _has_all_scans(data, header):
             raise Broken("truncated", "the data ends before the image does")
-        note = Note("missing_eoi", "every pixel is there, but the end marker is missing")
+        is_replaced = _LEFT_OVER.search(rest)
+        what = "other bytes stand in place of the end marker" if is_replaced else "the end marker is missing"
+        note = Note("missing_eoi", f"every pixel is there, but {what}")
         notes.append(note if refusal else note._replace(severity="odd"))
     elif refusal:
         raise pillow.broken(refusal)
@@ -448,8 +454,12 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
     It may be of bytes between segments, or behind the last pixel, that nothing is missing for.
     """
     note = Note("decoder_warning", complaint)
+    is_read = header.process < _ARITHMETIC
     if _HARMLESS.search(complaint):
         return note
+    if _HIDING.search(complaint):
+        is_misfit = is_read and _is_read_soon(data, header) and _goes_on(data, header) is None
+        return None if is_misfit else note
     if "extraneous bytes before marker" not in complaint:
         return None
     if header.foreign:
@@ -460,17 +470,17 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
             del kept[start:stop]
         if _complaint_of(bytes(kept), header):
             return None
-        is_readable = header.process < _ARITHMETIC and _is_read_soon(bytes(kept), header)
+        is_readable = is_read and _is_read_soon(bytes(kept), header)
         return None if is_readable and _goes_on(bytes(kept), header) is None else note
     left = _LEFT_OVER.search(complaint)
-    if left is None:
+    if left is None or (is_read and not _has_all_scans(data, header)):
         return None
     count, stop = int(left[1]), len(data)
     for _, at, body in _segments(data, []):
         stop = _end_of_codes(data, at + 4 + len(body))
     tail = stop - len(data[:stop].rstrip(data[stop - 1 : stop]))
-    is_padding = count <= tail <= count + _MOST_PADDED and header.process < _ARITHMETIC
-    if is_padding:  # somebody's, of which no more than a few bytes were taken for pixels
+    is_padding = count <= tail <= count + _MOST_PADDED and is_read
+    if is_padding and count > _MOST_PADDED:  # somebody's, of which no more than a few bytes were taken for pixels
         return note
     if tail >= count > _MOST_FOREIGN:
         return None
@@ -478,10 +488,10 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
     if (rest and not _LEFT_OVER.search(rest)) or _fits_another_sampling(data, header):
         return None
     may_be_pixels = note._replace(kind="damaged", detail=f"{complaint}, which may be pixels", severity="odd")
-    is_text = _is_text(data[stop - count : stop])
-    if header.process >= _ARITHMETIC:
+    is_text = _is_text(data[stop - max(count, _LEAST_TEXT) : stop])  # the decoder has read some bytes ahead
+    if not is_read:
         return may_be_pixels if count <= _MOST_FOREIGN or is_text else None
-    goes_on = _goes_on(data, header, is_text)
+    goes_on = _goes_on(data, header, is_text, is_padding)
     return None if goes_on is None else may_be_pixels if goes_on else note
 
 
@@ -496,13 +506,13 @@ def _is_read_soon(data: bytes, header: JpegHeader) -> bool:
     return len(data) + blocks * data.count(b"\xff\xda") <= _MOST_READ
 
 
-def _goes_on(data: bytes, header: JpegHeader, is_text: bool = False) -> bool | None:
+def _goes_on(data: bytes, header: JpegHeader, is_text: bool = False, is_padding: bool = False) -> bool | None:
     """Read the codes as `read_codes` does."""
     segments = []
     for marker, at, body in _segments(data, []):
         start = at + 4 + len(body)
         segments.append((marker, body, data[start : _end_of_codes(data, start)] if marker == _SOS else b""))
-    return read_codes(segments, is_thorough=_is_read_soon(data, header), is_text=is_text)
+    return read_codes(segments, is_thorough=_is_read_soon(data, header), is_text=is_text, is_padding=is_padding)
 
 
 def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:

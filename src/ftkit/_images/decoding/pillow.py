@@ -30,6 +30,8 @@ _HOLE = "some of the compressed data is zeros, or one byte again and again, or h
 _AGAIN_PIXELS = 60_000_000  # of an AVIF sequence, that are decoded once more to judge its frames
 _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are decoded: some seconds of work
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
+_RAW = (b"BM", b"P4", b"P5", b"P6", b"Pf")  # BMP, and PPM and its like, but for those in plain text
+_PADDED = 4  # bytes, at most, that a row of a BMP is filled up with
 # What is told by its start, in lower case.
 _NOT_IMAGES = (
     ((b"version https://git-lfs",), "a Git LFS pointer: the file itself was never fetched"),
@@ -106,6 +108,8 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
             form = Form(image.format or "unknown", image.mode, *image.size)
             said = _load(image)
             _judge_loaded(image, data, said, is_damaged_jpeg)
+            if image.format == "TIFF" and tiff.lacks_tags(data):
+                notes.append(Note("truncated", "some tags are cut off, none that the pixels need", "odd"))
             _judge_palette(image, notes)
             _judge_form(image, notes)
             grey = _to_grey(image)
@@ -249,10 +253,13 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     """Raise for lost pixels that Pillow does not mind."""
     if remark := _MADE_UP.search(said):
         raise Broken("damaged", remark[0])
+    if data.startswith(_RAW) and _was_sent_as_text(data):
+        raise Broken("damaged", "a carriage return stands before each line feed: it was sent as text")
     if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
         found = tiff.unsupported(data)
         raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
-    if has_hole(image, data, is_damaged_jpeg):
+    lacks_tables = image.format == "TIFF" and tiff.lacks_tags(data)  # of JPEG, which stand among the tags
+    if has_hole(image, data, (lambda _: False) if lacks_tables else is_damaged_jpeg):
         raise Broken("damaged", _HOLE)
     frame = next(stills("WEBP", data), b"") if image.format == "WEBP" else b""
     if detail := _said_by_frame(frame) if frame else _said_by_rest(image, data):
@@ -262,6 +269,15 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
     last = image.crop((0, image.height - 1, image.width, image.height))
     if not last.tobytes().strip(b"\0") and png.is_short(data):
         raise Broken("truncated", "there are fewer pixels than the header promises")
+
+
+def _was_sent_as_text(data: bytes) -> bool:
+    """Whether line ends were changed in a file of raw pixels: changed back, it ends where its pixels do."""
+    ends = data.count(b"\r\n")
+    if not 0 < ends == data.count(b"\n"):
+        return False
+    before = data.replace(b"\r\n", b"\n")
+    return not complaint(before) and complaint(before[:-_PADDED]) != ""
 
 
 def _judge_palette(image: Image.Image, notes: Notes) -> None:
@@ -388,7 +404,7 @@ def _to_grey(image: Image.Image) -> Pixels:
 
 def colours(data: bytes) -> Pixels:
     """Return a picture in RGB."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data)) as image, _filling_gaps():  # an end marker may be missing
         return np.asarray(image.convert("RGB"))
 
 
@@ -420,8 +436,8 @@ def thumbnail(path: str, side: int, data: bytes | None) -> str:
 @contextlib.contextmanager
 def _filling_gaps() -> Iterator[None]:
     """Have Pillow show what there is of a file that was cut off."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        ImageFile.LOAD_TRUNCATED_IMAGES = before

@@ -107,6 +107,14 @@ def is_sparse(tags: Any) -> bool:
     return 0 in tags.get(_STRIPS, ()) or 0 in tags.get(_TILES, ())
 
 
+def lacks_tags(data: bytes) -> bool:
+    """Whether the first directory, or a value that it points to, was cut off; Pillow may need none of what is lost."""
+    place = data[8:16] if b"+" in data[2:4] else data[4:8]
+    start = int.from_bytes(place, "little" if data.startswith(b"II") else "big")
+    tags, _ = _first_directory(data)
+    return bool(tags.next == start)  # which it is until all tags were read
+
+
 def _first_directory(data: bytes) -> tuple[Any, io.BytesIO]:
     """Return the first directory, and the file, from which the next ones can be loaded in its place."""
     head = data[: 16 if b"+" in data[2:4] else 8]
