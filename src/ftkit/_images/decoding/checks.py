@@ -166,7 +166,7 @@ def _is_refused(data: bytes) -> bool:
 
 
 def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:
-    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
+    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, ()):
         notes.append(Note("wrong_suffix", f"{form} content with the extension {suffix}"))
     elif form == "TIFF" and suffix and suffix not in IMAGE_SUFFIXES:
         notes.append(Note("not_an_image", f"TIFF content, as in RAW photos, with the extension {suffix}"))

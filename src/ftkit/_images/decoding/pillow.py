@@ -148,6 +148,9 @@ def _describe(data: bytes) -> Broken:
         return _judge_unsupported(found)
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
+    if data.startswith(b"\x76\x2f\x31\x01\x02") or (data[:4] in (b"SDPX", b"XPDS") and data[8:10] in (b"V1", b"V2")):
+        form = "OpenEXR" if data[0] == 0x76 else "DPX"
+        return Broken("needs_package", f"{form}, which Pillow can't open, but the package OpenImageIO can")
     if data.startswith(b"P7\n"):
         if not _is_whole_pam(data):
             return Broken("truncated", "the data ends before the image does")
