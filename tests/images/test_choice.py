@@ -71,7 +71,7 @@ def test_what_is_listed_moves_whatever_was_found(report: ScanReport, pets: Path,
     """Odd files, the copy that stays by default; with kinds, only those of them."""
     listed = ["val/dog/0.jpg", "train/dog/1.png", "train/cat/cut.jpg"]
     kinds = report.quarantine(tmp_path / "aside", ["odd"], only=listed, dry_run=True).files
-    assert kinds == {"val/dog/0.jpg": ["duplicate"], "train/dog/1.png": ["wrong_suffix"]}
+    assert kinds == {"val/dog/0.jpg": ["leak"], "train/dog/1.png": ["wrong_suffix"]}
     gone = report.quarantine(tmp_path / "aside", only=listed)
     assert sorted(gone.files) == sorted(listed)
     assert not (pets / "val/dog/0.jpg").exists()
