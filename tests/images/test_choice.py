@@ -71,7 +71,7 @@ def test_what_is_listed_moves_whatever_was_found(report: ScanReport, pets: Path,
     """Odd files, the copy that stays by default; with kinds, only those of them."""
     listed = ["val/dog/0.jpg", "train/dog/1.png", "train/cat/cut.jpg"]
     kinds = report.quarantine(tmp_path / "aside", ["odd"], only=listed, dry_run=True).files
-    assert kinds == {"val/dog/0.jpg": ["duplicate"], "train/dog/1.png": ["wrong_suffix"]}
+    assert kinds == {"val/dog/0.jpg": ["leak"], "train/dog/1.png": ["wrong_suffix"]}
     gone = report.quarantine(tmp_path / "aside", only=listed)
     assert sorted(gone.files) == sorted(listed)
     assert not (pets / "val/dog/0.jpg").exists()
@@ -199,3 +199,16 @@ def test_an_escaped_name_that_is_another_files_is_refused(pets: Path, jpegs: lis
         report.quarantine(tmp_path / "aside", only=[rf"train/cat/{names[1]}"])
     gone = report.quarantine(tmp_path / "aside", only=[pets / "train/cat" / names[0]])
     assert list(gone.files) == [f"train/cat/{names[0]}"]
+
+
+@pytest.mark.parametrize(("other", "kind"), [("train", "leak"), ("test", "eval_leak"), ("val", "duplicate")])
+def test_the_copy_that_stays_by_default_moves_as_what_the_pair_is(pets: Path, other: str, kind: str) -> None:
+    """The report calls it a leak across splits, and a duplicate in one."""
+    kept = "test/cat/b.jpg" if other == "test" else "val/cat/5.jpg"
+    copy = pets / (f"{other}/cat/a.jpg" if other != "test" else kept)
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes((pets / "val/cat/5.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    assert f"{pets}/{kept}" not in {finding.path for finding in report.findings}
+    gone = report.quarantine(pets.parent / "aside", only=[kept], dry_run=True)
+    assert gone.files == {kept: [kind]}

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ftkit import FtkitError, Quarantine, restore, scan_images
+from ftkit._images import quarantine
 from ftkit._images.findings import Finding
 from ftkit._images.quarantine import move_away
 
@@ -926,6 +927,28 @@ def test_two_quarantines_at_once(dirty: Path, tmp_path: Path) -> None:
     for moved, manifest in said:
         if manifest != "None\n" or int(moved):
             assert len(restore(manifest.strip())) == int(moved)
+    assert snapshot(dirty) == before
+
+
+@pytest.mark.parametrize("step", ["_is_there", "_move"])
+def test_two_restores_at_once(dirty: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """What another process brings back between a look at a file and its move is back, and no failure."""
+    before = snapshot(dirty)
+    manifest = scan_images(dirty, workers=1).quarantine(dirty.parent / "aside").manifest
+    assert manifest
+    plain = getattr(quarantine, step)
+    others: list[list[str]] = []
+
+    def be_slow(*args: object) -> object:
+        seen = plain(*args) if step == "_is_there" else None
+        if not others:
+            others.append([])
+            others[0] = restore(manifest)
+        return seen if step == "_is_there" else plain(*args)
+
+    monkeypatch.setattr(quarantine, step, be_slow)
+    assert restore(manifest) == []
+    assert len(others[0]) == 4
     assert snapshot(dirty) == before
 
 

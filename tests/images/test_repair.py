@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,37 @@ def test_numbers_that_are_no_levels_of_gray_are_left_alone(tmp_path: Path, value
     done = scan_images(tmp_path / "set", workers=1).repair(kinds=["sixteen_bit"])
     assert not done.made
     assert "no levels of gray" in next(iter(done.failed.values()))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_fewer_bits_in_16_are_never_made_black(tmp_path: Path, bits: int) -> None:
+    """Where nothing says how many they are, the file is left alone, and the reason is given."""
+    steps = np.linspace(0, 2**bits - 1, 60 * 50).reshape(50, 60).astype(np.uint16)
+    (tmp_path / "set").mkdir()
+    for name in ("a.png", "b.tif"):
+        Image.fromarray(steps).save(tmp_path / "set" / name)
+    done = scan_images(tmp_path / "set", workers=1).repair(kinds=["sixteen_bit"])
+    assert not done.made
+    assert not done.folder.exists()
+    assert len(done.failed) == 2
+    assert all(f"its levels end at {2**bits - 1}" in why for why in done.failed.values())
+
+
+def test_the_bits_that_a_tiff_says_it_has_are_scaled_from(tmp_path: Path) -> None:
+    """Twelve bits a sample, packed."""
+    steps = np.linspace(0, 3000, 60 * 50).reshape(50, 60).astype(np.uint16)
+    pairs = steps.reshape(-1, 2).astype(np.uint32)
+    whole = pairs[:, 0] << 12 | pairs[:, 1]
+    packed = np.stack([whole >> 16, whole >> 8 & 255, whole & 255], -1).astype(np.uint8).tobytes()
+    tags = {256: 60, 257: 50, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 50, 279: len(packed)}
+    size = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, size if tag == 273 else value) for tag, value in tags.items()]
+    (tmp_path / "set").mkdir()
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
+    (tmp_path / "set/a.tif").write_bytes(head + packed)
+    (copy,) = scan_images(tmp_path / "set", workers=1).repair(kinds=["sixteen_bit"]).made.values()
+    with Image.open(copy) as image:
+        assert np.abs(np.asarray(image, np.float64) - steps * (255 / 4095)).max() <= 0.5
 
 
 def test_profile_and_exif_stay(tmp_path: Path, photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:

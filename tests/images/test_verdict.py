@@ -10,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit._images.decoding.search import ROW
-from ftkit._images.verdict import SIDE, Broken, Form, Measures, Note, Prints, Verdict, read_line, write_line
+from ftkit._images.verdict import COLOR_SIDE, SIDE, Broken, Form, Measures, Note, Prints, Verdict, read_line, write_line
 
 WORDS = st.integers(0, (1 << 64) - 1)
 SMALL = st.binary(min_size=8, max_size=8).map(lambda some: b64encode(some * (SIDE * SIDE // 8)).decode())
-PRINTS = st.builds(Prints, st.tuples(*[WORDS] * 6), SMALL)
+COLORS = st.just("") | st.binary(min_size=8, max_size=8).map(
+    lambda some: b64encode(some * (2 * COLOR_SIDE * COLOR_SIDE // 8)).decode()
+)
+PRINTS = st.builds(Prints, st.tuples(*[WORDS] * 6), SMALL, COLORS)
 TEXT = st.text(max_size=20)
 NOTES = st.builds(Note, TEXT, TEXT, st.sampled_from([None, "unusable", "odd", "junk"]))
 FORMS = st.builds(Form, TEXT, TEXT, st.integers(1), st.integers(1))
@@ -36,10 +39,11 @@ def test_a_line_of_the_journal_is_read_back(path: str, verdict: Verdict) -> None
 
 @given(PRINTS)
 def test_a_row_of_the_table_holds_all_of_the_prints(prints: Prints) -> None:
-    """Six numbers and a small picture."""
+    """Six numbers, a small picture and its colors: the middle of both color differences if it has none."""
     (row,) = np.frombuffer(prints.row(), ROW)
     assert tuple(row["words"].tolist()) == prints.words
     assert row["small"].tobytes() == b64decode(prints.small)
+    assert row["colors"].tobytes() == (b64decode(prints.colors) or bytes([128]) * (2 * COLOR_SIDE * COLOR_SIDE))
 
 
 def test_broken_carries_its_note() -> None:

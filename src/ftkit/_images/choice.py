@@ -51,8 +51,12 @@ def choose(
     for finding in findings:
         by_path.setdefault(finding.path, []).append(finding)
     for group in groups:
+        kind = "duplicate"
+        if group.crosses_splits:
+            kind = "leak" if "train" in group.splits else "eval_leak"
+        if group.kind == "near":
+            kind = f"near_{kind}"
         for path in group.paths:
-            kind = "duplicate" if group.kind == "exact" else "near_duplicate"
             others = ", ".join(other for other in group.paths if other != path)
             by_path.setdefault(path, [Finding(path, kind, "odd", f"also at {others}")])
     known = {below(root, path): path for path in by_path}

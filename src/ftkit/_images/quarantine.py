@@ -459,7 +459,7 @@ def restore(
     for old, entry in reversed(folders):  # the outermost first
         try:
             if not old.is_dir():
-                old.mkdir(parents=True)
+                old.mkdir(parents=True, exist_ok=True)
                 old.chmod(entry.mode | 0o700)  # until the files are back
                 made.append((old, entry))
         except OSError as error:
@@ -478,7 +478,8 @@ def restore(
                 _move(new, old)
             back.append(str(old))
         except OSError as error:
-            failed.append((old, error))
+            if not _is_back(entry, home, folder):
+                failed.append((old, error))
     for old, entry in reversed(made):
         with suppress(OSError, OverflowError):  # which a manifest may well ask for
             old.chmod(entry.mode)
@@ -487,6 +488,11 @@ def restore(
     if why := _lost(lost, folder) + _unnamed(files, folder) + _stuck(failed, folder):
         raise FtkitError(f"{plural(len(back), 'file')} restored, but not all.{why}")
     return back
+
+
+def _is_back(entry: Entry, home: Path, folder: Path) -> bool:
+    """Whether an entry is in its old place, and in no other: of two restores at once, the other may move it."""
+    return not _is_there(folder / entry.path) and os.path.lexists(home / entry.path)
 
 
 def _is_anywhere(entry: Entry, home: Path, folder: Path) -> bool:
@@ -584,9 +590,9 @@ def _why_not(entry: Entry, home: Path, folder: Path) -> str:
         if os.path.lexists(new) and not entry.describes(new):
             return f"what is in the quarantine is not a {entry.type}"
         is_taken = not entry.is_folder and os.path.lexists(new) and os.path.lexists(old) and not _same(old, new)
+        return "another file is in its place" if is_taken and not _is_back(entry, home, folder) else ""
     except OSError as error:
-        return _reason(error)
-    return "another file is in its place" if is_taken else ""
+        return "" if _is_back(entry, home, folder) else _reason(error)
 
 
 def _remove_empty(folder: Path, parents: Collection[Path]) -> None:

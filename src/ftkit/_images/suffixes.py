@@ -13,6 +13,7 @@ SUFFIXES = {
     "GIF": (".gif",),
     "WEBP": (".webp",),
     "BMP": (".bmp", ".dib"),
+    "DIB": (".dib", ".bmp"),
     "TIFF": (".tif", ".tiff"),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "AVIF": (".avif", ".avifs"),

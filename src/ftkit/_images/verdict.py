@@ -39,6 +39,11 @@ class Form(NamedTuple):
 
 #: Pixels of a picture made small, each way.
 SIDE = 32
+#: The same of its colors.
+COLOR_SIDE = 16
+
+
+_COLORLESS = bytes([128]) * 2 * COLOR_SIDE**2
 
 
 class Prints(NamedTuple):
@@ -49,14 +54,17 @@ class Prints(NamedTuple):
             tenth at the left, the right, the top and the bottom, each to meet the first of a cropped copy.
         small: The picture in `SIDE` x `SIDE` levels of grey, from 0 to 255, in Base64: to see whether what looks alike
             by its words is the same.
+        colors: Its color differences, Cb and Cr, in `COLOR_SIDE` x `COLOR_SIDE` levels each, in Base64; empty without
+            color, as for a picture in grey.
     """
 
     words: tuple[int, ...]
     small: str
+    colors: str
 
     def row(self) -> bytes:
         """Return them as a row of the table that near copies are searched in."""
-        return struct.pack("<6Q", *self.words) + b64decode(self.small)
+        return struct.pack("<6Q", *self.words) + b64decode(self.small) + (b64decode(self.colors) or _COLORLESS)
 
 
 class Measures(NamedTuple):
@@ -128,11 +136,14 @@ def read_line(line: bytes) -> tuple[str, Verdict]:
         True
     """
     path, (notes, stamp, digest, form, prints, measures) = json.loads(line)
+    if prints:
+        words, small, colors = prints
+        prints = Prints(tuple(words), small, colors)
     return path, Verdict(
         [Note(*note) for note in notes],
         tuple(stamp),
         digest,
         form and Form(*form),
-        prints and Prints(tuple(prints[0]), prints[1]),
+        prints,
         measures and Measures(*measures),
     )

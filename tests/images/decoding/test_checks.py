@@ -143,3 +143,23 @@ def test_no_bytes_raise_and_no_harm_goes_by_unseen(is_unusable: Judge, jpegs: li
             changed[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
         check_bytes("x.jpg", bytes(changed))
         thumbnail("x.jpg", 64, bytes(changed))
+
+
+@pytest.mark.parametrize("form", ["PCX", "SGI", "DDS"])
+def test_any_format_under_the_extension_of_another_is_noted(
+    photo: Callable[..., Image.Image], encode: Callable[..., bytes], form: str
+) -> None:
+    """Also of a format that is not in the list of extensions."""
+    (note,) = check_bytes("x.jpg", encode(photo(1, (64, 64)), form)).notes
+    assert note == Note("wrong_suffix", f"{form} content with the extension .jpg")
+
+
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [("OpenEXR", b"\x76\x2f\x31\x01\x02\0\0\0"), ("DPX", b"SDPX\0\0\x08\0V2.0\0"), ("DPX", b"XPDS\0\x08\0\0V1.0\0")],
+)
+def test_images_that_pillow_does_not_know_are_named(form: str, start: bytes) -> None:
+    """They are no junk."""
+    (note,) = check_bytes("x.jpg", start + bytes(range(256)) * 8).notes
+    assert note.kind == "needs_package"
+    assert note.detail.startswith(form)

@@ -19,7 +19,7 @@ def test_turns_are_xors_and_an_order_of_bits(photo: Callable[..., Image.Image]) 
     grey = np.asarray(photo(1, (256, 192)).convert("L"))
     seen = (grey, grey[:, ::-1], grey[::-1], grey.T)
     word, mirrored, flipped, turned = (
-        prints.words[0] for prints in fingerprints([(pixels, pixels.shape) for pixels in seen])
+        prints.words[0] for prints in fingerprints([(pixels[None], pixels.shape) for pixels in seen])
     )
     assert (word ^ mirrored ^ MIRROR).bit_count() <= 1
     assert (word ^ flipped ^ FLIP).bit_count() <= 1

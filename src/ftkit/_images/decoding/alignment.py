@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ftkit._images.decoding.picture import Pixels
-from ftkit._images.verdict import SIDE
+from ftkit._images.verdict import COLOR_SIDE, SIDE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,11 +21,13 @@ _LONGEST, _SHORTEST = 0.05, 0.0005  # step of a round, in shares of the picture
 _LEAST = 20  # of the rows, and of the columns, that overlap
 _LEVEL, _PLAIN = 16, 0.9  # how wide each of the two levels of a silhouette is, and their share of the pixels
 _COVERED = 0.9  # of two silhouettes together, what both cover if they are copies
+_TINT, _EDGE = 24, 0.25  # levels of a color difference that copies may be apart, and the share of what it changes by
 _CENTRES = (np.arange(SIDE) + 0.5) / SIDE
+_COLOR_CENTRES = (np.arange(COLOR_SIDE) + 0.5) / COLOR_SIDE
 
 
-def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> float:
-    """Return the similarity of two small pictures, of which the first may be a part of the second.
+def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+    """Return the similarity of two small pictures, of which the first may be a part of the second, and how it lies.
 
     It is the correlation of what is fine in them: 1 for copies, around 0 for strangers of one layout.
 
@@ -45,10 +47,10 @@ def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> float:
     while True:
         (rows, take_rows), (columns, take_columns) = _overlap(*place[:2]), _overlap(*place[2:])
         if min(rows.sum(), columns.sum()) < _LEAST:
-            return 0.0
+            return 0.0, start
         seen, here = take_rows @ theirs @ take_columns.T, mine[rows][:, columns]
         if turn == _ROUNDS or abs(step).max() < _SHORTEST:
-            return _correlation(_fine(here), _fine(seen))
+            return _correlation(_fine(here), _fine(seen)), tuple(place.tolist())
         by_row, by_column = (take_rows @ slope @ take_columns.T for slope in (down, right))
         y, x = _CENTRES[rows][:, None], _CENTRES[columns]
         columns_of = (by_row * y, by_row, by_column * x, by_column, here, np.ones_like(here))
@@ -76,6 +78,40 @@ def are_two_shapes(one: Pixels, other: Pixels, start: tuple[float, ...]) -> bool
     if here.mean() > 0.5:
         here, seen = 1 - here, 1 - seen
     return bool(np.minimum(here, seen).sum() < _COVERED * np.maximum(here, seen).sum())
+
+
+def are_two_colors(one: Pixels, other: Pixels, place: tuple[float, ...]) -> bool:
+    """Whether two pictures differ in color somewhere. One without any may be a copy in grey.
+
+    A color counts as found if it is there or next to there.
+
+    Args:
+        one: The color differences, 2 x `COLOR_SIDE` x `COLOR_SIDE` levels.
+        other: The same of the other picture.
+        place: The map between them, as `compare` finds it.
+    """
+    if (one == 128).all() or (other == 128).all():
+        return False
+    back = tuple(value for s, t in (place[:2], place[2:]) for value in (1 / s, -t / s))
+    return max(_unmatched(one, other, place), _unmatched(other, one, back)) > _TINT
+
+
+def _unmatched(one: Pixels, other: Pixels, place: tuple[float, ...]) -> float:
+    """Return by how many levels at most a color of one picture lies outside of those around its place in the other."""
+    (rows, near_rows), (columns, near_columns) = _neighbors(*place[:2]), _neighbors(*place[2:])
+    around = other.astype(np.int16)[:, near_rows][..., near_columns]  # color, row, near it, column, near it
+    low, high = around.min((2, 4)), around.max((2, 4))
+    here = one[:, rows][..., columns]
+    return float((np.maximum(here - high, low - here) - _EDGE * (high - low)).max())
+
+
+def _neighbors(scale: float, shift: float) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.intp]]:
+    """Return which rows of colors lie in the other picture, and for each of them the rows of it that are near."""
+    at = (scale * _COLOR_CENTRES + shift) * COLOR_SIDE - 0.5
+    inside = (at > -0.5) & (at < COLOR_SIDE - 0.5)
+    at = at[inside]
+    near = np.stack([np.floor(at - 1), np.floor(at), np.ceil(at), np.ceil(at + 1)], -1)
+    return inside, near.clip(0, COLOR_SIDE - 1).astype(np.intp)
 
 
 def _is_silhouette(pixels: Pixels) -> bool:

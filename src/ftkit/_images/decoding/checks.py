@@ -92,22 +92,22 @@ class _Look(NamedTuple):
 
     Attributes:
         verdict: The verdict, but for what is computed of many pictures at a time.
-        grey: The picture, shrunk and in grey; None where there is none.
+        planes: The picture, shrunk: brightness, and color differences if it has any; None where there is none.
         is_plain: Whether there is too little in it for fingerprints.
     """
 
     verdict: Verdict
-    grey: Pixels | None = None
+    planes: Pixels | None = None
     is_plain: bool = False
 
 
 def judge(files: Sequence[Opened]) -> list[Verdict]:
     """Judge opened files: many at a time, as most of what a small picture takes numpy is the way there."""
     looks = [_look_at(file) for file in files]
-    seen = {number: look.grey for number, look in enumerate(looks) if look.grey is not None}
+    seen = {number: look.planes for number, look in enumerate(looks) if look.planes is not None}
     telling = [number for number in seen if not looks[number].is_plain]
     prints = fingerprints([(seen[number], _size(looks[number].verdict)) for number in telling])
-    measures = measure([(grey, len(files[number].data)) for number, grey in seen.items()])
+    measures = measure([(planes[0], len(files[number].data)) for number, planes in seen.items()])
     prints_of, measures_of = dict(zip(telling, prints, strict=True)), dict(zip(seen, measures, strict=True))
     return [
         look.verdict._replace(prints=prints_of.get(number), measures=measures_of.get(number))
@@ -127,10 +127,10 @@ def _look_at(opened: Opened) -> _Look:
         return _Look(Verdict([Note("empty", f"{plural(len(data), 'byte')}, all zero")], stamp))
     notes: Notes = []
     form: Form | None = None
-    grey: Pixels | None = None
+    planes: Pixels | None = None
     is_plain = False
     try:
-        form, grey = _decode(data, notes, decoded)
+        form, planes = _decode(data, notes, decoded)
     except Broken as broken:
         notes.append(broken.note)
     except MemoryError:
@@ -140,8 +140,8 @@ def _look_at(opened: Opened) -> _Look:
     else:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
-        is_plain = _judge_pixels(data, form, grey, notes)
-    return _Look(Verdict(notes, stamp, xxhash.xxh3_128_hexdigest(data), form), grey, is_plain)
+        is_plain = _judge_pixels(data, form, planes[0], notes)
+    return _Look(Verdict(notes, stamp, xxhash.xxh3_128_hexdigest(data), form), planes, is_plain)
 
 
 def _size(verdict: Verdict) -> tuple[int, int]:
@@ -150,7 +150,7 @@ def _size(verdict: Verdict) -> tuple[int, int]:
 
 
 def _decode(data: bytes, notes: Notes, decoded: jpeg.Decoded | None) -> tuple[Form, Pixels]:
-    """Return what it is and its picture, shrunk and in grey; note what is odd; raise Broken when it can't be had."""
+    """Return what it is and its picture, shrunk, in planes; note what is odd; raise Broken when it can't be had."""
     if data.startswith(jpeg.MAGIC):
         return jpeg.check(data, notes, decoded)
     from ftkit._images.decoding import pillow  # slow to import, and most files are JPEG
@@ -166,7 +166,7 @@ def _is_refused(data: bytes) -> bool:
 
 
 def _judge_suffix(suffix: str, form: str, notes: Notes) -> None:
-    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, (suffix,)):
+    if suffix in IMAGE_SUFFIXES and suffix not in SUFFIXES.get(form, ()):
         notes.append(Note("wrong_suffix", f"{form} content with the extension {suffix}"))
     elif form == "TIFF" and suffix and suffix not in IMAGE_SUFFIXES:
         notes.append(Note("not_an_image", f"TIFF content, as in RAW photos, with the extension {suffix}"))

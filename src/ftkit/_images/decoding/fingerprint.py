@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from ftkit._images.decoding.picture import Pixels
-from ftkit._images.verdict import SIDE, Prints
+from ftkit._images.verdict import COLOR_SIDE, SIDE, Prints
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -28,8 +28,10 @@ _CUTS = (0, 0), (1 / 16, 1 / 16), (0.1, 0), (0, 0.1)
 # The parts of a picture that have a fingerprint, each by its cuts of the height and the width.
 _PARTS = (0, 0), (1, 1), (0, 2), (0, 3), (2, 0), (3, 0)
 _WAVES = _REACH * len(_CUTS)
+_GREY = _WAVES + SIDE  # rows of `_projections` that are for brightness
+_TINT = 4  # levels of a color difference, at most, in a picture in grey
 _PLACES = np.array(
-    [[(y * _REACH + u) * (_WAVES + SIDE) + x * _REACH + v for u, v in _ORDER] for y, x in _PARTS]
+    [[(y * _REACH + u) * _GREY + x * _REACH + v for u, v in _ORDER] for y, x in _PARTS]
 )  # fmt: skip
 
 #: Of each part, scale and shift from a place in it to the same place in the whole picture, by height and by width.
@@ -44,7 +46,7 @@ TRANSPOSED = [_ORDER.index((v, u)) for u, v in _ORDER]
 
 
 def fingerprints(pictures: Sequence[tuple[Pixels, tuple[int, int]]]) -> list[Prints]:
-    """Return the fingerprints of grey pictures, given as their rows and the height and width that these stand for.
+    """Return the fingerprints of pictures, given as their planes and the height and width that these stand for.
 
     A bit is the sign of one of the 64 lowest frequencies of the picture's cosine transform (as in the
     pHash of C. Zauner, "Implementation and Benchmarking of Perceptual Image Hash Functions", 2010, with
@@ -52,12 +54,15 @@ def fingerprints(pictures: Sequence[tuple[Pixels, tuple[int, int]]]) -> list[Pri
     """
     waves = np.empty((len(pictures), *_PLACES.shape), np.float32)
     small = np.empty((len(pictures), SIDE, SIDE), np.float32)
-    for number, (pixels, size) in enumerate(pictures):
+    colors = []
+    for number, (planes, size) in enumerate(pictures):
         by_height, by_width = (
             _projections(length, whole / round(whole / length))
-            for length, whole in zip(pixels.shape, size, strict=True)
+            for length, whole in zip(planes.shape[1:], size, strict=True)
         )
-        spectra = by_height @ pixels.astype(np.float32) @ by_width.T
+        spectra = by_height[:_GREY] @ planes[0].astype(np.float32) @ by_width[:_GREY].T
+        pieces = by_height[_GREY:] @ planes[1:].astype(np.float32) @ by_width[_GREY:].T
+        colors.append(b64encode((pieces + 0.5).astype(np.uint8).tobytes()).decode() if _has_color(pieces) else "")
         waves[number] = spectra.take(_PLACES)
         small[number] = spectra[_WAVES:, _WAVES:]
     words = np.packbits(waves > 0, axis=-1, bitorder="little").view("<u8")[..., 0]
@@ -65,14 +70,20 @@ def fingerprints(pictures: Sequence[tuple[Pixels, tuple[int, int]]]) -> list[Pri
     scale = 255 / np.where(high > low, high.astype(np.float64) - low, 1)
     stretched = ((small - low) * scale.astype(np.float32) + 0.5).astype(np.uint8)
     return [
-        Prints(tuple(row), b64encode(levels.tobytes()).decode())
-        for row, levels in zip(words.tolist(), stretched, strict=True)
+        Prints(tuple(row), b64encode(levels.tobytes()).decode(), color)
+        for row, levels, color in zip(words.tolist(), stretched, colors, strict=True)
     ]
+
+
+def _has_color(pieces: _Matrix) -> bool:
+    return bool(pieces.size and abs(pieces - 128).max() > _TINT)
 
 
 @lru_cache(512)  # photos of 500 pixels have some 100 lengths of the shorter side, and each takes long to work out
 def _projections(length: int, exact: float) -> _Matrix:
-    """Return what to take the sums of a row of pixels by: the cosines over each part of it, and `SIDE` equal pieces.
+    """Return what to take the sums of a row of pixels by: the cosines over each part of it, and equal pieces.
+
+    These are `SIDE` for brightness, then `COLOR_SIDE` for colors, as means.
 
     Each value is the integral over a pixel, so that pictures of different sizes compare.
 
@@ -87,5 +98,6 @@ def _projections(length: int, exact: float) -> _Matrix:
         # The integral of cos(pi k x) over x in [0, 1] is sin(pi k x) / (pi k), and x itself for k = 0.
         x = np.clip((edges - near) / (1 - near - far), 0, 1)
         rows.append(np.diff(np.where(orders, np.sin(np.pi * orders * x) / np.maximum(np.pi * orders, 1), x), axis=1))
-    rows.append(np.diff(np.clip(edges * SIDE - np.arange(SIDE)[:, None], 0, 1), axis=1))
+    for pieces in (SIDE, COLOR_SIDE):
+        rows.append(np.diff(np.clip(edges * pieces - np.arange(pieces)[:, None], 0, 1), axis=1))
     return np.concatenate(rows).astype(np.float32)

@@ -242,9 +242,9 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
                 raise Broken("needs_package", detail) from None
             raise
     judge_pixel_count(header.width, header.height, notes)
-    grey: Pixels | None = None
+    planes: Pixels | None = None
     try:
-        grey = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
+        planes = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
         if header.process >= _ARITHMETIC:
             _judge_arithmetic(data, notes)
         if not data.endswith(EOI) and not header.multiple:
@@ -253,15 +253,15 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
     except ValueError as error:
         _weigh(data, header, str(error), notes)
         with contextlib.suppress(ValueError):  # a kind of JPEG that only Pillow reads
-            grey = _judge(data, header, _shrunk(data, header, strict=False))
-    if grey is None:
+            planes = _judge(data, header, _shrunk(data, header, strict=False))
+    if planes is None:
         from ftkit._images.decoding.pillow import shrunk_jpeg
 
-        grey = shrunk_jpeg(data)
+        planes = shrunk_jpeg(data)[None]
     if header.orientation is None:
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
-    return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), grey
+    return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), planes
 
 
 def _judge_arithmetic(data: bytes, notes: Notes) -> None:
@@ -303,17 +303,16 @@ def _shrunk(data: bytes, header: JpegHeader, strict: bool = True) -> Pixels:
 
 
 def _judge(data: bytes, header: JpegHeader, pixels: Pixels) -> Pixels | None:
-    """Return it in grey, None for inks; raise Broken when blocks have shifted in brightness or color."""
+    """Return it in planes, None for inks; raise Broken when blocks have shifted in brightness or color."""
     if header.mode == "CMYK":
         return None
-    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    grey: Pixels = planes[0]
+    planes: Pixels = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     if header.interleaved:
         width, height = header.unit
         doubtful = may_have_seam(_shrink(planes, header.eighths), width // 8, height // 8)
-        if doubtful and not filled_share(grey):  # else see half_grey
+        if doubtful and not filled_share(planes[0]):  # else see half_grey
             _look_for_seam(data, header, doubtful)
-    return grey
+    return planes
 
 
 def _components(data: bytes, header: JpegHeader, strict: bool, *scale: int) -> Pixels:

@@ -20,6 +20,8 @@ from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, su
 _PNG_KINDS = frozenset(("bad_crc", "missing_end", "trailing_data", "bad_exif"))
 # Kinds whose remedy changes pixels, or how they are stored.
 _REDRAWN = frozenset(("exif_rotated", "cmyk", "sixteen_bit", "transparency"))
+_BITS = 258  # TIFF's tag for them, of a sample
+_DARK = 2**14 - 1  # the highest level of 14 bits, which those of 16 seldom stay below
 _SPACES = {"RGB": b"RGB ", "L": b"GRAY"}  # what the header of an ICC profile says it is for (ICC.1, 7.2.8)
 
 
@@ -92,7 +94,7 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
     """
     drawn = image if image.info.get("exif") is None else _upright(image)
     if is_deep(drawn):
-        drawn = _in_eight_bits(drawn)
+        drawn = _in_eight_bits(drawn, _used_bits(image))
     if has_alpha(drawn):
         layer = drawn.convert("RGBA")
         drawn = Image.new("RGBA", layer.size, "white")
@@ -108,13 +110,25 @@ def _redraw(image: Image.Image, form: str) -> tuple[bytes, str]:
     return buffer.getvalue(), "PNG"
 
 
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """Return deep levels of grey as eight bits: of numbers up to 1, 255 or 65535."""
+def _used_bits(image: Image.Image) -> int:
+    """Return how many of 16 bits a level has, where the file says so: other formats but TIFF have them scaled."""
+    bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(_BITS, ())
+    return bits[0] if image.mode.startswith("I;16") and bits and bits[0] < 16 else 0
+
+
+def _in_eight_bits(image: Image.Image, bits: int) -> Image.Image:
+    """Return deep levels of grey as eight bits: of numbers of so many bits or, if that is 0, up to 1, 255 or 65535."""
     values = np.asarray(image, np.float64)
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= 65535:  # nor are these NaN
         raise ValueError(f"its numbers, from {low:g} to {high:g}, are no levels of gray")
-    top = next(top for top in (1, 255, 65535) if high <= top and (top > 1 or image.mode == "F"))
+    tops = (2**bits - 1,) if bits else (1, 255, 65535)
+    top = next(top for top in tops if high <= top and (top > 1 or image.mode == "F"))
+    if top == 65535 and high <= _DARK:
+        raise ValueError(
+            f"its levels end at {high:g}, and nothing says of how many bits they are: of 16, they would come out "
+            "nearly black; scale them by the highest level that they can have"
+        )
     return Image.fromarray((values * (255 / top)).round().astype(np.uint8))
 
 

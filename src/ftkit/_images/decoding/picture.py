@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 
-#: Rows of grey.
+#: Rows of grey, or planes of such rows: brightness, and the color differences Cb and Cr of JFIF where they are known.
 Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 
 # Pillow's Image.MAX_IMAGE_PIXELS (a quarter of a GiB at 3 bytes a pixel): it warns above, and refuses above twice that.

@@ -112,7 +112,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
                 notes.append(Note("truncated", "some tags are cut off, none that the pixels need", "odd"))
             _judge_palette(image, notes)
             _judge_form(image, notes)
-            grey = _to_grey(image)
+            planes = _to_planes(image)
             _judge_frames(image, data, notes)
             is_whole = not any(found.kind in ("damaged", "truncated") for found in notes)
             if image.format == "GIF" and is_whole and gif_end(data) is not None:
@@ -131,7 +131,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
         raise _broken_by(error) from None
     if note:
         notes.append(note)
-    return form, grey
+    return form, planes
 
 
 def _by_start(data: bytes, table: tuple[tuple[tuple[bytes, ...], str], ...]) -> str:
@@ -152,6 +152,9 @@ def _describe(data: bytes) -> Broken:
         return _judge_unsupported(found)
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
+    if data.startswith(b"\x76\x2f\x31\x01\x02") or (data[:4] in (b"SDPX", b"XPDS") and data[8:10] in (b"V1", b"V2")):
+        form = "OpenEXR" if data[0] == 0x76 else "DPX"
+        return Broken("needs_package", f"{form}, which Pillow can't open, but the package OpenImageIO can")
     if data.startswith(b"P7\n"):
         if not _is_whole_pam(data):
             return Broken("truncated", "the data ends before the image does")
@@ -389,17 +392,26 @@ def _judge_form(image: Image.Image, notes: Notes) -> None:
 _DETOURS = {"P": "RGBA", "PA": "RGBA", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB"}
 
 
-def _to_grey(image: Image.Image) -> Pixels:
-    """Shrink to at most 512 pixels a side, in 8-bit grey."""
+def _to_planes(image: Image.Image) -> Pixels:
+    """Shrink to 64 pixels and more on the shorter side, in 8 bits: grey, and the color differences where they are sure.
+
+    What a CMYK file's colors are depends on its profile.
+    """
     factor = max(1, min(image.size) // 64)
     if is_deep(image):
         values = np.asarray(image, np.float64)[::factor, ::factor]
         low, high = np.nanmin(values), np.nanmax(values)
         values = (values - low) * (255 / (high - low) if high > low else 0)
-        return np.nan_to_num(values).astype(np.uint8)
+        return np.nan_to_num(values).astype(np.uint8)[None]
+    has_color = image.mode not in ("1", "L", "LA", "La", "CMYK")
     if image.mode in _DETOURS:
         image = image.convert(_DETOURS[image.mode])
-    return np.asarray(image.convert("L").reduce(factor))
+    if not has_color:
+        return np.asarray(image.convert("L").reduce(factor))[None]
+    small = image.convert("RGB").reduce(factor)
+    planes = np.asarray(small.convert("YCbCr")).transpose(2, 0, 1).copy()
+    planes[0] = np.asarray(small.convert("L"))
+    return planes
 
 
 def colours(data: bytes) -> Pixels:

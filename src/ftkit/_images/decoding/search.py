@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ftkit._images.decoding.alignment import are_two_shapes, compare
+from ftkit._images.decoding.alignment import are_two_colors, are_two_shapes, compare
 from ftkit._images.decoding.fingerprint import FLIP, MIRROR, STARTS, TRANSPOSED
 from ftkit._images.decoding.picture import Pixels
-from ftkit._images.verdict import SIDE
+from ftkit._images.verdict import COLOR_SIDE, SIDE
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -29,9 +29,12 @@ _NEAR = 10  # of the 64 bits; by chance, one pair in 100 million comes as near a
 _SAME_AMONG_MANY, _SAME = 0.98, 0.9
 _MANY = 0.1  # of all pictures with such look-alikes, from which on the set is of one kind
 _ENOUGH, _NEAREST = 4, 2  # look-alikes of a picture, after which only those are looked at that differ in so few bits
+# Parts of a picture each way; levels of a color difference in one of them, which tell two pictures apart even where
+# they are not yet laid over each other: in copies without 2% at each side, an edge of 200 levels makes 16.
+_COARSE, _OTHER_COLOR = 4, 48
 
 #: A row of the table of pictures: `Prints.row`.
-ROW = np.dtype([("words", "<u8", 6), ("small", "u1", (SIDE, SIDE))])
+ROW = np.dtype([("words", "<u8", 6), ("small", "u1", (SIDE, SIDE)), ("colors", "u1", (2, COLOR_SIDE, COLOR_SIDE))])
 
 
 # Where one way to search overtakes the other; "benchmarks/images.py index" times the search, to set them anew.
@@ -179,13 +182,17 @@ class Unions:
 def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]]]:
     """Return the groups of pictures that are nearly the same, each as pairs of numbers of rows with their similarity.
 
-    What looks alike by its words is compared by its pixels. Where a picture has look-alikes that are no copies, as have
-    pages of text and digits, its copies must be more than just alike.
+    What looks alike by its words is compared by its pixels, and then by its colors. Where a picture has look-alikes
+    that are no copies, as have pages of text and digits, its copies must be more than just alike.
 
     Args:
         table: A row for each picture, of the type `ROW`.
     """
     unions = Unions(len(table))
+    colors = table["colors"]
+    side = COLOR_SIDE // _COARSE
+    coarse = colors.reshape(-1, 2, _COARSE, side, _COARSE, side).mean((3, 5), dtype=np.float32)
+    coarse[(colors == 128).all((1, 2, 3))] = np.nan  # which is not unlike any color
     seen: dict[tuple[int, int], float] = {}
     refused: Counter[int] = Counter()
     for words, met, turn, start in _meetings(table["words"]):
@@ -196,10 +203,15 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
                 if is_known and (int(words[large]) ^ int(turned[small])).bit_count() > _NEAREST:
                     continue
+                # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
+                if start is STARTS[0] and abs(_turned(coarse[small], turn) - coarse[large]).max() > _OTHER_COLOR:
+                    continue
                 mine, theirs = _turned(table["small"][small], turn), table["small"][large]
                 if are_two_shapes(mine, theirs, start):
                     continue
-                similarity = compare(mine, theirs, start)
+                similarity, place = compare(mine, theirs, start)
+                if similarity >= _SAME and are_two_colors(_turned(colors[small], turn), colors[large], place):
+                    continue
                 if similarity >= _SAME_AMONG_MANY:
                     unions.join(*pair, similarity)
                 elif similarity < _SAME:
@@ -235,5 +247,5 @@ def _meetings(words: _Hashes) -> Iterator[tuple[_Hashes, _Hashes | None, int, tu
 
 
 def _turned(pixels: Pixels, turn: int) -> Pixels:
-    turned = pixels.T if turn & 4 else pixels
-    return turned[:: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
+    turned = pixels.swapaxes(-1, -2) if turn & 4 else pixels
+    return turned[..., :: -1 if turn & 2 else 1, :: -1 if turn & 1 else 1]
