@@ -311,7 +311,7 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
 
 @contextlib.contextmanager
 def _setting_workers_aside(loader: Any) -> Iterator[None]:
-    """Let loaders forget, for the block, the iterators they keep with their workers: no one can put their state back."""
+    """Let loaders forget, for the block, the iterators they keep with their workers: their state can't be put back."""
     inside = tree_leaves([*getattr(loader, "__dict__", {}).values()])
     held = [(vars(one), vars(one).get("_iterator")) for one in (loader, *inside) if isinstance(one, DataLoader)]
     for table, _ in held:
