@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from ftkit import CheckpointManager, load_checkpoint
+from ftkit._checkpoints.turns import Turns
 from ftkit.errors import FileWriteError
 from tests.checkpoints.runs import damage, names, run_child
 
@@ -263,3 +264,17 @@ def test_a_damaged_file_stays_passed_over(tmp_path: Path) -> None:
     assert again.resume(model=model) == 1
     assert again.resume(model=model) == 1
     assert again.last_path == tmp_path / "0.safetensors"
+
+
+def test_a_manager_that_is_left_when_a_script_ends_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may clear the names in a module before what a script left in a global."""
+    turns = Turns(tmp_path)
+    turns.begin()
+    turns.end()
+    assert not is_free(tmp_path)
+    with monkeypatch.context() as ending:
+        ending.setattr("ftkit._checkpoints.turns.os", None)
+        turns.__del__()
+    assert is_free(tmp_path)

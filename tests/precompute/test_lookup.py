@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -260,6 +261,46 @@ def test_a_loader_without_an_index_is_left_as_it_was(made: Callable[[], DataLoad
             precompute(Net(), loader, tmp_path)
         orders.append([(inputs[:, 0].tolist(), labels.tolist()) for inputs, labels in loader])
     assert orders[0] == orders[1]
+
+
+class Wrapped:
+    """A loader of someone's own around one of torch."""
+
+    def __init__(self, inner: DataLoader[Any]) -> None:
+        self.inner = inner
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.inner)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("kind", ["indexed", "sampled", "stream", "wrapped"])
+def test_workers_that_persist_are_left_as_they_were(kind: str, begun: bool, tmp_path: Path) -> None:
+    """They go on, end when their loader is freed, and are not left to the garbage collector, for which torch waits."""
+    options: dict[str, Any] = {"num_workers": 1, "persistent_workers": True, "timeout": 20}
+    made = {
+        "indexed": lambda: DataLoader(data(), 6, **options),
+        "sampled": lambda: DataLoader(data(), batch_sampler=sampled().batch_sampler, **options),
+        "stream": lambda: DataLoader(Stream(), 6, **options),
+        "wrapped": lambda: DataLoader(data(), 6, **options),
+    }
+    inner = made[kind]()
+    loader: Any = Wrapped(inner) if kind == "wrapped" else inner
+    before: Any = [len(labels) for _, labels in loader] and inner._iterator if begun else None
+    model = Net()
+    cached = precompute(model, loader, tmp_path)
+    assert inner._iterator is before
+    before = None
+    with cached:
+        train(model, loader, epochs=1)
+    iterator: Any = inner._iterator
+    (worker,) = iterator._workers
+    freed = weakref.ref(iterator)
+    del iterator, inner, loader
+    assert freed() is None
+    worker.join(30)
+    assert worker.exitcode == 0
+    assert cached.computed > 0
 
 
 def test_what_is_damaged_is_computed_anew(tmp_path: Path) -> None:

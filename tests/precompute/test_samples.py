@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from ftkit import FtkitError, freeze_except, precompute
+from ftkit._precompute.samples import call_of
 
 
 class Two(nn.Module):
@@ -305,3 +306,38 @@ def test_deep_copies_of_the_data_set(tmp_path: Path) -> None:
     cached = precompute(One(), TensorDataset(A, Y), tmp_path)
     twin = copy.deepcopy(cached.dataset)
     assert torch.equal(twin[3][0], cached.dataset[3][0])
+
+
+class Inside(nn.Module):
+    """What a wrapper is around."""
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> None:
+        """Take two by name."""
+
+
+class Passing(nn.Module):
+    """Passes all on, as peft's wrappers do."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+class Naming(Passing):
+    """Names what others take, and passes the rest on."""
+
+    def forward(self, input_ids: Any = None, labels: Any = None, **kwargs: Any) -> Any:
+        return self.inner(labels=labels, **kwargs)
+
+
+@pytest.mark.parametrize("around", [Passing, Naming, lambda inner: Naming(Passing(inner))])
+def test_a_wrapper_takes_what_it_passes_on(around: Any) -> None:
+    inner = Inside()
+    inner.weight = nn.Parameter(torch.zeros(1))
+    batch = {"pixels": torch.zeros(2, 3), "labels": torch.zeros(2), "number": torch.zeros(2)}
+    args, kwargs = call_of(around(inner), batch)
+    assert not args
+    assert list(kwargs) == ["pixels", "labels"]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 from weakref import WeakValueDictionary
@@ -70,9 +71,9 @@ class Turns:
         """Whether the folder was deleted, and made again; Windows deletes none that is in use."""
         return sys.platform != "win32" and not os.path.samestat(os.fstat(claim), self.folder.stat())
 
-    def _give_up(self) -> None:
+    def _give_up(self, close: Callable[[int], None] = os.close) -> None:  # the name may be gone when the process ends
         if self._claim is not None:
-            os.close(self._claim)
+            close(self._claim)
             self._claim = None
 
     def start_anew(self) -> None:

@@ -164,10 +164,11 @@ def precompute(
             0,
             0.0,
         )
-        cached._player, cached._source = player, source
-        if form is None:
+        cached._player = player
+        if form is None:  # its loader is not held: torch ends workers slowly that are found by the garbage collector
             _look_up(cached, inner, packing, probe.call, most)
         else:
+            cached._source = source
             _fill(cached, _Filling(inner, player, packing, source, place, form, probe.sample, size, workers, most, bar))
     return cached
 
@@ -273,15 +274,17 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
             return _collated(model, drawn, loader.collate_fn)
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
             raise FtkitError(f"The loader can't collate its samples: {type(error).__name__}: {error}") from error
-    if iter(loader) is loader:
-        raise FtkitError(
-            "The loader is an iterator, of which a batch would be lost: pass what can be iterated over again, such as "
-            "a DataLoader."
-        )
-    with contextlib.ExitStack() as after:
+    with _setting_workers_aside(loader), contextlib.ExitStack() as after:
         for restore in restoring(loader):
             after.callback(restore)
-        batch = next(iter(loader), None)
+        batches = iter(loader)
+        if batches is loader:
+            raise FtkitError(
+                "The loader is an iterator, of which a batch would be lost: pass what can be iterated over again, such "
+                "as a DataLoader."
+            )
+        batch = next(batches, None)
+        del batches  # and with it its workers, before the loader is as it was
     if batch is None:
         raise FtkitError("The loader gives no batches.")
     call = _call(model, batch)
@@ -304,6 +307,20 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
         )  # fmt: skip
 
     return _Probe(chosen(list(range(size))), chosen(order), (size, len(order)), order)
+
+
+@contextlib.contextmanager
+def _setting_workers_aside(loader: Any) -> Iterator[None]:
+    """Let loaders forget, for the block, the iterators they keep with their workers: their state can't be put back."""
+    inside = tree_leaves([*getattr(loader, "__dict__", {}).values()])
+    held = [(vars(one), vars(one).get("_iterator")) for one in (loader, *inside) if isinstance(one, DataLoader)]
+    for table, _ in held:
+        table["_iterator"] = None
+    try:
+        yield
+    finally:
+        for table, iterator in held:
+            table["_iterator"] = iterator
 
 
 def _with_rows(cut: Cut, form: samples.Form | None, call: Any, rows: torch.Tensor) -> Any:

@@ -29,6 +29,7 @@ from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 _PACKAGES = {"torch", "torchvision", "PIL", "builtins", "collections", "enum"}
+_ANY = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _KINDS = {int: torch.int64, float: torch.float64, bool: torch.bool}
 _SHARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64)
 _SAME_AS = {torch.empty(0, dtype=one).numpy().dtype: one for one in (*_SHARED, torch.bool)}
@@ -42,7 +43,7 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
     """
     if dataclasses.is_dataclass(batch) and not isinstance(batch, Mapping):
         batch = {one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)}
-    takes = takes_of(model).parameters
+    takes = {name: one for name, one in takes_of(model).parameters.items() if one.kind not in _ANY}
     if isinstance(batch, Mapping):
         taken = (torch.Tensor, bool, int, float)  # beside tensors, what a collate function of one's own adds to them
         named = {name: value for name, value in batch.items() if name in takes and isinstance(value, taken)}
@@ -62,8 +63,27 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
 
 
 def takes_of(model: nn.Module) -> inspect.Signature:
-    """What the forward of a model takes, whatever stands in its place for a while."""
-    return inspect.signature(own_forward(model) or functools.partial(type(model).forward, model))
+    """What the forward of a model takes, whatever stands in its place for a while.
+
+    What it takes as ``**kwargs`` it passes on if it is that of a wrapper, such as peft's: a module around one other.
+    """
+    takes = inspect.signature(own_forward(model) or functools.partial(type(model).forward, model))
+    kinds = {one.kind for one in takes.parameters.values()}
+    inside = [one for one in model.children() if next(one.parameters(), None) is not None]
+    if _ANY[1] not in kinds or len(inside) != 1 or type(inside[0]).forward is nn.Module.forward:
+        return takes
+    wrapped = takes_of(inside[0])
+    if kinds == {*_ANY}:
+        return wrapped
+    if _ANY[0] in kinds:
+        return takes
+    more = [
+        one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, one in wrapped.parameters.items()
+        if name not in takes.parameters and one.kind not in (*_ANY, inspect.Parameter.POSITIONAL_ONLY)
+    ]
+    *own, rest = takes.parameters.values()
+    return takes.replace(parameters=[*own, *more, rest])
 
 
 def _required(parameters: Iterable[inspect.Parameter]) -> int:
