@@ -32,6 +32,8 @@ _ENOUGH, _NEAREST = 4, 2  # look-alikes of a picture, after which only those are
 # Parts of a picture each way; levels of a color difference in one of them, which tell two pictures apart even where
 # they are not yet laid over each other: in copies without 2% at each side, an edge of 200 levels makes 16.
 _COARSE, _OTHER_COLOR = 4, 48
+_PART = 4096  # pairs that are looked at before others are chosen by what was found
+_OF_A_SHAPE, _SAME_COLOR = 32, 12  # in another color than so many, a picture is met by those alone that are less apart
 
 #: A row of the table of pictures: `Prints.row`.
 ROW = np.dtype([("words", "<u8", 6), ("small", "u1", (SIDE, SIDE)), ("colors", "u1", (2, COLOR_SIDE, COLOR_SIDE))])
@@ -195,22 +197,27 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
     coarse[(colors == 128).all((1, 2, 3))] = np.nan  # which is not unlike any color
     seen: dict[tuple[int, int], float] = {}
     refused: Counter[int] = Counter()
+    tinted = np.zeros(len(table), np.intp)  # how often each was in another color than its look-alike
     for words, met, turn, start in _meetings(table["words"]):
         turned = words if met is None else met
-        for ones, others in near_pairs(words, met):
+        for ones, others in _in_parts(near_pairs(words, met)):
+            # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
+            if start is STARTS[0]:
+                differ = abs(_turned(coarse[others], turn) - coarse[ones]).max((1, 2, 3), initial=0)
+                is_of_many = np.minimum(tinted[ones], tinted[others]) >= _OF_A_SHAPE
+                keep = ~(differ > np.where(is_of_many, _SAME_COLOR, _OTHER_COLOR))  # not a number: no color
+                ones, others = ones[keep], others[keep]  # noqa: PLW2901
             for large, small in unions.apart(ones, others):
                 pair = min(small, large), max(small, large)
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
                 if is_known and (int(words[large]) ^ int(turned[small])).bit_count() > _NEAREST:
-                    continue
-                # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
-                if start is STARTS[0] and abs(_turned(coarse[small], turn) - coarse[large]).max() > _OTHER_COLOR:
                     continue
                 mine, theirs = _turned(table["small"][small], turn), table["small"][large]
                 if are_two_shapes(mine, theirs, start):
                     continue
                 similarity, place = compare(mine, theirs, start)
                 if similarity >= _SAME and are_two_colors(_turned(colors[small], turn), colors[large], place):
+                    tinted[[small, large]] += 1
                     continue
                 if similarity >= _SAME_AMONG_MANY:
                     unions.join(*pair, similarity)
@@ -223,6 +230,12 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
             if similarity >= _SAME and common.isdisjoint(pair):
                 unions.join(*pair, similarity)
     return unions.groups()
+
+
+def _in_parts(pairs: _Pairs) -> _Pairs:
+    for ones, others in pairs:
+        for at in range(0, len(ones), _PART):
+            yield ones[at : at + _PART], others[at : at + _PART]
 
 
 def _meetings(words: _Hashes) -> Iterator[tuple[_Hashes, _Hashes | None, int, tuple[float, ...]]]:
