@@ -957,6 +957,22 @@ def another(kept: Any) -> Callable[[Any], None]:
     return lambda m: setattr(m, "kept", kept)
 
 
+def gain_doubled(model: Any) -> None:
+    model.kept.gain = 2.0
+
+
+class Number(float):
+    """A number with an attribute."""
+
+    gain = 1.0
+
+
+class Table(collections.UserDict[str, float]):
+    """A dict with an attribute."""
+
+    gain = 1.0
+
+
 def shared(config: Any) -> Any:
     """An object, and another one that reads more of it than the model does."""
 
@@ -1061,6 +1077,8 @@ READINGS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Ca
         lambda m, x: x * m.kept["gain"],
         lambda m: m.kept.maps[1].update(gain=2.0),
     ),
+    "an attribute of a number": (lambda: Number(1.0), lambda m, x: x * m.kept.gain, gain_doubled),
+    "an attribute of a dict in a class": (lambda: Table(a=1.0), lambda m, x: x * m.kept.gain, gain_doubled),
     "an attribute of a function": (
         lambda: gaining(1.0),
         lambda m, x: m.kept(x) * len(m.kept.kept),

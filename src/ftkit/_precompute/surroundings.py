@@ -216,7 +216,8 @@ class Surroundings:
             return
         if isinstance(value, _SAID):
             self._note(where, _short(repr(value)))
-            return
+            if isinstance(value, enum.Enum) or not is_object(value):
+                return
         # What one came by with few names is read once more with others, as where two share a configuration.
         is_seen = id(value) in self._seen and self._read_of.get(id(value), self.names).issuperset(self.names)
         if is_seen or len(self._seen) > _MOST:
@@ -239,6 +240,8 @@ class Surroundings:
             self._visit(where, value.maps)
         elif isinstance(value, collections.UserDict | collections.UserList):
             self._visit(where, value.data)
+            if is_object(value):  # of a class of its own, with attributes
+                self._visit_object(where, value)
         elif isinstance(value, types.MappingProxyType):
             self._visit(where, dict(value))
         elif isinstance(value, dict):

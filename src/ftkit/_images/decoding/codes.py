@@ -64,6 +64,11 @@ class _Bits:
         wide = np.frombuffer(self.plain + _BEYOND, np.uint8).astype(np.uint32)
         self.ahead = array("I", (wide[:-2] << 16 | wide[1:-1] << 8 | wide[2:]).tobytes())  # 24 bits from each byte on
 
+    def blocks_before(self, at: int, size: int) -> int:
+        """Return of how many blocks a band ends, which the last bits before a place tell (G.1.2.2)."""
+        start = at - size
+        return (1 << size) + ((self.ahead[start >> 3] >> 24 - size - (start & 7)) & (1 << size) - 1)
+
     def is_filled(self, at: int) -> bool:
         """Whether what follows up to the next byte are bits that fill it: all the same."""
         count = -at % 8
@@ -296,8 +301,7 @@ def _read_band(scan: _Scan, bits: _Bits, number: int, is_strict: bool) -> Iterat
             taken, step, size = rest[ahead[at >> 3] >> 8 - (at & 7) & 0xFFFF]
             at += taken
             if not step:
-                start = at - size
-                run = (1 << size) + ((ahead[start >> 3] >> 24 - size - (start & 7)) & (1 << size) - 1)
+                run = bits.blocks_before(at, size)
                 break
             place += step
             if size:
@@ -322,8 +326,7 @@ def _refine(scan: _Scan, bits: _Bits, number: int, _is_strict: bool) -> Iterator
             taken, step, size = rest[ahead[at >> 3] >> 8 - (at & 7) & 0xFFFF]
             at += taken
             if not step:
-                start = at - size
-                run = (1 << size) + ((ahead[start >> 3] >> 24 - size - (start & 7)) & (1 << size) - 1)
+                run = bits.blocks_before(at, size)
                 break
             while step:  # zeros, of which the last one becomes a number; on the way, others get their bit
                 if place > last:
