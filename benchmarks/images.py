@@ -5,7 +5,7 @@
 DIR is a folder of JPEG photos, the more the better; they should be of the size that one trains on. Without it, 600
 pictures with the spectrum of photos are made. Contenders take turns within a round, each is divided by the unit of the
 same round, and the median over the rounds counts: other work on the machine weighs on all alike. Below 1 is faster than
-the unit.
+the unit. All run with the settings of memory that the workers of a scan have.
 
 pass       the check of files (read, digest, strict decode, fingerprints) as a worker does it, in CPU time. The unit is
            ``Image.load``
@@ -26,6 +26,7 @@ import io
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -45,6 +46,7 @@ from ftkit._images.decoding.search import near_pairs
 from ftkit._images.decoding.serving import answer, grouped
 from ftkit._images.decoding.verbs import begin
 from ftkit._images.findings import make_finding
+from ftkit._images.workers import KEEPING
 
 SECTIONS: dict[str, Callable[[Path, int], None]] = {}
 
@@ -283,6 +285,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, metavar="DIR")
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
+    if not KEEPING.items() <= os.environ.items():  # which glibc reads as a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEPING})
     with tempfile.TemporaryDirectory() as folder:
         photos = arguments.photos
         if photos is None:

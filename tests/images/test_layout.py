@@ -76,9 +76,10 @@ def test_a_copy_in_two_folds_is_a_leak(pets: Path) -> None:
 
 def arranged(*paths: str) -> dict[str, str]:
     """Return what is noted about images at these paths."""
-    arrangement = Arrangement(Layout.find(sorted({path.partition("/")[0] for path in paths if "/" in path}), "x", None))
+    layout = Layout.find(sorted({path.partition("/")[0] for path in paths if "/" in path}), "x", None)
+    arrangement = Arrangement(layout)
     for path in paths:
-        arrangement.add(path)
+        arrangement.add(path, layout.place(path).folder)
     return {path: note.kind for path, note in arrangement.notes("x/")}
 
 

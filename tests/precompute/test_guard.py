@@ -973,6 +973,11 @@ class Table(collections.UserDict[str, float]):
     gain = 1.0
 
 
+def holding_itself(values: list[Any]) -> list[Any]:
+    values.append(values)
+    return values
+
+
 def shared(config: Any) -> Any:
     """An object, and another one that reads more of it than the model does."""
 
@@ -1064,6 +1069,11 @@ READINGS: dict[str, tuple[Callable[[], Any], Callable[[Any, Tensor], Tensor], Ca
         lambda: [[(at,) for at in range(3000)], Held()],
         lambda m, x: x * m.kept[1].gain * len(m.kept[0][0]),
         lambda m: setattr(m.kept[1], "gain", 2.0),
+    ),
+    "a long list that holds itself": (
+        lambda: holding_itself([1.0] * 600),
+        lambda m, x: x * m.kept[-1][0],
+        lambda m: m.kept.__setitem__(0, 2.0),
     ),
     "a large set": (
         lambda: {*range(1000, 1400)},

@@ -285,6 +285,7 @@ def test_a_generator_that_is_made_in_each_call(forward: Body, tmp_path: Path) ->
     else:
         assert cached.skipped == ["body.layer"]
         assert cached.not_skipped == {"body": "it draws random numbers"}
+        assert "but for what is skipped in it: body: it draws random numbers" in str(cached)
         assert "into head" not in str(cached)  # what a part of the body gives is not always what the body gives
 
 

@@ -130,9 +130,8 @@ class Arrangement:
         #: Images by the split's folder, and the two folders below that.
         self._images: Counter[tuple[str, str, str]] = Counter()
 
-    def add(self, path: str) -> None:
-        """Take in an image."""
-        folder = self._layout.place(path).folder
+    def add(self, path: str, folder: str) -> None:
+        """Take in an image, in the folder of its split."""
         first, second, *_ = [*path.removeprefix(folder).strip("/").split("/")[:-1], "", ""]
         self._images[folder, first, second] += 1
 

@@ -103,8 +103,8 @@ class Tally:
     def _count(self, path: str, form: Form, verdict: Verdict, at: int) -> None:
         """Take in a usable image."""
         self.images += 1
-        self._arrangement.add(path)
         place = self._layout.place(path)
+        self._arrangement.add(path, place.folder)
         if place.label:
             self.classes[place.folder, place.label] += 1
         self._copies.add(path, verdict, at)

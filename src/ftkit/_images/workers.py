@@ -18,6 +18,8 @@ from ftkit._images.decoding.serving import FAULT, MORE, READY, TICK_SECONDS
 from ftkit._images.verdict import Broken, Note, Verdict, write_line
 from ftkit.errors import FtkitError
 
+#: Else glibc hands the memory of every group of files back, and takes the same pages anew for the next one.
+KEEPING = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
 _BOOT = "import sys; sys.path[:] = sys.argv[1:]; from ftkit._images.decoding.serving import serve; serve()"
 _START_SECONDS = 120
 _LOOK_SECONDS = 2  # how often a worker that says nothing as it starts is looked at
@@ -59,8 +61,6 @@ class _Worker:
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]  # noqa: PTH109
         single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        # Else glibc hands the memory of every group of files back, and takes the same pages anew for the next one.
-        keeping = {"MALLOC_TRIM_THRESHOLD_": str(64 << 20), "MALLOC_MMAP_THRESHOLD_": str(32 << 20)}
         # -P keeps a stray numpy.py in the current folder out; the path is the caller's own.
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -68,7 +68,7 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**keeping, **os.environ, **single},
+                env={**KEEPING, **os.environ, **single},
             )
         except OSError as error:
             raise FtkitError(

@@ -197,9 +197,13 @@ class Precomputed(Report):
         for why, count in (self._lookup.as_before if self._lookup else {}).items():
             yield f"  {plural(count, 'call')} ran as before: {why}"
         yield f"  file: {self.path}"
+        around = {name for name in self.not_skipped if any(one.startswith(f"{name}.") for one in self.skipped)}
         for why in dict.fromkeys(self.not_skipped.values()):
             names = [name for name, reason in self.not_skipped.items() if name and reason == why]
-            yield f"  runs as before: {some(names, 3)}: {why}"
+            if whole := [name for name in names if name not in around]:
+                yield f"  runs as before: {some(whole, 3)}: {why}"
+            if parts := [name for name in names if name in around]:
+                yield f"  runs as before, but for what is skipped in it: {some(parts, 3)}: {why}"
 
     def _amount(self) -> str:
         draws = f", {self.views} draws of each" if self.views > 1 else ""

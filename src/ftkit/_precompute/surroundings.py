@@ -327,10 +327,10 @@ def _short(text: str) -> str:
     return text if len(text) < 20 * _LONG else digest_of(text.encode())
 
 
-def _flat(value: Any) -> Any:
+def _flat(value: Any, around: tuple[int, ...] = ()) -> Any:
     """What is in a container, and in those in it, but of objects the class alone."""
-    if isinstance(value, list | tuple | collections.deque):
-        return [_flat(one) for one in value]
+    if isinstance(value, list | tuple | collections.deque) and id(value) not in around:
+        return [_flat(one, (*around, id(value))) for one in value]
     return value if isinstance(value, PLAIN) else type(value).__name__
 
 

@@ -31,6 +31,7 @@ _WORTH, _CLEAR = np.array((12, 9, 9), np.float32), 10
 _GRID = 8  # parts of the width, at whose ends a seam is looked for at first
 _EACH_SIDE = 0.4  # of its mean height, that each side of the turn has at least
 _HALF_LEVEL = 1  # half a level, as the steps of `_Lines` are doubled
+_HIGHEST, _STRAIGHT_IN_SMALL = 40, 0.8  # seams that are looked at, and `_STRAIGHT`, before a look in full size
 # In full size:
 _HEIGHT, _HEIGHT_MOSTLY = (12, 6), (10, 5)  # levels, in brightness and color differences: the mean, the median
 _STRAIGHT = 0.35  # of its mean height, that the edges may have which would make it go on straight at the turn
@@ -82,7 +83,17 @@ def may_have_seam(eighth: Pixels, unit_width: int, unit_height: int) -> list[int
         & (np.abs(to_right[:, 1:]) <= (1 - share) * heights)
     )
     doubtful: list[int] = np.flatnonzero((high & turns).any((1, 2))).tolist()
-    return doubtful
+    return [which for which in doubtful if _turns_somewhere(eighth[which], unit_width, unit_height)]
+
+
+def _turns_somewhere(plane: Pixels, unit_width: int, unit_height: int) -> bool:
+    """Whether one of the highest seams turns, at any column, as far as an eighth of the size tells."""
+    if unit_height == 1:  # a line and those next to it are to be told apart
+        plane, unit_height = plane.repeat(2, axis=0), 2
+    lines = _Lines(plane, unit_width, unit_height)
+    heights = np.abs(lines.seams)
+    highest = np.argsort(-heights)[:_HIGHEST]
+    return any(True for _ in lines.turning(highest[heights[highest] > 0], 2, _STRAIGHT_IN_SMALL))
 
 
 @lru_cache(64)
