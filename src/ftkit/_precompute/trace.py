@@ -575,9 +575,21 @@ def _strays(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, torch.jit.ScriptModule):  # one that was traced keeps another that does its work
             continue
         for key, value in vars(module).items():
-            for one in tree_leaves(value) if isinstance(value, list | tuple | dict | nn.Module) else ():
+            for one in _within(value):
                 if isinstance(one, nn.Module) and id(one) not in known:
                     yield f"{name}.{key}".removeprefix("."), one
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """What is in containers, and in those in them; which may hold themselves."""
+    todo, seen = [value], set[int]()
+    while todo:
+        one = todo.pop()
+        if not isinstance(one, list | tuple | dict):
+            yield one
+        elif id(one) not in seen:
+            seen.add(id(one))
+            todo += one.values() if isinstance(one, dict) else one
 
 
 def decides(tensor: torch.Tensor) -> bool:
