@@ -345,6 +345,15 @@ def test_a_file_in_arithmetic_coding(found: Found, end: int) -> None:
     assert found(ARITHMETIC[:end]) == ["truncated"]
 
 
+def test_an_odd_head_of_a_scan_whose_codes_are_not_read() -> None:
+    """The decoder's last complaint hides others, so nobody can say that all pixels are there."""
+    at = ARITHMETIC.index(b"\xff\xda") + 8
+    assert ARITHMETIC[at] == 63
+    (note,) = check_bytes("x.jpg", ARITHMETIC[:at] + b"\x3e" + ARITHMETIC[at + 1 :]).notes
+    assert (note.kind, note.severity) == ("damaged", "odd")
+    assert "may hide more" in note.detail
+
+
 def test_a_file_in_arithmetic_coding_that_pillow_does_not_open() -> None:
     """It fails where the pixels do not come in one of the pieces that it reads; other decoders don't."""
     size = 65_200

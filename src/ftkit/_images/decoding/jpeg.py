@@ -457,8 +457,9 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
     if _HARMLESS.search(complaint):
         return note
     if _HIDING.search(complaint):
-        is_misfit = is_read and _is_read_soon(data, header) and _goes_on(data, header) is None
-        return None if is_misfit else note
+        if not (is_read and _is_read_soon(data, header)):
+            return note._replace(kind="damaged", detail=f"{complaint}, which may hide more", severity="odd")
+        return None if _goes_on(data, header) is None else note
     if "extraneous bytes before marker" not in complaint:
         return None
     if header.foreign:
