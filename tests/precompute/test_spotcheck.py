@@ -281,3 +281,62 @@ def test_a_data_set_that_changes_in_the_block(what: int, tmp_path: Path) -> None
                 samples.tensors[what].copy_(samples.tensors[what].flip(0))
             for rows, _ in loader:
                 model(rows)
+
+
+class Squeezing(nn.Module):
+    """Drops the batch, too, where it is one sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv1d(1, 4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        values: Tensor = self.layer(x[:, None]).squeeze()
+        return values
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("by_content", [True, False])
+def test_a_frozen_part_that_squeezes(by_content: bool, training: bool, tmp_path: Path) -> None:
+    """It does something else with a batch of one, and whatever follows may, too."""
+    model = nn.Sequential(Squeezing(), nn.Linear(4, 3))
+    freeze_except(model, "1")
+    model.train(training)
+    cached, loader = batches(data(9), by_content, tmp_path, model, 4)
+    with pytest.raises(FtkitError, match=r"the shape \[4\] for a batch of 1 sample, in the place of \[1, 4\]"), cached:
+        for rows, _ in loader:
+            model(rows)
+    with cached:
+        for rows, _ in list(loader)[:2]:
+            assert model(rows).shape == (4, 3)
+
+
+class HeldByTrain(nn.Module):
+    """Keeps its body in eval mode by a ``train`` of its own, as many tutorials do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3)
+        self.body.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> HeldByTrain:
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        return scores
+
+
+@pytest.mark.parametrize("by_content", [True, False])
+def test_a_train_method_that_holds_a_part_in_eval_mode(by_content: bool, tmp_path: Path) -> None:
+    """Where the block ends, too, that part is computed as it was."""
+    model = HeldByTrain().train()
+    cached, loader = batches(data(12), by_content, tmp_path, model, 4)
+    assert cached.skipped == ["body"]
+    with cached:
+        for _ in range(3):
+            for (rows, _), (inputs, _) in zip(loader, DataLoader(data(12), 4), strict=True):
+                torch.testing.assert_close(model(rows), model.head(model.body(inputs)))
+    assert not model.body.training

@@ -63,6 +63,10 @@ class Layout:
             return None
         return cls((*long.shape[:at], share, *long.shape[at + 1 :]), at, long.dtype, order)
 
+    def shape_of(self, samples: int) -> list[int]:
+        """The shape of the tensor of a batch of so many samples."""
+        return [size * samples if at == self.dim else size for at, size in enumerate(self.shape)]
+
     def parts(self, tensor: torch.Tensor) -> torch.Tensor:
         """Cut a tensor into the parts of the samples, which come first."""
         if self.dim is None:
@@ -94,9 +98,7 @@ class Layout:
 
     def stand_in(self, samples: int, device: torch.device) -> Placeholder:
         """A placeholder for so many samples."""
-        shape = list(self.shape)
-        if self.dim is not None:
-            shape[self.dim] *= samples
+        shape = self.shape_of(samples)
         strides, step = [0] * len(shape), 1
         for at in reversed(self.order):
             strides[at], step = step, step * shape[at]

@@ -20,7 +20,7 @@ from ftkit._precompute.record import record, undisturbed
 from ftkit._precompute.trace import has_foreign_hooks
 from ftkit._tensors.bytes import DTYPES
 from ftkit._torch import tree_map_only, version_of
-from ftkit._wording import some
+from ftkit._wording import plural, some
 from ftkit.errors import FtkitError
 
 SHARE: Final = 0.05
@@ -100,9 +100,9 @@ class SpotChecks:
         is_new = plain is not None and plain.is_new
         if not is_new:
             self._batch = rows, decode, plain, version_of(rows)
-        if is_new and torch.is_grad_enabled() and self.model.training:
-            return None  # it would be computed once more as it has just been
         count = rows.shape[0]
+        if is_new and torch.is_grad_enabled() and self.model.training and count > 1:
+            return None  # it would be computed once more as it has just been; but for one, the shape may be another
         kind = count, torch.is_grad_enabled(), state, is_new
         if decisions is None or is_new:
             kinds = {hash(kind)}
@@ -178,6 +178,7 @@ class Check:
         self._call, self._kinds = call, kinds
         self._grad = torch.is_grad_enabled()
         self._modes: list[tuple[nn.Module, bool]] = []
+        self._trains = False
         self._autocast: list[tuple[str, bool, torch.dtype]] = []
 
     def kept(self) -> Check:
@@ -194,7 +195,7 @@ class Check:
         if len(states) > 1:
             return None
         self._grad = True
-        self._modes = [(one, True) for one in self._spots.model.modules()]
+        self._trains = True
         wanted = [(kind, dtype) for state in states for kind, dtype in state]
         self._autocast = [
             (kind, dtype is not None, torch.get_autocast_dtype(kind) if dtype is None else DTYPES[dtype[6:]])
@@ -232,6 +233,8 @@ class Check:
             then.enter_context(torch.set_grad_enabled(self._grad))
             for kind, enabled, dtype in self._autocast:
                 then.enter_context(torch.autocast(kind, dtype, enabled))
+            if self._trains:
+                self._spots.model.train()  # which may be a method of its own, that holds some in eval mode
             for module, mode in self._modes:
                 module.training = mode
             call = own(self._call) if self._spots.inputs is None else self._spots.inputs(self._numbers())
@@ -243,6 +246,13 @@ class Check:
 
     def _compare(self, number: int, found: torch.Tensor, kept: torch.Tensor) -> None:
         alike, point, layout = self._spots.alike, self._spots.cut.points[number], self._spots.cut.layouts[number]
+        what = f"into {point[1][0]}" if point[0] == "arg" else f"out of {point[1][0]}" if point[0] == "out" else "input"
+        if list(found.shape) != (expected := layout.shape_of(count := len(self._places))):
+            raise FtkitError(
+                f"What passes {what} has the shape {list(found.shape)} for a batch of {plural(count, 'sample')}, in "
+                f"the place of {expected}, as larger ones have it. If squeeze() drops the batch, name a dimension in "
+                "it, or set drop_last in the loader."
+            )
         ones, others = layout.parts(found), layout.parts(kept)
         if layout.dim is not None:
             others = others[self._places]
@@ -250,7 +260,6 @@ class Check:
         if alike(ones, others):
             return
         wrong = [at for at, (one, other) in enumerate(zip(ones, others, strict=False)) if not alike(one, other)]
-        what = f"into {point[1][0]}" if point[0] == "arg" else f"out of {point[1][0]}" if point[0] == "out" else "input"
         by = ""
         if ones.shape == others.shape and ones.is_floating_point():
             by = f" by up to {float((ones.double() - others.double()).abs().nan_to_num().max()):.3g}"
