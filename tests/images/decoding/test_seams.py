@@ -46,6 +46,18 @@ def test_a_frame_on_a_line_of_blocks_is_no_seam() -> None:
     assert find_seam(ending, 16, 16, is_color=False) is None
 
 
+@pytest.mark.parametrize("fill", [0, 60, 255])
+@pytest.mark.parametrize("seed", [3, 16, 24])
+def test_what_is_missing_of_a_render_is_no_seam(
+    found: Found, encode: Encode, photo: Callable[..., Image.Image], seed: int, fill: int
+) -> None:
+    """It ends within a row of blocks, and from there on it is of one color, where no picture has shifted."""
+    pixels = np.array(photo(seed, (320, 320)))
+    pixels[160:] = fill
+    pixels[144:160, 16 * (2 + seed % 8) :] = fill
+    assert found(encode(Image.fromarray(pixels), quality=75)) == []
+
+
 def test_rows_of_tiles_are_no_seam() -> None:
     """Tiles of many shades step under their rows, at one height here and another there."""
     shades = [20, 150, 10, 145, 140, 30, 150]

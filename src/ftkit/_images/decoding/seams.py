@@ -41,6 +41,7 @@ _EVEN, _ABOUT = 0.3, (0.5, 1.6)  # of the units on each side, that are about as 
 _ROUGH = 1, 0.2  # levels between pixels next to the line: drawings are plain, and have any edges
 _TILES = 3  # times as high as elsewhere are the steps on all lines between units, in sheets of tiles
 _AROUND = 3  # times as high as on other lines, with no regard to signs, the edges there are, at most
+_FILLED = 2  # levels between what lies behind a seam, at most, where nothing has shifted
 _LOOKS = 3  # of the clearest are looked at
 
 
@@ -136,7 +137,10 @@ def find_seam(plane: Pixels, unit_width: int, unit_height: int, is_color: bool) 
     order = high[np.argsort(-clear[high])]
     seams = islice(lines.turning(order, 3, _STRAIGHT), _LOOKS)
     place = next(((seam.row + 1, seam.column) for seam in seams if _is_sharp(lines, seam, is_color)), None)
-    return None if place and _is_laid_of_tiles(lines, plane, unit_height) else place
+    if place is None or _is_laid_of_tiles(lines, plane, unit_height):
+        return None
+    behind = plane[(place[0] + 1) * unit_height :]
+    return None if np.ptp(behind) <= _FILLED else place  # what is missing of a render or a mosaic, filled with a color
 
 
 class _Lines:
