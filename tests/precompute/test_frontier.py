@@ -625,6 +625,59 @@ def test_samples_that_do_not_follow_each_other(turned: bool, tmp_path: Any) -> N
     assert checked(model, tmp_path).skipped == ["layer"]
 
 
+def two_views(m: Any, x: Tensor) -> Any:
+    one, other = m.head(m.b(m.a(torch.cat([x, x.flip(1)])))).chunk(2)
+    return one - other / 2
+
+
+def four_of_two_views(m: Any, x: Tensor) -> Any:
+    y = m.a(torch.cat([x, x + 1]).repeat_interleave(2, 0))
+    return m.head(y).view(2, len(x), 2, 2).mul(torch.arange(1, 5).view(2, 1, 2, 1)).sum((0, 2))
+
+
+def time_first(m: Any, x: Tensor) -> Any:
+    steps = torch.stack([x, x * 2, x.flip(1)])
+    y = m.b(m.a(steps.flatten(0, 1)).unflatten(0, (3, -1)))
+    return m.head(m.dropout(y).cumsum(0)[-1])
+
+
+def images_in_turn(m: Any, x: Tensor) -> Any:
+    y = m.conv(torch.cat([x, x.flip(1)]).view(-1, 1, 2, 2)).to(memory_format=torch.channels_last)
+    one, other = m.dropout(m.conv.wide(y)).mean((2, 3)).chunk(2)
+    return m.head(one * other)
+
+
+class Wide(nn.Conv2d):
+    """A convolution, and another one on what it gives, in channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 4, 1)
+        self.wide = nn.Conv2d(4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (two_views, (2, 4)),
+        (four_of_two_views, (4, 4)),
+        (time_first, (3, 1, 4)),
+        (images_in_turn, (2, 4, 2, 2)),
+    ],
+)
+def test_samples_in_turn(forward: Any, shape: tuple[int, ...], tmp_path: Any) -> None:
+    """As by torch.cat([a, b]), or in a video that has its frames first; also in memory, as for random numbers."""
+    model = Model(forward, conv=Wide(), dropout=nn.Dropout(0.5))
+    model.dropout = nn.Dropout(0.5)  # not held
+    assert [one[1] for one in checked(model, tmp_path).kept] == [shape]
+
+
+def test_samples_in_turn_that_mix(tmp_path: Any) -> None:
+    """Those of a pair do not, but those of a shuffled batch do."""
+    mixed = Model(lambda m, x: m.head(m.a(torch.cat([x, x.roll(1, 0) * 1e-7 + x]))[: len(x)]))
+    with pytest.raises(FtkitError, match="a: it depends on the other samples"):
+        precompute(mixed, data(), tmp_path)
+
+
 class Growing(nn.Module):
     """Layers that take a list, to which what they give is added, as in a DenseNet."""
 
