@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import FtkitError, freeze_except
+from ftkit._precompute.frontier import Layout
 from ftkit._precompute.precompute import precompute
 from tests.precompute.smallest import smallest
 
@@ -623,6 +624,41 @@ def test_samples_that_do_not_follow_each_other(turned: bool, tmp_path: Any) -> N
     model = SequenceFirst(turned=turned)
     model.dropout = nn.Dropout(0.5)  # not held
     assert checked(model, tmp_path).skipped == ["layer"]
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4).flatmap(
+        lambda shape: st.tuples(st.just(shape), st.permutations(range(len(shape))), st.integers(0, len(shape) - 1))
+    ),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 4]),
+)
+def test_a_layout_makes_again_what_it_took_apart(whole: Any, samples: int, runs: int) -> None:
+    """Along any dimension and in any order in memory; and it cuts as it says."""
+    shape, order, dim = whole
+    shape[dim] *= runs
+    layout = Layout(tuple(shape), dim, torch.float32, tuple(order), runs)
+    sizes = layout.shape_of(samples)
+    tensor = torch.randn([sizes[at] for at in order]).permute([order.index(at) for at in range(len(order))])
+    again = layout.decode(layout.encode(tensor))
+    assert torch.equal(again, tensor)
+    assert again.permute(order).is_contiguous()
+    pieces = tensor.chunk(runs, dim)  # as by torch.cat(), each with a part of each sample
+    parts = [torch.cat(pieces_of, dim) for pieces_of in zip(*(one.chunk(samples, dim) for one in pieces), strict=True)]
+    assert torch.equal(layout.parts(tensor), torch.stack(parts))
+
+
+class Score(nn.Linear):
+    """Gives one number for each sample, as a column of a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.t()).t()
+
+
+def test_one_number_of_each_sample(tmp_path: Any) -> None:
+    """Which may lie in memory with any steps between those of one sample."""
+    model = Model(lambda m, x: m.head(m.score(x).expand(-1, 4)), score=Score(4, 1))
+    assert [one[1] for one in checked(model, tmp_path).kept] == [(1, 1)]
 
 
 def two_views(m: Any, x: Tensor) -> Any:

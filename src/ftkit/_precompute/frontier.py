@@ -91,8 +91,10 @@ class Layout:
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bytes of each sample's part, in rows."""
         plain = self.parts(tensor.detach().resolve_conj().resolve_neg())
-        laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous()
-        return laid.flatten(1).view(torch.uint8)
+        laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous().flatten(1)
+        if laid.stride(1) != 1:  # as may be where there is but one element
+            laid = laid.clone(memory_format=torch.contiguous_format)
+        return laid.view(torch.uint8)
 
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
         """Make a tensor of the bytes of the samples, in memory of its own."""
