@@ -227,3 +227,22 @@ def test_a_directory_that_was_damaged_is_no_kind_of_its_own(
         for bit in range(0, 8, 2):
             changed = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
             assert "needs_package" not in [note.kind for note in check_bytes("x.tif", changed).notes]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zeros_that_jpeg_may_have(
+    channels: int, photo: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    """A tile without data is coded as zeros, by tables made for it; in the place of other codes, they are a hole."""
+    picture = Image.new("RGB", (1024, 1024), (40, 60, 90))
+    picture.paste(photo(2, (1024, 80)))
+    tile = encode(picture if channels == 3 else picture.convert("L"), quality=80, optimize=True)
+    tags = form_of(*picture.size, 8, channels, 6 if channels == 3 else 1) | {259: (7,)}
+    assert bytes(3000) in tile
+    assert check_bytes("x.tif", assemble([tile], tags)).notes == []
+    for size in (512, 4096):
+        for share in (0.1, 0.3, 0.5):
+            at = int(share * len(tile))
+            holed = tile[:at] + bytes(size) + tile[at + size :]
+            (note,) = check_bytes("x.tif", assemble([holed], tags)).notes
+            assert note.kind == "damaged"

@@ -16,7 +16,7 @@ _HOLE = bytes(512)  # a sector of a disk
 _ROW = len(_HOLE) // 2  # bytes, that are all within a hole, wherever it begins
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
 # Raw ones may be black.
-_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
+_CODED_TIFF = frozenset(("tiff_lzw", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
 
 
 def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes], bool]) -> bool:
@@ -29,8 +29,8 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
     if image.info.get("compression") == "jpeg":
         tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
-        if any(is_damaged_jpeg(tables[:-2] + data[start + 2 : stop]) for start, stop in _in_tiff(image)):
-            return True
+        parts = {data[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
+        return any(is_damaged_jpeg(tables[:-2] + part) for part in parts)
     if image.info.get("compression") == "packbits" and not _unpacks(image, data):
         return True
     if _HOLE not in data:  # as in nearly all files
