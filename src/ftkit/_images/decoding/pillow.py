@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ftkit._images.decoding import png, tiff
+from ftkit._images.decoding import jpeg2000, png, tiff
 from ftkit._images.decoding.holes import has_hole
 from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
@@ -49,7 +49,7 @@ _NOT_IMAGES = (
 _DAMAGED = (
     ((b"\xff\xd8\xff",), "starts like a JPEG file, but no image follows"),
     (
-        (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", *jpeg2000.MAGICS),
         "starts like an image, but Pillow can't read its header",
     ),
 )
@@ -122,10 +122,8 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
     except Image.DecompressionBombError as error:
         raise Broken("bomb", str(error)) from None
     except (*_COMPLAINTS, ValueError) as error:
-        if found := tiff.unsupported(data, _NO_SAMPLES in str(error)):
-            raise _judge_unsupported(found) from None
-        if kind := _kind_of_bmp(data):
-            raise Broken("needs_package", f"{kind}, which Pillow can't open") from None
+        if judged := _judge_refused(data, str(error)):
+            raise judged from None
         if isinstance(error, ValueError):
             raise
         raise _broken_by(error) from None
@@ -148,8 +146,8 @@ def _describe(data: bytes) -> Broken:
     form, package = next((plugin for brand, plugin in _PLUGINS.items() if brand in brands), ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
-    if found := tiff.unsupported(data):
-        return _judge_unsupported(found)
+    if judged := _judge_refused(data):
+        return judged
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
     if data.startswith(b"\x76\x2f\x31\x01\x02") or (data[:4] in (b"SDPX", b"XPDS") and data[8:10] in (b"V1", b"V2")):
@@ -168,6 +166,18 @@ def _describe(data: bytes) -> Broken:
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
     # What it says stays out of a report that may be shared.
     return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
+
+
+def _judge_refused(data: bytes, said: str = "") -> Broken | None:
+    """Return the verdict on a file that Pillow refuses, if that is whole; None when it may be damaged."""
+    if found := tiff.unsupported(data, _NO_SAMPLES in said):
+        return _judge_unsupported(found)
+    kind, bare = jpeg2000.unsupported(data)
+    if kind and not (bare and complaint(bare)):
+        return Broken("needs_package", f"{kind}, which Pillow can't open, but the package rasterio can")
+    if kind := _kind_of_bmp(data):
+        return Broken("needs_package", f"{kind}, which Pillow can't open")
+    return None
 
 
 def _kind_of_bmp(data: bytes) -> str:

@@ -145,7 +145,7 @@ def _is_known(tags: Any, number: int, coding: int) -> bool:
     samples = tags.prefix, tags.get(_MEANING, 0), (number,), order, bits, more
     _, letters = TiffImagePlugin.OPEN_INFO.get(samples, ("", ""))
     if is_planar and coding == _RAW:  # it takes a letter for a band
-        return len(letters) == tags.get(_SAMPLES, 1)
+        return bool(len(letters) == tags.get(_SAMPLES, 1))
     return letters != "" and coding in TiffImagePlugin.COMPRESSION_INFO
 
 
