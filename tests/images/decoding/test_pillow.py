@@ -260,6 +260,21 @@ def test_kinds_of_bmp_that_pillow_does_not_know(found: Found, image: Image.Image
     assert found(bitmap(9, 24, bytes(64 * 48 * 3)), "a.bmp") == ["damaged"]
 
 
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_remarks_that_pillow_finds_too_large(found: Found, image: Image.Image, encode: Encode, name: bytes) -> None:
+    """As programs note down how they made a picture: it needs another, unless pixels are missing."""
+    data = encode(image, "PNG")
+    head = b"x\0\1\0\0\0" if name == b"iTXt" else b"x\0\0"
+    body = name + head + zlib.compress(bytes(2_000_000))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = data[:33] + chunk + data[33:]
+    assert found(whole, "a.png") == ["needs_package"]
+    for cut in (whole[: len(whole) // 2], whole[:-60] + bytes(40) + whole[-20:]):
+        kinds = found(cut, "a.png")
+        assert "needs_package" not in kinds
+        assert {"damaged", "truncated"} & set(kinds)
+
+
 @pytest.mark.parametrize("profile", [b"", bytes(548)])
 @pytest.mark.parametrize(
     ("bits", "masks"),

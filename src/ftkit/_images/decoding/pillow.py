@@ -180,6 +180,12 @@ def _judge_refused(data: bytes, said: str = "") -> Broken | None:
         return Broken("needs_package", f"{kind}, which Pillow can't open, but the package rasterio can")
     if kind := _kind_of_bmp(data):
         return Broken("needs_package", f"{kind}, which Pillow can't open")
+    if data.startswith(png.MAGIC):
+        bare = png.mend(data, png.REMARKS)
+        if not complaint(bare):
+            check(bare, [])  # it may lack pixels, too
+            detail = "PNG with text or a profile too large for Pillow, but not for the package opencv-python"
+            return Broken("needs_package", detail)
     return None
 
 
