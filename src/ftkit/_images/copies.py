@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +22,8 @@ from ftkit._images.workers import Job, run_jobs
 from ftkit.errors import FtkitError
 
 _SEARCH_SECONDS = 6 * 3600.0
-# Of a picture in several splits, the copy that the scores rest on is kept.
+# Of a picture in several splits, the copy that the scores rest on is kept. Of splits by other names, such as folds, any
+# may be trained on while another is the evaluation.
 _RANK = {"train": 1, "val": 2, "test": 3}
 
 
@@ -188,15 +189,19 @@ def judge_group(
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
         if len(splits) > 1 and split != places[keeper].split:
             is_same = files[path] == files[keeper]
-            is_evaluation = rank[path] > _RANK["train"]
-            kind_of_leak = near + "eval_leak" if is_evaluation else "same_file" if is_same else near + "leak"
-            notes.append((path, Note(kind_of_leak, copy(path, keeper))))
+            leak = leak_of([split])
+            notes.append((path, Note("same_file" if is_same and leak == "leak" else near + leak, copy(path, keeper))))
         kept = max((other for other in paths if len(splits) < 2 or places[other].split == split), key=value)
         if len(classes) <= 1 and files[path] != files[kept]:
             larger = _larger(worth.get(kept), worth.get(path))
             notes.append((path, Note(near + "duplicate", copy(path, kept) + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
     return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes
+
+
+def leak_of(splits: Iterable[str]) -> str:
+    """Return the kind of leak that a copy in these splits is, in view of another that is kept."""
+    return "eval_leak" if all(_RANK.get(split, 0) > _RANK["train"] for split in splits) else "leak"
 
 
 def _larger(keeper: tuple[int, int] | None, other: tuple[int, int] | None) -> str:
