@@ -142,12 +142,14 @@ def judge_group(
     layout: Layout,
     prefix: str,
     files: Mapping[str, Hashable] | None = None,
+    plain: Mapping[str, str] | None = None,
     pairs: Mapping[tuple[str, str], float] | None = None,
     worth: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
-    A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
+    A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt;
+    not so if a folder is in both through a link, as in folds that share one.
     Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
     Kept is the copy that the scores rest on; of several in one split, whether they leak or not, the one with the most
     pixels, then the one with the most bytes, then the first by name.
@@ -158,6 +160,7 @@ def judge_group(
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as is.
         files: Which file each path stands for; by default each for its own.
+        plain: What each path is without linked folders; by default itself.
         pairs: The similarity of each pair that was found, by its paths in order.
         worth: The pixels and bytes of each path; by default all alike.
     """
@@ -165,7 +168,12 @@ def judge_group(
     files = files or {path: path for path in paths}
     paths = sorted(paths)
     places = {path: layout.place(path) for path in paths}
-    classes = sorted({place.label for place in places.values()} - {""})
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for path, place in places.items():
+        if place.label:
+            labels[(plain or {}).get(path, path)].add(place.label)
+    shared = set.intersection(*labels.values()) if labels else set()
+    classes = sorted(shared)[:1] or sorted(set().union(*labels.values()))
     splits = sorted({place.split for place in places.values()} - {""})
     rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
     order = list(layout.splits.values())
