@@ -6,9 +6,10 @@ import errno
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from posixpath import join
 from typing import Any, NamedTuple, TypeAlias
@@ -39,6 +40,7 @@ _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff
 # Entries met again by further links to their folders until the rest is left out: so many, or so many for each.
 # Links in linked folders multiply: thirty folders can have a billion names.
 _MOST_AGAIN, _TIMES_AGAIN = 10_000, 100
+_FEW = 256  # names in a folder, that tell what it is
 _HEAD = 64  # bytes of a manifest, or of litter, that say what it is
 _LOCAL = re.compile("(file|local)://(localhost(?=/))?", re.IGNORECASE)  # begins the URL of a folder of this machine
 _SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
@@ -84,6 +86,16 @@ class Folder:
                 return [entry.name for entry in listing if _is_folder(entry)]
         except OSError as error:
             raise FtkitError(f"Can't read {self.name!r}: {error.strerror}. Fix its permissions.") from error
+
+    def peek(self, inside: str) -> list[str]:
+        """Return the first few names in a folder, those of folders with a slash; none where it can't be read."""
+        with suppress(OSError), os.scandir(Path(self.place, inside)) as listing:
+            return [entry.name + "/" * _is_folder(entry) for entry in islice(listing, _FEW)]
+        return []
+
+    def among(self, inside: str, names: Collection[str]) -> set[str]:
+        """Return which of some names are in a folder."""
+        return {name for name in names if os.path.lexists(Path(self.place, inside, name))}
 
     def snapshot(self, folder: str, names: Sequence[str]) -> str:
         """Return the snapshot to scan in place of a folder in which the Hugging Face hub keeps files; none in others.
@@ -233,6 +245,15 @@ class _RemoteFolder(Folder):
 
     def tops(self, inside: str = "") -> list[str]:
         return self._list(inside)[0]
+
+    def peek(self, inside: str) -> list[str]:
+        with suppress(FtkitError):
+            folders, files = self._list(inside)
+            return [*(f"{name}/" for name in folders), *files][:_FEW]
+        return []
+
+    def among(self, inside: str, names: Collection[str]) -> set[str]:
+        return {name for listed in self._list(inside) for name in listed if name in names}
 
     def snapshot(self, folder: str, names: Sequence[str]) -> str:  # noqa: ARG002  (it is a folder of this machine)
         return ""

@@ -108,7 +108,7 @@ def scan_images(
             f"{folder.name!r} is where the Hugging Face hub keeps files, under names that tell nothing, with links to "
             f"them in snapshots. Pass the snapshot: {folder.prefix}{snapshot}"
         )
-    layout = Layout.find(tops, folder.name, splits, folder.tops)
+    layout = Layout.find(tops, folder, splits)
     try:
         number = workers or core_count()
         if executor is None:
