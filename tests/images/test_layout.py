@@ -138,11 +138,19 @@ def test_what_goes_with_images_is_no_class(tmp_path: Path, split: str) -> None:
             several(masks, names=names, suffix="png"),
             several(masks, names=[f"{name}_mask" for name in names], suffix="png"),
             several(f"{masks}/cats", f"{masks}/dogs", suffix="png"),
+            several(masks, names=names[:2], suffix="png"),
             several(labels, names=names, suffix="txt"),
         ]
     ):
         got = classes(tmp_path / f"pets{number}", *pets, *files)
         assert [name for name in got if name != split.rstrip("/")] == [f"{split}cats", f"{split}dogs"]
+    cub = [
+        *several(f"{images}/1", f"{images}/2"),
+        *several(f"{split}segmentations/1", f"{split}segmentations/2", suffix="png"),
+    ]
+    assert classes(tmp_path / "cub", *cub) == sorted([split.rstrip("/"), f"{split}segmentations"])
+    more = [*several(images, f"{split}more"), *several(labels, suffix="txt")]
+    assert classes(tmp_path / "more", *more) == sorted([split.rstrip("/"), f"{split}more"])
     mixed = [*several(images), *several(labels, suffix="txt"), *several(f"{split}samples", names=["a", "b"])]
     assert classes(tmp_path / "mixed", *mixed) == sorted([split.rstrip("/"), f"{split}samples"])
 

@@ -174,26 +174,44 @@ def _has_images(path: str, folder: Listing, depth: int = _DEPTH) -> bool:
     return any(_has_images(join(path, name), folder, depth - 1) for name in inner)
 
 
-def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: Listing) -> bool:
+def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: Listing, depth: int = _DEPTH) -> bool:
     """Whether a folder's contents go with those of others beside it by their names, as masks go with images.
 
-    That is no coincidence of numbers if each belongs to one image. ``known`` are called as what tells of images is.
+    ``known`` are called as what tells of images is. That classes number their images alike is no more than that.
     """
-    names = [name for name in folder.peek(path) if not name.startswith(".")][:_SAMPLE]
+    names = _sample(path, folder)
     splits = {name.rstrip("/") for name in names if name.endswith("/") and _split(name.rstrip("/"))}
     if splits:
         return sum(bool(folder.among(other, splits)) for other in others) < 2
     in_others = [_namesakes(names, other, folder) for other in others]
     owners = {name: [at for at, found in enumerate(in_others) if name in found] for name in names}
     for one in known:
-        if 2 * sum(not owners[name] for name in _namesakes(names, one, folder)) > len(names):
+        mates = _namesakes(names, one, folder)
+        if _most(names, [name for name, suffix in mates.items() if not (owners[name] and suffix in IMAGE_SUFFIXES)]):
             return True
     owned = {name: at[0] for name, at in owners.items() if len(at) == 1}
-    if path.rpartition("/")[2].lower() in _IMAGE_FOLDERS or 2 * len(owned) <= len(names):
+    if not _most(names, owned):
         return False
-    is_other_form = all(in_others[at][name] != suffix_of(name) for name, at in owned.items())
-    is_numbered = len({re.sub("[0-9]+", "", splitext(name)[0]) for name in owned}) == 1
-    return len(set(owned.values())) > 1 or (is_other_form and (len(others) == 1 or not is_numbered))
+    if len(others) > 1:  # each name belongs to one image, if no two classes share theirs
+        sampled = ((_sample(one, folder), other) for one, other in zip(others, (*others[1:], others[0]), strict=True))
+        is_own = not any(_most(ours, _namesakes(ours, other, folder)) for ours, other in sampled)
+        return is_own and (len(set(owned.values())) > 1 or _is_other_form(owned, in_others))
+    inner = [name.rstrip("/") for name in owned if name.endswith("/") and in_others[0][name] != "/"]
+    if inner and depth:
+        return _goes_with(join(path, inner[0]), [join(others[0], inner[0])], (), folder, depth - 1)
+    return _is_other_form(owned, in_others)
+
+
+def _is_other_form(owned: Mapping[str, int], in_others: Sequence[Mapping[str, str]]) -> bool:
+    return all(in_others[at][name] != suffix_of(name) for name, at in owned.items())
+
+
+def _most(names: Sequence[str], some: Collection[str]) -> bool:
+    return 2 * len(some) > len(names)
+
+
+def _sample(path: str, folder: Listing) -> list[str]:
+    return [name for name in folder.peek(path) if not name.startswith(".")][:_SAMPLE]
 
 
 def _namesakes(names: Iterable[str], path: str, folder: Listing) -> dict[str, str]:
