@@ -11,8 +11,7 @@ from pathlib import Path
 from posixpath import normpath
 
 from ftkit._arguments import came, listed, local_path
-from ftkit._images.copies import leak_of
-from ftkit._images.findings import DuplicateGroup, Finding, chooser
+from ftkit._images.findings import DuplicateGroup, Finding, chooser, leak_of
 from ftkit._images.folders import below
 from ftkit._wording import plural, shown
 from ftkit.errors import FtkitError, did_you_mean

@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, Self
 
 from ftkit._files import digest
-from ftkit._images.findings import DuplicateGroup
+from ftkit._images.findings import DuplicateGroup, leak_of
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
 from ftkit._images.scratch import in_scratch
@@ -22,8 +22,7 @@ from ftkit._images.workers import Job, run_jobs
 from ftkit.errors import FtkitError
 
 _SEARCH_SECONDS = 6 * 3600.0
-# Of a picture in several splits, the copy that the scores rest on is kept. Of splits by other names, such as folds, any
-# may be trained on while another is the evaluation.
+# Of a picture in several splits, the copy that the scores rest on is kept.
 _RANK = {"train": 1, "val": 2, "test": 3}
 
 
@@ -205,11 +204,6 @@ def judge_group(
             notes.append((path, Note(near + "duplicate", copy(path, kept) + larger)))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
     return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes
-
-
-def leak_of(splits: Iterable[str]) -> str:
-    """Return the kind of leak that a copy in these splits is, in view of another that is kept."""
-    return "eval_leak" if all(_RANK.get(split, 0) > _RANK["train"] for split in splits) else "leak"
 
 
 def _larger(keeper: tuple[int, int] | None, other: tuple[int, int] | None) -> str:

@@ -205,6 +205,11 @@ def make_finding(path: str, note: Note) -> Finding:
     return Finding(path, kind, severity or KINDS[kind].severity, detail)
 
 
+def leak_of(splits: Iterable[str]) -> str:
+    """Return what a copy in these splits is, in view of one in another: of folds, any may be trained on."""
+    return "eval_leak" if {"val", "test"}.issuperset(splits) else "leak"
+
+
 def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:
     """Return the test for findings of ``kinds``.
 
