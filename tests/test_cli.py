@@ -335,6 +335,8 @@ def test_a_list_of_what_to_move(run: Run, pets: Path, tmp_path: Path) -> None:
     assert "no finding about 'dogs/1.jpg'" in err
     (tmp_path / "data/link").symlink_to("two\ndogs/1.jpg")
     assert run("quarantine", "data", "aside", "--workers", "1", "--kinds", "truncated")[0] == 1
+    (tmp_path / "data/1.jpg").write_bytes((tmp_path / "data/cats/1.jpg").read_bytes())
+    assert run("quarantine", "data", "aside", "--workers", "1", "--kinds", "beside_classes")[0] == 0
 
 
 def test_repair(run: Run, pets: Path, tmp_path: Path) -> None:

@@ -212,3 +212,13 @@ def test_the_copy_that_stays_by_default_moves_as_what_the_pair_is(pets: Path, ot
     assert f"{pets}/{kept}" not in {finding.path for finding in report.findings}
     gone = report.quarantine(pets.parent / "aside", only=[kept], dry_run=True)
     assert gone.files == {kept: [kind]}
+
+
+def test_the_copy_that_stays_moves_as_a_leak_between_folds(pets: Path) -> None:
+    """As its copy in another fold does: any may be trained on."""
+    for old, new in (("train", "fold0"), ("val", "fold1")):
+        (pets / old).rename(pets / new)
+    (pets / "fold0/dog/copy.jpg").write_bytes((pets / "fold1/dog/0.jpg").read_bytes())
+    report = scan_images(pets, workers=1, splits=["fold0", "fold1"])
+    gone = report.quarantine(pets.parent / "aside", only=["fold1/dog/0.jpg"], dry_run=True)
+    assert gone.files == {"fold1/dog/0.jpg": ["leak"]}

@@ -72,6 +72,32 @@ def test_names_of_one_file() -> None:
     assert judge(train_cat_a=1, train_dog_b=1) == dict.fromkeys(["train_cat_a", "train_dog_b"], "label_conflict")
 
 
+def test_a_folder_in_two_classes_through_a_link_is_in_no_doubt(pets: Path, jpegs: list[bytes]) -> None:
+    """As in folds that share it; a copy of a file in it is a duplicate, and one in a class of its own in doubt."""
+    root = pets.parent / "folds"
+    root.mkdir()
+    (pets / "train/cat").rename(root / "all")
+    for fold in ("a", "b"):
+        (root / fold).mkdir()
+        (root / fold / "all").symlink_to("../all")
+    report = scan_images(root, workers=1)
+    assert report.classes == {"a": 4, "all": 4, "b": 4}
+    assert (report.findings, report.duplicates) == ([], [])
+    (root / "all/copy.jpg").write_bytes((root / "all/1.jpg").read_bytes())
+    report = scan_images(root, workers=1)
+    assert {finding.kind for finding in report.findings} == {"duplicate"}
+    assert not report.duplicates[0].crosses_classes
+    assert list(report.quarantine(pets.parent / "aside", ["duplicates"], dry_run=True).files) == ["all/copy.jpg"]
+    (root / "all/copy.jpg").rename(root / "b/copy.jpg")
+    report = scan_images(root, workers=1)
+    assert {finding.kind for finding in report.findings} == {"duplicate"}
+    (root / "dog").mkdir()
+    (root / "b/copy.jpg").rename(root / "dog/copy.jpg")
+    report = scan_images(root, workers=1)
+    assert {finding.kind for finding in report.findings} == {"label_conflict"}
+    assert report.duplicates[0].classes == ("a", "all", "b", "dog")
+
+
 def test_of_leaks_only_what_is_in_training_moves(pets: Path) -> None:
     """A copy in validation and test is reported, and moves when that is asked for by its name."""
     data = (pets / "val/cat/5.jpg").read_bytes()

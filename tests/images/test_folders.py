@@ -41,6 +41,42 @@ def test_places_that_are_no_plain_files(pets: Path) -> None:
     assert report.images == 10
 
 
+def test_a_folder_that_many_links_lead_to_is_no_loop(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """Its files are found under all of their names, and move once by the plain one."""
+    root = tmp_path / "folds"
+    (root / "images").mkdir(parents=True)
+    (root / "images/cut.jpg").write_bytes(jpegs[0][:3000])
+    for number in range(20):
+        (root / f"fold{number}").mkdir()
+        (root / f"fold{number}/images").symlink_to("../images")
+    report = scan_images(root, workers=1)
+    assert (report.files, {finding.kind for finding in report.findings}) == (21, {"truncated", "no_images"})
+    gone = report.quarantine(tmp_path / "aside", ["truncated"])
+    assert (list(gone.files), gone.left) == (["images/cut.jpg"], [])
+    assert (root / "fold19/images").is_symlink()
+
+
+def test_links_that_multiply_end(tmp_path: Path, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty folders with a billion names: each is scanned, and that names were left out is said of the data set."""
+    root, limit = tmp_path / "tree", 500
+    monkeypatch.setattr("ftkit._images.folders._MOST_AGAIN", limit)
+    monkeypatch.setattr("ftkit._images.folders._TIMES_AGAIN", 1)
+    for number in range(30):
+        (root / f"{number:02}").mkdir(parents=True)
+        for link in ("a", "b"):
+            (root / f"{number:02}" / link).symlink_to(f"../{number + 1:02}")
+    (root / "30").mkdir()
+    (root / "30/1.jpg").write_bytes(jpegs[0])
+    report = scan_images(root, workers=1)
+    assert report.table.to_csv().count(f"{root}/30/1.jpg") == 1
+    assert report.files < limit
+    (finding,) = [finding for finding in report.findings if finding.kind == "many_links"]
+    assert finding.path == f"{root}/"
+    assert {finding.kind for finding in report.findings if finding.severity in ("unusable", "junk")} == set()
+    gone = report.quarantine(tmp_path / "aside", ["many_links"])
+    assert (gone.moved, gone.left) == (0, [])
+
+
 def test_a_cache_of_the_hugging_face_hub(pets: Path, jpegs: list[bytes]) -> None:
     """Its blobs and snapshots are no classes: an error or a finding names the snapshot, which is scanned as any."""
     hub = pets.parent / "hub"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftkit import FtkitError, scan_images
+from ftkit._images.folders import Folder
 from ftkit._images.layout import Arrangement, Layout, Place
 
 
@@ -34,11 +36,19 @@ def test_a_place_puts_the_path_together(parts: list[str], splits: set[str]) -> N
     assert bool(place.label) == (len(parts) > 1 + bool(place.folder))
 
 
-def test_splits_may_lie_deeper() -> None:
+def found(root: Path, *folders: str, splits: dict[str, str] | None = None) -> Layout:
+    """Return the layout of a data set with these folders."""
+    for name in folders:
+        (root / name).mkdir(parents=True)
+    folder = Folder(str(root))
+    return Layout.find(folder.tops(), folder, splits)
+
+
+def test_splits_may_lie_deeper(tmp_path: Path) -> None:
     """A split is any folder that is named."""
-    layout = Layout.find(["data"], "pets", {"data/train/": "train"})
+    layout = found(tmp_path / "a", "data/train", splits={"data/train/": "train"})
     assert layout.place("data/train/cat/1.jpg") == Place("data/train", "train", "cat", "1.jpg")
-    assert Layout.find(["Train", "misc", "valid"], "pets", None).splits == {"Train": "train", "valid": "val"}
+    assert found(tmp_path / "b", "Train", "misc", "valid").splits == {"Train": "train", "valid": "val"}
 
 
 @pytest.mark.parametrize(
@@ -57,12 +67,135 @@ def test_splits_may_lie_deeper() -> None:
         (["cat", "dog"], {"cat": ["train", "test"]}, {}),
     ],
 )  # fmt: skip
-def test_names_that_data_sets_use(tops: list[str], inside: dict[str, list[str]], splits: dict[str, str]) -> None:
+def test_names_that_data_sets_use(
+    tmp_path: Path, tops: list[str], inside: dict[str, list[str]], splits: dict[str, str]
+) -> None:
     """Splits go by more names than three, and what tells of images is no class."""
-    layout = Layout.find(tops, "pets", None, lambda top: inside.get(top, []))
+    deeper = [f"{top}/{name}" for top in tops for name in inside.get(top, ())]
+    layout = found(tmp_path, *(top for top in tops if top not in inside), *deeper)
     assert layout.splits == splits
     assert layout.place("train/images/1.jpg") == Place("", "", "train", "images/1.jpg")
     assert layout.place("JPEGImages/1.jpg").label == ""
+
+
+def classes(root: Path, *files: str) -> list[str]:
+    """Return the classes of the images among these files."""
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    folder = Folder(str(root))
+    layout = Layout.find(folder.tops(), folder, None)
+    places = (layout.place(path) for path in files if path.endswith(("jpg", "png")))
+    return sorted({"/".join(filter(None, (place.folder, place.label))) for place in places})
+
+
+def several(*folders: str, names: Sequence[object] = range(20), suffix: str = "jpg") -> list[str]:
+    """Return the paths of files with the same names in some folders."""
+    return [f"{folder}/{name}.{suffix}" for folder in folders for name in names]
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_may_be_called_as_what_tells_of_images(tmp_path: Path, split: str) -> None:
+    """Beside images in folders by other names it is a class, as ImageFolder has it, whatever its files are called."""
+    cases = [
+        several(f"{split}gloves", f"{split}gowns", f"{split}masks"),
+        [*several(f"{split}gloves", names=range(300)), *several(f"{split}gowns", names=range(3)),
+         *several(f"{split}masks", suffix="png")],
+        several(f"{split}masks", f"{split}no_masks", names=["ann", "bob", "eve"]),
+        several(f"{split}Images/a", f"{split}Images/b", f"{split}tables/a", f"{split}tables/b"),
+        several(f"{split}images", f"{split}labels", f"{split}tables", f"{split}text"),
+        [f"{split}{name}/{name}{number}.jpg" for name in ("imgs", "text") for number in range(20)],
+        [*several(f"{split}masks", f"{split}none"), f"{split}.cache/x.jpg", f"{split}notes/x.md"],
+    ]  # fmt: skip
+    for number, files in enumerate(cases):
+        wanted = {path.removeprefix(split).partition("/")[0] for path in files} - {"notes", ".cache"}
+        got = classes(tmp_path / str(number), *files)
+        assert [name for name in got if not name.endswith(".cache")] == [split + name for name in sorted(wanted)]
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_what_goes_with_images_is_no_class(tmp_path: Path, split: str) -> None:
+    """Alone, beside such folders only, beside folders without images, or with masks for the images beside it."""
+    images, masks, labels = (f"{split}{name}" for name in ("images", "masks", "labels"))
+    pets = [*several(f"{split}cats", names=["tom", "kit"]), *several(f"{split}dogs", names=["rex", "ace"])]
+    for number, files in enumerate(
+        [
+            several(images),
+            [*several(images), *several(masks, suffix="png")],
+            [
+                *several(f"{split}JPEGImages"),
+                *several(f"{split}Annotations", suffix="xml"),
+                *several(f"{split}SegmentationClass"),
+            ],
+            [*several(images), *several(labels, suffix="txt"), f"{split}notebooks/1.ipynb", f"{split}src/a/b.py"],
+        ]
+    ):
+        assert classes(tmp_path / str(number), *files) == [split.rstrip("/")]
+    names = ["tom", "kit", "rex", "ace"]
+    for number, files in enumerate(
+        [
+            several(masks, names=names),
+            several(masks, names=names, suffix="png"),
+            several(masks, names=[f"{name}_mask" for name in names], suffix="png"),
+            several(f"{masks}/cats", f"{masks}/dogs", suffix="png"),
+            several(masks, names=names[:2], suffix="png"),
+            several(labels, names=names, suffix="txt"),
+        ]
+    ):
+        got = classes(tmp_path / f"pets{number}", *pets, *files)
+        assert [name for name in got if name != split.rstrip("/")] == [f"{split}cats", f"{split}dogs"]
+    cub = [
+        *several(f"{images}/1", f"{images}/2"),
+        *several(f"{split}segmentations/1", f"{split}segmentations/2", suffix="png"),
+    ]
+    assert classes(tmp_path / "cub", *cub) == sorted([split.rstrip("/"), f"{split}segmentations"])
+    more = [*several(images, f"{split}more"), *several(labels, suffix="txt")]
+    assert classes(tmp_path / "more", *more) == sorted([split.rstrip("/"), f"{split}more"])
+    mixed = [*several(images), *several(labels, suffix="txt"), *several(f"{split}samples", names=["a", "b"])]
+    assert classes(tmp_path / "mixed", *mixed) == sorted([split.rstrip("/"), f"{split}samples"])
+
+
+def test_splits_of_images_and_masks_beside_other_images(tmp_path: Path) -> None:
+    """What a training leaves there makes no classes of them; folders of classes that all have splits are classes."""
+    inner = ("images/train", "images/val", "masks/train", "masks/val")
+    for name in (*several(*inner), *several("runs/detect/train")):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).touch()
+    assert list(found(tmp_path / "a").splits) == list(inner)
+    files = several(*(f"{name}/{split}" for name in ("gloves", "gowns", "masks") for split in ("train", "test")))
+    assert classes(tmp_path / "b", *files) == ["gloves", "gowns", "masks"]
+
+
+def test_a_class_in_one_split_is_one_in_all(tmp_path: Path) -> None:
+    """Even where the others are missing."""
+    files = several("train/masks", "train/gloves", "val/masks")
+    assert classes(tmp_path, *files, "masks/1.png") == ["", "train/gloves", "train/masks", "val/masks"]
+
+
+def test_a_photo_in_a_class_called_masks_and_another_is_a_conflict(pets: Path) -> None:
+    """Not a duplicate, of which one moves."""
+    for split in ("train", "val"):
+        (pets / split / "cat").rename(pets / split / "masks")
+    (pets / "train/dog/twin.jpg").write_bytes((pets / "train/masks/1.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    assert report.classes == {"train/dog": 5, "train/masks": 4, "val/dog": 1, "val/masks": 1}
+    assert [finding.kind for finding in report.findings] == ["label_conflict", "label_conflict"]
+    assert {row.class_ for row in report.table} == {"dog", "masks"}
+
+
+def test_a_class_called_masks_behind_a_url(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """It is told as in a folder here."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    try:
+        for number, name in enumerate(("train/masks/1.jpg", "train/gloves/1.jpg", "masks/train/1.png")):
+            memory.pipe(f"/masks-test/a/{name}", jpegs[number])
+            memory.pipe(f"/masks-test/b/train/{'cat' if number else 'masks'}/{max(number, 1)}.jpg", jpegs[number])
+        memory.pipe("/masks-test/b/train/dog/3.jpg", jpegs[3])
+        memory.pipe("/masks-test/b/train/masks/3.jpg", jpegs[4])
+        assert scan_images("memory://masks-test/a", workers=1).classes == {"train/gloves": 1, "train/masks": 1}
+        assert scan_images("memory://masks-test/b", workers=1).classes == {"train/cat": 2, "train/dog": 1}
+    finally:
+        memory.rm("/masks-test", recursive=True)
 
 
 def test_a_copy_in_two_folds_is_a_leak(pets: Path) -> None:
@@ -76,7 +209,7 @@ def test_a_copy_in_two_folds_is_a_leak(pets: Path) -> None:
 
 def arranged(*paths: str) -> dict[str, str]:
     """Return what is noted about images at these paths."""
-    layout = Layout.find(sorted({path.partition("/")[0] for path in paths if "/" in path}), "x", None)
+    layout = Layout({top: top for top in ("train", "val") if any(path.startswith(f"{top}/") for path in paths)})
     arrangement = Arrangement(layout)
     for path in paths:
         arrangement.add(path, layout.place(path).folder)

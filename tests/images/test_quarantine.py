@@ -483,6 +483,18 @@ def test_a_file_that_is_found_through_a_linked_folder_too_moves_once(pets: Path,
     assert snapshot(pets) == before
 
 
+def test_a_finding_about_the_whole_data_set_moves_nothing(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """It is no file of that which could be left."""
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets/1.jpg").write_bytes(jpegs[0])
+    report = scan_images(tmp_path / "pets", workers=1)
+    assert [finding.kind for finding in report.findings] == ["flat"]
+    for choice in ({"kinds": ["odd"]}, {"only": [tmp_path / "pets"]}):
+        for dry_run in (True, False):
+            gone = report.quarantine(tmp_path / "aside", **choice, dry_run=dry_run)
+            assert (gone.moved, gone.left) == (0, [])
+
+
 def test_a_name_that_no_manifest_can_record_is_left(pets: Path, jpegs: list[bytes]) -> None:
     """It would be a place of its own on another system."""
     if os.sep == "\\":

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import FtkitError, freeze_except
+from ftkit._precompute.frontier import Layout
 from ftkit._precompute.precompute import precompute
 from tests.precompute.smallest import smallest
 
@@ -623,6 +624,94 @@ def test_samples_that_do_not_follow_each_other(turned: bool, tmp_path: Any) -> N
     model = SequenceFirst(turned=turned)
     model.dropout = nn.Dropout(0.5)  # not held
     assert checked(model, tmp_path).skipped == ["layer"]
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4).flatmap(
+        lambda shape: st.tuples(st.just(shape), st.permutations(range(len(shape))), st.integers(0, len(shape) - 1))
+    ),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 4]),
+)
+def test_a_layout_makes_again_what_it_took_apart(whole: Any, samples: int, runs: int) -> None:
+    """Along any dimension and in any order in memory; and it cuts as it says."""
+    shape, order, dim = whole
+    shape[dim] *= runs
+    layout = Layout(tuple(shape), dim, torch.float32, tuple(order), runs)
+    sizes = layout.shape_of(samples)
+    tensor = torch.randn([sizes[at] for at in order]).permute([order.index(at) for at in range(len(order))])
+    again = layout.decode(layout.encode(tensor))
+    assert torch.equal(again, tensor)
+    assert again.permute(order).is_contiguous()
+    pieces = tensor.chunk(runs, dim)  # as by torch.cat(), each with a part of each sample
+    parts = [torch.cat(pieces_of, dim) for pieces_of in zip(*(one.chunk(samples, dim) for one in pieces), strict=True)]
+    assert torch.equal(layout.parts(tensor), torch.stack(parts))
+
+
+class Score(nn.Linear):
+    """Gives one number for each sample, as a column of a row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.t()).t()
+
+
+def test_one_number_of_each_sample(tmp_path: Any) -> None:
+    """Which may lie in memory with any steps between those of one sample."""
+    model = Model(lambda m, x: m.head(m.score(x).expand(-1, 4)), score=Score(4, 1))
+    assert [one[1] for one in checked(model, tmp_path).kept] == [(1, 1)]
+
+
+def two_views(m: Any, x: Tensor) -> Any:
+    one, other = m.head(m.b(m.a(torch.cat([x, x.flip(1)])))).chunk(2)
+    return one - other / 2
+
+
+def four_of_two_views(m: Any, x: Tensor) -> Any:
+    y = m.a(torch.cat([x, x + 1]).repeat_interleave(2, 0))
+    return m.head(y).view(2, len(x), 2, 2).mul(torch.arange(1, 5).view(2, 1, 2, 1)).sum((0, 2))
+
+
+def time_first(m: Any, x: Tensor) -> Any:
+    steps = torch.stack([x, x * 2, x.flip(1)])
+    y = m.b(m.a(steps.flatten(0, 1)).unflatten(0, (3, -1)))
+    return m.head(m.dropout(y).cumsum(0)[-1])
+
+
+def images_in_turn(m: Any, x: Tensor) -> Any:
+    y = m.conv(torch.cat([x, x.flip(1)]).view(-1, 1, 2, 2)).to(memory_format=torch.channels_last)
+    one, other = m.dropout(m.conv.wide(y)).mean((2, 3)).chunk(2)
+    return m.head(one * other)
+
+
+class Wide(nn.Conv2d):
+    """A convolution, and another one on what it gives, in channels_last."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 4, 1)
+        self.wide = nn.Conv2d(4, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("forward", "shape"),
+    [
+        (two_views, (2, 4)),
+        (four_of_two_views, (4, 4)),
+        (time_first, (3, 1, 4)),
+        (images_in_turn, (2, 4, 2, 2)),
+    ],
+)
+def test_samples_in_turn(forward: Any, shape: tuple[int, ...], tmp_path: Any) -> None:
+    """As by torch.cat([a, b]), or in a video that has its frames first; also in memory, as for random numbers."""
+    model = Model(forward, conv=Wide(), dropout=nn.Dropout(0.5))
+    model.dropout = nn.Dropout(0.5)  # not held
+    assert [one[1] for one in checked(model, tmp_path).kept] == [shape]
+
+
+def test_samples_in_turn_that_mix(tmp_path: Any) -> None:
+    """Those of a pair do not, but those of a shuffled batch do."""
+    mixed = Model(lambda m, x: m.head(m.a(torch.cat([x, x.roll(1, 0) * 1e-7 + x]))[: len(x)]))
+    with pytest.raises(FtkitError, match="a: it depends on the other samples"):
+        precompute(mixed, data(), tmp_path)
 
 
 class Growing(nn.Module):

@@ -184,6 +184,80 @@ def test_samples_that_mix_around_what_is_frozen(case: str, tmp_path: Path) -> No
     refused_or_right(Model(lambda m, x: m.layer(x), lambda m, x: m.body(MIXING[case](m.body, x))), tmp_path)
 
 
+Bags = Callable[[nn.EmbeddingBag, Tensor], Tensor]
+
+
+class Bagged(nn.Module):
+    """Embeddings of tokens, summed up, and a head."""
+
+    def __init__(self, bags: Bags) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bags, self.head = Summed(bags), nn.Linear(8, 3)
+        freeze_except(self, "head")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.bags(tokens))
+        return scores
+
+
+class Summed(nn.Module):
+    """Embeddings of tokens, summed up."""
+
+    def __init__(self, bags: Bags) -> None:
+        super().__init__()
+        self.table, self._bags = nn.EmbeddingBag(9, 8, mode="sum"), bags
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self._bags(self.table, tokens)
+
+
+def uneven(table: nn.EmbeddingBag, x: Tensor) -> Tensor:
+    starts = torch.arange(0, x.numel(), x.shape[1])
+    return table(x.flatten(), torch.stack([starts, starts + 2], 1).flatten()).view(len(x), 2, -1).prod(1)
+
+
+def weighted(weights: Callable[[Tensor], Tensor]) -> Bags:
+    return lambda table, x: table(x, per_sample_weights=weights(x))
+
+
+def tokens() -> TensorDataset:
+    torch.manual_seed(1)
+    return TensorDataset(torch.randint(9, (24, 6)), torch.arange(24) % 3)
+
+
+@pytest.mark.parametrize(
+    "bags",
+    [
+        lambda table, x: table(x),
+        uneven,
+        weighted(lambda x: x.float().softmax(1)),
+        weighted(lambda x: torch.linspace(0, 1, 6).expand(x.shape)),
+    ],
+)
+def test_sums_of_embeddings_keep_samples_apart(bags: Bags, tmp_path: Path) -> None:
+    """What they give beside them grows with the batch, and is read by nobody."""
+    model, samples = Bagged(bags), tokens()
+    with precompute(model, samples, tmp_path, batch_size=12) as cached:
+        assert cached.skipped == ["bags"]
+        rows, _ = next(iter(cached.loader(batch_size=24)))
+        assert torch.allclose(model(rows), model(samples.tensors[0]), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bags", "why"),
+    [
+        (lambda table, x: table(x.T.reshape(x.shape)), "it depends on the other samples"),
+        (weighted(lambda x: 1 + 1e-7 * x.float().softmax(0)), "it depends on the other samples"),
+        (weighted(lambda x: (1 + 1e-6 * torch.arange(len(x)))[:, None].expand(x.shape)), "it depends on the place"),
+    ],
+)
+def test_sums_of_embeddings_that_mix(bags: Bags, why: str, tmp_path: Path) -> None:
+    """However little."""
+    with pytest.raises(FtkitError, match=rf"bags\.table: {why}"):
+        precompute(Bagged(bags), tokens(), tmp_path)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_tiny_weight_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     """Where roundings are larger."""
@@ -911,6 +985,85 @@ def test_a_module_that_changes_its_argument_runs(tmp_path: Path) -> None:
     model.body.forward = lambda x, notes: (notes.append(1.0), model.body.layer(x))[1]  # type: ignore[method-assign]
     model.forward = lambda x: around(model, x)  # type: ignore[method-assign]
     assert precompute(model, data(), tmp_path).not_skipped == {"body": "it changes what it was called with"}
+
+
+def with_new_data(m: Any, x: Tensor) -> Tensor:
+    x.data = x * 2
+    return m.body(x)
+
+
+WRITES: dict[str, tuple[Body, Callable[[Any, Tensor], Tensor], str]] = {
+    "what is frozen": (lambda m, x: m.layer(x.sub_(0.5).div_(2)), lambda m, x: m.body(x), "body"),
+    "its first layer": (lambda m, x: m.layer(m.relu(x)), lambda m, x: m.body(x), "body.relu"),
+    "the model": (lambda m, x: m.layer(x), lambda m, x: m.body(x.sub_(0.5)), "the model"),
+    "a view": (lambda m, x: m.layer(x), lambda m, x: (x[:, :1].mul_(2), m.body(x))[1], "the model"),
+    "another view": (lambda m, x: m.layer(x), lambda m, x: m.body(x.t().add_(1).t()), "the model"),
+    "what is given back": (lambda m, x: m.layer(x) * m.seen_as(x).relu_(), lambda m, x: m.body(x), "body"),
+    "other memory": (lambda m, x: m.layer(x), with_new_data, "the model"),
+    "afterwards": (lambda m, x: m.layer(x), lambda m, x: m.body(x) * x.mul_(2).mean(1, keepdim=True), "the model"),
+}
+
+
+class Same(nn.Module):
+    """Gives back what it got, scaled by what is frozen if there is anything."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.view(-1, 8), x * self.scale
+
+
+def writing(case: str) -> Model:
+    forward, around, _ = WRITES[case]
+    model = Model(forward, around)
+    model.body.relu, model.body.same = nn.ReLU(inplace=True), Same()
+    model.body.seen_as = lambda x: model.body.same(x)[0]  # type: ignore[assignment]
+    return model
+
+
+@pytest.mark.parametrize("case", WRITES)
+def test_what_is_written_to_inputs_that_a_caller_has_is_never_lost(case: str, tmp_path: Path) -> None:
+    """As for a loss that looks at them, or for a second call; rows that stand for them nobody looks at."""
+    samples = data()
+    with pytest.raises(FtkitError, match=rf"In {WRITES[case][2]}, the inputs of the Model are written to"):
+        precompute(writing(case), DataLoader(samples, 12), tmp_path)
+    with precompute(model := writing(case), samples, tmp_path, batch_size=12) as cached:
+        rows, _ = next(iter(cached.loader(batch_size=12)))
+        assert torch.equal(model(rows), writing(case)(samples.tensors[0][:12].clone()))
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda m, x: m.body(x.clone().sub_(0.5)),
+        lambda m, x: m.body(x[:, [1, 0, 2, 3, 4, 5, 6, 7]].mul_(2)),
+        lambda m, x: m.body(x.t().contiguous().add_(1).t()),
+        lambda m, x: m.body(x).mul_(2),
+        lambda m, x: m.body(m.body.inner(x).mul(2).add_(1)),
+    ],
+)
+def test_what_is_written_to_something_else_is_fine_for_a_caller(around: Any, tmp_path: Path) -> None:
+    """A copy, or what was computed."""
+    model, loader = Model(lambda m, x: m.layer(x), around), DataLoader(data(), 12)
+    expected = fitted(copy.deepcopy(model), list(loader))
+    with precompute(model, loader, tmp_path):
+        assert all(map(torch.equal, fitted(model, list(loader)), expected))
+
+
+def test_labels_that_a_forward_writes_to_are_the_caller_s(tmp_path: Path) -> None:
+    """Nothing that is skipped looks at them, so the model gets them as they are."""
+
+    class Scored(Model):
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:  # type: ignore[override]
+            labels[labels == 2] = -100
+            return nn.functional.cross_entropy(super().forward(x), labels)
+
+    model, (inputs, labels) = Scored(lambda m, x: m.layer(x)), data().tensors
+    with precompute(model, DataLoader(data(), 12), tmp_path):
+        model(inputs[:12], changed := labels[:12].clone())
+    assert changed.tolist() == [0, 1, -100] * 4
 
 
 def kept_constant(m: Any, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from posixpath import normpath
 
 from ftkit._arguments import came, listed, local_path
-from ftkit._images.findings import DuplicateGroup, Finding, chooser
+from ftkit._images.findings import DuplicateGroup, Finding, chooser, leak_of
 from ftkit._images.folders import below
 from ftkit._wording import plural, shown
 from ftkit.errors import FtkitError, did_you_mean
@@ -51,9 +51,7 @@ def choose(
     for finding in findings:
         by_path.setdefault(finding.path, []).append(finding)
     for group in groups:
-        kind = "duplicate"
-        if group.crosses_splits:
-            kind = "leak" if "train" in group.splits else "eval_leak"
+        kind = leak_of(group.splits) if group.crosses_splits else "duplicate"
         if group.kind == "near":
             kind = f"near_{kind}"
         for path in group.paths:

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Literal, NamedTuple, Self
 
 from ftkit._files import digest
-from ftkit._images.findings import DuplicateGroup
+from ftkit._images.findings import DuplicateGroup, leak_of
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
 from ftkit._images.scratch import in_scratch
@@ -141,12 +141,14 @@ def judge_group(
     layout: Layout,
     prefix: str,
     files: Mapping[str, Hashable] | None = None,
+    plain: Mapping[str, str] | None = None,
     pairs: Mapping[tuple[str, str], float] | None = None,
     worth: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
 
-    A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt.
+    A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt;
+    not so if a folder is in both through a link, as in folds that share one.
     Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
     Kept is the copy that the scores rest on; of several in one split, whether they leak or not, the one with the most
     pixels, then the one with the most bytes, then the first by name.
@@ -157,6 +159,7 @@ def judge_group(
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as is.
         files: Which file each path stands for; by default each for its own.
+        plain: What each path is without linked folders; by default itself.
         pairs: The similarity of each pair that was found, by its paths in order.
         worth: The pixels and bytes of each path; by default all alike.
     """
@@ -164,7 +167,12 @@ def judge_group(
     files = files or {path: path for path in paths}
     paths = sorted(paths)
     places = {path: layout.place(path) for path in paths}
-    classes = sorted({place.label for place in places.values()} - {""})
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for path, place in places.items():
+        if place.label:
+            labels[(plain or {}).get(path, path)].add(place.label)
+    shared = set.intersection(*labels.values()) if labels else set()
+    classes = sorted(shared)[:1] or sorted(set().union(*labels.values()))
     splits = sorted({place.split for place in places.values()} - {""})
     rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
     order = list(layout.splits.values())
@@ -188,9 +196,8 @@ def judge_group(
             notes.append((path, Note(near + "label_conflict", f"also under {others}")))
         if len(splits) > 1 and split != places[keeper].split:
             is_same = files[path] == files[keeper]
-            is_evaluation = rank[path] > _RANK["train"]
-            kind_of_leak = near + "eval_leak" if is_evaluation else "same_file" if is_same else near + "leak"
-            notes.append((path, Note(kind_of_leak, copy(path, keeper))))
+            leak = leak_of([split])
+            notes.append((path, Note("same_file" if is_same and leak == "leak" else near + leak, copy(path, keeper))))
         kept = max((other for other in paths if len(splits) < 2 or places[other].split == split), key=value)
         if len(classes) <= 1 and files[path] != files[kept]:
             larger = _larger(worth.get(kept), worth.get(path))

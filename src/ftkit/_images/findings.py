@@ -126,7 +126,8 @@ KINDS: dict[str, Kind] = {
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),
     "class_twins": _odd("two classes for ImageFolder, one for some systems", "merge or rename them"),
     "hidden_class": _odd("ImageFolder takes a hidden folder for a class", "move it elsewhere"),
-    # A folder that is no data set: folders.py.
+    # Folders that the scan leaves out: folders.py.
+    "many_links": _odd("folders have very many names through links; the scan left some names out", "make fewer links"),
     "hub_cache": _odd("where the Hugging Face hub keeps files; the scan skips it", "scan the snapshot in it"),
     # Names in a folder: folders.py; other_file: decoding/checks.py.
     "litter": _junk("left behind by a system or tool; adds a class, or an error", "set it aside"),
@@ -202,6 +203,11 @@ def make_finding(path: str, note: Note) -> Finding:
     """Return the finding for a note on a file; its severity is the kind's unless the note has one."""
     kind, detail, severity = note
     return Finding(path, kind, severity or KINDS[kind].severity, detail)
+
+
+def leak_of(splits: Iterable[str]) -> str:
+    """Return what a copy in these splits is, in view of one in another: of folds, any may be trained on."""
+    return "eval_leak" if {"val", "test"}.issuperset(splits) else "leak"
 
 
 def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:

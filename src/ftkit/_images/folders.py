@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from posixpath import join
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 from urllib.request import url2pathname
 
 from ftkit._arguments import path_or_url
@@ -19,7 +20,7 @@ from ftkit._files import digest
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LITTER_FOLDERS, suffix_of
 from ftkit._images.verdict import Note, Verdict, write_line
 from ftkit._images.workers import Job, check_batch, run_jobs
-from ftkit._wording import shown
+from ftkit._wording import shown, some
 from ftkit.errors import FtkitError, MissingPackageError, did_you_mean
 
 _SOMEBODY = "a system or tool"
@@ -36,7 +37,10 @@ _LITTER: dict[str, tuple[str, Callable[[bytes], object]]] = {
 }
 _SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
-_MOST_VISITS = 16  # to one folder, by different links
+# Entries met again by further links to their folders until the rest is left out: so many, or so many for each.
+# Links in linked folders multiply: thirty folders can have a billion names.
+_MOST_AGAIN, _TIMES_AGAIN = 10_000, 100
+_FEW = 256  # names in a folder, that tell what it is
 _HEAD = 64  # bytes of a manifest, or of litter, that say what it is
 _LOCAL = re.compile("(file|local)://(localhost(?=/))?", re.IGNORECASE)  # begins the URL of a folder of this machine
 _SET_ASIDE = Note("quarantine", "what its manifest says was moved here")
@@ -49,6 +53,14 @@ Judged: TypeAlias = tuple[Stamp, str]
 
 #: What may have become of a file since it was judged.
 GONE, CHANGED = "gone already", "it has changed since the scan"
+
+
+class _ToVisit(NamedTuple):
+    """A folder that a walk has yet to look into: its path, whether it is in litter, and the folders above it."""
+
+    folder: str
+    littered: bool
+    above: frozenset[tuple[int, int]]
 
 
 class Folder:
@@ -75,6 +87,16 @@ class Folder:
         except OSError as error:
             raise FtkitError(f"Can't read {self.name!r}: {error.strerror}. Fix its permissions.") from error
 
+    def peek(self, inside: str) -> list[str]:
+        """Return the first few names in a folder, those of folders with a slash; none where it can't be read."""
+        with suppress(OSError), os.scandir(Path(self.place, inside)) as listing:
+            return [entry.name + "/" * _is_folder(entry) for entry in islice(listing, _FEW)]
+        return []
+
+    def among(self, inside: str, names: Collection[str]) -> set[str]:
+        """Return which of some names are in a folder."""
+        return {name for name in names if os.path.lexists(Path(self.place, inside, name))}
+
     def snapshot(self, folder: str, names: Sequence[str]) -> str:
         """Return the snapshot to scan in place of a folder in which the Hugging Face hub keeps files; none in others.
 
@@ -100,31 +122,38 @@ class Folder:
         return is_inside(path, self.place)
 
     def walk(self, note: TakeNote, enter: Callable[[str], None]) -> Iterator[str]:
-        """Yield the files to check, in order.
+        """Yield the files to check, in order; those in linked folders last.
 
         Args:
             note: Called with the path of what is not to be opened, and the note on it.
             enter: Called with each folder.
         """
-        # Each with whether it lies in litter, and which folders it lies in, by device and inode.
-        pending = [("", False, frozenset[tuple[int, int]]())]
-        visits: Counter[tuple[int, int]] = Counter()
-        while pending:
-            folder, littered, above = pending.pop()
+        # Links are followed when all else is done, those in linked folders last: what is left out has been scanned by a
+        # plainer name.
+        pending, linked = [_ToVisit("", False, frozenset())], deque[_ToVisit]()
+        visited: set[tuple[int, int]] = set()
+        met, again = 0, 0  # entries
+        left_out: list[str] = []
+        while pending or linked:
+            folder, littered, above = pending.pop() if pending else linked.popleft()
             place = Path(self.place, folder)
             try:
                 status = place.stat()
                 me = status.st_dev, status.st_ino
-                visits[me] += 1
-                is_loop = me in above or visits[me] > _MOST_VISITS
-                if is_loop and status.st_ino:  # which some file systems don't give
+                if me in above and status.st_ino:  # which some file systems don't give
                     note(folder, Note("link_loop", f"leads back to {place.resolve()}"))
                     continue
+                is_known = me in visited and bool(status.st_ino)
+                if is_known and again > max(_MOST_AGAIN, _TIMES_AGAIN * met):
+                    left_out.append(folder)
+                    continue
+                visited.add(me)
                 with os.scandir(place) as listing:
                     entries = sorted(listing, key=lambda entry: entry.name)
             except OSError as error:
                 note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was checked"))
                 continue
+            met, again = (met, again + 1 + len(entries)) if is_known else (met + len(entries), again)
             ours = _set_aside(folder, [entry.name for entry in entries], partial(_head, place), note)
             if ours and len(ours) == len(entries):
                 continue
@@ -133,7 +162,7 @@ class Folder:
                 note(folder, Note("hub_cache", f"did you mean {self.prefix}{snapshot}?"))
                 continue
             _enter(folder, bool(entries), note, enter)
-            inside = []
+            inside = list[_ToVisit]()
             for entry in entries:
                 path, name = join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
@@ -143,8 +172,11 @@ class Folder:
                 elif name not in _SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
                         note(path, Note("folder_named_image", "a folder with an image's file extension"))
-                    inside.append((path, littered or name in LITTER_FOLDERS, above | {me}))
+                    further = _ToVisit(path, littered or name in LITTER_FOLDERS, above | {me})
+                    (linked if entry.is_symlink() else inside).append(further)
             pending.extend(reversed(inside))
+        if left_out:
+            note("", Note("many_links", f"scanned by other paths, so left out by these: {some(left_out, 3)}"))
 
     def task(self, paths: list[str], timeout: float) -> tuple[Any, ...]:
         """Return what an executor is to call for lines of the journal, and with what."""
@@ -177,6 +209,11 @@ class Folder:
                 return status.st_dev, status.st_ino
         return path
 
+    def plain(self, path: str) -> str:
+        """Return what is the same for all names that a file has through linked folders, as opposed to links to it."""
+        folder, name = os.path.split(path)
+        return os.path.join(os.path.realpath(Path(self.place, folder)), name)  # noqa: PTH118  (Path costs more)
+
 
 class _RemoteFolder(Folder):
     """A folder behind a URL that fsspec knows. The task reads a file's bytes, the worker process gets them."""
@@ -208,6 +245,15 @@ class _RemoteFolder(Folder):
 
     def tops(self, inside: str = "") -> list[str]:
         return self._list(inside)[0]
+
+    def peek(self, inside: str) -> list[str]:
+        with suppress(FtkitError):
+            folders, files = self._list(inside)
+            return [*(f"{name}/" for name in folders), *files][:_FEW]
+        return []
+
+    def among(self, inside: str, names: Collection[str]) -> set[str]:
+        return {name for listed in self._list(inside) for name in listed if name in names}
 
     def snapshot(self, folder: str, names: Sequence[str]) -> str:  # noqa: ARG002  (it is a folder of this machine)
         return ""
@@ -250,6 +296,9 @@ class _RemoteFolder(Folder):
         return (self._files.ukey(f"{self._root}/{path}"),)
 
     def identity(self, path: str) -> Hashable:
+        return path
+
+    def plain(self, path: str) -> str:
         return path
 
 

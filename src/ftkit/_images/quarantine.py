@@ -103,6 +103,8 @@ def move_away(
     seen: dict[str, Judged] = {}
     for finding in findings:
         path = below(root, finding.path)
+        if path == ".":  # about the data set as a whole: nothing in it is to move
+            continue
         reasons.setdefault(path, []).append(finding.kind)
         if finding.path in judged:
             seen[path] = judged[finding.path]

@@ -63,9 +63,11 @@ def scan_images(
         near_duplicates: Also look for copies in another size, format or quality.
         timeout: Seconds after which a file that is not decoded yet is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
-            to the split's name. By default the folders named train, val, valid, test and the like, also
-            train2017 or test_set, at the top or in ``images``; but a single such name among other
-            folders is a class unless it contains class folders.
+            to the split's name. What is called neither train, val nor test is a fold: a copy in two
+            folds is a leak, of which the last one listed keeps its own. By default the folders named
+            train, val, valid, test and the like, also train2017 or test_set, at the top or in
+            ``images``; but a single such name among other folders is a class unless it contains
+            class folders.
         progress: Show a progress bar; by default only in a terminal.
         journal: A file that records the result for each file. If it exists already, files that have not
             changed since are not read again: a scan that was stopped resumes.
@@ -106,7 +108,7 @@ def scan_images(
             f"{folder.name!r} is where the Hugging Face hub keeps files, under names that tell nothing, with links to "
             f"them in snapshots. Pass the snapshot: {folder.prefix}{snapshot}"
         )
-    layout = Layout.find(tops, folder.name, splits, folder.tops)
+    layout = Layout.find(tops, folder, splits)
     try:
         number = workers or core_count()
         if executor is None:

@@ -146,7 +146,10 @@ class Tally:
         for copied in self._copies.groups():
             kind, verdicts, pairs = copied
             files = {path: self._folder.identity(path) for path in verdicts}
-            group, notes = judge_group(list(verdicts), kind, self._layout, self._prefix, files, pairs, copied.worth)
+            plain = {path: self._folder.plain(path) for path in verdicts}
+            group, notes = judge_group(
+                list(verdicts), kind, self._layout, self._prefix, files, plain, pairs, copied.worth
+            )
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:

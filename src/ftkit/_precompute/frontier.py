@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -35,12 +35,15 @@ class Layout:
         dim: Along which the parts follow each other; None for a tensor that is the same for all samples.
         dtype: Its type.
         order: The dimensions of a part as they lie in memory, from the outermost on.
+        runs: How many pieces there are of each part along ``dim``, with those of the other samples between them: 2 in
+            ``torch.cat([a, b])``.
     """
 
     shape: tuple[int, ...]
     dim: int | None
     dtype: torch.dtype
     order: tuple[int, ...]
+    runs: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -48,8 +51,15 @@ class Layout:
         return math.prod(self.shape) * self.dtype.itemsize
 
     @classmethod
+    def all_of(cls, long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int]) -> Iterator[Layout]:
+        """Compare the tensors of two batches of different sizes; nothing if they don't consist of samples."""
+        if (plain := cls.of(long, short, sizes)) is not None:
+            share = 1 if plain.dim is None else plain.shape[plain.dim]
+            yield from (replace(plain, runs=runs) for runs in range(1, share + 1) if share % runs == 0)
+
+    @classmethod
     def of(cls, long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int]) -> Layout | None:
-        """Compare the tensors of two batches of different sizes; None if they don't consist of samples."""
+        """The first of :meth:`all_of`: with the samples one after the other."""
         if long.dtype != short.dtype or long.dim() != short.dim():
             return None
         differ = [at for at, (one, two) in enumerate(zip(long.shape, short.shape, strict=True)) if one != two]
@@ -72,28 +82,38 @@ class Layout:
         if self.dim is None:
             return tensor[None]
         samples = -1 if tensor.numel() else tensor.shape[self.dim] // self.shape[self.dim]
-        shape = *tensor.shape[: self.dim], samples, *self.shape[self.dim :]
-        return tensor.reshape(shape).movedim(self.dim, 0)
+        before, (share, *after) = tensor.shape[: self.dim], self.shape[self.dim :]
+        if self.runs == 1:
+            return tensor.reshape(*before, samples, share, *after).movedim(self.dim, 0)
+        cut = tensor.reshape(*before, self.runs, samples, share // self.runs, *after)
+        return cut.movedim(self.dim + 1, 0).flatten(self.dim + 1, self.dim + 2)
 
     def encode(self, tensor: torch.Tensor) -> torch.Tensor:
         """The bytes of each sample's part, in rows."""
         plain = self.parts(tensor.detach().resolve_conj().resolve_neg())
-        laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous()
-        return laid.flatten(1).view(torch.uint8)
+        laid = plain.permute(0, *(at + 1 for at in self.order)).contiguous().flatten(1)
+        if laid.stride(1) != 1:  # as may be where there is but one element
+            laid = laid.clone(memory_format=torch.contiguous_format)
+        return laid.view(torch.uint8)
 
     def decode(self, rows: torch.Tensor) -> torch.Tensor:
         """Make a tensor of the bytes of the samples, in memory of its own."""
         laid = rows.clone(memory_format=torch.contiguous_format).view(-1).view(self.dtype)
-        if self.dim == 0 and self.order == tuple(range(len(self.shape))):  # as most are, and in one step
+        if self.dim == 0 and self.runs == 1 and self.order == tuple(range(len(self.shape))):  # as most; in one step
             return laid.view(len(rows) * self.shape[0], *self.shape[1:])
         laid = laid.view(len(rows), *(self.shape[at] for at in self.order))
         back = [self.order.index(at) for at in range(len(self.shape))]
         parts = laid.permute(0, *(at + 1 for at in back))
         if self.dim is None:
             return parts[0]
-        whole = parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
-        if self.order[0] == self.dim:
-            return whole
+        if self.runs > 1:
+            before, (share, *after) = self.shape[: self.dim], self.shape[self.dim :]
+            cut = parts.reshape(len(parts), *before, self.runs, share // self.runs, *after)
+            whole = cut.movedim(0, self.dim + 1).flatten(self.dim, self.dim + 2)
+        else:
+            whole = parts.movedim(0, self.dim).flatten(self.dim, self.dim + 1)
+            if self.order[0] == self.dim:
+                return whole
         return whole.permute(self.order).contiguous().permute(back)  # random numbers are drawn as memory lies
 
     def stand_in(self, samples: int, device: torch.device) -> Placeholder:
@@ -156,6 +176,7 @@ class Cut:
         share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
         modes: The modes in which the skipped modules have run, for each call.
         ways: How what a call takes has come to it, for those calls that are led.
+        overwrites: The modules that write to inputs in whose place rows come, which a caller who has them would miss.
         decides: Whether Python reads truth values of the batch on the way.
         tail: The module in whose one call all happens that skipped calls don't, if there is one and it gives what the
             model gives.
@@ -176,6 +197,7 @@ class Cut:
     ways: set[tuple[Key, tuple[Any, ...]]] = field(default_factory=set)
     decides: bool = False
     tail: str | None = None
+    overwrites: set[str] = field(default_factory=set)
 
     @property
     def per_sample(self) -> list[int]:
@@ -186,7 +208,7 @@ class Cut:
     def description(self) -> list[Any]:
         """What two cuts have in common that can use the same rows; ready for JSON."""
         return [
-            [*point, list(one.shape), one.dim, str(one.dtype), list(one.order)]
+            [*point, list(one.shape), one.dim, str(one.dtype), list(one.order), one.runs]
             for point, one in zip(self.points, self.layouts, strict=True)
         ]
 
@@ -307,7 +329,8 @@ def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> b
     """Whether the tensors of two batches are the same, sample by sample, up to what kernels make of batch sizes."""
     ones, others = list(tensors_in(long)), list(tensors_in(short))
     return len(ones) == len(others) and all(
-        _same(one, other, sizes, order) for one, other in zip(ones, others, strict=True)
+        any(_same(layout, one, other, order) for layout in Layout.all_of(one, other, sizes))
+        for one, other in zip(ones, others, strict=True)
     )
 
 
@@ -316,10 +339,7 @@ def _numbers(output: Any) -> list[Any]:
     return [one for one in tree_leaves(output) if not isinstance(one, torch.Tensor)]
 
 
-def _same(long: torch.Tensor, short: torch.Tensor, sizes: tuple[int, int], order: list[int]) -> bool:
-    layout = Layout.of(long, short, sizes)
-    if layout is None:
-        return False
+def _same(layout: Layout, long: torch.Tensor, short: torch.Tensor, order: list[int]) -> bool:
     one, other = layout.parts(long.detach()), layout.parts(short.detach())
     return near(one if layout.dim is None else one[order], other)
 
@@ -393,9 +413,10 @@ def _cut(
     for number, node in enumerate(long.nodes):
         twin = twins.get(node.point) if node.point else None
         if node.tensor is not None and twin is not None:
-            layout = Layout.of(node.tensor, twin, sizes)
-            if layout is not None and long.owners.keeps_apart(node.tensor, layout.parts):
-                layouts[number] = layout
+            for layout in Layout.all_of(node.tensor, twin, sizes):
+                if long.owners.keeps_apart(node.tensor, layout.parts):
+                    layouts[number] = layout
+                    break
     indices = {index for index, call in enumerate(long.calls) if any(call is one for one in skipped)}
     keys = {call.key for call in skipped}
     free = {
@@ -413,7 +434,7 @@ def _cut(
     while True:
         bytes_of = {number: one.nbytes if one.dim is not None else 1 for number, one in layouts.items()}
         kept = sorted(_narrowest(long, sinks, free, bytes_of))
-        mixed = [node for node in kept if not _same(*_twins(long.nodes[node], twins), sizes, order)]
+        mixed = [node for node in kept if not _same(layouts[node], *_twins(long.nodes[node], twins), order)]
         if not mixed:
             break
         for number in mixed:
@@ -467,6 +488,7 @@ def _cut(
         once,
         sum(call.flops for call in skipped) / root.flops if root.flops else None,
         decides=long.decides or short.decides,
+        overwrites={name for at, name in (*long.overwrites.items(), *short.overwrites.items()) if at not in stays},
         tail=None if tail is None else tail.key[0],
     )
 

@@ -200,6 +200,8 @@ class Owners:
         if name == "mkldnn_rnn_layer" and not args[8] and list(known) == [id(args[0])]:
             steps = _lines(known[id(args[0])], [0, 2])
             return [_of_recurrence(one, steps, args[0].shape[1]) for one in made]
+        if name in ("_embedding_bag", "_embedding_bag_forward_only") and not {id(args[0]), id(args[2])} & known.keys():
+            return [self._of_bags(args, known, len(made[0])), *map(_constant, made[1:])]  # those serve for backward
         if name in _BY_FIRST:
             with contextlib.suppress(Mixing):
                 return _by_first(tensors, known, made)
@@ -211,6 +213,17 @@ class Owners:
             if id(one) not in known and one.dim():
                 self._see_even(self._before.get(id(one), one), owners)
         return owners
+
+    def _of_bags(self, args: Any, known: dict[int, torch.Tensor], count: int) -> torch.Tensor:
+        """Whose each sum of embeddings is."""
+        indices, offsets, weights = args[1], args[2], args[6:7]
+        each = self._by_element([indices, *(one for one in weights if one is not None)], known).expand(len(indices))
+        bags = torch.searchsorted(offsets, torch.arange(len(indices)).to(offsets), right=True) - 1
+        whose = torch.zeros(count, dtype=each.dtype, device=each.device).scatter_reduce(0, bags, each, "amax")
+        if bool(((each != whose[bags]) & (each != _NOBODY)).any()):
+            raise Mixing(MIXED)
+        self._see_even(torch.bincount(bags, minlength=count), whose)
+        return whose[:, None]
 
     def _see_even(self, constant: torch.Tensor, owners: torch.Tensor) -> None:
         """See that a constant is the same for each sample that it meets."""

@@ -39,7 +39,7 @@ from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._torch import tree_leaves, tree_map_only
-from ftkit._wording import plural
+from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -145,6 +145,13 @@ def precompute(
         probe = _of_loader(inner, dataset) if by_content else _of_samples(inner, source, count * (draws or 1))
         inner.train()
         cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
+        if by_content and cut.overwrites:
+            raise FtkitError(
+                f"In {some(sorted(cut.overwrites), 3)}, the inputs of the {type(inner).__name__} are written to in "
+                "place. Where samples are looked up that is lost, and whoever reads the batch afterwards would miss "
+                "it. Let it write to a copy (inplace=False, or x = x.clone() before), or pass the data set in the "
+                "place of the loader, and take cached.loader()."
+            )
         form = None if by_content else samples.Form.of(probe.sample, probe.call, cut.stays)
         player, rows = _proven(inner, cut, probe.call, functools.partial(_with_rows, cut, form))
         inner.train()

@@ -159,6 +159,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         owners: Which sample each element of a value comes from.
         decides: Whether Python has read a truth value of the batch.
         ends_gradients: Whether a copy without history has come in the place of a tensor with gradients.
+        overwrites: The inputs to which the run wrote, by their number, and in which module.
         hints: What earlier runs have found out, and this one.
     """
 
@@ -175,6 +176,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.owners = Owners(samples)
         self.decides = False
         self.ends_gradients = False
+        self.overwrites: dict[int, str] = {}
         self.hints = hints
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
@@ -183,6 +185,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
         self._behind: dict[int, int] = {}  # copies in disguise, and what they are copies of
+        self._inputs: dict[int, int] = {}  # the number of the input that a storage holds
+        self._original: dict[int, int] = {}  # for copies: the storage that would be written to in their place
         self._noted: dict[int, list[torch.Tensor]] = {}  # by the storage that they share until it is written to
         self._alive: list[Any] = []  # so that no identity is taken again
         self._count: Counter[str] = Counter()
@@ -249,6 +253,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if hot:
             self.sinks.append((parent, tuple(self._open)))
         self._born[_memory(apart)] = tuple(self._open)
+        if what[0] == "input":
+            self._inputs[_memory(apart)] = what[2]
+        else:
+            self._original[_memory(apart)] = _memory(tensor)
         if what[0] == "arg":
             self._replaced[_memory(apart)] = self._open[-1], _memory(tensor)
         self.nodes[node].point, self.nodes[node].tensor = what, self._as_now(apart)
@@ -260,6 +268,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         with below_dispatch():
             copy = tensor.clone()
         self._alive.append(copy)
+        self._original[_memory(copy)] = _memory(tensor)
         origin = self.nodes[parent]
         value = self._at[_memory(copy)] = self._new(hot=origin.hot or why, varies=origin.varies, parents=(parent,))
         self._behind[value] = parent
@@ -319,6 +328,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 if call not in self._open:
                     self.calls[call].why_not = self.calls[call].why_not or "a value from inside it is used outside"
         for place in written:
+            self.see_write(place)
             if place in self._replaced:
                 call, original = self._replaced[place]
                 self._stale[original] = call
@@ -376,6 +386,13 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 self._leaked = "it may depend on what trains, of which Python has read a value before"
         if self._leaked:
             self._refuse(self._leaked)
+
+    def see_write(self, place: int) -> None:
+        """Note a write to a storage that holds an input, or a copy of one."""
+        while place in self._original:
+            place = self._original[place]
+        if place in self._inputs:
+            self.overwrites.setdefault(self._inputs[place], self._called(self._open))
 
     def _said(self, place: int) -> str:
         """The name of what lies in a storage."""
@@ -547,8 +564,11 @@ class _Reading(TorchFunctionMode):
         self._trace = trace
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") in self._READ:
+        name = getattr(func, "__name__", "")
+        if name in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
+        elif name == "__set__" and func.__self__ is torch.Tensor.data:
+            self._trace.see_write(_memory(args[0]))
         return func(*args, **(kwargs or {}))
 
 

@@ -260,6 +260,53 @@ def test_kinds_of_bmp_that_pillow_does_not_know(found: Found, image: Image.Image
     assert found(bitmap(9, 24, bytes(64 * 48 * 3)), "a.bmp") == ["damaged"]
 
 
+@pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
+def test_remarks_that_pillow_finds_too_large(found: Found, image: Image.Image, encode: Encode, name: bytes) -> None:
+    """As programs note down how they made a picture: it needs another, unless pixels are missing."""
+    data = encode(image, "PNG")
+    head = b"x\0\1\0\0\0" if name == b"iTXt" else b"x\0\0"
+    body = name + head + zlib.compress(bytes(2_000_000))
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    whole = data[:33] + chunk + data[33:]
+    assert found(whole, "a.png") == ["needs_package"]
+    for cut in (whole[: len(whole) // 2], whole[:-60] + bytes(40) + whole[-20:]):
+        kinds = found(cut, "a.png")
+        assert "needs_package" not in kinds
+        assert {"damaged", "truncated"} & set(kinds)
+
+
+@pytest.mark.parametrize("profile", [b"", bytes(548)])
+@pytest.mark.parametrize(
+    ("bits", "masks"),
+    [
+        (16, (0xF00, 0xF0, 0xF, 0xF000)),
+        (16, (0xF00, 0xF0, 0xF, 0)),
+        (16, (0x7C00, 0x3E0, 0x1F, 0x8000)),
+        (16, (0x1F, 0x7E0, 0xF800, 0)),
+        (32, (0x3FF00000, 0xFFC00, 0x3FF, 0xC0000000)),
+    ],
+)
+def test_bits_of_colors_that_pillow_does_not_know(
+    found: Found, bits: int, masks: tuple[int, ...], profile: bytes
+) -> None:
+    """ImageMagick and games write them; one changed bit makes no such file of one that Pillow opens."""
+    pixels = random.Random(0).randbytes(64 * 48 * bits // 8)
+    form = struct.pack("<IiiHHIIiiII4I", 124, 64, 48, 1, bits, 3, len(pixels), 2835, 2835, 0, 0, *masks).ljust(
+        124, b"\0"
+    )
+    data = b"BM" + struct.pack("<IHHI", 138 + len(pixels) + len(profile), 0, 0, 138) + form + pixels + profile
+    is_known = masks[:3] == (0x7C00, 0x3E0, 0x1F)
+    assert found(data, "a.bmp") == ([] if is_known else ["needs_package"])
+    for cut in (data[: len(data) // 2], data[: -len(profile) - 1]):
+        assert found(cut, "a.bmp") in (["damaged"], ["truncated"])
+    known = (0xF800, 0x7E0, 0x1F, 0) if bits == 16 else (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    for place in range(4):
+        for bit in range(bits):
+            changed = list(known)
+            changed[place] ^= 1 << bit
+            assert "needs_package" not in found(data[:54] + struct.pack("<4I", *changed) + data[70:], "a.bmp")
+
+
 @pytest.mark.parametrize("frames", [1, 3])
 def test_an_animated_webp(image: Image.Image, encode: Encode, frames: int) -> None:
     """Some loaders refuse it, even if there is but one frame."""

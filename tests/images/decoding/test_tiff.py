@@ -20,10 +20,13 @@ _FORMATS = {"u": 1, "i": 2, "f": 3, "c": 6}
 Tags = dict[int, tuple[int, ...]]
 
 
-def assemble(pieces: list[bytes], tags: Tags, tiled: bool = False, large: bool = False) -> bytes:
+def assemble(
+    pieces: list[bytes], tags: Tags, tiled: bool = False, large: bool = False, is_big_first: bool = False
+) -> bytes:
     """Return a TIFF file of these strips or tiles, as a big-endian BigTIFF if large; an empty one is left out."""
-    number, unit, of_unit, start = (">Q", "Q", 16, 16) if large else ("<H", "I", 4, 8)
-    order, size = number[0], struct.calcsize(unit)
+    order = ">" if large or is_big_first else "<"
+    number, unit, of_unit, start = (order + "Q", "Q", 16, 16) if large else (order + "H", "I", 4, 8)
+    size = struct.calcsize(unit)
     at, places, pixels = start, [], b"".join(pieces)
     for piece in pieces:
         places.append(at if piece else 0)
@@ -38,7 +41,7 @@ def assemble(pieces: list[bytes], tags: Tags, tiled: bool = False, large: bool =
         if len(values) > 1:
             more, value = more + value, struct.pack(order + unit, end + len(more))
         directory += struct.pack(f"{order}HH{unit}", tag, of_unit, len(values)) + value
-    head = b"MM\0+\0\x08\0\0" if large else b"II*\0"
+    head = b"MM\0+\0\x08\0\0" if large else b"MM\0*" if is_big_first else b"II*\0"
     return head + struct.pack(order + unit, at) + pixels + directory + bytes(size) + more
 
 
@@ -96,7 +99,8 @@ def noise(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-BANDS = form_of(SIDE, SIDE, 16, 4, 1) | {284: (2,), 338: (0, 0, 0)}
+PLANES = {284: (2,)}
+BANDS = form_of(SIDE, SIDE, 16, 4, 1) | PLANES | {338: (0, 0, 0)}
 SQUARES = form_of(SIDE, SIDE, 8, 1, 1) | {278: (), 322: (16,), 323: (16,)}
 TILES = [noise(256), b"", noise(256), noise(256)]
 SOUND = {
@@ -114,6 +118,14 @@ SOUND = {
     "mosaic of colors": assemble([noise(1024)], form_of(SIDE, SIDE, 8, 1, 32803) | {33422: (0, 1, 1, 2)}),
     "linear colors": assemble([noise(6144)], form_of(SIDE, SIDE, 16, 3, 34892)),
     "mask": assemble([noise(128)], form_of(SIDE, SIDE, 1, 1, 4)),
+    "mask of bytes": assemble([noise(1024)], form_of(SIDE, SIDE, 8, 1, 4)),
+    "32 bits, big end first": assemble([noise(4096)], form_of(SIDE, SIDE, 32, 1, 1), is_big_first=True),
+    "white is zero, big end first": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 0), is_big_first=True),
+    "heights as a plane": assemble([noise(1024)] * 2, form_of(SIDE, SIDE, 16, 1, 1) | PLANES | {278: (16,), 339: (2,)}),
+    "4 bits in tiles, as a plane": assemble([noise(128)] * 4, SQUARES | PLANES | {256: (28,), 258: (4,)}, True),
+    "two channels in planes": assemble([noise(1024)] * 2, form_of(SIDE, SIDE, 8, 2, 1) | PLANES | {338: (0,)}),
+    "a fourth plane": assemble([noise(1024)] * 4, form_of(SIDE, SIDE, 8, 4, 2) | PLANES | {338: (0,)}),
+    "bits the other way round": assemble([noise(6144)], form_of(SIDE, SIDE, 16, 3, 2) | {266: (2,)}),
     "large palette": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 3) | {320: tuple(range(1 << 16)) * 3}),
 }
 
@@ -124,7 +136,7 @@ def test_what_pillow_does_not_take(data: bytes) -> None:
     (note,) = check_bytes("x.tif", data).notes
     assert note.kind == "needs_package"
     assert "tifffile" in note.detail
-    directory = struct.unpack_from("<I", data, 4)[0]
+    directory = struct.unpack_from("<I" if data.startswith(b"II") else ">I", data, 4)[0]
     for stop in (directory // 3, directory + 20, len(data) - 1):
         (note,) = check_bytes("x.tif", data[:stop]).notes
         assert note.kind in ("damaged", "truncated")
@@ -227,3 +239,22 @@ def test_a_directory_that_was_damaged_is_no_kind_of_its_own(
         for bit in range(0, 8, 2):
             changed = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
             assert "needs_package" not in [note.kind for note in check_bytes("x.tif", changed).notes]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_zeros_that_jpeg_may_have(
+    channels: int, photo: Callable[..., Image.Image], encode: Callable[..., bytes]
+) -> None:
+    """A tile without data is coded as zeros, by tables made for it; in the place of other codes, they are a hole."""
+    picture = Image.new("RGB", (1024, 1024), (40, 60, 90))
+    picture.paste(photo(2, (1024, 80)))
+    tile = encode(picture if channels == 3 else picture.convert("L"), quality=80, optimize=True)
+    tags = form_of(*picture.size, 8, channels, 6 if channels == 3 else 1) | {259: (7,)}
+    assert bytes(3000) in tile
+    assert check_bytes("x.tif", assemble([tile], tags)).notes == []
+    for size in (512, 4096):
+        for share in (0.1, 0.3, 0.5):
+            at = int(share * len(tile))
+            holed = tile[:at] + bytes(size) + tile[at + size :]
+            (note,) = check_bytes("x.tif", assemble([holed], tags)).notes
+            assert note.kind == "damaged"

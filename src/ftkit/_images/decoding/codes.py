@@ -21,7 +21,7 @@ _ZIGZAG = 64
 _BEYOND = bytes(256)  # that the last block may be read on into: no block is longer
 _MOST_MEAN = 2 * 1024  # of what 8 bits need: editors may have gone beyond it
 _TAIL = 6000  # bytes: far more than codes need to fall into step
-_HOLE = bytes(256)  # in progressive coding, plain blocks take no bits, and of bits for others, codes stand among 1000
+_HOLE = bytes(256)
 _RESTART = re.compile(b"\xff+[\xd0-\xd7]")
 # By the next 16 bits: how many a code takes, with what follows it; how many coefficients further it leads, and how many
 # bits of a number follow. 0 for no code.
@@ -212,9 +212,20 @@ def _read(scan: _Scan, part: bytes, units: range) -> bool:
     at, number = next((read for read in units_read if read[1] >= units.stop), (0, 0))
     if number != units.stop or at > bits.end or not bits.is_filled(at):
         raise _MisfitError
-    if scan.known and _HOLE in bits.plain[: at >> 3]:
+    if _HOLE in bits.plain[: at >> 3] and not _may_be_zeros(scan):
         raise _MisfitError
     return bits.end - at >= 8
+
+
+def _may_be_zeros(scan: _Scan) -> bool:
+    """Whether a run of zeros may be codes, as by tables that were made for a plain picture.
+
+    In progressive coding, the means may be plain; of the rest, plain blocks take no bits, and of bits for others, codes
+    stand among 1000.
+    """
+    if scan.first or not scan.last:
+        return not scan.first
+    return all(table[0][1:] == (0, 0) for part in scan.components for table in (part.means, part.rest))
 
 
 def _goes_on(scan: _Scan, part: bytes) -> bool:

@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
 
+from ftkit._images.decoding import jpeg2000
 from ftkit._images.decoding.leftover import coded_parts
 
 _BITS, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
 _HOLE = bytes(512)  # a sector of a disk
 _ROW = len(_HOLE) // 2  # bytes, that are all within a hole, wherever it begins
-_MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels in JPEG 2000 are coded around
 # Raw ones may be black.
-_CODED_TIFF = frozenset(("tiff_lzw", "jpeg", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
+_CODED_TIFF = frozenset(("tiff_lzw", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
 
 
 def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes], bool]) -> bool:
     """Whether a sector's worth of zeros stands where only coded pixels can be, or what is within a TIFF is wrong."""
     if image.format == "AVIF":
         return any(_repeats(data[start:stop]) for start, stop in coded_parts(data))
-    if image.format == "JPEG2000" and any(_MARKER.search(data, start, stop) for start, stop in _tile_parts(data)):
-        return True
+    if image.format == "JPEG2000":
+        return jpeg2000.has_hole(data)
     if str(image.info.get("compression")).endswith("deflate"):
         return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
     if image.info.get("compression") == "jpeg":
         tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
-        if any(is_damaged_jpeg(tables[:-2] + data[start + 2 : stop]) for start, stop in _in_tiff(image)):
-            return True
+        parts = {data[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
+        return any(is_damaged_jpeg(tables[:-2] + part) for part in parts)
     if image.info.get("compression") == "packbits" and not _unpacks(image, data):
         return True
-    if _HOLE not in data:  # as in nearly all files
+    if image.info.get("compression") not in _CODED_TIFF or _HOLE not in data:  # as in nearly all files
         return False
-    parts = _tile_parts(data) if image.format == "JPEG2000" else ()
-    if image.info.get("compression") in _CODED_TIFF:
-        parts = _in_tiff(image)
-    has_zeros = any(_HOLE in data[start:stop] for start, stop in parts)
-    return has_zeros and not (image.format == "JPEG2000" and _may_have_zeros(data))
+    return any(_HOLE in data[start:stop] for start, stop in _in_tiff(image))
 
 
 def _repeats(coded: bytes) -> bool:
@@ -75,33 +70,6 @@ def _inflates(packed: bytes) -> bool:
     except zlib.error:
         return False
     return True
-
-
-def _tile_parts(data: bytes) -> Iterator[tuple[int, int]]:
-    """Yield where the packets of each tile-part are (ITU-T T.800, annex A), unless markers stand among them."""
-    at = data.find(b"\xff\x4f\xff\x51")  # start of codestream, and of the size
-    style = data.find(b"\xff\x52", at)
-    if at < 0 or not 0 <= style < len(data) - 12 or data[style + 4] & 6:  # packets have markers of their own
-        return
-    at = data.find(b"\xff\x90", style)
-    while at >= 0 and data[at : at + 2] == b"\xff\x90":
-        size = int.from_bytes(data[at + 6 : at + 10], "big")
-        stop = at + size if size else data.rfind(b"\xff\xd9")
-        start = data.find(b"\xff\x93", at)  # start of data
-        if not at < start < stop <= len(data):
-            return
-        yield start + 2, stop
-        at = stop
-
-
-def _may_have_zeros(data: bytes) -> bool:
-    """Whether zeros may stand among the packets (A.6.1): bits that bypass the coder, or many packets that are empty."""
-    size = data.find(b"\xff\x4f\xff\x51")
-    style = data.find(b"\xff\x52", size)
-    has_precincts, bypasses = data[style + 4] & 1, data[style + 12] & 1
-    components, layers, levels = data[size + 40 : size + 42], data[style + 6 : style + 8], data[style + 9]
-    packets = int.from_bytes(components, "big") * int.from_bytes(layers, "big") * (levels + 1)
-    return bool(has_precincts or bypasses) or packets >= len(_HOLE)
 
 
 def _in_tiff(image: Image.Image) -> Iterator[tuple[int, int]]:

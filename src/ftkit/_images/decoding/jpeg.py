@@ -402,12 +402,19 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
 
 
 def is_damaged(data: bytes) -> bool:
-    """Whether a JPEG within another file has lost pixels that the strict decoder complains of."""
+    """Whether a JPEG within another file has lost pixels: the decoder complains, or zeros are no codes of it.
+
+    A plain picture may be coded as nothing but zeros, by tables that were made for it.
+    """
     header = read_header(data)
     if header is None or not header.is_known:
         return False
-    complaint = _complaint_of(data, header)
-    return bool(complaint) and not (complaint.startswith("tj") or _harmless(data, header, complaint))
+    has_zeros = _HOLE in data
+    if complaint := _complaint_of(data, header):
+        is_harmless = _HARMLESS.search(complaint) if has_zeros else _harmless(data, header, complaint)
+        return not (complaint.startswith("tj") or is_harmless)
+    is_readable = header.process < _ARITHMETIC and _is_read_soon(data, header)
+    return has_zeros and is_readable and _goes_on(data, header) is None
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
@@ -529,4 +536,5 @@ _LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
 _MOST_FOREIGN = 4096  # bytes, where nothing tells them from pixels, or that are all the same
 _MOST_PADDED = 8  # bytes of pixels that look like the padding behind them, at most
 _LEAST_TEXT, _TEXT = 8, bytes((9, 10, 13, *range(32, 127)))
+_HOLE = bytes(512)  # a sector of a disk
 _MOST_READ = 3_000_000  # bytes, and blocks of all scans

@@ -172,7 +172,7 @@ def _units(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, i
         yield from found
 
 
-def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield name, start and end of the content of each box (ISO/IEC 14496-12, 4.2) that says its size in 32 bits."""
     while start + 8 <= end:
         size = int.from_bytes(data[start : start + 4], "big")
@@ -189,7 +189,7 @@ def samples(data: bytes) -> Iterator[tuple[int, int]]:
         if not any(data[start + 8 : start + 12] == b"pict" for start, _ in _within(data, track, b"hdlr")):
             continue  # its transparency
         for table in _within(data, track, b"minf", b"stbl"):
-            inner = {name: data[start:end] for name, start, end in _boxes(data, *table)}
+            inner = {name: data[start:end] for name, start, end in boxes(data, *table)}
             sizes = _numbers(inner.get(b"stsz", b"")[12:], 4)
             chunks = _numbers(inner.get(b"stco", b"")[8:], 4) or _numbers(inner.get(b"co64", b"")[8:], 8)
             runs = _numbers(inner.get(b"stsc", b"")[8:], 4)
@@ -206,7 +206,7 @@ def samples(data: bytes) -> Iterator[tuple[int, int]]:
 
 def _within(data: bytes, span: tuple[int, int], *path: bytes) -> Iterator[tuple[int, int]]:
     """Yield start and end of the content of each box that is in others of these names."""
-    for name, start, end in _boxes(data, *span):
+    for name, start, end in boxes(data, *span):
         if name == path[0]:
             yield from _within(data, (start, end), *path[1:]) if path[1:] else ((start, end),)
 
@@ -230,7 +230,7 @@ def coded_parts(avif: bytes) -> Iterator[tuple[int, int]]:
         return
     inner = _meta(avif)
     entries, coded = inner.get(b"iinf", b"")[6:], set()
-    for _, start, _ in _boxes(entries, 0, len(entries)):
+    for _, start, _ in boxes(entries, 0, len(entries)):
         at = start + 4
         stop = at + (4 if entries[start : start + 1] == b"\3" else 2)  # where an item's number ends
         if entries[stop + 2 : stop + 6] == b"av01":
@@ -242,8 +242,8 @@ def coded_parts(avif: bytes) -> Iterator[tuple[int, int]]:
 
 def _meta(avif: bytes) -> dict[bytes, bytes]:
     """Return the content of the boxes that tell of a file's items, by their names."""
-    whole = next(((start + 4, end) for name, start, end in _boxes(avif, 0, len(avif)) if name == b"meta"), (0, 0))
-    return {name: avif[start:end] for name, start, end in _boxes(avif, *whole)}
+    whole = next(((start + 4, end) for name, start, end in boxes(avif, 0, len(avif)) if name == b"meta"), (0, 0))
+    return {name: avif[start:end] for name, start, end in boxes(avif, *whole)}
 
 
 def _items(places: bytes) -> Iterator[tuple[int, list[tuple[int, int]]]]:

@@ -75,7 +75,7 @@ def _suffixes(form: str) -> tuple[str, ...]:
 def _mend_bytes(data: bytes, kinds: set[str]) -> bytes:
     """Mend what stands around the coded pixels."""
     if data.startswith(png.MAGIC) and kinds & _PNG_KINDS:
-        return png.mend(data, b"eXIf" if "bad_exif" in kinds else b"")
+        return png.mend(data, [b"eXIf"] if "bad_exif" in kinds else [])
     if data.startswith(b"GIF8") and "missing_end" in kinds and (end := gif_end(data)):
         return data[:end].ljust(end, b"\0") + b";"
     if data.startswith(jpeg.MAGIC) and "bad_exif" in kinds:

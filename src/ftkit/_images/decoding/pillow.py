@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ftkit._images.decoding import png, tiff
+from ftkit._images.decoding import jpeg2000, png, tiff
 from ftkit._images.decoding.holes import has_hole
 from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
@@ -32,6 +32,9 @@ _FRAME_PIXELS = 250_000_000  # of an animation, all frames together, that are de
 _FRAMES = 2000  # of an animation, that are decoded: each takes time of its own
 _RAW = (b"BM", b"P4", b"P5", b"P6", b"Pf")  # BMP, and PPM and its like, but for those in plain text
 _PADDED = 4  # bytes, at most, that a row of a BMP is filled up with
+_MASKS, _MASKS_ALPHA = 3, 6  # codings of BMP: masks tell which bits are red, green and blue, and how transparent it is
+_WITH_ALPHA = 56  # bytes of a BMP's header that has a mask for that, at least
+_BITS_OF_PIXELS = frozenset((12, 15, 16, 24, 30, 32))
 # What is told by its start, in lower case.
 _NOT_IMAGES = (
     ((b"version https://git-lfs",), "a Git LFS pointer: the file itself was never fetched"),
@@ -49,7 +52,7 @@ _NOT_IMAGES = (
 _DAMAGED = (
     ((b"\xff\xd8\xff",), "starts like a JPEG file, but no image follows"),
     (
-        (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+        (b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", *jpeg2000.MAGICS),
         "starts like an image, but Pillow can't read its header",
     ),
 )
@@ -122,10 +125,8 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
     except Image.DecompressionBombError as error:
         raise Broken("bomb", str(error)) from None
     except (*_COMPLAINTS, ValueError) as error:
-        if found := tiff.unsupported(data, _NO_SAMPLES in str(error)):
-            raise _judge_unsupported(found) from None
-        if kind := _kind_of_bmp(data):
-            raise Broken("needs_package", f"{kind}, which Pillow can't open") from None
+        if judged := _judge_refused(data, str(error)):
+            raise judged from None
         if isinstance(error, ValueError):
             raise
         raise _broken_by(error) from None
@@ -148,8 +149,8 @@ def _describe(data: bytes) -> Broken:
     form, package = next((plugin for brand, plugin in _PLUGINS.items() if brand in brands), ("", ""))
     if form and form not in Image.OPEN:
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
-    if found := tiff.unsupported(data):
-        return _judge_unsupported(found)
+    if judged := _judge_refused(data):
+        return judged
     if data[:3] in (b"PF\n", b"PF\r", b"PF "):
         return Broken("needs_package", "PFM with three channels, which Pillow can't open, but the package imageio can")
     if data.startswith(b"\x76\x2f\x31\x01\x02") or (data[:4] in (b"SDPX", b"XPDS") and data[8:10] in (b"V1", b"V2")):
@@ -170,16 +171,54 @@ def _describe(data: bytes) -> Broken:
     return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
 
 
+def _judge_refused(data: bytes, said: str = "") -> Broken | None:
+    """Return the verdict on a file that Pillow refuses, if that is whole; None when it may be damaged."""
+    if found := tiff.unsupported(data, _NO_SAMPLES in said):
+        return _judge_unsupported(found)
+    kind, bare = jpeg2000.unsupported(data)
+    if kind and not (bare and complaint(bare)):
+        return Broken("needs_package", f"{kind}, which Pillow can't open, but the package rasterio can")
+    if kind := _kind_of_bmp(data):
+        return Broken("needs_package", f"{kind}, which Pillow can't open")
+    if data.startswith(png.MAGIC):
+        bare = png.mend(data, png.REMARKS)
+        if not complaint(bare):
+            check(bare, [])  # it may lack pixels, too
+            detail = "PNG with text or a profile too large for Pillow, but not for the package opencv-python"
+            return Broken("needs_package", detail)
+    return None
+
+
 def _kind_of_bmp(data: bytes) -> str:
     """Return the kind of a whole BMP file that Pillow does not know; else nothing."""
-    if not data.startswith(b"BM") or len(data) < 54:
+    if not data.startswith(b"BM") or len(data) < 70:
         return ""
-    start, width, height, bits, coding = struct.unpack_from("<I4xii2xHI", data, 10)
-    size = (width * bits + 31) // 32 * 4 * abs(height)
-    if coding == 0 and bits in (2, 64) and 0 <= len(data) - start - size < 4:
+    told, start, form, width, height, bits, coding = struct.unpack_from("<I4xIIii2xHI", data, 2)
+    rest = len(data) - start - (width * bits + 31) // 32 * 4 * abs(height)
+    if coding == 0 and bits in (2, 64) and 0 <= rest < 4:
         return f"BMP of {bits} bits per pixel"
+    if coding in (_MASKS, _MASKS_ALPHA) and bits in (16, 32) and rest >= 0 and (rest < 4 or told == len(data)):
+        masks = struct.unpack_from("<IIII", data, 54)
+        used = masks if form >= _WITH_ALPHA or coding == _MASKS_ALPHA else masks[:3]
+        return f"BMP whose colors have {_widths(used)} bits" if _is_layout(used) else ""
     inner = {4: ("JPEG", b"\xff\xd8\xff"), 5: ("PNG", png.MAGIC)}.get(coding)
     return f"BMP in {inner[0]}" if inner and not bits and data.startswith(inner[1], start) else ""
+
+
+def _is_layout(masks: tuple[int, ...]) -> bool:
+    """Whether masks cut a pixel's bits into colors as wide as each other (green may have one more), and transparency.
+
+    So no layout that Pillow knows becomes another by a changed bit.
+    """
+    red, green, blue, *_ = (mask.bit_count() for mask in masks)
+    runs = [mask // (mask & -mask) for mask in masks if mask]
+    is_cut = all(run & run + 1 == 0 for run in runs) and sum(masks) & sum(masks) + 1 == 0
+    is_apart = sum(mask.bit_count() for mask in masks) == sum(masks).bit_length()
+    return is_cut and is_apart and 0 < red == blue <= green <= red + 1 and sum(masks).bit_length() in _BITS_OF_PIXELS
+
+
+def _widths(masks: tuple[int, ...]) -> str:
+    return ", ".join(str(mask.bit_count()) for mask in masks if mask)
 
 
 def _is_whole_pam(data: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from ftkit._images.verdict import Broken, Note
@@ -14,6 +14,7 @@ MAGIC = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by the type of colour
 # The first column and row of each pass of an interlaced file, and the steps from there.
 _ADAM7 = (0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)
+REMARKS = frozenset((b"tEXt", b"zTXt", b"iTXt", b"iCCP"))  # of which Pillow takes no more than some
 _PIXEL_CHUNKS = frozenset((b"IHDR", b"PLTE", b"tRNS"))  # what a wrong one does to the pixels can't be told
 
 
@@ -102,9 +103,9 @@ def _inflates(packed: Iterable[bytes], form: int = zlib.MAX_WBITS) -> bool:
     return inflate.eof
 
 
-def mend(data: bytes, without: bytes = b"") -> bytes:
-    """Put the right checksums and an end to a file of sound chunks; cut off what follows, and drop a kind of chunk."""
-    named = [(chunk.name, chunk.body) for chunk in _chunks(data) if chunk.name != without]
+def mend(data: bytes, without: Collection[bytes] = ()) -> bytes:
+    """Put the right checksums and an end to a file of sound chunks; cut off what follows, and drop kinds of chunks."""
+    named = [(chunk.name, chunk.body) for chunk in _chunks(data) if chunk.name not in without]
     if not named or named[-1][0] != b"IEND":
         named.append((b"IEND", b""))
     return MAGIC + b"".join(

@@ -35,9 +35,6 @@ _OF_BYTES = frozenset((5, 8, 32946, 32773))  # codings that any libtiff decodes,
 _OF_BITS = frozenset((2, 3, 4))  # codings of black and white
 _MOST_BYTES = 60_000_000  # that are decoded to see whether they can be: a second's work
 
-# What Pillow opens: what the samples mean, the kind of number, the bits of each and what the last ones are for.
-_KNOWN = {(meaning, form[0], bits, more) for _, meaning, form, _, bits, more in TiffImagePlugin.OPEN_INFO}
-
 
 class Unsupported(NamedTuple):
     """A TIFF file that is whole as far as its first directory tells.
@@ -76,9 +73,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
         planes = count if tags.get(_PLANES, 1) != 1 else 1
         row = -(-tags.get(_TILE_WIDTH, tags[_WIDTH]) * (count // planes) * bits // 8)
         places = _places(tags, planes)
-        known = tags.get(_MEANING, 0), number, tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
-        is_known = known in _KNOWN and coding in TiffImagePlugin.COMPRESSION_INFO
-        is_known = is_known and not data.startswith(_SWAPPED)
+        is_known = _is_known(tags, number, coding) and not data.startswith(_SWAPPED)
         is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
         others = [] if coding in _CODINGS else list(_in_other_codings(data, coding))
         pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
@@ -140,6 +135,20 @@ def _tells_all(data: bytes) -> bool:
     return len(data) - taken < _UNNAMED
 
 
+def _is_known(tags: Any, number: int, coding: int) -> bool:
+    """Whether Pillow takes such samples: by its table, and band by band if that is how they stand there."""
+    bits, more = tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
+    is_planar = tags.get(_PLANES, 1) == 2
+    if is_planar and not any(more):  # it passes over bands that are for nothing
+        bits, more = bits[: len(bits) - len(more)], ()
+    order = 2 if tags.get(_ORDER) == 2 else 1
+    samples = tags.prefix, tags.get(_MEANING, 0), (number,), order, bits, more
+    _, letters = TiffImagePlugin.OPEN_INFO.get(samples, ("", ""))
+    if is_planar and coding == _RAW:  # it takes a letter for a band
+        return bool(len(letters) == tags.get(_SAMPLES, 1))
+    return letters != "" and coding in TiffImagePlugin.COMPRESSION_INFO
+
+
 def _is_number(number: int, bits: int) -> bool:
     return 0 < bits <= 64 if number < 3 else bits in (_FLOATS if number == 3 else _COMPLEX)
 
@@ -149,7 +158,7 @@ def _has_meaning(tags: Any, count: int, bits: int) -> bool:
     bands = count - len(tags.get(_MORE, ()))
     return {
         0: bands == 1, 1: True, 2: count >= 3, 3: bands == 1 and len(tags.get(_PALETTE, ())) == 3 << bits,
-        4: count == bits == 1, 5: count >= 4, 6: count == 3, 8: count >= 3, 9: count >= 3,
+        4: count == 1, 5: count >= 4, 6: count == 3, 8: count >= 3, 9: count >= 3,
         32803: _MOSAIC in tags, 32844: True, 32845: count >= 3, 34892: True,
     }.get(tags.get(_MEANING, 0), False)  # fmt: skip
 

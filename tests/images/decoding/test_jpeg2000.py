@@ -1,0 +1,55 @@
+"""JPEG 2000 files that Pillow refuses: sound ones are told from damaged ones."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from PIL import Image
+
+from ftkit._images.decoding.checks import check_bytes
+
+Encode = Callable[..., bytes]
+GREY = b"\0\0\0\x11"  # the number of that space of colors
+
+
+def of_no_color(image: Image.Image, encode: Encode, **options: object) -> bytes:
+    """Return three components in a file that says they are grey, as GDAL writes bands without a colour."""
+    data = encode(image, "JPEG2000", **options)
+    at = data.index(b"colr") + 7
+    return data[:at] + GREY + data[at + 4 :]
+
+
+def of_five(image: Image.Image, encode: Encode, **options: object) -> bytes:
+    """Return a file that says there are five components; Pillow looks at none of them."""
+    data = of_no_color(image, encode, **options)
+    header, stream = data.index(b"ihdr"), data.index(b"\xff\x4f\xff\x51")
+    head = data[: header + 12] + b"\0\5" + data[header + 14 : stream - 8]
+    parts = data[stream : stream + 4], struct.pack(">H", 53), data[stream + 6 : stream + 40], b"\0\5"
+    bare = b"".join((*parts, data[stream + 42 : stream + 51], b"\7\1\1" * 2, data[stream + 51 :]))
+    return head + struct.pack(">I4s", 8 + len(bare), b"jp2c") + bare
+
+
+@pytest.mark.parametrize("make", [of_no_color, of_five])
+@pytest.mark.parametrize("options", [{}, {"tile_size": (128, 128)}], ids=["whole", "tiles"])
+def test_components_that_pillow_does_not_take(
+    make: Callable[..., bytes], options: dict[str, object], image: Image.Image, encode: Encode
+) -> None:
+    """They need a package, unless something is missing or has changed."""
+    data = make(image, encode, **options)
+    (note,) = check_bytes("x.jp2", data).notes
+    assert (note.kind, note.severity) == ("needs_package", None)
+    assert f"{5 if make is of_five else 3} components" in note.detail
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        (note,) = check_bytes("x.jp2", data[: int(share * len(data))]).notes
+        assert note.kind in ("damaged", "truncated")
+    for share in (0.3, 0.6, 0.9):
+        at = int(share * len(data))
+        for other in (bytes(512), b"\xff" * 512):
+            (note,) = check_bytes("x.jp2", data[:at] + other + data[at + 512 :]).notes
+            assert note.kind == "damaged"
+    head = data.index(b"\xff\x4f\xff\x51")
+    for place in (15, 17, 35, 42, data.index(b"ihdr") + 13, head - 1, head - 5, head + 11, head + 41):
+        changed = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        assert check_bytes("x.jp2", changed).notes[0].kind in ("damaged", "truncated")
