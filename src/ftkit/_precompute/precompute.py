@@ -32,7 +32,7 @@ from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
-from ftkit._precompute.replay import ALIGN, Player
+from ftkit._precompute.replay import ALIGN, Player, outside
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.spotcheck import own
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
@@ -140,7 +140,7 @@ def precompute(
     if by_content and draws is not None:
         raise FtkitError("views= needs a data set, not a loader: pass its dataset, and take cached.loader().")
     source = dataset if by_content or draws is None else samples.Views(dataset, draws)
-    with no_trace(inner):
+    with outside(), no_trace(inner):
         count = 0 if by_content else _length(dataset)
         probe = _of_loader(inner, dataset) if by_content else _of_samples(inner, source, count * (draws or 1))
         inner.train()
