@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 import ftkit
 from ftkit._reports import Grid, Parts, Report
-from ftkit._wording import harmless, plural
+from ftkit._wording import cause, harmless, plural
 from ftkit.errors import FtkitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -255,7 +255,7 @@ def _model(name: str) -> nn.Module:
     except FtkitError:
         raise
     except Exception as error:  # the user's own code may fail in any way
-        raise FtkitError(f"{name} could not be built: {type(error).__name__}: {error}") from error
+        raise FtkitError(f"{name} could not be built: {cause(error)}.") from error
     return model
 
 

@@ -59,6 +59,18 @@ def harmless(text: str) -> str:
     return text if text.isprintable() else "\n".join("".join(map(_escaped, line)) for line in text.split("\n"))
 
 
+def cause(error: BaseException) -> str:
+    """Write what an exception says, behind its kind: many say nothing, or not enough without it.
+
+    Example:
+        >>> from ftkit._wording import cause
+        >>> cause(KeyError("weight")), cause(AssertionError())
+        ("KeyError: 'weight'", 'AssertionError')
+    """
+    said = str(error).strip().rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def _escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import gc
+import os
 import random
+import signal
 import sys
 import threading
 import warnings
@@ -21,7 +24,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ftkit import adapt_input, append_head, find_head, freeze, param_groups, replace_head, summary
-from ftkit._models.dryrun import named_tensors, tensors_in, untouched
+from ftkit._models.dryrun import alone, named_tensors, tensors_in, untouched
 from ftkit._torch import FAKE_TENSOR_LOG
 
 STATES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {  # how each is read, and disturbed
@@ -270,3 +273,31 @@ def test_no_fake_tensor_stays_in_a_cache_of_functions(look: Callable[[nn.Module]
     assert type(first) is torch.Tensor
     look(model)
     assert torch.equal(model(x), first)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("own", [False, True])
+def test_a_forked_process_does_not_wait_for_threads_that_it_does_not_have(own: bool) -> None:
+    """Nor does it lose the turn of its own thread."""
+    taken, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with alone():
+            taken.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    with alone() if own else contextlib.nullcontext():
+        if not own:
+            thread.start()
+            taken.wait(60)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)  # which ends it, if it waits
+            with alone():
+                os._exit(7)
+    done.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    with alone():  # which is given back here
+        pass

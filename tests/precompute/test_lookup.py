@@ -543,3 +543,86 @@ def test_a_block_in_which_nothing_is_looked_up_says_so_once(tmp_path: Path) -> N
         for inputs, _ in loader:
             model(inputs)
             model(inputs, flip=True)
+
+
+def others() -> TensorDataset:
+    torch.manual_seed(5)
+    return TensorDataset(torch.randn(12, 8), torch.arange(12) % 3)
+
+
+def test_a_cache_that_is_made_in_the_block_of_another(tmp_path: Path) -> None:
+    """It is what it would be if it had been made before; for a data set, too."""
+    for beside in (DataLoader(others(), 6), others()):
+        model, plain, loader = Net(), Net(), DataLoader(data(), 6, shuffle=True)
+        place = tmp_path / type(beside).__name__
+        expected = precompute(plain, beside, place / "before")
+        with precompute(model, loader, place / "train") as first:
+            train(model, loader, 1)
+            hooks = [*model._forward_pre_hooks.values()], [*model._forward_hooks.values()], vars(model)["forward"]
+            second = precompute(model, beside, place / "inside")
+            assert hooks == ([*model._forward_pre_hooks.values()], [*model._forward_hooks.values()], model.forward)
+            assert (second.skipped, second.share, second.kept) == (expected.skipped, expected.share, expected.kept)
+            assert second.path.name == expected.path.name
+            before = first.computed
+            with second:
+                for inputs, _ in beside if isinstance(beside, DataLoader) else second.loader(batch_size=6):
+                    model(inputs)
+            train(model, loader, 1)
+        assert first.computed == before == 24
+        train(plain, loader, 1)
+        train(plain, loader, 1)
+        assert same(model.state_dict(), plain.state_dict())
+        assert not first.__dict__["_lookup"].as_before
+
+
+def test_a_cache_that_can_not_be_made_in_the_block_of_another(tmp_path: Path) -> None:
+    """The block goes on as it was."""
+    model, loader = Net(), DataLoader(data(), 6)
+    with precompute(model, loader, tmp_path) as cached:
+        train(model, loader, 1)
+        with pytest.raises(FtkitError, match="fails on a batch"):
+            precompute(model, DataLoader(TensorDataset(torch.randn(8, 9)), 4), tmp_path)
+        train(model, loader, 1)
+    assert cached.computed == 24
+    assert "ran as before" not in str(cached)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("inside", [False, True])
+def test_two_caches_of_one_model(inside: bool, tmp_path: Path) -> None:
+    """As for training and validation. The one that has the samples of a call answers it, and none is called useless."""
+    beside, loader = DataLoader(others(), 6), DataLoader(data(), 6, shuffle=True)
+    plain = Net()
+    expected = train(plain, loader), [plain(x) for x, _ in beside]
+    for again in range(2):
+        model = Net()
+        first = precompute(model, loader, tmp_path / "train")
+        if not again:
+            with first:
+                for inputs, _ in loader:
+                    model(inputs)
+        with contextlib.ExitStack() as blocks:
+            if not inside:
+                second = precompute(model, beside, tmp_path / "val")
+            blocks.enter_context(first)
+            if inside:
+                second = precompute(model, beside, tmp_path / "val")
+            blocks.enter_context(second)
+            ends = train(model, loader)
+            for (inputs, _), there in zip(beside, expected[1], strict=True):
+                torch.testing.assert_close(model(inputs), there)
+        assert same(ends, expected[0])
+        assert (first.samples, second.samples) == (24, 12)
+        assert "ran as before" not in f"{first}{second}"
+
+
+def test_rows_in_the_block_of_a_loader(tmp_path: Path) -> None:
+    """They are answered, and so none of its business."""
+    model, plain = Net(), Net()
+    rows = precompute(model, data(), tmp_path)
+    for first, second in ((0, 1), (1, 0)):
+        blocks = rows, precompute(model, DataLoader(others(), 6), tmp_path)
+        with blocks[first], blocks[second]:
+            for row, (inputs, _) in zip(rows.loader(batch_size=6), DataLoader(data(), 6), strict=True):
+                torch.testing.assert_close(model(row[0]), plain(inputs))
+        assert "ran as before" not in str(blocks[1])

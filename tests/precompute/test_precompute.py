@@ -657,3 +657,67 @@ def test_an_encoder_that_makes_nested_tensors_says_what_to_do(tmp_path: Path) ->
     with pytest.raises(FtkitError, match=r"nested tensors.* enable_nested_tensor=False"):
         precompute(Encoder(nested=True), data, tmp_path)
     assert precompute(Encoder(nested=False), data, tmp_path).skipped == ["part"]
+
+
+class Fails(nn.Module):
+    """Takes batches of four, and says nothing about that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 4), nn.Linear(4, 2)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) % 4:
+            raise AssertionError
+        scores: Tensor = self.head(self.body(x))
+        return scores
+
+
+@pytest.mark.parametrize(("size", "by_content"), [(4, True), (3, True), (4, False)])
+def test_an_error_without_words_is_named(size: int, by_content: bool, tmp_path: Path) -> None:
+    """And so is a size of batches that is not the loader's."""
+    dataset: Any = TensorDataset(torch.randn(9, 8), torch.arange(9) % 2)
+    with pytest.raises(FtkitError, match=r"fails on a batch of 3 samples: AssertionError\. The model gets") as caught:
+        precompute(Fails(), DataLoader(dataset, size) if by_content else dataset, tmp_path)
+    assert ("The loader's batches have 4 samples" in str(caught.value)) == (by_content and size == 4)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_error_without_words_in_one_mode(mode: bool, tmp_path: Path) -> None:
+    class OfOneMode(Fails):
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training is mode:
+                raise NotImplementedError
+            scores: Tensor = self.head(self.body(x))
+            return scores
+
+    with pytest.raises(FtkitError, match=r"fails on a batch of 3 samples.*: NotImplementedError\."):
+        precompute(OfOneMode(), TensorDataset(torch.randn(9, 8)), tmp_path)
+
+
+def test_a_sample_that_can_not_be_read_without_words(tmp_path: Path) -> None:
+    class Wordless(Dataset[Any]):
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> Tensor:
+            if index == 7:
+                raise AssertionError
+            return torch.zeros(8)
+
+    with pytest.raises(FtkitError, match=r"Sample 7 of the data set can't be read: AssertionError\.$"):
+        precompute(Fails(), Wordless(), tmp_path)
+
+
+def test_a_detection_model(tmp_path: Path) -> None:
+    """It takes a list of images, of any sizes, with no dimension for the samples."""
+    model = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+        weights=None, weights_backbone=None, num_classes=3
+    )
+    freeze(model, "backbone.body")
+    target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
+    dataset: Any = [(torch.rand(3, 64, 64), target)] * 8
+    loader = DataLoader(dataset, 2, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
+    with pytest.raises(FtkitError, match=r"a list of 3 tensors.*FasterRCNN takes images, targets.*detection models"):
+        precompute(model, loader, tmp_path)

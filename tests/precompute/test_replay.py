@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import sys
+import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +165,157 @@ def test_torch_compile_is_quiet_about_what_notes_decisions(
             for (given,) in loader:
                 run(given)
     assert not [one for one in caplog.records if "__torch_dispatch__" in one.getMessage()]
+
+
+class Dropping(nn.Module):
+    """Gives something else in train mode, in which the frozen part is computed anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU())
+        self.dropout, self.head = nn.Dropout(), nn.Linear(8, 3)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x > 1000).any()):
+            raise RuntimeError("too large")
+        if bool((x < -1000).any()):
+            raise KeyboardInterrupt
+        scores: Tensor = self.head(self.dropout(self.body(x)))
+        return scores
+
+
+class Plainly(Dropping):
+    """The same without a look at the values, so that what trains is called at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.dropout(self.body(x)))
+        return scores
+
+
+def at_once(*jobs: Callable[[], Any], seconds: float = 60) -> list[Any]:
+    """What jobs give that run in threads of their own, or the errors that they end with.
+
+    Python lets one after the other run for much shorter than it usually does, so that they meet.
+    """
+    results: list[Any] = [TimeoutError()] * len(jobs)
+    interval = sys.getswitchinterval()
+
+    def run(at: int, job: Callable[[], Any]) -> None:
+        try:
+            results[at] = job()
+        except BaseException as error:
+            results[at] = error
+
+    threads = [threading.Thread(target=run, args=one, daemon=True) for one in enumerate(jobs)]
+    sys.setswitchinterval(1e-5)
+    try:
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join(seconds)
+    finally:
+        sys.setswitchinterval(interval)
+    return results
+
+
+@pytest.mark.parametrize("made", [Dropping, Plainly])
+@pytest.mark.parametrize("by_content", [False, True])
+def test_threads_that_evaluate_one_model(by_content: bool, made: type[nn.Module], tmp_path: Path) -> None:
+    """Each gets what it would get alone, though batches are computed anew meanwhile."""
+
+    def evaluate() -> list[Tensor]:
+        with torch.no_grad():
+            return [model(inputs).clone() for (inputs,) in loader]
+
+    for trial in range(3):
+        model = made().eval()
+        with torch.no_grad():
+            expected = [model(inputs) for (inputs,) in DataLoader(data(), 4)]
+        cached, loader = started(by_content, tmp_path / str(trial), model)
+        with cached:
+            found = [one for _ in range(3) for one in at_once(*[evaluate] * 4)]
+        for one in found:
+            assert isinstance(one, list), one
+            torch.testing.assert_close(one, expected)
+        assert not any("forward" in vars(one) for one in model.modules())
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_no_thread_waits_for_one_that_failed(by_content: bool, tmp_path: Path) -> None:
+    """In the model, before or after it, or by Ctrl-C; which then goes on with something else."""
+    model = Dropping().eval()
+    cached, loader = started(by_content, tmp_path, model)
+    (inputs,) = data()[:]
+    failed, done = threading.Event(), threading.Event()
+    wants = {"before": False, "after": False}
+
+    def hook(when: str) -> Callable[..., None]:
+        def fail(*_: Any) -> None:
+            if wants[when]:
+                raise ValueError(when)
+
+        fail.__module__ = "ftkit.tests"  # a hook of a stranger would be refused
+        return fail
+
+    def fail() -> None:
+        with torch.no_grad():
+            for given, error in ((inputs + 2000, RuntimeError), (inputs - 2000, KeyboardInterrupt)):
+                with pytest.raises(error):
+                    model(given)
+            with pytest.raises(FtkitError, match="changed on the way"):
+                model(torch.zeros(4, 9, dtype=torch.uint8))
+            for when in wants:
+                wants[when] = True
+                with pytest.raises(ValueError, match=when):
+                    model(inputs)
+                wants[when] = False
+        failed.set()
+        done.wait(60)
+
+    def evaluate() -> int:
+        failed.wait(60)
+        try:
+            with torch.no_grad():
+                return sum(len(model(given)) for (given,) in loader)
+        finally:
+            done.set()
+
+    model.register_forward_pre_hook(hook("before"))
+    model.register_forward_hook(hook("after"))
+    with cached:
+        assert at_once(fail, evaluate) == [None, 8]
+
+
+@pytest.mark.parametrize("by_content", [False, True])
+def test_a_summary_and_a_cache_are_made_while_another_thread_trains(by_content: bool, tmp_path: Path) -> None:
+    model = Plainly()
+    expected = str(summary(model, (4, 6)))
+    cached, loader = started(by_content, tmp_path / "one", model)
+
+    def train() -> int:
+        for at in range(20):
+            for (given,) in loader:
+                model(given[: at % 3 + 2]).sum().backward()
+        return 1
+
+    def look() -> int:
+        for at in range(4):
+            assert str(summary(model, (4, 6))) == expected
+            assert precompute(model, DataLoader(data(), 4), tmp_path / str(at)).skipped == cached.skipped
+        return 2
+
+    with cached:
+        assert at_once(train, look) == [1, 2]
+
+
+def test_a_model_that_calls_itself(tmp_path: Path) -> None:
+    """It is refused; its thread does not wait for itself."""
+
+    class Twice(Plainly):
+        def forward(self, x: Tensor, again: bool = True) -> Tensor:
+            return super().forward(x) + self(x, again=False).detach() if again else super().forward(x)
+
+    (error,) = at_once(lambda: started(True, tmp_path, Twice()))
+    assert isinstance(error, FtkitError), error

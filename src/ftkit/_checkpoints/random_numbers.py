@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ftkit._models.undo import Undo
+from ftkit._wording import cause
 from ftkit.errors import CheckpointError
 
 _log: Final = logging.getLogger("ftkit")
@@ -56,7 +57,9 @@ def plan(saved: Mapping[str, Any]) -> Callable[[Undo], None]:
     try:
         wanted = _tried(saved)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"The checkpoint's random state is not one this version can use: {error}.") from error
+        raise CheckpointError(
+            f"The checkpoint's random state is not one this version can use: {cause(error)}."
+        ) from error
     cuda = list(saved.get("cuda", ()))
     usable = min(len(cuda), torch.cuda.device_count()) if cuda else 0
     if usable < len(cuda):

@@ -32,6 +32,7 @@ from ftkit._tensors.budget import Budget
 from ftkit._torch import loads_plainly
 from ftkit._weights.io import WeightsPlan, plan_weights
 from ftkit._weights.sources import in_memory
+from ftkit._wording import cause
 from ftkit.errors import CheckpointError, FtkitError
 from ftkit.selection import unwrap
 
@@ -69,7 +70,7 @@ def _reading(content: Content) -> Iterator[None]:
         yield
     except LOAD_ERRORS as error:
         raise CheckpointError(
-            f"{content.path} does not contain what save_checkpoint writes: {type(error).__name__}: {error}."
+            f"{content.path} does not contain what save_checkpoint writes: {cause(error)}."
         ) from error
 
 
@@ -155,7 +156,8 @@ def _object_plan(name: str, thing: Any, state: Any, then: _Plan | None = None) -
             put(state)
         except LOAD_ERRORS as error:
             raise CheckpointError(
-                f"The checkpoint's {name} does not fit this {type(thing).__name__}: {error}. Nothing was changed."
+                f"The checkpoint's {name} does not fit this {type(thing).__name__}: {cause(error)}. Nothing was "
+                "changed."
             ) from error
         if then is not None:
             then(undo)

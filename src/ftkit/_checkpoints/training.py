@@ -23,7 +23,7 @@ from ftkit._heads.labels import labels_of
 from ftkit._loaders import is_unused
 from ftkit._monitor import numbers_of
 from ftkit._reports import Parts, Report
-from ftkit._wording import some
+from ftkit._wording import cause, some
 from ftkit.errors import CheckpointError, FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -231,8 +231,9 @@ def _state_of(name: str, part: Any) -> Any:
         return state_of(part)
     except AttributeError as error:
         raise FtkitError(
-            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({error}). If Accelerator.prepare made it "
-            "from a ResumableLoader: don't prepare the loader, iterate over it, and pass it as is."
+            f"{name}= got a {type(part).__name__}, whose state_dict() fails ({cause(error)}). If "
+            "Accelerator.prepare made it from a ResumableLoader: don't prepare the loader, iterate over it, and pass "
+            "it as is."
         ) from error
 
 

@@ -25,6 +25,7 @@ from ftkit._torch import (
     tree_map_only,
     without_step_hooks,
 )
+from ftkit._wording import cause
 from ftkit.errors import FtkitError
 
 OptimizerLike: TypeAlias = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
@@ -177,8 +178,7 @@ class _FailedStep(Exception):  # noqa: N818  (never leaves this module)
 
 
 def _first_line(error: Exception) -> str:
-    said = str(error).strip().split("\n")[0][:300].rstrip(".")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    return cause(error).split("\n")[0][:300].rstrip(".")
 
 
 @dataclass(frozen=True)

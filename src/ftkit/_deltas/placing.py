@@ -18,6 +18,7 @@ from ftkit._heads.replace import replace_head
 from ftkit._models.dryrun import alone
 from ftkit._models.undo import Undo
 from ftkit._weights.libraries import check_adapters
+from ftkit._wording import cause
 from ftkit.errors import CheckpointError, DamagedFileError, HeadError, did_you_mean
 
 _AS_IN_TRAINING: Final = "Build the model as it was in training, head included (replace_head), and load again."
@@ -130,7 +131,9 @@ class _Layer:
             with torch.device("meta"):
                 new = build(self.description)
         except BUILD_ERRORS as error:
-            raise CheckpointError(f"The delta describes a layer {self.name!r} that can't be built: {error}.") from error
+            raise CheckpointError(
+                f"The delta describes a layer {self.name!r} that can't be built: {cause(error)}."
+            ) from error
         described = {f"{self.prefix}{name}": tuple(value.shape) for name, value in new.state_dict().items()}
         if described != {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}:
             raise CheckpointError(f"The delta describes a layer {self.name!r} that its own tensors don't fit.")

@@ -18,6 +18,7 @@ from ftkit._heads.untrained import are_alike, is_constant, is_untrained
 from ftkit._models.dryrun import quiet
 from ftkit._models.slots import own_slots
 from ftkit._torch import buffers_of, is_norm, parameters_of, power_iterate, pre_hooks_of
+from ftkit._wording import cause
 from ftkit.errors import HeadError
 
 _COUNTS = (
@@ -311,6 +312,6 @@ def _assign_parametrized(layer: nn.Module, name: str, value: torch.Tensor) -> No
     except (RuntimeError, ValueError, NotImplementedError) as error:
         kinds = ", ".join(type(step).__name__ for step in steps)
         raise HeadError(
-            f"The {name} of the head is computed by {kinds}, which accepts no other shape ({error}). Remove it with "
-            "torch.nn.utils.parametrize.remove_parametrizations, replace the head, and add it again."
+            f"The {name} of the head is computed by {kinds}, which accepts no other shape ({cause(error)}). Remove it "
+            "with torch.nn.utils.parametrize.remove_parametrizations, replace the head, and add it again."
         ) from error

@@ -27,6 +27,7 @@ from ftkit._torch import (
     pre_hooks_of,
     without_checkpointing,
 )
+from ftkit._wording import cause
 from ftkit.errors import HeadError
 
 
@@ -189,7 +190,7 @@ def run_on(model: nn.Module, *inputs: Inputs, follow: bool = True) -> Run:
 
 
 def _uncopied(error: Exception) -> Run:
-    return Run(failure=f"it can't be copied: {type(error).__name__}: {error}", unable=True)
+    return Run(failure=f"it can't be copied: {cause(error)}", unable=True)
 
 
 # ---- a copy of the model around fakes
@@ -334,7 +335,7 @@ class _Attempts:
             with self._calls:
                 run.outputs = dict(_flat(self._model(*args, **kwargs), ""))
         except Exception as error:  # noqa: BLE001 -- whatever a model raises on an input that isn't for it
-            run.failure = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(".: ")
+            run.failure = cause(error).splitlines()[0][:200].rstrip(".: ")
             run.failed_in = self._innermost(error)
             if run.failure.startswith("RuntimeError: Inference tensors"):
                 run.failure = _INFERENCE

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple, Self
 
 from ftkit._files import atomic_write
+from ftkit._wording import cause
 from ftkit.errors import FtkitError, did_you_mean
 
 _VERSION = 1
@@ -103,8 +104,7 @@ class Manifest(NamedTuple):
             root, inode, folder, entries = _facts(json.loads(data))
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise FtkitError(
-                f"{path} is not a quarantine manifest ({type(error).__name__}: {error}). Nothing was moved."
-                f"{hint_beside(path)}"
+                f"{path} is not a quarantine manifest ({cause(error)}). Nothing was moved.{hint_beside(path)}"
             ) from error
         place = Path(os.path.realpath(path))
         return cls(place, Path(root), inode, place.parent / folder, entries)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import gc
 import itertools
+import os
 import random
 import sys
 import threading
@@ -33,8 +34,26 @@ def alone() -> Iterator[None]:
     one of them for a while does so in here, and restores it before the next thread comes in. And a model that runs on
     fake tensors contains those meanwhile, so code that reads or changes a model waits here until its own are back.
     """
-    with _LOCK:
+    with turn():
         yield
+
+
+def turn() -> contextlib.AbstractContextManager[object]:
+    """As :func:`alone`, for what each step does: it costs next to nothing, and Ctrl-C can't leave it taken."""
+    return _LOCK
+
+
+def _forget_other_threads() -> None:
+    """Take the turn from threads that a forked process does not have, so that they could never end theirs."""
+    global _LOCK  # noqa: PLW0603
+    if _LOCK.acquire(blocking=False):
+        _LOCK.release()
+    else:
+        _LOCK = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):  # Windows forks none
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 @contextlib.contextmanager

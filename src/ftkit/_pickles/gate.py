@@ -27,7 +27,7 @@ from ftkit._pickles.machine import Foreign, Global, StorageRef, StoredTensor
 from ftkit._pickles.torchfiles import PickleFile, PlainPickle, tensor_in
 from ftkit._pickles.values import CALLED, NAMED, is_of_numpy, numpy_value
 from ftkit._tensors.budget import Budget
-from ftkit._wording import shown, some
+from ftkit._wording import cause, shown, some
 from ftkit.errors import CheckpointError, UntrustedFileError
 
 _ERRORS: Final = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -198,7 +198,7 @@ def save_pickle(thing: object, path: str | os.PathLike[str], *, plain: bool = Fa
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             kind = type(thing).__name__
             raise CheckpointError(
-                f"A {kind} can't be pickled: {error}. save_weights saves only its tensors."
+                f"A {kind} can't be pickled: {cause(error)}. save_weights saves only its tensors."
             ) from error
         except RuntimeError as error:
             raise sink.error or error from error

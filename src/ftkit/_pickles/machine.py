@@ -28,6 +28,7 @@ import torch
 
 from ftkit._pickles.values import CONSTANTS, NAMED, PLAIN_NAMES
 from ftkit._tensors.budget import MAX_SIDES, Budget
+from ftkit._wording import cause
 from ftkit.errors import DamagedFileError
 
 LEGACY_MAGIC: Final = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19\x2e"
@@ -186,9 +187,7 @@ def read_pickle(file: BinaryIO, budget: Budget, objects: Mapping[str, Any] | Non
     except DamagedFileError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DamagedFileError(
-            f"The pickle is damaged, or not a pickle at all: {type(error).__name__}: {error}."
-        ) from error
+        raise DamagedFileError(f"The pickle is damaged, or not a pickle at all: {cause(error)}.") from error
     return Pickled(tree, list(machine.wanted), machine.storages, list(machine.rare), machine.inline)
 
 

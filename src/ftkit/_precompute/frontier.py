@@ -16,7 +16,7 @@ from ftkit._precompute.mixing import MIXED
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.trace import CONSTANT, DRAWS, TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
-from ftkit._wording import some
+from ftkit._wording import cause, plural, some
 from ftkit.errors import FtkitError
 
 Point = tuple[str, Key, int]
@@ -273,8 +273,9 @@ def _traced(model: nn.Module, call: Any, hints: Hints, samples: int) -> Trace:
                 hints.gradients = True
                 return _traced(model, call, hints, samples)
             raise FtkitError(
-                f"The {type(model).__name__} fails on a batch of the data set: {error}. The model gets the first item "
-                "of a sample that is a tuple, or what its forward() takes of one that is a dict."
+                f"The {type(model).__name__} fails on a batch of {plural(samples, 'sample')}: {cause(error)}. The "
+                "model gets the first item of a sample that is a tuple, or what its forward() takes of one that is a "
+                "dict."
             ) from error
     return trace
 

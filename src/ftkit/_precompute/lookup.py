@@ -16,10 +16,11 @@ import xxhash
 from torch import nn
 
 from ftkit._models.contents import bytes_of
+from ftkit._models.dryrun import turn
 from ftkit._precompute.frontier import Cut, Slot
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.record import is_recording
-from ftkit._precompute.replay import FOR_THE_LOSS, Player
+from ftkit._precompute.replay import FOR_THE_LOSS, Player, players_of
 from ftkit._precompute.rows import Packing
 from ftkit._precompute.samples import takes_of
 from ftkit._precompute.spotcheck import Plain, own
@@ -40,6 +41,7 @@ from ftkit._wording import in_bytes, plural
 from ftkit.errors import FtkitError
 
 _NOTHING = Slot(None, None)
+_ACTIVE: list[Lookup] = []
 
 
 class Lookup:
@@ -94,6 +96,17 @@ class Lookup:
     def __reduce__(self) -> Any:
         return _Idle, ()
 
+    def install(self) -> Callable[[], None]:
+        """Begin with each call of the model; return what ends that."""
+        hook = self._player.model.register_forward_pre_hook(self.begin, prepend=True, with_kwargs=True)
+        _ACTIVE.append(self)
+
+        def remove() -> None:
+            hook.remove()
+            _ACTIVE.remove(self)
+
+        return remove
+
     def begin(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Put rows in the place of inputs, before the model is called."""
         if is_exporting():
@@ -104,7 +117,13 @@ class Lookup:
             return self._begun(module, args, kwargs)
 
     def _begun(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if is_recording() or self._player.learning or module is not self._player.model or self._has_rows(args, kwargs):
+        if is_recording() or self._player.is_aside or module is not self._player.model:
+            return None
+        with turn():
+            return self._looked_up(args, kwargs)
+
+    def _looked_up(self, args: Any, kwargs: Any) -> Any:
+        if self._player.learning or self._is_answered(args, kwargs):
             return None
         beside = {name: one for name, one in kwargs.items() if name in FOR_THE_LOSS - self._call[1].keys()}
         args, kwargs = self._arranged(args, {name: one for name, one in kwargs.items() if name not in beside})
@@ -116,6 +135,8 @@ class Lookup:
             self.file.refresh()  # another run may have them by now
         kept = self.file.find(keys)
         new = set(self.file.missing(keys))
+        if kept is None and any(one._has(args, kwargs) for one in _ACTIVE if self._comes_before(one)):
+            return None
         if kept is None:
             rows = self._computed(keys, (args, kwargs), new)
         else:
@@ -187,7 +208,7 @@ class Lookup:
             if isinstance(top, Stand):
                 return "another forward() around the model's own: call precompute() after what puts it there"
             if (top, state) not in self._inside:
-                self._player.tell_autocast = functools.partial(self._inside.__setitem__, (top, state))
+                self._player.tell_autocast(functools.partial(self._inside.__setitem__, (top, state)))
                 return "the first one with another forward() around the model's own"
             state = self._inside[top, state]
         return "" if state == self._autocast else "another autocast: call precompute() in the same one"
@@ -260,8 +281,24 @@ class Lookup:
                 "that fails too, the model can't be computed once."
             )
 
-    def _has_rows(self, args: Any, kwargs: Any) -> bool:
-        return any(map(self._player.is_row, _leaves((args, kwargs))))
+    def _is_answered(self, args: Any, kwargs: Any) -> bool:
+        """Whether rows are there for a call, its own or those of another block around it."""
+        players, given = players_of(self._player.model), _leaves((args, kwargs))
+        others = (one for one in players if one is not self._player)
+        return any(one.answers for one in others) or any(one.is_row(value) for one in players for value in given)
+
+    def _comes_before(self, other: Lookup) -> bool:
+        """Whether it gets the calls of the model before another one does, whose block is around its own."""
+        same = other._player.model is self._player.model and not other._player.is_aside
+        return same and _ACTIVE.index(other) < _ACTIVE.index(self)
+
+    def _has(self, args: Any, kwargs: Any) -> bool:
+        """Whether all samples of a call are there."""
+        args, kwargs = self._arranged(args, kwargs)
+        if self._unlike(args, kwargs):
+            return False
+        self.file.refresh()
+        return not self.file.missing(self._keys(args, kwargs)[0])
 
 
 def put_rows(cut: Cut, args: Any, kwargs: Any, rows: torch.Tensor) -> Any:

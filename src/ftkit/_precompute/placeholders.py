@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 
 from ftkit._torch import tree_leaves, tree_map_only, uncompiled, version_of, wrapper_tensor, written_by
+from ftkit._wording import cause
 from ftkit.errors import FtkitError
 
 _HERE = threading.local()
@@ -74,7 +75,7 @@ class Placeholder(torch.Tensor):
         try:
             output = func(*tree_map_only(torch.Tensor, _shape, args), **tree_map_only(torch.Tensor, _shape, kwargs))
         except (NotImplementedError, RuntimeError) as error:
-            raise _misuse(func, f"({str(error).splitlines()[0][:120]})") from error
+            raise _misuse(func, f"({cause(error).splitlines()[0][:120]})") from error
         if isinstance(output, torch.Tensor) and not kwargs and not any(output is one.elem for one in _given(args)):
             _remember(func, args, output)
         known = {id(one.elem): one for one in leaves if isinstance(one, Placeholder)}

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -32,14 +32,14 @@ from ftkit._precompute.lookup import Lookup, put_rows, skeleton
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.precomputed import Precomputed
 from ftkit._precompute.record import record, undisturbed
-from ftkit._precompute.replay import ALIGN, Player
+from ftkit._precompute.replay import ALIGN, Player, outside
 from ftkit._precompute.rows import Packing, Rows
 from ftkit._precompute.spotcheck import own
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
 from ftkit._torch import tree_leaves, tree_map_only
-from ftkit._wording import plural, some
+from ftkit._wording import cause, plural, some
 from ftkit.errors import FileWriteError, FtkitError
 from ftkit.selection import unwrap
 
@@ -56,6 +56,7 @@ class _Probe:
     sizes: tuple[int, int]
     order: list[int]
     sample: Any = None
+    usual: int | None = None  # how many samples a batch of the loader has
 
 
 def precompute(
@@ -140,11 +141,12 @@ def precompute(
     if by_content and draws is not None:
         raise FtkitError("views= needs a data set, not a loader: pass its dataset, and take cached.loader().")
     source = dataset if by_content or draws is None else samples.Views(dataset, draws)
-    with no_trace(inner):
+    with outside(), no_trace(inner):
         count = 0 if by_content else _length(dataset)
         probe = _of_loader(inner, dataset) if by_content else _of_samples(inner, source, count * (draws or 1))
         inner.train()
-        cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
+        with _telling_sizes(probe):
+            cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
         if by_content and cut.overwrites:
             raise FtkitError(
                 f"In {some(sorted(cut.overwrites), 3)}, the inputs of the {type(inner).__name__} are written to in "
@@ -278,9 +280,9 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
         count = _length(source)
         drawn = samples.draw_twice(source, sorted({0, count // 2, count - 1}))
         try:
-            return _collated(model, drawn, loader.collate_fn)
+            return replace(_collated(model, drawn, loader.collate_fn), usual=loader.batch_size)
         except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-            raise FtkitError(f"The loader can't collate its samples: {type(error).__name__}: {error}") from error
+            raise FtkitError(f"The loader can't collate its samples: {cause(error)}.") from error
     with _setting_workers_aside(loader), contextlib.ExitStack() as after:
         for restore in restoring(loader):
             after.callback(restore)
@@ -313,7 +315,21 @@ def _of_loader(model: nn.Module, loader: Any) -> _Probe:
             torch.Tensor, lambda one: one[places] if one.dim() and len(one) == whole else one, call
         )  # fmt: skip
 
-    return _Probe(chosen(list(range(size))), chosen(order), (size, len(order)), order)
+    return _Probe(chosen(list(range(size))), chosen(order), (size, len(order)), order, usual=whole)
+
+
+@contextlib.contextmanager
+def _telling_sizes(probe: _Probe) -> Iterator[None]:
+    """Where the model fails, say that the loader's batches have another size, if they do."""
+    try:
+        yield
+    except FtkitError as error:
+        if error.__cause__ is None or probe.usual is None or probe.usual in probe.sizes:
+            raise
+        raise FtkitError(
+            f"{error} The loader's batches have {plural(probe.usual, 'sample')}; to be computed once, the model has to "
+            "take batches of any size."
+        ) from error.__cause__
 
 
 @contextlib.contextmanager
@@ -425,8 +441,11 @@ def _proven(
         replayed = with_rows(call, rows)
         try:
             plain = undisturbed(model, cut, functools.partial(_step, model, call))
-        except RuntimeError as error:
-            raise FtkitError(f"The {type(model).__name__} fails on a batch of the data set: {error}") from error
+        except Exception as error:
+            raise FtkitError(
+                f"The {type(model).__name__} fails on a batch of {plural(count, 'sample')} in "
+                f"{'train' if mode else 'eval'} mode: {cause(error)}."
+            ) from error
         try:
             player.learning = True
             with player:
@@ -439,8 +458,8 @@ def _proven(
             if isinstance(error, FtkitError):
                 raise
             raise FtkitError(
-                f"The {type(model).__name__} fails when its frozen part does not run: {error}. It can't be computed "
-                "once. Train without precompute."
+                f"The {type(model).__name__} fails when its frozen part does not run: {cause(error)}. It can't be "
+                "computed once. Train without precompute."
             ) from error
         finally:
             player.learning = False

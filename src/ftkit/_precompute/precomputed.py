@@ -13,6 +13,7 @@ from typing import Any, Self
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from ftkit._models.dryrun import turn
 from ftkit._precompute import samples
 from ftkit._precompute.lookup import Lookup
 from ftkit._precompute.replay import Player
@@ -146,14 +147,14 @@ class Precomputed(Report):
                 "Call precompute() again."
             )
         guard = self._player.guard
-        guard.check(thoroughly=not self._player.entered or guard.is_rested)
+        with turn():
+            guard.check(thoroughly=not self._player.entered or guard.is_rested)
         return rows
 
     def __enter__(self) -> Self:
         self._player.__enter__()
         if self._lookup is not None:
-            hook = self._player.model.register_forward_pre_hook(self._lookup.begin, prepend=True, with_kwargs=True)
-            self._blocks += [self._told_if_nothing_is_looked_up(), hook.remove]
+            self._blocks += [self._told_if_nothing_is_looked_up(), self._lookup.install()]
         return self
 
     def __exit__(self, *exception: object) -> None:

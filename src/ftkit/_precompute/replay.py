@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ftkit._freezing.holding import is_held
+from ftkit._models.dryrun import turn
 from ftkit._precompute.frontier import Cut, Skip, Slot, near
 from ftkit._precompute.guard import Guard, parts_of
 from ftkit._precompute.heads import HEAD, MAGIC, TAG, are_signed, begins, decided, is_fresh, signed, source_of
@@ -74,12 +75,32 @@ class _Run:
     unfilled: list[Any] = field(default_factory=list)  # objects that skipped calls would have filled
 
 
+class _Here(threading.local):
+    """At what a player is in a thread."""
+
+    run: _Run | None = None
+    plain: Plain | None = None
+    tell: Callable[[Any], object] | None = None
+    is_copy: bool = False  # whether it was a copy of the model that was called
+
+
+class _Aside(threading.local):
+    """The players that leave a thread's calls as they are."""
+
+    players: tuple[Player, ...] = ()
+
+
 _ACTIVE: list[Player] = []
+_ASIDE: Final = _Aside()
 _SOURCES: weakref.WeakValueDictionary[int, SpotChecks] = weakref.WeakValueDictionary()
 
 
 class Player:
     """Runs a model with kept tensors in the place of its frozen part.
+
+    Threads take turns at it, with a turn for each of what comes before, in and after ``forward``: while something is
+    computed anew, modules are in other modes and do something else. None is held from one hook to the next, where
+    nothing would end it for sure.
 
     Args:
         model: The model.
@@ -120,10 +141,8 @@ class Player:
         self._plans: dict[int, Any] = {}  # the leaves of trees of the cut, by identity, and how they lie in them
         self._stand_ins: dict[Any, Placeholder] = {}
         self._straight_calls: dict[tuple[Any, ...], Any] = {}  # of the tail, by the kinds of runs
-        self._here = threading.local()
+        self._here = _Here()
         self.learning = False
-        self.tell_autocast: Callable[[Any], object] | None = None
-        """Is told once what autocast is where the model's own forward begins."""
         self._undo: list[Callable[[], object]] = []
         self._entered = 0
         self._pending: Check | None = None
@@ -170,8 +189,12 @@ class Player:
         _SOURCES[self.source] = self.spots
 
     def note(self, plain: Plain) -> None:
-        """Note in whose place the rows are with which the model is called next."""
+        """Note in whose place the rows are with which this thread calls the model next."""
         self._here.plain = plain
+
+    def tell_autocast(self, tell: Callable[[Any], object]) -> None:
+        """Tell once what autocast is where the model's own forward begins, at the next call in this thread."""
+        self._here.tell = tell
 
     def _decode(self, rows: torch.Tensor) -> dict[int, torch.Tensor]:
         if self._is_led and rows.is_inference():
@@ -195,6 +218,16 @@ class Player:
         """Whether a block is open in which the model takes rows."""
         return self._entered > 0
 
+    @property
+    def answers(self) -> bool:
+        """Whether rows stand for the inputs of the call that runs in this thread."""
+        return self._here.run is not None
+
+    @property
+    def is_aside(self) -> bool:
+        """Whether it leaves this thread's calls of the model as they are."""
+        return self in _ASIDE.players
+
     def near(self, one: torch.Tensor, other: torch.Tensor) -> bool:
         """Whether two rows differ by no more than kernels for different batch sizes do."""
         ones, others = self._decode(one[None]), self._decode(other[None])
@@ -204,10 +237,11 @@ class Player:
 
     def __enter__(self) -> None:
         """Let the model take rows."""
-        if not self._entered:
-            self.guard.check(thoroughly=True)
-            self._install()
-        self._entered += 1
+        with turn():
+            if not self._entered:
+                self.guard.check(thoroughly=True)
+                self._install()
+            self._entered += 1
 
     def _install(self) -> None:
         before = self.model.register_forward_pre_hook(self._begin, prepend=True, with_kwargs=True)
@@ -224,6 +258,10 @@ class Player:
 
     def __exit__(self, *exception: object) -> None:
         """Take what let the model take rows away, and check the last batch."""
+        with turn():
+            self._exit(exception)
+
+    def _exit(self, exception: tuple[object, ...]) -> None:
         self._entered -= 1
         fine = exception == (None, None, None)
         try:
@@ -255,10 +293,18 @@ class Player:
         return _apart(self._begin_apart, module, args, kwargs)
 
     def _begin_apart(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        if not self._counts_nothing() and not is_transforming():
-            return self._begun(module, args, kwargs)
-        with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
-            return self._begun(module, args, kwargs)
+        if self.is_aside:
+            return None
+        self._here.is_copy = module is not self.model
+        with self._turn():
+            if not self._counts_nothing() and not is_transforming():
+                return self._begun(module, args, kwargs)
+            with _counting() if self._counts_nothing() else contextlib.nullcontext(), no_transforms():
+                return self._begun(module, args, kwargs)
+
+    def _turn(self) -> contextlib.AbstractContextManager[object]:
+        """A turn; but for copies of the model, as those of DataParallel run in threads that a model may wait for."""
+        return contextlib.nullcontext() if self._here.is_copy else turn()
 
     def _counts_nothing(self) -> bool:
         """Whether a caller of what is skipped has to be watched, and inference mode leaves nothing to be seen."""
@@ -270,7 +316,7 @@ class Player:
         leaves = [one for one in given if self.is_row(one)]
         if not leaves:
             rowlike = [one for one in given if begins(one, MAGIC)]
-            if rowlike and not any(one.is_row(rowlike[0]) for one in _ACTIVE if one.model is self.model):
+            if rowlike and not any(one.is_row(rowlike[0]) for one in players_of(self.model)):
                 raise FtkitError(
                     "The model was called with rows that were computed for another state of it, or of another model. "
                     "Take them from the loader of the with block around."
@@ -307,7 +353,7 @@ class Player:
         if not self.learning:
             self.guard.check()
             self._settle()
-            plain, self._here.plain = getattr(self._here, "plain", None), None
+            plain, self._here.plain = self._here.plain, None
             run.plain = plain if plain is not None and plain.rows is rows else None
             check = self._due(run, own=own)
             run.wrong = None if check is None else check.make()
@@ -429,6 +475,10 @@ class Player:
         return _apart(self._end_apart, call[-1])
 
     def _end_apart(self, output: Any) -> Any:
+        with self._turn():
+            return self._ended(output)
+
+    def _ended(self, output: Any) -> Any:
         run = self._leave()
         if run is None:
             return None
@@ -449,7 +499,7 @@ class Player:
 
     def _leave(self) -> _Run | None:
         """End the forward pass that is running, if there is one."""
-        run: _Run | None = getattr(self._here, "run", None)
+        run = self._here.run
         if run is not None:
             self._here.run = None
             allowed().__exit__()
@@ -477,7 +527,7 @@ class Player:
                 replaced[key].append((at, number))
 
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            run: _Run | None = getattr(self._here, "run", None)
+            run = self._here.run
             if run is None or run.straight is not None:
                 self._see_no_rows(run, args, kwargs)
                 return original(*args, **kwargs)
@@ -542,8 +592,12 @@ class Player:
         return True
 
     def _straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        run: _Run | None = getattr(self._here, "run", None)
-        tell, self.tell_autocast = self.tell_autocast, None
+        with self._turn():
+            return self._taken_straight(original, args, kwargs)
+
+    def _taken_straight(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        run = self._here.run
+        tell, self._here.tell = self._here.tell, None
         if tell is not None:
             tell(autocast_state((args, kwargs)))
         if run is None or run.straight is None or self.cut.tail is None:
@@ -628,6 +682,21 @@ class Player:
                 )
         if not self.learning:
             self._fine[key] = switches
+
+
+def players_of(model: nn.Module) -> list[Player]:
+    """Those in whose blocks a model is."""
+    return [one for one in _ACTIVE if one.model is model]
+
+
+@contextlib.contextmanager
+def outside() -> Iterator[None]:
+    """Let models be in the block, for this thread, as they are outside of all blocks of players that are open now."""
+    before, _ASIDE.players = _ASIDE.players, tuple(_ACTIVE)
+    try:
+        yield
+    finally:
+        _ASIDE.players = before
 
 
 def _apart(function: Callable[..., Any], *args: Any) -> Any:

@@ -25,7 +25,7 @@ from ftkit._arguments import came
 from ftkit._models.contents import bytes_of
 from ftkit._precompute.stands import own_forward
 from ftkit._tensors.bytes import DTYPES
-from ftkit._wording import some
+from ftkit._wording import cause, some
 from ftkit.errors import FtkitError
 
 _PACKAGES = {"torch", "torchvision", "PIL", "builtins", "collections", "enum"}
@@ -58,7 +58,17 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
     if batch and isinstance(batch[0], Mapping):
         return (), call_of(model, batch[0])[1]
     if batch and isinstance(batch[0], list | tuple):
-        return _tensors(list(batch[0])), {}
+        inputs = _tensors(list(batch[0]))
+        try:
+            takes_of(model).bind(*inputs)
+        except TypeError as error:
+            raise FtkitError(
+                f"The first item of a batch is a list of {len(inputs)} tensors, each of which would be an input, and "
+                f"the forward() of the {type(model).__name__} takes {', '.join(takes)}. If they are those of as many "
+                "samples, as detection models take lists of images, they can't be computed once: the model has to "
+                "take all samples of a batch in one tensor. Train without precompute."
+            ) from error
+        return inputs, {}
     return _tensors(list(batch[: _required(takes.values())])), {}
 
 
@@ -318,7 +328,7 @@ def collated(samples: list[Any]) -> Any:
     try:
         return default_collate(samples)
     except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).splitlines()[0][:200]
+        first = cause(error).splitlines()[0][:200]
         raise FtkitError(
             f"torch can't put these samples into one batch: {first}. Pad or crop all to one size; or pass your own "
             "DataLoader in the place of the data set, and samples are known by their content."
@@ -393,7 +403,7 @@ def _taken(dataset: Any, index: int) -> Any:
     except FtkitError:
         raise
     except Exception as error:
-        raise FtkitError(f"Sample {index} of the data set can't be read: {type(error).__name__}: {error}") from error
+        raise FtkitError(f"Sample {index} of the data set can't be read: {cause(error)}.") from error
 
 
 def _generators() -> Any:

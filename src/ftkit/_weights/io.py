@@ -25,7 +25,7 @@ from ftkit._tensors.safetensors import refuse_empty, write_tensors
 from ftkit._weights.libraries import PROMPT, Library, adapter_names, check_adapter_beside
 from ftkit._weights.matching import Match, Places, Rename, best_match, renamer, suggestions
 from ftkit._weights.sources import Source, WeightsSource, open_source
-from ftkit._wording import shown, some
+from ftkit._wording import cause, shown, some
 from ftkit.errors import CheckpointError, DamagedFileError, FileWriteError
 from ftkit.selection import unwrap
 
@@ -482,7 +482,7 @@ def _fill_by_torch(model: nn.Module, match: Match, places: Places, report: LoadR
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(
-            f"The {places.kind}'s own load_state_dict refuses {shown(report.source)}: {error}"
+            f"The {places.kind}'s own load_state_dict refuses {shown(report.source)}: {cause(error)}."
         ) from error
     return replace(
         report,

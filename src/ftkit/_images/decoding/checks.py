@@ -17,7 +17,7 @@ from ftkit._images.decoding.measures import measure
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.suffixes import IMAGE_SUFFIXES, LISTED_SUFFIXES, SUFFIXES, suffix_of
 from ftkit._images.verdict import SIDE, Broken, Form, Note, Notes, Verdict
-from ftkit._wording import plural
+from ftkit._wording import cause, plural
 
 _PLAIN = 3  # levels of brightness between the darkest and the brightest pixel of a picture of one colour, at most
 _TOO_PLAIN = 16  # levels below which fingerprints would be made of noise
@@ -136,7 +136,7 @@ def _look_at(opened: Opened) -> _Look:
     except MemoryError:
         notes.append(Note("out_of_memory", "decoding exceeded a worker's memory limit"))
     except Exception as error:  # noqa: BLE001  (a decoder may raise anything on hostile bytes; the finding says what)
-        notes.append(Note("damaged" if _is_refused(data) else "unjudged", f"{type(error).__name__}: {error}"))
+        notes.append(Note("damaged" if _is_refused(data) else "unjudged", cause(error)))
     else:
         _judge_suffix(suffix, form.format, notes)
         notes += [Note(kind, detail.format(form)) for kind, applies, detail in _BY_FORM if applies(form)]
