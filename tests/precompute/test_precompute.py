@@ -719,5 +719,5 @@ def test_a_detection_model(tmp_path: Path) -> None:
     target = {"boxes": torch.tensor([[4.0, 4, 40, 40]]), "labels": torch.tensor([1])}
     dataset: Any = [(torch.rand(3, 64, 64), target)] * 8
     loader = DataLoader(dataset, 2, collate_fn=lambda batch: tuple(zip(*batch, strict=True)))
-    with pytest.raises(FtkitError, match=r"a list of 3 tensors.*FasterRCNN takes images, targets.*detection models"):
+    with pytest.raises(FtkitError, match=r"has 3 tensors.*FasterRCNN takes images, targets.*detection models"):
         precompute(model, loader, tmp_path)

@@ -77,7 +77,7 @@ def precompute(
     calls depend on nothing but the sample and frozen weights, and which tensors pass from them to the rest. These are
     computed for all samples and written to a file in ``folder``, which later calls, in other processes too, read. In a
     ``with`` block the model takes batches of them: it runs its own ``forward``, in which the skipped modules give back
-    what is kept. Outputs, gradients and checkpoints are those of the plain model.
+    what is kept. Outputs, gradients and checkpoints are those of the plain model. Threads take turns at it.
 
     What does not depend on the sample alone is not skipped: Dropout that is on, norms whose statistics are not held,
     what mixes the samples of a batch, modules with hooks. A model for which that leaves nothing is refused. Both runs

@@ -62,11 +62,12 @@ def call_of(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, An
         try:
             takes_of(model).bind(*inputs)
         except TypeError as error:
+            shapes = some([list(one.shape) for one in inputs], 4)
             raise FtkitError(
-                f"The first item of a batch is a list of {len(inputs)} tensors, each of which would be an input, and "
-                f"the forward() of the {type(model).__name__} takes {', '.join(takes)}. If they are those of as many "
-                "samples, as detection models take lists of images, they can't be computed once: the model has to "
-                "take all samples of a batch in one tensor. Train without precompute."
+                f"The first item of a batch has {len(inputs)} tensors, each of which would be an input, where the "
+                f"forward() of the {type(model).__name__} takes {some(list(takes), 6)}: tensors of {shapes}. Samples "
+                "have to come as one tensor, padded or cropped to one size and stacked. A model that takes a list of "
+                "images, as detection models do, can't be computed once: train without precompute."
             ) from error
         return inputs, {}
     return _tensors(list(batch[: _required(takes.values())])), {}
