@@ -104,6 +104,7 @@ def test_a_class_may_be_called_as_what_tells_of_images(tmp_path: Path, split: st
         several(f"{split}masks", f"{split}no_masks", names=["ann", "bob", "eve"]),
         several(f"{split}Images/a", f"{split}Images/b", f"{split}tables/a", f"{split}tables/b"),
         several(f"{split}images", f"{split}labels", f"{split}tables", f"{split}text"),
+        several(*(f"{split}{name}/{inner}" for name in ("images", "labels", "text") for inner in ("a", "b"))),
         [f"{split}{name}/{name}{number}.jpg" for name in ("imgs", "text") for number in range(20)],
         [*several(f"{split}masks", f"{split}none"), f"{split}.cache/x.jpg", f"{split}notes/x.md"],
     ]  # fmt: skip

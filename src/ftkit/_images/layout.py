@@ -186,8 +186,8 @@ def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: L
     in_others = [_namesakes(names, other, folder) for other in others]
     owners = {name: [at for at, found in enumerate(in_others) if name in found] for name in names}
     for one in known:
-        mates = _namesakes(names, one, folder)
-        if _most(names, [name for name, suffix in mates.items() if not (owners[name] and suffix in IMAGE_SUFFIXES)]):
+        mates = _namesakes(names, one, folder).items()
+        if _most(names, [name for name, end in mates if not owners[name] or (end and end not in IMAGE_SUFFIXES)]):
             return True
     owned = {name: at[0] for name, at in owners.items() if len(at) == 1}
     if not _most(names, owned):
