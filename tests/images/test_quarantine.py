@@ -979,3 +979,22 @@ def test_one_that_comes_too_late_leaves_nothing(dirty: Path, monkeypatch: pytest
     assert {why for _, why in late.left} == {"gone already"}
     assert not (dirty.parent / "second").exists()
     assert len(restore(dirty.parent / "first")) == 4
+
+
+def test_a_leak_in_a_folder_that_splits_share_by_links_stays(jpegs: list[bytes], tmp_path: Path) -> None:
+    """Moved by its own name, it would be gone from the split that keeps its copy; what is broken goes."""
+    root = tmp_path / "pets"
+    for number, name in enumerate(("pool/p0/ant/0.jpg", "pool/p0/ant/1.jpg", "pool/p1/ant/2.jpg")):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpegs[number])
+    (root / "pool/p1/ant/copy.jpg").write_bytes(jpegs[0])
+    (root / "pool/p1/ant/cut.jpg").write_bytes(jpegs[3][:500])
+    (root / "train").symlink_to("pool/p0")
+    (root / "val").symlink_to("pool/p1")
+    report = scan_images(root, workers=1)
+    moved = report.quarantine(tmp_path / "aside", kinds=["leaks"])
+    assert (root / "val/ant/copy.jpg").exists()
+    assert (root / "train/ant/0.jpg").exists()
+    assert any("is a link to a folder around it" in why for _, why in moved.left)
+    assert report.quarantine(tmp_path / "aside").moved == 1
+    assert not (root / "pool/p1/ant/cut.jpg").exists()

@@ -24,6 +24,7 @@ from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
+_OF_COPIES = frozenset(("leaks", "eval_leaks", "duplicates", "label_conflicts"))
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -306,9 +307,15 @@ def _plan(
             found.append(entry)
     files = {root / entry.path: entry for entry in found if not entry.is_folder}
     led_to = _led_to(root, files.keys())
-    left += [(entry.path, f"{led_to[file]} is a link to it") for file, entry in files.items() if file in led_to]
-    plan = [entry for file, entry in files.items() if file not in led_to]
-    leaving = files.keys() - led_to.keys()
+    stay = {file: f"{led_to[file]} is a link to it" for file in files if file in led_to}
+    for file, entry in files.items():
+        if all(KINDS[kind].family in _OF_COPIES for kind in reasons[entry.path]):  # else it would go from both splits
+            linked = next((parent for parent in file.parents if parent in led_to), None)
+            if linked:
+                stay.setdefault(file, f"{led_to[linked]} is a link to a folder around it")
+    left += [(files[file].path, why) for file, why in stay.items()]
+    plan = [entry for file, entry in files.items() if file not in stay]
+    leaving = files.keys() - stay.keys()
     folders = {root / entry.path for entry in found if entry.is_folder}
     folders |= {parent for place in (*leaving, *folders) for parent in place.parents if parent.is_relative_to(root)}
     for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):

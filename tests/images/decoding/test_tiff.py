@@ -258,3 +258,18 @@ def test_zeros_that_jpeg_may_have(
             holed = tile[:at] + bytes(size) + tile[at + size :]
             (note,) = check_bytes("x.tif", assemble([holed], tags)).notes
             assert note.kind == "damaged"
+
+
+@pytest.mark.parametrize("coding", ["packbits", "deflate"])
+def test_the_lowest_bit_first(coding: str, photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:
+    """As tiffcp and ImageMagick write it: decoders turn the bytes before they unpack them."""
+    grey = photo(3, (64, 48)).convert("L")
+    rows = [grey.crop((0, y, 64, y + 1)).tobytes() for y in range(48)]
+    packed = zlib.compress(b"".join(rows)) if coding == "deflate" else b"".join(bytes([63]) + row for row in rows)
+    turned = bytes(int(f"{byte:08b}"[::-1], 2) for byte in packed)
+    tags = form_of(64, 48, 8, 1, 1) | {259: (8 if coding == "deflate" else 32773,), 266: (2,)}
+    whole = assemble([turned], tags)
+    assert Image.open(io.BytesIO(whole)).tobytes() == grey.tobytes()
+    assert check_bytes("x.tif", whole).notes == []
+    (note,) = check_bytes("x.tif", assemble([turned[:600] + bytes(600) + turned[1200:]], tags)).notes
+    assert note.kind == "damaged"

@@ -11,7 +11,9 @@ from PIL import Image
 from ftkit._images.decoding import jpeg2000
 from ftkit._images.decoding.leftover import coded_parts
 
-_BITS, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 284, 322, 347  # tags of TIFF 6.0
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 262, 266, 284, 322, 347  # of TIFF 6.0
+_YCBCR, _LOWEST_FIRST = 6, 2  # values of the second and the third
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 _HOLE = bytes(512)  # a sector of a disk
 _ROW = len(_HOLE) // 2  # bytes, that are all within a hole, wherever it begins
 # Raw ones may be black.
@@ -25,7 +27,7 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
     if image.format == "JPEG2000":
         return jpeg2000.has_hole(data)
     if str(image.info.get("compression")).endswith("deflate"):
-        return not all(_inflates(data[start:stop]) for start, stop in _in_tiff(image))
+        return not all(_inflates(_as_decoded(image, data[start:stop])) for start, stop in _in_tiff(image))
     if image.info.get("compression") == "jpeg":
         tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
         parts = {data[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
@@ -53,15 +55,22 @@ def _unpacks(image: Image.Image, data: bytes) -> bool:
     tags = getattr(image, "tag_v2", {})
     bits = tags.get(_BITS, (1,))
     row = -(-tags.get(_TILE_WIDTH, image.width) * (sum(bits) if tags.get(_PLANES, 1) == 1 else bits[0]) // 8)
+    shares_colors = tags.get(_PHOTOMETRIC) == _YCBCR  # between rows, of which there may be parts then
     for start, stop in _in_tiff(image):
-        at, size = start, 0
-        while at < min(stop, len(data)):
-            head = data[at]
+        part = _as_decoded(image, data[start:stop])
+        at, size = 0, 0
+        while at < len(part):
+            head = part[at]
             at += 2 + head if head < 128 else 2 if head > 128 else 1
             size += 1 + head if head < 128 else 257 - head if head > 128 else 0
-        if at != stop or (size % row and image.mode != "YCbCr"):  # whose rows may share their colours
+        if at != stop - start or (size % row and not shares_colors):
             return False
     return True
+
+
+def _as_decoded(image: Image.Image, part: bytes) -> bytes:
+    """Return a strip as its decoder gets it: some writers put the lowest bit first."""
+    return part.translate(_REVERSED) if getattr(image, "tag_v2", {}).get(_FILL_ORDER) == _LOWEST_FIRST else part
 
 
 def _inflates(packed: bytes) -> bool:
