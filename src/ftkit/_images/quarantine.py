@@ -24,7 +24,7 @@ from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_OF_COPIES = frozenset(("leaks", "eval_leaks", "duplicates", "label_conflicts"))
+_LEAKS = frozenset(("leaks", "eval_leaks"))
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -309,7 +309,8 @@ def _plan(
     led_to = _led_to(root, files.keys())
     stay = {file: f"{led_to[file]} is a link to it" for file in files if file in led_to}
     for file, entry in files.items():
-        if all(KINDS[kind].family in _OF_COPIES for kind in reasons[entry.path]):  # else it would go from both splits
+        families = {KINDS[kind].family for kind in reasons[entry.path]}
+        if families & _LEAKS and families <= {*_LEAKS, "duplicates"}:  # it would go from the split that is to keep it
             linked = next((parent for parent in file.parents if parent in led_to), None)
             if linked:
                 stay.setdefault(file, f"{led_to[linked]} is a link to a folder around it")
