@@ -10,12 +10,12 @@ from PIL import Image
 
 from ftkit._images.decoding import jpeg2000
 from ftkit._images.decoding.leftover import coded_parts
+from ftkit._images.decoding.picture import HOLE
 
 _BITS, _PHOTOMETRIC, _FILL_ORDER, _PLANES, _TILE_WIDTH, _JPEG_TABLES = 258, 262, 266, 284, 322, 347  # of TIFF 6.0
 _YCBCR, _LOWEST_FIRST = 6, 2  # values of the second and the third
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_HOLE = bytes(512)  # a sector of a disk
-_ROW = len(_HOLE) // 2  # bytes, that are all within a hole, wherever it begins
+_ROW = len(HOLE) // 2  # bytes, that are all within a hole, wherever it begins
 # Raw ones may be black.
 _CODED_TIFF = frozenset(("tiff_lzw", "webp", "zstd", "lzma", "packbits", "tiff_ccitt", "group3", "group4"))
 
@@ -30,13 +30,14 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
         return not all(_inflates(_as_decoded(image, data[start:stop])) for start, stop in _in_tiff(image))
     if image.info.get("compression") == "jpeg":
         tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
-        parts = {data[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
+        view = memoryview(data)
+        parts = {view[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
         return any(is_damaged_jpeg(tables[:-2] + part) for part in parts)
     if image.info.get("compression") == "packbits" and not _unpacks(image, data):
         return True
-    if image.info.get("compression") not in _CODED_TIFF or _HOLE not in data:  # as in nearly all files
+    if image.info.get("compression") not in _CODED_TIFF or HOLE not in data:  # as in nearly all files
         return False
-    return any(_HOLE in data[start:stop] for start, stop in _in_tiff(image))
+    return any(HOLE in data[start:stop] for start, stop in _in_tiff(image))
 
 
 def _repeats(coded: bytes) -> bool:

@@ -14,7 +14,7 @@ import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Pyt
 
 from ftkit._images.decoding.codes import read_codes
 from ftkit._images.decoding.gaps import filled_share
-from ftkit._images.decoding.picture import ORIENTATION, Pixels, judge_orientation, judge_pixel_count
+from ftkit._images.decoding.picture import HOLE, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import find_seam, may_have_seam
 from ftkit._images.verdict import Broken, Form, Note, Notes
 from ftkit._wording import plural
@@ -409,7 +409,7 @@ def is_damaged(data: bytes) -> bool:
     header = read_header(data)
     if header is None or not header.is_known:
         return False
-    has_zeros = _HOLE in data
+    has_zeros = HOLE in data
     if complaint := _complaint_of(data, header):
         is_harmless = _HARMLESS.search(complaint) if has_zeros else _harmless(data, header, complaint)
         return not (complaint.startswith("tj") or is_harmless)
@@ -536,5 +536,4 @@ _LEFT_OVER = re.compile("([0-9]+) extraneous bytes before marker 0xd9$")
 _MOST_FOREIGN = 4096  # bytes, where nothing tells them from pixels, or that are all the same
 _MOST_PADDED = 8  # bytes of pixels that look like the padding behind them, at most
 _LEAST_TEXT, _TEXT = 8, bytes((9, 10, 13, *range(32, 127)))
-_HOLE = bytes(512)  # a sector of a disk
 _MOST_READ = 3_000_000  # bytes, and blocks of all scans

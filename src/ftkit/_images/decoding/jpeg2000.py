@@ -7,12 +7,12 @@ import struct
 from typing import NamedTuple
 
 from ftkit._images.decoding.leftover import boxes
+from ftkit._images.decoding.picture import HOLE
 from ftkit._wording import plural
 
 MAGICS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")  # of bare codestreams, and of files around one
 _PART, _CODES, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # start of tile-part, of its packets, and the end
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels are coded around
-_HOLE = bytes(512)  # a sector of a disk
 _TAKEN = 4  # components that Pillow takes, at most
 
 
@@ -103,7 +103,7 @@ def has_hole(data: bytes) -> bool:
         return False
     if any(_MARKER.search(data, start, stop) for start, stop in stream.parts):
         return True
-    return not _may_have_zeros(data, stream) and any(_HOLE in data[start:stop] for start, stop in stream.parts)
+    return not _may_have_zeros(data, stream) and any(HOLE in data[start:stop] for start, stop in stream.parts)
 
 
 def _may_have_zeros(data: bytes, stream: _Stream) -> bool:
@@ -111,4 +111,4 @@ def _may_have_zeros(data: bytes, stream: _Stream) -> bool:
     style = stream.style
     has_precincts, bypasses = data[style + 4] & 1, data[style + 12] & 1
     layers, levels = int.from_bytes(data[style + 6 : style + 8], "big"), data[style + 9]
-    return bool(has_precincts or bypasses) or stream.components * layers * (levels + 1) >= len(_HOLE)
+    return bool(has_precincts or bypasses) or stream.components * layers * (levels + 1) >= len(HOLE)

@@ -19,6 +19,9 @@ Pixels: TypeAlias = "npt.NDArray[np.uint8]"
 _WARN_PIXELS = 89_478_485
 MOST_PIXELS = 2 * _WARN_PIXELS
 
+#: A run of zeros where a sector of a disk was lost.
+HOLE = bytes(512)
+
 #: EXIF's tag for it (CIPA DC-008, 4.6.4).
 ORIENTATION = 274
 # What each value but 1 asks for; 2, 4, 5 and 7 are mirror images.
