@@ -90,7 +90,7 @@ def _restoring(owner: Any) -> Callable[[], None]:
 
 
 def _refill(container: Any, content: Any) -> None:
-    """Let a container hold what it did. Other threads may read it meanwhile, so no entry that stays is ever missing."""
+    """Let a container hold again what it held. Other threads may read it meanwhile, so what stays is never missing."""
     if isinstance(container, list):
         container[:] = content
     elif isinstance(container, set):
