@@ -128,6 +128,37 @@ def lock(descriptor: int, *, wait: bool = False) -> bool | None:
     return True
 
 
+_HOLDING: Final[set[int]] = set()
+
+
+@contextlib.contextmanager
+def holding(descriptor: int) -> Iterator[None]:
+    """Hold what is open, to lock it, for the block; then unlock and close it.
+
+    A process that is forked meanwhile has a copy, which would keep it locked as long as that process lives.
+    """
+    _HOLDING.add(descriptor)
+    try:
+        yield
+    finally:
+        if descriptor in _HOLDING:  # else this is a process that was forked in the block
+            _HOLDING.remove(descriptor)
+            if sys.platform != "win32":
+                with contextlib.suppress(OSError):  # the file system has no locks
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    """Close the copies of what the process holds from which this one was forked."""
+    while _HOLDING:
+        os.close(_HOLDING.pop())
+
+
+if hasattr(os, "register_at_fork"):  # Windows forks none
+    os.register_at_fork(after_in_child=_leave_to_parent)
+
+
 def open_folder(folder: Path, file: str = _LOCK_NAME) -> int:
     """Open a folder to lock it; on Windows, which locks only files, a file in it."""
     if sys.platform == "win32":

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ftkit import FtkitError, Quarantine, restore, scan_images
+from ftkit._files import lock, open_folder
 from ftkit._images import quarantine
 from ftkit._images.findings import Finding
 from ftkit._images.quarantine import move_away
@@ -940,6 +941,23 @@ def test_two_quarantines_at_once(dirty: Path, tmp_path: Path) -> None:
         if manifest != "None\n" or int(moved):
             assert len(restore(manifest.strip())) == int(moved)
     assert snapshot(dirty) == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_process_that_was_forked_meanwhile_holds_up_no_other_quarantine(tmp_path: Path) -> None:
+    """However long it lives."""
+    reading, writing = os.pipe()
+    with quarantine._alone(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)
+            os._exit(0)
+    descriptor = open_folder(tmp_path)
+    assert lock(descriptor)
+    for one in (descriptor, reading, writing):
+        os.close(one)
+    os.waitpid(child, 0)
 
 
 @pytest.mark.parametrize("step", ["_is_there", "_move"])

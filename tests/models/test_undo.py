@@ -142,6 +142,21 @@ def test_an_object_is_remembered_once_as_it_was_at_first() -> None:
     assert config.count == 3
 
 
+def test_another_thread_goes_over_what_is_taken_back() -> None:
+    """What stays is there all the time, as another thread may read it."""
+    config = Config()
+    config.names, config.labels = OrderedDict(a=1, b=2), {0: "a", 1: "b"}
+    undo = Undo()
+    undo.remember(config)
+    config.count, config.labels[0] = 4, "c"
+    names, attributes = iter(config.names), iter(vars(config))
+    next(names), next(attributes)
+    undo.take_back()
+    assert [*names] == ["b"]
+    assert [*attributes] == [*vars(config)][1:]
+    assert (config.count, config.labels) == (3, {0: "a", 1: "b"})
+
+
 def test_a_module_has_its_tables_attributes_and_class_again() -> None:
     """Children, hooks and buffers of a module, and a lazy module's class."""
     model = nn.Sequential(nn.Linear(2, 2), nn.LazyLinear(3))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import pickle
-import sys
 import threading
 import types
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import FtkitError, freeze_except, summary
 from ftkit._precompute.precompute import precompute
+from tests.precompute.loops import at_once
 
 
 def make() -> nn.Module:
@@ -192,32 +192,6 @@ class Plainly(Dropping):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.head(self.dropout(self.body(x)))
         return scores
-
-
-def at_once(*jobs: Callable[[], Any], seconds: float = 60) -> list[Any]:
-    """What jobs give that run in threads of their own, or the errors that they end with.
-
-    Python lets one after the other run for much shorter than it usually does, so that they meet.
-    """
-    results: list[Any] = [TimeoutError()] * len(jobs)
-    interval = sys.getswitchinterval()
-
-    def run(at: int, job: Callable[[], Any]) -> None:
-        try:
-            results[at] = job()
-        except BaseException as error:
-            results[at] = error
-
-    threads = [threading.Thread(target=run, args=one, daemon=True) for one in enumerate(jobs)]
-    sys.setswitchinterval(1e-5)
-    try:
-        for one in threads:
-            one.start()
-        for one in threads:
-            one.join(seconds)
-    finally:
-        sys.setswitchinterval(interval)
-    return results
 
 
 @pytest.mark.parametrize("made", [Dropping, Plainly])

@@ -6,19 +6,23 @@ import copy
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import DamagedFileError, FtkitError, freeze_except, precompute
-from ftkit._precompute.store import READY, UNFINISHED, RowFile
+from ftkit._files import lock
+from ftkit._precompute.store import READY, UNFINISHED, KeyedFile, RowFile, locked
 
 SOURCE = Path(__file__).parents[2] / "src"
 
@@ -44,6 +48,56 @@ def test_rows_come_back(tmp_path: Path) -> None:
         assert file.read(1) == b"r" * 48
         with pytest.raises(DamagedFileError, match="Row 0"):
             file.read(0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_process_that_is_forked_while_a_thread_adds_rows(tmp_path: Path) -> None:
+    """It does not wait for that thread, which it does not have."""
+    inside, over = threading.Event(), threading.Event()
+
+    class Row:
+        def tobytes(self) -> bytes:
+            inside.set()
+            over.wait(20)
+            return bytes(48)
+
+    file = KeyedFile(tmp_path / "a.rows", {}, 48, None)
+    one, other = b"1" * 16, b"2" * 16
+    file.add([one], np.ones((1, 48), np.uint8), None)
+    thread = threading.Thread(target=file.add, args=([other], [Row()], None), daemon=True)
+    thread.start()
+    assert inside.wait(20)
+    child = os.fork()
+    if not child:
+        signal.alarm(20)  # which ends it, if it waits
+        os._exit(7 if (found := file.find([one])) is not None and found.all() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    over.set()
+    thread.join(20)
+    assert file.find([one, other]) is not None
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+@pytest.mark.parametrize("ends", ["leaves the block", "is killed"])
+def test_a_forked_process_keeps_no_folder_locked(ends: str, tmp_path: Path) -> None:
+    """Once the one that has locked it is through with it."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with locked(tmp_path):
+            if not os.fork():
+                os.close(writing)
+                os.read(reading, 1)  # it lives until the pipe is closed
+                os._exit(0)
+            if ends == "is killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    os.waitpid(child, 0)
+    descriptor = os.open(tmp_path / ".ftkit-lock", os.O_RDWR)
+    assert lock(descriptor)
+    for one in (descriptor, reading, writing):
+        os.close(one)
 
 
 def test_any_flipped_byte_of_a_row_is_noticed(tmp_path: Path) -> None:

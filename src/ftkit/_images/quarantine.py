@@ -8,14 +8,14 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
-from ftkit._files import LITTER_SUFFIX, atomic_write, digest, lock, open_folder, remove_litter, sync_folder
+from ftkit._files import LITTER_SUFFIX, atomic_write, digest, holding, lock, open_folder, remove_litter, sync_folder
 from ftkit._images.findings import KINDS, Finding
 from ftkit._images.folders import CHANGED, GONE, Folder, Judged, below, is_inside, is_litter, require_folder
 from ftkit._images.manifest import Entry, Manifest, hint_beside, is_page, names_inside, obstacle
@@ -223,22 +223,22 @@ def _alone(target: Path) -> Iterator[None]:
 
     Not on Windows, where only files can be locked.
     """
-    descriptor = None
-    if sys.platform != "win32":
-        with suppress(OSError):
-            descriptor = open_folder(target)
-            if lock(descriptor, wait=True):
-                remove_litter(target)
-                for folder in target.glob("files*"):
-                    number = folder.name.removeprefix("files")
-                    is_ours = not number or (number[0] == "-" and number[1:].isdecimal())
-                    if is_ours and not os.path.lexists(target / f"manifest{number}.json"):
-                        _clear(folder, target / f"manifest{number}.html")
-    try:
+    with ExitStack() as after:
+        if sys.platform != "win32":
+            with suppress(OSError):
+                after.enter_context(holding(descriptor := open_folder(target)))
+                if lock(descriptor, wait=True):
+                    _clear_what_was_left(target)
         yield
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+
+
+def _clear_what_was_left(target: Path) -> None:
+    remove_litter(target)
+    for folder in target.glob("files*"):
+        number = folder.name.removeprefix("files")
+        is_ours = not number or (number[0] == "-" and number[1:].isdecimal())
+        if is_ours and not os.path.lexists(target / f"manifest{number}.json"):
+            _clear(folder, target / f"manifest{number}.html")
 
 
 def _clear(folder: Path, page: Path) -> None:

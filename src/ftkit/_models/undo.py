@@ -81,15 +81,28 @@ def _restoring(owner: Any) -> Callable[[], None]:
 
     def restore() -> None:
         for container, content in containers:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(content)
-        if list(map(id, values.values())) != list(map(id, before.values())) or list(values) != list(before):
-            values.clear()  # only then: a dict written anew shares its keys with no other
-            values.update(before)
+            _refill(container, content)
+        _refill(values, before)
         if type(owner) is not kind:  # a lazy module becomes another class
             object.__setattr__(owner, "__class__", kind)
 
     return restore
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Let a container hold again what it held. Other threads may read it meanwhile, so what stays is never missing."""
+    if isinstance(container, list):
+        container[:] = content
+    elif isinstance(container, set):
+        container.intersection_update(content)
+        container.update(content)
+    else:
+        for key in container.keys() - content.keys():
+            container.pop(key, None)
+        container.update(content)
+        if list(map(id, container)) != list(map(id, content)):  # in another order
+            container.clear()
+            container.update(content)
 
 
 def _rewriting(module: nn.Module) -> Callable[[], None]:

@@ -99,8 +99,8 @@ class Player:
     """Runs a model with kept tensors in the place of its frozen part.
 
     Threads take turns at it, with a turn for each of what comes before, in and after ``forward``: while something is
-    computed anew, modules are in other modes and do something else. None is held from one hook to the next, where
-    nothing would end it for sure.
+    computed anew, modules are in other modes. None is held from one hook to the next, where nothing would end it for
+    sure.
 
     Args:
         model: The model.

@@ -6,12 +6,15 @@ import contextlib
 import copy
 import functools
 import inspect
+import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from ftkit._models.dryrun import turn
 from ftkit._torch import is_exporting, uncompiled
 
 _OF_FUNCTIONS: Final = frozenset({"__closure__", "__code__", "__globals__"})  # which torch.export reads
@@ -74,9 +77,40 @@ def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Cal
     return remove
 
 
+def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Put functions in the place of the forward of some modules for the block, where this thread calls them.
+
+    Other threads may use the same modules, as may processes that are forked meanwhile: for them nothing changes.
+    """
+    here = threading.local()
+    here.process = os.getpid()
+
+    def only_here(function: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+            if getattr(here, "process", None) != os.getpid():
+                return original(*args, **kwargs)
+            return function(original, args, kwargs)
+
+        return forward
+
+    return _installed({one: only_here(function) for one, function in forwards.items()}, model)
+
+
+def others_wait(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Have other threads that call a model in the block, which has the turn, wait until it ends.
+
+    They would meet the model in another mode. Those that call a part of it don't wait: the model may wait for them.
+    """
+
+    def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        with turn():
+            return original(*args, **kwargs)
+
+    return _installed({id(model): forward}, model)
+
+
 @contextlib.contextmanager
-def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
-    """Put functions in the place of the forward of some modules for the block."""
+def _installed(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Iterator[None]:
     remove = install(forwards, model)
     try:
         yield

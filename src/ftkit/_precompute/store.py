@@ -8,7 +8,6 @@ import mmap
 import os
 import shutil
 import stat
-import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Final, Self
 import numpy as np
 import xxhash
 
-from ftkit._files import atomic_write, digest, lock, sync_folder
+from ftkit._files import atomic_write, digest, holding, lock, sync_folder
 from ftkit._wording import in_bytes
 from ftkit.errors import DamagedFileError, FileWriteError, FtkitError
 
@@ -192,6 +191,8 @@ def _rounded(size: int) -> int:
 class KeyedFile:
     """A file of rows of one size, known by the content of their samples, to which processes add at any time.
 
+    Threads of one process have to take turns at it.
+
     Layout: 16 bytes that say what it is, 8 for the length of the header, the header in JSON, zeros up to a multiple of
     4,096; then one record for each row: its XXH3-128 digest (of key and row), its key, the row. What is not whole is as
     if it were not there; a later record of the same key counts.
@@ -217,7 +218,6 @@ class KeyedFile:
         self._where: dict[bytes, int] = {}
         self._right: set[int] = set()
         self._records = 0
-        self._alone = threading.Lock()
         self.refresh()
 
     def __len__(self) -> int:
@@ -267,9 +267,8 @@ class KeyedFile:
         records = np.empty((len(keys), self._record), np.uint8)
         for at, (key, place) in enumerate(zip(keys, places, strict=True)):
             assert place is not None
-            with self._alone:
-                self._file.seek(self._start + place * self._record)
-                read = self._file.readinto(records[at].data)
+            self._file.seek(self._start + place * self._record)
+            read = self._file.readinto(records[at].data)
             whole = read == self._record and records[at, 16:_ENTRY].tobytes() == key
             if whole and place not in self._right:
                 whole = xxhash.xxh3_128_digest(records[at, 16:].data) == records[at, :16].tobytes()
@@ -290,7 +289,7 @@ class KeyedFile:
         Raises:
             FileWriteError: They can't be written.
         """
-        with self._alone, locked(self.path.parent, self._lock):
+        with locked(self.path.parent, self._lock):
             self.refresh()
             new = self.missing(keys)
             needed = len(new) * self._record
@@ -328,11 +327,9 @@ def locked(folder: Path, name: str = ".ftkit-lock") -> Iterator[None]:
         descriptor = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise FileWriteError(f"Can't write to {folder}: {error.strerror or error}. Name a folder for it.") from error
-    try:
+    with holding(descriptor):
         lock(descriptor, wait=True)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def finish(path: Path, name: str) -> Path:

@@ -21,7 +21,7 @@ from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
 from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
-from ftkit._precompute.stands import instead
+from ftkit._precompute.stands import instead, others_wait
 from ftkit._precompute.surroundings import PYTHON_GENERATORS, Surroundings, state_of
 from ftkit._torch import (
     NoDynamo,
@@ -690,7 +690,7 @@ def named_state(model: nn.Module) -> dict[str, torch.Tensor]:
 @contextlib.contextmanager
 def no_trace(model: nn.Module) -> Iterator[None]:
     """Run a model in the block; restore modes, attributes, what these lead to, and random numbers afterwards."""
-    with alone(), eagerly(), contextlib.ExitStack() as after:
+    with alone(), eagerly(), others_wait(model), contextlib.ExitStack() as after:
         undo = Undo()
         after.callback(undo.take_back)
         for module in model.modules():
