@@ -178,6 +178,7 @@ class Cut:
         ways: How what a call takes has come to it, for those calls that are led.
         overwrites: The modules that write to inputs in whose place rows come, which a caller who has them would miss.
         decides: Whether Python reads truth values of the batch on the way.
+        beyond: The modules that run on what trains, or on random numbers, alone.
         tail: The module in whose one call all happens that skipped calls don't, if there is one and it gives what the
             model gives.
     """
@@ -198,6 +199,7 @@ class Cut:
     decides: bool = False
     tail: str | None = None
     overwrites: set[str] = field(default_factory=set)
+    beyond: set[str] = field(default_factory=set)
 
     @property
     def per_sample(self) -> list[int]:
@@ -491,7 +493,14 @@ def _cut(
         decides=long.decides or short.decides,
         overwrites={name for at, name in (*long.overwrites.items(), *short.overwrites.items()) if at not in stays},
         tail=None if tail is None else tail.key[0],
+        beyond=_beyond(long) & _beyond(short),
     )
+
+
+def _beyond(trace: Trace) -> set[str]:
+    """The modules of which no call gives anything that a skipped one could take."""
+    cold = {one.key[0] for one in trace.calls if not one.outputs or not all(trace.nodes[at].hot for at in one.outputs)}
+    return {one.key[0] for one in trace.calls} - cold
 
 
 def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
