@@ -875,6 +875,10 @@ def copied(model: Any, z: Tensor) -> None:
     model.queue.copy_(torch.cat([z, model.queue])[:3])
 
 
+def resized(model: Any, z: Tensor) -> None:
+    model.queue.resize_(2, 4).copy_(z[:2])
+
+
 def followed(model: Any, _: Tensor) -> None:
     model.b.weight.data = model.b.weight.data * 0.9 + model.head.weight.data.mean() * 0.1
 
@@ -883,7 +887,7 @@ def followed_in_place(model: Any, _: Tensor) -> None:
     model.b.weight.mul_(0.9).add_(model.head.weight.mean() * 0.1)
 
 
-@pytest.mark.parametrize("update", [assigned, counted, copied, followed, followed_in_place])
+@pytest.mark.parametrize("update", [assigned, counted, copied, resized, followed, followed_in_place])
 def test_what_a_forward_pass_leaves_in_the_model(update: Any, tmp_path: Path) -> None:
     """For the next one, as contrastive learning and moving averages do: all that reads it runs each time."""
     model = Queue(update)

@@ -709,6 +709,8 @@ def put_back(written: Any) -> None:
     """Give tensors the values again that they had."""
     with torch.no_grad():
         for tensor, before in written:
+            if tensor.shape != before.shape:  # as that of observers of quantization, which find it out themselves
+                tensor.resize_(before.shape)
             tensor.copy_(before)
 
 
