@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ftkit import FtkitError, freeze_except
 from ftkit._precompute.frontier import Layout
 from ftkit._precompute.precompute import precompute
+from tests.precompute.loops import same, train
 from tests.precompute.smallest import smallest
 
 
@@ -770,3 +773,170 @@ def test_what_is_written_to_is_kept_where_it_is_narrow(again: bool, tmp_path: An
     """As by the Dropout of torchvision's EfficientNet; unless someone looks for what was written."""
     kept = checked(InPlace(again=again), tmp_path).kept
     assert [shape for _, shape, *_ in kept] == [(1, 4, 4) if again else (1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (lambda m, x: m.head(torch.stack([m.a(one) for one in x])), r"\[4\] for 3 samples and for 2"),
+        (lambda m, x: m.head(m.a(torch.cat([m.token, x]))[1:]), r"\[4, 4\] for 3 samples and \[3, 4\] for 2"),
+    ],
+)
+def test_what_is_not_made_of_samples(forward: Any, why: str, tmp_path: Path) -> None:
+    """One sample at a time, or a token that stands before the batch: the words say so."""
+    model = Model(forward)
+    model.register_buffer("token", torch.zeros(1, 4))
+    with pytest.raises(FtkitError, match=f"a: it takes {why}, where a part for each is expected. Train without"):
+        precompute(model, data(), tmp_path)
+
+
+def test_an_operator_that_can_not_be_tried(tmp_path: Path) -> None:
+    """It is not said to mix samples."""
+    model = Model(lambda m, x: m.head(m.a(torch.bucketize(x, torch.linspace(-1, 1, 5)).float())))
+    with pytest.raises(FtkitError, match="is not known to keep samples apart"):
+        precompute(model, data(), tmp_path)
+
+
+class Offsets(nn.Module):
+    """A bag of which the code makes the offsets itself, by the places of the samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.bags, self.head = nn.EmbeddingBag(9, 4), nn.Linear(4, 2)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.bags(x.flatten(), torch.arange(0, x.numel(), x.shape[1])))
+
+
+def test_constants_that_tell_the_places_of_samples(tmp_path: Path) -> None:
+    """A module may take them, if what it gives does not depend on them."""
+    torch.manual_seed(1)
+    samples = TensorDataset(torch.randint(9, (12, 5)), torch.arange(12) % 2)
+    model = Offsets()
+    with precompute(model, samples, tmp_path, batch_size=12) as cached:
+        assert cached.skipped == ["bags"]
+        rows, _ = next(iter(cached.loader(batch_size=12)))
+        assert torch.equal(model(rows), model(samples.tensors[0]))
+
+
+def in_steps(model: Any, x: Tensor, out: Tensor) -> Tensor:
+    for at in range(2):
+        out[:, at] = model.a(x[:, None, :].repeat(1, 2, 1)[:, at] + at)
+    return out
+
+
+@pytest.mark.parametrize(
+    "out",
+    [lambda x: torch.zeros(len(x), 2, 4), lambda x: torch.empty(len(x), 2, 4), lambda x: x.new_zeros(len(x), 2, 4)],
+)
+def test_results_that_are_put_in_memory_that_was_made_for_them(out: Any, tmp_path: Path) -> None:
+    """By code between what is skipped: what it writes is there."""
+    model = Model(lambda m, x: m.head(m.b(in_steps(m, x, out(x))).mean(1)))
+    assert checked(model, tmp_path).skipped == ["a", "b"]
+
+
+def test_shapes_that_change_in_place(tmp_path: Path) -> None:
+    """As those of what torch.quantile computes on its way, of which the next call knows what they were."""
+    model = Model(lambda m, x: m.head(m.b(m.a(x) - m.a(x).quantile(0.5, dim=1, keepdim=True))))
+    for folder in ("once", "again"):
+        assert checked(model, tmp_path / folder).skipped == ["a", "b"]
+
+
+class Queue(nn.Module):
+    """Has a memory of what earlier batches gave, and a copy of a part that follows it."""
+
+    def __init__(self, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.register_buffer("queue", torch.randn(3, 4))
+        self._run = forward
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.a(x)
+        scores = self.head(self.b(z + (z @ self.queue.T).softmax(1) @ self.queue))
+        with torch.no_grad():
+            self._run(self, z)
+        return scores
+
+
+def assigned(model: Any, z: Tensor) -> None:
+    model.queue = torch.cat([z, model.queue])[:3]
+
+
+def counted(model: Any, _: Tensor) -> None:
+    model.queue = model.queue * 0.9
+
+
+def copied(model: Any, z: Tensor) -> None:
+    model.queue.copy_(torch.cat([z, model.queue])[:3])
+
+
+def resized(model: Any, z: Tensor) -> None:
+    model.queue.resize_(2, 4).copy_(z[:2])
+
+
+def followed(model: Any, _: Tensor) -> None:
+    model.b.weight.data = model.b.weight.data * 0.9 + model.head.weight.data.mean() * 0.1
+
+
+def followed_in_place(model: Any, _: Tensor) -> None:
+    model.b.weight.mul_(0.9).add_(model.head.weight.mean() * 0.1)
+
+
+@pytest.mark.parametrize("update", [assigned, counted, copied, resized, followed, followed_in_place])
+def test_what_a_forward_pass_leaves_in_the_model(update: Any, tmp_path: Path) -> None:
+    """For the next one, as contrastive learning and moving averages do: all that reads it runs each time."""
+    model = Queue(update)
+    plain, before = copy.deepcopy(model), copy.deepcopy(model.state_dict())
+    cached = precompute(model, data(), tmp_path, batch_size=6)
+    assert cached.skipped == ["a"]
+    assert same(model.state_dict(), before)  # and the runs that find the frontier leave no trace
+    with cached:
+        ended = train(model, cached.loader(batch_size=6))
+    assert same(ended, train(plain, DataLoader(data(), 6)))
+
+
+class Threads(nn.Module):
+    """Runs a part in a thread of its own."""
+
+    def __init__(self, work: Callable[..., Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self._work = work
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        z = self.a(x)
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(self._work, self, z).result()
+        return self.head(self.c(other))
+
+
+@pytest.mark.parametrize("work", [lambda m, z: m.b(z), lambda m, z: m.b(z) - z.mean(0)])
+def test_modules_that_run_in_another_thread(work: Any, tmp_path: Path) -> None:
+    """Where no operator is seen: what may depend on it runs each time."""
+    cached = checked(Threads(work), tmp_path)
+    assert cached.skipped == ["a"]
+    assert cached.not_skipped == {"c": "it may depend on what b does in another thread"}
+
+
+def test_operators_that_run_in_another_thread(tmp_path: Path) -> None:
+    """On what is not kept."""
+    with pytest.raises(FtkitError, match="called in another thread than the forward pass"):
+        precompute(Threads(lambda m, z: z * m.b.weight.sum()), data(), tmp_path)
+
+
+def test_an_autocast_of_the_model_s_own(tmp_path: Path) -> None:
+    """Around what is skipped, so that what trains can't be called at once, without the way there."""
+
+    def forward(m: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            features = m.a(x)
+        return m.head(features.float())
+
+    assert checked(Model(forward), tmp_path).skipped == ["a"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ftkit import FtkitError, Precomputed, freeze_except, precompute
+from tests.precompute.loops import same, train
 
 
 class Model(nn.Module):
@@ -1363,3 +1364,34 @@ def test_a_configuration_may_note_the_dtype_that_the_weights_have(begin: Any, wh
         model.config.dtype = "float16"  # type: ignore[attr-defined]
         with pytest.raises(FtkitError, match=r"config\.dtype was .* and is 'float16' now"):
             used(model, cached)
+
+
+class Scheduled(nn.Module):
+    """Draws between its frozen body and its head, and in the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.dropout = nn.Linear(8, 4), nn.Dropout(0.1)
+        self.head = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 3))
+        freeze_except(self, "head", "dropout")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.dropout(self.body(x)))
+
+
+def test_a_rate_that_the_loop_changes_behind_the_frozen_part(tmp_path: Path) -> None:
+    """It is no setting of what is kept, and rows stay what they are; training is that of the plain loop."""
+    model, samples = Scheduled(), data()
+    plain = copy.deepcopy(model)
+
+    def epochs(one: Any, batches: Callable[[], Any]) -> Any:
+        for epoch in range(3):
+            one.dropout.p = one.head[1].p = 0.1 * (epoch + 1)
+            train(one, batches(), epochs=1)
+        return one.state_dict()
+
+    with precompute(model, samples, tmp_path, batch_size=6) as cached:
+        ended = epochs(model, lambda: cached.loader(batch_size=6))
+    assert same(ended, epochs(plain, lambda: DataLoader(samples, 6)))
+    assert precompute(model, samples, tmp_path).computed == 0

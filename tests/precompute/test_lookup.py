@@ -626,3 +626,25 @@ def test_rows_in_the_block_of_a_loader(tmp_path: Path) -> None:
             for row, (inputs, _) in zip(rows.loader(batch_size=6), DataLoader(data(), 6), strict=True):
                 torch.testing.assert_close(model(row[0]), plain(inputs))
         assert "ran as before" not in str(blocks[1])
+
+
+class Last(nn.Module):
+    """Writes to a batch of one sample, and to no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 16), nn.Linear(16, 3)
+        freeze_except(self, "head")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.body(x.relu_() if len(x) == 1 else x.relu()))
+
+
+def test_a_batch_that_is_written_to_where_others_are_not(tmp_path: Path) -> None:
+    """Which no batch of the probes shows."""
+    model, loader = Last(), DataLoader(data(7), 3)
+    with (
+        precompute(model, loader, tmp_path),
+        pytest.raises(FtkitError, match="In a batch of 1 sample, the inputs of the Last are written to in place"),
+    ):
+        train(model, loader, epochs=1)

@@ -168,6 +168,12 @@ MIXING: dict[str, Body] = {
     "a truth value": by_truth,
     "a count": by_count,
     "the place in the batch": in_order,
+    "a mask of the first for all": lambda m, x: (
+        m.layer(x) * torch.ones(len(x), 8).masked_fill_((x > 0)[:1].expand(x.shape), 1 + 1e-6)
+    ),
+    "the place in a mask": lambda m, x: (
+        m.layer(x) + torch.linspace(0, 1e-5, len(x))[:, None].repeat(1, 8).masked_fill_(x > 0, 0)
+    ),
     "scattered": lambda m, x: torch.zeros(8).index_add(0, torch.zeros(len(x), dtype=torch.long), m.layer(x)[:, 0]) + x,
 }
 
@@ -279,6 +285,8 @@ def test_a_tiny_weight_in_half_precision(dtype: torch.dtype, tmp_path: Path) -> 
         lambda m, x: torch.stack(m.layer(x).unbind(1)).T[:, :4] * torch.ones(len(x), 1),
         lambda m, x: torch.einsum("bi,bj->bij", m.layer(x), x).flatten(1)[:, :4],
         lambda m, x: nn.functional.scaled_dot_product_attention(*[m.layer(x).view(-1, 1, 2, 4)] * 3).flatten(1)[:, :4],
+        lambda m, x: (m.layer(x) + torch.zeros(len(x), 8).masked_fill_(x > 1, -1e9)).softmax(1)[:, :4],
+        lambda m, x: torch.add(m.layer(x), x, out=torch.linspace(0, 1, len(x))[:, None].repeat(1, 8))[:, :4],
     ],
 )
 def test_samples_that_do_not_mix(forward: Body, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import nn
 
 from ftkit._models.dryrun import tensors_in
-from ftkit._precompute.mixing import MIXED
+from ftkit._precompute.mixing import MIXED, NotAlone
 from ftkit._precompute.placeholders import Placeholder
 from ftkit._precompute.trace import CONSTANT, DRAWS, TRAINS, Call, Hints, Key, Node, Trace, named_state, no_trace
 from ftkit._torch import tree_leaves, tree_map_only
@@ -178,6 +179,7 @@ class Cut:
         ways: How what a call takes has come to it, for those calls that are led.
         overwrites: The modules that write to inputs in whose place rows come, which a caller who has them would miss.
         decides: Whether Python reads truth values of the batch on the way.
+        beyond: The modules that run on what trains, or on random numbers, alone.
         tail: The module in whose one call all happens that skipped calls don't, if there is one and it gives what the
             model gives.
     """
@@ -198,6 +200,7 @@ class Cut:
     decides: bool = False
     tail: str | None = None
     overwrites: set[str] = field(default_factory=set)
+    beyond: set[str] = field(default_factory=set)
 
     @property
     def per_sample(self) -> list[int]:
@@ -246,7 +249,7 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
             continue
         short = _traced(model, other, hints, sizes[1])
         skipped = _maximal(long, short)
-        if not _learn(short, skipped, sizes, order, hints):
+        if not _learn(long, short, skipped, sizes, order, hints):
             break
     else:
         raise FtkitError(f"The frontier of the {type(model).__name__} can't be found in {_ROUNDS} rounds.")
@@ -255,7 +258,11 @@ def _found(model: nn.Module, call: Any, other: Any, sizes: tuple[int, int], orde
         raise FtkitError(
             f"No part of the {type(model).__name__} can be computed once: "
             + some([f"{name or 'what is frozen'}: {why}" for name, why in frozen_but.items()], 4, "; ")
-            + ". Freeze what comes first with ftkit.freeze(), which also holds norms and Dropout in eval mode."
+            + (
+                ". Train without precompute."
+                if all(isinstance(why, NotAlone) for why in frozen_but.values())
+                else ". Freeze what comes first with ftkit.freeze(), which also holds norms and Dropout in eval mode."
+            )
         )
     frozen_but.pop("", None)
     return _cut(long, short, skipped, sizes, order, hints, frozen_but)
@@ -310,20 +317,39 @@ def _maximal(long: Trace, short: Trace) -> list[Call]:
     return list(chosen.values())
 
 
-def _learn(short: Trace, skipped: list[Call], sizes: tuple[int, int], order: list[int], hints: Hints) -> bool:
+def _learn(
+    long: Trace, short: Trace, skipped: list[Call], sizes: tuple[int, int], order: list[int], hints: Hints
+) -> bool:
     """Note the first call whose results depend on the other samples; return whether there was one."""
     by_key = {call.key: call for call in short.calls}
     for call in skipped:
         other = by_key[call.key]
-        if _alike(call.args, other.args, sizes, order):
+        varies = [long.nodes[one].varies for one in call.inputs]  # constants, such as offsets, tell of no sample
+        given, other_given = (list(compress(tensors_in(one.args), varies)) for one in (call, other))
+        if len(call.inputs) == len(other.inputs) and _alike(given, other_given, sizes, order):
             same = _numbers(call.output) == _numbers(other.output)
             if same and _alike(call.output, other.output, sizes, order):
                 continue
-            hints.blocked[call.key[0]] = MIXED if same else "it gives back a number that is another for another batch"
+            hints.blocked[call.key[0]] = (
+                _why_not_alone("gives", call.output, other.output, sizes)
+                if same
+                else "it gives back a number that is another for another batch"
+            )
         else:
-            hints.hot.add(call.key)
+            hints.hot[call.key] = _why_not_alone("takes", given, other_given, sizes)
         return True
     return False
+
+
+def _why_not_alone(does: str, long: Any, short: Any, sizes: tuple[int, int]) -> NotAlone:
+    """Why the tensors of two batches are not the same, sample by sample."""
+    for one, other in zip(tensors_in(long), tensors_in(short), strict=False):
+        layout = Layout.of(one, other, sizes)
+        if layout is None or (layout.dim is None and not near(one, other)):
+            shapes = f"{list(one.shape)} for {sizes[0]} samples and "
+            shapes += f"{list(other.shape)} for {sizes[1]}" if layout is None else f"for {sizes[1]}"
+            return NotAlone(f"it {does} {shapes}, where a part for each is expected")
+    return MIXED
 
 
 def _alike(long: Any, short: Any, sizes: tuple[int, int], order: list[int]) -> bool:
@@ -491,7 +517,14 @@ def _cut(
         decides=long.decides or short.decides,
         overwrites={name for at, name in (*long.overwrites.items(), *short.overwrites.items()) if at not in stays},
         tail=None if tail is None else tail.key[0],
+        beyond=_beyond(long) & _beyond(short),
     )
+
+
+def _beyond(trace: Trace) -> set[str]:
+    """The modules of which no call gives anything that a skipped one could take."""
+    cold = {one.key[0] for one in trace.calls if not one.outputs or not all(trace.nodes[at].hot for at in one.outputs)}
+    return {one.key[0] for one in trace.calls} - cold
 
 
 def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
@@ -499,6 +532,8 @@ def _tail(trace: Trace, skipped: set[int], hints: Hints) -> Call | None:
     root = trace.calls[0]
     if trace.decides or hints.moody or hints.changing or any(trace.calls[one].fills for one in skipped):
         return None
+    if not all(set(trace.calls[one].autocast) <= set(root.autocast) for one in skipped):
+        return None  # the model sets it on the way
     happens = [node.within for node in trace.nodes if node.hot and node.parents]
     happens += [within for _, within in trace.sinks if not skipped & set(within)]
     for index, call in reversed(list(enumerate(trace.calls))):

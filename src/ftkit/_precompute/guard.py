@@ -103,7 +103,8 @@ class Guard:
         self._forward = own_forward(model)  # around which frameworks put others later
         around, self._names, self._every = read_in(model)
         """What the code that a forward pass may come by mentions, and whether it reads attributes by other names."""
-        inner.update(one for one in around if not any(True for _ in one.parameters()))
+        beyond = set(map(model.get_submodule, cut.beyond))
+        inner.update(one for one in around if one not in beyond and not any(True for _ in one.parameters()))
         self._plain = [(named[id(part)], part) for part in model.modules() if part in inner]
         mentioned = (around[part].mentioned for _, part in self._plain if part in around)
         inside = led_to(set(map(type, around)), frozenset[str]().union(*mentioned))

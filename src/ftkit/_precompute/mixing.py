@@ -12,8 +12,15 @@ import torch
 
 from ftkit._torch import operator_name, storage_id, tree_leaves, tree_map_only, written_by
 
-MIXED: Final = "it depends on the other samples of the batch"
-PLACED: Final = "it depends on the place of a sample in the batch"
+
+class NotAlone(str):
+    """Why a value is not known to be of one sample alone."""
+
+    __slots__ = ()
+
+
+MIXED: Final = NotAlone("it depends on the other samples of the batch")
+PLACED: Final = NotAlone("it depends on the place of a sample in the batch")
 
 _NOBODY: Final = 0  # a constant; the samples count from 1, so that what operators fill with zeros is a constant
 
@@ -118,7 +125,7 @@ class Owners:
 
     def before(self, func: Any, written: Iterable[torch.Tensor]) -> dict[int, torch.Tensor]:
         """What constants hold that an operator will write to, by identity, for :meth:`follow`."""
-        if torch.Tag.pointwise not in func.tags:
+        if torch.Tag.pointwise not in func.tags and _name(func) not in _BY_ELEMENT:
             return {}
         return {id(one): one.clone() for one in written if self.of(one) is None}
 
@@ -136,7 +143,7 @@ class Owners:
         written = list(written_by(func, args, kwargs))
         if not known and not any(storage_id(one) in self._maps for one in written):
             return
-        name = operator_name(func).partition("::")[2]
+        name = _name(func)
         made = [one for one in tree_leaves(output) if isinstance(one, torch.Tensor)]
         views = not written and bool(made) and all(self._is_view(one, given) for one in made)
         chosen = set[int]().union(*(self._chosen.get(_place(one), ()) for one in given))
@@ -180,7 +187,9 @@ class Owners:
         self, name: str, func: Any, args: Any, kwargs: Any, known: dict[int, torch.Tensor], made: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         plain = name.removesuffix("_")
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        for_results = {one.name for one in func._schema.arguments if one.is_out}  # what they held is gone
+        read = args, {key: one for key, one in kwargs.items() if key not in for_results}
+        tensors = [one for one in tree_leaves(read) if isinstance(one, torch.Tensor)]
         if name in _BY_SHAPE:
             return [_constant(one) for one in made]
         if plain == "copy":
@@ -249,9 +258,13 @@ class Owners:
         known: dict[int, torch.Tensor],
         made: list[torch.Tensor],
     ) -> list[torch.Tensor]:
-        """Find out by NaN in the place of one sample after the other."""
+        """Find out by NaN in the place of one sample after the other.
+
+        Raises:
+            NotImplementedError: There is no NaN among integers.
+        """
         if any(id(one) in known and not one.is_floating_point() and not one.is_complex() for one in tensors):
-            raise Mixing(MIXED)
+            raise NotImplementedError
         draw = torch.Generator().manual_seed(0)
         plain = {key: torch.empty(0) for key in known}
         for one in tensors:
@@ -280,7 +293,7 @@ class Owners:
                 if not one.is_floating_point() and not one.is_complex():
                     beside = next((x for x in results if x.is_floating_point() and x.shape == one.shape), None)
                     if beside is None:
-                        raise Mixing(MIXED)
+                        raise NotImplementedError
                 met = (one if beside is None else beside).isnan()
                 if one.shape != like.shape or bool((met & ((owners[at] != _NOBODY) | (sample == 0))).any()):
                     raise Mixing(MIXED)
@@ -338,6 +351,10 @@ class _Map:
         if item < self._item:
             self._buffer = self._buffer.repeat_interleave(self._item // item)
             self._item = item
+
+
+def _name(func: Any) -> str:
+    return operator_name(func).partition("::")[2]
 
 
 def _place(tensor: torch.Tensor) -> Any:

@@ -55,6 +55,12 @@ class Placeholder(torch.Tensor):
     @classmethod
     def _run(cls, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         if not getattr(_HERE, "allowed", 0):
+            if allowed.open:
+                raise FtkitError(
+                    f"{func} was called in another thread than the forward pass, on a value of the frozen part that "
+                    "was not kept. What a model does in threads of its own can't be followed: have forward() do it "
+                    "itself, and call precompute() again, or train without precompute."
+                )
             raise FtkitError(
                 f"{func} was called outside of the forward pass, on a value of the frozen part that was not kept. If a "
                 "loss or a metric reads what forward() has stored, have forward() return it, and call precompute() "
@@ -95,11 +101,16 @@ class Placeholder(torch.Tensor):
 class allowed:  # noqa: N801  (a block)
     """A block in which operators may run on placeholders, in this thread."""
 
+    open = 0
+    """How many there are now, in all threads."""
+
     def __enter__(self) -> None:
         _HERE.allowed = getattr(_HERE, "allowed", 0) + 1
+        allowed.open += 1
 
     def __exit__(self, *exception: object) -> None:
         _HERE.allowed -= 1
+        allowed.open -= 1
 
 
 _PLAIN = frozenset({bool, int, float, type(None), torch.dtype})
@@ -159,7 +170,7 @@ def way_of(call: Any, kept: Mapping[int, torch.Tensor]) -> tuple[Any, ...]:
 def _remember(func: Any, args: Any, output: torch.Tensor) -> None:
     question = _question(func, args)
     if question is not None and not any(True for _ in written_by(func, args, {})) and len(_SHAPES) < _MOST:
-        _SHAPES[question] = output
+        _SHAPES[question] = _shape_of(output)  # of which no one else changes the shape in place
 
 
 def _shape_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,7 @@ from ftkit._precompute.spotcheck import own
 from ftkit._precompute.store import KEYED, READY, UNFINISHED, KeyedFile, RowFile, finish, locked, picked, room_for
 from ftkit._precompute.surroundings import restoring
 from ftkit._precompute.trace import named_state, no_trace, same_bits
-from ftkit._torch import tree_leaves, tree_map_only
+from ftkit._torch import tree_leaves, tree_map_only, version_of
 from ftkit._wording import cause, plural, some
 from ftkit.errors import FileWriteError, FtkitError
 from ftkit.selection import unwrap
@@ -148,12 +148,7 @@ def precompute(
         with _telling_sizes(probe):
             cut = find(inner, probe.call, probe.other, probe.sizes, probe.order)
         if by_content and cut.overwrites:
-            raise FtkitError(
-                f"In {some(sorted(cut.overwrites), 3)}, the inputs of the {type(inner).__name__} are written to in "
-                "place. Where samples are looked up that is lost, and whoever reads the batch afterwards would miss "
-                "it. Let it write to a copy (inplace=False, or x = x.clone() before), or pass the data set in the "
-                "place of the loader, and take cached.loader()."
-            )
+            raise _overwritten(inner, some(sorted(cut.overwrites), 3))
         form = None if by_content else samples.Form.of(probe.sample, probe.call, cut.stays)
         player, rows = _proven(inner, cut, probe.call, functools.partial(_with_rows, cut, form))
         inner.train()
@@ -213,13 +208,26 @@ def _look_up(cached: Precomputed, model: nn.Module, packing: Packing, call: Any,
     file = KeyedFile(cached.path, header, packing.kept_bytes, most)
 
     def rows_of(call: Any, count: int) -> torch.Tensor:
+        given = [one for at, one in enumerate(tensors_in(call)) if at not in player.cut.stays]
+        before = [*map(version_of, given)]
         with no_trace(model):
             model.train()
-            return player.computed(call, count)
+            rows = player.computed(call, count)
+        if before != [*map(version_of, given)]:
+            raise _overwritten(model, f"a batch of {plural(count, 'sample')}")
+        return rows
 
     player.watch(None, packing.near_values)
     cached._lookup = Lookup(player, packing, file, most, rows_of, call, cached._count)
     cached.samples = len(file)
+
+
+def _overwritten(model: nn.Module, where: str) -> FtkitError:
+    return FtkitError(
+        f"In {where}, the inputs of the {type(model).__name__} are written to in place. Where samples are looked up "
+        "that is lost, and whoever reads the batch afterwards would miss it. Let it write to a copy (inplace=False, or "
+        "x = x.clone() before), or pass the data set in the place of the loader, and take cached.loader()."
+    )
 
 
 def _bound(model: nn.Module, player: Player, packing: Packing, more: dict[str, Any]) -> tuple[dict[str, Any], str]:

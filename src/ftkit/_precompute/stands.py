@@ -9,6 +9,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -77,23 +78,31 @@ def install(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> Cal
     return remove
 
 
-def instead(forwards: Mapping[int, Callable[..., Any]], model: nn.Module) -> contextlib.AbstractContextManager[None]:
+def instead(
+    forwards: Mapping[int, Callable[..., Any]],
+    model: nn.Module,
+    elsewhere: Mapping[int, Callable[..., Any]] = MappingProxyType({}),
+) -> contextlib.AbstractContextManager[None]:
     """Put functions in the place of the forward of some modules for the block, where this thread calls them.
 
-    Other threads may use the same modules, as may processes that are forked meanwhile: for them nothing changes.
+    Other threads may use the same modules, as may processes that are forked meanwhile: for them nothing changes, but
+    that ``elsewhere`` are called in other threads.
     """
     here = threading.local()
     here.process = os.getpid()
 
-    def only_here(function: Callable[..., Any]) -> Callable[..., Any]:
+    def by_thread(key: int) -> Callable[..., Any]:
         def forward(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-            if getattr(here, "process", None) != os.getpid():
-                return original(*args, **kwargs)
-            return function(original, args, kwargs)
+            process = getattr(here, "process", None)
+            if process == os.getpid():
+                return forwards[key](original, args, kwargs)
+            if process is None and key in elsewhere:
+                return elsewhere[key](original, args, kwargs)
+            return original(*args, **kwargs)
 
         return forward
 
-    return _installed({one: only_here(function) for one, function in forwards.items()}, model)
+    return _installed({key: by_thread(key) for key in forwards}, model)
 
 
 def others_wait(model: nn.Module) -> contextlib.AbstractContextManager[None]:

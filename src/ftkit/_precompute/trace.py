@@ -20,7 +20,7 @@ from ftkit._cost.flops import flops
 from ftkit._models.contents import bytes_of
 from ftkit._models.dryrun import alone, tensors_in
 from ftkit._models.undo import Undo
-from ftkit._precompute.mixing import MIXED, PLACED, Mixing, Owners
+from ftkit._precompute.mixing import Mixing, NotAlone, Owners
 from ftkit._precompute.stands import instead, others_wait
 from ftkit._precompute.surroundings import PYTHON_GENERATORS, Surroundings, state_of
 from ftkit._torch import (
@@ -119,10 +119,10 @@ class Hints:
 
     Attributes:
         blocked: Modules whose results depend on the other samples, and why.
-        hot: Calls whose arguments do already.
+        hot: Calls whose arguments do already, and why.
         apart: Calls whose arguments a replay can replace.
         spoils: Calls that write to an argument which someone else reads afterwards.
-        moved: Buffers that operators write to without saying so, as batch norm does.
+        moved: Parameters and buffers that a run leaves with other values.
         moody: Modules whose own operators may give something else the next time, and why: they draw Python's random
             numbers, or remember something.
         changing: What they change, by its place.
@@ -130,7 +130,7 @@ class Hints:
     """
 
     blocked: dict[str, str] = field(default_factory=dict)
-    hot: set[Key] = field(default_factory=set)
+    hot: dict[Key, str] = field(default_factory=dict)
     apart: set[Key] = field(default_factory=set)
     spoils: set[Key] = field(default_factory=set)
     moved: set[str] = field(default_factory=set)
@@ -141,7 +141,7 @@ class Hints:
     @property
     def found(self) -> Any:
         """All but ``apart``, to compare with later."""
-        return dict(self.blocked), set(self.hot), set(self.spoils), set(self.moved), dict(self.moody), self.gradients
+        return dict(self.blocked), dict(self.hot), set(self.spoils), set(self.moved), dict(self.moody), self.gradients
 
 
 class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # its __init_subclass__
@@ -181,6 +181,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
         self._at: dict[int, int] = {}  # the value that a storage holds
+        self._constant: set[int] = set()  # storages that held a constant when they came to be
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
@@ -227,6 +228,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.hints.spoils.add(self.calls[self._stale[place]].key)
         if place not in self._at:
             self._alive.append(tensor)
+            self._constant.add(place)
             self._at[place] = self._new(hot=self._why_hot(tensor), varies=False)
         return self._at[place]
 
@@ -323,6 +325,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._need(parents)
         else:
             self.read.update(self._names[id(one)] for one in given if id(one) in self._names)
+            if not self._constant.isdisjoint(written):  # a replay has that memory, and nothing to write to it
+                self._need(parents)
         for one in given:
             for call in self._born.get(_memory(one), ()):
                 if call not in self._open:
@@ -344,6 +348,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 if made is None:
                     made = self._new(hot=hot, varies=varies, parents=parents)
                 self._at[place] = made
+                if not (varies or hot):
+                    self._constant.add(place)
                 self._born.setdefault(place, tuple(self._open)) if place not in written else None
         for place in written:  # an operator that writes need not give back what it wrote to
             if made is None:
@@ -357,9 +363,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             with below_dispatch():
                 self.owners.follow(func, args, kwargs, output, held)
         except Mixing as mixing:
-            return str(mixing)
+            return NotAlone(mixing)
         except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError):  # it can't be tried
-            return f"{func} is not known to keep samples apart"
+            return NotAlone(f"{func} is not known to keep samples apart")
         return ""
 
     def _need(self, values: Iterable[int]) -> None:
@@ -375,10 +381,10 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         values = list(map(self.node, tensors))
         self._need(values)
         for tensor, value in zip(tensors, map(self.nodes.__getitem__, values), strict=True):
-            if decides(tensor) and value.varies and value.hot in ("", MIXED, PLACED):
+            if decides(tensor) and value.varies and (not value.hot or isinstance(value.hot, NotAlone)):
                 self.decides = True  # a replay decides by the same value, and sees whether it has decided so before
                 self._refuse("Python decides by values of the batch inside it")
-            elif value.hot in (MIXED, PLACED) or (value.varies and not value.hot):
+            elif isinstance(value.hot, NotAlone) or (value.varies and not value.hot):
                 self._leaked = self._leaked or "it may depend on the batch, of which Python has read a value before"
             elif value.hot.startswith(DRAWN):
                 self._leaked = value.hot.replace("depends", "may depend")
@@ -393,6 +399,13 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             place = self._original[place]
         if place in self._inputs:
             self.overwrites.setdefault(self._inputs[place], self._called(self._open))
+
+    def see_assignment(self, tensor: torch.Tensor) -> None:
+        """Note that a tensor gets other memory."""
+        self.see_write(_memory(tensor))
+        if id(tensor) in self._names:
+            with below_dispatch():
+                self.written.setdefault(id(tensor), (tensor, tensor.detach().clone()))
 
     def _said(self, place: int) -> str:
         """The name of what lies in a storage."""
@@ -429,13 +442,14 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor,
-                lambda one: self.point(one, ("arg", key, next(number)), hot=MIXED if key in self.hints.hot else ""),
+                lambda one: self.point(one, ("arg", key, next(number)), hot=self.hints.hot.get(key, "")),
                 (args, kwargs),
             )
         call.args = tree_map_only(torch.Tensor, self._as_now, (args, kwargs))
         call.inputs = [self.node(one) for one in tensors_in((args, kwargs))]
         around = self._surroundings[name]
         before, state, there = _python_generators(), _own_state(module), around.now()
+        had = dict(buffers_of(module))
         given = [*map(id, tree_leaves((args, kwargs)))]
         objects = objects_in((args, kwargs))
         inside = [*map(_insides, objects)]
@@ -455,7 +469,11 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             # transformers notes once in the configuration which kind of labels there are.
             pairs = zip(there[2], now[2], strict=True)
             named = all(one == other or (one is None and type(other) is str) for one, other in pairs)
-            if grew and named and there[3:] == now[3:] and all(map(self._is_constant, new)):
+            buffers = ((one, had.get(key)) for key, one in buffers_of(module).items() if one is not None)
+            swapped = [(one, then) for one, then in buffers if one is not then]
+            with below_dispatch():
+                same = all(then is None or same_bits(one, then) for one, then in swapped)
+            if grew and named and same and there[3:] == now[3:] and all(map(self._is_constant, new)):
                 with below_dispatch():
                     after = Surroundings(module, name).values
                 was = around.values
@@ -463,6 +481,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 self.hints.changing |= {one for one in differ if one not in was or was[one] is not None}
             elif state != attributes:
                 self._moody(index, "it keeps what it computed in an attribute")
+                self._need(self.node(one) for one, _ in swapped)  # by whoever saves the model
             else:
                 draws_alone = [*there[:3], *there[4:]] == [*now[:3], *now[4:]]
                 self._moody(index, DRAWS if draws_alone else "it keeps what it computed")
@@ -488,6 +507,14 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         if not name:
             self._need(call.outputs)
         return output
+
+    def call_elsewhere(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Run a module in another thread than the model, where no operator is seen; it may be someone else's."""
+        if given := [self._at[place] for place in map(_memory, tensors_in((args, kwargs))) if place in self._at]:
+            self._leaked = self._leaked or f"it may depend on what {name} does in another thread"
+            self._refuse(self._leaked)
+            self._need(given)
+        return forward(*args, **kwargs)
 
     def _is_constant(self, value: Any) -> bool:
         """Whether a value is a tensor that was computed from nothing but what is frozen."""
@@ -531,7 +558,9 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
 
     def run(self, model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Run the model, and put back what it wrote to."""
-        with instead({id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}, model):
+        calls = {id(one): functools.partial(self.call, name, one) for name, one in model.named_modules()}
+        elsewhere = {id(one): functools.partial(self.call_elsewhere, name) for name, one in model.named_modules()}
+        with instead(calls, model, elsewhere):
             number = iter(range(sys.maxsize))
             args, kwargs = tree_map_only(
                 torch.Tensor, lambda one: self.point(one, ("input", ("", 0), next(number))), (args, kwargs)
@@ -548,7 +577,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 for name, then in attributes.items():  # torch's hooks compute the weights of weight_norm each time
                     now = _own_state(hooked[name])
                     self.hints.changing |= {f"{name}.{key}" for key in now if now[key] != then.get(key)}
-                put_back(self.written.values())
+                before |= {self._names[id(tensor)]: (tensor, then) for tensor, then in self.written.values()}
                 moved = {name: pair for name, pair in before.items() if not same_bits(*pair)}
                 put_back(moved.values())
                 self.hints.moved |= moved.keys()
@@ -568,7 +597,7 @@ class _Reading(TorchFunctionMode):
         if name in self._READ:
             self._trace.show_python([one for one in args if isinstance(one, torch.Tensor)])
         elif name == "__set__" and func.__self__ is torch.Tensor.data:
-            self._trace.see_write(_memory(args[0]))
+            self._trace.see_assignment(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -679,6 +708,8 @@ def put_back(written: Any) -> None:
     """Give tensors the values again that they had."""
     with torch.no_grad():
         for tensor, before in written:
+            if tensor.shape != before.shape:  # as that of observers of quantization, which find it out themselves
+                tensor.resize_(before.shape)
             tensor.copy_(before)
 
 
@@ -759,7 +790,7 @@ def _python_generators() -> Any:
 
 
 def _own_state(module: nn.Module) -> dict[str, int]:
-    """What a module has as attributes and modules now, by identity; its other tables and mode aside."""
+    """What a module has as attributes, buffers and modules now, by identity; its other tables and mode aside."""
     tables = {"_parameters", "_buffers", "_modules", "training", "forward", "_ftkit_statistics"}
-    parts = {name: id(value) for name, value in children_of(module).items()}
+    parts = {name: id(value) for name, value in chain(children_of(module).items(), buffers_of(module).items())}
     return {name: id(value) for name, value in vars(module).items() if name not in tables} | parts
