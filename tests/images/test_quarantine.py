@@ -552,16 +552,19 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     (cat / "late-link.jpg").symlink_to("cut-link.jpg")
     (cat / "early.jpg").write_bytes(jpegs[10][:3000])
     (cat / "relinked.jpg").symlink_to("late.jpg")
+    for folder in (cat, pets / "val/cat", pets / ".dvc"):
+        folder.mkdir(exist_ok=True)
+        (folder / "long.jpg").symlink_to("x" * 300)
     (pets / "train/sub").mkdir()
     (pets / "train/sub/cut.jpg").write_bytes(jpegs[11][:2000])
-    (pets / ".dvc").mkdir()
     (pets / ".dvc/kept").symlink_to("../train/cat/b.jpg")
     (pets / ".dvc/sub").symlink_to("../train/sub")
     report = scan_images(pets, workers=1)
     (cat / "relinked.jpg").unlink()
     (cat / "relinked.jpg").symlink_to("early.jpg")
     gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates", "unusable"])
-    assert not [path for path in pets.rglob("*") if path.is_symlink() and not path.exists()]
+    left_alone = pets / ".dvc/long.jpg"
+    assert [path for path in pets.rglob("*") if path.is_symlink() and not os.path.exists(path)] == [left_alone]
     left = dict(gone.left)
     assert left["train/cat/1.jpg"].endswith(".jpg is a link to it")
     assert left["train/cat/b.jpg"] == ".dvc/kept is a link to it"
@@ -600,7 +603,10 @@ def test_a_link_to_a_folder_with_images_stays(pets: Path) -> None:
     """Its name is odd, what it leads to belongs to the data set."""
     (pets / "train/birds.jpg").symlink_to("cat")
     gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
-    assert (gone.files, gone.left) == ({}, [("train/birds.jpg", "a folder that is not empty: rename it")])
+    assert (gone.files, gone.left) == (
+        {},
+        [("train/birds.jpg", "only empty folders move (folder_named_image: rename it)")],
+    )
 
 
 def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
@@ -870,7 +876,7 @@ def test_a_folder_that_is_called_an_image_and_is_not_empty(dirty: Path, jpegs: l
     gone = report.quarantine(dirty.parent / "aside")
     assert gone.left == [
         ("train/empty", "it has changed since the scan"),
-        ("train/owl.jpg", "a folder that is not empty: rename it"),
+        ("train/owl.jpg", "only empty folders move (folder_named_image: rename it)"),
     ]
     owl.rename(owl.with_name("owl"))
     assert scan_images(dirty, workers=1).quarantine(dirty.parent / "aside").left == []

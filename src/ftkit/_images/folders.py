@@ -197,7 +197,7 @@ class Folder:
         try:
             now = self.stamp(path)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):  # a link to nothing, or to itself
                 raise
         is_same = now == tuple(stamp) and (not known or digest(place.read_bytes()) == known)
         return "" if is_same else CHANGED

@@ -295,7 +295,8 @@ def _plan(
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay.
 
-    With a folder go the links to it: what is left would be empty classes. Whether a file has changed is asked when it moves, and here in a dry run only.
+    With a folder go the links to it, which would be empty classes. Whether a file has changed is asked when it moves,
+    and here in a dry run only.
     """
     found: list[Entry] = []
     left: list[tuple[str, str]] = []
@@ -363,13 +364,13 @@ def _true_name(root: Path, path: str) -> str:
 
 def _why_full(kinds: Sequence[str]) -> str:
     """Return why a folder stays that is not empty, and what the user can do about it."""
-    remedies = [KINDS[kind].remedy for kind in kinds if kind != "empty_folder"]
-    return f"a folder that is not empty: {', '.join(remedies)}" if remedies else CHANGED
+    remedies = [f"{kind}: {KINDS[kind].remedy}" for kind in kinds if kind != "empty_folder"]
+    return f"only empty folders move ({'; '.join(remedies)})" if remedies else CHANGED
 
 
 def _is_full(place: Path) -> bool:
     """Whether a link leads to a folder that is not empty."""
-    return place.is_dir() and any(place.iterdir())
+    return os.path.isdir(place) and any(place.iterdir())  # noqa: PTH112  (Path raises for what can't be)
 
 
 def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, list[str]]:
@@ -392,7 +393,7 @@ def _hops(link: str) -> Iterator[Path]:
     """Yield the places that a link leads to, one after the other, as long as they are links."""
     place = Path(link)
     for _ in range(_MOST_HOPS):
-        if not place.is_symlink():
+        if not os.path.islink(place):  # noqa: PTH114  (Path raises for what can't be)
             return
         target = place.parent / place.readlink()
         name = "" if target.name == ".." else target.name
@@ -563,7 +564,7 @@ def _unnamed(entries: Iterable[Entry], folder: Path) -> str:
     """Say which files are in a quarantine without an entry in its manifest: somebody has changed one or the other."""
     named = {folder / entry.path for entry in entries}
     found = []
-    for place, folders, files in os.walk(folder) if not folder.is_symlink() else ():
+    for place, folders, files in () if os.path.islink(folder) else os.walk(folder):  # noqa: PTH114  (the same)
         names = (name for name in [*folders, *files] if not is_litter(name) and not name.endswith(LITTER_SUFFIX))
         inside = (Path(place, name) for name in names)
         left = (path for path in inside if path not in named and (path.is_symlink() or not path.is_dir()))
