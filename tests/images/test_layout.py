@@ -271,9 +271,11 @@ def test_masks_are_no_copies_of_each_other(tmp_path: Path, jpegs: list[bytes], e
             (tmp_path / top).mkdir(parents=True, exist_ok=True)
             (tmp_path / top / f"{number}.png").write_bytes(data)
     (tmp_path / "train_masks/2.png").write_bytes(black[:-20])
+    (tmp_path / "train_masks/3.png").write_bytes(encode(Image.new("I;16", (320, 260), 700), "PNG"))
     report = scan_images(tmp_path, workers=1)
     assert report.duplicates == []
-    assert [finding.path for finding in report.unusable] == [f"{tmp_path}/train_masks/2.png"]
+    labels = [finding for finding in report.findings if Path(finding.path).parent.name.endswith(("masks", "mask"))]
+    assert [(Path(finding.path).name, finding.severity) for finding in labels] == [("2.png", "unusable")]
     assert report.classes == {"val/cat": 2}
 
 

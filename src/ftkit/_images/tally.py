@@ -23,6 +23,8 @@ _GREYSCALE = 10  # times more images than grey ones, so that these stand out
 _HALF_GREY = 0.2, 3  # of the images, and how many at least, from which on it is how they were made
 _GREY_MODES = frozenset(("L", "1", "LA"))
 _NAMED = 5  # classes in a detail
+# What is wrong with photos and classes, but not with masks, whose values are class numbers, nor with folders of labels.
+_OF_PHOTOS = frozenset(("constant", "sixteen_bit", "transparency", "empty_folder"))
 _LOOKS = 0.5, 10  # of the images, above which a look is how they were made, in a set of so many
 #: What pictures look like: each kind, whether it applies, and its detail.
 _BY_LOOK: dict[str, tuple[Callable[[Measures], bool], str]] = {
@@ -75,7 +77,7 @@ class Tally:
         """Take in what was found about a path relative to the root."""
         if note.kind == "broken_link" and self._layout.place(path).label:  # os.walk, in class folders, passes over it
             (note,) = _as_claimed(path, [note])
-        if note.kind == "empty_folder" and self._layout.tells_of_images(path):  # labels/test is no class to anyone
+        if note.kind in _OF_PHOTOS and self._layout.tells_of_images(path):
             return
         self.findings.append(make_finding(self._prefix + path, note))
         self.files += note.kind == "litter"  # these are never opened
