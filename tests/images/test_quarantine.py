@@ -599,6 +599,18 @@ def test_with_a_folder_left_empty_go_the_links_to_it(tmp_path: Path, jpegs: list
     assert snapshot(root) == before
 
 
+def test_a_folder_left_empty_stays_if_no_manifest_can_record_a_link_to_it(pets: Path) -> None:
+    """What could not come back must not go."""
+    for name in ("owl", "crow"):
+        (pets / "train" / name).mkdir()
+        (pets / "train" / name / "1.jpg").touch()
+    (pets / "a\\..\\b").symlink_to("train/owl")
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
+    assert gone.emptied == ["train/crow"]
+    assert (pets / "a\\..\\b").is_dir()
+    restore(gone.manifest)
+
+
 def test_a_link_to_a_folder_with_images_stays(pets: Path) -> None:
     """Its name is odd, what it leads to belongs to the data set."""
     (pets / "train/birds.jpg").symlink_to("cat")

@@ -340,18 +340,19 @@ def _plan(
             path = folder.relative_to(root).as_posix()
             kinds = reasons.get(path, [])
             led = [name for name in led_to.get(folder, ()) if root / name not in leaving]
-            kept = next((name for name in led if not SKIPPED_FOLDERS.isdisjoint(name.split("/"))), "")
+            kept = next(
+                (name for name in led if not (SKIPPED_FOLDERS.isdisjoint(name.split("/")) and names_inside(name))), ""
+            )
             try:
-                full[path] = "" if leaving.issuperset(folder.iterdir()) else _why_full(kinds)
+                why = "" if leaving.issuperset(folder.iterdir()) else _why_full(kinds)
+                full[path] = why or (kept and f"{kept} is a link to it")
+                if not full[path]:
+                    links += [Entry.of(root, name, ["empty_folder"]) for name in led]
+                    emptied.append(Entry.of(root, path, kinds))
+                    leaving |= {folder, *(root / name for name in led)}
+                    folders |= {parent for name in led for parent in (root / name).parents}  # some may be empty by that
             except OSError as error:
                 full[path] = _reason(error)
-            if kept and not full[path]:
-                full[path] = f"{kept} is a link to it"
-            if not full[path]:
-                emptied.append(Entry.of(root, path, kinds))
-                links += [Entry.of(root, name, ["empty_folder"]) for name in led]
-                leaving |= {folder, *(root / name for name in led)}
-                folders |= {parent for name in led for parent in (root / name).parents}  # some may be empty by that
     left += [(path, why) for path, why in full.items() if why and path in reasons]
     return [*plan, *links, *emptied], left
 
