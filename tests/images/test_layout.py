@@ -164,36 +164,30 @@ def test_what_goes_with_images_is_no_class(tmp_path: Path, split: str) -> None:
 @pytest.mark.parametrize("split", ["", "train/"])
 def test_folders_of_images_are_classes_unless_each_image_has_labels(tmp_path: Path, split: str) -> None:
     """CUB, Food-101, DTD and Stanford Dogs have classes there; YOLO, VOC and labelme have cameras or days."""
-    images = f"{split}images"
-    holding = [
-        [*several(f"{images}/001.Albatross", f"{images}/002.Auk"), f"{split}parts/parts.txt", f"{split}classes.txt"],
-        [*several(f"{images}/pie", f"{images}/waffles"), f"{split}meta/train.json", f"{split}meta/classes.txt"],
-        [*several(f"{images}/banded", f"{images}/dotted"), *several(f"{split}labels", suffix="txt", names=["train1"])],
-        [*several(f"{images}/Akita", f"{images}/Pug"), *(f"{split}Annotation/{dog}/1" for dog in ("Akita", "Pug"))],
-        [*several(f"{images}/cat", f"{images}/dog"), f"{images}/.DS_Store", f"{images}/cover.jpg"],
-    ]
-    for number, files in enumerate(holding):
-        found = classes(tmp_path / f"holding{number}", *files)
-        assert [name for name in found if "/" in name.removeprefix(split)] == sorted(
-            {
-                name.rpartition("/")[0]
-                for name in files
-                if name.startswith(f"{images}/") and name.count("/") > images.count("/") + 1
-            }
-        )
-    cameras = several(f"{images}/cam1", f"{images}/cam2")
-    for number, labels in enumerate(
+    images, alone = f"{split}images", [split.rstrip("/")]
+    cases = {
+        ("001.Albatross", "002.Auk"): [f"{split}parts/parts.txt", f"{split}attributes/1.txt", f"{split}classes.txt"],
+        ("pie", "waffles"): [f"{split}meta/train.json", f"{split}meta/classes.txt"],
+        ("banded", "dotted"): several(f"{split}labels", suffix="txt", names=["train1", "val1"]),
+        ("Akita", "Pug"): [f"{split}Annotation/Akita/1", f"{split}Annotation/Pug/1"],
+        ("cat", "dog"): [f"{images}/.DS_Store", f"{images}/readme.md"],
+    }
+    for (one, other), files in cases.items():
+        wanted = [f"{images}/{one}", f"{images}/{other}"]
+        assert classes(tmp_path / one, *several(*wanted), *files) == wanted
+    for number, (inner, labels, suffix) in enumerate(
         [
-            several(f"{split}labels/cam1", f"{split}labels/cam2", suffix="txt"),
-            several(f"{split}Annotations", suffix="xml"),
-            several(f"{images}/cam1", f"{images}/cam2", suffix="json"),
+            (("cam1", "cam2"), ("labels/cam1", "labels/cam2"), "txt"),
+            (("cam1", "cam2"), ("Annotations",), "xml"),
+            (("cam1", "cam2"), ("images/cam1", "images/cam2"), "json"),
+            (("2024/a", "2025/b"), ("labels/2024/a", "labels/2025/b"), "txt"),
         ]
     ):
-        assert classes(tmp_path / f"groups{number}", *cameras, *labels) == [split.rstrip("/")]
-    assert classes(tmp_path / "flat", *several(images), *several(f"{images}/thumbs", f"{images}/more")) == [
-        split.rstrip("/")
-    ]
-    assert classes(tmp_path / "one", *several(f"{images}/2024/a", f"{images}/2024/b")) == [split.rstrip("/")]
+        groups = several(*(f"{images}/{name}" for name in inner))
+        told = several(*(f"{split}{name}" for name in labels), suffix=suffix)
+        assert classes(tmp_path / f"groups{number}", *groups, *told) == alone
+    assert classes(tmp_path / "flat", *several(images, f"{images}/thumbs", f"{images}/more")) == alone
+    assert classes(tmp_path / "one", *several(f"{images}/2024/a", f"{images}/2024/b")) == alone
 
 
 def test_folders_in_splits_of_images_are_groups_where_each_image_has_labels(tmp_path: Path) -> None:

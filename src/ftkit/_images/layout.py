@@ -46,6 +46,7 @@ _DEPTH = 3  # of folders in a class, down to its images
 _SAMPLE = 16  # names in a folder that tell what it is
 _MOST_OTHERS = 100  # folders in which such names are looked for
 _NAMED = 5  # folders in a detail
+_LEVELS = 4  # of folders down to those of classes or splits, as in ILSVRC/Data/CLS-LOC/train
 
 
 class Listing(Protocol):
@@ -257,12 +258,17 @@ def _folders_in(path: str, folder: Listing) -> list[str]:
     return folder.tops(path) if any(name.endswith("/") for name in folder.peek(path)) else []
 
 
-def _has_images(path: str, folder: Listing, depth: int = _DEPTH) -> bool:
+def _has_images(path: str, folder: Listing) -> bool:
+    return bool(_first_with_images(path, folder))
+
+
+def _first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:
+    """Return a folder with images, or else one below it that has some; nothing if there is none."""
     names = folder.peek(path)
     if any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
-        return True
+        return path
     inner = [name.rstrip("/") for name in names if name.endswith("/")][:_DEPTH] if depth else []
-    return any(_has_images(join(path, name), folder, depth - 1) for name in inner)
+    return next(filter(None, (_first_with_images(join(path, name), folder, depth - 1) for name in inner)), "")
 
 
 def _holds_classes(path: str, folder: Listing) -> bool:
@@ -281,11 +287,11 @@ def _is_grouped(path: str, folder: Listing) -> bool:
     at = next(at for at, name in enumerate(parts) if _is_images(name))
     home = "/".join(parts[:at])
     beside = [join(home, name, *parts[at + 1 :]) for name in _folders_in(home, folder) if _is_labels(name)]
-    for name in sorted(_folders_in(path, folder))[:_DEPTH]:
-        inside = join(path, name)
+    inner = (_first_with_images(join(path, name), folder) for name in sorted(_folders_in(path, folder)))
+    for inside in islice(filter(None, inner), _DEPTH):
         stems = {splitext(one)[0] for one in _sample(inside, folder) if suffix_of(one) in IMAGE_SUFFIXES}
         wanted = {stem + suffix for stem in stems for suffix in _LABEL_SUFFIXES}
-        for place in (inside, *(join(one, name) for one in beside), *beside):
+        for place in (inside, *(join(one, inside.removeprefix(f"{path}/")) for one in beside), *beside):
             if folder.peek(place) and _most([*stems], folder.among(place, wanted)):
                 return True
     return False
@@ -375,14 +381,15 @@ class Arrangement:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        #: Images by the split's folder, and the folder below that.
+        #: Images by the split's folder, and the folder below that, down to a few levels.
         self._images: Counter[tuple[str, str]] = Counter()
 
     def add(self, path: str, folder: str) -> None:
         """Take in an image, in the folder of its split, or that of images in it."""
         above = folder.rpartition("/")[0] if folder in self._layout.holders else folder
         for home in {folder, above}:
-            self._images[home, path.removeprefix(home).lstrip("/").rpartition("/")[0]] += 1
+            folders = path.removeprefix(home).lstrip("/").split("/")[:-1]
+            self._images[home, "/".join(folders[:_LEVELS])] += 1
 
     def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
         """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
