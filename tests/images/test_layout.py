@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from ftkit import FtkitError, scan_images
 from ftkit._images.folders import Folder
 from ftkit._images.layout import Arrangement, Layout, Place
+
+Encode = Callable[..., bytes]
 
 
 def test_splits_by_other_names(pets: Path) -> None:
@@ -56,6 +60,7 @@ def test_splits_may_lie_deeper(tmp_path: Path) -> None:
     [
         (["train2017", "val2017", "annotations"], {}, {"train2017": "train", "val2017": "val"}),
         (["training_set", "test_set"], {}, {"training_set": "train", "test_set": "test"}),
+        (["train_val", "TEST"], {}, {"train_val": "train", "TEST": "test"}),
         (["test-images", "trains", "contest"], {"test-images": ["cat"]}, {"test-images": "test"}),
         (["test-images", "trains", "contest"], {"test-images": [".cache", "__MACOSX"]}, {}),
         (["Train", "Test", "samples", "annotations"], {}, {"Train": "train", "Test": "test"}),
@@ -149,11 +154,142 @@ def test_what_goes_with_images_is_no_class(tmp_path: Path, split: str) -> None:
         *several(f"{images}/1", f"{images}/2"),
         *several(f"{split}segmentations/1", f"{split}segmentations/2", suffix="png"),
     ]
-    assert classes(tmp_path / "cub", *cub) == sorted([split.rstrip("/"), f"{split}segmentations"])
+    assert classes(tmp_path / "cub", *cub) == sorted([split.rstrip("/"), f"{images}/1", f"{images}/2"])
     more = [*several(images, f"{split}more"), *several(labels, suffix="txt")]
     assert classes(tmp_path / "more", *more) == sorted([split.rstrip("/"), f"{split}more"])
     mixed = [*several(images), *several(labels, suffix="txt"), *several(f"{split}samples", names=["a", "b"])]
     assert classes(tmp_path / "mixed", *mixed) == sorted([split.rstrip("/"), f"{split}samples"])
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_folders_of_images_are_classes_unless_each_image_has_labels(tmp_path: Path, split: str) -> None:
+    """CUB, Food-101, DTD and Stanford Dogs have classes there; YOLO, VOC and labelme have cameras or days."""
+    images, alone = f"{split}images", [split.rstrip("/")]
+    cases = {
+        ("001.Albatross", "002.Auk"): [f"{split}parts/parts.txt", f"{split}attributes/1.txt", f"{split}classes.txt"],
+        ("pie", "waffles"): [f"{split}meta/train.json", f"{split}meta/classes.txt"],
+        ("banded", "dotted"): several(f"{split}labels", suffix="txt", names=["train1", "val1"]),
+        ("Akita", "Pug"): [f"{split}Annotation/Akita/1", f"{split}Annotation/Pug/1"],
+        ("cat", "dog"): [f"{images}/.DS_Store", f"{images}/readme.md"],
+    }
+    for (one, other), files in cases.items():
+        wanted = [f"{images}/{one}", f"{images}/{other}"]
+        assert classes(tmp_path / one, *several(*wanted), *files) == wanted
+    for number, (inner, labels, suffix) in enumerate(
+        [
+            (("cam1", "cam2"), ("labels/cam1", "labels/cam2"), "txt"),
+            (("cam1", "cam2"), ("Annotations",), "xml"),
+            (("cam1", "cam2"), ("images/cam1", "images/cam2"), "json"),
+            (("2024/a", "2025/b"), ("labels/2024/a", "labels/2025/b"), "txt"),
+        ]
+    ):
+        groups = several(*(f"{images}/{name}" for name in inner))
+        told = several(*(f"{split}{name}" for name in labels), suffix=suffix)
+        assert classes(tmp_path / f"groups{number}", *groups, *told) == alone
+    assert classes(tmp_path / "flat", *several(images, f"{images}/thumbs", f"{images}/more")) == alone
+    assert classes(tmp_path / "one", *several(f"{images}/2024/a", f"{images}/2024/b")) == alone
+
+
+def test_folders_in_splits_of_images_are_groups_where_each_image_has_labels(tmp_path: Path) -> None:
+    """They are classes, too, without."""
+    images = several(*(f"images/{split}/{name}" for split in ("train", "val") for name in ("a", "b")))
+    assert classes(tmp_path / "classes", *images) == [
+        "images/train/a", "images/train/b", "images/val/a", "images/val/b",
+    ]  # fmt: skip
+    labels = [name.replace("images", "labels", 1).replace("jpg", "txt") for name in images]
+    assert classes(tmp_path / "groups", *images, *labels) == ["images/train", "images/val"]
+
+
+def test_labels_by_the_names_of_data_sets(tmp_path: Path) -> None:
+    """CamVid, Carvana, Cityscapes and those in the singular."""
+    splits = ("train", "val", "test")
+    camvid = several(*splits, *(f"{split}annot" for split in splits), suffix="png")
+    assert classes(tmp_path / "camvid", *camvid) == ["", *sorted(splits)]
+    carvana = [*several("train", "test"), *several("train_masks", names=[f"{n}_mask" for n in range(20)], suffix="png")]
+    assert classes(tmp_path / "carvana", *carvana) == ["", "test", "train"]
+    for number, (images, labels) in enumerate(
+        [("image", "mask"), ("img", "gt"), ("image", "label"), ("images", "annot")]
+    ):
+        files = [*several(images), *several(labels, suffix="png")]
+        assert classes(tmp_path / f"{number}", *files) == [""]
+        assert classes(tmp_path / f"split{number}", *(f"train/{name}" for name in files)) == ["train"]
+    tasks = (("Training", range(20)), ("Validation", range(20, 30)))
+    isic = [name for task, numbers in tasks for name in several(f"ISIC_{task}_Input", names=numbers)]
+    isic += [
+        name
+        for task, numbers in tasks
+        for name in several(f"ISIC_{task}_GroundTruth", names=[f"{n}_segmentation" for n in numbers], suffix="png")
+    ]
+    assert classes(tmp_path / "isic", *isic) == ["", "ISIC_Training_Input", "ISIC_Validation_Input"]
+    depth = [*several("images", "depth"), *several("masks", suffix="png")]
+    assert classes(tmp_path / "depth", *depth) == ["", "depth"]
+    named = several("image", "mask", "gloves", names=["a", "b", "c"])
+    assert classes(tmp_path / "named", *named) == ["gloves", "image", "mask"]
+    cities = found(tmp_path / "cities", *(f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits))
+    assert cities.of_images == {f"leftImg8bit/{split}": split for split in sorted(splits)}
+
+
+@pytest.mark.parametrize(
+    ("tops", "splits"),
+    [
+        (["cars_train", "cars_test", "devkit"], {"cars_train": "train", "cars_test": "test"}),
+        (["bounding_box_train", "bounding_box_test", "gt_query"],
+         {"bounding_box_train": "train", "bounding_box_test": "test"}),
+        (["freight_train", "night_train"], {}),
+        (["freight_train", "drug_test"], {}),
+    ],
+)  # fmt: skip
+def test_splits_with_names_that_begin_alike(tmp_path: Path, tops: list[str], splits: dict[str, str]) -> None:
+    """Two of them, of which one is no training."""
+    assert found(tmp_path, *tops).splits == splits
+
+
+def test_folds_are_splits_if_they_have_classes(tmp_path: Path) -> None:
+    """Several, or else they are classes."""
+    folds = [f"fold{number}/{name}" for number in (1, 2) for name in ("cat", "dog")]
+    assert found(tmp_path / "a", *folds).splits == {"fold1": "fold1", "fold2": "fold2"}
+    assert found(tmp_path / "b", "fold1", "fold2").splits == {}
+    assert (
+        found(tmp_path / "d", *(f"fold{number}/{name}" for number in (1, 2) for name in ("train", "val"))).splits == {}
+    )
+    assert found(tmp_path / "c", "fold1/cat", "train/cat").splits == {"train": "train"}
+
+
+def test_masks_are_no_copies_of_each_other(tmp_path: Path, jpegs: list[bytes], encode: Encode) -> None:
+    """They are labels, and with nothing in the photos all the same; damaged ones are damaged still."""
+    black = encode(Image.new("L", (320, 260)), "PNG")
+    tops = ["train", "train_masks", "val/image", "val/mask", "val/cat/images", "val/cat/masks"]
+    for at, top in enumerate(tops):
+        for number in range(2):
+            data = black if "mask" in top else jpegs[2 * at + number]
+            (tmp_path / top).mkdir(parents=True, exist_ok=True)
+            (tmp_path / top / f"{number}.png").write_bytes(data)
+    (tmp_path / "train_masks/2.png").write_bytes(black[:-20])
+    (tmp_path / "train_masks/3.png").write_bytes(encode(Image.new("I;16", (320, 260), 700), "PNG"))
+    report = scan_images(tmp_path, workers=1)
+    assert report.duplicates == []
+    labels = [finding for finding in report.findings if Path(finding.path).parent.name.endswith(("masks", "mask"))]
+    assert [(Path(finding.path).name, finding.severity) for finding in labels] == [("2.png", "unusable")]
+    assert report.classes == {"val/cat": 2}
+
+
+def test_an_empty_folder_of_labels_stays(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """Nobody takes it for a class, and some loaders list it."""
+    for number, split in enumerate(("train", "test")):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        (tmp_path / "images" / split / "1.jpg").write_bytes(jpegs[number])
+        (tmp_path / "labels" / split).mkdir(parents=True)
+    (tmp_path / "labels/train/1.txt").write_text("0 0.5 0.5 1 1")
+    assert scan_images(tmp_path, workers=1).junk == []
+
+
+def test_masks_with_no_images_beside_them_may_be_copies(pets: Path) -> None:
+    """They are photos, of masks."""
+    for split in ("train", "val"):
+        (pets / split / "cat").rename(pets / split / "masks")
+        shutil.rmtree(pets / split / "dog")
+    (pets / "train/masks/copy.jpg").write_bytes((pets / "val/masks/5.jpg").read_bytes())
+    assert [finding.kind for finding in scan_images(pets, workers=1).findings if finding.kind == "leak"] == ["leak"]
 
 
 def test_splits_of_images_and_masks_beside_other_images(tmp_path: Path) -> None:
@@ -222,6 +358,9 @@ def test_what_image_folder_stumbles_over() -> None:
     assert arranged("cat/1.jpg", "dog/2.jpg") == arranged("cat/a/1.jpg", "dog/b/2.jpg") == {}
     assert arranged("PetImages/Cat/1.jpg", "PetImages/Dog/2.jpg") == {"PetImages": "classes_deeper"}
     assert arranged("cat/a/1.jpg") == {}
+    assert arranged("ILSVRC/Data/CLS-LOC/train/1.jpg", "ILSVRC/Data/CLS-LOC/test/2.jpg") == {
+        "ILSVRC/Data/CLS-LOC": "classes_deeper"
+    }
     assert arranged("1.jpg", "2.jpg") == {"": "flat"}
     assert arranged("train/1.jpg", "train/cat/2.jpg", "val/cat/3.jpg") == {"train/": "beside_classes"}
     assert arranged("Cat/1.jpg", "cat/2.jpg", "dog/3.jpg") == dict.fromkeys(["Cat", "cat"], "class_twins")

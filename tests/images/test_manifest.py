@@ -165,6 +165,14 @@ def edited(manifest: Path, **changes: Any) -> None:
     manifest.write_text(json.dumps(facts))
 
 
+def test_a_folder_whose_name_can_not_be(tmp_path: Path) -> None:
+    """An error of the system is one of ours."""
+    manifest = build(tmp_path)
+    edited(manifest, folder="x" * 300)
+    with pytest.raises(FtkitError, match="4 can't be moved"):
+        restore(manifest)
+
+
 def test_a_file_that_is_called_a_folder_is_not_left_behind(tmp_path: Path) -> None:
     """It is in the way of what the manifest asks for, which the error says."""
     manifest = build(tmp_path)

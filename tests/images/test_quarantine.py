@@ -553,16 +553,19 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     (cat / "late-link.jpg").symlink_to("cut-link.jpg")
     (cat / "early.jpg").write_bytes(jpegs[10][:3000])
     (cat / "relinked.jpg").symlink_to("late.jpg")
+    for folder in (cat, pets / "val/cat", pets / ".dvc"):
+        folder.mkdir(exist_ok=True)
+        (folder / "long.jpg").symlink_to("x" * 300)
     (pets / "train/sub").mkdir()
     (pets / "train/sub/cut.jpg").write_bytes(jpegs[11][:2000])
-    (pets / ".dvc").mkdir()
     (pets / ".dvc/kept").symlink_to("../train/cat/b.jpg")
-    (pets / "latest").symlink_to("train/sub")
+    (pets / ".dvc/sub").symlink_to("../train/sub")
     report = scan_images(pets, workers=1)
     (cat / "relinked.jpg").unlink()
     (cat / "relinked.jpg").symlink_to("early.jpg")
     gone = report.quarantine(pets.parent / "aside", ["leaks", "duplicates", "unusable"])
-    assert not [path for path in pets.rglob("*") if path.is_symlink() and not path.exists()]
+    left_alone = pets / ".dvc/long.jpg"
+    assert [path for path in pets.rglob("*") if path.is_symlink() and not os.path.exists(path)] == [left_alone]
     left = dict(gone.left)
     assert left["train/cat/1.jpg"].endswith(".jpg is a link to it")
     assert left["train/cat/b.jpg"] == ".dvc/kept is a link to it"
@@ -571,6 +574,52 @@ def test_what_a_link_leads_to_stays(pets: Path, jpegs: list[bytes]) -> None:
     assert left["train/cat/relinked.jpg"] == "it has changed since the scan"
     assert not [name for name in ("cut-link", "cut-link-to-link", "late-link") if os.path.lexists(cat / f"{name}.jpg")]
     assert (pets / "train/sub").is_dir()
+
+
+def test_with_a_folder_left_empty_go_the_links_to_it(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """A second quarantine has nothing to do, and both together come back: be it a class, or a split."""
+    root = tmp_path / "pets"
+    for number, name in enumerate(("train/cat", "train/dog", "shared/owl", "real/cat")):
+        (root / name).mkdir(parents=True)
+        (root / name / "1.jpg").write_bytes(jpegs[number] if number < 2 else b"")
+    (root / "deep/in/it").mkdir(parents=True)
+    (root / "train/owl").symlink_to("../shared/owl")
+    (root / "deep/in/it/owls").symlink_to(root / "train/owl")
+    (root / "val").symlink_to("real")
+    before = snapshot(root)
+    gone = scan_images(root, workers=1).quarantine(tmp_path / "aside")
+    assert sorted(os.listdir(root)) == ["train"]
+    assert gone.left == []
+    assert {path for path, kinds in gone.files.items() if kinds == ["empty_folder"]} == {
+        "train/owl", "deep/in/it/owls", "val",
+    }  # fmt: skip
+    again = scan_images(root, workers=1)
+    assert again.findings == []
+    assert again.quarantine(tmp_path / "aside").manifest is None
+    restore(gone.manifest)
+    assert snapshot(root) == before
+
+
+def test_a_folder_left_empty_stays_if_no_manifest_can_record_a_link_to_it(pets: Path) -> None:
+    """What could not come back must not go."""
+    for name in ("owl", "crow"):
+        (pets / "train" / name).mkdir()
+        (pets / "train" / name / "1.jpg").touch()
+    (pets / "a\\..\\b").symlink_to("train/owl")
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
+    assert gone.emptied == ["train/crow"]
+    assert (pets / "a\\..\\b").is_dir()
+    restore(gone.manifest)
+
+
+def test_a_link_to_a_folder_with_images_stays(pets: Path) -> None:
+    """Its name is odd, what it leads to belongs to the data set."""
+    (pets / "train/birds.jpg").symlink_to("cat")
+    gone = scan_images(pets, workers=1).quarantine(pets.parent / "aside")
+    assert (gone.files, gone.left) == (
+        {},
+        [("train/birds.jpg", "only empty folders move (folder_named_image: rename it)")],
+    )
 
 
 def test_links_that_lead_to_themselves_move_and_come_back(pets: Path) -> None:
@@ -840,7 +889,7 @@ def test_a_folder_that_is_called_an_image_and_is_not_empty(dirty: Path, jpegs: l
     gone = report.quarantine(dirty.parent / "aside")
     assert gone.left == [
         ("train/empty", "it has changed since the scan"),
-        ("train/owl.jpg", "a folder that is not empty: rename it"),
+        ("train/owl.jpg", "only empty folders move (folder_named_image: rename it)"),
     ]
     owl.rename(owl.with_name("owl"))
     assert scan_images(dirty, workers=1).quarantine(dirty.parent / "aside").left == []

@@ -35,7 +35,8 @@ _LITTER: dict[str, tuple[str, Callable[[bytes], object]]] = {
     ".directory": (_SOMEBODY, re.compile(rb"\s*\[").match),
     "~$": (_SOMEBODY, re.compile(rb"[\x01-\x35].{53}", re.DOTALL).match),  # the length of a name, and room for it
 }
-_SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
+#: What version control keeps for itself: not scanned, not moved.
+SKIPPED_FOLDERS = frozenset((".git", ".hg", ".svn", ".dvc"))
 _IMAGE_NAMES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff")  # that loops over files ask for
 # Entries met again by further links to their folders until the rest is left out: so many, or so many for each.
 # Links in linked folders multiply: thirty folders can have a billion names.
@@ -169,7 +170,7 @@ class Folder:
                     is_noted = _noted_as_litter(path, littered, partial(_head, place), note)
                     if not is_noted and not _noted_as_shut(path, entry, note):
                         yield path
-                elif name not in _SKIPPED_FOLDERS:
+                elif name not in SKIPPED_FOLDERS:
                     if name.endswith(_IMAGE_NAMES):
                         note(path, Note("folder_named_image", "a folder with an image's file extension"))
                     further = _ToVisit(path, littered or name in LITTER_FOLDERS, above | {me})
@@ -196,7 +197,7 @@ class Folder:
         try:
             now = self.stamp(path)
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENAMETOOLONG):  # a link to nothing, or to itself
                 raise
         is_same = now == tuple(stamp) and (not known or digest(place.read_bytes()) == known)
         return "" if is_same else CHANGED
@@ -279,7 +280,7 @@ class _RemoteFolder(Folder):
             for path in (join(folder, name) for name in files if name not in ours):
                 if not _noted_as_litter(path, littered, read, note):
                     yield path
-            inside = [name for name in folders if name.lower() not in _SKIPPED_FOLDERS and name not in ours]
+            inside = [name for name in folders if name.lower() not in SKIPPED_FOLDERS and name not in ours]
             pending.extend(join(folder, name) for name in reversed(inside))
 
     def _head(self, folder: str, name: str) -> bytes:

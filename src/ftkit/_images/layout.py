@@ -6,7 +6,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from posixpath import join, splitext
 from typing import NamedTuple, Protocol
@@ -19,21 +20,33 @@ from ftkit._wording import plural
 from ftkit.errors import FtkitError, did_you_mean
 
 _SPLITS = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "train": "train", "training": "train", "trainval": "train", "train_val": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 # A split's name may go on: train2017, training_set, test-images.
 _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})([_ -]?(set|data|images|imgs))?[_ -]?[0-9]{{0,4}}")
-_IMAGE_FOLDERS = frozenset(("images", "imgs", "jpegimages"))
-# Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. No classes.
-_LABEL_FOLDERS = frozenset(("labels", "annotations", "masks", "imagesets", "segmentationclass", "segmentationobject"))
-_NO_CLASSES = _IMAGE_FOLDERS | _LABEL_FOLDERS
+# Or it ends a name that other splits begin alike: cars_train beside cars_test.
+_SPLIT_END = re.compile(rf"(.+[_ -])({'|'.join(_SPLITS)})")
+_FOLD = re.compile("folds?[_ -]?[0-9]{1,3}")
+# Not classes, unless beside some: images, and images_001 of many.
+_IMAGE_FOLDER = re.compile("(images?|imgs?|jpegimages|leftimg8bit)([_ -]?[0-9]+)?")
+# Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
+# that it goes with may be part of the name: trainannot, train_masks, labels_val.
+_LABEL_FOLDER = re.compile(
+    rf"(({'|'.join(_SPLITS)})[0-9]{{0,4}}[_ -]?)?"
+    "(labels?|ann(ot(ation)?)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|imagesets|"
+    "segmentations?|segmentation(class|object)[a-z]*)"
+    rf"([_ -]?({'|'.join(_SPLITS)})[0-9]{{0,4}})?"
+)
+_LABEL_SUFFIXES = (".txt", ".xml", ".json")
 # What a mask may have after its image's name.
-_MASK_END = re.compile(r"[_-](masks?|labels?|seg|gt)$", re.IGNORECASE)
+_MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt)$", re.IGNORECASE)
 _DEPTH = 3  # of folders in a class, down to its images
 _SAMPLE = 16  # names in a folder that tell what it is
 _MOST_OTHERS = 100  # folders in which such names are looked for
 _NAMED = 5  # folders in a detail
+_LEVELS = 4  # of folders down to those of classes or splits, as in ILSVRC/Data/CLS-LOC/train
 
 
 class Listing(Protocol):
@@ -67,10 +80,16 @@ class Layout:
     Attributes:
         splits: Each one's folder, relative to the root, with the split's name.
         classes: What is a class whatever its name says, by the name: "masks" beside "gloves".
+        holders: The folders of images, in a split or in none, whose folders are classes: "images" with "images/cat".
+        grouped: The splits whose folders are none.
     """
 
     splits: Mapping[str, str]
     classes: Collection[str] = ()
+    holders: Collection[str] = ()
+    grouped: Collection[str] = ()
+    _folder: Listing | None = field(default=None, compare=False)
+    _known: dict[str, bool] = field(default_factory=dict, compare=False)  # of folders, whether they go with images
 
     @classmethod
     def find(cls, tops: Sequence[str], folder: Listing, splits: Sequence[str] | Mapping[str, str] | None) -> Layout:
@@ -86,11 +105,11 @@ class Layout:
             if not found:
                 classes = _classes_among("", tops, folder)
                 for top in sorted(tops):
-                    if top.lower() in _NO_CLASSES and top not in classes:
+                    if _is_known(top) and top not in classes:
                         found |= _splits_among([f"{top}/{name}" for name in folder.tops(top)], folder.tops)
                 if not found:
-                    return cls({}, classes)
-            return cls(found, _classes_in(found, folder))
+                    return cls._with_classes({}, classes, folder)
+            return cls._with_classes(found, _classes_in(found, folder), folder)
         named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
         strings("splits", [*named, *named.values()], "folders")
         found = {name.replace(os.sep, "/").strip("/"): split for name, split in named.items()}
@@ -100,12 +119,65 @@ class Layout:
                 raise FtkitError(
                     f"splits= names {name!r}, but {folder.name!r} has no such folder.{hint} Pass folders in it."
                 )
-        return cls(found, _classes_in(found, folder))
+        return cls._with_classes(found, _classes_in(found, folder), folder)
+
+    @classmethod
+    def _with_classes(cls, splits: Mapping[str, str], classes: Collection[str], folder: Listing) -> Layout:
+        """Return the layout, with the folders of images looked into."""
+        holders = [
+            join(split, name)
+            for split in splits or ("",)
+            for name in _folders_in(split, folder)
+            if _is_images(name) and name not in classes and _holds_classes(join(split, name), folder)
+        ]
+        grouped = [split for split in splits if _is_images(split.partition("/")[0]) and _is_grouped(split, folder)]
+        return cls(splits, classes, holders, grouped, folder)
 
     @property
     def of_images(self) -> dict[str, str]:
         """The splits without those of labels and masks."""
-        return {path: split for path, split in self.splits.items() if path.split("/")[0].lower() not in _LABEL_FOLDERS}
+        return {path: split for path, split in self.splits.items() if not _is_labels(path.partition("/")[0])}
+
+    @property
+    def homes(self) -> dict[str, str]:
+        """The folders whose folders are classes, each with the name of the split that it is in, if any."""
+        return {
+            home: self.splits.get(split, "")
+            for split in self.splits or ("",)
+            for home in [one for one in self.holders if one.rpartition("/")[0] == split] or [split]
+            if home not in self.grouped
+        }
+
+    def tells_of_images(self, path: str) -> bool:
+        """Whether a file or folder is in one that goes with images, as masks do, and so is no image to learn from."""
+        at = ""
+        for name in path.split("/")[:-1]:
+            place = join(at, name)
+            if _is_labels(name):
+                if place not in self._known:
+                    self._known[place] = self._goes_with_images(at, name)
+                if self._known[place]:
+                    return True
+            at = place
+        return False
+
+    def _goes_with_images(self, at: str, name: str) -> bool:
+        """Whether a folder that is called as one of labels is no class, and there are images beside it."""
+        folder = self._folder
+        if folder is None:
+            return False
+        beside = {one: join(at, one) for one in _folders_in(at, folder)}
+        if at in self.splits or not at:
+            classes = self.classes if at or not self.splits else ()
+        else:
+            has_splits = _splits_among([*beside.values()], partial(_folders_in, folder=folder))
+            classes = () if has_splits else _classes_among(at, [*beside], folder)
+        if name in classes:
+            return False
+        names = _sample(beside[name], folder) if name in beside else []
+        return bool(_most(names, _namesakes(names, at, folder)) and names) or any(
+            _has_images(place, folder) for one, place in beside.items() if not _is_labels(one)
+        )
 
     def place(self, path: str) -> Place:
         """Return where a path relative to the root lies.
@@ -116,13 +188,14 @@ class Layout:
             >>> layout.place("train/cat/a/1.jpg")
             Place(folder='train', split='train', label='cat', rest='a/1.jpg')
         """
-        folder = next((folder for folder in self.splits if path.startswith(folder + "/")), "")
-        label, slash, rest = path.removeprefix(folder + "/" if folder else "").partition("/")
-        is_class = label in self.classes and bool(folder or not self.splits)
-        if label.lower() in _NO_CLASSES and not is_class:
-            label, rest = "", f"{label}/{rest}" if slash else label
-            slash = "/"
-        return Place(folder, self.splits.get(folder, ""), *((label, rest) if slash else ("", label)))
+        split = next((folder for folder in self.splits if path.startswith(folder + "/")), "")
+        folder = next((folder for folder in self.holders if path.startswith(folder + "/")), split)
+        inside = path.removeprefix(folder + "/" if folder else "")
+        label, slash, rest = inside.partition("/")
+        is_class = label in self.classes and bool(split or not self.splits)
+        if not slash or folder in self.grouped or (_is_known(label) and not is_class):
+            label, rest = "", inside
+        return Place(folder, self.splits.get(split, ""), label, rest)
 
 
 def _splits_among(folders: Sequence[str], below: Callable[[str], Sequence[str]]) -> dict[str, str]:
@@ -131,21 +204,35 @@ def _splits_among(folders: Sequence[str], below: Callable[[str], Sequence[str]])
     "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders.
     """
     names = {folder: folder.rpartition("/")[2] for folder in folders}
-    found = {folder: split for folder, name in names.items() if (split := _split(name))}
-    others = [n for f, n in names.items() if f not in found and n.lower() not in _NO_CLASSES and may_be_class(n)]
+    found = {folder: split for folder, name in names.items() if (split := _split(name))} or _alike(names, below)
+    others = [n for f, n in names.items() if f not in found and not _is_known(n) and may_be_class(n)]
     is_split = not others or len(set(found.values())) > 1 or any(map(may_be_class, chain(*map(below, found))))
     return found if is_split else {}
 
 
+def _alike(names: Mapping[str, str], below: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Return which folders are splits by names that differ in nothing else: cars_train and cars_test, fold1 and fold2.
+
+    Folds have class folders. Without, they may be classes, and with splits in each, all of them have the same images.
+    """
+    folds = {folder: name for folder, name in names.items() if _FOLD.fullmatch(name.lower())}
+    inner = list(filter(may_be_class, chain(*map(below, folds))))
+    if len(folds) > 1 and inner and not any(_split(name) or _is_known(name) for name in inner):
+        return folds
+    ends = {
+        folder: end
+        for folder, name in names.items()
+        if (end := _SPLIT_END.fullmatch(name.lower())) and not _is_labels(name)
+    }
+    begun: dict[str, set[str]] = {}
+    for begin, split in map(re.Match.groups, ends.values()):
+        begun.setdefault(begin, set()).add(_SPLITS[split])
+    return {folder: _SPLITS[end[2]] for folder, end in ends.items() if len(begun[end[1]]) > 1}
+
+
 def _classes_in(splits: Iterable[str], folder: Listing) -> set[str]:
     """Return which folders are classes in one of the splits, though they are called as what tells of images is."""
-    return set().union(
-        *(
-            _classes_among(split, folder.tops(split), folder)
-            for split in splits
-            if any(name.endswith("/") for name in folder.peek(split))
-        )
-    )
+    return set().union(*(_classes_among(split, _folders_in(split, folder), folder) for split in splits))
 
 
 def _classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str]:
@@ -153,7 +240,7 @@ def _classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[st
 
     Those are that contain images and are next to classes by other names, unless they go with the images of these.
     """
-    doubtful = [name for name in names if name.lower() in _NO_CLASSES]
+    doubtful = [name for name in names if _is_known(name)]
     others = [join(inside, name) for name in names if name not in doubtful and may_be_class(name)] if doubtful else []
     others = list(islice((other for other in others if _has_images(other, folder)), _MOST_OTHERS))
     if not others:
@@ -166,12 +253,48 @@ def _classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[st
     }
 
 
-def _has_images(path: str, folder: Listing, depth: int = _DEPTH) -> bool:
+def _folders_in(path: str, folder: Listing) -> list[str]:
+    """Return the names of the folders in a folder, which may not be there."""
+    return folder.tops(path) if any(name.endswith("/") for name in folder.peek(path)) else []
+
+
+def _has_images(path: str, folder: Listing) -> bool:
+    return bool(_first_with_images(path, folder))
+
+
+def _first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:
+    """Return a folder with images, or else one below it that has some; nothing if there is none."""
     names = folder.peek(path)
     if any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
-        return True
+        return path
     inner = [name.rstrip("/") for name in names if name.endswith("/")][:_DEPTH] if depth else []
-    return any(_has_images(join(path, name), folder, depth - 1) for name in inner)
+    return next(filter(None, (_first_with_images(join(path, name), folder, depth - 1) for name in inner)), "")
+
+
+def _holds_classes(path: str, folder: Listing) -> bool:
+    """Whether the folders in a folder of images are classes: several that have images, and no labels for each image."""
+    names = _sample(path, folder)
+    if _most(names, [name for name in names if suffix_of(name) in IMAGE_SUFFIXES]):
+        return False
+    inner = (name for name in _folders_in(path, folder) if may_be_class(name) and not (_is_known(name) or _split(name)))
+    filled = islice((name for name in inner if _has_images(join(path, name), folder)), 2)
+    return len(list(filled)) > 1 and not _is_grouped(path, folder)
+
+
+def _is_grouped(path: str, folder: Listing) -> bool:
+    """Whether each image below a folder of images has labels of its own, as for detection: its folders are groups."""
+    parts = path.split("/")
+    at = next(at for at, name in enumerate(parts) if _is_images(name))
+    home = "/".join(parts[:at])
+    beside = [join(home, name, *parts[at + 1 :]) for name in _folders_in(home, folder) if _is_labels(name)]
+    inner = (_first_with_images(join(path, name), folder) for name in sorted(_folders_in(path, folder)))
+    for inside in islice(filter(None, inner), _DEPTH):
+        stems = {splitext(one)[0] for one in _sample(inside, folder) if suffix_of(one) in IMAGE_SUFFIXES}
+        wanted = {stem + suffix for stem in stems for suffix in _LABEL_SUFFIXES}
+        for place in (inside, *(join(one, inside.removeprefix(f"{path}/")) for one in beside), *beside):
+            if folder.peek(place) and _most([*stems], folder.among(place, wanted)):
+                return True
+    return False
 
 
 def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: Listing, depth: int = _DEPTH) -> bool:
@@ -187,7 +310,7 @@ def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: L
     owners = {name: [at for at, found in enumerate(in_others) if name in found] for name in names}
     for one in known:
         mates = _namesakes(names, one, folder).items()
-        if _most(names, [name for name, end in mates if not owners[name] or (end and end not in IMAGE_SUFFIXES)]):
+        if _most(names, [name for name, end in mates if not owners[name] or (end and end != suffix_of(name))]):
             return True
     owned = {name: at[0] for name, at in owners.items() if len(at) == 1}
     if not _most(names, owned):
@@ -230,6 +353,19 @@ def _namesakes(names: Iterable[str], path: str, folder: Listing) -> dict[str, st
     return dict(wanted[mate] for mate in folder.among(path, wanted)) | own
 
 
+def _is_images(name: str) -> bool:
+    return bool(_IMAGE_FOLDER.fullmatch(name.lower()))
+
+
+def _is_labels(name: str) -> bool:
+    return bool(_LABEL_FOLDER.fullmatch(name.lower()))
+
+
+def _is_known(name: str) -> bool:
+    """Whether a folder is called as one of images, or of what tells of them."""
+    return _is_images(name) or _is_labels(name)
+
+
 def _split(name: str) -> str:
     found = _SPLIT_NAME.fullmatch(name.lower())
     return _SPLITS[found[1]] if found else ""
@@ -245,23 +381,24 @@ class Arrangement:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
-        #: Images by the split's folder, and the two folders below that.
-        self._images: Counter[tuple[str, str, str]] = Counter()
+        #: Images by the split's folder, and the folder below that, down to a few levels.
+        self._images: Counter[tuple[str, str]] = Counter()
 
     def add(self, path: str, folder: str) -> None:
-        """Take in an image, in the folder of its split."""
-        first, second, *_ = [*path.removeprefix(folder).strip("/").split("/")[:-1], "", ""]
-        self._images[folder, first, second] += 1
+        """Take in an image, in the folder of its split, or that of images in it."""
+        above = folder.rpartition("/")[0] if folder in self._layout.holders else folder
+        for home in {folder, above}:
+            folders = path.removeprefix(home).lstrip("/").split("/")[:-1]
+            self._images[home, "/".join(folders[:_LEVELS])] += 1
 
     def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
         """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
-        for split in self._layout.splits or ("",):
-            inside = {key[1:]: count for key, count in self._images.items() if key[0] == split}
+        for split in (*(self._layout.splits or ("",)), *self._layout.holders):
+            inside = {folder: count for (home, folder), count in self._images.items() if home == split}
             yield from self._in_split(f"{split}/" if split else "", inside, prefix)
 
-    @staticmethod
-    def _in_split(split: str, inside: Mapping[tuple[str, str], int], prefix: str) -> Iterator[tuple[str, Note]]:
-        loose, names = inside.get(("", ""), 0), sorted({first for first, _ in inside} - {""})
+    def _in_split(self, split: str, inside: Mapping[str, int], prefix: str) -> Iterator[tuple[str, Note]]:
+        loose, names = inside.get("", 0), _next_folders("", inside)
         if loose and names:
             detail = f"{plural(loose, 'image')} next to {plural(len(names), 'class folder')}"
             yield split, Note("beside_classes", detail)
@@ -277,7 +414,17 @@ class Arrangement:
                 in_case = all(other.casefold() == name.casefold() for other in others)
                 how = "in case" if in_case else "in case, or in how accents are encoded"
                 yield split + name, Note("class_twins", f"differs from {', '.join(map(repr, others))} only {how}")
-        deeper = sorted(second for _, second in inside)
-        if len(names) == 1 and not loose and len(deeper) > 1 and "" not in deeper:
+        at, deeper = "", names
+        while len(deeper) == 1 and at not in inside:
+            at = join(at, deeper[0])
+            deeper = _next_folders(at, inside)
+        are_groups = _is_images(at) and split + at not in self._layout.holders
+        if at and len(deeper) > 1 and at not in inside and not are_groups:
             folders = ", ".join(map(repr, deeper[:_NAMED]))
-            yield split + names[0], Note("classes_deeper", f"it has {folders}; did you mean {prefix}{split}{names[0]}?")
+            yield split + at, Note("classes_deeper", f"it has {folders}; did you mean {prefix}{split}{at}?")
+
+
+def _next_folders(at: str, folders: Iterable[str]) -> list[str]:
+    """Return the names that lead from a folder to those below it."""
+    start = f"{at}/" if at else ""
+    return sorted({one[len(start) :].partition("/")[0] for one in folders if one.startswith(start)} - {""})

@@ -17,7 +17,17 @@ from pathlib import Path, PurePosixPath
 from ftkit._arguments import flag, local_path
 from ftkit._files import LITTER_SUFFIX, atomic_write, digest, holding, lock, open_folder, remove_litter, sync_folder
 from ftkit._images.findings import KINDS, Finding
-from ftkit._images.folders import CHANGED, GONE, Folder, Judged, below, is_inside, is_litter, require_folder
+from ftkit._images.folders import (
+    CHANGED,
+    GONE,
+    SKIPPED_FOLDERS,
+    Folder,
+    Judged,
+    below,
+    is_inside,
+    is_litter,
+    require_folder,
+)
 from ftkit._images.manifest import Entry, Manifest, hint_beside, is_page, names_inside, obstacle
 from ftkit._reports import Grid, Parts, Report
 from ftkit._wording import plural, some
@@ -285,7 +295,8 @@ def _plan(
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay.
 
-    Whether a file has changed is asked when it moves, and here in a dry run only.
+    With a folder go the links to it, which would be empty classes. Whether a file has changed is asked when it moves,
+    and here in a dry run only.
     """
     found: list[Entry] = []
     left: list[tuple[str, str]] = []
@@ -297,6 +308,8 @@ def _plan(
             if not why:
                 entry = Entry.of(root, path, kinds)
                 why = change(path) if entry.type == "link" or dry_run else ""
+                if entry.type == "link" and "link_loop" not in kinds and _is_full(root / path):
+                    why = _why_full(kinds)
         except FileNotFoundError:
             why = GONE
         except OSError as error:
@@ -307,33 +320,41 @@ def _plan(
             found.append(entry)
     files = {root / entry.path: entry for entry in found if not entry.is_folder}
     led_to = _led_to(root, files.keys())
-    stay = {file: f"{led_to[file]} is a link to it" for file in files if file in led_to}
+    stay = {file: f"{min(led_to[file])} is a link to it" for file in files if file in led_to}
     for file, entry in files.items():
         families = {KINDS[kind].family for kind in reasons[entry.path]}
         if families & _LEAKS and families <= {*_LEAKS, "duplicates"}:  # it would go from the split that is to keep it
             linked = next((parent for parent in file.parents if parent in led_to), None)
             if linked:
-                stay.setdefault(file, f"{led_to[linked]} is a link to a folder around it")
+                stay.setdefault(file, f"{min(led_to[linked])} is a link to a folder around it")
     left += [(files[file].path, why) for file, why in stay.items()]
     plan = [entry for file, entry in files.items() if file not in stay]
-    leaving = files.keys() - stay.keys()
+    leaving = {*files} - {*stay}
+    links, emptied = list[Entry](), list[Entry]()
+    full: dict[str, str] = {}
     folders = {root / entry.path for entry in found if entry.is_folder}
-    folders |= {parent for place in (*leaving, *folders) for parent in place.parents if parent.is_relative_to(root)}
-    for folder in sorted(folders - {root}, key=lambda folder: (-len(folder.parts), folder)):
-        path = folder.relative_to(root).as_posix()
-        try:
-            is_empty = leaving.issuperset(folder.iterdir())
-            why = "" if is_empty else _why_full(reasons.get(path, []))
-        except OSError as error:
-            why = _reason(error)
-        if folder in led_to:
-            why = f"{led_to[folder]} is a link to it"
-        if not why:
-            leaving.add(folder)
-            plan.append(Entry.of(root, path, reasons.get(path, [])))
-        elif path in reasons:
-            left.append((path, why))
-    return plan, left
+    folders |= {parent for place in (*leaving, *folders) for parent in place.parents}
+    while inside := [folder for folder in folders - leaving if folder.is_relative_to(root) and folder != root]:
+        folders.clear()
+        for folder in sorted(inside, key=lambda folder: (-len(folder.parts), folder)):
+            path = folder.relative_to(root).as_posix()
+            kinds = reasons.get(path, [])
+            led = [name for name in led_to.get(folder, ()) if root / name not in leaving]
+            kept = next(
+                (name for name in led if not (SKIPPED_FOLDERS.isdisjoint(name.split("/")) and names_inside(name))), ""
+            )
+            try:
+                why = "" if leaving.issuperset(folder.iterdir()) else _why_full(kinds)
+                full[path] = why or (kept and f"{kept} is a link to it")
+                if not full[path]:
+                    links += [Entry.of(root, name, ["empty_folder"]) for name in led]
+                    emptied.append(Entry.of(root, path, kinds))
+                    leaving |= {folder, *(root / name for name in led)}
+                    folders |= {parent for name in led for parent in (root / name).parents}  # some may be empty by that
+            except OSError as error:
+                full[path] = _reason(error)
+    left += [(path, why) for path, why in full.items() if why and path in reasons]
+    return [*plan, *links, *emptied], left
 
 
 def _true_name(root: Path, path: str) -> str:
@@ -344,13 +365,18 @@ def _true_name(root: Path, path: str) -> str:
 
 def _why_full(kinds: Sequence[str]) -> str:
     """Return why a folder stays that is not empty, and what the user can do about it."""
-    remedies = [KINDS[kind].remedy for kind in kinds if kind != "empty_folder"]
-    return f"a folder that is not empty: {', '.join(remedies)}" if remedies else CHANGED
+    remedies = [f"{kind}: {KINDS[kind].remedy}" for kind in kinds if kind != "empty_folder"]
+    return f"only empty folders move ({'; '.join(remedies)})" if remedies else CHANGED
 
 
-def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, str]:
-    """Return the places that links which stay in the data set lead to, each with such a link."""
-    places: dict[Path, str] = {}
+def _is_full(place: Path) -> bool:
+    """Whether a link leads to a folder that is not empty."""
+    return os.path.isdir(place) and any(place.iterdir())  # noqa: PTH112  (Path raises for what can't be)
+
+
+def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, list[str]]:
+    """Return the places that links which stay in the data set lead to, each with these links."""
+    places: dict[Path, list[str]] = {}
     pending = [str(root)]
     while pending:
         with suppress(OSError), os.scandir(pending.pop()) as entries:
@@ -358,8 +384,9 @@ def _led_to(root: Path, leaving: Collection[Path]) -> dict[Path, str]:
                 if entry.is_dir(follow_symlinks=False):
                     pending.append(entry.path)
                 elif entry.is_symlink() and Path(entry.path) not in leaving:
-                    name = os.path.relpath(entry.path, root)
-                    places |= dict.fromkeys(_hops(entry.path), name)
+                    name = Path(entry.path).relative_to(root).as_posix()
+                    for place in _hops(entry.path):
+                        places.setdefault(place, []).append(name)
     return places
 
 
@@ -367,7 +394,7 @@ def _hops(link: str) -> Iterator[Path]:
     """Yield the places that a link leads to, one after the other, as long as they are links."""
     place = Path(link)
     for _ in range(_MOST_HOPS):
-        if not place.is_symlink():
+        if not os.path.islink(place):  # noqa: PTH114  (Path raises for what can't be)
             return
         target = place.parent / place.readlink()
         name = "" if target.name == ".." else target.name
@@ -538,7 +565,7 @@ def _unnamed(entries: Iterable[Entry], folder: Path) -> str:
     """Say which files are in a quarantine without an entry in its manifest: somebody has changed one or the other."""
     named = {folder / entry.path for entry in entries}
     found = []
-    for place, folders, files in os.walk(folder) if not folder.is_symlink() else ():
+    for place, folders, files in () if os.path.islink(folder) else os.walk(folder):  # noqa: PTH114  (the same)
         names = (name for name in [*folders, *files] if not is_litter(name) and not name.endswith(LITTER_SUFFIX))
         inside = (Path(place, name) for name in names)
         left = (path for path in inside if path not in named and (path.is_symlink() or not path.is_dir()))

@@ -44,7 +44,7 @@ class ScanReport(Report):
         duplicates: Groups of files with the same image.
         files: Number of files.
         images: Number of usable images among them.
-        classes: Number of usable images in each class, under ``"split/class"``.
+        classes: Number of usable images in each class, under ``"split/class"``, or ``"images/class"``.
         seconds: How long the scan took.
         splits: The folders that were taken as splits, with the split's name.
     """

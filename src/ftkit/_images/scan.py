@@ -65,9 +65,9 @@ def scan_images(
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
             to the split's name. What is called neither train, val nor test is a fold: a copy in two
             folds is a leak, of which the last one listed keeps its own. By default the folders named
-            train, val, valid, test and the like, also train2017 or test_set, at the top or in
-            ``images``; but a single such name among other folders is a class unless it contains
-            class folders.
+            train, val, valid, test and the like, also train2017, test_set, or cars_train next to
+            cars_test, at the top or in ``images``; but a single such name among other folders is a
+            class unless it contains class folders. Also fold0, fold1 and so on, if they contain some.
         progress: Show a progress bar; by default only in a terminal.
         journal: A file that records the result for each file. If it exists already, files that have not
             changed since are not read again: a scan that was stopped resumes.

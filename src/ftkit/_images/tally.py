@@ -23,6 +23,8 @@ _GREYSCALE = 10  # times more images than grey ones, so that these stand out
 _HALF_GREY = 0.2, 3  # of the images, and how many at least, from which on it is how they were made
 _GREY_MODES = frozenset(("L", "1", "LA"))
 _NAMED = 5  # classes in a detail
+# What is wrong with photos and classes, but not with masks, whose values are class numbers, nor with folders of labels.
+_OF_PHOTOS = frozenset(("constant", "sixteen_bit", "transparency", "empty_folder"))
 _LOOKS = 0.5, 10  # of the images, above which a look is how they were made, in a set of so many
 #: What pictures look like: each kind, whether it applies, and its detail.
 _BY_LOOK: dict[str, tuple[Callable[[Measures], bool], str]] = {
@@ -67,6 +69,7 @@ class Tally:
         self.judged: dict[str, tuple[Stamp, str]] = {}
         self._folder, self._prefix, self._layout, self._journal = folder, folder.prefix, layout, journal
         self._copies, self._table, self._arrangement = copies, table, Arrangement(layout)
+        self._homes = layout.homes
         self._grey, self._half_grey = array("Q"), array("Q")  # places in the journal
         self._looks = {kind: array("Q") for kind in _BY_LOOK}
 
@@ -74,13 +77,16 @@ class Tally:
         """Take in what was found about a path relative to the root."""
         if note.kind == "broken_link" and self._layout.place(path).label:  # os.walk, in class folders, passes over it
             (note,) = _as_claimed(path, [note])
+        if note.kind in _OF_PHOTOS and self._layout.tells_of_images(path):
+            return
         self.findings.append(make_finding(self._prefix + path, note))
         self.files += note.kind == "litter"  # these are never opened
 
     def enter(self, folder: str) -> None:
         """Take in a folder: it may be a class."""
         place = self._layout.place(folder + "/.")
-        if place.label and place.rest == "." and may_be_class(place.label):
+        is_class = place.label and place.rest == "." and may_be_class(place.label)
+        if is_class and place.folder in self._homes and not self._layout.tells_of_images(folder + "/."):
             self.classes[place.folder, place.label] += 0
 
     def add(self, line: bytes, at: int) -> None:
@@ -104,13 +110,15 @@ class Tally:
         """Take in a usable image."""
         self.images += 1
         place = self._layout.place(path)
+        self._table.add(self._prefix + path, place, verdict)
+        if self._layout.tells_of_images(path):  # masks are alike as their photos are, and none of them is a photo
+            return
         self._arrangement.add(path, place.folder)
         if place.label:
             self.classes[place.folder, place.label] += 1
         self._copies.add(path, verdict, at)
         if form.mode in _GREY_MODES:
             self._grey.append(at)
-        self._table.add(self._prefix + path, place, verdict)
         is_constant = any(note.kind == "constant" for note in verdict.notes)
         for kind, (applies, _) in _BY_LOOK.items():
             if verdict.measures and applies(verdict.measures) and not is_constant:
@@ -171,12 +179,11 @@ class Tally:
     def _judge_classes(self) -> None:
         by_split: dict[str, dict[str, int]] = {}
         for (split, name), count in sorted(self.classes.items()):
-            in_split = split or not self._layout.splits
-            if in_split and may_be_class(name):
+            if split in self._homes and may_be_class(name):
                 by_split.setdefault(split, {})[name] = count
         for split, classes in by_split.items():
             self._judge_balance(split, classes)
-        train = next((split for split in by_split if self._layout.splits.get(split) == "train"), None)
+        train = next((split for split in by_split if self._homes[split] == "train"), None)
         if train is None:
             return
         numbered = {name for name, count in by_split[train].items() if count}
