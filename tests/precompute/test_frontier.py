@@ -834,7 +834,9 @@ def in_steps(model: Any, x: Tensor, out: Tensor) -> Tensor:
 def test_results_that_are_put_in_memory_that_was_made_for_them(out: Any, tmp_path: Path) -> None:
     """By code between what is skipped: what it writes is there."""
     model = Model(lambda m, x: m.head(m.b(in_steps(m, x, out(x))).mean(1)))
-    assert checked(model, tmp_path).skipped == ["a", "b"]
+    assert checked(model, tmp_path / "one").skipped == ["a", "b"]
+    model = Model(lambda m, x: m.head(m.b(in_steps(m, x, out(x))).mean(1)) + x[:, :2])  # which is there, too
+    assert checked(model, tmp_path / "another").skipped == ["a", "b"]
 
 
 def test_shapes_that_change_in_place(tmp_path: Path) -> None:
@@ -940,3 +942,21 @@ def test_an_autocast_of_the_model_s_own(tmp_path: Path) -> None:
         return m.head(features.float())
 
     assert checked(Model(forward), tmp_path).skipped == ["a"]
+
+
+class Shared(nn.Module):
+    """Calls a layer of its own that others have, too."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(self.layer(x).tanh())
+
+
+def test_a_layer_that_is_called_within_what_is_skipped_and_outside(tmp_path: Path) -> None:
+    """Its calls there are counted where they do not happen, so that the others are known by their numbers."""
+    model = Model(lambda m, x: m.head(m.both(m.a(x)).tanh()) + m.a(x * 2)[:, :2] * m.a(x * 3)[:, :2])
+    model.both = Shared(model.a)
+    assert checked(model, tmp_path).skipped == ["a", "both"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import compress
@@ -150,6 +150,7 @@ class Skip:
         fills: Whether it would change an object that it takes.
         is_led: Whether a caller remembers something, as how often it was called, by which it may call it in another
             way, or with something else.
+        inside: How often it would call modules that are called elsewhere, too.
     """
 
     args: Any
@@ -157,6 +158,7 @@ class Skip:
     autocast: tuple[Any, ...]
     fills: bool = False
     is_led: bool = False
+    inside: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass
@@ -445,6 +447,7 @@ def _cut(
                     layouts[number] = layout
                     break
     indices = {index for index, call in enumerate(long.calls) if any(call is one for one in skipped)}
+    outside = {call.key[0] for call in long.calls if not indices & set(call.within)}
     keys = {call.key for call in skipped}
     free = {
         number
@@ -462,8 +465,10 @@ def _cut(
         bytes_of = {number: one.nbytes if one.dim is not None else 1 for number, one in layouts.items()}
         kept = sorted(_narrowest(long, sinks, free, bytes_of))
         mixed = [node for node in kept if not _same(layouts[node], *_twins(long.nodes[node], twins), order)]
-        if not mixed:
+        needed = _to_write(long, {*kept}, free, indices) - sinks
+        if not mixed and not needed:
             break
+        sinks |= needed
         for number in mixed:
             del layouts[number]
     number_of = {long.nodes[node].point: number for number, node in enumerate(kept)}
@@ -487,8 +492,10 @@ def _cut(
             call.autocast,
             call.fills,
             not long.stateful.isdisjoint(call.within),
+            Counter(one.key[0] for one in long.calls if index in one.within and one.key[0] in outside),
         )
-        for call in skipped
+        for index, call in enumerate(long.calls)
+        if index in indices
     }
     for call in skipped:
         for leaf in tree_leaves(skips[call.key].output):
@@ -562,6 +569,21 @@ def _ancestors(trace: Trace, nodes: Iterable[int], stop: set[int]) -> set[int]:
             if one not in stop:
                 queue += trace.nodes[one].parents
     return found
+
+
+def _to_write(trace: Trace, kept: set[int], free: set[int], skipped: set[int]) -> set[int]:
+    """The values that a replay has not, but would write to memory that it has."""
+    has: list[bool] = []
+    for number, node in enumerate(trace.nodes):
+        computed = number not in free and all(has[one] for one in node.parents)
+        has.append(number in kept or bool(node.hot) or not node.varies or computed)
+    return {
+        one
+        for there, values, within in trace.writes
+        if not skipped & set(within) and any(has[at] for at in there)
+        for one in values
+        if not has[one]
+    }
 
 
 def _narrowest(trace: Trace, sinks: set[int], free: set[int], bytes_of: Mapping[int, int]) -> set[int]:

@@ -549,6 +549,7 @@ class Player:
                 self._check_way((key, way_of((args, told), run.values)))
             if skip.fills:
                 run.unfilled += objects_in((args, kwargs))
+            run.count.update(skip.inside)
             return self._filled(skip.output, run)
 
         return forward

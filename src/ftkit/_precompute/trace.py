@@ -151,6 +151,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         nodes: Every value.
         calls: Every call of a module, in the order in which they began.
         sinks: The values that are needed for real: by what trains, by the caller, by Python; and in which calls.
+        writes: Where an operator of the frozen part writes: what was there, all that it reads, and in which calls.
         read: Names of parameters and buffers that values of the frozen part were computed from.
         written: Tensors that the run wrote to, by identity, and what they held before.
         moody: Modules that drew Python's random numbers or remembered something.
@@ -168,6 +169,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.nodes: list[Node] = []
         self.calls: list[Call] = []
         self.sinks: list[tuple[int, tuple[int, ...]]] = []
+        self.writes: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = []
         self.read: set[str] = set()
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.moody: dict[str, str] = {}
@@ -181,7 +183,6 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self._open: list[int] = []
         self._leaked = ""  # why what comes now may be no constant, though no operator shows it
         self._at: dict[int, int] = {}  # the value that a storage holds
-        self._constant: set[int] = set()  # storages that held a constant when they came to be
         self._born: dict[int, tuple[int, ...]] = {}  # the calls in which a storage came to be
         self._replaced: dict[int, tuple[int, int]] = {}  # for copies of arguments: the call, and whose copies they are
         self._stale: dict[int, int] = {}  # what a call would have written to, had it not got a copy
@@ -228,7 +229,6 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self.hints.spoils.add(self.calls[self._stale[place]].key)
         if place not in self._at:
             self._alive.append(tensor)
-            self._constant.add(place)
             self._at[place] = self._new(hot=self._why_hot(tensor), varies=False)
         return self._at[place]
 
@@ -325,8 +325,8 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
             self._need(parents)
         else:
             self.read.update(self._names[id(one)] for one in given if id(one) in self._names)
-            if not self._constant.isdisjoint(written):  # a replay has that memory, and nothing to write to it
-                self._need(parents)
+            if written:
+                self.writes.append((tuple(self._at[place] for place in written), parents, tuple(self._open)))
         for one in given:
             for call in self._born.get(_memory(one), ()):
                 if call not in self._open:
@@ -348,8 +348,6 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
                 if made is None:
                     made = self._new(hot=hot, varies=varies, parents=parents)
                 self._at[place] = made
-                if not (varies or hot):
-                    self._constant.add(place)
                 self._born.setdefault(place, tuple(self._open)) if place not in written else None
         for place in written:  # an operator that writes need not give back what it wrote to
             if made is None:
