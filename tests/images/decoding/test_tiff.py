@@ -204,16 +204,43 @@ def test_a_strip_that_ends_early(coding: int) -> None:
         assert "needs_package" not in [note.kind for note in check_bytes("x.tif", data).notes]
 
 
-def test_a_coding_that_this_pillow_was_built_without(image: Image.Image, encode: Callable[..., bytes]) -> None:
-    """Nothing tells whether the pixels are sound."""
+@pytest.mark.parametrize("is_tiled", [False, True])
+def test_a_coding_that_this_pillow_was_built_without(
+    is_tiled: bool, image: Image.Image, encode: Callable[..., bytes]
+) -> None:
+    """Nothing tells whether the pixels are sound, but that they are not all there."""
     try:
         encode(image.convert("L"), "TIFF", compression="webp")
     except OSError:
-        (note,) = check_bytes("x.tif", tiff(np.ones((20, 30, 1), np.uint8), coding=50001)).notes
+        tags = (SQUARES if is_tiled else form_of(SIDE, SIDE, 8, 1, 1) | {278: (8,)}) | {259: (50001,)}
+        data = assemble([noise(200)] * 4, tags, is_tiled)
+        (note,) = check_bytes("x.tif", data).notes
         assert note.kind == "needs_package"
         assert "TIFF in WEBP" in note.detail
+        last = struct.pack("<I", 8 + 3 * 200)
+        assert data.count(last) == 1
+        (note,) = check_bytes("x.tif", data.replace(last, struct.pack("<I", len(data) - 199))).notes
+        assert note.kind == "truncated"
     else:
         pytest.skip("this one has it")
+
+
+@pytest.mark.parametrize("sharing", [(2, 2), (2, 1), (4, 1), (1, 2), ()], ids=str)
+@pytest.mark.parametrize("is_tiled", [False, True])
+def test_colors_that_pixels_share(sharing: tuple[int, ...], is_tiled: bool) -> None:
+    """Raw ones, as ffmpeg writes them, which Pillow refuses, or garbles where enough bytes follow."""
+    across, down = sharing or (2, 2)
+    size = -(-(16 if is_tiled else 30) // across) * (across * down + 2) * 16 // down
+    tags = form_of(30, 32, 8, 3, 6) | {530: sharing} | ({278: (), 322: (16,), 323: (16,)} if is_tiled else {278: (16,)})
+    for more in (b"", noise(9000)):
+        data = assemble([noise(size)] * (4 if is_tiled else 2), tags, is_tiled) + more
+        (note,) = check_bytes("x.tif", data).notes
+        assert note.kind == "needs_package"
+        assert f"a color for {across} x {down} pixels" in note.detail
+        (note,) = check_bytes("x.tif", data[: size + 8]).notes
+        assert note.kind in ("damaged", "truncated")
+    (note,) = check_bytes("x.tif", assemble([noise(size - 20)] * (4 if is_tiled else 2), tags, is_tiled)).notes
+    assert note.kind == "truncated"
 
 
 def test_planes_that_pillow_opened_before_they_were_garbled(image: Image.Image, encode: Callable[..., bytes]) -> None:

@@ -109,7 +109,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
                 raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw on its own")
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
-            said = _load(image)
+            said = _load(image, len(data))
             _judge_loaded(image, data, said, is_damaged_jpeg)
             if image.format == "TIFF" and tiff.lacks_tags(data):
                 notes.append(Note("truncated", "some tags are cut off, none that the pixels need", "odd"))
@@ -234,7 +234,7 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
     for plane in found.planes:
         try:
             with Image.open(io.BytesIO(plane)) as image:
-                remark = _MADE_UP.search(_load(image))
+                remark = _MADE_UP.search(_load(image, len(plane)))
                 is_holed = has_hole(image, plane, lambda _: False)
         except _COMPLAINTS as error:
             return _broken_by(error)
@@ -242,7 +242,8 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
             return Broken("damaged", remark[0] if remark else _HOLE)
     if not all(map(complaint, found.others)):
         return Broken("damaged", f"TIFF with {found.words}, where one changed bit makes it a coding that loads")
-    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile may")
+    opener = f"which Pillow can't open, but the package {found.package} may"
+    return Broken("needs_package", f"TIFF with {found.words}, {opener}")
 
 
 def _broken_by(error: Exception) -> Broken:
@@ -251,7 +252,7 @@ def _broken_by(error: Exception) -> Broken:
     return broken(str(error) or type(error).__name__)
 
 
-def _load(image: Image.Image) -> str:
+def _load(image: Image.Image, size: int) -> str:
     """Decode the pixels; return what libtiff prints, which is all that tells of some that it has made up."""
     if image.format != "TIFF":
         image.load()
@@ -267,6 +268,8 @@ def _load(image: Image.Image) -> str:
             image.load()
         except OSError:
             if codec := _NO_CODEC.search(_read(printed)):
+                if tiff.is_cut_off(getattr(image, "tag_v2", {}), size):
+                    raise Broken("truncated", f"the pixels, in {codec[1]}, end beyond the end of the file") from None
                 raise Broken("needs_package", f"TIFF in {codec[1]}, without which this Pillow was built") from None
             raise
         finally:
@@ -297,9 +300,12 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
         raise Broken("damaged", remark[0])
     if data.startswith(_RAW) and _was_sent_as_text(data):
         raise Broken("damaged", "a carriage return stands before each line feed: it was sent as text")
-    if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
-        found = tiff.unsupported(data)
-        raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    is_sparse = tiff.is_sparse(tags)
+    if (is_sparse or tiff.shares_colors(tags)) and (found := tiff.unsupported(data)):
+        raise _judge_unsupported(found)
+    if is_sparse:
+        raise Broken("damaged", "nothing tells where some of the pixels are")
     lacks_tables = image.format == "TIFF" and tiff.lacks_tags(data)  # of JPEG, which stand among the tags
     if has_hole(image, data, (lambda _: False) if lacks_tables else is_damaged_jpeg):
         raise Broken("damaged", _HOLE)
