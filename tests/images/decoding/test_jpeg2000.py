@@ -96,3 +96,20 @@ def test_zeros_that_coders_write(
     assert "damaged" not in found(data, "x.jp2")
     at = data.index(bytes(512)) + 400
     assert "damaged" in found(data[:at] + bytes(3000) + data[at:], "x.jp2")
+
+
+def test_markers_of_a_coder_that_is_not_strict(
+    image: Image.Image, encode: Encode, found: Callable[..., list[str]]
+) -> None:
+    """As ffmpeg leaves them between layers, unless there is but one."""
+    for rates, kind in (([20, 5], "unlisted_suffix"), ([5], "damaged")):
+        data = encode(image, "JPEG2000", quality_mode="rates", quality_layers=rates)
+        at = len(data) * 2 // 3
+        data = data[:at] + b"\xff\xf9" + data[at + 2 :]
+        assert found(data, "x.jp2") == ["damaged"]
+        style = data.index(b"\xff\x5c")
+        remark = b"\xff\x64\0\x10\0\1Lavc59.37.10"
+        data = data[:style] + remark + data[style:]
+        box = data.index(b"jp2c") - 4
+        data = data[:box] + (len(data) - box).to_bytes(4, "big") + data[box + 4 :]
+        assert found(data, "x.jp2") == [kind]

@@ -227,6 +227,19 @@ def test_brands_of_heif(names: list[bytes]) -> None:
     assert "pillow-heif" in note.detail
 
 
+@pytest.mark.parametrize("size", [4, 12], ids=["32 bits", "64 bits"])
+def test_boxes_that_were_cut_off(size: int, found: Found) -> None:
+    """Without the package, the size of the last box tells; of what others have put behind the picture, nothing does."""
+    told = (8 + size - 4 + 900).to_bytes(4, "big") if size == 4 else (1).to_bytes(4, "big")
+    pixels = told + b"mdat" + ((16 + 900).to_bytes(8, "big") if size == 12 else b"") + bytes(900)
+    for head in (b"\0\0\0\x10ftypheic" + bytes(4), b"\0\0\0\x0cJXL \r\n\x87\n"):
+        data = head + b"\0\0\0\x18meta" + bytes(16) + pixels
+        for whole in (data, data + b"\0\1\0\0SEFT", data + bytes(300)):
+            assert found(whole, "a.img") == ["needs_package"]
+        for stop in (len(data) - 1, len(data) // 2, len(head) + 20):
+            assert found(data[:stop], "a.img") == ["truncated"]
+
+
 def test_brands_of_what_is_no_still_image(found: Found) -> None:
     """Films have brands, too; an AVIF file that Pillow can't read stays damaged."""
     assert found(brands(b"isom", b"iso2", b"avc1", b"mp41"), "a.heic") == ["not_an_image"]

@@ -15,6 +15,7 @@ _STYLE, _STYLE_OF_ONE = b"\xff\x52", b"\xff\x53"  # how all components are coded
 _PART, _CODES, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # start of tile-part, of its packets, and the end
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels are coded around
 _COMPLAINTS = (struct.error, ValueError, LookupError, ArithmeticError)  # of a header that was damaged
+_FFMPEG = b"Lavc"  # its coder begins markers between one layer and the next
 _TAKEN = 4  # components that Pillow takes, at most
 _FEW = 64  # zeros, at most, that coded pixels or what tells of them begin or end with
 
@@ -121,7 +122,8 @@ def has_hole(data: bytes) -> bool:
     try:
         stream = _read(data)
         has_markers, bypasses = data[stream.style + 4] & 6, data[stream.style + 12] & 1
-        if not has_markers and any(_MARKER.search(data, part.start, part.stop) for part in stream.parts):
+        is_sloppy = _layers(data, stream) > 1 and _FFMPEG in data[stream.style : stream.parts[0].start]
+        if not (has_markers or is_sloppy) and any(_MARKER.search(data, *part[1:]) for part in stream.parts):
             return True
         if bypasses or not stream.is_uniform or HOLE not in data:  # as in nearly all files
             return False
@@ -143,7 +145,7 @@ def _most_zeros(data: bytes, stream: _Stream, tile: int) -> int:
     row, column = divmod(tile, -(-(right - across) // width))
     columns = max(left, across + column * width), min(right, across + (column + 1) * width)
     rows = max(top, down + row * height), min(bottom, down + (row + 1) * height)
-    layers, levels = int.from_bytes(data[style + 6 : style + 8], "big"), data[style + 9]
+    layers, levels = _layers(data, stream), data[style + 9]
     powers = data[style + 14 : style + 15 + levels] if data[style + 4] & 1 else b"\xff" * (levels + 1)
     # What a block takes of the picture at its scale: of a band, which has half of that, it is half as wide and tall.
     wide, tall = data[style + 10] + 3, data[style + 11] + 3
@@ -157,6 +159,10 @@ def _most_zeros(data: bytes, stream: _Stream, tile: int) -> int:
             inside = _cells(columns, apart << scale, min(x, wide)) * _cells(rows, below << scale, min(y, tall))
             blocks = max(blocks, 4 * min(inside, 1 << max(0, x - wide) + max(0, y - tall)))
     return max(len(HOLE), layers * packets + (blocks // 8 if layers > 1 else 0) + _FEW)
+
+
+def _layers(data: bytes, stream: _Stream) -> int:
+    return int.from_bytes(data[stream.style + 6 : stream.style + 8], "big")
 
 
 def _cells(bounds: tuple[int, int], scale: int, power: int) -> int:

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import jpeg2000, png, tiff
 from ftkit._images.decoding.holes import has_hole
-from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_lossless, stills
+from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_cut_off, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
@@ -148,6 +148,8 @@ def _describe(data: bytes) -> Broken:
         }
     form, package = next((plugin for brand, plugin in _PLUGINS.items() if brand in brands), ("", ""))
     if form and form not in Image.OPEN:
+        if is_cut_off(data):
+            raise Broken("truncated", f"{form}, whose last box ends beyond the end of the file")
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
     if judged := _judge_refused(data):
         return judged
@@ -268,7 +270,7 @@ def _load(image: Image.Image, size: int) -> str:
             image.load()
         except OSError:
             if codec := _NO_CODEC.search(_read(printed)):
-                if tiff.is_cut_off(getattr(image, "tag_v2", {}), size):
+                if any(stop > size for _, stop in tiff.parts(getattr(image, "tag_v2", {}))):
                     raise Broken("truncated", f"the pixels, in {codec[1]}, end beyond the end of the file") from None
                 raise Broken("needs_package", f"TIFF in {codec[1]}, without which this Pillow was built") from None
             raise
@@ -306,6 +308,8 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
         raise _judge_unsupported(found)
     if is_sparse:
         raise Broken("damaged", "nothing tells where some of the pixels are")
+    if any(len(data) <= start < stop for start, stop in tiff.parts(tags)):  # of bands, of which Pillow takes the first
+        raise Broken("truncated", "some of the pixels would be beyond the end of the file")
     lacks_tables = image.format == "TIFF" and tiff.lacks_tags(data)  # of JPEG, which stand among the tags
     if has_hole(image, data, (lambda _: False) if lacks_tables else is_damaged_jpeg):
         raise Broken("damaged", _HOLE)

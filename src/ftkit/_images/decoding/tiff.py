@@ -70,7 +70,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
     try:
         tags, _ = _first_directory(data)
         count, coding = tags.get(_SAMPLES, 1), tags.get(_COMPRESSION, _RAW)
-        (bits,), (number,) = set(tags[_BITS]), set(tags.get(_FORMATS, (1,)))
+        (bits,), (number,) = set(_depths(tags)), set(tags.get(_FORMATS, (1,)))
         words = f"{plural(count, 'channel')} of {bits}-bit {_NUMBERS[number]} numbers"
         words += f" in {_CODINGS.get(coding, f'coding {coding}')}" if coding != _RAW else ""
         planes = count if tags.get(_PLANES, 1) != 1 else 1
@@ -82,7 +82,7 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
             line = -(-width // across) * (across * down + 2)  # of so many rows as share colors
             words += f" with a color for {across} x {down} pixels"
         is_known = _is_known(tags, number, coding) and not data.startswith(_SWAPPED) and not is_shared
-        is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
+        is_sound = count == len(_depths(tags)) and _is_number(number, bits) and _has_meaning(tags, count, bits)
         others = [] if coding in _CODINGS else list(_in_other_codings(data, coding))
         pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
         is_sound = is_sound and (pieces != [] or _tells_all(data))
@@ -93,13 +93,13 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
     if len(pieces) < len(places):
         words += f", {'some' if pieces else 'all'} tiles of which were left out"
     rows = tags.get(_TILE_ROWS) or min(tags.get(_STRIP_ROWS, tags[_HEIGHT]), tags[_HEIGHT])
-    if is_cut_off(tags, len(data)) or not all(piece.start and piece.size for piece in pieces):
+    if any(not 0 < piece.start < piece.start + piece.size <= len(data) for piece in pieces):
         return None
     if coding == _RAW:
         most = -(-rows // down) * line + _SPARE
         is_whole = all(-(-piece.rows // down) * line <= piece.size < most for piece in pieces)
     else:
-        is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON
+        is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON or count > 1  # which all tell the same
     is_decoded = pieces != [] and coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
     if not is_whole:
         return None
@@ -123,11 +123,11 @@ def _sharing(tags: Any) -> Any:
     return tags.get(_SHARING, (2, 2)) if is_raw and tags.get(_MEANING) == _YCBCR else (1, 1)
 
 
-def is_cut_off(tags: Any, size: int) -> bool:
-    """Whether strips or tiles end beyond the end of a file of that size."""
-    places = (_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)
-    pieces = [pair for starts, sizes in places for pair in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False)]
-    return any(sum(piece) > size for piece in pieces)
+def parts(tags: Any) -> Iterator[tuple[int, int]]:
+    """Yield where each strip or tile begins and ends, as the tags tell."""
+    for starts, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
+        for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False):
+            yield start, start + size
 
 
 def lacks_tags(data: bytes) -> bool:
@@ -163,9 +163,14 @@ def _tells_all(data: bytes) -> bool:
     return len(data) - taken < _UNNAMED
 
 
+def _depths(tags: Any) -> tuple[int, ...]:
+    """Return how many bits a sample of each channel has."""
+    return tuple(tags.get(_BITS, (1,)))
+
+
 def _is_known(tags: Any, number: int, coding: int) -> bool:
     """Whether Pillow takes such samples: by its table, and band by band if that is how they stand there."""
-    bits, more = tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
+    bits, more = _depths(tags), tuple(tags.get(_MORE, ()))
     is_planar = tags.get(_PLANES, 1) == 2
     if is_planar and not any(more):  # it passes over bands that are for nothing
         bits, more = bits[: len(bits) - len(more)], ()
