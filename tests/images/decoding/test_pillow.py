@@ -213,6 +213,19 @@ def test_what_pillow_does_not_open_is_an_image(data: bytes, package: str) -> Non
     assert package in note.detail
 
 
+def test_tga_of_15_bits(found: Found, is_unusable: Judge, image: Image.Image) -> None:
+    """Of a pixel, which may be coded, or of a color in the palette; Pillow takes 16, where they would stand alike."""
+    width, height = image.size
+    size = struct.pack("<HH", width, height)
+    rows = random.Random(0).randbytes(2 * width * height)
+    runs = b"".join(bytes([127]) + rows[at : at + 256] for at in range(0, len(rows), 256))
+    raw, coded = (bytes((0, 0, kind)) + bytes(9) + size + b"\x0f\0" for kind in (2, 10))
+    palette = struct.pack("<BBBHHB", 0, 1, 1, 0, 256, 15) + bytes(4) + size + b"\x08\0" + rows[:512]
+    for whole in (raw + rows, coded + runs, palette + rows[: len(rows) // 2]):
+        assert found(whole, "a.tga") == ["needs_package"]
+        assert is_unusable(whole[: len(whole) // 2], "a.tga")
+
+
 def brands(*names: bytes) -> bytes:
     """Return the beginning of a file of these brands, the first one being its own."""
     told = names[0] + bytes(4) + b"".join(names[1:])

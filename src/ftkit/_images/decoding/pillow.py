@@ -162,6 +162,8 @@ def _describe(data: bytes) -> Broken:
         if not _is_whole_pam(data):
             return Broken("truncated", "the data ends before the image does")
         return Broken("needs_package", "PAM, which Pillow can't open, but the tools of netpbm can")
+    if _is_tga_of_15_bits(data):
+        return Broken("needs_package", "TGA of 15 bits, which Pillow can't open, but the tools of ImageMagick can")
     if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
@@ -171,6 +173,14 @@ def _describe(data: bytes) -> Broken:
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
     # What it says stays out of a report that may be shared.
     return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
+
+
+def _is_tga_of_15_bits(data: bytes) -> bool:
+    """Whether pixels or colors have one bit less than Pillow takes, which stand in as many bytes as those of 16."""
+    other = bytearray(data[:18])
+    for at in (7, 16):  # bits of a color of the palette, and of a pixel
+        other[at : at + 1] = other[at : at + 1].replace(b"\x0f", b"\x10")
+    return not data.startswith(other) and not complaint(bytes(other) + data[18:])
 
 
 def _judge_refused(data: bytes, said: str = "") -> Broken | None:
