@@ -459,3 +459,20 @@ def test_a_number_of_components_that_pillow_does_not_open(found: Found, image: I
 def test_a_changed_bit_makes_no_lossless_file(found: Found, image: Image.Image, encode: Encode) -> None:
     """Its pixels are coded otherwise, which the head of the scan tells."""
     assert found(encode(image).replace(b"\xff\xc0", b"\xff\xc3", 1)) == ["damaged"]
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_height_behind_the_pixels(
+    progressive: bool, found: Found, is_unusable: Judge, image: Image.Image, encode: Encode
+) -> None:
+    """As coders write it that don't know it before; it is judged as if it stood where decoders look for it."""
+    data = encode(image, progressive=progressive)
+    at = data.index(b"\xff\xc2" if progressive else b"\xff\xc0") + 5
+    scan = data.index(b"\xff\xda")
+    end = data.index(b"\xff\xc4", scan) if progressive else len(data) - 2
+    whole = data[:at] + b"\0\0" + data[at + 2 : end] + b"\xff\xdc\0\4" + data[at : at + 2] + data[end:]
+    assert found(whole) == ["needs_package"]
+    for share in (0.3, 0.6, 0.9):
+        assert is_unusable(whole[: int(share * len(whole))])
+    assert is_unusable(whole[: scan + 400] + bytes(600) + whole[scan + 1000 :])
+    assert is_unusable(data[:at] + b"\0\0" + data[at + 2 :])

@@ -53,3 +53,63 @@ def test_components_that_pillow_does_not_take(
     for place in (15, 17, 35, 42, data.index(b"ihdr") + 13, head - 1, head - 5, head + 11, head + 41):
         changed = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
         assert check_bytes("x.jp2", changed).notes[0].kind in ("damaged", "truncated")
+
+
+@pytest.mark.parametrize("progression", ["LRCP", "RPCL"])
+@pytest.mark.parametrize("side", [64, 256])
+def test_zeros_in_precincts(
+    side: int, progression: str, image: Image.Image, encode: Encode, is_unusable: Callable[..., bool]
+) -> None:
+    """As many as there are packets may be empty ones; more are a hole."""
+    options = {"precinct_size": (side, side), "tile_size": (256, 256), "progression": progression}
+    data = encode(image, "JPEG2000", **options)
+    assert not is_unusable(data, "x.jp2")
+    for size in (512, 4096):
+        for share in (0.1, 0.5, 0.9):
+            at = int(share * len(data))
+            assert is_unusable(data[:at] + bytes(size) + data[at + size :], "x.jp2")
+
+
+def of_empty_packets(encode: Encode) -> bytes:
+    """Return a picture in grey as other coders write it: OpenJPEG sets a bit of each packet, even if it is empty."""
+    options = {"precinct_size": (16, 16), "num_resolutions": 3}
+    data = encode(Image.new("L", (320, 320), 128), "JPEG2000", **options)
+    at = data.index(b"\xff\x93") + 2
+    assert set(data[at:-2]) == {0x80}  # one that has nothing of any block
+    return data[:at] + bytes(len(data) - at - 2) + data[-2:]
+
+
+def of_blocks_without_a_layer(encode: Encode) -> bytes:
+    """Return a picture whose second and third layer add nothing to any block."""
+    options = {"quality_mode": "rates", "quality_layers": [40, 20, 10]}
+    flat = Image.new("RGB", (320, 320), (200, 100, 50))
+    return encode(flat, "JPEG2000", num_resolutions=1, codeblock_size=(4, 4), **options)
+
+
+@pytest.mark.parametrize("make", [of_empty_packets, of_blocks_without_a_layer])
+def test_zeros_that_coders_write(
+    make: Callable[[Encode], bytes], encode: Encode, found: Callable[..., list[str]]
+) -> None:
+    """A picture of one color may have many in a row."""
+    data = make(encode)
+    assert bytes(512) in data
+    assert "damaged" not in found(data, "x.jp2")
+    at = data.index(bytes(512)) + 400
+    assert "damaged" in found(data[:at] + bytes(3000) + data[at:], "x.jp2")
+
+
+def test_markers_of_a_coder_that_is_not_strict(
+    image: Image.Image, encode: Encode, found: Callable[..., list[str]]
+) -> None:
+    """As ffmpeg leaves them between layers, unless there is but one."""
+    for rates, kind in (([20, 5], "unlisted_suffix"), ([5], "damaged")):
+        data = encode(image, "JPEG2000", quality_mode="rates", quality_layers=rates)
+        at = len(data) * 2 // 3
+        data = data[:at] + b"\xff\xf9" + data[at + 2 :]
+        assert found(data, "x.jp2") == ["damaged"]
+        style = data.index(b"\xff\x5c")
+        remark = b"\xff\x64\0\x10\0\1Lavc59.37.10"
+        data = data[:style] + remark + data[style:]
+        box = data.index(b"jp2c") - 4
+        data = data[:box] + (len(data) - box).to_bytes(4, "big") + data[box + 4 :]
+        assert found(data, "x.jp2") == [kind]

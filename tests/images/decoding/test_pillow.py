@@ -213,6 +213,19 @@ def test_what_pillow_does_not_open_is_an_image(data: bytes, package: str) -> Non
     assert package in note.detail
 
 
+def test_tga_of_15_bits(found: Found, is_unusable: Judge, image: Image.Image) -> None:
+    """Of a pixel, which may be coded, or of a color in the palette; Pillow takes 16, where they would stand alike."""
+    width, height = image.size
+    size = struct.pack("<HH", width, height)
+    rows = random.Random(0).randbytes(2 * width * height)
+    runs = b"".join(bytes([127]) + rows[at : at + 256] for at in range(0, len(rows), 256))
+    raw, coded = (bytes((0, 0, kind)) + bytes(9) + size + b"\x0f\0" for kind in (2, 10))
+    palette = struct.pack("<BBBHHB", 0, 1, 1, 0, 256, 15) + bytes(4) + size + b"\x08\0" + rows[:512]
+    for whole in (raw + rows, coded + runs, palette + rows[: len(rows) // 2]):
+        assert found(whole, "a.tga") == ["needs_package"]
+        assert is_unusable(whole[: len(whole) // 2], "a.tga")
+
+
 def brands(*names: bytes) -> bytes:
     """Return the beginning of a file of these brands, the first one being its own."""
     told = names[0] + bytes(4) + b"".join(names[1:])
@@ -225,6 +238,19 @@ def test_brands_of_heif(names: list[bytes]) -> None:
     (note,) = check_bytes("a.heic", brands(*names)).notes
     assert note.kind == "needs_package"
     assert "pillow-heif" in note.detail
+
+
+@pytest.mark.parametrize("size", [4, 12], ids=["32 bits", "64 bits"])
+def test_boxes_that_were_cut_off(size: int, found: Found) -> None:
+    """Without the package, the size of the last box tells; of what others have put behind the picture, nothing does."""
+    told = (8 + size - 4 + 900).to_bytes(4, "big") if size == 4 else (1).to_bytes(4, "big")
+    pixels = told + b"mdat" + ((16 + 900).to_bytes(8, "big") if size == 12 else b"") + bytes(900)
+    for head in (b"\0\0\0\x10ftypheic" + bytes(4), b"\0\0\0\x0cJXL \r\n\x87\n"):
+        data = head + b"\0\0\0\x18meta" + bytes(16) + pixels
+        for whole in (data, data + b"\0\1\0\0SEFT", data + bytes(300)):
+            assert found(whole, "a.img") == ["needs_package"]
+        for stop in (len(data) - 1, len(data) // 2, len(head) + 20):
+            assert found(data[:stop], "a.img") == ["truncated"]
 
 
 def test_brands_of_what_is_no_still_image(found: Found) -> None:

@@ -126,6 +126,8 @@ SOUND = {
     "two channels in planes": assemble([noise(1024)] * 2, form_of(SIDE, SIDE, 8, 2, 1) | PLANES | {338: (0,)}),
     "a fourth plane": assemble([noise(1024)] * 4, form_of(SIDE, SIDE, 8, 4, 2) | PLANES | {338: (0,)}),
     "bits the other way round": assemble([noise(6144)], form_of(SIDE, SIDE, 16, 3, 2) | {266: (2,)}),
+    "4-bit colors in LZMA": assemble([noise(300)], form_of(SIDE, SIDE, 4, 3, 2) | {259: (34925,)}),
+    "1-bit colors in Zstandard": assemble([noise(300)], form_of(SIDE, SIDE, 1, 3, 2) | {259: (50000,)}),
     "large palette": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 3) | {320: tuple(range(1 << 16)) * 3}),
 }
 
@@ -155,6 +157,7 @@ LARGE = {
     "grey": ([noise(1024)], form_of(SIDE, SIDE, 8, 1, 1)),
     "colors": ([noise(1536)] * 2, form_of(SIDE, SIDE, 8, 3, 2) | {278: (16,)}),
     "deep": ([zlib.compress(noise(2048))], form_of(SIDE, SIDE, 16, 1, 1) | {259: (8,)}),
+    "black and white, untold": ([zlib.compress(noise(128))], form_of(SIDE, SIDE, 1, 1, 1) | {258: (), 259: (8,)}),
     "black and white": ([noise(64)], form_of(SIDE, SIDE, 1, 1, 1) | {259: (4,)}),
     "some tiles": ([zlib.compress(tile) if tile else b"" for tile in TILES], SQUARES | {259: (8,)}, True),
 }
@@ -167,7 +170,7 @@ def test_large_files_with_the_big_end_first(name: str) -> None:
     data = assemble(*LARGE[name], large=True)
     (note,) = check_bytes("x.tif", data).notes
     assert note.kind == "needs_package"
-    is_checked = name in ("deep", "some tiles")
+    is_checked = name in ("deep", "some tiles", "black and white, untold")
     data = data[:100] + bytes(30) + data[130:] if is_checked else data[: len(data) // 2]
     (note,) = check_bytes("x.tif", data).notes
     assert note.kind in ("damaged", "truncated")
@@ -204,16 +207,43 @@ def test_a_strip_that_ends_early(coding: int) -> None:
         assert "needs_package" not in [note.kind for note in check_bytes("x.tif", data).notes]
 
 
-def test_a_coding_that_this_pillow_was_built_without(image: Image.Image, encode: Callable[..., bytes]) -> None:
-    """Nothing tells whether the pixels are sound."""
+@pytest.mark.parametrize("is_tiled", [False, True])
+def test_a_coding_that_this_pillow_was_built_without(
+    is_tiled: bool, image: Image.Image, encode: Callable[..., bytes]
+) -> None:
+    """Nothing tells whether the pixels are sound, but that they are not all there."""
     try:
         encode(image.convert("L"), "TIFF", compression="webp")
     except OSError:
-        (note,) = check_bytes("x.tif", tiff(np.ones((20, 30, 1), np.uint8), coding=50001)).notes
+        tags = (SQUARES if is_tiled else form_of(SIDE, SIDE, 8, 1, 1) | {278: (8,)}) | {259: (50001,)}
+        data = assemble([noise(200)] * 4, tags, is_tiled)
+        (note,) = check_bytes("x.tif", data).notes
         assert note.kind == "needs_package"
         assert "TIFF in WEBP" in note.detail
+        last = struct.pack("<I", 8 + 3 * 200)
+        assert data.count(last) == 1
+        (note,) = check_bytes("x.tif", data.replace(last, struct.pack("<I", len(data) - 199))).notes
+        assert note.kind == "truncated"
     else:
         pytest.skip("this one has it")
+
+
+@pytest.mark.parametrize("sharing", [(2, 2), (2, 1), (4, 1), (1, 2), ()], ids=str)
+@pytest.mark.parametrize("is_tiled", [False, True])
+def test_colors_that_pixels_share(sharing: tuple[int, ...], is_tiled: bool) -> None:
+    """Raw ones, as ffmpeg writes them, which Pillow refuses, or garbles where enough bytes follow."""
+    across, down = sharing or (2, 2)
+    size = -(-(16 if is_tiled else 30) // across) * (across * down + 2) * 16 // down
+    tags = form_of(30, 32, 8, 3, 6) | {530: sharing} | ({278: (), 322: (16,), 323: (16,)} if is_tiled else {278: (16,)})
+    for more in (b"", noise(9000)):
+        data = assemble([noise(size)] * (4 if is_tiled else 2), tags, is_tiled) + more
+        (note,) = check_bytes("x.tif", data).notes
+        assert note.kind == "needs_package"
+        assert f"a color for {across} x {down} pixels" in note.detail
+        (note,) = check_bytes("x.tif", data[: size + 8]).notes
+        assert note.kind in ("damaged", "truncated")
+    (note,) = check_bytes("x.tif", assemble([noise(size - 20)] * (4 if is_tiled else 2), tags, is_tiled)).notes
+    assert note.kind == "truncated"
 
 
 def test_planes_that_pillow_opened_before_they_were_garbled(image: Image.Image, encode: Callable[..., bytes]) -> None:
@@ -239,6 +269,17 @@ def test_a_directory_that_was_damaged_is_no_kind_of_its_own(
         for bit in range(0, 8, 2):
             changed = data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
             assert "needs_package" not in [note.kind for note in check_bytes("x.tif", changed).notes]
+
+
+def test_a_plane_that_pillow_passes_over() -> None:
+    """It takes the first of two; if the second was cut off, the picture is not whole all the same."""
+    plane = zlib.compress(noise(1024))
+    data = assemble([plane] * 2, form_of(SIDE, SIDE, 8, 2, 1) | PLANES | {259: (8,), 338: (0,)})
+    assert check_bytes("x.tif", data).notes == []
+    second = struct.pack("<I", 8 + len(plane))
+    assert data.count(second) == 1
+    (note,) = check_bytes("x.tif", data.replace(second, struct.pack("<I", len(data)))).notes
+    assert note.kind == "truncated"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

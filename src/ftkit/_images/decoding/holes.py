@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from ftkit._images.decoding import jpeg2000
+from ftkit._images.decoding import jpeg2000, tiff
 from ftkit._images.decoding.leftover import coded_parts
 from ftkit._images.decoding.picture import HOLE
 
@@ -27,17 +28,17 @@ def has_hole(image: Image.Image, data: bytes, is_damaged_jpeg: Callable[[bytes],
     if image.format == "JPEG2000":
         return jpeg2000.has_hole(data)
     if str(image.info.get("compression")).endswith("deflate"):
-        return not all(_inflates(_as_decoded(image, data[start:stop])) for start, stop in _in_tiff(image))
+        return not all(_inflates(_as_decoded(image, data[start:stop])) for start, stop in tiff.parts(_tags(image)))
     if image.info.get("compression") == "jpeg":
-        tables = getattr(image, "tag_v2", {}).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
+        tables = _tags(image).get(_JPEG_TABLES, b"\xff\xd8\xff\xd9")
         view = memoryview(data)
-        parts = {view[start + 2 : stop] for start, stop in _in_tiff(image)}  # tiles without data are the same
+        parts = {view[start + 2 : stop] for start, stop in tiff.parts(_tags(image))}  # tiles without data are the same
         return any(is_damaged_jpeg(tables[:-2] + part) for part in parts)
     if image.info.get("compression") == "packbits" and not _unpacks(image, data):
         return True
     if image.info.get("compression") not in _CODED_TIFF or HOLE not in data:  # as in nearly all files
         return False
-    return any(HOLE in data[start:stop] for start, stop in _in_tiff(image))
+    return any(HOLE in data[start:stop] for start, stop in tiff.parts(_tags(image)))
 
 
 def _repeats(coded: bytes) -> bool:
@@ -53,11 +54,11 @@ def _repeats(coded: bytes) -> bool:
 
 def _unpacks(image: Image.Image, data: bytes) -> bool:
     """Whether each strip of a TIFF in PackBits unpacks to whole rows of pixels (TIFF 6.0, section 9)."""
-    tags = getattr(image, "tag_v2", {})
+    tags = _tags(image)
     bits = tags.get(_BITS, (1,))
     row = -(-tags.get(_TILE_WIDTH, image.width) * (sum(bits) if tags.get(_PLANES, 1) == 1 else bits[0]) // 8)
     shares_colors = tags.get(_PHOTOMETRIC) == _YCBCR  # between rows, of which there may be parts then
-    for start, stop in _in_tiff(image):
+    for start, stop in tiff.parts(_tags(image)):
         part = _as_decoded(image, data[start:stop])
         at, size = 0, 0
         while at < len(part):
@@ -71,7 +72,7 @@ def _unpacks(image: Image.Image, data: bytes) -> bool:
 
 def _as_decoded(image: Image.Image, part: bytes) -> bytes:
     """Return a strip as its decoder gets it: some writers put the lowest bit first."""
-    return part.translate(_REVERSED) if getattr(image, "tag_v2", {}).get(_FILL_ORDER) == _LOWEST_FIRST else part
+    return part.translate(_REVERSED) if _tags(image).get(_FILL_ORDER) == _LOWEST_FIRST else part
 
 
 def _inflates(packed: bytes) -> bool:
@@ -82,8 +83,5 @@ def _inflates(packed: bytes) -> bool:
     return True
 
 
-def _in_tiff(image: Image.Image) -> Iterator[tuple[int, int]]:
-    tags = getattr(image, "tag_v2", {})
-    for starts, sizes in ((273, 279), (324, 325)):  # StripOffsets and StripByteCounts, TileOffsets and TileByteCounts
-        for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False):
-            yield start, start + size
+def _tags(image: Image.Image) -> Any:
+    return getattr(image, "tag_v2", {})

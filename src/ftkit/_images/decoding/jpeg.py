@@ -22,6 +22,7 @@ from ftkit._wording import plural
 # Markers (ITU-T T.81, table B.1).
 MAGIC = b"\xff\xd8\xff"  # start of image, and the first byte of the next marker
 EOI = b"\xff\xd9"  # end of image
+_DNL = b"\xff\xdc\0\4"  # number of lines, and how long that segment is
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of a frame; in between are DHT, JPG and DAC
 _LOSSLESS, _LS = 0xC3, 0xF7  # frames of lossless coding, the second by ITU-T T.87
 _DEEP = frozenset((0xC1, 0xC2, 0xC9, 0xCA))  # frames that may have 12 bits
@@ -241,6 +242,10 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
                 detail = f"{kind}, which Pillow can't open, but the package imagecodecs can"
                 raise Broken("needs_package", detail) from None
             raise
+    if not header.height and (mended := _with_height(data, header)):
+        check(mended, [])
+        detail = "JPEG whose height stands behind the pixels (DNL), which Pillow can't open, but pylibjpeg-libjpeg can"
+        raise Broken("needs_package", detail)
     judge_pixel_count(header.width, header.height, notes)
     planes: Pixels | None = None
     try:
@@ -262,6 +267,15 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
     return Form("MPO" if header.multiple else "JPEG", header.mode, header.width, header.height), planes
+
+
+def _with_height(data: bytes, header: JpegHeader) -> bytes:
+    """Return a file with the height where decoders look for it, if it stands behind the first scan (B.2.5)."""
+    at = _end_of_codes(data, header.scan)
+    height = data[at + 4 : at + 6]
+    if data[at : at + 4] != _DNL or not any(height):
+        return b""
+    return data[: header.frame + 5] + height + data[header.frame + 7 : at] + data[at + 6 :]
 
 
 def _judge_arithmetic(data: bytes, notes: Notes) -> None:

@@ -11,9 +11,21 @@ from ftkit._images.decoding.picture import HOLE
 from ftkit._wording import plural
 
 MAGICS = (b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n")  # of bare codestreams, and of files around one
+_STYLE, _STYLE_OF_ONE = b"\xff\x52", b"\xff\x53"  # how all components are coded, or one
 _PART, _CODES, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # start of tile-part, of its packets, and the end
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels are coded around
+_COMPLAINTS = (struct.error, ValueError, LookupError, ArithmeticError)  # of a header that was damaged
+_FFMPEG = b"Lavc"  # its coder begins markers between one layer and the next
 _TAKEN = 4  # components that Pillow takes, at most
+_FEW = 64  # zeros, at most, that coded pixels or what tells of them begin or end with
+
+
+class _Part(NamedTuple):
+    """The packets of a tile-part: which tile they are of, and where they are."""
+
+    tile: int
+    start: int
+    stop: int
 
 
 class _Stream(NamedTuple):
@@ -24,7 +36,8 @@ class _Stream(NamedTuple):
         stop: Where its tile-parts end, the last that can be followed.
         components: How many components it has.
         style: Where the segment about its coding begins.
-        parts: Where the packets of each tile-part are.
+        parts: The tile-parts.
+        is_uniform: Whether all tiles and components are coded so.
         is_whole: Whether there are parts of all tiles, and the end behind them.
     """
 
@@ -32,34 +45,45 @@ class _Stream(NamedTuple):
     stop: int
     components: int
     style: int
-    parts: list[tuple[int, int]]
+    parts: list[_Part]
+    is_uniform: bool
     is_whole: bool
 
 
 def _read(data: bytes) -> _Stream:
-    """Follow the tile-parts; raise struct.error or ValueError where there is no codestream."""
+    """Follow the tile-parts; raise one of _COMPLAINTS where there is no codestream."""
     start = data.index(MAGICS[0])
-    style = data.index(b"\xff\x52", start, len(data) - 12)
+    styles, at = _header(data, start + 2, _PART)
     length, _, right, bottom, left, top, *grid, components = struct.unpack_from(">HHIIIIIIIIH", data, start + 4)
     width, height, across, down = grid[0], grid[1], right - grid[2], bottom - grid[3]
-    parts, seen, at = [], set[int](), data.find(_PART, style)
-    stop = at
-    while at >= 0 and data[at : at + 2] == _PART:
+    parts, stop, is_uniform = list[_Part](), at, len(styles) == 1
+    while data[at : at + 2] == _PART:
         tile, taken = struct.unpack_from(">HI", data, at + 4)
         stop = at + taken if taken else data.rfind(_END)
-        first = data.find(_CODES, at)
+        others, first = _header(data, at, _CODES)
         if not at < first < stop <= len(data):
             break
-        parts.append((first + 2, stop))
-        seen.add(tile)
+        parts.append(_Part(tile, first + 2, stop))
+        is_uniform = is_uniform and not others
         at = stop
+    seen = {part.tile for part in parts}
     tiles = -(-across // width) * -(-down // height) if width and height else 0
     is_whole = length == 38 + 3 * components and len(seen) == max(seen, default=-1) + 1 == tiles
     if start:
         size = struct.pack(">IIH", bottom - top, right - left, components)
         is_whole = is_whole and _tells_of(data, start, stop + len(_END), size)
     is_whole = is_whole and at == stop and data[stop : stop + 2] == _END
-    return _Stream(start, stop, components, style, parts, is_whole)
+    return _Stream(start, stop, components, styles[0], parts, is_uniform, is_whole)
+
+
+def _header(data: bytes, at: int, end: bytes) -> tuple[list[int], int]:
+    """Return where the segments about coding begin in a header, up to the marker that ends it, and where that is."""
+    styles = []
+    while at < len(data) and (name := data[at : at + 2]) != end:
+        if name in (_STYLE, _STYLE_OF_ONE):
+            styles.append(at)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return styles, at
 
 
 def _tells_of(data: bytes, start: int, stop: int, size: bytes) -> bool:
@@ -85,7 +109,7 @@ def unsupported(data: bytes) -> tuple[str, bytes]:
     """
     try:
         stream = _read(data) if data.startswith(MAGICS) else None
-    except (struct.error, ValueError):
+    except _COMPLAINTS:
         return "", b""
     if stream is None or not stream.is_whole or has_hole(data):
         return "", b""
@@ -94,21 +118,54 @@ def unsupported(data: bytes) -> tuple[str, bytes]:
 
 
 def has_hole(data: bytes) -> bool:
-    """Whether a sector's worth of zeros, or a marker, stands where only coded pixels can be."""
+    """Whether more zeros than a coder writes in a row, or a marker, stand where only coded pixels can be."""
     try:
         stream = _read(data)
-    except (struct.error, ValueError):
+        has_markers, bypasses = data[stream.style + 4] & 6, data[stream.style + 12] & 1
+        is_sloppy = _layers(data, stream) > 1 and _FFMPEG in data[stream.style : stream.parts[0].start]
+        if not (has_markers or is_sloppy) and any(_MARKER.search(data, *part[1:]) for part in stream.parts):
+            return True
+        if bypasses or not stream.is_uniform or HOLE not in data:  # as in nearly all files
+            return False
+        return any(bytes(_most_zeros(data, stream, part.tile)) in data[part.start : part.stop] for part in stream.parts)
+    except _COMPLAINTS:
         return False
-    if data[stream.style + 4] & 6:  # packets have markers of their own
-        return False
-    if any(_MARKER.search(data, start, stop) for start, stop in stream.parts):
-        return True
-    return not _may_have_zeros(data, stream) and any(HOLE in data[start:stop] for start, stop in stream.parts)
 
 
-def _may_have_zeros(data: bytes, stream: _Stream) -> bool:
-    """Whether zeros may stand among the packets (A.6.1): bits that bypass the coder, or many packets that are empty."""
+def _most_zeros(data: bytes, stream: _Stream, tile: int) -> int:
+    """Return how many zeros can't be in a row.
+
+    A packet that is empty is one, if it has no markers of its own, and another tells in one bit of a block that it has
+    nothing of that (B.10). It begins with one that is set, so only the last in a row may be of that kind.
+    """
     style = stream.style
-    has_precincts, bypasses = data[style + 4] & 1, data[style + 12] & 1
-    layers, levels = int.from_bytes(data[style + 6 : style + 8], "big"), data[style + 9]
-    return bool(has_precincts or bypasses) or stream.components * layers * (levels + 1) >= len(HOLE)
+    if data[style + 4] & 6:
+        return len(HOLE)
+    right, bottom, left, top, width, height, across, down = struct.unpack_from(">8I", data, stream.start + 8)
+    row, column = divmod(tile, -(-(right - across) // width))
+    columns = max(left, across + column * width), min(right, across + (column + 1) * width)
+    rows = max(top, down + row * height), min(bottom, down + (row + 1) * height)
+    layers, levels = _layers(data, stream), data[style + 9]
+    powers = data[style + 14 : style + 15 + levels] if data[style + 4] & 1 else b"\xff" * (levels + 1)
+    # What a block takes of the picture at its scale: of a band, which has half of that, it is half as wide and tall.
+    wide, tall = data[style + 10] + 3, data[style + 11] + 3
+    packets = blocks = 0
+    for component in range(stream.components):
+        apart, below = data[stream.start + 43 + 3 * component : stream.start + 45 + 3 * component]
+        for level, power in enumerate(powers):
+            scale = levels - level
+            x, y = power & 15, power >> 4
+            packets += _cells(columns, apart << scale, x) * _cells(rows, below << scale, y)
+            inside = _cells(columns, apart << scale, min(x, wide)) * _cells(rows, below << scale, min(y, tall))
+            blocks = max(blocks, 4 * min(inside, 1 << max(0, x - wide) + max(0, y - tall)))
+    return max(len(HOLE), layers * packets + (blocks // 8 if layers > 1 else 0) + _FEW)
+
+
+def _layers(data: bytes, stream: _Stream) -> int:
+    return int.from_bytes(data[stream.style + 6 : stream.style + 8], "big")
+
+
+def _cells(bounds: tuple[int, int], scale: int, power: int) -> int:
+    """Return in how many parts of two to that power what lies between two places falls, at a scale (B.6 and B.7)."""
+    start, stop = (-(-bound // scale) for bound in bounds)
+    return -(-stop >> power) - (start >> power) if start < stop else 0

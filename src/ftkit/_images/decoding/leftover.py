@@ -182,6 +182,18 @@ def boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]
         start += size
 
 
+def is_cut_off(data: bytes) -> bool:
+    """Whether a file of boxes ends within one of those that hold a picture, or what tells of it."""
+    *_, stop = 0, *(stop for _, _, stop in boxes(data, 0, len(data)))
+    size = int.from_bytes(data[stop : stop + 4], "big")
+    if size == 1:  # it says its size in 64 bits
+        size = int.from_bytes(data[stop + 8 : stop + 16], "big")
+    return data[stop + 4 : stop + 8] in _OF_PICTURES and len(data) - stop < size
+
+
+_OF_PICTURES = frozenset((b"meta", b"mdat", b"moov", b"jxlc", b"jxlp"))
+
+
 def samples(data: bytes) -> Iterator[tuple[int, int]]:
     """Yield start and size of each frame of a sequence that is shown from its track (ISO/IEC 14496-12, 8.7)."""
     tracks = () if data[8:12] == b"avif" else _within(data, (0, len(data)), b"moov", b"trak", b"mdia")

@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from ftkit._images.decoding import jpeg2000, png, tiff
 from ftkit._images.decoding.holes import has_hole
-from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_lossless, stills
+from ftkit._images.decoding.leftover import InTwo, gif_end, has_leftover, is_cut_off, is_lossless, stills
 from ftkit._images.decoding.overruns import runs_over
 from ftkit._images.decoding.picture import MOST_PIXELS, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.verdict import Broken, Form, Note, Notes
@@ -109,7 +109,7 @@ def check(data: bytes, notes: Notes, is_damaged_jpeg: Callable[[bytes], bool] = 
                 raise Broken("not_an_image", f"a drawing ({image.format}) that Pillow can't draw on its own")
             judge_pixel_count(*image.size, notes)
             form = Form(image.format or "unknown", image.mode, *image.size)
-            said = _load(image)
+            said = _load(image, len(data))
             _judge_loaded(image, data, said, is_damaged_jpeg)
             if image.format == "TIFF" and tiff.lacks_tags(data):
                 notes.append(Note("truncated", "some tags are cut off, none that the pixels need", "odd"))
@@ -148,6 +148,8 @@ def _describe(data: bytes) -> Broken:
         }
     form, package = next((plugin for brand, plugin in _PLUGINS.items() if brand in brands), ("", ""))
     if form and form not in Image.OPEN:
+        if is_cut_off(data):
+            raise Broken("truncated", f"{form}, whose last box ends beyond the end of the file")
         return Broken("needs_package", f"{form}, which Pillow opens with the package {package}")
     if judged := _judge_refused(data):
         return judged
@@ -160,6 +162,8 @@ def _describe(data: bytes) -> Broken:
         if not _is_whole_pam(data):
             return Broken("truncated", "the data ends before the image does")
         return Broken("needs_package", "PAM, which Pillow can't open, but the tools of netpbm can")
+    if _is_tga_of_15_bits(data):
+        return Broken("needs_package", "TGA of 15 bits, which Pillow can't open, but the tools of ImageMagick can")
     if detail := f"starts like {form}, but Pillow can't read its header" if form else _by_start(data, _DAMAGED):
         return Broken("damaged", detail)
     at = data.find(b"\xff\xd8\xff", 0, 1024)
@@ -169,6 +173,14 @@ def _describe(data: bytes) -> Broken:
     is_text = text and all(character.isprintable() or character.isspace() for character in text)
     # What it says stays out of a report that may be shared.
     return Broken("not_an_image", f"{'text' if is_text else 'unknown content'}, {plural(len(data), 'byte')}")
+
+
+def _is_tga_of_15_bits(data: bytes) -> bool:
+    """Whether pixels or colors have one bit less than Pillow takes, which stand in as many bytes as those of 16."""
+    other = bytearray(data[:18])
+    for at in (7, 16):  # bits of a color of the palette, and of a pixel
+        other[at : at + 1] = other[at : at + 1].replace(b"\x0f", b"\x10")
+    return not data.startswith(other) and not complaint(bytes(other) + data[18:])
 
 
 def _judge_refused(data: bytes, said: str = "") -> Broken | None:
@@ -234,7 +246,7 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
     for plane in found.planes:
         try:
             with Image.open(io.BytesIO(plane)) as image:
-                remark = _MADE_UP.search(_load(image))
+                remark = _MADE_UP.search(_load(image, len(plane)))
                 is_holed = has_hole(image, plane, lambda _: False)
         except _COMPLAINTS as error:
             return _broken_by(error)
@@ -242,7 +254,8 @@ def _judge_unsupported(found: tiff.Unsupported) -> Broken:
             return Broken("damaged", remark[0] if remark else _HOLE)
     if not all(map(complaint, found.others)):
         return Broken("damaged", f"TIFF with {found.words}, where one changed bit makes it a coding that loads")
-    return Broken("needs_package", f"TIFF with {found.words}, which Pillow can't open, but the package tifffile may")
+    opener = f"which Pillow can't open, but the package {found.package} may"
+    return Broken("needs_package", f"TIFF with {found.words}, {opener}")
 
 
 def _broken_by(error: Exception) -> Broken:
@@ -251,7 +264,7 @@ def _broken_by(error: Exception) -> Broken:
     return broken(str(error) or type(error).__name__)
 
 
-def _load(image: Image.Image) -> str:
+def _load(image: Image.Image, size: int) -> str:
     """Decode the pixels; return what libtiff prints, which is all that tells of some that it has made up."""
     if image.format != "TIFF":
         image.load()
@@ -267,6 +280,8 @@ def _load(image: Image.Image) -> str:
             image.load()
         except OSError:
             if codec := _NO_CODEC.search(_read(printed)):
+                if any(stop > size for _, stop in tiff.parts(getattr(image, "tag_v2", {}))):
+                    raise Broken("truncated", f"the pixels, in {codec[1]}, end beyond the end of the file") from None
                 raise Broken("needs_package", f"TIFF in {codec[1]}, without which this Pillow was built") from None
             raise
         finally:
@@ -297,9 +312,14 @@ def _judge_loaded(image: Image.Image, data: bytes, said: str, is_damaged_jpeg: C
         raise Broken("damaged", remark[0])
     if data.startswith(_RAW) and _was_sent_as_text(data):
         raise Broken("damaged", "a carriage return stands before each line feed: it was sent as text")
-    if image.format == "TIFF" and tiff.is_sparse(getattr(image, "tag_v2", {})):
-        found = tiff.unsupported(data)
-        raise _judge_unsupported(found) if found else Broken("damaged", "nothing tells where some of the pixels are")
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    is_sparse = tiff.is_sparse(tags)
+    if (is_sparse or tiff.shares_colors(tags)) and (found := tiff.unsupported(data)):
+        raise _judge_unsupported(found)
+    if is_sparse:
+        raise Broken("damaged", "nothing tells where some of the pixels are")
+    if any(len(data) <= start < stop for start, stop in tiff.parts(tags)):  # of bands, of which Pillow takes the first
+        raise Broken("truncated", "some of the pixels would be beyond the end of the file")
     lacks_tables = image.format == "TIFF" and tiff.lacks_tags(data)  # of JPEG, which stand among the tags
     if has_hole(image, data, (lambda _: False) if lacks_tables else is_damaged_jpeg):
         raise Broken("damaged", _HOLE)

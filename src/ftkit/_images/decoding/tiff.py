@@ -13,7 +13,7 @@ from ftkit._wording import plural
 
 # Tags of TIFF 6.0, of Adobe and of TIFF/EP.
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _ORDER, _SAMPLES = 256, 257, 258, 259, 262, 266, 277
-_PLANES, _PALETTE, _MORE, _FORMATS, _MOSAIC = 284, 320, 338, 339, 33422
+_PLANES, _PALETTE, _MORE, _FORMATS, _SHARING, _MOSAIC = 284, 320, 338, 339, 530, 33422
 _STRIP_ROWS, _STRIPS, _STRIP_SIZES = 278, 273, 279
 _TILE_WIDTH, _TILE_ROWS, _TILES, _TILE_SIZES = 322, 323, 324, 325
 _NUMBERS = {1: "unsigned", 2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
@@ -23,6 +23,7 @@ _SWAPPED, _LARGE = b"MM\0+", b"II+\0"  # of BigTIFF; Pillow does not know the fi
 _UNNAMED = 512  # bytes that no directory tells of, at most, in a file without pixels: remarks of who wrote it
 _SPARE = 16  # bytes behind the pixels of a strip or tile, at most
 _RAW = 1
+_YCBCR = 6
 # Which instruments, maps and microscopes use, by the name that libtiff has for them.
 _CODINGS = {
     _RAW: "", 2: "CCITT", 3: "Group 3 fax", 4: "Group 4 fax", 5: "LZW", 7: "JPEG", 8: "Deflate", 32946: "Deflate",
@@ -41,12 +42,14 @@ class Unsupported(NamedTuple):
 
     Attributes:
         words: What its samples are.
+        package: What opens it, most likely.
         planes: Its coded bytes, as files of grey that Pillow opens: they load if the file can be decoded.
         others: The same file in codings whose numbers differ by a bit from one that nobody knows: none of them loads,
             unless that bit has changed.
     """
 
     words: str
+    package: str
     planes: Iterator[bytes]
     others: list[bytes]
 
@@ -67,14 +70,19 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
     try:
         tags, _ = _first_directory(data)
         count, coding = tags.get(_SAMPLES, 1), tags.get(_COMPRESSION, _RAW)
-        (bits,), (number,) = set(tags[_BITS]), set(tags.get(_FORMATS, (1,)))
+        (bits,), (number,) = set(_depths(tags)), set(tags.get(_FORMATS, (1,)))
         words = f"{plural(count, 'channel')} of {bits}-bit {_NUMBERS[number]} numbers"
         words += f" in {_CODINGS.get(coding, f'coding {coding}')}" if coding != _RAW else ""
         planes = count if tags.get(_PLANES, 1) != 1 else 1
-        row = -(-tags.get(_TILE_WIDTH, tags[_WIDTH]) * (count // planes) * bits // 8)
+        width = tags.get(_TILE_WIDTH, tags[_WIDTH])
+        row = line = -(-width * (count // planes) * bits // 8)
         places = _places(tags, planes)
-        is_known = _is_known(tags, number, coding) and not data.startswith(_SWAPPED)
-        is_sound = count == len(tags[_BITS]) and _is_number(number, bits) and _has_meaning(tags, count, bits)
+        across, down = _sharing(tags)
+        if is_shared := across * down > 1:
+            line = -(-width // across) * (across * down + 2)  # of so many rows as share colors
+            words += f" with a color for {across} x {down} pixels"
+        is_known = _is_known(tags, number, coding) and not data.startswith(_SWAPPED) and not is_shared
+        is_sound = count == len(_depths(tags)) and _is_number(number, bits) and _has_meaning(tags, count, bits)
         others = [] if coding in _CODINGS else list(_in_other_codings(data, coding))
         pieces = [piece for piece in places if piece.start or piece.size]  # others are left out: there is nothing
         is_sound = is_sound and (pieces != [] or _tells_all(data))
@@ -88,18 +96,38 @@ def unsupported(data: bytes, was_refused: bool = False) -> Unsupported | None:
     if any(not 0 < piece.start < piece.start + piece.size <= len(data) for piece in pieces):
         return None
     if coding == _RAW:
-        is_whole = all(piece.rows * row <= piece.size < rows * row + _SPARE for piece in pieces)
+        most = -(-rows // down) * line + _SPARE
+        is_whole = all(-(-piece.rows // down) * line <= piece.size < most for piece in pieces)
     else:
-        is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON
+        is_whole = coding in _OF_BYTES or coding in _OF_BITS or bits in _COMMON or count > 1  # which all tell the same
     is_decoded = pieces != [] and coding in _OF_BYTES and row * tags[_HEIGHT] * planes <= _MOST_BYTES
     if not is_whole:
         return None
-    return Unsupported(words, _planes(data, tags, places, row, planes if is_decoded else 0), others)
+    package = "rasterio" if is_shared else "tifffile"
+    return Unsupported(words, package, _planes(data, tags, places, row, planes if is_decoded else 0), others)
 
 
 def is_sparse(tags: Any) -> bool:
     """Whether strips or tiles were left out, in place of which Pillow gives the first bytes of the file if it can."""
     return 0 in tags.get(_STRIPS, ()) or 0 in tags.get(_TILES, ())
+
+
+def shares_colors(tags: Any) -> bool:
+    """Whether raw pixels have colors in common (TIFF 6.0, section 21), which Pillow does not expect."""
+    return bool(_sharing(tags) != (1, 1))
+
+
+def _sharing(tags: Any) -> Any:
+    """Return how many raw pixels have a color in common, across and down."""
+    is_raw = tags.get(_COMPRESSION, _RAW) == _RAW and tags.get(_PLANES, 1) == 1
+    return tags.get(_SHARING, (2, 2)) if is_raw and tags.get(_MEANING) == _YCBCR else (1, 1)
+
+
+def parts(tags: Any) -> Iterator[tuple[int, int]]:
+    """Yield where each strip or tile begins and ends, as the tags tell."""
+    for starts, sizes in ((_STRIPS, _STRIP_SIZES), (_TILES, _TILE_SIZES)):
+        for start, size in zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False):
+            yield start, start + size
 
 
 def lacks_tags(data: bytes) -> bool:
@@ -135,9 +163,14 @@ def _tells_all(data: bytes) -> bool:
     return len(data) - taken < _UNNAMED
 
 
+def _depths(tags: Any) -> tuple[int, ...]:
+    """Return how many bits a sample of each channel has."""
+    return tuple(tags.get(_BITS, (1,)))
+
+
 def _is_known(tags: Any, number: int, coding: int) -> bool:
     """Whether Pillow takes such samples: by its table, and band by band if that is how they stand there."""
-    bits, more = tuple(tags[_BITS]), tuple(tags.get(_MORE, ()))
+    bits, more = _depths(tags), tuple(tags.get(_MORE, ()))
     is_planar = tags.get(_PLANES, 1) == 2
     if is_planar and not any(more):  # it passes over bands that are for nothing
         bits, more = bits[: len(bits) - len(more)], ()
