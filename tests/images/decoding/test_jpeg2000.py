@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ftkit._images.decoding.checks import check_bytes
+from ftkit._images.decoding.jpeg2000 import has_hole
 
 Encode = Callable[..., bytes]
 GREY = b"\0\0\0\x11"  # the number of that space of colors
@@ -113,3 +114,14 @@ def test_markers_of_a_coder_that_is_not_strict(
         box = data.index(b"jp2c") - 4
         data = data[:box] + (len(data) - box).to_bytes(4, "big") + data[box + 4 :]
         assert found(data, "x.jp2") == [kind]
+
+
+def test_more_packets_than_memory(image: Image.Image, encode: Encode) -> None:
+    """A header may tell of any number, so nothing of that size is made."""
+    data = bytearray(encode(image, "JPEG2000", precinct_size=(16, 16), num_resolutions=3))
+    start, style = data.index(b"\xff\x4f\xff\x51"), data.index(b"\xff\x52")
+    for at in (8, 12, 24, 28):  # width and height of the picture and of a tile
+        data[start + at : start + at + 4] = b"\x7f\xff\xff\xff"
+    data[style + 6 : style + 8] = b"\xff\xff"  # layers
+    data[-1000:-400] = bytes(600)
+    assert not has_hole(bytes(data))

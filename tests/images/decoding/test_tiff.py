@@ -128,6 +128,9 @@ SOUND = {
     "bits the other way round": assemble([noise(6144)], form_of(SIDE, SIDE, 16, 3, 2) | {266: (2,)}),
     "4-bit colors in LZMA": assemble([noise(300)], form_of(SIDE, SIDE, 4, 3, 2) | {259: (34925,)}),
     "1-bit colors in Zstandard": assemble([noise(300)], form_of(SIDE, SIDE, 1, 3, 2) | {259: (50000,)}),
+    "JPEG in planes, with transparency": assemble(
+        [noise(300)] * 4, form_of(SIDE, SIDE, 8, 4, 6) | PLANES | {259: (7,), 338: (2,)}
+    ),
     "large palette": assemble([noise(2048)], form_of(SIDE, SIDE, 16, 1, 3) | {320: tuple(range(1 << 16)) * 3}),
 }
 

@@ -58,7 +58,7 @@ def _unpacks(image: Image.Image, data: bytes) -> bool:
     bits = tags.get(_BITS, (1,))
     row = -(-tags.get(_TILE_WIDTH, image.width) * (sum(bits) if tags.get(_PLANES, 1) == 1 else bits[0]) // 8)
     shares_colors = tags.get(_PHOTOMETRIC) == _YCBCR  # between rows, of which there may be parts then
-    for start, stop in tiff.parts(_tags(image)):
+    for start, stop in tiff.parts(tags):
         part = _as_decoded(image, data[start:stop])
         at, size = 0, 0
         while at < len(part):

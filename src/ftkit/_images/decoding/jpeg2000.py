@@ -127,7 +127,11 @@ def has_hole(data: bytes) -> bool:
             return True
         if bypasses or not stream.is_uniform or HOLE not in data:  # as in nearly all files
             return False
-        return any(bytes(_most_zeros(data, stream, part.tile)) in data[part.start : part.stop] for part in stream.parts)
+        for part in stream.parts:
+            coded = data[part.start : part.stop]
+            if HOLE in coded and (most := _most_zeros(data, stream, part.tile)) <= len(coded) and bytes(most) in coded:
+                return True
+        return False
     except _COMPLAINTS:
         return False
 

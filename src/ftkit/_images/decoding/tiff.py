@@ -191,7 +191,7 @@ def _has_meaning(tags: Any, count: int, bits: int) -> bool:
     bands = count - len(tags.get(_MORE, ()))
     return {
         0: bands == 1, 1: True, 2: count >= 3, 3: bands == 1 and len(tags.get(_PALETTE, ())) == 3 << bits,
-        4: count == 1, 5: count >= 4, 6: count == 3, 8: count >= 3, 9: count >= 3,
+        4: count == 1, 5: count >= 4, 6: bands == 3, 8: count >= 3, 9: count >= 3,
         32803: _MOSAIC in tags, 32844: True, 32845: count >= 3, 34892: True,
     }.get(tags.get(_MEANING, 0), False)  # fmt: skip
 
