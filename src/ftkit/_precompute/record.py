@@ -63,9 +63,9 @@ def record(model: nn.Module, cut: Cut, call: Any, *, to_the_end: bool = False) -
             pass
         finally:
             _HERE.records = before
-    if missing := [cut.points[number] for number in wanted.values() if number not in found]:
+    if missing := {cut.points[number][1][0]: None for number in wanted.values() if number not in found}:
         raise FtkitError(
-            f"The forward pass did not come by {some([p[1][0] for p in missing], 3)} for these samples, at least not "
+            f"The forward pass did not come by {some([*missing], 3)} for these samples, at least not "
             "in the thread in which the model is called. Let what is frozen run there for all samples, or train "
             "without precompute."
         )
