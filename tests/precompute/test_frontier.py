@@ -924,7 +924,11 @@ def test_modules_that_run_in_another_thread(work: Any, tmp_path: Path) -> None:
     """Where no operator is seen: what may depend on it runs each time."""
     cached = checked(Threads(work), tmp_path)
     assert cached.skipped == ["a"]
-    assert cached.not_skipped == {"c": "it may depend on what b does in another thread"}
+    assert cached.not_skipped == {
+        "b": "it runs in another thread",
+        "c": "it may depend on what b does in another thread",
+    }
+    assert cached.share is None  # of what b costs nothing is known
 
 
 def test_operators_that_run_in_another_thread(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -445,6 +446,29 @@ def test_what_a_collate_function_adds_beside_tensors(tmp_path: Path) -> None:
                 assert torch.equal(model(batch["x"], flip=batch["flip"]), plain(batch["x"], flip=True))
     assert cached._lookup is not None
     assert (cached._lookup.found, cached._lookup.as_before) == (24, {})
+
+
+@pytest.mark.parametrize("scale", [0.5, np.float32(0.5), torch.tensor(0.5)])
+def test_a_number_for_all_samples(scale: Any, tmp_path: Path) -> None:
+    """Also as a tensor without dimensions, as torch makes of NumPy's numbers."""
+
+    class Scaled(Net):
+        def forward(self, x: Tensor, scale: Any = 1.0) -> Tensor:  # type: ignore[override]
+            return self.head(self.body(x * scale))
+
+    class Batches(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return ({"x": x, "scale": scale} for x, _ in DataLoader(data(), 6))
+
+    model, loader = Scaled(), DataLoader(Batches(), batch_size=None)
+    plain = copy.deepcopy(model)
+    with precompute(model, loader, tmp_path) as cached:
+        for batch in [*loader, *loader]:
+            assert torch.equal(model(**batch), plain(**batch))
+        assert cached._lookup is not None
+        assert (cached._lookup.found, cached._lookup.as_before) == (24, {})
+        other = {**batch, "scale": 2 * batch["scale"]}
+        assert torch.equal(model(**other), plain(**other))
 
 
 def hang_autocast_around(model: nn.Module) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ftkit import FtkitError, freeze, freeze_except, precompute, unfreeze
+from ftkit._models.dryrun import alone
 from tests.precompute.loops import same, train
 
 
@@ -33,6 +37,24 @@ def images(count: int = 24, side: int = 8) -> TensorDataset:
     """Noise with labels."""
     torch.manual_seed(1)
     return TensorDataset(torch.randn(count, 3, side, side), torch.randint(0, 3, (count,)))
+
+
+def test_a_model_is_looked_at_when_no_other_thread_has_its_turn(tmp_path: Path) -> None:
+    """Until then it may be in another state, as while summary() runs it on tensors without data."""
+    model, has_turn = small(), threading.Event()
+
+    def changed_for_a_while() -> None:
+        with alone():
+            model.requires_grad_(True)
+            has_turn.set()
+            time.sleep(0.2)
+            freeze_except(model, "4")
+
+    with ThreadPoolExecutor(1) as pool:
+        there = pool.submit(changed_for_a_while)
+        has_turn.wait()
+        assert precompute(model, images(), tmp_path).skipped == ["0"]
+        there.result()
 
 
 @pytest.mark.parametrize(

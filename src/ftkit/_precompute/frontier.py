@@ -176,7 +176,8 @@ class Cut:
         read: Names of the parameters and buffers that the skipped part reads.
         refused: What can't be skipped though it is frozen, and why.
         once: The tensors that are the same for all samples, by their number among the kept ones.
-        share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none.
+        share: The share of the FLOPs of a forward pass that the skipped calls take; None if there are none, or some
+            that were not seen.
         modes: The modes in which the skipped modules have run, for each call.
         ways: How what a call takes has come to it, for those calls that are led.
         overwrites: The modules that write to inputs in whose place rows come, which a caller who has them would miss.
@@ -402,6 +403,11 @@ def _refused(model: nn.Module, trace: Trace, skipped: list[Call]) -> dict[str, s
         if call.why_not and index not in around and not inside and own and not any(one.requires_grad for one in own):
             found[call.key[0]] = call.why_not
             around.update(call.within)
+    for name, module in model.named_modules():
+        is_inner = any(name.startswith(f"{one}.") for one in trace.elsewhere)
+        own = list(module.parameters())
+        if name in trace.elsewhere and not is_inner and own and not any(one.requires_grad for one in own):
+            found[name] = "it runs in another thread"
     telling = {name: why for name, why in reversed(found.items()) if why != TRAINS}
     if telling and (skipped or set(telling.values()) != {CONSTANT}):
         return telling
@@ -520,7 +526,7 @@ def _cut(
         set(long.read),
         refused,
         once,
-        sum(call.flops for call in skipped) / root.flops if root.flops else None,
+        sum(call.flops for call in skipped) / root.flops if root.flops and not long.elsewhere else None,
         decides=long.decides or short.decides,
         overwrites={name for at, name in (*long.overwrites.items(), *short.overwrites.items()) if at not in stays},
         tail=None if tail is None else tail.key[0],

@@ -89,8 +89,10 @@ class Owners:
         self._chosen: dict[Any, set[int]] = {}  # views of some samples alone, and all that there were
 
     def give(self, tensor: torch.Tensor) -> None:
-        """Let the parts of a tensor along its first dimension be the samples."""
-        if tensor.dim() and len(tensor) == self.samples:
+        """Let the parts of a tensor along its first dimension be the samples; a single number is nobody's."""
+        if not tensor.dim():
+            return
+        if len(tensor) == self.samples:
             owners = torch.arange(1, self.samples + 1, dtype=torch.int8, device=tensor.device)
             self._put(tensor, owners.view(-1, *[1] * (tensor.dim() - 1)))
         else:
@@ -307,7 +309,7 @@ class _Map:
 
     def __init__(self, tensor: torch.Tensor, owners: torch.Tensor) -> None:
         self._geometry: Any = _geometry(tensor)
-        self._owners = _small(owners.to(torch.int8).reshape(*[1] * (tensor.dim() - owners.dim()), *owners.shape))
+        self._owners = _small(owners.to(torch.int8).reshape([1] * (tensor.dim() - owners.dim()) + [*owners.shape]))
         self._buffer = torch.empty(0)
         self._views: dict[Any, torch.Tensor] = {}
         self._item = tensor.itemsize

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset
 from ftkit._arguments import byte_count, came, flag, local_path, whole_number
 from ftkit._files import digest, remove_litter
 from ftkit._models.contents import bytes_of
-from ftkit._models.dryrun import tensors_in
+from ftkit._models.dryrun import tensors_in, turn
 from ftkit._precompute import samples
 from ftkit._precompute.frontier import Cut, Slot, find, near
 from ftkit._precompute.guard import alike
@@ -128,7 +128,8 @@ def precompute(
         ...         loss.backward()
         ...         optimizer.step()
     """
-    inner = _checked_model(model)
+    with turn():  # while another thread has fakes in it, say, it would not look as it is
+        inner = _checked_model(model)
     place = _folder(local_path("folder", folder).absolute())
     size = whole_number("batch_size", batch_size, least=1)
     workers = whole_number("num_workers", num_workers, least=0)

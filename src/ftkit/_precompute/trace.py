@@ -155,6 +155,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         read: Names of parameters and buffers that values of the frozen part were computed from.
         written: Tensors that the run wrote to, by identity, and what they held before.
         moody: Modules that drew Python's random numbers or remembered something.
+        elsewhere: Modules that ran in other threads.
         stateful: The calls in whose own code that happened.
         output: What the model gave back.
         owners: Which sample each element of a value comes from.
@@ -173,6 +174,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
         self.read: set[str] = set()
         self.written: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.moody: dict[str, str] = {}
+        self.elsewhere: set[str] = set()
         self.stateful: set[int] = set()
         self.output: Any = None
         self.owners = Owners(samples)
@@ -509,6 +511,7 @@ class Trace(NoDynamo, TorchDispatchMode):  # type: ignore[no-untyped-call]  # it
     def call_elsewhere(self, name: str, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Run a module in another thread than the model, where no operator is seen; it may be someone else's."""
         if given := [self._at[place] for place in map(_memory, tensors_in((args, kwargs))) if place in self._at]:
+            self.elsewhere.add(name)
             self._leaked = self._leaked or f"it may depend on what {name} does in another thread"
             self._refuse(self._leaked)
             self._need(given)

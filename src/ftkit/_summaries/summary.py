@@ -134,7 +134,8 @@ def summary(
     Nothing is computed, and nothing in or around the model changes: the model runs on tensors that
     have shapes but no data. If it can't, one real step is computed on copies, and the summary says
     so. Frozen parts are counted as frozen: see :class:`ModelSummary`. Hooks run as well, since they can
-    change what a step costs: one that keeps outputs gets tensors without data.
+    change what a step costs: one that keeps outputs gets tensors without data. Until it returns, no other thread
+    may run the model, or another one that shares a part of it.
 
     Context managers around the call apply to the step, too: for mixed precision, call it under
     ``torch.autocast``.
