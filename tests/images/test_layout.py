@@ -60,6 +60,7 @@ def test_splits_may_lie_deeper(tmp_path: Path) -> None:
     [
         (["train2017", "val2017", "annotations"], {}, {"train2017": "train", "val2017": "val"}),
         (["training_set", "test_set"], {}, {"training_set": "train", "test_set": "test"}),
+        (["train_image", "val_img", "test_imgs"], {}, {"train_image": "train", "val_img": "val", "test_imgs": "test"}),
         (["train_val", "TEST"], {}, {"train_val": "train", "TEST": "test"}),
         (["test-images", "trains", "contest"], {"test-images": ["cat"]}, {"test-images": "test"}),
         (["test-images", "trains", "contest"], {"test-images": [".cache", "__MACOSX"]}, {}),
@@ -117,6 +118,16 @@ def test_a_class_may_be_called_as_what_tells_of_images(tmp_path: Path, split: st
         wanted = {path.removeprefix(split).partition("/")[0] for path in files} - {"notes", ".cache"}
         got = classes(tmp_path / str(number), *files)
         assert [name for name in got if not name.endswith(".cache")] == [split + name for name in sorted(wanted)]
+
+
+@pytest.mark.parametrize(
+    "names", [("gloves", "masks"), ("label", "tag"), ("bmw", "gt"), ("bus", "train"), ("a", "test")]
+)
+@pytest.mark.parametrize("inside", ["", "images/", "train/", "images/train/", "train/images/"])
+def test_any_class_may_be_in_a_folder_of_images(tmp_path: Path, inside: str, names: tuple[str, str]) -> None:
+    """By whatever name, and wherever that folder is."""
+    wanted = [f"{inside}{name}" for name in names]
+    assert classes(tmp_path, *several(*wanted)) == wanted
 
 
 @pytest.mark.parametrize("split", ["", "train/"])
@@ -208,7 +219,15 @@ def test_labels_by_the_names_of_data_sets(tmp_path: Path) -> None:
     carvana = [*several("train", "test"), *several("train_masks", names=[f"{n}_mask" for n in range(20)], suffix="png")]
     assert classes(tmp_path / "carvana", *carvana) == ["", "test", "train"]
     for number, (images, labels) in enumerate(
-        [("image", "mask"), ("img", "gt"), ("image", "label"), ("images", "annot")]
+        [
+            ("image", "mask"),
+            ("img", "gt"),
+            ("image", "label"),
+            ("images", "annot"),
+            ("images", "gt_masks"),
+            ("images", "mask_images"),
+            ("images", "seg"),
+        ]
     ):
         files = [*several(images), *several(labels, suffix="png")]
         assert classes(tmp_path / f"{number}", *files) == [""]
@@ -225,8 +244,14 @@ def test_labels_by_the_names_of_data_sets(tmp_path: Path) -> None:
     assert classes(tmp_path / "depth", *depth) == ["", "depth"]
     named = several("image", "mask", "gloves", names=["a", "b", "c"])
     assert classes(tmp_path / "named", *named) == ["gloves", "image", "mask"]
-    cities = found(tmp_path / "cities", *(f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits))
-    assert cities.of_images == {f"leftImg8bit/{split}": split for split in sorted(splits)}
+    cities = [
+        *several("leftImg8bit/train/aachen", "leftImg8bit/val/ulm", suffix="png"),
+        *several("gtFine/train/aachen", "gtFine/val/ulm", suffix="png"),
+    ]
+    images = [name for name in classes(tmp_path / "cities", *cities) if not name.startswith("gtFine")]
+    assert images == ["leftImg8bit/train", "leftImg8bit/val"]
+    seen = found(tmp_path / "seen", *(f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits))
+    assert seen.of_images == {f"leftImg8bit/{split}": split for split in sorted(splits)}
 
 
 @pytest.mark.parametrize(
@@ -253,6 +278,13 @@ def test_folds_are_splits_if_they_have_classes(tmp_path: Path) -> None:
         found(tmp_path / "d", *(f"fold{number}/{name}" for number in (1, 2) for name in ("train", "val"))).splits == {}
     )
     assert found(tmp_path / "c", "fold1/cat", "train/cat").splits == {"train": "train"}
+    assert found(tmp_path / "e", *folds, "test/cat", "test/dog").splits == {
+        "fold1": "fold1",
+        "fold2": "fold2",
+        "test": "test",
+    }
+    many = [f"images/fold{number}/{name}" for number in range(1, 12) for name in ("cat", "dog")]
+    assert list(found(tmp_path / "f", *many).splits) == [f"images/fold{number}" for number in range(1, 12)]
 
 
 def test_masks_are_no_copies_of_each_other(tmp_path: Path, jpegs: list[bytes], encode: Encode) -> None:

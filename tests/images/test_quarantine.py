@@ -1065,3 +1065,23 @@ def test_a_leak_in_a_folder_that_splits_share_by_links_stays(jpegs: list[bytes],
     assert any("is a link to a folder around it" in why for _, why in moved.left)
     assert report.quarantine(tmp_path / "aside").moved == 1
     assert not (root / "pool/p1/ant/cut.jpg").exists()
+
+
+def test_with_a_link_that_stays_stays_what_it_leads_to(jpegs: list[bytes], tmp_path: Path) -> None:
+    """Here a leak, by a link in a folder that another split links to."""
+    root = tmp_path / "pets"
+    files = {
+        "train/ant/0.jpg": 0,
+        "train/bee/1.jpg": 1,
+        "train/bee/2.jpg": 2,
+        "val/ant/3.jpg": 3,
+        "val/bee/copy.jpg": 1,
+    }
+    for name, number in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpegs[number])
+    (root / "train/ant/link.jpg").symlink_to("../bee/1.jpg")
+    (root / "val/shared").symlink_to("../train/ant")
+    moved = scan_images(root, workers=1).quarantine(tmp_path / "aside", kinds=["leaks"])
+    assert ("train/bee/1.jpg", "train/ant/link.jpg is a link to it") in moved.left
+    assert (root / "train/ant/link.jpg").exists()

@@ -25,18 +25,19 @@ _SPLITS = {
     "test": "test", "testing": "test", "eval": "test",
 }  # fmt: skip
 # A split's name may go on: train2017, training_set, test-images.
-_SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})([_ -]?(set|data|images|imgs))?[_ -]?[0-9]{{0,4}}")
+_SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})([_ -]?(set|data|images?|imgs?|photos?))?[_ -]?[0-9]{{0,4}}")
 # Or it ends a name that other splits begin alike: cars_train beside cars_test.
 _SPLIT_END = re.compile(rf"(.+[_ -])({'|'.join(_SPLITS)})")
 _FOLD = re.compile("folds?[_ -]?[0-9]{1,3}")
 # Not classes, unless beside some: images, and images_001 of many.
-_IMAGE_FOLDER = re.compile("(images?|imgs?|jpegimages|leftimg8bit)([_ -]?[0-9]+)?")
+_CITYSCAPES = "leftimg8bit"
+_IMAGE_FOLDER = re.compile(f"(images?|imgs?|jpegimages|{_CITYSCAPES})([_ -]?[0-9]+)?")
 # Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
 # that it goes with may be part of the name: trainannot, train_masks, labels_val.
 _LABEL_FOLDER = re.compile(
     rf"(({'|'.join(_SPLITS)})[0-9]{{0,4}}[_ -]?)?"
-    "(labels?|ann(ot(ation)?)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|imagesets|"
-    "segmentations?|segmentation(class|object)[a-z]*)"
+    "(labels?|ann(o|ot|otation)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|mattes?|segs?|"
+    "(mask|label|gt)[_ -]?(images?|imgs?|masks?)|imagesets|segmentations?|segmentation(class|object)[a-z]*)"
     rf"([_ -]?({'|'.join(_SPLITS)})[0-9]{{0,4}})?"
 )
 _LABEL_SUFFIXES = (".txt", ".xml", ".json")
@@ -101,7 +102,7 @@ class Layout:
             splits: As for `scan_images`.
         """
         if splits is None:
-            found = _splits_among(sorted(tops), folder.tops)
+            found = _splits_among(tops, folder.tops)
             if not found:
                 classes = _classes_among("", tops, folder)
                 for top in sorted(tops):
@@ -131,7 +132,7 @@ class Layout:
             if _is_images(name) and name not in classes and _holds_classes(join(split, name), folder)
         ]
         grouped = [split for split in splits if _is_images(split.partition("/")[0]) and _is_grouped(split, folder)]
-        return cls(splits, classes, holders, grouped, folder)
+        return cls(splits, {*classes, *_classes_in(holders, folder)}, holders, grouped, folder)
 
     @property
     def of_images(self) -> dict[str, str]:
@@ -203,22 +204,27 @@ def _splits_among(folders: Sequence[str], below: Callable[[str], Sequence[str]])
 
     "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders.
     """
-    names = {folder: folder.rpartition("/")[2] for folder in folders}
-    found = {folder: split for folder, name in names.items() if (split := _split(name))} or _alike(names, below)
+    names = {folder: folder.rpartition("/")[2] for folder in sorted(folders, key=_by_number)}
+    found = {folder: split for folder, name in names.items() if (split := _split(name))} or _alike(names)
+    found |= _folds(names, below)
     others = [n for f, n in names.items() if f not in found and not _is_known(n) and may_be_class(n)]
     is_split = not others or len(set(found.values())) > 1 or any(map(may_be_class, chain(*map(below, found))))
     return found if is_split else {}
 
 
-def _alike(names: Mapping[str, str], below: Callable[[str], Sequence[str]]) -> dict[str, str]:
-    """Return which folders are splits by names that differ in nothing else: cars_train and cars_test, fold1 and fold2.
+def _folds(names: Mapping[str, str], below: Callable[[str], Sequence[str]]) -> dict[str, str]:
+    """Return which folders are folds: fold1 and fold2.
 
-    Folds have class folders. Without, they may be classes, and with splits in each, all of them have the same images.
+    They have class folders. Without, they may be classes, and with splits in each, all of them have the same images.
     """
     folds = {folder: name for folder, name in names.items() if _FOLD.fullmatch(name.lower())}
     inner = list(filter(may_be_class, chain(*map(below, folds))))
-    if len(folds) > 1 and inner and not any(_split(name) or _is_known(name) for name in inner):
-        return folds
+    are_splits = len(folds) > 1 and inner and not any(_split(name) or _is_known(name) for name in inner)
+    return folds if are_splits else {}
+
+
+def _alike(names: Mapping[str, str]) -> dict[str, str]:
+    """Return which folders are splits by names that differ in nothing else: cars_train and cars_test."""
     ends = {
         folder: end
         for folder, name in names.items()
@@ -228,6 +234,11 @@ def _alike(names: Mapping[str, str], below: Callable[[str], Sequence[str]]) -> d
     for begin, split in map(re.Match.groups, ends.values()):
         begun.setdefault(begin, set()).add(_SPLITS[split])
     return {folder: _SPLITS[end[2]] for folder, end in ends.items() if len(begun[end[1]]) > 1}
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """What sorts fold10 behind fold9."""
+    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _classes_in(splits: Iterable[str], folder: Listing) -> set[str]:
@@ -276,8 +287,11 @@ def _holds_classes(path: str, folder: Listing) -> bool:
     names = _sample(path, folder)
     if _most(names, [name for name in names if suffix_of(name) in IMAGE_SUFFIXES]):
         return False
-    inner = (name for name in _folders_in(path, folder) if may_be_class(name) and not (_is_known(name) or _split(name)))
-    filled = islice((name for name in inner if _has_images(join(path, name), folder)), 2)
+    inner = _folders_in(path, folder)
+    splits = _splits_among([join(path, name) for name in inner], folder.tops)
+    known = {name for name in inner if _is_known(name)} - _classes_among(path, inner, folder)
+    classes = (name for name in inner if may_be_class(name) and name not in known and join(path, name) not in splits)
+    filled = islice((name for name in classes if _has_images(join(path, name), folder)), 2)
     return len(list(filled)) > 1 and not _is_grouped(path, folder)
 
 
@@ -285,6 +299,8 @@ def _is_grouped(path: str, folder: Listing) -> bool:
     """Whether each image below a folder of images has labels of its own, as for detection: its folders are groups."""
     parts = path.split("/")
     at = next(at for at, name in enumerate(parts) if _is_images(name))
+    if parts[at].lower() == _CITYSCAPES:  # which has cities there
+        return True
     home = "/".join(parts[:at])
     beside = [join(home, name, *parts[at + 1 :]) for name in _folders_in(home, folder) if _is_labels(name)]
     inner = (_first_with_images(join(path, name), folder) for name in sorted(_folders_in(path, folder)))

@@ -319,14 +319,20 @@ def _plan(
         else:
             found.append(entry)
     files = {root / entry.path: entry for entry in found if not entry.is_folder}
-    led_to = _led_to(root, files.keys())
-    stay = {file: f"{min(led_to[file])} is a link to it" for file in files if file in led_to}
-    for file, entry in files.items():
-        families = {KINDS[kind].family for kind in reasons[entry.path]}
-        if families & _LEAKS and families <= {*_LEAKS, "duplicates"}:  # it would go from the split that is to keep it
-            linked = next((parent for parent in file.parents if parent in led_to), None)
-            if linked:
-                stay.setdefault(file, f"{min(led_to[linked])} is a link to a folder around it")
+    stay: dict[Path, str] = {}
+    while True:
+        led_to = _led_to(root, files.keys() - stay.keys())
+        more = {file: f"{min(led_to[file])} is a link to it" for file in files if file in led_to}
+        for file, entry in files.items():
+            families = {KINDS[kind].family for kind in reasons[entry.path]}
+            if families & _LEAKS and families <= {*_LEAKS, "duplicates"}:  # it would go from the split that keeps it
+                linked = next((parent for parent in file.parents if parent in led_to), None)
+                if linked:
+                    more.setdefault(file, f"{min(led_to[linked])} is a link to a folder around it")
+        new = more.keys() - stay.keys()
+        stay = more | stay
+        if not any(files[file].type == "link" for file in new):  # what such a link leads to stays, too
+            break
     left += [(files[file].path, why) for file, why in stay.items()]
     plan = [entry for file, entry in files.items() if file not in stay]
     leaving = {*files} - {*stay}
