@@ -29,8 +29,8 @@ _SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})([_ -]?(set|data|images?|imgs?|
 # Or it ends a name that other splits begin alike: cars_train beside cars_test.
 _SPLIT_END = re.compile(rf"(.+[_ -])({'|'.join(_SPLITS)})")
 _FOLD = re.compile("folds?[_ -]?[0-9]{1,3}")
-# Not classes, unless beside some: images, and images_001 of many.
 _CITYSCAPES = "leftimg8bit"
+# Not classes, unless beside some: images, and images_001 of many.
 _IMAGE_FOLDER = re.compile(f"(images?|imgs?|jpegimages|{_CITYSCAPES})([_ -]?[0-9]+)?")
 # Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
 # that it goes with may be part of the name: trainannot, train_masks, labels_val.
