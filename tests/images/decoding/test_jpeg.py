@@ -105,7 +105,8 @@ def test_zeros_in_a_file_of_unusual_sampling(
     for seed in range(3):
         data = plane_by_plane(photo(seed, (320, 240)), encode, (0x22, 0x11, 0x22))
         assert found(data) == []
-        assert "damaged" not in found(data[:-2] + b"Created with foo 1.0" + data[-2:])
+        for foreign in FOREIGN.values():
+            assert found(data[:2] + b"\xff\xe5\x03\xea" + bytes(1000) + data[2:-2] + foreign + data[-2:]) == []
         scan = data.index(b"\xff\xda") + 10
         assert is_unusable(data[: scan + 500] + bytes(1024) + data[scan + 1524 :])
 

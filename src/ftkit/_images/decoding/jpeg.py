@@ -425,11 +425,10 @@ def is_damaged(data: bytes) -> bool:
     header = read_header(data)
     if header is None or not header.is_known:
         return False
-    has_zeros = HOLE in data
     if (complaint := _complaint_of(data, header)) and not complaint.startswith("tj"):
-        return not (_HARMLESS.search(complaint) if has_zeros else _harmless(data, header, complaint))
+        return not (_HARMLESS.search(complaint) if HOLE in data else _harmless(data, header, complaint))
     is_readable = header.process < _ARITHMETIC and _is_read_soon(data, header)
-    return has_zeros and is_readable and _goes_on(data, header) is None
+    return data.find(HOLE, header.scan) > 0 and is_readable and _goes_on(data, header) is None
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
