@@ -98,6 +98,19 @@ def test_a_progressive_file_that_has_lost_a_scan(is_unusable: Judge, image: Imag
     assert is_unusable(data[:at] + data[stop:])
 
 
+def test_zeros_in_a_file_of_unusual_sampling(
+    is_unusable: Judge, found: Found, photo: Callable[..., Image.Image], encode: Encode
+) -> None:
+    """The fast decoder does not take it, and Pillow takes anything for pixels."""
+    for seed in range(3):
+        data = plane_by_plane(photo(seed, (320, 240)), encode, (0x22, 0x11, 0x22))
+        assert found(data) == []
+        for foreign in FOREIGN.values():
+            assert found(data[:2] + b"\xff\xe5\x03\xea" + bytes(1000) + data[2:-2] + foreign + data[-2:]) == []
+        scan = data.index(b"\xff\xda") + 10
+        assert is_unusable(data[: scan + 500] + bytes(1024) + data[scan + 1524 :])
+
+
 def test_visible_bit_rot_is_found(is_unusable: Judge, jpegs: list[bytes]) -> None:
     """Of changes that show in a hundredth of the pixels, nine of ten and more are found; Pillow finds few."""
     rng = random.Random(7)
@@ -160,12 +173,14 @@ def test_foreign_bytes_are_told_from_pixels(found: Found, jpegs: list[bytes]) ->
     assert [found(data[:-2] + page + data[-2:]) for data in jpegs].count(["decoder_warning"]) >= 8
 
 
-def plane_by_plane(image: Image.Image, encode: Encode) -> bytes:
+def plane_by_plane(image: Image.Image, encode: Encode, sampling: tuple[int, ...] = (0x11, 0x11, 0x11)) -> bytes:
     """Return a picture in baseline coding, with a scan for each component."""
-    planes = [encode(plane) for plane in image.convert("YCbCr").split()]
+    widest = max(sampling) >> 4
+    sampled = zip(image.convert("YCbCr").split(), sampling, strict=True)
+    planes = [encode(plane.reduce(widest // (factors >> 4))) for plane, factors in sampled]
     frame, scan = planes[0].index(b"\xff\xc0"), planes[0].index(b"\xff\xda")
     size = planes[0][frame + 5 : frame + 9]
-    heads = b"".join(bytes((name, 0x11, 0)) for name in (1, 2, 3))
+    heads = b"".join(bytes((name, factors, 0)) for name, factors in enumerate(sampling, 1))
     data = planes[0][:frame] + b"\xff\xc0\0\x11\x08" + size + b"\x03" + heads + planes[0][frame + 13 : scan]
     for name, plane in enumerate(planes, 1):
         head = bytes((0, 8, 1, name, 0, 0, 63, 0))
@@ -264,6 +279,27 @@ def test_a_segment_that_has_lost_a_byte(is_unusable: Judge, jpegs: list[bytes]) 
     for data in jpegs[:4]:
         at = data.index(b"\xff\xdb") + 30
         assert is_unusable(data[:at] + data[at + 1 :])
+
+
+def test_zeros_that_make_plain_blocks(is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """By the tables of a coarse photo they may, more of them than those that they have replaced."""
+    for seed in (2, 4, 5, 7):
+        data = encode(photo(seed, (240, 180)), quality=10, optimize=True)
+        scan = data.index(b"\xff\xda") + 14
+        for foreign in FOREIGN.values():
+            assert not is_unusable(data[:-2] + foreign + data[-2:])
+        for share in (0.1, 0.2, 0.3, 0.5):
+            at = scan + int(share * (len(data) - scan))
+            assert is_unusable(data[:at] + bytes(512) + data[at + 512 :])
+
+
+def test_foreign_bytes_behind_a_plain_picture(found: Found, encode: Encode) -> None:
+    """Its codes may be zeros."""
+    plain = Image.new("RGB", (1200, 900), (250, 240, 230))
+    data = encode(plain, optimize=True)
+    assert bytes(256) in data
+    for foreign in (bytes(20), bytes(500), *FOREIGN.values()):
+        assert set(found(data[:-2] + foreign + data[-2:])) <= {"constant", "decoder_warning"}
 
 
 def test_zeros_up_to_the_end_marker(is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode) -> None:

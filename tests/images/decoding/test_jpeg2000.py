@@ -56,6 +56,53 @@ def test_components_that_pillow_does_not_take(
         assert check_bytes("x.jp2", changed).notes[0].kind in ("damaged", "truncated")
 
 
+def on_a_grid(data: bytes, across: int, down: int) -> bytes:
+    """Return a file that says its pixels are so many points of its grid apart, of which Pillow writes one for each."""
+    spread, header, start = bytearray(data), data.index(b"ihdr") + 4, data.index(b"\xff\x4f\xff\x51")
+    sizes = zip(struct.unpack_from(">8I", data, start + 8), (across, down) * 4, strict=True)
+    struct.pack_into(">8I", spread, start + 8, *(size * step for size, step in sizes))
+    components = data[start + 41]
+    spread[start + 43 : start + 42 + 3 * components : 3] = bytes([across]) * components
+    spread[start + 44 : start + 42 + 3 * components : 3] = bytes([down]) * components
+    struct.pack_into(">II", spread, header, *(int.from_bytes(spread[start + at :][:4], "big") for at in (12, 8)))
+    return bytes(spread)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+@pytest.mark.parametrize("options", [{}, {"tile_size": (128, 128)}], ids=["whole", "tiles"])
+def test_fewer_pixels_than_points_of_the_grid(
+    options: dict[str, object], mode: str, image: Image.Image, encode: Encode
+) -> None:
+    """In gray, Pillow does not take them; they need a package, unless something is missing or has changed."""
+    plain = encode(image.convert(mode), "JPEG2000", **options)
+    for step in ((2, 2), (2, 1), (1, 2), (4, 4), (3, 3)):
+        data = on_a_grid(plain, *step)
+        for whole in (data, data[data.index(b"\xff\x4f\xff\x51") :]):
+            (note,) = check_bytes("x.jp2", whole).notes
+            assert (note.kind, note.severity) == ("needs_package", None)
+            assert f"{step[0]} x {step[1]}" in note.detail
+    data = on_a_grid(plain, 2, 2)
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        (note,) = check_bytes("x.jp2", data[: int(share * len(data))]).notes
+        assert note.kind in ("damaged", "truncated")
+    for share in (0.3, 0.6, 0.9):
+        at = int(share * len(data))
+        for other in (bytes(512), b"\xff" * 512):
+            (note,) = check_bytes("x.jp2", data[:at] + other + data[at + 512 :]).notes
+            assert note.kind == "damaged"
+
+
+def test_a_changed_bit_makes_no_other_grid(image: Image.Image, encode: Encode) -> None:
+    """All sizes on it would still fit together."""
+    data = bytearray(encode(image.convert("L"), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51") + 43
+    for place in (at, at + 1):
+        for bit in range(8):
+            changed = data.copy()
+            changed[place] ^= 1 << bit
+            assert check_bytes("x.jp2", bytes(changed)).notes[0].kind == "damaged"
+
+
 @pytest.mark.parametrize("progression", ["LRCP", "RPCL"])
 @pytest.mark.parametrize("side", [64, 256])
 def test_zeros_in_precincts(

@@ -21,7 +21,7 @@ _ZIGZAG = 64
 _BEYOND = bytes(256)  # that the last block may be read on into: no block is longer
 _MOST_MEAN = 2 * 1024  # of what 8 bits need: editors may have gone beyond it
 _TAIL = 6000  # bytes: far more than codes need to fall into step
-_HOLE = bytes(256)
+_HOLE, _ZEROS = bytes(256), bytes(16)
 _RESTART = re.compile(b"\xff+[\xd0-\xd7]")
 # By the next 16 bits: how many a code takes, with what follows it; how many coefficients further it leads, and how many
 # bits of a number follow. 0 for no code.
@@ -126,7 +126,7 @@ def _read_codes(
             for start in range(0, scan.units, interval or scan.units):
                 part = next(parts, b"")
                 stop = min(scan.units, start + (interval or scan.units))
-                left = (scan, part) if not is_thorough or _read(scan, part, range(start, stop)) else None
+                left = (scan, part) if not is_thorough or _read(scan, part, range(start, stop), is_text) else None
     if left is None or (is_text and is_thorough):
         return False
     scan, part = left
@@ -205,16 +205,22 @@ def _tables(body: bytes) -> dict[int, _Table]:
     return tables
 
 
-def _read(scan: _Scan, part: bytes, units: range) -> bool:
+def _read(scan: _Scan, part: bytes, units: range, is_text: bool) -> bool:
     """Read these units, which a part begins with; return whether something is left over."""
     bits = _Bits(part)
     units_read = _reader(scan)(scan, bits, units.start, True)
     at, number = next((read for read in units_read if read[1] >= units.stop), (0, 0))
     if number != units.stop or at > bits.end or not bits.is_filled(at):
         raise _MisfitError
-    if _HOLE in bits.plain[: at >> 3] and not _may_be_zeros(scan):
+    end = -(-at // 8)
+    codes, left = bits.plain[:end], bits.plain[end:]
+    if _HOLE in codes and not _may_be_zeros(scan):
         raise _MisfitError
-    return bits.end - at >= 8
+    # Zeros that make plain blocks make more of them than those whose place they took: these are left over.
+    is_cut = codes.endswith(_ZEROS) and left.startswith(_ZEROS)
+    if (is_cut or (_HOLE in codes and len(left) > len(bits.plain) // 4)) and not is_text and left.strip(left[:1]):
+        raise _MisfitError
+    return bool(left)
 
 
 def _may_be_zeros(scan: _Scan) -> bool:

@@ -411,8 +411,10 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         raise pillow.broken(refusal)
     elif harmless := _harmless(data, header, complaint):
         notes.append(harmless)
-    elif not complaint.startswith("tj"):  # else a kind of JPEG that simplejpeg can't read and Pillow can
+    elif not complaint.startswith("tj"):
         raise Broken("damaged", complaint)
+    elif is_damaged(data):  # of a kind that simplejpeg can't read and Pillow can
+        raise Broken("damaged", "the pixels are coded as no encoder does it")
 
 
 def is_damaged(data: bytes) -> bool:
@@ -423,12 +425,10 @@ def is_damaged(data: bytes) -> bool:
     header = read_header(data)
     if header is None or not header.is_known:
         return False
-    has_zeros = HOLE in data
-    if complaint := _complaint_of(data, header):
-        is_harmless = _HARMLESS.search(complaint) if has_zeros else _harmless(data, header, complaint)
-        return not (complaint.startswith("tj") or is_harmless)
+    if (complaint := _complaint_of(data, header)) and not complaint.startswith("tj"):
+        return not (_HARMLESS.search(complaint) if HOLE in data else _harmless(data, header, complaint))
     is_readable = header.process < _ARITHMETIC and _is_read_soon(data, header)
-    return has_zeros and is_readable and _goes_on(data, header) is None
+    return data.find(HOLE, header.scan) > 0 and is_readable and _goes_on(data, header) is None
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:

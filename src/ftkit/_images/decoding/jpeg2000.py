@@ -17,6 +17,8 @@ _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels are coded around
 _COMPLAINTS = (struct.error, ValueError, LookupError, ArithmeticError)  # of a header that was damaged
 _FFMPEG = b"Lavc"  # its coder begins markers between one layer and the next
 _TAKEN = 4  # components that Pillow takes, at most
+_GRAY = 2  # components of which Pillow takes only pixels at each point of the grid, at most
+_CLOSED = "which Pillow can't open"
 _FEW = 64  # zeros, at most, that coded pixels or what tells of them begin or end with
 
 
@@ -103,18 +105,40 @@ def _filled(data: bytes, start: int, stop: int) -> dict[bytes, tuple[int, int]]:
 
 
 def unsupported(data: bytes) -> tuple[str, bytes]:
-    """Return what a file that Pillow refuses is made of, and its codestream, which Pillow takes if nothing is missing.
+    """Return what a file that Pillow refuses is and what opens it, and a codestream that Pillow takes if it is whole.
 
-    Instead of more components than it takes, the second is empty. So is the first of a file that may be damaged.
+    Where there is no such codestream, the second is empty. So is the first of a file that may be damaged.
     """
     try:
         stream = _read(data) if data.startswith(MAGICS) else None
+        if stream is None or not stream.is_whole or has_hole(data):
+            return "", b""
+        bare = data[stream.start : stream.stop] + _END
+        apart = set(struct.iter_unpack("xBB", bare[42 : 42 + 3 * stream.components]))  # how far pixels are (A.5.1)
+        if stream.components <= _GRAY and apart != {(1, 1)}:
+            ((across, down),) = apart
+            if ((across ^ 1) << 8 | down ^ 1).bit_count() == 1:  # more likely, a bit has changed
+                return "", b""
+            words = f"JPEG 2000 in gray that is subsampled, one pixel for {across} x {down} points of its grid"
+            return f"{words}, {_CLOSED}, but opj_decompress and ffmpeg can", _by_pixels(bare, stream, across, down)
     except _COMPLAINTS:
         return "", b""
-    if stream is None or not stream.is_whole or has_hole(data):
-        return "", b""
-    bare = data[stream.start : stream.stop] + _END if stream.components <= _TAKEN else b""
-    return f"JPEG 2000 with {plural(stream.components, 'component')}", bare
+    words = f"JPEG 2000 with {plural(stream.components, 'component')}"
+    return f"{words}, {_CLOSED}, but the package rasterio can", bare if stream.components <= _TAKEN else b""
+
+
+def _by_pixels(bare: bytes, stream: _Stream, across: int, down: int) -> bytes:
+    """Return the same pixels on a grid of their own; nothing where tiles begin between two of them."""
+    right, bottom, _, _, width, height, left, top = sizes = struct.unpack_from(">8I", bare, 8)
+    is_one = left + width >= right and top + height >= bottom
+    if not is_one and (width % across or height % down):
+        return b""
+    pixels = bytearray(bare)
+    coarser = (-(-size // step) for size, step in zip(sizes, (across, down) * 4, strict=True))
+    struct.pack_into(">8I", pixels, 8, *coarser)
+    for first in (43, 44):
+        pixels[first : 42 + 3 * stream.components : 3] = b"\1" * stream.components
+    return bytes(pixels)
 
 
 def has_hole(data: bytes) -> bool:

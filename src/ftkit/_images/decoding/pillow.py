@@ -187,9 +187,9 @@ def _judge_refused(data: bytes, said: str = "") -> Broken | None:
     """Return the verdict on a file that Pillow refuses, if that is whole; None when it may be damaged."""
     if found := tiff.unsupported(data, _NO_SAMPLES in said):
         return _judge_unsupported(found)
-    kind, bare = jpeg2000.unsupported(data)
-    if kind and not (bare and complaint(bare)):
-        return Broken("needs_package", f"{kind}, which Pillow can't open, but the package rasterio can")
+    detail, bare = jpeg2000.unsupported(data)
+    if detail and not (bare and complaint(bare)):
+        return Broken("needs_package", detail)
     if kind := _kind_of_bmp(data):
         return Broken("needs_package", f"{kind}, which Pillow can't open")
     if data.startswith(png.MAGIC):
