@@ -378,10 +378,9 @@ def test_what_was_cut_from_a_file_by_content_is_computed_anew(left: int, tmp_pat
             for batch in inputs.split(10):
                 assert torch.equal(model(batch), plain(batch))
         os.truncate(cached.path, left)
-        for batch in inputs.flip(0).split(10):
-            assert torch.equal(model(batch), plain(batch))
-        for batch in inputs.flip(0).split(10):
-            assert torch.equal(model(batch), plain(batch))
+        for _ in range(2):
+            for batch in inputs.flip(0).split(10):  # some kernels round a sample otherwise in another place of a batch
+                assert torch.allclose(model(batch), plain(batch), atol=1e-6)
         record = cached._lookup.file._record
         content = cached.path.read_bytes()
         start = len(content) - 60 * record
