@@ -32,6 +32,18 @@ def of_five(image: Image.Image, encode: Encode, **options: object) -> bytes:
     return head + struct.pack(">I4s", 8 + len(bare), b"jp2c") + bare
 
 
+def see_damage(data: bytes) -> None:
+    """See that a file is told from one that was cut anywhere, or has other bytes in a sector."""
+    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
+        (note,) = check_bytes("x.jp2", data[: int(share * len(data))]).notes
+        assert note.kind in ("damaged", "truncated")
+    for share in (0.3, 0.6, 0.9):
+        at = int(share * len(data))
+        for other in (bytes(512), b"\xff" * 512):
+            (note,) = check_bytes("x.jp2", data[:at] + other + data[at + 512 :]).notes
+            assert note.kind == "damaged"
+
+
 @pytest.mark.parametrize("make", [of_no_color, of_five])
 @pytest.mark.parametrize("options", [{}, {"tile_size": (128, 128)}], ids=["whole", "tiles"])
 def test_components_that_pillow_does_not_take(
@@ -42,14 +54,7 @@ def test_components_that_pillow_does_not_take(
     (note,) = check_bytes("x.jp2", data).notes
     assert (note.kind, note.severity) == ("needs_package", None)
     assert f"{5 if make is of_five else 3} components" in note.detail
-    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
-        (note,) = check_bytes("x.jp2", data[: int(share * len(data))]).notes
-        assert note.kind in ("damaged", "truncated")
-    for share in (0.3, 0.6, 0.9):
-        at = int(share * len(data))
-        for other in (bytes(512), b"\xff" * 512):
-            (note,) = check_bytes("x.jp2", data[:at] + other + data[at + 512 :]).notes
-            assert note.kind == "damaged"
+    see_damage(data)
     head = data.index(b"\xff\x4f\xff\x51")
     for place in (15, 17, 35, 42, data.index(b"ihdr") + 13, head - 1, head - 5, head + 11, head + 41):
         changed = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
@@ -82,14 +87,7 @@ def test_fewer_pixels_than_points_of_the_grid(
             assert (note.kind, note.severity) == ("needs_package", None)
             assert f"{step[0]} x {step[1]}" in note.detail
     data = on_a_grid(plain, 2, 2)
-    for share in (0.01, 0.1, 0.5, 0.9, 0.999):
-        (note,) = check_bytes("x.jp2", data[: int(share * len(data))]).notes
-        assert note.kind in ("damaged", "truncated")
-    for share in (0.3, 0.6, 0.9):
-        at = int(share * len(data))
-        for other in (bytes(512), b"\xff" * 512):
-            (note,) = check_bytes("x.jp2", data[:at] + other + data[at + 512 :]).notes
-            assert note.kind == "damaged"
+    see_damage(data)
 
 
 def test_a_changed_bit_makes_no_other_grid(image: Image.Image, encode: Encode) -> None:
