@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ftkit import ScanReport, scan_images
-from ftkit._images.copies import Copies, judge_group
+from ftkit._images.copies import Copied, Copies, judge_group
 from ftkit._images.folders import Folder, check_batch
 from ftkit._images.journal import Journal
 from ftkit._images.layout import Layout
-from ftkit._images.verdict import read_line
+from ftkit._images.verdict import Verdict, read_line
 
 
 def kinds(report: ScanReport, name: str) -> list[str]:
@@ -53,7 +53,7 @@ def test_names_of_one_file() -> None:
 
     def judge(**files: int) -> dict[str, str]:
         paths = {name.replace("_", "/") + ".jpg": file for name, file in files.items()}
-        _, notes = judge_group(list(paths), "exact", layout, "", paths)
+        _, notes = judge_group(Copied("exact", dict.fromkeys(paths, Verdict([]))), layout, "", paths)
         named: dict[str, str] = {}
         for path, note in notes:
             name = path.removesuffix(".jpg").replace("/", "_")
@@ -191,7 +191,7 @@ PATHS = st.sets(st.builds("{}/{}.jpg".format, st.sampled_from(FOLDERS), st.integ
 def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["exact", "near"]) -> None:
     """Without the leaks, one split is left; without the duplicates, one file in each, unless a label is in doubt."""
     layout = Layout({name: name for name in ("train", "val", "test")})
-    group, notes = judge_group(sorted(paths, reverse=True), kind, layout, "pets/")
+    group, notes = judge_group(Copied(kind, dict.fromkeys(sorted(paths, reverse=True), Verdict([]))), layout, "pets/")
     assert group.paths == tuple(f"pets/{path}" for path in sorted(paths))
     assert group.crosses_splits == (len({path.partition("/")[0] for path in paths}) > 1)
     assert {note.kind.startswith("near_") for _, note in notes} == {kind == "near"}
@@ -206,3 +206,75 @@ def test_the_copy_that_scores_rest_on_is_kept(paths: set[str], kind: Literal["ex
         assert sum(not names for names in named.values()) == 1
         left = sorted(path.partition("/")[0] for path in paths if "duplicate" not in named[path])
         assert left == sorted({path.partition("/")[0] for path in paths})
+
+
+@given(PATHS, st.randoms(use_true_random=False), st.floats(0, 1))
+def test_only_copies_of_what_stays_go(paths: set[str], chance: random.Random, share: float) -> None:
+    """Whatever is alike: a leak is a copy of a file that is no leak; a duplicate, of one that stays; neither by way."""
+    order = sorted(paths)
+    alike = {(one, other): 0.95 for at, other in enumerate(order) for one in order[:at] if chance.random() < share}
+
+    def ask(path: str, others: Sequence[str]) -> dict[str, float]:
+        return {other: 0.95 for other in others if (min(path, other), max(path, other)) in alike}
+
+    copied = Copied("near", dict.fromkeys(paths, Verdict([])), ask=ask)
+    group, notes = judge_group(copied, Layout({name: name for name in ("train", "val", "test")}), "")
+    named = {path: {note.kind.removeprefix("near_") for at, note in notes if at == path} for path in paths}
+    near = {path: set(ask(path, [*paths - {path}])) for path in paths}
+    split, label = ({path: path.split("/")[at] for path in paths} for at in (0, 1))
+    assert {pair[:2] for pair in group.pairs} <= alike.keys()
+    for path in paths:
+        others = {other for other in near[path] if label[other] != label[path]}
+        assert ("label_conflict" in named[path]) == bool(others)
+        is_leak = split[path] == "train" and any(split[other] != "train" for other in near[path])
+        assert ("leak" in named[path]) == is_leak
+        is_copied = split[path] == "val" and any(split[other] == "test" for other in near[path])
+        assert ("eval_leak" in named[path]) == is_copied
+        kept = {other for other in near[path] if split[other] == split[path] and not named[other] - LEAKS}
+        if "duplicate" in named[path]:
+            assert kept
+            assert named[path] & LEAKS or any(not named[other] for other in kept)
+        elif "label_conflict" not in named[path]:
+            assert not kept
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_of_folds_one_keeps_each_picture(folds: list[int], chance: random.Random) -> None:
+    """Whatever is alike, a leak is a copy of a file in a later fold that is none."""
+    paths = [f"fold{fold}/cat/{number}.jpg" for number, fold in enumerate(folds)]
+    alike = {(one, other) for one in paths for other in paths if chance.random() < 0.5}
+
+    def ask(path: str, others: Sequence[str]) -> dict[str, float]:
+        return {other: 0.95 for other in others if (min(path, other), max(path, other)) in alike}
+
+    layout = Layout({f"fold{fold}": f"fold{fold}" for fold in range(4)})
+    _, notes = judge_group(Copied("near", dict.fromkeys(paths, Verdict([])), ask=ask), layout, "")
+    leaks = {path: note.detail for path, note in notes if note.kind == "near_leak"}
+    for path in paths:
+        later = [other for other in ask(path, paths) if other[:5] > path[:5] and other not in leaks]
+        assert (path in leaks) == bool(later)
+        assert path not in leaks or any(other in leaks[path] for other in later)
+
+
+def test_the_first_and_the_last_of_a_pan_are_no_copies(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """Frames that are each shifted a little are copies of the next, and only copies of what stays go."""
+    picture = photo(42, (640, 260))
+    frames = [picture.crop((at * 20, 0, at * 20 + 320, 260)) for at in range(8)]
+    for number, frame in enumerate(frames):
+        frame.save(pets / f"train/cat/pan{number}.jpg", quality=90)
+    report = scan_images(pets, workers=1)
+    (group,) = report.duplicates
+    ends = {(Path(one).stem, Path(other).stem) for one, other, _ in group.pairs}
+    assert len(group.paths) == 8
+    assert ("pan0", "pan7") not in ends
+    gone = report.quarantine(pets.parent / "aside", ["duplicates"], dry_run=True).files
+    left = {f"train/cat/pan{number}.jpg" for number in range(8)} - {*gone}
+    assert len(left) > 2
+    for path, detail in ((Path(f.path), f.detail) for f in report.findings if f.kind == "near_duplicate"):
+        kept = next(one for one in left if one in detail)
+        assert (path.stem, Path(kept).stem) in ends or (Path(kept).stem, path.stem) in ends
+    frames[7].save(pets / "val/cat/pan.jpg", quality=90)
+    report = scan_images(pets, workers=1)
+    leaks = list(report.quarantine(pets.parent / "aside", ["leaks"], dry_run=True).files)
+    assert "train/cat/pan6.jpg" in leaks
+    assert "train/cat/pan0.jpg" not in leaks

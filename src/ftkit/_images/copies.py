@@ -5,17 +5,19 @@ from __future__ import annotations
 import mmap
 from array import array
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, NamedTuple, Self
+from typing import Any, Literal, Self
 
 from ftkit._files import digest
 from ftkit._images.findings import DuplicateGroup, leak_of
 from ftkit._images.journal import Journal
-from ftkit._images.layout import Layout
+from ftkit._images.layout import Layout, Place
 from ftkit._images.scratch import in_scratch
 from ftkit._images.verdict import Note, Verdict
 from ftkit._images.workers import Job, run_jobs
@@ -26,21 +28,49 @@ _SEARCH_SECONDS = 6 * 3600.0
 _RANK = {"train": 1, "val": 2, "test": 3}
 
 
-class Copied(NamedTuple):
-    """Files with the same picture: the verdicts by path, and the similarity of each pair that was found."""
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """Files with the same picture, or that are joined by such: the first and the last of a pan need not be copies.
+
+    Attributes:
+        kind: What kind of copies they are.
+        verdicts: The verdict on each file, by its path relative to the root.
+        pairs: The similarity of each pair of copies that was found so far, by the paths in order.
+        ask: What finds copies of one file among others; by default all are copies of each other.
+    """
 
     kind: Literal["exact", "near"]
-    verdicts: dict[str, Verdict]
-    pairs: dict[tuple[str, str], float]
+    verdicts: Mapping[str, Verdict]
+    pairs: dict[tuple[str, str], float] = field(default_factory=dict)
+    ask: Callable[[str, Sequence[str]], Mapping[str, float]] | None = None
 
-    @property
-    def worth(self) -> dict[str, tuple[int, int]]:
-        """How many pixels and bytes each file has."""
-        return {
-            path: (verdict.form.width * verdict.form.height, verdict.measures.bytes)
-            for path, verdict in self.verdicts.items()
-            if verdict.form and verdict.measures
-        }
+    def worth(self, path: str) -> tuple[int, int]:
+        """Return how many pixels and bytes a file has."""
+        form, measures = self.verdicts[path].form, self.verdicts[path].measures
+        return (form.width * form.height, measures.bytes) if form and measures else (0, 0)
+
+    def among(self, sources: Iterable[str], targets: Sequence[str]) -> dict[str, tuple[str, float]]:
+        """Return which targets are copies of a source that is none itself: of the first one, and how similar they are.
+
+        Those that are sources, too, are compared with the sources before them.
+        """
+        found: dict[str, tuple[str, float]] = {}
+        left = list(targets)
+        for source in sources:
+            if source not in found and left:
+                left = [path for path in left if path != source]
+                found |= {path: (source, like) for path, like in self._copies_of(source, left).items()}
+                left = [path for path in left if path not in found]
+        return found
+
+    def _copies_of(self, path: str, others: Sequence[str]) -> dict[str, float]:
+        if self.ask is None:
+            return dict.fromkeys(others, 1.0)
+        pair = {other: (min(path, other), max(path, other)) for other in others}
+        unknown = [other for other in others if pair[other] not in self.pairs]
+        if unknown:
+            self.pairs.update((pair[other], like) for other, like in self.ask(path, unknown).items())
+        return {other: self.pairs[pair[other]] for other in others if pair[other] in self.pairs}
 
 
 class Copies:
@@ -99,21 +129,32 @@ class Copies:
         if len(self._printed) < 2:
             return
         table, places = self._in_order()
-        (answer,) = run_jobs([Job("groups", (str(table),))], _SEARCH_SECONDS)
-        if answer.lost:
-            raise FtkitError(
-                f"The search for near duplicates among {len(places):,} images failed ({answer.lost.detail}). "
-                f"Scan again with near_duplicates=False."
-            )
-        for pairs in answer.value:
+        for pairs, least in self._search("groups", str(table)):
             found = {row: self._journal.read(places[row]) for pair in pairs for row in pair[:2]}
             group = dict(found.values())
             if len({verdict.digest for verdict in group.values()}) > 1:
+                rows = {path: row for row, (path, _) in found.items()}
                 by_path: dict[tuple[str, str], float] = {}
                 for one, other, similarity in pairs:
                     first, second = sorted((found[one][0], found[other][0]))
                     by_path[first, second] = similarity
-                yield Copied("near", group, by_path)
+                yield Copied("near", group, by_path, partial(self._copies_of, table, rows, least))
+
+    def _copies_of(
+        self, table: Path, rows: Mapping[str, int], least: float, path: str, others: Sequence[str]
+    ) -> dict[str, float]:
+        """Return which of the others are copies of a file in their group, as `Copied.ask` does."""
+        paths = {rows[other]: other for other in others}
+        return {paths[row]: like for row, like in self._search("copies", str(table), rows[path], [*paths], least)}
+
+    def _search(self, verb: Literal["groups", "copies"], *arguments: object) -> Any:
+        (answer,) = run_jobs([Job(verb, arguments)], _SEARCH_SECONDS)
+        if answer.lost:
+            raise FtkitError(
+                f"The search for near duplicates among {len(self._names):,} images failed ({answer.lost.detail}). "
+                f"Scan again with near_duplicates=False."
+            )
+        return answer.value
 
     def _in_order(self) -> tuple[Path, Sequence[int]]:
         """Return the table and its places in an order in which the same files always stand, whichever came first."""
@@ -136,78 +177,102 @@ class Copies:
 
 
 def judge_group(
-    paths: Sequence[str],
-    kind: Literal["exact", "near"],
+    copied: Copied,
     layout: Layout,
     prefix: str,
     files: Mapping[str, Hashable] | None = None,
     plain: Mapping[str, str] | None = None,
-    pairs: Mapping[tuple[str, str], float] | None = None,
-    worth: Mapping[str, tuple[int, int]] | None = None,
 ) -> tuple[DuplicateGroup, list[tuple[str, Note]]]:
     """Return the group, and by its path a note on every copy that a careful user would take away.
+
+    Each is a copy of a file that stays by itself, not by way of others: without them, no picture is lost.
 
     A file under several names is no duplicate of itself, but in two splits it leaks, and in two classes it is in doubt;
     not so if a folder is in both through a link, as in folds that share one.
     Only a copy in training is a leak that may go; of one in validation and test, only the user knows where it belongs.
-    Kept is the copy that the scores rest on; of several in one split, whether they leak or not, the one with the most
-    pixels, then the one with the most bytes, then the first by name.
+    Kept is the copy that the scores rest on; of several in one split, one that does not leak, then the one with the
+    most pixels, then the one with the most bytes, then the first by name.
 
     Args:
-        paths: The files, relative to the root.
-        kind: What kind of copies they are.
+        copied: The files and what is known of their likeness.
         layout: The data set's splits and classes.
         prefix: What turns a relative path into one that opens as is.
         files: Which file each path stands for; by default each for its own.
         plain: What each path is without linked folders; by default itself.
-        pairs: The similarity of each pair that was found, by its paths in order.
-        worth: The pixels and bytes of each path; by default all alike.
     """
-    pairs, worth = pairs or {}, worth or {}
-    files = files or {path: path for path in paths}
-    paths = sorted(paths)
-    places = {path: layout.place(path) for path in paths}
-    labels: defaultdict[str, set[str]] = defaultdict(set)
-    for path, place in places.items():
-        if place.label:
-            labels[(plain or {}).get(path, path)].add(place.label)
-    shared = set.intersection(*labels.values()) if labels else set()
-    classes = sorted(shared)[:1] or sorted(set().union(*labels.values()))
-    splits = sorted({place.split for place in places.values()} - {""})
-    rank = {path: _RANK.get(place.split, 0) for path, place in places.items()}
-    order = list(layout.splits.values())
+    files = files or {path: path for path in copied.verdicts}
+    places = {path: layout.place(path) for path in copied.verdicts}
+    order = {split: number for number, split in enumerate(layout.splits.values())}
 
-    def value(path: str) -> tuple[int, int, tuple[int, int]]:
-        split = places[path].split
-        return rank[path], order.index(split) if split else -1, worth.get(path, (0, 0))
+    def rank(split: str) -> tuple[int, int]:
+        return _RANK.get(split, 0), order.get(split, -1)
 
-    keeper = max(paths, key=value)
-    near = "near_" if kind == "near" else ""
+    best = sorted(places)  # by name, where all else is the same
+    best.sort(key=lambda path: (rank(places[path].split), copied.worth(path)), reverse=True)
+    splits = sorted({place.split for place in places.values()} - {""}, key=rank, reverse=True)
+    in_split = {split: [path for path in best if places[path].split == split] for split in (*splits, "")}
 
-    def copy(path: str, kept: str) -> str:
-        like = pairs.get((min(path, kept), max(path, kept)), 1.0)
+    labels = _labels(places, plain or {})
+    conflicts = _conflicts(copied, {path: labels[path] for path in best if labels[path]})
+    near = "near_" if copied.kind == "near" else ""
+    notes = [
+        (path, Note(near + "label_conflict", f"also under {', '.join(sorted(others))}"))
+        for path, others in conflicts.items()
+    ]
+
+    def copy(kept: str, like: float) -> str:
         return f"also at {prefix}{kept}" + (f", similarity {like:.3f}" if like < 1 else "")
 
-    notes = []
-    for path in paths:
-        split = places[path].split
-        if len(classes) > 1:
-            others = ", ".join(label for label in classes if label != places[path].label)
-            notes.append((path, Note(near + "label_conflict", f"also under {others}")))
-        if len(splits) > 1 and split != places[keeper].split:
-            is_same = files[path] == files[keeper]
-            leak = leak_of([split])
-            notes.append((path, Note("same_file" if is_same and leak == "leak" else near + leak, copy(path, keeper))))
-        kept = max((other for other in paths if len(splits) < 2 or places[other].split == split), key=value)
-        if len(classes) <= 1 and files[path] != files[kept]:
-            larger = _larger(worth.get(kept), worth.get(path))
-            notes.append((path, Note(near + "duplicate", copy(path, kept) + larger)))
-    named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(pairs.items()))
-    return DuplicateGroup(tuple(prefix + path for path in paths), kind, tuple(classes), tuple(splits), named), notes
+    leaks: set[str] = set()
+    staying: list[str] = []
+    for split in splits:
+        kind = leak_of([split])
+        found = copied.among(staying, in_split[split])
+        for path, (kept, like) in found.items():
+            is_same = files[path] == files[kept]
+            notes.append((path, Note("same_file" if is_same and kind == "leak" else near + kind, copy(kept, like))))
+        leaks.update(found)
+        staying += [path for path in in_split[split] if kind != "leak" or path not in found]
+
+    kept_ones: list[str] = []
+    for split, paths in in_split.items():
+        mine = sorted((path for path in paths if path not in conflicts), key=leaks.__contains__)
+        found = copied.among(mine if split else [*kept_ones, *mine], mine)
+        kept_ones += [path for path in mine if path not in found]
+        for path, (kept, like) in found.items():
+            if files[path] != files[kept]:
+                larger = _larger(copied.worth(kept), copied.worth(path))
+                notes.append((path, Note(near + "duplicate", copy(kept, like) + larger)))
+
+    classes = sorted(set().union(*labels.values()))
+    if not conflicts:
+        classes = classes[:1]
+    named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(copied.pairs.items()))
+    members = tuple(prefix + path for path in sorted(places))
+    return DuplicateGroup(members, copied.kind, tuple(classes), tuple(sorted(splits)), named), notes
 
 
-def _larger(keeper: tuple[int, int] | None, other: tuple[int, int] | None) -> str:
-    """Say why the copy that is kept is worth more, by its pixels and bytes; nothing if both are worth the same."""
-    if keeper is None or other is None or keeper == other:
+def _labels(places: Mapping[str, Place], plain: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Return the classes of each file, by all the folders through which links lead to it."""
+    labels: defaultdict[str, set[str]] = defaultdict(set)
+    for path, place in places.items():
+        labels[plain.get(path, path)].update({place.label} - {""})
+    return {path: frozenset(labels[plain.get(path, path)]) for path in places}
+
+
+def _conflicts(copied: Copied, labels: Mapping[str, frozenset[str]]) -> dict[str, set[str]]:
+    """Return the classes of the copies of each file that has another class than they."""
+    conflicts: dict[str, set[str]] = {}
+    for some in sorted({*labels.values()}, key=sorted):
+        sources = [path for path in labels if labels[path] == some]
+        targets = [path for path in labels if labels[path].isdisjoint(some)]
+        for path in copied.among(sources, targets):
+            conflicts.setdefault(path, set()).update(some)
+    return conflicts
+
+
+def _larger(keeper: tuple[int, int], other: tuple[int, int]) -> str:
+    """Say why the copy that is kept is worth more, by its pixels and bytes; nothing if it isn't."""
+    if keeper <= other:
         return ""
     return ", which has more pixels" if keeper[0] > other[0] else ", which has more bytes"

@@ -163,7 +163,7 @@ class Finding(Report):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DuplicateGroup(Report):
-    """Files that contain the same image.
+    """Files that contain the same image, or nearly the same as another one of them.
 
     Attributes:
         paths: The files, sorted.
@@ -171,7 +171,8 @@ class DuplicateGroup(Report):
             format or quality, slightly cropped, rotated or mirrored).
         classes: The class folders that contain the files.
         splits: The splits that contain the files.
-        pairs: The pairs of files that form the group, each with its similarity, from 0 to 1.
+        pairs: The pairs of files that are copies of each other, as far as they were compared, each with its similarity,
+            from 0 to 1. By way of others, a group may contain files that are not, such as the frames of a pan.
     """
 
     paths: tuple[str, ...]

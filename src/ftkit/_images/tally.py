@@ -152,17 +152,14 @@ class Tally:
             self.note(path, note)
         groups = []
         for copied in self._copies.groups():
-            kind, verdicts, pairs = copied
-            files = {path: self._folder.identity(path) for path in verdicts}
-            plain = {path: self._folder.plain(path) for path in verdicts}
-            group, notes = judge_group(
-                list(verdicts), kind, self._layout, self._prefix, files, plain, pairs, copied.worth
-            )
+            files = {path: self._folder.identity(path) for path in copied.verdicts}
+            plain = {path: self._folder.plain(path) for path in copied.verdicts}
+            group, notes = judge_group(copied, self._layout, self._prefix, files, plain)
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:
                 self.note(path, note)
-            for path, verdict in verdicts.items():
+            for path, verdict in copied.verdicts.items():
                 self._remember(path, verdict)
         return sorted(groups, key=lambda group: (group.paths, group.kind))
 

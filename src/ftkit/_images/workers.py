@@ -29,7 +29,7 @@ _STARTS = 4  # of a worker, when one after the other is killed before it is read
 class Job(NamedTuple):
     """What a worker is asked for: a verb of `ftkit._images.decoding.verbs`, its arguments, bytes that come along."""
 
-    verb: Literal["check", "thumbnail", "groups", "repair"]
+    verb: Literal["check", "thumbnail", "groups", "copies", "repair"]
     arguments: tuple[Any, ...] = ()
     payload: bytes | None = None
 

@@ -62,7 +62,7 @@ def test_copies_are_alike_and_strangers_are_not(
     strangers = [prints(photo(other, (400, 300))) for other in range(20, 40)]
     rows = [made.row() for made in (original, *copies.values(), *strangers)]
     (group,) = near_groups(np.frombuffer(b"".join(rows), ROW))
-    assert {row for pair in group for row in pair[:2]} == set(range(1 + len(copies)))
+    assert {row for pair in group.pairs for row in pair[:2]} == set(range(1 + len(copies)))
 
 
 def test_a_last_row_that_stands_for_less(photo: Callable[..., Image.Image], encode: Callable[..., bytes]) -> None:

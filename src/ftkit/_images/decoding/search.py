@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -181,8 +181,20 @@ class Unions:
         return list(groups.values())
 
 
-def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]]]:
-    """Return the groups of pictures that are nearly the same, each as pairs of numbers of rows with their similarity.
+class NearGroup(NamedTuple):
+    """Pictures that are nearly the same, or joined by such as are.
+
+    Attributes:
+        pairs: Those that join them: numbers of rows, and the similarity.
+        least: The similarity from which on others of them are copies, too.
+    """
+
+    pairs: list[tuple[int, int, float]]
+    least: float
+
+
+def near_groups(table: npt.NDArray[np.void]) -> list[NearGroup]:
+    """Return the groups of pictures that are nearly the same.
 
     What looks alike by its words is compared by its pixels, and then by its colors. Where a picture has look-alikes
     that are no copies, as have pages of text and digits, its copies must be more than just alike.
@@ -191,16 +203,16 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
         table: A row for each picture, of the type `ROW`.
     """
     unions = Unions(len(table))
-    colors = table["colors"]
+    words, colors = table["words"], table["colors"]
     side = COLOR_SIDE // _COARSE
     coarse = colors.reshape(-1, 2, _COARSE, side, _COARSE, side).mean((3, 5), dtype=np.float32)
     coarse[(colors == 128).all((1, 2, 3))] = np.nan  # which is not unlike any color
     seen: dict[tuple[int, int], float] = {}
     refused: Counter[int] = Counter()
-    tinted = np.zeros(len(table), np.intp)  # how often each was in another color than its look-alike
-    for words, met, turn, start in _meetings(table["words"]):
-        turned = words if met is None else met
-        for ones, others in _in_parts(near_pairs(words, met)):
+    tinted = np.zeros(len(table), np.intp)  # how often each was in another color, or shape, than its look-alike
+    for here, met, turn, start in _meetings(words):
+        turned = here if met is None else met
+        for ones, others in _in_parts(near_pairs(here, met)):
             # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
             if start is STARTS[0]:
                 differ = abs(_turned(coarse[others], turn) - coarse[ones]).max((1, 2, 3), initial=0)
@@ -210,13 +222,10 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
             for large, small in unions.apart(ones, others):
                 pair = min(small, large), max(small, large)
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
-                if is_known and (int(words[large]) ^ int(turned[small])).bit_count() > _NEAREST:
+                if is_known and (int(here[large]) ^ int(turned[small])).bit_count() > _NEAREST:
                     continue
-                mine, theirs = _turned(table["small"][small], turn), table["small"][large]
-                if are_two_shapes(mine, theirs, start):
-                    continue
-                similarity, place = compare(mine, theirs, start)
-                if similarity >= _SAME and are_two_colors(_turned(colors[small], turn), colors[large], place):
+                similarity = _similarity(table[small], table[large], turn, start)
+                if similarity is None:
                     tinted[[small, large]] += 1
                     continue
                 if similarity >= _SAME_AMONG_MANY:
@@ -225,11 +234,51 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
                     refused.update(pair)
                 seen[pair] = max(seen.get(pair, 0), similarity)
     common = {row for pair, similarity in seen.items() if similarity < _SAME for row in pair}
-    if len(common) < _MANY * len(table):
-        for pair, similarity in sorted(seen.items(), key=lambda item: -item[1]):
-            if similarity >= _SAME and common.isdisjoint(pair):
-                unions.join(*pair, similarity)
-    return unions.groups()
+    if len(common) >= _MANY * len(table):
+        common = {*range(len(table))}
+    for pair, similarity in sorted(seen.items(), key=lambda item: -item[1]):
+        if similarity >= _SAME and common.isdisjoint(pair):
+            unions.join(*pair, similarity)
+    return [
+        NearGroup(pairs, _SAME if all(common.isdisjoint(pair[:2]) for pair in pairs) else _SAME_AMONG_MANY)
+        for pairs in unions.groups()
+    ]
+
+
+def copies_of(table: npt.NDArray[np.void], one: int, others: Sequence[int], least: float) -> list[tuple[int, float]]:
+    """Return which of some pictures are copies of one, each with its similarity.
+
+    Args:
+        table: As for `near_groups`.
+        one: A row of it.
+        others: Other rows.
+        least: As in the group that all of them are in.
+    """
+    rows = table[[one, *others]]
+    found: dict[int, float] = {}
+    for here, met, turn, start in _meetings(rows["words"]):
+        turned = here if met is None else met
+        pairs = [(0, at) for at in np.flatnonzero(_count_bits(here[0] ^ turned) <= _NEAR).tolist()]
+        if met is not None:
+            pairs += [(at, 0) for at in np.flatnonzero(_count_bits(here ^ turned[0]) <= _NEAR).tolist()]
+        for large, small in pairs:
+            other = max(large, small)
+            if other and found.get(other, 0) < _SAME_AMONG_MANY:
+                similarity = _similarity(rows[small], rows[large], turn, start)
+                if similarity is not None and similarity >= least:
+                    found[other] = max(found.get(other, 0), similarity)
+    return [(others[at - 1], round(similarity, 3)) for at, similarity in found.items()]
+
+
+def _similarity(small: np.void, large: np.void, turn: int, start: tuple[float, ...]) -> float | None:
+    """Return how similar two rows of the table are; None for what differs in the shape or the color of some part."""
+    mine, theirs = _turned(small["small"], turn), large["small"]
+    if are_two_shapes(mine, theirs, start):
+        return None
+    similarity, place = compare(mine, theirs, start)
+    if similarity >= _SAME and are_two_colors(_turned(small["colors"], turn), large["colors"], place):
+        return None
+    return similarity
 
 
 def _in_parts(pairs: _Pairs) -> _Pairs:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ftkit._images.decoding.checks import Opened, judge, open_bytes, open_file
+
+if TYPE_CHECKING:
+    from ftkit._images.decoding.search import NearGroup
 
 #: A job that was begun: a file to be judged, or what does the rest and returns the answer.
 Work: TypeAlias = Opened | Callable[[], Any]
@@ -41,13 +44,22 @@ def _thumbnail(path: str, side: int, data: bytes | None = None) -> str:
     return thumbnail(path, side, data)
 
 
-def _groups(table: str) -> list[list[tuple[int, int, float]]]:
+def _groups(table: str) -> list[NearGroup]:
     """Find the groups of near copies in a table of fingerprints, which is a file."""
     import numpy as np
 
     from ftkit._images.decoding.search import ROW, near_groups
 
     return near_groups(np.memmap(table, ROW, "r"))
+
+
+def _copies(table: str, one: int, others: list[int], least: float) -> list[tuple[int, float]]:
+    """Find the copies of a picture among others, all given as rows of such a table."""
+    import numpy as np
+
+    from ftkit._images.decoding.search import ROW, copies_of
+
+    return copies_of(np.memmap(table, ROW, "r"), one, others, least)
 
 
 def _repair(path: str, kinds: list[str], target: str, taken: list[str], dry_run: bool) -> str:
@@ -57,4 +69,9 @@ def _repair(path: str, kinds: list[str], target: str, taken: list[str], dry_run:
     return mend(path, kinds, target, taken, dry_run)
 
 
-_VERBS: dict[str, Callable[..., Any]] = {"thumbnail": _thumbnail, "groups": _groups, "repair": _repair}
+_VERBS: dict[str, Callable[..., Any]] = {
+    "thumbnail": _thumbnail,
+    "groups": _groups,
+    "copies": _copies,
+    "repair": _repair,
+}
