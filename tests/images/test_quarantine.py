@@ -1063,6 +1063,7 @@ def test_a_leak_in_a_folder_that_splits_share_by_links_stays(jpegs: list[bytes],
     assert (root / "val/ant/copy.jpg").exists()
     assert (root / "train/ant/0.jpg").exists()
     assert any("is a link to a folder around it" in why for _, why in moved.left)
+    assert not report.quarantine(tmp_path / "aside", kinds=["duplicates"]).moved
     assert report.quarantine(tmp_path / "aside").moved == 1
     assert not (root / "pool/p1/ant/cut.jpg").exists()
 

@@ -207,12 +207,16 @@ def judge_group(
     def rank(split: str) -> tuple[int, int]:
         return _RANK.get(split, 0), order.get(split, -1)
 
+    plain = {path: path for path in places} | dict(plain or {})
+    ranked = sorted(places.items(), key=lambda item: rank(item[1].split))
+    seen_in = {plain[path]: place.split for path, place in ranked if place.split}  # through a linked folder, too
+    split_of = {path: place.split or seen_in.get(plain[path], "") for path, place in places.items()}
     best = sorted(places)  # by name, where all else is the same
-    best.sort(key=lambda path: (rank(places[path].split), copied.worth(path)), reverse=True)
-    splits = sorted({place.split for place in places.values()} - {""}, key=rank, reverse=True)
-    in_split = {split: [path for path in best if places[path].split == split] for split in (*splits, "")}
+    best.sort(key=lambda path: (rank(split_of[path]), copied.worth(path), places[path].split != ""), reverse=True)
+    splits = sorted({*split_of.values()} - {""}, key=rank, reverse=True)
+    in_split = {split: [path for path in best if split_of[path] == split] for split in (*splits, "")}
 
-    labels = _labels(places, plain or {})
+    labels = _labels(places, plain)
     conflicts = _conflicts(copied, {path: labels[path] for path in best if labels[path]})
     near = "near_" if copied.kind == "near" else ""
     notes = [
@@ -256,8 +260,8 @@ def _labels(places: Mapping[str, Place], plain: Mapping[str, str]) -> dict[str, 
     """Return the classes of each file, by all the folders through which links lead to it."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for path, place in places.items():
-        labels[plain.get(path, path)].update({place.label} - {""})
-    return {path: frozenset(labels[plain.get(path, path)]) for path in places}
+        labels[plain[path]].update({place.label} - {""})
+    return {path: frozenset(labels[plain[path]]) for path in places}
 
 
 def _conflicts(copied: Copied, labels: Mapping[str, frozenset[str]]) -> dict[str, set[str]]:
