@@ -8,11 +8,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
+from ftkit._images.arrangement import Arrangement
 from ftkit._images.copies import Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
 from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
-from ftkit._images.layout import Arrangement, Layout
+from ftkit._images.layout import Layout
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit._images.table import TableWriter
 from ftkit._images.verdict import Form, Measures, Note, Notes, Verdict, read_line

@@ -1,0 +1,47 @@
+"""What the names of folders say: which are splits, which contain images, and which what tells of these."""
+
+from __future__ import annotations
+
+import re
+
+#: The words for splits, with the three that they stand for.
+SPLITS = {
+    "train": "train", "training": "train", "trainval": "train", "train_val": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test",
+}  # fmt: skip
+# A split's name may go on: train2017, training_set, test-images.
+_SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([_ -]?(set|data|images?|imgs?|photos?))?[_ -]?[0-9]{{0,4}}")
+#: Where Cityscapes has its images, by cities.
+CITYSCAPES = "leftimg8bit"
+# Not classes, unless beside some: images, and images_001 of many.
+_IMAGE_FOLDER = re.compile(f"(images?|imgs?|jpegimages|{CITYSCAPES})([_ -]?[0-9]+)?")
+# Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
+# that it goes with may be part of the name: trainannot, train_masks, labels_val.
+_LABEL_FOLDER = re.compile(
+    rf"(({'|'.join(SPLITS)})[0-9]{{0,4}}[_ -]?)?"
+    "(labels?|ann(o|ot|otation)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|mattes?|segs?|"
+    "(mask|label|gt)[_ -]?(images?|imgs?|masks?)|imagesets|segmentations?|segmentation(class|object)[a-z]*)"
+    rf"([_ -]?({'|'.join(SPLITS)})[0-9]{{0,4}})?"
+)
+
+
+def is_images(name: str) -> bool:
+    """Whether a folder is called as one of images."""
+    return bool(_IMAGE_FOLDER.fullmatch(name.lower()))
+
+
+def is_labels(name: str) -> bool:
+    """Whether a folder is called as one of what tells of images."""
+    return bool(_LABEL_FOLDER.fullmatch(name.lower()))
+
+
+def is_known(name: str) -> bool:
+    """Whether a folder is called as one of images, or of what tells of them."""
+    return is_images(name) or is_labels(name)
+
+
+def split_of(name: str) -> str:
+    """Return the split that a folder is called as, if any."""
+    found = _SPLIT_NAME.fullmatch(name.lower())
+    return SPLITS[found[1]] if found else ""
