@@ -11,7 +11,7 @@ from PIL import Image
 
 from ftkit import scan_images
 
-from .trees import classes, found, several
+from .trees import classes, found, laid, several
 
 Encode = Callable[..., bytes]
 
@@ -227,3 +227,94 @@ def test_a_class_called_masks_behind_a_url(tmp_path: Path, jpegs: list[bytes]) -
         assert scan_images("memory://masks-test/b", workers=1).classes == {"train/cat": 2, "train/dog": 1}
     finally:
         memory.rm("/masks-test", recursive=True)
+
+
+@pytest.mark.parametrize("images", ["images", "img", "JPEGImages", "image_2"])
+def test_masks_are_told_by_the_names_of_the_images_beside_them(tmp_path: Path, images: str, encode: Encode) -> None:
+    """Whatever their folder is called, if they are gray; in color, if its name tells of them."""
+    gray, color = (encode(Image.new(mode, (9, 9)), "PNG") for mode in ("L", "RGB"))
+    for number, (name, data, ends) in enumerate(
+        [
+            ("depth", gray, ""),
+            ("alpha", encode(Image.new("P", (9, 9)), "PNG"), ""),
+            ("target", encode(Image.new("P", (9, 9)), "GIF"), ""),
+            ("masks_png", color, ""),
+            ("masks_human", color, ""),
+            ("indexLabel", color, ""),
+            ("instances", color, ""),
+            ("people", color, "_mask"),
+            ("labelsTr", color, ""),
+        ]
+    ):
+        at = tmp_path / str(number)
+        files = several(f"train/{images}", f"val/{images}", "test/cat")
+        masks = several(f"train/{name}", f"val/{name}", names=[f"{one}{ends}" for one in range(20)], suffix="png")
+        for file in masks:
+            (at / file).parent.mkdir(parents=True, exist_ok=True)
+            (at / file).write_bytes(data)
+        assert classes(at, *files, *masks) == ["test/cat", "train", "val"], name
+
+
+def test_masks_of_a_suffix_with_the_images_are_told_by_the_name_of_their_folder(tmp_path: Path) -> None:
+    """As in LoveDA and in KITTI; beside classes, too, and in folders that go by splits or are split."""
+    loveda = several("Train/Urban/images_png", "Train/Urban/masks_png", suffix="png")
+    layout = laid(tmp_path / "loveda", *loveda)
+    assert layout.place("Train/Urban/masks_png/1.png").label == "Urban"
+    assert [layout.tells_of_images(f"Train/Urban/{name}_png/1.png") for name in ("masks", "images")] == [True, False]
+    kitti = several("training/image_2", "training/semantic", "training/semantic_rgb", "training/instance", suffix="png")
+    assert classes(tmp_path / "kitti", *kitti) == ["training"]
+    for number, name in enumerate(("images/{}", "{}/images", "{}_images")):
+        files = several(*(name.format(split) for split in ("train", "val")))
+        masks = [file.replace("images", "masks_png").replace("jpg", "png") for file in files]
+        layout = laid(tmp_path / str(number), *files, *masks)
+        assert [file for file in (*files, *masks) if layout.tells_of_images(file)] == masks
+
+
+def test_photos_may_be_numbered_as_others_are(tmp_path: Path, encode: Encode) -> None:
+    """In color, by the same names, or in a folder that is called as one of images or a class."""
+    gray, color = (encode(Image.new(mode, (9, 9)), "PNG") for mode in ("L", "RGB"))
+    for number, (name, suffix, data) in enumerate(
+        [
+            ("night", "png", color),
+            ("depth", "jpg", gray),
+            ("images_night", "png", gray),
+            ("with_mask", "jpg", color),
+        ]
+    ):
+        files = [*several("images"), *several(name, suffix=suffix)]
+        for file in files:
+            (tmp_path / f"{number}/{file}").parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / f"{number}/{file}").write_bytes(data)
+        assert name in classes(tmp_path / str(number), *files)
+    loose = [*several("train", "train/with_mask", "train/without_mask", suffix="png")]
+    assert classes(tmp_path / "loose", *loose) == ["train", "train/with_mask", "train/without_mask"]
+    pairs = [*several("train/A", "train/B"), *several("train/low", suffix="png")]
+    assert classes(tmp_path / "pairs", *pairs) == ["train/A", "train/B", "train/low"]
+
+
+def test_blank_masks_by_any_name_are_neither_leaks_nor_odd(tmp_path: Path, jpegs: list[bytes], encode: Encode) -> None:
+    """A copy among the photos is one still, and a damaged mask is damaged."""
+    black = encode(Image.new("L", (320, 260)), "PNG")
+    for number in range(6):
+        split = "train" if number < 3 else "val"
+        for name, data in ((f"images/{number}.jpg", jpegs[number % 5]), (f"depth/{number}.png", black)):
+            (tmp_path / split / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / split / name).write_bytes(data)
+    (tmp_path / "train/depth/1.png").write_bytes(black[:-20])
+    report = scan_images(tmp_path, workers=1)
+    assert [(f.path.removeprefix(f"{tmp_path}/"), f.kind) for f in report.findings if f.kind != "flat"] == [
+        ("train/depth/1.png", "truncated"),
+        ("train/images/0.jpg", "leak"),
+    ]
+    assert {row.class_ for row in report.table} == {""}
+
+
+def test_a_folder_of_text_for_each_image_is_no_class(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """As KITTI's; one of text that goes with nothing may be one whose images are missing."""
+    for number in range(4):
+        for name in ("image_2/{}.png", "label_2/{}.txt", "calib/{}.txt", "velodyne/{}.bin", "dog/a{}.txt"):
+            file = tmp_path / "training" / name.format(number)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(jpegs[number] if "image" in name else b"Car 0.00 0 -1.5")
+    found = [(f.path, f.kind) for f in scan_images(tmp_path, workers=1).findings]
+    assert [path for path, kind in found if kind == "no_images"] == [f"{tmp_path}/training/dog"]

@@ -17,13 +17,18 @@ def found(root: Path, *folders: str, splits: dict[str, str] | None = None) -> La
     return Layout.find(folder.tops(), folder, splits)
 
 
-def classes(root: Path, *files: str) -> list[str]:
-    """Return the classes of the images among these files."""
+def laid(root: Path, *files: str) -> Layout:
+    """Return the layout of a data set with these files, empty unless they are there."""
     for name in files:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).touch()
     folder = Folder(str(root))
-    layout = Layout.find(folder.tops(), folder, None)
+    return Layout.find(folder.tops(), folder, None)
+
+
+def classes(root: Path, *files: str) -> list[str]:
+    """Return the classes of the images among these files."""
+    layout = laid(root, *files)
     places = (layout.place(path) for path in files if path.endswith(("jpg", "png")))
     return sorted({"/".join(filter(None, (place.folder, place.label))) for place in places})
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from posixpath import join, splitext
 from typing import Protocol
 
-from ftkit._images.names import CITYSCAPES, is_images, is_known, is_labels, split_of
+from ftkit._images.names import (
+    CITYSCAPES,
+    has_more_images,
+    is_images,
+    is_known,
+    is_labels,
+    may_tell_of_images,
+    split_of,
+)
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 
 _LABEL_SUFFIXES = (".txt", ".xml", ".json")
-# What a mask may have after its image's name.
-_MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt)$", re.IGNORECASE)
+# What a mask may have after its image's name, and how it is kept: without loss.
+_MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt|mattes?)$", re.IGNORECASE)
+_LOSSLESS = frozenset((".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"))
 _DEPTH = 3  # of folders in a class, down to its images
 _SAMPLE = 16  # names in a folder that tell what it is
 _MOST_OTHERS = 100  # folders in which such names are looked for
@@ -33,6 +43,9 @@ class Listing(Protocol):
     def among(self, inside: str, names: Collection[str]) -> set[str]:
         """Return which of some names are in a folder."""
 
+    def head(self, inside: str, name: str) -> bytes:
+        """Return the first few bytes of a file in a folder, which may raise an `OSError`."""
+
 
 def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str]:
     """Return which of all the folders in a folder are classes, though they are called as what tells of images is.
@@ -40,8 +53,10 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
     Those are that contain images and are next to classes by other names, unless they go with the images of these.
     """
     doubtful = [name for name in names if is_known(name)]
+    images = [join(inside, name) for name in doubtful if is_images(name)]
     others = [join(inside, name) for name in names if name not in doubtful and may_be_class(name)] if doubtful else []
-    others = list(islice((other for other in others if has_images(other, folder)), _MOST_OTHERS))
+    filled = (other for other in others if has_images(other, folder) and not mirrors(other, images, folder))
+    others = list(islice(filled, _MOST_OTHERS))
     if not others:
         return set()
     known = [join(inside, name) for name in doubtful]
@@ -50,6 +65,49 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
         for name, path in zip(doubtful, known, strict=True)
         if has_images(path, folder) and not _goes_with(path, others, [one for one in known if one != path], folder)
     }
+
+
+def mirrors(path: str, images: Sequence[str], folder: Listing) -> bool:
+    """Whether the files in a folder go by the names of the images in another, as those of masks and depth maps do.
+
+    Their names differ by an end such as _mask, or by the suffix, if they have no colors or the folder's name tells of
+    them; then even the same names will do. Photos may be numbered alike, and are no more than that.
+    """
+    called = path.rpartition("/")[2]
+    is_told = may_tell_of_images(called)
+    if not images or (not is_told and has_more_images(called)):
+        return False
+    inside = _first_with_images(path, folder)
+    names = [name for name in sample(inside or path, folder) if not name.endswith("/")]
+    if inside:
+        names = [name for name in names if suffix_of(name) in IMAGE_SUFFIXES]
+    shorts = {name: _MASK_END.sub("", splitext(name)[0]) for name in names}
+    ended = {name for name, short in shorts.items() if short != splitext(name)[0]}
+    for one in images:
+        home = f"{one}{inside.removeprefix(path)}"
+        suffixes = {splitext(name)[1] for name in folder.peek(home) if suffix_of(name) in IMAGE_SUFFIXES}
+        wanted: dict[str, str] = {}
+        for name, short in shorts.items():
+            mates = {short + suffix for suffix in ("", *suffixes)}
+            is_apart = is_told and suffix_of(name) in _LOSSLESS and one != path.rpartition("/")[0]
+            wanted |= dict.fromkeys(mates if is_apart else mates - {name}, name)
+        found = {wanted[mate] for mate in folder.among(home, wanted)} if suffixes else set()
+        if most(names, found) and (
+            is_told
+            or not inside
+            or most(names, found & ended)
+            or most(names, [name for name in names if _is_gray(inside, name, folder)])
+        ):
+            return True
+    return False
+
+
+def _is_gray(path: str, name: str, folder: Listing) -> bool:
+    """Whether an image has a single channel, of grays or of a palette, as masks have."""
+    with suppress(OSError):
+        head = folder.head(path, name)
+        return head.startswith(b"GIF8") or (head.startswith(b"\x89PNG") and head[25:26] in (b"\0", b"\3"))
+    return False
 
 
 def _goes_with(path: str, others: Sequence[str], known: Sequence[str], folder: Listing, depth: int = _DEPTH) -> bool:
@@ -134,7 +192,7 @@ def _first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:
 
 def folders_in(path: str, folder: Listing) -> list[str]:
     """Return the names of the folders in a folder, which may not be there."""
-    return folder.tops(path) if any(name.endswith("/") for name in folder.peek(path)) else []
+    return folder.tops(path) if folder.peek(path) else []
 
 
 def sample(path: str, folder: Listing) -> list[str]:

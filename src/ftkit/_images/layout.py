@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,12 +17,13 @@ from ftkit._images.companions import (
     folders_in,
     has_images,
     is_grouped,
+    mirrors,
     most,
     namesakes,
     sample,
 )
-from ftkit._images.names import is_images, is_known, is_labels
-from ftkit._images.splits import splits_among
+from ftkit._images.names import is_images, is_known, is_labels, may_tell_of_images
+from ftkit._images.splits import are_of_one_split, splits_among
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit.errors import FtkitError, did_you_mean
 
@@ -52,7 +53,7 @@ class Layout:
     holders: Collection[str] = ()
     grouped: Collection[str] = ()
     _folder: Listing | None = field(default=None, compare=False)
-    _known: dict[str, bool] = field(default_factory=dict, compare=False)  # of folders, whether they go with images
+    _companions: dict[str, Collection[str]] = field(default_factory=dict, compare=False)
 
     @classmethod
     def find(cls, tops: Sequence[str], folder: Listing, splits: Sequence[str] | Mapping[str, str] | None) -> Layout:
@@ -115,32 +116,41 @@ class Layout:
         """Whether a file or folder is in one that goes with images, as masks do, and so is no image to learn from."""
         at = ""
         for name in path.split("/")[:-1]:
-            place = join(at, name)
-            if is_labels(name):
-                if place not in self._known:
-                    self._known[place] = self._goes_with_images(at, name)
-                if self._known[place]:
-                    return True
-            at = place
+            if name in self._companions_in(at):
+                return True
+            at = join(at, name)
         return False
 
-    def _goes_with_images(self, at: str, name: str) -> bool:
-        """Whether a folder that is called as one of labels is no class, and there are images beside it."""
-        folder = self._folder
-        if folder is None:
-            return False
-        beside = {one: join(at, one) for one in folders_in(at, folder)}
+    def _companions_in(self, at: str) -> Collection[str]:
+        """Return the names of the folders in a folder that go with images."""
+        if at not in self._companions:
+            self._companions[at] = frozenset(self._find_companions(at, self._folder) if self._folder else ())
+        return self._companions[at]
+
+    def _find_companions(self, at: str, folder: Listing) -> Iterator[str]:
+        """Yield what is no class, and called as labels are that have images beside them, or has files that are."""
+        beside = {name: join(at, name) for name in folders_in(at, folder)}
         if at in self.splits or not at:
             classes = self.classes if at or not self.splits else ()
         else:
             has_splits = splits_among([*beside.values()], partial(folders_in, folder=folder))
             classes = () if has_splits else classes_among(at, [*beside], folder)
-        if name in classes:
-            return False
-        names = sample(beside[name], folder) if name in beside else []
-        return bool(most(names, namesakes(names, at, folder)) and names) or any(
-            has_images(place, folder) for one, place in beside.items() if not is_labels(one)
-        )
+        photos = [place for name, place in beside.items() if not is_labels(name)]
+        images = [place for name, place in beside.items() if is_images(name) and name not in classes]
+        splits = [split for split in self.splits if split.rpartition("/")[0] == at]
+        for name, place in beside.items():
+            if name in classes or is_images(name) or place in splits or not may_be_class(name):
+                continue
+            if is_labels(name):
+                names = sample(place, folder)
+                is_loose = bool(names) and most(names, namesakes(names, at, folder))
+                is_one = is_loose or any(has_images(one, folder) for one in photos)
+            else:
+                loose = [at] if may_tell_of_images(name) else []
+                near = [split for split in splits if are_of_one_split(split, place)]
+                is_one = mirrors(place, [*images, *near, *loose], folder)
+            if is_one:
+                yield name
 
     def place(self, path: str) -> Place:
         """Return where a path relative to the root lies.
@@ -156,7 +166,8 @@ class Layout:
         inside = path.removeprefix(folder + "/" if folder else "")
         label, slash, rest = inside.partition("/")
         is_class = label in self.classes and bool(split or not self.splits)
-        if not slash or folder in self.grouped or (is_known(label) and not is_class):
+        is_none = (is_known(label) and not is_class) or label in self._companions_in(folder)
+        if not slash or folder in self.grouped or is_none:
             label, rest = "", inside
         return Place(folder, self.splits.get(split, ""), label, rest)
 

@@ -14,16 +14,23 @@ SPLITS = {
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([_ -]?(set|data|images?|imgs?|photos?))?[_ -]?[0-9]{{0,4}}")
 #: Where Cityscapes has its images, by cities.
 CITYSCAPES = "leftimg8bit"
-# Not classes, unless beside some: images, and images_001 of many.
-_IMAGE_FOLDER = re.compile(f"(images?|imgs?|jpegimages|{CITYSCAPES})([_ -]?[0-9]+)?")
+# Not classes, unless beside some: images, images_001 of many, images_png.
+_IMAGE_FOLDER = re.compile(f"(images?|imgs?|(jpeg|png)images|{CITYSCAPES})([_ -]?([0-9]+|png|jpe?g|tiff?))?")
 # Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
 # that it goes with may be part of the name: trainannot, train_masks, labels_val.
 _LABEL_FOLDER = re.compile(
     rf"(({'|'.join(SPLITS)})[0-9]{{0,4}}[_ -]?)?"
     "(labels?|ann(o|ot|otation)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|mattes?|segs?|"
-    "(mask|label|gt)[_ -]?(images?|imgs?|masks?)|imagesets|segmentations?|segmentation(class|object)[a-z]*)"
+    "(mask|label|gt)[_ -]?(images?|imgs?|masks?)|imagesets|segmentations?|segmentation(class|object)[a-z]*|labelst[rs])"
     rf"([_ -]?({'|'.join(SPLITS)})[0-9]{{0,4}})?"
 )
+
+# What else the name of such a folder may have in it, if its files are called as images beside it are.
+_TELLING = re.compile(
+    "mask|label|annot|(^|[_ -])(anno?|segs?|gt)($|[_ -])|segment|semantic|instance|panoptic|parsing|matte|trimap|"
+    "ground.?truth"
+)
+_MORE_IMAGES = re.compile("(^|[_ -])(images?|imgs?|photos?|pictures?|pics?|frames?|rgb)")
 
 
 def is_images(name: str) -> bool:
@@ -39,6 +46,16 @@ def is_labels(name: str) -> bool:
 def is_known(name: str) -> bool:
     """Whether a folder is called as one of images, or of what tells of them."""
     return is_images(name) or is_labels(name)
+
+
+def may_tell_of_images(name: str) -> bool:
+    """Whether the name of a folder has a word for what tells of images in it, such as "masks_png"."""
+    return bool(_TELLING.search(name.lower()))
+
+
+def has_more_images(name: str) -> bool:
+    """Whether the name of a folder has a word for images in it, such as "images_night"."""
+    return bool(_MORE_IMAGES.search(name.lower()))
 
 
 def split_of(name: str) -> str:

@@ -51,6 +51,11 @@ def _alike(names: Mapping[str, str]) -> dict[str, str]:
     return {folder: SPLITS[end[2]] for folder, end in ends.items() if len(begun[end[1]]) > 1}
 
 
+def are_of_one_split(one: str, other: str) -> bool:
+    """Whether two folders have the name of a split in theirs: train and depth_train."""
+    return any(word in one.lower() and word in other.lower() for word in SPLITS)
+
+
 def _by_number(name: str) -> list[tuple[int, str]]:
     """What sorts fold10 behind fold9."""
     return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name)]
