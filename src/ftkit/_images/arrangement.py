@@ -33,7 +33,7 @@ class Arrangement:
 
     def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
         """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
-        for split in (*(self._layout.splits or ("",)), *self._layout.holders):
+        for split in (*self._layout.roots, *self._layout.holders):
             inside = {folder: count for (home, folder), count in self._images.items() if home == split}
             yield from self._in_split(f"{split}/" if split else "", inside, prefix)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from itertools import accumulate, islice
 from posixpath import join
 from typing import NamedTuple
 
@@ -22,8 +22,8 @@ from ftkit._images.companions import (
     namesakes,
     sample,
 )
-from ftkit._images.names import is_images, is_known, is_labels, may_tell_of_images
-from ftkit._images.splits import are_of_one_split, splits_among
+from ftkit._images.names import are_of_one_split, is_images, is_known, is_labels, may_tell_of_images
+from ftkit._images.splits import in_folds, is_fold, splits_among, splits_below
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit.errors import FtkitError, did_you_mean
 
@@ -46,12 +46,16 @@ class Layout:
         classes: What is a class whatever its name says, by the name: "masks" beside "gloves".
         holders: The folders of images, in a split or in none, whose folders are classes: "images" with "images/cat".
         grouped: The splits whose folders are none.
+        folds: Of a split that belongs to a fold, which is a data set of its own, that fold.
+        by_class: Whether the splits are in the classes: cat/train and dog/train.
     """
 
     splits: Mapping[str, str]
     classes: Collection[str] = ()
     holders: Collection[str] = ()
     grouped: Collection[str] = ()
+    folds: Mapping[str, str] = field(default_factory=dict)
+    by_class: bool = False
     _folder: Listing | None = field(default=None, compare=False)
     _companions: dict[str, Collection[str]] = field(default_factory=dict, compare=False)
 
@@ -65,15 +69,7 @@ class Layout:
             splits: As for `scan_images`.
         """
         if splits is None:
-            found = splits_among(tops, folder.tops)
-            if not found:
-                classes = classes_among("", tops, folder)
-                for top in sorted(tops):
-                    if is_known(top) and top not in classes:
-                        found |= splits_among([f"{top}/{name}" for name in folder.tops(top)], folder.tops)
-                if not found:
-                    return cls._with_classes({}, classes, folder)
-            return cls._with_classes(found, _classes_in(found, folder), folder)
+            return cls._guessed(tops, folder)
         named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
         strings("splits", [*named, *named.values()], "folders")
         found = {name.replace(os.sep, "/").strip("/"): split for name, split in named.items()}
@@ -86,7 +82,35 @@ class Layout:
         return cls._with_classes(found, _classes_in(found, folder), folder)
 
     @classmethod
-    def _with_classes(cls, splits: Mapping[str, str], classes: Collection[str], folder: Listing) -> Layout:
+    def _guessed(cls, tops: Sequence[str], folder: Listing) -> Layout:
+        """Return the layout that the folders suggest: splits at the top, in images and labels, or in all others."""
+        found = splits_among(tops, folder)
+        classes = set() if found else classes_among("", tops, folder)
+        if not found:
+            for top in sorted(tops):
+                if is_known(top) and top not in classes:
+                    found |= splits_among([f"{top}/{name}" for name in folder.tops(top)], folder)
+        is_whole = not found
+        others = [
+            top for top in tops if top in classes or (may_be_class(top) and not is_known(top) and top not in found)
+        ]
+        found |= splits_below(others if is_whole else filter(is_fold, others), folder)
+        found, folds = in_folds(found, folder)
+        inner = (name for split in found for name in folders_in(split, folder))
+        by_class = bool(found) and is_whole and not folds and all(map(is_known, inner))
+        if found and not by_class:
+            classes = _classes_in(found, folder)
+        return cls._with_classes(found, classes, folder, folds, by_class)
+
+    @classmethod
+    def _with_classes(
+        cls,
+        splits: Mapping[str, str],
+        classes: Collection[str],
+        folder: Listing,
+        folds: Mapping[str, str] | None = None,
+        by_class: bool = False,
+    ) -> Layout:
         """Return the layout, with the folders of images looked into."""
         holders = [
             join(split, name)
@@ -95,19 +119,26 @@ class Layout:
             if is_images(name) and name not in classes and _holds_classes(join(split, name), folder)
         ]
         grouped = [split for split in splits if is_images(split.partition("/")[0]) and is_grouped(split, folder)]
-        return cls(splits, {*classes, *_classes_in(holders, folder)}, holders, grouped, folder)
+        classes = {*classes, *_classes_in(holders, folder)}
+        return cls(splits, classes, holders, grouped, folds or {}, by_class, folder)
 
     @property
     def of_images(self) -> dict[str, str]:
         """The splits without those of labels and masks."""
-        return {path: split for path, split in self.splits.items() if not is_labels(path.partition("/")[0])}
+        told = set() if self.by_class else {path for path in self.splits if is_labels(path.partition("/")[0])}
+        return {path: split for path, split in self.splits.items() if path not in told}
+
+    @property
+    def roots(self) -> Iterable[str]:
+        """What the folders of classes are in, or those of images: the splits, or all of it."""
+        return self.splits if self.splits and not self.by_class else ("",)
 
     @property
     def homes(self) -> dict[str, str]:
         """The folders whose folders are classes, each with the name of the split that it is in, if any."""
         return {
             home: self.splits.get(split, "")
-            for split in self.splits or ("",)
+            for split in self.roots
             for home in [one for one in self.holders if one.rpartition("/")[0] == split] or [split]
             if home not in self.grouped
         }
@@ -131,9 +162,9 @@ class Layout:
         """Yield what is no class, and called as labels are that have images beside them, or has files that are."""
         beside = {name: join(at, name) for name in folders_in(at, folder)}
         if at in self.splits or not at:
-            classes = self.classes if at or not self.splits else ()
+            classes = self.classes if at or not self.splits or self.by_class else ()
         else:
-            has_splits = splits_among([*beside.values()], partial(folders_in, folder=folder))
+            has_splits = splits_among([*beside.values()], folder)
             classes = () if has_splits else classes_among(at, [*beside], folder)
         photos = [place for name, place in beside.items() if not is_labels(name)]
         images = [place for name, place in beside.items() if is_images(name) and name not in classes]
@@ -161,15 +192,29 @@ class Layout:
             >>> layout.place("train/cat/a/1.jpg")
             Place(folder='train', split='train', label='cat', rest='a/1.jpg')
         """
-        split = next((folder for folder in self.splits if path.startswith(folder + "/")), "")
-        folder = next((folder for folder in self.holders if path.startswith(folder + "/")), split)
+        split = self._split(path)
+        folder = "" if self.by_class else split
+        folder = next((folder for folder in self.holders if path.startswith(folder + "/")), folder)
         inside = path.removeprefix(folder + "/" if folder else "")
         label, slash, rest = inside.partition("/")
-        is_class = label in self.classes and bool(split or not self.splits)
+        is_class = label in self.classes and bool(split or self.by_class or not self.splits)
         is_none = (is_known(label) and not is_class) or label in self._companions_in(folder)
         if not slash or folder in self.grouped or is_none:
             label, rest = "", inside
         return Place(folder, self.splits.get(split, ""), label, rest)
+
+    def apart(self, paths: Iterable[str]) -> list[list[str]]:
+        """Return the files by the data set that they are in: of folds, each is one, and all have the same images."""
+        parts: defaultdict[str, list[str]] = defaultdict(list)
+        for path in paths:
+            parts[self.folds.get(self._split(path), "")].append(path)
+        common = parts.pop("", [])
+        return [[*common, *part] for part in parts.values()] or [common]
+
+    def _split(self, path: str) -> str:
+        """Return the folder of the split that a file is in, if any."""
+        above = accumulate(path.split("/")[:-1], join)
+        return next((one for one in above if one in self.splits), "")
 
 
 def _classes_in(splits: Iterable[str], folder: Listing) -> set[str]:
@@ -183,7 +228,7 @@ def _holds_classes(path: str, folder: Listing) -> bool:
     if most(names, [name for name in names if suffix_of(name) in IMAGE_SUFFIXES]):
         return False
     inner = folders_in(path, folder)
-    splits = splits_among([join(path, name) for name in inner], folder.tops)
+    splits = splits_among([join(path, name) for name in inner], folder)
     known = {name for name in inner if is_known(name)} - classes_among(path, inner, folder)
     classes = (name for name in inner if may_be_class(name) and name not in known and join(path, name) not in splits)
     filled = islice((name for name in classes if has_images(join(path, name), folder)), 2)
