@@ -1086,3 +1086,26 @@ def test_with_a_link_that_stays_stays_what_it_leads_to(jpegs: list[bytes], tmp_p
     moved = scan_images(root, workers=1).quarantine(tmp_path / "aside", kinds=["leaks"])
     assert ("train/bee/1.jpg", "train/ant/link.jpg is a link to it") in moved.left
     assert (root / "train/ant/link.jpg").exists()
+
+
+@pytest.mark.parametrize(("kinds", "stays"), [("leaks", True), ("label_conflicts", True), ("duplicates", False)])
+def test_a_link_to_a_file_in_a_folder_that_others_link_to_stays(
+    jpegs: list[bytes], tmp_path: Path, kinds: str, stays: bool
+) -> None:
+    """As a file does: it would go from all of them. What counts twice goes, since they all keep the other."""
+    root = tmp_path / "pets"
+    copy = {"leaks": "val/ant/copy.jpg", "duplicates": "train/ant/copy.jpg", "label_conflicts": "train/bee/copy.jpg"}
+    files = {"train/ant/0.jpg": 0, "train/bee/1.jpg": 1, "val/ant/2.jpg": 2, "val/bee/3.jpg": 3, copy[kinds]: 4}
+    for name, number in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(jpegs[number])
+    (tmp_path / "4.jpg").write_bytes(jpegs[4])
+    (root / "train/ant/link.jpg").symlink_to(tmp_path / "4.jpg")
+    (root / "train/ant/cut.jpg").write_bytes(jpegs[5][:500])
+    (root / "more").mkdir()
+    (root / "more/shared").symlink_to("../train/ant")
+    moved = scan_images(root, workers=1).quarantine(tmp_path / "aside", kinds=[kinds, "truncated"])
+    assert (root / "train/ant/link.jpg").exists() == stays
+    assert not (root / "train/ant/cut.jpg").exists()
+    why = "more/shared is a link to a folder around it"
+    assert [path for path, reason in moved.left if reason == why] == ["train/ant/link.jpg"] * stays

@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, Self
@@ -64,12 +64,11 @@ class Copied:
         return found
 
     def _copies_of(self, path: str, others: Sequence[str]) -> dict[str, float]:
-        if self.ask is None:
-            return dict.fromkeys(others, 1.0)
         pair = {other: (min(path, other), max(path, other)) for other in others}
         unknown = [other for other in others if pair[other] not in self.pairs]
         if unknown:
-            self.pairs.update((pair[other], like) for other, like in self.ask(path, unknown).items())
+            answer = self.ask(path, unknown) if self.ask else dict.fromkeys(unknown, 1.0)
+            self.pairs.update((pair[other], like) for other, like in answer.items())
         return {other: self.pairs[pair[other]] for other in others if pair[other] in self.pairs}
 
 
@@ -121,8 +120,7 @@ class Copies:
                 by_digest[verdict.digest][path] = verdict
             for group in by_digest.values():
                 if len(group) > 1:
-                    first, *others = sorted(group)
-                    yield Copied("exact", group, {(first, other): 1.0 for other in others})
+                    yield Copied("exact", group)
 
     def _nearly(self) -> Iterator[Copied]:
         """Yield each group of files with nearly the same picture, when their bytes differ."""
@@ -252,7 +250,7 @@ def judge_group(
     if not conflicts:
         classes = classes[:1]
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(copied.pairs.items()))
-    members = tuple(prefix + path for path in sorted(places))
+    members = tuple(prefix + path for path in sorted({*chain(*copied.pairs)}))
     return DuplicateGroup(members, copied.kind, tuple(classes), tuple(sorted(splits)), named), notes
 
 

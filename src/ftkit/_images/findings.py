@@ -120,7 +120,7 @@ KINDS: dict[str, Kind] = {
     "no_images": _odd("a class without a usable image; ImageFolder raises", "add some, or drop the class"),
     "imbalance": _odd("another class has at least ten times as many images", "weight the classes"),
     "classes_differ": _odd("ImageFolder numbers classes by name: labels differ between splits", "fix the folders"),
-    # What ImageFolder would make of the folders: layout.py.
+    # What ImageFolder would make of the folders: arrangement.py.
     "classes_deeper": _odd("ImageFolder finds a single class: the folder with the classes", "pass that folder"),
     "flat": _odd("images without class folders; ImageFolder raises", "sort them into folders, or write a Dataset"),
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),

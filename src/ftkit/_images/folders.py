@@ -98,6 +98,14 @@ class Folder:
         """Return which of some names are in a folder."""
         return {name for name in names if os.path.lexists(Path(self.place, inside, name))}
 
+    def head(self, inside: str, name: str) -> bytes:
+        """Return the first few bytes of a file in a folder, which may raise an `OSError`."""
+        file = Path(self.place, inside, name)
+        if not file.is_file():  # a pipe would keep us waiting
+            return b""
+        with file.open("rb") as opened:
+            return opened.read(_HEAD)
+
     def snapshot(self, folder: str, names: Sequence[str]) -> str:
         """Return the snapshot to scan in place of a folder in which the Hugging Face hub keeps files; none in others.
 
@@ -155,7 +163,7 @@ class Folder:
                 note(folder, Note("unreadable", f"{error.strerror}: nothing in this folder was checked"))
                 continue
             met, again = (met, again + 1 + len(entries)) if is_known else (met + len(entries), again)
-            ours = _set_aside(folder, [entry.name for entry in entries], partial(_head, place), note)
+            ours = _set_aside(folder, [entry.name for entry in entries], partial(self.head, folder), note)
             if ours and len(ours) == len(entries):
                 continue
             entries = [entry for entry in entries if entry.name not in ours]
@@ -167,7 +175,7 @@ class Folder:
             for entry in entries:
                 path, name = join(folder, entry.name), entry.name.lower()
                 if not _is_folder(entry):
-                    is_noted = _noted_as_litter(path, littered, partial(_head, place), note)
+                    is_noted = _noted_as_litter(path, littered, partial(self.head, folder), note)
                     if not is_noted and not _noted_as_shut(path, entry, note):
                         yield path
                 elif name not in SKIPPED_FOLDERS:
@@ -271,7 +279,7 @@ class _RemoteFolder(Folder):
             except FtkitError as error:
                 note(folder, Note("unreadable", f"{_words(error.__cause__)}: nothing in this folder was checked"))
                 continue
-            read = partial(self._head, folder)
+            read = partial(self.head, folder)
             ours = _set_aside(folder, [*folders, *files], read, note)
             if ours and len(ours) == len(folders) + len(files):
                 continue
@@ -283,9 +291,9 @@ class _RemoteFolder(Folder):
             inside = [name for name in folders if name.lower() not in SKIPPED_FOLDERS and name not in ours]
             pending.extend(join(folder, name) for name in reversed(inside))
 
-    def _head(self, folder: str, name: str) -> bytes:
+    def head(self, inside: str, name: str) -> bytes:
         try:
-            data: bytes = self._files.cat_file(join(self._root, folder, name), 0, _HEAD)
+            data: bytes = self._files.cat_file(join(self._root, inside, name), 0, _HEAD)
         except Exception as error:
             raise OSError(error) from error
         return data
@@ -371,13 +379,6 @@ def _set_aside(folder: str, names: Sequence[str], read: Callable[[str], bytes], 
             if name.startswith("files"):
                 note(join(folder, name), _SET_ASIDE)
     return ours
-
-
-def _head(place: Path, name: str) -> bytes:
-    if not (place / name).is_file():  # a pipe would keep us waiting
-        return b""
-    with (place / name).open("rb") as file:
-        return file.read(_HEAD)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

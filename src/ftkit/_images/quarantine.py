@@ -34,7 +34,8 @@ from ftkit._wording import plural, some
 from ftkit.errors import FileWriteError, FtkitError
 
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
-_LEAKS = frozenset(("leaks", "eval_leaks"))
+# What is found for where a file lies: families of kinds.
+_BY_PLACE = frozenset(("leaks", "eval_leaks", "duplicates", "label_conflicts"))
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -325,7 +326,8 @@ def _plan(
         more = {file: f"{min(led_to[file])} is a link to it" for file in files if file in led_to}
         for file, entry in files.items():
             families = {KINDS[kind].family for kind in reasons[entry.path]}
-            if families & _LEAKS and families <= {*_LEAKS, "duplicates"}:  # it would go from the split that keeps it
+            # It would go from other splits and classes, too, which keep the other copy only of what counts twice.
+            if families <= _BY_PLACE and families != {"duplicates"}:
                 linked = next((parent for parent in file.parents if parent in led_to), None)
                 if linked:
                     more.setdefault(file, f"{min(led_to[linked])} is a link to a folder around it")

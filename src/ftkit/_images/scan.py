@@ -66,8 +66,9 @@ def scan_images(
             to the split's name. What is called neither train, val nor test is a fold: a copy in two
             folds is a leak, of which the last one listed keeps its own. By default the folders named
             train, val, valid, test and the like, also train2017, test_set, or cars_train next to
-            cars_test, at the top or in ``images``; but a single such name among other folders is a
-            class unless it contains class folders. Also fold0, fold1 and so on, if they contain some.
+            cars_test, at the top, in ``images`` or in each class or site; but a single such name among
+            other folders is a class unless it contains class folders. Also fold0, fold1 and so on, if
+            they contain some, and what has the same class folders as train and val beside it.
         progress: Show a progress bar; by default only in a terminal.
         journal: A file that records the result for each file. If it exists already, files that have not
             changed since are not read again: a scan that was stopped resumes.

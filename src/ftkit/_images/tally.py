@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from ftkit._images.copies import Copies, judge_group
+from ftkit._images.arrangement import Arrangement
+from ftkit._images.copies import Copied, Copies, judge_group
 from ftkit._images.findings import DuplicateGroup, Finding, make_finding
 from ftkit._images.folders import Folder, Stamp
 from ftkit._images.journal import Journal
-from ftkit._images.layout import Arrangement, Layout
+from ftkit._images.layout import Layout
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit._images.table import TableWriter
 from ftkit._images.verdict import Form, Measures, Note, Notes, Verdict, read_line
@@ -150,18 +151,28 @@ class Tally:
         self._judge_classes()
         for path, note in self._arrangement.notes(self._prefix):
             self.note(path, note)
-        groups = []
-        for copied in self._copies.groups():
+        groups, noted = [], set[tuple[str, Note]]()
+        for copied in (part for whole in self._copies.groups() for part in self._apart(whole)):
             files = {path: self._folder.identity(path) for path in copied.verdicts}
             plain = {path: self._folder.plain(path) for path in copied.verdicts}
             group, notes = judge_group(copied, self._layout, self._prefix, files, plain)
             if notes:  # it is no single file under several names
                 groups.append(group)
             for path, note in notes:
-                self.note(path, note)
+                if (path, note) not in noted:  # as of copies in a split that goes with each of several folds
+                    noted.add((path, note))
+                    self.note(path, note)
             for path, verdict in copied.verdicts.items():
                 self._remember(path, verdict)
         return sorted(groups, key=lambda group: (group.paths, group.kind))
+
+    def _apart(self, copied: Copied) -> Iterator[Copied]:
+        """Yield the copies in each of the data sets that the layout tells apart."""
+        for paths in map(set, self._layout.apart(copied.verdicts)):
+            if len(paths) > 1:
+                pairs = {pair: like for pair, like in copied.pairs.items() if paths.issuperset(pair)}
+                verdicts = {path: verdict for path, verdict in copied.verdicts.items() if path in paths}
+                yield replace(copied, verdicts=verdicts, pairs=pairs)
 
     def _judge_looks(self) -> None:
         share, least = _LOOKS

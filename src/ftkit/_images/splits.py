@@ -1,0 +1,117 @@
+"""Which of the folders next to each other are splits, or have splits in them."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from posixpath import join
+
+from ftkit._images.companions import Listing, folders_in, has_images, mirrors, most
+from ftkit._images.names import SPLITS, are_of_one_split, is_images, is_known, is_labels, split_of, split_within
+from ftkit._images.suffixes import may_be_class
+
+# What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA.
+_ALIKE = re.compile(rf"(|.*[_ -])((?i:{'|'.join(SPLITS)}))(|[_ -].*|[A-Z])")
+_FOLD = re.compile("(k?folds?|splits?|cv)[_ -]?[0-9]{1,3}")
+
+
+def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
+    """Return which of the folders next to each other are splits, with the split's name.
+
+    "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders. A folder with
+    the same is a split as well; next to a single one, its name has to say so.
+    """
+    names = {one: one.rpartition("/")[2] for one in sorted(folders, key=_by_number)}
+    found = {one: split for one, name in names.items() if (split := split_of(name))} or _alike(names, folder)
+    found |= _folds(names, folder)
+    others = [one for one, name in names.items() if one not in found and not is_known(name) and may_be_class(name)]
+    inner = set().union(*(_inner(one, folder) for one in found))
+    if others and len({*found.values()}) < 2 and not inner:
+        return {}
+    more = {one: split_within(names[one]) for one in others if _is_another(one, found, inner, folder)}
+    told = {one: split for one, split in more.items() if split != names[one]}
+    if len({*found.values(), *told.values()}) < 2:
+        return {**told, **found}
+    more = {one: split for one, split in more.items() if one in told or not all(map(is_known, _inner(one, folder)))}
+    return {**more, **found}
+
+
+def splits_below(folders: Iterable[str], folder: Listing) -> dict[str, str]:
+    """Return the splits in each of several folders: cat/train and dog/train, or those of sites, or of folds."""
+    found: dict[str, str] = {}
+    whole = 0  # those with a split for training and another
+    for one in sorted(folders, key=_by_number):
+        inner = splits_among([join(one, name) for name in _inner(one, folder)], folder)
+        if not inner and has_images(one, folder):
+            return {}
+        whole += {"train"} < {*inner.values()}
+        found |= inner
+    return found if whole > 1 else {}
+
+
+def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the splits, or the folds that are all there is in one, and the fold that each belongs to, if any.
+
+    Folds in a single split, such as train beside test, are splits. Otherwise each has splits of its own, and is a data
+    set of its own: all of them have the same images.
+    """
+    inner = {split: _only_folds(split, folder) for split in splits}
+    is_one = sum(map(bool, inner.values())) == 1
+    found: dict[str, str] = {}
+    for split, name in splits.items():
+        found |= {one: fold if is_one else name for one, fold in inner[split].items()} or {split: name}
+    return found, {one: fold for one in found for fold in one.split("/") if is_fold(fold) and fold != found[one]}
+
+
+def is_fold(name: str) -> bool:
+    """Whether a folder is called as one of a cross-validation."""
+    return bool(_FOLD.fullmatch(name.lower()))
+
+
+def _only_folds(split: str, folder: Listing) -> dict[str, str]:
+    """Return the folds in a split, if there are no other folders."""
+    inner = {join(split, name): name for name in sorted(_inner(split, folder), key=_by_number)}
+    folds = _folds(inner, folder)
+    return folds if len(folds) == len(inner) else {}
+
+
+def _folds(names: Mapping[str, str], folder: Listing) -> dict[str, str]:
+    """Return which folders are folds: fold1 and fold2.
+
+    They have class folders, or labels. Without, they may be classes, and with splits in each, all have the same images.
+    """
+    folds = {one: name for one, name in names.items() if is_fold(name)}
+    inner = [(join(one, name), name) for one in folds for name in _inner(one, folder)]
+    have_more = any(not is_images(name) or _inner(path, folder) for path, name in inner)
+    return folds if len(folds) > 1 and have_more and not any(split_of(name) for _, name in inner) else {}
+
+
+def _alike(names: Mapping[str, str], folder: Listing) -> dict[str, str]:
+    """Return which folders are splits by names that differ in nothing else: cars_train and cars_test."""
+    begun: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for one, name in names.items():
+        if (parts := _ALIKE.fullmatch(name)) and not is_labels(name):
+            begun[parts[1].lower(), parts[3].lower()][one] = SPLITS[parts[2].lower()]
+    found = {one: split for alike in begun.values() if len({*alike.values()}) > 1 for one, split in alike.items()}
+    return {one: split for one, split in found.items() if not _mirrors_one(one, found, folder)}
+
+
+def _is_another(path: str, found: Collection[str], inner: Collection[str], folder: Listing) -> bool:
+    """Whether a folder next to splits is one, too: most of the folders in it are in those."""
+    own = _inner(path, folder)
+    return most(own, {*own} & {*inner}) and not _mirrors_one(path, found, folder)
+
+
+def _mirrors_one(path: str, splits: Collection[str], folder: Listing) -> bool:
+    """Whether a folder has masks for the images in a split, which its name has in it."""
+    return mirrors(path, [one for one in splits if one != path and are_of_one_split(one, path)], folder)
+
+
+def _inner(path: str, folder: Listing) -> list[str]:
+    return [name for name in folders_in(path, folder) if may_be_class(name)]
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """What sorts fold10 behind fold9."""
+    return [(int(part) if part.isdecimal() else 0, part) for part in re.split(r"([0-9]+)", name)]

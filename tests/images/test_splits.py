@@ -1,0 +1,240 @@
+"""Which folders are splits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ftkit import scan_images
+from ftkit._images.layout import Place
+
+from .trees import classes, found, laid, several
+
+
+def test_splits_by_other_names(pets: Path) -> None:
+    """Folders of any name can be splits, and be named otherwise."""
+    (pets / "val").rename(pets / "fold9")
+    (pets / "train/dog/copy.jpg").write_bytes((pets / "fold9/dog/0.jpg").read_bytes())
+    assert scan_images(pets, workers=1).leaks == []
+    assert scan_images(pets, workers=1, splits={"train": "train", "fold9": "val"}).leaks[0].splits == ("train", "val")
+    assert scan_images(pets, workers=1, splits=["train", "fold9"]).leaks[0].splits == ("fold9", "train")
+
+
+@pytest.mark.parametrize(
+    ("tops", "inside", "splits"),
+    [
+        (["train2017", "val2017", "annotations"], {}, {"train2017": "train", "val2017": "val"}),
+        (["training_set", "test_set"], {}, {"training_set": "train", "test_set": "test"}),
+        (["train_image", "val_img", "test_imgs"], {}, {"train_image": "train", "val_img": "val", "test_imgs": "test"}),
+        (["train_val", "TEST"], {}, {"train_val": "train", "TEST": "test"}),
+        (["test-images", "trains", "contest"], {"test-images": ["cat"]}, {"test-images": "test"}),
+        (["test-images", "trains", "contest"], {"test-images": [".cache", "__MACOSX"]}, {}),
+        (["Train", "Test", "samples", "annotations"], {}, {"Train": "train", "Test": "test"}),
+        (["Train", "annotations", ".cache"], {}, {"Train": "train"}),
+        (["images"], {"images": ["bus", "train"]}, {}),
+        (["images", "labels"], {"images": ["train", "val"], "labels": ["train"]},
+         {"images/train": "train", "images/val": "val", "labels/train": "train"}),
+        (["JPEGImages", "Annotations", "ImageSets"], {}, {}),
+        (["cat", "dog"], {"cat": ["train", "test"]}, {}),
+    ],
+)  # fmt: skip
+def test_names_that_data_sets_use(
+    tmp_path: Path, tops: list[str], inside: dict[str, list[str]], splits: dict[str, str]
+) -> None:
+    """Splits go by more names than three, and what tells of images is no class."""
+    deeper = [f"{top}/{name}" for top in tops for name in inside.get(top, ())]
+    layout = found(tmp_path, *(top for top in tops if top not in inside), *deeper)
+    assert layout.splits == splits
+    assert layout.place("train/images/1.jpg") == Place("", "", "train", "images/1.jpg")
+    assert layout.place("JPEGImages/1.jpg").label == ""
+
+
+@pytest.mark.parametrize(
+    ("tops", "splits"),
+    [
+        (["cars_train", "cars_test", "devkit"], {"cars_train": "train", "cars_test": "test"}),
+        (["bounding_box_train", "bounding_box_test", "gt_query"],
+         {"bounding_box_train": "train", "bounding_box_test": "test"}),
+        (["DIV2K_train_HR", "DIV2K_valid_HR", "docs"], {"DIV2K_train_HR": "train", "DIV2K_valid_HR": "val"}),
+        (["trainA", "trainB", "testA", "testB"],
+         {"trainA": "train", "trainB": "train", "testA": "test", "testB": "test"}),
+        (["train_v2", "val_v2"], {"train_v2": "train", "val_v2": "val"}),
+        (["imagesTr", "imagesTs", "labelsTr"], {"imagesTr": "train", "imagesTs": "test"}),
+        (["train_station", "test_tube"], {}),
+        (["testA", "testB"], {}),
+        (["freight_train", "night_train"], {}),
+        (["freight_train", "drug_test"], {}),
+    ],
+)  # fmt: skip
+def test_splits_with_names_that_are_alike(tmp_path: Path, tops: list[str], splits: dict[str, str]) -> None:
+    """Two of them, of which one is no training."""
+    assert found(tmp_path, *tops).splits == splits
+
+
+def test_folds_are_splits_if_they_have_classes(tmp_path: Path) -> None:
+    """Several, or else they are classes."""
+    folds = [f"fold{number}/{name}" for number in (1, 2) for name in ("cat", "dog")]
+    assert found(tmp_path / "a", *folds).splits == {"fold1": "fold1", "fold2": "fold2"}
+    assert found(tmp_path / "b", "fold1", "fold2").splits == {}
+    assert found(tmp_path / "d", "fold1/images", "fold2/images").splits == {}
+    images = [f"fold{number}/images/{name}" for number in (1, 2) for name in ("cat", "dog")]
+    assert found(tmp_path / "h", *images).splits == {"fold1": "fold1", "fold2": "fold2"}
+    yolo = [f"fold{number}/{name}" for number in (1, 2) for name in ("images", "labels")]
+    assert found(tmp_path / "g", *yolo).splits == {"fold1": "fold1", "fold2": "fold2"}
+    assert found(tmp_path / "c", "fold1/cat", "train/cat").splits == {"train": "train"}
+    assert found(tmp_path / "e", *folds, "test/cat", "test/dog").splits == {
+        "fold1": "fold1",
+        "fold2": "fold2",
+        "test": "test",
+    }
+    many = [f"images/fold{number}/{name}" for number in range(1, 12) for name in ("cat", "dog")]
+    assert list(found(tmp_path / "f", *many).splits) == [f"images/fold{number}" for number in range(1, 12)]
+
+
+def test_splits_of_images_and_masks_beside_other_images(tmp_path: Path) -> None:
+    """What a training leaves there makes no classes of them; folders of classes that all have splits are classes."""
+    inner = ("images/train", "images/val", "masks/train", "masks/val")
+    for name in (*several(*inner), *several("runs/detect/train")):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).touch()
+    assert list(found(tmp_path / "a").splits) == list(inner)
+    files = several(*(f"{name}/{split}" for name in ("gloves", "gowns", "masks") for split in ("train", "test")))
+    assert classes(tmp_path / "b", *files) == ["gloves", "gowns", "masks"]
+
+
+def test_a_copy_in_two_folds_is_a_leak(pets: Path) -> None:
+    """By whatever names; the first fold's copy is the one to take away."""
+    for old, new in (("train", "fold0"), ("val", "fold1")):
+        (pets / old).rename(pets / new)
+    (pets / "fold0/dog/copy.jpg").write_bytes((pets / "fold1/dog/0.jpg").read_bytes())
+    report = scan_images(pets, workers=1, splits=["fold0", "fold1"])
+    assert [(f.path, f.kind) for f in report.findings] == [(f"{pets}/fold0/dog/copy.jpg", "leak")]
+
+
+def test_a_class_named_as_a_split_is_a_class(pets: Path) -> None:
+    """As "train" is beside "bus"; a copy in both is a conflict of labels."""
+    voc = pets.parent / "voc"
+    voc.mkdir()
+    (pets / "train/dog").rename(voc / "train")
+    (pets / "val/dog").rename(voc / "bus")
+    (voc / "bus/copy.jpg").write_bytes((voc / "train/2.jpg").read_bytes())
+    report = scan_images(voc, workers=1)
+    assert report.classes == {"bus": 2, "train": 4}
+    assert report.splits == {}
+    assert "splits:" not in str(report)
+    assert [f.kind for f in report.findings] == ["label_conflict", "label_conflict"]
+
+
+def test_the_report_names_the_splits(pets: Path) -> None:
+    """Which folders they are is a guess, so it is said."""
+    report = scan_images(pets, workers=1)
+    assert report.splits == {"train": "train", "val": "val"}
+    assert "splits: train, val" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("holdout", "test"), ("held-out", "test"), ("test_A", "test"), ("test-clean", "test"), ("val_small", "val"),
+        ("minival", "val"), ("train_extra", "train"), ("extra", "extra"), ("unseen", "unseen"),
+    ],
+)  # fmt: skip
+def test_what_has_the_folders_of_the_splits_beside_it_is_one(tmp_path: Path, name: str, split: str) -> None:
+    """By its own name, unless that says which; what has other folders is none, nor what has none."""
+    inner = [f"{top}/{label}" for top in ("train", "val", name) for label in ("cat", "dog")]
+    assert found(tmp_path / "a", *inner, f"{name}/none", "docs/figures", "assets").splits == {
+        "train": "train",
+        "val": "val",
+        name: split,
+    }
+    folds = [f"fold{number}/{label}" for number in (1, 2) for label in ("cat", "dog")]
+    assert found(tmp_path / "b", *folds, f"{name}/cat").splits == {"fold1": "fold1", "fold2": "fold2", name: split}
+    yolo = [f"{top}/images" for top in ("train", "val", name)]
+    assert (name in found(tmp_path / "d", *yolo).splits) == (split != name)
+    views = [f"{top}/{view}" for top in ("bus", "car", "train") for view in ("front", "side")]
+    assert "bus" not in found(tmp_path / "c", *views).splits
+
+
+@pytest.mark.parametrize(("name", "leaks"), [("holdout", "train/dog/copy.jpg"), ("extra", "extra/dog/0.jpg")])
+def test_a_copy_in_a_further_split_is_a_leak(pets: Path, jpegs: list[bytes], name: str, leaks: str) -> None:
+    """What is held out keeps its own; of another, whatever it is for, the known splits do."""
+    for label, data in (("cat", jpegs[10]), ("dog", jpegs[11])):
+        (pets / name / label).mkdir(parents=True)
+        (pets / name / label / "0.jpg").write_bytes(data)
+    (pets / "train/dog/copy.jpg").write_bytes(jpegs[11])
+    assert [(f.path, f.kind) for f in scan_images(pets, workers=1).findings] == [(f"{pets}/{leaks}", "leak")]
+
+
+def test_splits_in_each_class(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """A copy in training and evaluation is a leak; one in two classes, whatever the split, is a conflict."""
+    names = ["cat/train/1.jpg", "cat/val/2.jpg", "dog/train/3.jpg", "dog/val/4.jpg"]
+    for name, data in zip([*names, "cat/train/leak.jpg", "dog/val/cat.jpg"], [*jpegs[:4], *jpegs[1:3]], strict=True):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "dog/val/cat.jpg").write_bytes(jpegs[0])
+    report = scan_images(tmp_path, workers=1)
+    assert report.splits == {"cat/train": "train", "cat/val": "val", "dog/train": "train", "dog/val": "val"}
+    assert report.classes == {"cat": 3, "dog": 3}
+    assert [(f.path.removeprefix(f"{tmp_path}/"), f.kind) for f in report.findings] == [
+        ("cat/train/1.jpg", "label_conflict"),
+        ("cat/train/1.jpg", "leak"),
+        ("cat/train/leak.jpg", "leak"),
+        ("dog/val/cat.jpg", "label_conflict"),
+    ]
+    assert {(row.split, row.class_) for row in report.table} == {
+        (split, label) for split in ("train", "val") for label in ("cat", "dog")
+    }
+
+
+def test_splits_of_several_sites(tmp_path: Path) -> None:
+    """Each has classes; not in one, where the finding says which folder to pass, nor beside images that have none."""
+    files = several(*(f"{site}/{split}/{name}" for site in "ab" for split in ("train", "test") for name in "xy"))
+    layout = laid(tmp_path / "a", *files, "docs/readme.md")
+    assert layout.splits == {"a/train": "train", "a/test": "test", "b/train": "train", "b/test": "test"}
+    assert layout.place("b/test/x/1.jpg") == Place("b/test", "test", "x", "1.jpg")
+    assert laid(tmp_path / "b", *files[: len(files) // 2]).splits == {}
+    assert laid(tmp_path / "c", *files, *several("c")).splits == {}
+    toys = several(*(f"{kind}/{name}" for kind in ("toy", "real") for name in ("train", "bus")))
+    assert laid(tmp_path / "d", *toys).splits == {}
+
+
+@pytest.mark.parametrize("name", ["fold_{}/{}", "{1}/fold{0}", "split{}/{}"])
+def test_folds_with_splits_of_their_own_have_the_same_images(tmp_path: Path, jpegs: list[bytes], name: str) -> None:
+    """So copies are looked for in each of them, and in what goes with all of them."""
+    for fold in range(3):
+        for number, data in enumerate(jpegs[:6]):
+            split = name.format(fold, "val" if number % 3 == fold else "train")
+            file = tmp_path / split / "ab"[number % 2] / f"{number}.jpg"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+    assert scan_images(tmp_path, workers=1).findings == []
+    leak, other = (tmp_path / name.format(1, split) / "a/twin.jpg" for split in ("train", "val"))
+    leak.write_bytes(jpegs[7])
+    other.write_bytes(jpegs[7])
+    assert [(f.path, f.kind) for f in scan_images(tmp_path, workers=1).findings] == [(f"{leak}", "leak")]
+
+
+def test_a_test_set_beside_folds_with_splits_of_their_own(tmp_path: Path, jpegs: list[bytes]) -> None:
+    """It goes with each of them."""
+    for fold in (1, 2):
+        for split in ("train", "val"):
+            file = tmp_path / f"fold{fold}/{split}/a/0.jpg"
+            file.parent.mkdir(parents=True)
+            file.write_bytes(jpegs[(split == "val") != (fold == 2)])
+    (tmp_path / "test/a").mkdir(parents=True)
+    for number in (1, 5, 6):
+        (tmp_path / f"test/a/{number}.jpg").write_bytes(jpegs[min(number, 5)])
+    assert [(f.path.removeprefix(f"{tmp_path}/"), f.kind) for f in scan_images(tmp_path, workers=1).findings] == [
+        ("fold1/val/a/0.jpg", "eval_leak"),
+        ("fold2/train/a/0.jpg", "leak"),
+        ("test/a/6.jpg", "duplicate"),
+    ]
+
+
+def test_folds_of_the_training_are_splits(tmp_path: Path) -> None:
+    """Beside a test set, as they are at the top; with splits in them, they are none."""
+    files = [f"train/fold{number}/{label}" for number in (0, 1) for label in ("cat", "dog")]
+    layout = found(tmp_path, *files, "test/cat", "test/dog")
+    assert layout.splits == {"train/fold0": "fold0", "train/fold1": "fold1", "test": "test"}
+    assert layout.place("train/fold0/cat/1.jpg") == Place("train/fold0", "fold0", "cat", "1.jpg")
