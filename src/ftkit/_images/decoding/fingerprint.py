@@ -92,12 +92,10 @@ def _projections(length: int, exact: float) -> _Matrix:
         exact: How many of them the row is long, of which the last may be a part.
     """
     edges = np.minimum(np.arange(length + 1) / exact, 1)
-    orders = np.arange(_REACH)[:, None]
-    rows = []
-    for near, far in _CUTS:
-        # The integral of cos(pi k x) over x in [0, 1] is sin(pi k x) / (pi k), and x itself for k = 0.
-        x = np.clip((edges - near) / (1 - near - far), 0, 1)
-        rows.append(np.diff(np.where(orders, np.sin(np.pi * orders * x) / np.maximum(np.pi * orders, 1), x), axis=1))
-    for pieces in (SIDE, COLOR_SIDE):
-        rows.append(np.diff(np.clip(edges * pieces - np.arange(pieces)[:, None], 0, 1), axis=1))
-    return np.concatenate(rows).astype(np.float32)
+    near, far = np.array(_CUTS).T[..., None, None]
+    x = ((edges - near) / (1 - near - far)).clip(0, 1)
+    # The integral of cos(pi k x) over x in [0, 1] is sin(pi k x) / (pi k), and x itself for k = 0.
+    pi_k = np.pi * np.arange(1, _REACH)[:, None]
+    waves = np.concatenate((x, np.sin(pi_k * x) / pi_k), axis=1)
+    pieces = ((edges * count - np.arange(count)[:, None]).clip(0, 1) for count in (SIDE, COLOR_SIDE))
+    return np.diff(np.concatenate((*waves, *pieces))).astype(np.float32)
