@@ -225,7 +225,9 @@ def test_a_test_set_beside_folds_with_splits_of_their_own(tmp_path: Path, jpegs:
     (tmp_path / "test/a").mkdir(parents=True)
     for number in (1, 5, 6):
         (tmp_path / f"test/a/{number}.jpg").write_bytes(jpegs[min(number, 5)])
-    assert [(f.path.removeprefix(f"{tmp_path}/"), f.kind) for f in scan_images(tmp_path, workers=1).findings] == [
+    report = scan_images(tmp_path, workers=1)
+    assert len(report.duplicates) == 3
+    assert [(f.path.removeprefix(f"{tmp_path}/"), f.kind) for f in report.findings] == [
         ("fold1/val/a/0.jpg", "eval_leak"),
         ("fold2/train/a/0.jpg", "leak"),
         ("test/a/6.jpg", "duplicate"),
@@ -238,3 +240,21 @@ def test_folds_of_the_training_are_splits(tmp_path: Path) -> None:
     layout = found(tmp_path, *files, "test/cat", "test/dog")
     assert layout.splits == {"train/fold0": "fold0", "train/fold1": "fold1", "test": "test"}
     assert layout.place("train/fold0/cat/1.jpg") == Place("train/fold0", "fold0", "cat", "1.jpg")
+
+
+def test_splits_in_some_folders_only_are_noted(pets: Path, jpegs: list[bytes]) -> None:
+    """The finding says what to pass, and nothing moves for it."""
+    site = pets.parent / "site"
+    (site / "a").mkdir(parents=True)
+    pets.rename(site / "c")
+    for number in (10, 11):
+        (site / f"a/{number}.jpg").write_bytes(jpegs[number])
+    report = scan_images(site, workers=1)
+    (found,) = report.findings
+    assert (found.kind, found.detail) == (
+        "splits_deeper",
+        "if these are splits, pass them all: splits={'c/train': 'train', 'c/val': 'val'}",
+    )
+    assert report.splits == {}
+    assert report.quarantine(pets.parent / "aside", kinds=["odd"]).moved == 0
+    assert scan_images(site, workers=1, splits={"c/train": "train", "c/val": "val"}).findings == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from posixpath import join
 from unicodedata import normalize
 
@@ -33,6 +34,9 @@ class Arrangement:
 
     def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
         """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
+        if self._layout.unsure:
+            some = dict(islice(self._layout.unsure.items(), _NAMED))
+            yield "", Note("splits_deeper", f"if these are splits, pass them all: splits={some}")
         for split in (*self._layout.roots, *self._layout.holders):
             inside = {folder: count for (home, folder), count in self._images.items() if home == split}
             yield from self._in_split(f"{split}/" if split else "", inside, prefix)

@@ -122,6 +122,7 @@ KINDS: dict[str, Kind] = {
     "classes_differ": _odd("ImageFolder numbers classes by name: labels differ between splits", "fix the folders"),
     # What ImageFolder would make of the folders: arrangement.py.
     "classes_deeper": _odd("ImageFolder finds a single class: the folder with the classes", "pass that folder"),
+    "splits_deeper": _odd("train and val are in some folders only, so they are taken for no splits", "pass splits="),
     "flat": _odd("images without class folders; ImageFolder raises", "sort them into folders, or write a Dataset"),
     "beside_classes": _odd("ImageFolder skips images that are in no class folder", "move them into their class"),
     "class_twins": _odd("two classes for ImageFolder, one for some systems", "merge or rename them"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate, islice
 from posixpath import join
 from typing import NamedTuple
@@ -48,6 +48,7 @@ class Layout:
         grouped: The splits whose folders are none.
         folds: Of a split that belongs to a fold, which is a data set of its own, that fold.
         by_class: Whether the splits are in the classes: cat/train and dog/train.
+        unsure: What would be splits if all the folders of images had some.
     """
 
     splits: Mapping[str, str]
@@ -56,6 +57,7 @@ class Layout:
     grouped: Collection[str] = ()
     folds: Mapping[str, str] = field(default_factory=dict)
     by_class: bool = False
+    unsure: Mapping[str, str] = field(default_factory=dict)
     _folder: Listing | None = field(default=None, compare=False)
     _companions: dict[str, Collection[str]] = field(default_factory=dict, compare=False)
 
@@ -94,13 +96,14 @@ class Layout:
         others = [
             top for top in tops if top in classes or (may_be_class(top) and not is_known(top) and top not in found)
         ]
-        found |= splits_below(others if is_whole else filter(is_fold, others), folder)
-        found, folds = in_folds(found, folder)
+        below, are_all = splits_below([top for top in others if is_whole or is_fold(top)], folder)
+        found, folds = in_folds(found | (below if are_all else {}), folder)
         inner = (name for split in found for name in folders_in(split, folder))
         by_class = bool(found) and is_whole and not folds and all(map(is_known, inner))
         if found and not by_class:
             classes = _classes_in(found, folder)
-        return cls._with_classes(found, classes, folder, folds, by_class)
+        layout = cls._with_classes(found, classes, folder, folds, by_class)
+        return layout if are_all else replace(layout, unsure=below)
 
     @classmethod
     def _with_classes(
@@ -120,7 +123,7 @@ class Layout:
         ]
         grouped = [split for split in splits if is_images(split.partition("/")[0]) and is_grouped(split, folder)]
         classes = {*classes, *_classes_in(holders, folder)}
-        return cls(splits, classes, holders, grouped, folds or {}, by_class, folder)
+        return cls(splits, classes, holders, grouped, folds or {}, by_class, {}, folder)
 
     @property
     def of_images(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from posixpath import join
 
 from ftkit._images.companions import Listing, folders_in, has_images, mirrors, most
@@ -13,6 +13,7 @@ from ftkit._images.suffixes import may_be_class
 
 # What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA.
 _ALIKE = re.compile(rf"(|.*[_ -])((?i:{'|'.join(SPLITS)}))(|[_ -].*|[A-Z])")
+_FEW = 20  # folders that tell what the others have in them
 _FOLD = re.compile("(k?folds?|splits?|cv)[_ -]?[0-9]{1,3}")
 
 
@@ -37,17 +38,22 @@ def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
     return {**more, **found}
 
 
-def splits_below(folders: Iterable[str], folder: Listing) -> dict[str, str]:
-    """Return the splits in each of several folders: cat/train and dog/train, or those of sites, or of folds."""
+def splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, str], bool]:
+    """Return the splits in several folders, cat/train and dog/train, or those of sites or folds; and whether all do.
+
+    Where all of the first few have images and no splits, the others are not looked into.
+    """
     found: dict[str, str] = {}
-    whole = 0  # those with a split for training and another
-    for one in sorted(folders, key=_by_number):
+    whole, are_all = 0, True
+    for number, one in enumerate(sorted(folders, key=_by_number)):
         inner = splits_among([join(one, name) for name in _inner(one, folder)], folder)
-        if not inner and has_images(one, folder):
-            return {}
-        whole += {"train"} < {*inner.values()}
+        whole += {"train"} < {*inner.values()}  # with another to evaluate on
+        are_all &= bool(inner) or not has_images(one, folder)
         found |= inner
-    return found if whole > 1 else {}
+        if number == _FEW and not found:
+            break
+    is_one = whole < 2 and are_all  # as in data/train, where another finding says which folder to pass
+    return (found, are_all) if whole and not is_one else ({}, True)
 
 
 def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str], dict[str, str]]:

@@ -151,19 +151,21 @@ class Tally:
         self._judge_classes()
         for path, note in self._arrangement.notes(self._prefix):
             self.note(path, note)
-        groups, noted = [], set[tuple[str, Note]]()
-        for copied in (part for whole in self._copies.groups() for part in self._apart(whole)):
-            files = {path: self._folder.identity(path) for path in copied.verdicts}
-            plain = {path: self._folder.plain(path) for path in copied.verdicts}
-            group, notes = judge_group(copied, self._layout, self._prefix, files, plain)
-            if notes:  # it is no single file under several names
-                groups.append(group)
-            for path, note in notes:
-                if (path, note) not in noted:  # as of copies in a split that goes with each of several folds
-                    noted.add((path, note))
-                    self.note(path, note)
-            for path, verdict in copied.verdicts.items():
-                self._remember(path, verdict)
+        groups = list[DuplicateGroup]()
+        for whole in self._copies.groups():
+            found, noted = dict[DuplicateGroup, None](), dict[tuple[str, Note], None]()  # the same for several folds
+            for copied in self._apart(whole):
+                files = {path: self._folder.identity(path) for path in copied.verdicts}
+                plain = {path: self._folder.plain(path) for path in copied.verdicts}
+                group, notes = judge_group(copied, self._layout, self._prefix, files, plain)
+                if notes:  # it is no single file under several names
+                    found[group] = None
+                noted |= dict.fromkeys(notes)
+                for path, verdict in copied.verdicts.items():
+                    self._remember(path, verdict)
+            groups += found
+            for path, note in noted:
+                self.note(path, note)
         return sorted(groups, key=lambda group: (group.paths, group.kind))
 
     def _apart(self, copied: Copied) -> Iterator[Copied]:
