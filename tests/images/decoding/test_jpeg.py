@@ -154,6 +154,7 @@ PLAIN = {
     "getting brighter downwards": lambda _, y: y / 4,
     "in stripes": lambda x, _: 128 + 3 * np.cos(np.pi * x / 4),
     "in a pattern": lambda x, y: 128 + 30 * np.cos((2 * (x % 8) + 1) * np.pi / 4) * np.cos((y % 8 + 0.5) * np.pi / 2),
+    "in dots": lambda x, y: 128 - 24 * ((x % 8 == 0) & (y % 8 == 0)),
     "half plain": lambda x, y: np.where(y < 300, 120, x * y % 251),
 }
 

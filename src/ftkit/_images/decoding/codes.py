@@ -21,9 +21,10 @@ _ZIGZAG = 64
 _BEYOND = bytes(256)  # that the last block may be read on into: no block is longer
 _MOST_MEAN = 2 * 1024  # of what 8 bits need: editors may have gone beyond it
 _TAIL = 6000  # bytes: far more than codes need to fall into step
-#: More zeros than stand in a row among codes, unless it is a plain picture; in progressive coding, there may be more.
+#: Zeros in a row: more than are codes of sound pixels, of progressive coding too, and what tells that zeros go on.
 ZEROS, _MANY_ZEROS, _FEW_ZEROS = bytes(64), bytes(256), bytes(16)
-_TEXTURE = 2  # coefficients of each block, at most, that many blocks of a pattern have in common
+_ALIKE = 8  # coefficients of a block, at most, that are the same number: of dots or lines that come again in each block
+_COMPLAINTS = (IndexError, KeyError, ValueError, ZeroDivisionError)  # when what is told of codes doesn't fit together
 _RESTART = re.compile(b"\xff+[\xd0-\xd7]")
 # By the next 16 bits: how many a code takes, with what follows it; how many coefficients further it leads, and how many
 # bits of a number follow. 0 for no code.
@@ -79,9 +80,6 @@ class _Bits:
 
 class _MisfitError(ValueError):
     """The codes make what no encoder writes."""
-
-
-_COMPLAINTS = (IndexError, KeyError, ValueError, ZeroDivisionError)  # when what is told of codes doesn't fit together
 
 
 def read_codes(
@@ -265,11 +263,11 @@ def _has_hole(codes: bytes, steps: Iterable[int], first: int, last: int, refines
 
     By tables that were made for a plain picture, or one that gets brighter steadily, zeros are blocks of it, of which
     only the means differ. In progressive coding, means may be plain by themselves, plain blocks take no bits of the
-    rest, and of bits for others, codes stand among 1000; those of a pattern may be zeros if they are few in each block.
+    rest, and of bits for others, codes stand among 1000; where few coefficients are coded, those of a pattern may be.
     """
     if (_MANY_ZEROS if first else ZEROS) not in codes or not last:
         return False
-    return refines or any(step and (last - first) // step >= _TEXTURE for step in steps)
+    return refines or any(step and (last - first) // step >= _ALIKE for step in steps)
 
 
 def _goes_on(scan: _Scan, part: bytes) -> bool:
