@@ -111,6 +111,84 @@ def test_zeros_in_a_file_of_unusual_sampling(
         assert is_unusable(data[: scan + 500] + bytes(1024) + data[scan + 1524 :])
 
 
+def test_a_file_of_unusual_sampling_that_ends_too_early(
+    is_unusable: Judge, found: Found, photo: Callable[..., Image.Image], encode: Encode
+) -> None:
+    """An end marker behind it makes it no whole one; what stands behind the marker of a whole one is told."""
+    for seed in range(3):
+        data = plane_by_plane(photo(seed, (160, 120)), encode, (0x22, 0x11, 0x22))
+        assert found(data + b"x" * 9) == ["trailing_data"]
+        for stop in (*(int(share * len(data)) for share in (0.3, 0.6, 0.9, 0.99)), data.rindex(b"\xff\xda")):
+            assert is_unusable(data[:stop].rstrip(b"\xff") + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quality": 75}, {"quality": 90}, {"optimize": True}, {"progressive": True}, {"subsampling": 0}],
+    ids=str,
+)
+def test_zeros_in_a_small_file(
+    is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode, options: dict[str, object]
+) -> None:
+    """Decoders take them for coefficients of a few blocks, and complain of nothing where as many blocks were lost."""
+    for seed in range(5):
+        data = encode(photo(seed, (200, 150)), **options)
+        scan = data.rindex(b"\xff\xda") + 20
+        for size in (256, 512) if "progressive" in options else (128, 512):
+            for at in range(scan, len(data) - size - 20, 400):
+                assert is_unusable(data[:at] + bytes(size) + data[at + size :])
+
+
+def test_zeros_beside_what_is_harmless(is_unusable: Judge, photo: Callable[..., Image.Image], encode: Encode) -> None:
+    """A complaint about the header, or of a missing end marker, hides none."""
+    for seed in range(4):
+        data = encode(photo(seed, (200, 150)), quality=90)
+        at = data.index(b"\xff\xda") + 700
+        for whole in (data[:11] + b"\7\x09" + data[13:], data[:-2]):
+            assert is_unusable(whole[:at] + bytes(1024) + whole[at + 1024 :])
+
+
+PLAIN = {
+    "of one color": lambda x, _: 0 * x + 90,
+    "getting darker": lambda x, _: 255 - x // 8,
+    "getting brighter downwards": lambda _, y: y / 4,
+    "in stripes": lambda x, _: 128 + 3 * np.cos(np.pi * x / 4),
+    "in a pattern": lambda x, y: 128 + 30 * np.cos((2 * (x % 8) + 1) * np.pi / 4) * np.cos((y % 8 + 0.5) * np.pi / 2),
+    "in dots": lambda x, y: 128 - 24 * ((x % 8 == 0) & (y % 8 == 0)),
+    "half plain": lambda x, y: np.where(y < 300, 120, x * y % 251),
+}
+
+
+@pytest.mark.parametrize("sort", PLAIN)
+def test_zeros_that_encoders_write(found: Found, encode: Encode, sort: str) -> None:
+    """By tables that were made for it, a plain picture may be coded as nothing but zeros."""
+    y, x = np.mgrid[:600, :1600].astype(np.float64)
+    image = Image.fromarray(np.broadcast_to(PLAIN[sort](x, y), x.shape).round().astype(np.uint8))
+    files = [
+        encode(image.convert(mode), quality=quality, **how)
+        for mode in ("L", "RGB")
+        for quality in (10, 75, 100)
+        for how in ({"optimize": True}, {"progressive": True})
+    ]
+    assert any(bytes(64) in data[data.index(b"\xff\xda") :] for data in files)
+    assert not [kind for data in files for kind in found(data) if kind in ("damaged", "decoder_warning")]
+
+
+def test_a_later_picture_that_was_cut(found: Found, is_unusable: Judge, jpegs: list[bytes]) -> None:
+    """Loaders take the first one, which is whole."""
+    first, second, third = (Image.open(io.BytesIO(data)) for data in jpegs[:3])
+    buffer = io.BytesIO()
+    first.save(buffer, "MPO", save_all=True, append_images=[second, third])
+    data = buffer.getvalue()
+    end = data.index(b"\xff\xd9") + 2
+    assert found(data) == found(data + bytes(99)) == []
+    assert found(data[:-3000]) == found(data[: end + 3000]) == ["truncated"]
+    assert found(data[:end]) == ["damaged"]
+    assert not is_unusable(data[:-3000])
+    assert not is_unusable(data[:end])
+    assert is_unusable(data[: end - 3000])
+
+
 def test_visible_bit_rot_is_found(is_unusable: Judge, jpegs: list[bytes]) -> None:
     """Of changes that show in a hundredth of the pixels, nine of ten and more are found; Pillow finds few."""
     rng = random.Random(7)

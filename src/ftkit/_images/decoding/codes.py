@@ -21,7 +21,10 @@ _ZIGZAG = 64
 _BEYOND = bytes(256)  # that the last block may be read on into: no block is longer
 _MOST_MEAN = 2 * 1024  # of what 8 bits need: editors may have gone beyond it
 _TAIL = 6000  # bytes: far more than codes need to fall into step
-_HOLE, _ZEROS = bytes(256), bytes(16)
+#: Zeros in a row: more than are codes of sound pixels, of progressive coding too, and what tells that zeros go on.
+ZEROS, _MANY_ZEROS, _FEW_ZEROS = bytes(64), bytes(256), bytes(16)
+_ALIKE = 8  # coefficients of a block, at most, that are the same number: of dots or lines that come again in each block
+_COMPLAINTS = (IndexError, KeyError, ValueError, ZeroDivisionError)  # when what is told of codes doesn't fit together
 _RESTART = re.compile(b"\xff+[\xd0-\xd7]")
 # By the next 16 bits: how many a code takes, with what follows it; how many coefficients further it leads, and how many
 # bits of a number follow. 0 for no code.
@@ -101,8 +104,28 @@ def read_codes(
     """
     try:
         return _read_codes(segments, is_thorough, is_text, is_padding)
-    except (IndexError, KeyError, ValueError, ZeroDivisionError):  # what is told of the codes does not fit together
+    except _COMPLAINTS:
         return None
+
+
+def have_hole(segments: Iterable[tuple[int, bytes, bytes]]) -> bool:
+    """Whether more zeros stand in a row than any encoder writes, where no codes are left over.
+
+    Args:
+        segments: As for `read_codes`. Only the first codes of tables are looked at, which takes no time.
+    """
+    steps = dict[int, int]()
+    try:
+        for marker, body, coded in segments:
+            if marker == _DHT:
+                steps |= {which: _step(symbols[0]) for which, _, symbols in _codings(body) if symbols}
+            elif marker == _SOS and ZEROS in coded:
+                *used, first, last, bits = body[2::2][: body[0]] + body[1 + 2 * body[0] :]
+                if _has_hole(coded, (steps[16 | which & 15] for which in used), first, last, bits > 15):
+                    return True
+    except _COMPLAINTS:
+        pass
+    return False
 
 
 def _read_codes(
@@ -187,22 +210,34 @@ def _scales(body: bytes) -> dict[int, int]:
 
 
 def _tables(body: bytes) -> dict[int, _Table]:
-    tables, at = {}, 0
+    tables = {}
+    for which, counts, symbols in _codings(body):
+        table: _Table = []
+        lengths = (length for length, count in enumerate(counts, 1) for _ in range(count))
+        for length, symbol in zip(lengths, symbols, strict=True):
+            step = _step(symbol) if which > 15 else 0
+            size = symbol & 15 if step or which < 16 else symbol >> 4
+            table += [(length + size, step, size)] * (1 << 16 - length)
+        if len(table) > 1 << 16:
+            raise ValueError
+        tables[which] = table
+    return tables
+
+
+def _codings(body: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield the number of each table, how many codes it has of each length, and what they stand for (B.2.4.2)."""
+    at = 0
     while at < len(body):
         counts, symbols = body[at + 1 : at + 17], at + 17
-        table: _Table = []
-        for length, count in enumerate(counts, 1):
-            for symbol in body[symbols : symbols + count]:
-                run, size = symbol >> 4, symbol & 15
-                is_end = size == 0 and run < 15  # of so many blocks as the number tells
-                step, size = (0, size) if body[at] < 16 else (0, run) if is_end else (run + 1, size)
-                table += [(length + size, step, size)] * (1 << 16 - length)
-            symbols += count
-        if symbols > len(body) or len(table) > 1 << 16:
-            raise ValueError
-        tables[body[at]] = table
-        at = symbols
-    return tables
+        stop = symbols + sum(counts)
+        yield body[at], counts, body[symbols:stop]
+        at = stop
+
+
+def _step(symbol: int) -> int:
+    """Return how many coefficients further a code leads; 0 if it ends the block, or so many as a number tells."""
+    run, size = symbol >> 4, symbol & 15
+    return run + 1 if size or run == 15 else 0
 
 
 def _read(scan: _Scan, part: bytes, units: range, is_text: bool) -> bool:
@@ -214,24 +249,25 @@ def _read(scan: _Scan, part: bytes, units: range, is_text: bool) -> bool:
         raise _MisfitError
     end = -(-at // 8)
     codes, left = bits.plain[:end], bits.plain[end:]
-    if _HOLE in codes and not _may_be_zeros(scan):
+    if _has_hole(codes, (part.rest[0][1] for part in scan.components), scan.first, scan.last, scan.refines):
         raise _MisfitError
     # Zeros that make plain blocks make more of them than those whose place they took: these are left over.
-    is_cut = codes.endswith(_ZEROS) and left.startswith(_ZEROS)
-    if (is_cut or (_HOLE in codes and len(left) > len(bits.plain) // 4)) and not is_text and left.strip(left[:1]):
+    is_cut = codes.endswith(_FEW_ZEROS) and left.startswith(_FEW_ZEROS)
+    if (is_cut or (_MANY_ZEROS in codes and len(left) > len(bits.plain) // 4)) and not is_text and left.strip(left[:1]):
         raise _MisfitError
     return bool(left)
 
 
-def _may_be_zeros(scan: _Scan) -> bool:
-    """Whether a run of zeros may be codes, as by tables that were made for a plain picture.
+def _has_hole(codes: bytes, steps: Iterable[int], first: int, last: int, refines: bool) -> bool:
+    """Whether more zeros than any encoder writes are among codes, by how far zeros lead in a block of each component.
 
-    In progressive coding, the means may be plain; of the rest, plain blocks take no bits, and of bits for others, codes
-    stand among 1000.
+    By tables that were made for a plain picture, or one that gets brighter steadily, zeros are blocks of it, of which
+    only the means differ. In progressive coding, means may be plain by themselves, plain blocks take no bits of the
+    rest, and of bits for others, codes stand among 1000; where few coefficients are coded, those of a pattern may be.
     """
-    if scan.first or not scan.last:
-        return not scan.first
-    return all(table[0][1:] == (0, 0) for part in scan.components for table in (part.means, part.rest))
+    if (_MANY_ZEROS if first else ZEROS) not in codes or not last:
+        return False
+    return refines or any(step and (last - first) // step >= _ALIKE for step in steps)
 
 
 def _goes_on(scan: _Scan, part: bytes) -> bool:

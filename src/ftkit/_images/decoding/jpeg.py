@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import simplejpeg  # type: ignore[import-untyped]  # it has no stubs for all Python versions
 
-from ftkit._images.decoding.codes import read_codes
+from ftkit._images.decoding.codes import ZEROS, have_hole, read_codes
 from ftkit._images.decoding.gaps import filled_share
 from ftkit._images.decoding.picture import HOLE, ORIENTATION, Pixels, judge_orientation, judge_pixel_count
 from ftkit._images.decoding.seams import find_seam, may_have_seam
@@ -252,9 +252,8 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         planes = _judge(data, header, decoded.pixels if decoded else _shrunk(data, header))
         if header.process >= _ARITHMETIC:
             _judge_arithmetic(data, notes)
-        if not data.endswith(EOI) and not header.multiple:
-            after = len(data) - 2 - data.rfind(EOI)
-            notes.append(Note("trailing_data", f"{plural(after, 'byte')} after the end marker"))
+        elif _has_hole(data, header):
+            raise Broken("damaged", _HOLED)
     except ValueError as error:
         _weigh(data, header, str(error), notes)
         with contextlib.suppress(ValueError):  # a kind of JPEG that only Pillow reads
@@ -263,6 +262,13 @@ def check(data: bytes, notes: Notes, decoded: Decoded | None = None) -> tuple[Fo
         from ftkit._images.decoding.pillow import shrunk_jpeg
 
         planes = shrunk_jpeg(data)[None]
+    end = data.rfind(EOI, header.scan)
+    if header.multiple:
+        from ftkit._images.decoding.pillow import judge_pictures
+
+        judge_pictures(data, notes)
+    elif 0 < end < len(data) - 2:
+        notes.append(Note("trailing_data", f"{plural(len(data) - 2 - end, 'byte')} after the end marker"))
     if header.orientation is None:
         notes.append(Note("bad_exif", "the EXIF directory does not fit its segment"))
     judge_orientation(header.orientation, notes)
@@ -403,6 +409,8 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         weighed = _harmless(whole, header, rest) if rest else None
         if (rest and (not weighed or weighed.kind == "damaged")) or not _has_all_scans(data, header):
             raise Broken("truncated", "the data ends before the image does")
+        if not rest and _has_hole(whole, header):
+            raise Broken("damaged", _HOLED)
         is_replaced = _LEFT_OVER.search(rest)
         what = "other bytes stand in place of the end marker" if is_replaced else "the end marker is missing"
         note = Note("missing_eoi", f"every pixel is there, but {what}")
@@ -418,17 +426,25 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
 
 
 def is_damaged(data: bytes) -> bool:
-    """Whether a JPEG within another file has lost pixels: the decoder complains, or zeros are no codes of it.
-
-    A plain picture may be coded as nothing but zeros, by tables that were made for it.
-    """
+    """Whether a JPEG within another file, or one that the strict decoder does not take, has lost pixels."""
     header = read_header(data)
     if header is None or not header.is_known:
         return False
-    if (complaint := _complaint_of(data, header)) and not complaint.startswith("tj"):
-        return not (_HARMLESS.search(complaint) if HOLE in data else _harmless(data, header, complaint))
-    is_readable = header.process < _ARITHMETIC and _is_read_soon(data, header)
-    return data.find(HOLE, header.scan) > 0 and is_readable and _goes_on(data, header) is None
+    complaint = _complaint_of(data, header)
+    if complaint.startswith("tj"):
+        is_readable = header.process < _ARITHMETIC and _is_read_soon(data, header)
+        return is_readable and (_goes_on(data, header) is None or not _has_all_scans(data, header))
+    if complaint:
+        return (HOLE in data and not _HARMLESS.search(complaint)) or not _harmless(data, header, complaint)
+    return _has_hole(data, header)
+
+
+_HOLED = "zeros stand among the coded pixels, as no encoder writes them"
+
+
+def _has_hole(data: bytes, header: JpegHeader) -> bool:
+    """Whether zeros stand in place of codes, in a file of which the decoder has left no bytes over."""
+    return header.process < _ARITHMETIC and data.find(ZEROS, header.scan) > 0 and have_hole(_coded(data))
 
 
 def _has_all_scans(data: bytes, header: JpegHeader) -> bool:
@@ -476,7 +492,7 @@ def _harmless(data: bytes, header: JpegHeader, complaint: str) -> Note | None:
     note = Note("decoder_warning", complaint)
     is_read = header.process < _ARITHMETIC
     if _HARMLESS.search(complaint):
-        return note
+        return None if _has_hole(data, header) else note
     if _HIDING.search(complaint):
         if not (is_read and _is_read_soon(data, header)):
             return note._replace(kind="damaged", detail=f"{complaint}, which may hide more", severity="odd")
@@ -529,11 +545,15 @@ def _is_read_soon(data: bytes, header: JpegHeader) -> bool:
 
 def _goes_on(data: bytes, header: JpegHeader, is_text: bool = False, is_padding: bool = False) -> bool | None:
     """Read the codes as `read_codes` does."""
-    segments = []
+    is_thorough = _is_read_soon(data, header)
+    return read_codes(_coded(data), is_thorough=is_thorough, is_text=is_text, is_padding=is_padding)
+
+
+def _coded(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield marker and body of each segment, and the coded pixels behind it."""
     for marker, at, body in _segments(data, []):
         start = at + 4 + len(body)
-        segments.append((marker, body, data[start : _end_of_codes(data, start)] if marker == _SOS else b""))
-    return read_codes(segments, is_thorough=_is_read_soon(data, header), is_text=is_text, is_padding=is_padding)
+        yield marker, body, data[start : _end_of_codes(data, start)] if marker == _SOS else b""
 
 
 def _fits_another_sampling(data: bytes, header: JpegHeader) -> bool:

@@ -15,7 +15,7 @@ _STYLE, _STYLE_OF_ONE = b"\xff\x52", b"\xff\x53"  # how all components are coded
 _PART, _CODES, _END = b"\xff\x90", b"\xff\x93", b"\xff\xd9"  # start of tile-part, of its packets, and the end
 _MARKER = re.compile(b"\xff[\x90-\xff]")  # that pixels are coded around
 _COMPLAINTS = (struct.error, ValueError, LookupError, ArithmeticError)  # of a header that was damaged
-_FFMPEG = b"Lavc"  # its coder begins markers between one layer and the next
+_REMARK, _FFMPEG = b"\xff\x64", b"Lavc"  # its coder, which may leave no name, begins markers between layers
 _TAKEN = 4  # components that Pillow takes, at most
 _GRAY = 2  # components of which Pillow takes only pixels at each point of the grid, at most
 _CLOSED = "which Pillow can't open"
@@ -117,10 +117,10 @@ def unsupported(data: bytes) -> tuple[str, bytes]:
         apart = set(struct.iter_unpack("xBB", bare[42 : 42 + 3 * stream.components]))  # how far pixels are (A.5.1)
         if stream.components <= _GRAY and apart != {(1, 1)}:
             ((across, down),) = apart
-            if ((across ^ 1) << 8 | down ^ 1).bit_count() == 1:  # more likely, a bit has changed
-                return "", b""
+            doubt = ", unless a bit has changed" if ((across ^ 1) << 8 | down ^ 1).bit_count() == 1 else ""
             words = f"JPEG 2000 in gray that is subsampled, one pixel for {across} x {down} points of its grid"
-            return f"{words}, {_CLOSED}, but opj_decompress and ffmpeg can", _by_pixels(bare, stream, across, down)
+            detail = f"{words}, {_CLOSED}, but opj_decompress and ffmpeg can{doubt}"
+            return detail, _by_pixels(bare, stream, across, down)
     except _COMPLAINTS:
         return "", b""
     words = f"JPEG 2000 with {plural(stream.components, 'component')}"
@@ -146,7 +146,8 @@ def has_hole(data: bytes) -> bool:
     try:
         stream = _read(data)
         has_markers, bypasses = data[stream.style + 4] & 6, data[stream.style + 12] & 1
-        is_sloppy = _layers(data, stream) > 1 and _FFMPEG in data[stream.style : stream.parts[0].start]
+        head = data[stream.style : stream.parts[0].start]
+        is_sloppy = _layers(data, stream) > 1 and (_FFMPEG in head or _REMARK not in head)
         if not (has_markers or is_sloppy) and any(_MARKER.search(data, *part[1:]) for part in stream.parts):
             return True
         if bypasses or not stream.is_uniform or HOLE not in data:  # as in nearly all files

@@ -387,8 +387,14 @@ def _judge_gif(still: bytes) -> None:
         raise Broken("damaged", _LOST)
 
 
+def judge_pictures(data: bytes, notes: Notes) -> None:
+    """Decode the later pictures of an MPO file."""
+    with Image.open(io.BytesIO(data)) as image:
+        _judge_frames(image, data, notes)
+
+
 def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
-    """Decode every frame of an animation, within reason; loaders take the first, which is sound."""
+    """Decode every frame, within reason; loaders take the first, which is sound."""
     frames = frame = work = 0
     first = b""
     try:
@@ -416,7 +422,7 @@ def _judge_frames(image: Image.Image, data: bytes, notes: Notes) -> None:
         notes.append(Note(kind, f"the first frame loads, but {which} does not: {detail}", "odd"))
     if image.format == "WEBP" and first:
         notes.append(Note("animated", f"{plural(frames, 'frame')} in WebP, which torchvision.io refuses"))
-    elif frames > 1:
+    elif frames > 1 and image.format != "MPO":
         notes.append(Note("animated", f"{frames} frames"))
 
 
