@@ -236,12 +236,14 @@ def judge_group(
         leaks.update(found)
         staying += [path for path in in_split[split] if kind != "leak" or path not in found]
 
-    kept_ones: list[str] = []
-    for split, paths in in_split.items():
+    inside = [path for path in best if split_of[path]]
+    for path, (other, like) in copied.among(inside, in_split[""]).items():
+        if files[path] != files[other]:
+            notes.append((path, Note(near + "outside_copy", copy(other, like))))
+
+    for paths in in_split.values():
         mine = sorted((path for path in paths if path not in conflicts), key=leaks.__contains__)
-        found = copied.among(mine if split else [*kept_ones, *mine], mine)
-        kept_ones += [path for path in mine if path not in found]
-        for path, (kept, like) in found.items():
+        for path, (kept, like) in copied.among(mine, mine).items():
             if files[path] != files[kept]:
                 larger = _larger(copied.worth(kept), copied.worth(path))
                 notes.append((path, Note(near + "duplicate", copy(kept, like) + larger)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -110,6 +111,10 @@ KINDS: dict[str, Kind] = {
         "the same file in validation and test; they are not independent", "look, keep it in one", "eval_leaks"
     ),
     "near_eval_leak": _odd("nearly the same image in validation and test", "look, keep it in one", "eval_leaks"),
+    "outside_copy": _odd(
+        "the same file as in a split, and in none; a leak if you evaluate on it", "pass splits= if it is in one"
+    ),
+    "near_outside_copy": _odd("nearly the same image as in a split, and in none", "pass splits= if it is in one"),
     "label_conflict": _odd(
         "the same file in two classes; one label is wrong", "look, keep the right one", "label_conflicts"
     ),
@@ -210,6 +215,40 @@ def make_finding(path: str, note: Note) -> Finding:
 def leak_of(splits: Iterable[str]) -> str:
     """Return what a copy in these splits is, in view of one in another: of folds, any may be trained on."""
     return "eval_leak" if {"val", "test"}.issuperset(splits) else "leak"
+
+
+#: Families of kinds for which a file is to go as a copy of another, which stays.
+_COPIES = frozenset(("leaks", "eval_leaks", "duplicates"))
+
+
+def last_copies(
+    going: Mapping[str, Iterable[str]], pairs: Iterable[tuple[str, str]], stays: Callable[[str], bool]
+) -> list[str]:
+    """Return what is to go for being a copy, though none of what it is a copy of stays.
+
+    Args:
+        going: The files that are to go, each with the kinds of its findings.
+        pairs: Files that are copies of each other.
+        stays: Whether a file is there and stays, apart from those that are to go.
+
+    Example:
+        >>> from ftkit._images.findings import last_copies
+        >>> going = {"train/1.jpg": ["near_leak"], "val/1.jpg": ["near_eval_leak"]}
+        >>> pairs = [("train/1.jpg", "val/1.jpg"), ("test/1.jpg", "val/1.jpg")]
+        >>> last_copies(going, pairs, lambda path: True)
+        ['train/1.jpg']
+    """
+    copies = defaultdict[str, list[str]](list)
+    for one, other in pairs:
+        copies[one].append(other)
+        copies[other].append(one)
+    leaving, last = {*going}, []
+    for path in sorted(going):
+        is_copy = {KINDS[kind].family for kind in going[path]} <= _COPIES
+        if is_copy and not any(other not in leaving and stays(other) for other in copies[path]):
+            leaving.discard(path)
+            last.append(path)
+    return last
 
 
 def chooser(kinds: Iterable[str] | None) -> Callable[[Finding], bool]:

@@ -201,6 +201,8 @@ class Layout:
         inside = path.removeprefix(folder + "/" if folder else "")
         label, slash, rest = inside.partition("/")
         is_class = label in self.classes and bool(split or self.by_class or not self.splits)
+        if self.splits and not split and not self.by_class:
+            return Place("", "", "", path)
         is_none = (is_known(label) and not is_class) or label in self._companions_in(folder)
         if not slash or folder in self.grouped or is_none:
             label, rest = "", inside

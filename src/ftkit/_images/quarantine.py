@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from ftkit._arguments import flag, local_path
 from ftkit._files import LITTER_SUFFIX, atomic_write, digest, holding, lock, open_folder, remove_litter, sync_folder
-from ftkit._images.findings import KINDS, Finding
+from ftkit._images.findings import KINDS, Finding, last_copies
 from ftkit._images.folders import (
     CHANGED,
     GONE,
@@ -36,6 +36,7 @@ from ftkit.errors import FileWriteError, FtkitError
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # What is found for where a file lies: families of kinds.
 _BY_PLACE = frozenset(("leaks", "eval_leaks", "duplicates", "label_conflicts"))
+_NO_COPY = "no copy of it would stay"
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -89,6 +90,7 @@ def move_away(
     dest: str | os.PathLike[str],
     judged: Mapping[str, Judged],
     show: Callable[[Path, str, Collection[str]], None] | None,
+    pairs: Sequence[tuple[str, str]] = (),
 ) -> Quarantine:
     """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
 
@@ -100,6 +102,7 @@ def move_away(
         show: Writes the gallery; gets its path, the name of the folder next to it that the files move to, and their
             paths relative to ``root``. It is called before anything moves, and again if not all of that moves. None for
             a dry run.
+        pairs: Copies. What is to go as a copy stays if none of what it is a copy of does.
     """
     if "://" in root:
         raise FtkitError(f"Files in {root} can't be moved. Skip them with image_folder_filter().")
@@ -124,7 +127,19 @@ def move_away(
     def change(path: str) -> str:
         return data.change(path, *seen[path]) if path in seen else ""
 
-    entries, left = _plan(home, reasons, change, dry_run=show is None)
+    named = {below(root, path): path for pair in pairs for path in pair}
+
+    def is_there(path: str) -> bool:
+        stamp, _ = judged.get(named[path], ((), ""))
+        with suppress(OSError):
+            return data.stamp(path) == tuple(stamp)
+        return False
+
+    def last(going: Mapping[str, Sequence[str]]) -> list[str]:
+        copies = ((below(root, one), below(root, other)) for one, other in pairs)
+        return last_copies(going, copies, lambda path: _true_name(home, path) not in going and is_there(path))
+
+    entries, left = _plan(home, reasons, change, last, dry_run=show is None)
     if show is None or not entries:
         return _summary(home, target, entries, left, dry_run=show is None)
     missing = _make(target)
@@ -292,7 +307,12 @@ def _reason(error: OSError) -> str:
 
 
 def _plan(
-    root: Path, reasons: dict[str, list[str]], change: Callable[[str], str], *, dry_run: bool
+    root: Path,
+    reasons: dict[str, list[str]],
+    change: Callable[[str], str],
+    last: Callable[[Mapping[str, Sequence[str]]], Iterable[str]],
+    *,
+    dry_run: bool,
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
     """List the moves, files first, then the folders that they leave empty, the innermost first; and what must stay.
 
@@ -333,6 +353,8 @@ def _plan(
                     more.setdefault(file, f"{min(led_to[linked])} is a link to a folder around it")
         new = more.keys() - stay.keys()
         stay = more | stay
+        going = {entry.path: entry.kinds for file, entry in files.items() if file not in stay}
+        stay |= dict.fromkeys((root / path for path in last(going)), _NO_COPY)
         if not any(files[file].type == "link" for file in new):  # what such a link leads to stays, too
             break
     left += [(files[file].path, why) for file, why in stay.items()]

@@ -15,7 +15,7 @@ from typing import overload
 
 from ftkit._arguments import flag
 from ftkit._images.choice import choose
-from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser
+from ftkit._images.findings import KINDS, SEVERITIES, DuplicateGroup, Finding, chooser, last_copies
 from ftkit._images.folders import Judged, below
 from ftkit._images.quarantine import Quarantine, move_away, moved_before
 from ftkit._images.repair import Repair, repair
@@ -209,7 +209,8 @@ class ScanReport(Report):
         """Move files out of the data set; nothing is deleted, and `ftkit.restore` moves them back.
 
         A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
-        linked folder, or when a link that stays leads to it.
+        linked folder, or when a link that stays leads to it. So does a copy, unless ``only`` names it, when no file that
+        it is a copy of would stay.
 
         Args:
             dest: A folder outside the scanned one, for the files under their old names, a
@@ -242,7 +243,8 @@ class ScanReport(Report):
             shown = [group for group in groups if not copies.isdisjoint(group.paths)]
             self._show(page, note, moving, shown, moved_to)
 
-        return move_away(self._place, chosen, dest, self._judged_here(), None if dry_run else show)
+        pairs = [pair[:2] for group in groups for pair in group.pairs] if only is None else []
+        return move_away(self._place, chosen, dest, self._judged_here(), None if dry_run else show, pairs)
 
     def repair(
         self,
@@ -293,8 +295,12 @@ class ScanReport(Report):
             kinds: What to skip: kinds, severities, ``"leaks"`` or ``"duplicates"``; by default as in `quarantine`.
         """
         root = self.root.rstrip("/") if "://" in self.root else os.path.realpath(self._place)
-        bad = (os.path.relpath(finding.path, self.root) for finding in filter(chooser(kinds), self.findings))
-        return _Filter(root, frozenset(bad))
+        going: dict[str, list[str]] = {}
+        for finding in filter(chooser(kinds), self.findings):
+            going.setdefault(finding.path, []).append(finding.kind)
+        pairs = (pair[:2] for group in self.duplicates for pair in group.pairs)
+        bad = going.keys() - last_copies(going, pairs, lambda _: True)
+        return _Filter(root, frozenset(os.path.relpath(path, self.root) for path in bad))
 
 
 @dataclass(frozen=True, slots=True)
