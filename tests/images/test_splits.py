@@ -8,6 +8,7 @@ import pytest
 
 from ftkit import scan_images
 from ftkit._images.layout import Place
+from ftkit._images.splits import is_fold
 
 from .trees import classes, found, laid, several
 
@@ -199,7 +200,10 @@ def test_splits_of_several_sites(tmp_path: Path) -> None:
     assert laid(tmp_path / "d", *toys).splits == {}
 
 
-@pytest.mark.parametrize("name", ["fold_{}/{}", "{1}/fold{0}", "split{}/{}"])
+@pytest.mark.parametrize(
+    "name",
+    ["fold_{}/{}", "{1}/fold{0}", "split{}/{}", "pets_fold{}/{}", "fold_{}_of_3/{}", "{}fold/{}", "seed{}/{}", "{}/{}"],
+)
 def test_folds_with_splits_of_their_own_have_the_same_images(tmp_path: Path, jpegs: list[bytes], name: str) -> None:
     """So copies are looked for in each of them, and in what goes with all of them."""
     for fold in range(3):
@@ -213,6 +217,25 @@ def test_folds_with_splits_of_their_own_have_the_same_images(tmp_path: Path, jpe
     leak.write_bytes(jpegs[7])
     other.write_bytes(jpegs[7])
     assert [(f.path, f.kind) for f in scan_images(tmp_path, workers=1).findings] == [(f"{leak}", "leak")]
+
+
+def test_what_is_called_as_a_fold_is() -> None:
+    """With a number or letter, and no other word."""
+    names = ("fold1", "Fold 2", "fold_a", "folds_10", "fold1of3", "fold(3)", "3-fold", "exp_fold_1", "kfold1", "split9")
+    assert [name for name in names if not is_fold(name)] == []
+    others = ("fold", "unfold1", "scaffold_3", "folding_chair_1", "fold_of_cloth", "split_second", "x100fold")
+    assert [name for name in others if is_fold(name)] == []
+
+
+def test_only_folders_with_the_same_images_are_folds(tmp_path: Path) -> None:
+    """Sites, which have their own, are not; neither are classes that number theirs alike."""
+    names = [(site, split, range(at, at + 9)) for site, base in (("a", 0), ("b", 50), ("c", 50))
+             for split, at in (("train", base), ("val", base + 9))]  # fmt: skip
+    sites = [name for site, split, own in names for name in several(f"{site}/{split}/cat", names=own)]
+    folds = laid(tmp_path / "sites", *sites).folds
+    assert folds == {f"{site}/{split}": site for site in "bc" for split in ("train", "val")}
+    inside = [name for site, split, own in names for name in several(f"{site}/{split}", names=own)]
+    assert laid(tmp_path / "classes", *inside).folds == {}
 
 
 def test_a_test_set_beside_folds_with_splits_of_their_own(tmp_path: Path, jpegs: list[bytes]) -> None:

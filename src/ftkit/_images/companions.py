@@ -77,7 +77,7 @@ def mirrors(path: str, images: Sequence[str], folder: Listing) -> bool:
     is_told = may_tell_of_images(called)
     if not images or (not is_told and has_more_images(called)):
         return False
-    inside = _first_with_images(path, folder)
+    inside = first_with_images(path, folder)
     names = [name for name in sample(inside or path, folder) if not name.endswith("/")]
     if inside:
         names = [name for name in names if suffix_of(name) in IMAGE_SUFFIXES]
@@ -150,7 +150,7 @@ def is_grouped(path: str, folder: Listing) -> bool:
         return True
     home = "/".join(parts[:at])
     beside = [join(home, name, *parts[at + 1 :]) for name in folders_in(home, folder) if is_labels(name)]
-    inner = (_first_with_images(join(path, name), folder) for name in sorted(folders_in(path, folder)))
+    inner = (first_with_images(join(path, name), folder) for name in sorted(folders_in(path, folder)))
     for inside in islice(filter(None, inner), _DEPTH):
         stems = {splitext(one)[0] for one in sample(inside, folder) if suffix_of(one) in IMAGE_SUFFIXES}
         wanted = {stem + suffix for stem in stems for suffix in _LABEL_SUFFIXES}
@@ -178,16 +178,16 @@ def namesakes(names: Iterable[str], path: str, folder: Listing) -> dict[str, str
 
 def has_images(path: str, folder: Listing) -> bool:
     """Whether there are images in a folder, or a few levels below."""
-    return bool(_first_with_images(path, folder))
+    return bool(first_with_images(path, folder))
 
 
-def _first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:
+def first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:
     """Return a folder with images, or else one below it that has some; nothing if there is none."""
     names = folder.peek(path)
     if any(suffix_of(name) in IMAGE_SUFFIXES for name in names):
         return path
     inner = [name.rstrip("/") for name in names if name.endswith("/")][:_DEPTH] if depth else []
-    return next(filter(None, (_first_with_images(join(path, name), folder, depth - 1) for name in inner)), "")
+    return next(filter(None, (first_with_images(join(path, name), folder, depth - 1) for name in inner)), "")
 
 
 def folders_in(path: str, folder: Listing) -> list[str]:

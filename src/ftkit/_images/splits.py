@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, pairwise
 from posixpath import join
 
-from ftkit._images.companions import Listing, folders_in, has_images, mirrors, most
+from ftkit._images.companions import Listing, first_with_images, folders_in, has_images, mirrors, most, sample
 from ftkit._images.names import SPLITS, are_of_one_split, is_images, is_known, is_labels, split_of, split_within
-from ftkit._images.suffixes import may_be_class
+from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 
 # What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA.
 _ALIKE = re.compile(rf"(|.*[_ -])((?i:{'|'.join(SPLITS)}))(|[_ -].*|[A-Z])")
 _FEW = 20  # folders that tell what the others have in them
-_FOLD = re.compile("(k?folds?|splits?|cv)[_ -]?[0-9]{1,3}")
+# fold1, pets_fold_a, fold_1_of_3 or 1fold.
+_FOLD = re.compile(
+    "(splits?|cv)[_ -]?[0-9]{1,3}|(.*[^a-z])?(k|cv)?folds?[_ (-]?([0-9]+([^0-9].*)?|[a-z]([^a-z].*)?)|"
+    "(.*[^0-9a-z])?[0-9]+[_ -]?folds?"
+)
 
 
 def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
@@ -67,12 +72,38 @@ def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str]
     found: dict[str, str] = {}
     for split, name in splits.items():
         found |= {one: fold if is_one else name for one, fold in inner[split].items()} or {split: name}
-    return found, {one: fold for one in found for fold in one.split("/") if is_fold(fold) and fold != found[one]}
+    folds = {one: fold for one in found for fold in one.split("/") if is_fold(fold) and fold != found[one]}
+    return found, _with_the_same([one for one in found if one not in folds], folder) | folds
 
 
 def is_fold(name: str) -> bool:
     """Whether a folder is called as one of a cross-validation."""
     return bool(_FOLD.fullmatch(name.lower()))
+
+
+def _with_the_same(splits: Iterable[str], folder: Listing) -> dict[str, str]:
+    """Return the splits in folders that have the same images by their names and classes, with that folder.
+
+    Folds may have any name. Sites that number their images alike are taken for such, too.
+    """
+    homes: defaultdict[str, list[str]] = defaultdict(list)
+    for split in sorted(splits, key=_by_number):
+        homes[split.rpartition("/")[0]].append(split)
+    twins = [pair for pair in pairwise(homes) if _are_shared(*(homes[one] for one in pair), folder)]
+    return {split: one for one in {*chain(*twins)} for split in homes[one]}
+
+
+def _are_shared(splits: Sequence[str], others: Sequence[str], folder: Listing) -> bool:
+    """Whether most of the images in class folders in some splits are in those of others, whichever."""
+    names: list[str] = []
+    shared: list[str] = []
+    for split in splits:
+        place = first_with_images(split, folder)
+        images = [name for name in sample(place, folder) if suffix_of(name) in IMAGE_SUFFIXES] if place != split else []
+        names += images
+        inside = place.removeprefix(split)
+        shared += set().union(*(folder.among(f"{other}{inside}", images) for other in others if images))
+    return most(names, shared)
 
 
 def _only_folds(split: str, folder: Listing) -> dict[str, str]:
