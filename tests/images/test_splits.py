@@ -189,15 +189,55 @@ def test_splits_in_each_class(tmp_path: Path, jpegs: list[bytes]) -> None:
 
 
 def test_splits_of_several_sites(tmp_path: Path) -> None:
-    """Each has classes; not in one, where the finding says which folder to pass, nor beside images that have none."""
+    """Each has classes; what is beside two of them without splits is apart."""
     files = several(*(f"{site}/{split}/{name}" for site in "ab" for split in ("train", "test") for name in "xy"))
     layout = laid(tmp_path / "a", *files, "docs/readme.md")
     assert layout.splits == {"a/train": "train", "a/test": "test", "b/train": "train", "b/test": "test"}
     assert layout.place("b/test/x/1.jpg") == Place("b/test", "test", "x", "1.jpg")
-    assert laid(tmp_path / "b", *files[: len(files) // 2]).splits == {}
-    assert laid(tmp_path / "c", *files, *several("c")).splits == {}
+    for name in ("c", "c/x", "images", "annotations"):
+        beside = laid(tmp_path / name.replace("/", "_") / "all", *files, *several(name))
+        assert (beside.splits, beside.place(f"{name}/1.jpg").label) == (layout.splits, "")
+    assert laid(tmp_path / "test", *files, "test/1.jpg").splits == {**layout.splits, "test": "test"}
+    classes = several("cat/train", "cat/val", "dog/train", "dog/val")
+    assert len(laid(tmp_path / "classes", *classes, *several("background")).splits) == 4
     toys = several(*(f"{kind}/{name}" for kind in ("toy", "real") for name in ("train", "bus")))
     assert laid(tmp_path / "d", *toys).splits == {}
+
+
+@pytest.mark.parametrize("above", ["data", "images", "images/100k", "bdd100k/images/100k", "ILSVRC/Data/CLS-LOC"])
+def test_splits_in_the_only_folder_with_images(tmp_path: Path, above: str) -> None:
+    """They are found below all that wraps them, with classes in them or beside each other."""
+    plain = several(f"{above}/train", f"{above}/val")
+    wanted = {f"{above}/train": "train", f"{above}/val": "val"}
+    assert laid(tmp_path / "plain", *plain, "docs/readme.md").splits == wanted
+    classes = several(*(f"{above}/{split}/{name}" for split in ("train", "val") for name in "ab"))
+    layout = laid(tmp_path / "classes", *classes)
+    assert (layout.splits, layout.place(f"{above}/val/b/1.jpg").label) == (wanted, "b")
+    inside = laid(
+        tmp_path / "inside", *several(*(f"{above}/{name}/{split}" for name in "ab" for split in ("train", "val")))
+    )
+    assert inside.place(f"{above}/b/val/1.jpg") == Place(above, "val", "b", "val/1.jpg")
+    assert laid(tmp_path / "data", *several("data/train", "data/val", "other")).splits == {}
+
+
+def test_a_split_in_a_folder_of_the_same_name(tmp_path: Path) -> None:
+    """As archives have it; alone there, or else it is a class."""
+    flat = [*several("train/train"), *several("test1/test1"), "train.csv"]
+    assert laid(tmp_path / "flat", *flat).splits == {"train/train": "train", "test1/test1": "test"}
+    cars = laid(tmp_path / "cars", *several("cars_train/cars_train/bmw", "cars_test/cars_test/bmw"))
+    assert cars.place("cars_train/cars_train/bmw/1.jpg") == Place("cars_train/cars_train", "train", "bmw", "1.jpg")
+    voc = several("train/bus", "train/train", "val/bus", "val/train")
+    assert laid(tmp_path / "voc", *voc).splits == {"train": "train", "val": "val"}
+    single = several("train/cat", "val/cat")
+    assert laid(tmp_path / "single", *single).splits == {"train": "train", "val": "val"}
+
+
+def test_cameras_with_splits_of_their_own_are_no_classes(tmp_path: Path) -> None:
+    """Where there are labels beside their images; without, they are classes."""
+    files = several(*(f"images/{camera}/{split}" for camera in "ab" for split in ("train", "val")))
+    assert laid(tmp_path / "classes", *files).place("images/a/train/1.jpg").label == "a"
+    place = laid(tmp_path / "cameras", *files, "labels/a.json").place("images/a/train/1.jpg")
+    assert place == Place("images/a/train", "train", "", "1.jpg")
 
 
 @pytest.mark.parametrize(

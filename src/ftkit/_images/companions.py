@@ -176,9 +176,9 @@ def namesakes(names: Iterable[str], path: str, folder: Listing) -> dict[str, str
     return dict(wanted[mate] for mate in folder.among(path, wanted)) | own
 
 
-def has_images(path: str, folder: Listing) -> bool:
+def has_images(path: str, folder: Listing, depth: int = _DEPTH) -> bool:
     """Whether there are images in a folder, or a few levels below."""
-    return bool(first_with_images(path, folder))
+    return bool(first_with_images(path, folder, depth))
 
 
 def first_with_images(path: str, folder: Listing, depth: int = _DEPTH) -> str:

@@ -23,7 +23,7 @@ from ftkit._images.companions import (
     sample,
 )
 from ftkit._images.names import are_of_one_split, is_images, is_known, is_labels, may_tell_of_images
-from ftkit._images.splits import in_folds, is_fold, splits_among, splits_below
+from ftkit._images.splits import find_splits, in_folds, splits_among, unwrapped
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit.errors import FtkitError, did_you_mean
 
@@ -44,11 +44,12 @@ class Layout:
     Attributes:
         splits: Each one's folder, relative to the root, with the split's name.
         classes: What is a class whatever its name says, by the name: "masks" beside "gloves".
-        holders: The folders of images, in a split or in none, whose folders are classes: "images" with "images/cat".
+        holders: The folders of images, in a split or in none, whose folders are classes: "images" with "images/cat"; or
+            the one whose classes have splits in them: "data" with "data/cat/train".
         grouped: The splits whose folders are none.
         folds: Of a split that belongs to a fold, which is a data set of its own, that fold.
         by_class: Whether the splits are in the classes: cat/train and dog/train.
-        unsure: What would be splits if all the folders of images had some.
+        unsure: What would be splits if another folder beside theirs had some, too.
     """
 
     splits: Mapping[str, str]
@@ -71,7 +72,7 @@ class Layout:
             splits: As for `scan_images`.
         """
         if splits is None:
-            return cls._guessed(tops, folder)
+            return cls._guessed(folder)
         named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
         strings("splits", [*named, *named.values()], "folders")
         found = {name.replace(os.sep, "/").strip("/"): split for name, split in named.items()}
@@ -84,26 +85,21 @@ class Layout:
         return cls._with_classes(found, _classes_in(found, folder), folder)
 
     @classmethod
-    def _guessed(cls, tops: Sequence[str], folder: Listing) -> Layout:
-        """Return the layout that the folders suggest: splits at the top, in images and labels, or in all others."""
-        found = splits_among(tops, folder)
-        classes = set() if found else classes_among("", tops, folder)
-        if not found:
-            for top in sorted(tops):
-                if is_known(top) and top not in classes:
-                    found |= splits_among([f"{top}/{name}" for name in folder.tops(top)], folder)
-        is_whole = not found
-        others = [
-            top for top in tops if top in classes or (may_be_class(top) and not is_known(top) and top not in found)
-        ]
-        below, are_all = splits_below([top for top in others if is_whole or is_fold(top)], folder)
-        found, folds = in_folds(found | (below if are_all else {}), folder)
+    def _guessed(cls, folder: Listing) -> Layout:
+        """Return the layout that the folders suggest."""
+        known = find_splits(folder)
+        found, folds = in_folds(known.splits, folder)
+        found, folds = ({unwrapped(one, folder): name for one, name in some.items()} for some in (found, folds))
         inner = (name for split in found for name in folders_in(split, folder))
-        by_class = bool(found) and is_whole and not folds and all(map(is_known, inner))
+        home, called = (known.sites or "").rpartition("/")[::2]
+        is_detection = is_images(called) and any(map(is_labels, folders_in(home, folder)))
+        by_class = known.sites is not None and not folds and not is_detection and all(map(is_known, inner))
         if found and not by_class:
             classes = _classes_in(found, folder)
-        layout = cls._with_classes(found, classes, folder, folds, by_class)
-        return layout if are_all else replace(layout, unsure=below)
+        else:
+            classes = classes_among(known.sites or "", folders_in(known.sites or "", folder), folder)
+        layout = cls._with_classes(found, classes, folder, folds, known.sites if by_class else None)
+        return replace(layout, unsure=known.unsure)
 
     @classmethod
     def _with_classes(
@@ -112,23 +108,24 @@ class Layout:
         classes: Collection[str],
         folder: Listing,
         folds: Mapping[str, str] | None = None,
-        by_class: bool = False,
+        sites: str | None = None,
     ) -> Layout:
-        """Return the layout, with the folders of images looked into."""
+        """Return the layout, with the folders of images looked into, or the one whose folders have the splits."""
         holders = [
             join(split, name)
             for split in splits or ("",)
             for name in folders_in(split, folder)
             if is_images(name) and name not in classes and _holds_classes(join(split, name), folder)
         ]
-        grouped = [split for split in splits if is_images(split.partition("/")[0]) and is_grouped(split, folder)]
+        grouped = [split for split in splits if any(map(is_images, split.split("/"))) and is_grouped(split, folder)]
         classes = {*classes, *_classes_in(holders, folder)}
-        return cls(splits, classes, holders, grouped, folds or {}, by_class, {}, folder)
+        holders = [sites] if sites else holders
+        return cls(splits, classes, holders, grouped, folds or {}, sites is not None, {}, folder)
 
     @property
     def of_images(self) -> dict[str, str]:
         """The splits without those of labels and masks."""
-        told = set() if self.by_class else {path for path in self.splits if is_labels(path.partition("/")[0])}
+        told = set() if self.by_class else {path for path in self.splits if any(map(is_labels, path.split("/")[:-1]))}
         return {path: split for path, split in self.splits.items() if path not in told}
 
     @property
@@ -142,7 +139,7 @@ class Layout:
         return {
             home: self.splits.get(split, "")
             for split in self.roots
-            for home in [one for one in self.holders if one.rpartition("/")[0] == split] or [split]
+            for home in [one for one in self.holders if not split or one.startswith(f"{split}/")] or [split]
             if home not in self.grouped
         }
 
@@ -204,6 +201,7 @@ class Layout:
         if self.splits and not split and not self.by_class:
             return Place("", "", "", path)
         is_none = (is_known(label) and not is_class) or label in self._companions_in(folder)
+        is_none |= join(folder, label) in self.splits
         if not slash or folder in self.grouped or is_none:
             label, rest = "", inside
         return Place(folder, self.splits.get(split, ""), label, rest)

@@ -5,21 +5,41 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from posixpath import join
+from types import MappingProxyType
+from typing import NamedTuple
 
-from ftkit._images.companions import Listing, first_with_images, folders_in, has_images, mirrors, most, sample
+from ftkit._images.companions import (
+    Listing,
+    classes_among,
+    first_with_images,
+    folders_in,
+    has_images,
+    mirrors,
+    most,
+    sample,
+)
 from ftkit._images.names import SPLITS, are_of_one_split, is_images, is_known, is_labels, split_of, split_within
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 
 # What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA.
 _ALIKE = re.compile(rf"(|.*[_ -])((?i:{'|'.join(SPLITS)}))(|[_ -].*|[A-Z])")
 _FEW = 20  # folders that tell what the others have in them
+_LEVELS = 4  # of folders down to those of splits, as in ILSVRC/Data/CLS-LOC/train
 # fold1, pets_fold_a, fold_1_of_3 or 1fold.
 _FOLD = re.compile(
     "(splits?|cv)[_ -]?[0-9]{1,3}|(.*[^a-z])?(k|cv)?folds?[_ (-]?([0-9]+([^0-9].*)?|[a-z]([^a-z].*)?)|"
     "(.*[^0-9a-z])?[0-9]+[_ -]?folds?"
 )
+
+
+class Found(NamedTuple):
+    """The splits that were found, the folder whose folders they are in, if several, and what may be splits or not."""
+
+    splits: dict[str, str]
+    sites: str | None = None
+    unsure: Mapping[str, str] = MappingProxyType({})
 
 
 def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
@@ -43,10 +63,40 @@ def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
     return {**more, **found}
 
 
-def splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, str], bool]:
-    """Return the splits in several folders, cat/train and dog/train, or those of sites or folds; and whether all do.
+def find_splits(folder: Listing, at: str = "", levels: int = _LEVELS) -> Found:
+    """Return the splits in a folder: right there, in images and labels, in several others, or in the only one."""
+    paths = {join(at, name): name for name in folders_in(at, folder)}
+    splits = splits_among([*paths], folder)
+    classes = set() if splits else classes_among(at, [*paths.values()], folder)
+    known = [path for path, name in sorted(paths.items()) if is_known(name) and name not in classes]
+    sites, unsure = None, dict[str, str]()
+    if not splits and levels:
+        for inner in (find_splits(folder, path, levels - 1) for path in known):
+            splits |= inner.splits
+            unsure |= inner.unsure
+            sites = inner.sites if sites is None else sites
+    others = [path for path, name in paths.items() if may_be_class(name) and path not in splits and path not in known]
+    if not splits or {*splits.values()} == {"test"}:
+        below, is_sure = _splits_below(others, folder)
+    else:
+        below, is_sure = _splits_below([path for path in others if is_fold(paths[path])], folder)
+    if below and is_sure:
+        tests = {path: split for path in others if (split := split_of(paths[path])) and not _inner(path, folder)}
+        return Found(below | tests | splits, None if splits else at)
+    unsure |= below
+    is_open = bool(levels) and not splits and not unsure
+    filled = (one for one in others if has_images(one, folder, levels + 1)) if is_open else ()
+    match [*islice(filled, 2)]:
+        case [only] if not any(suffix_of(name) in IMAGE_SUFFIXES for name in folder.peek(at)):
+            return find_splits(folder, only, levels - 1)
+    return Found(splits, sites, {} if splits else unsure)
 
-    Where all of the first few have images and no splits, the others are not looked into.
+
+def _splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, str], bool]:
+    """Return the splits in several folders, cat/train and dog/train, or of sites or folds; and whether that is sure.
+
+    It is where two have training and evaluation: what has none is apart. Where all of the first few have images and no
+    splits, the others are not looked into.
     """
     found: dict[str, str] = {}
     whole, are_all = 0, True
@@ -57,8 +107,7 @@ def splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, s
         found |= inner
         if number == _FEW and not found:
             break
-    is_one = whole < 2 and are_all  # as in data/train, where another finding says which folder to pass
-    return (found, are_all) if whole and not is_one else ({}, True)
+    return (found, whole > 1) if whole > 1 or (whole and not are_all) else ({}, True)
 
 
 def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str], dict[str, str]]:
@@ -76,6 +125,16 @@ def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str]
     return found, _with_the_same([one for one in found if one not in folds], folder) | folds
 
 
+def unwrapped(split: str, folder: Listing) -> str:
+    """Return a split, or the folder of the same name that is all there is in it, as archives have it: train/train."""
+    name = split.rpartition("/")[2]
+    match folder.peek(split), _inner(split, folder):
+        case names, [only] if only == name or split_of(only) == split_of(name) != "":
+            has_more = any(suffix_of(one) in IMAGE_SUFFIXES for one in names)
+            return split if has_more else unwrapped(join(split, only), folder)
+    return split
+
+
 def is_fold(name: str) -> bool:
     """Whether a folder is called as one of a cross-validation."""
     return bool(_FOLD.fullmatch(name.lower()))
@@ -89,7 +148,7 @@ def _with_the_same(splits: Iterable[str], folder: Listing) -> dict[str, str]:
     homes: defaultdict[str, list[str]] = defaultdict(list)
     for split in sorted(splits, key=_by_number):
         homes[split.rpartition("/")[0]].append(split)
-    twins = [pair for pair in pairwise(homes) if _are_shared(*(homes[one] for one in pair), folder)]
+    twins = [pair for pair in pairwise(homes) if _are_shared(homes[pair[0]], homes[pair[1]], folder)]
     return {split: one for one in {*chain(*twins)} for split in homes[one]}
 
 
