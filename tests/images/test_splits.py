@@ -62,6 +62,13 @@ def test_names_that_data_sets_use(
          {"trainA": "train", "trainB": "train", "testA": "test", "testB": "test"}),
         (["train_v2", "val_v2"], {"train_v2": "train", "val_v2": "val"}),
         (["imagesTr", "imagesTs", "labelsTr"], {"imagesTr": "train", "imagesTs": "test"}),
+        (["VOCtrainval_2007", "VOCtest_2007"], {"VOCtrainval_2007": "train", "VOCtest_2007": "test"}),
+        (["train", "testA", "testB", "masks"], {"train": "train", "testA": "test", "testB": "test"}),
+        (["train", "val", "test-dev", "holdout", "more", "minival", "val_semantic"],
+         {"train": "train", "val": "val", "test-dev": "test", "holdout": "test"}),
+        (["me-2017_Training_Data", "me-2017_Validation_Data", "me-2017_Test_v2_Data"],
+         {"me-2017_Training_Data": "train", "me-2017_Validation_Data": "val", "me-2017_Test_v2_Data": "test"}),
+        (["train", "testA", "bus"], {}),
         (["train_station", "test_tube"], {}),
         (["testA", "testB"], {}),
         (["freight_train", "night_train"], {}),
@@ -71,6 +78,28 @@ def test_names_that_data_sets_use(
 def test_splits_with_names_that_are_alike(tmp_path: Path, tops: list[str], splits: dict[str, str]) -> None:
     """Two of them, of which one is no training."""
     assert found(tmp_path, *tops).splits == splits
+
+
+def test_the_first_word_for_a_split_counts(tmp_path: Path) -> None:
+    """So test-dev is for testing, and a train_mini for training."""
+    names = {
+        "d-train": "train",
+        "d-val": "val",
+        "d-test-dev": "test",
+        "d-test-challenge": "test",
+        "d-train-mini": "train",
+    }
+    assert found(tmp_path / "flat", *names).splits == names
+    assert found(tmp_path / "images", *(f"{name}/images" for name in names)).splits == names
+    assert found(tmp_path / "classes", *(f"{name}/cat" for name in names)).splits == names
+
+
+def test_other_forms_of_the_images_in_a_split_are_none(tmp_path: Path) -> None:
+    """They would be copies of them all."""
+    files = several("train", "train_hq", "test", "train_results")
+    assert laid(tmp_path / "a", *files).splits == {"train": "train", "test": "test"}
+    more = several("train", "test", names=range(20)) + several("train_more", names=range(30, 50))
+    assert laid(tmp_path / "b", *more).splits == {"train": "train", "test": "test", "train_more": "train"}
 
 
 def test_folds_are_splits_if_they_have_classes(tmp_path: Path) -> None:

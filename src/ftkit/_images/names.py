@@ -15,6 +15,8 @@ SPLITS = {
 _SPLIT_NAME = re.compile(rf"({'|'.join(SPLITS)})([_ -]?(set|data|images?|imgs?|photos?))?[_ -]?[0-9]{{0,4}}")
 _WITHIN = "|".join((*SPLITS, "h[eo]ld[_ -]?out"))
 _SPLIT_WITHIN = re.compile(f"({_WITHIN}).*|.*({_WITHIN})")
+# The first that stands by itself counts: test-dev is no dev.
+_SPLIT_WORD = re.compile(f"(?<![A-Za-z])((?i:{_WITHIN}))(?![a-z])")
 _IN_SHORT = {"imagestr": "train", "imagests": "test"}  # of the medical decathlon
 #: Where Cityscapes has its images, by cities.
 CITYSCAPES = "leftimg8bit"
@@ -68,6 +70,17 @@ def split_of(name: str) -> str:
     return SPLITS[found[1]] if found else _IN_SHORT.get(name.lower(), "")
 
 
+def split_word(name: str) -> str:
+    """Return the split that a word in the name of a folder stands for, the first one; nothing if there is none.
+
+    Example:
+        >>> [split_word(name) for name in ("coco-test-dev", "testA", "hold-out", "minival", "contest")]
+        ['test', 'test', 'test', '', '']
+    """
+    found = _SPLIT_WORD.search(name)
+    return SPLITS.get(found[1].lower(), "test") if found else ""
+
+
 def split_within(name: str) -> str:
     """Return the split that a folder is called as which is known to be one; otherwise its own name.
 
@@ -76,7 +89,7 @@ def split_within(name: str) -> str:
         ['val', 'val', 'test', 'extra']
     """
     found = _SPLIT_WITHIN.fullmatch(name.lower())
-    return SPLITS.get(found[1] or found[2], "test") if found else name
+    return split_word(name) or (SPLITS.get(found[1] or found[2], "test") if found else name)
 
 
 def are_of_one_split(one: str, other: str) -> bool:

@@ -18,13 +18,26 @@ from ftkit._images.companions import (
     has_images,
     mirrors,
     most,
+    namesakes,
     sample,
 )
-from ftkit._images.names import SPLITS, are_of_one_split, is_images, is_known, is_labels, split_of, split_within
+from ftkit._images.names import (
+    SPLITS,
+    are_of_one_split,
+    is_images,
+    is_known,
+    is_labels,
+    may_tell_of_images,
+    split_of,
+    split_within,
+    split_word,
+)
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 
-# What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA.
-_ALIKE = re.compile(rf"(|.*[_ -])((?i:{'|'.join(SPLITS)}))(|[_ -].*|[A-Z])")
+# What is called as a split but for what other splits have there, too: cars_train beside cars_test, trainA beside testA,
+# VOCtrainval beside VOCtest.
+_WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
+_ALIKE = re.compile(f"(|.*?[^a-z])((?i:{_WORDS}))(|[_ -].*|[A-Z])")
 _FEW = 20  # folders that tell what the others have in them
 _LEVELS = 4  # of folders down to those of splits, as in ILSVRC/Data/CLS-LOC/train
 # fold1, pets_fold_a, fold_1_of_3 or 1fold.
@@ -45,14 +58,19 @@ class Found(NamedTuple):
 def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
     """Return which of the folders next to each other are splits, with the split's name.
 
-    "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders. A folder with
-    the same is a split as well; next to a single one, its name has to say so.
+    "train" is a class, too, of Pascal VOC and COCO: alone among other folders, a split has class folders, or all others
+    have a word for a split in their names. A folder with the same folders is a split as well; next to a single one, its
+    name has to say so, and so it has without any.
     """
     names = {one: one.rpartition("/")[2] for one in sorted(folders, key=_by_number)}
     found = {one: split for one, name in names.items() if (split := split_of(name))} or _alike(names, folder)
     found |= _folds(names, folder)
     others = [one for one, name in names.items() if one not in found and not is_known(name) and may_be_class(name)]
+    flat = {one: split for one in others if (split := split_word(names[one])) and _is_flat(one, found, folder)}
+    if len({*found.values()}) > 1 or (found and len(flat) == len(others)):
+        found |= flat
     inner = set().union(*(_inner(one, folder) for one in found))
+    others = [one for one in others if one not in found]
     if others and len({*found.values()}) < 2 and not inner:
         return {}
     more = {one: split_within(names[one]) for one in others if _is_another(one, found, inner, folder)}
@@ -191,6 +209,14 @@ def _alike(names: Mapping[str, str], folder: Listing) -> dict[str, str]:
             begun[parts[1].lower(), parts[3].lower()][one] = SPLITS[parts[2].lower()]
     found = {one: split for alike in begun.values() if len({*alike.values()}) > 1 for one, split in alike.items()}
     return {one: split for one, split in found.items() if not _mirrors_one(one, found, folder)}
+
+
+def _is_flat(path: str, splits: Collection[str], folder: Listing) -> bool:
+    """Whether a folder has no folders, and no other form of the images in a split, which its name has in it."""
+    names = sample(path, folder)
+    mates = (namesakes(names, one, folder) for one in splits if are_of_one_split(one, path))
+    is_other_form = may_tell_of_images(path.rpartition("/")[2]) or any(most(names, found) for found in mates)
+    return not _inner(path, folder) and not is_other_form
 
 
 def _is_another(path: str, found: Collection[str], inner: Collection[str], folder: Listing) -> bool:
