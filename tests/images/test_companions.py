@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ftkit import scan_images
+from ftkit._images.names import is_images
 
 from .trees import classes, found, laid, several
 
@@ -290,6 +291,51 @@ def test_photos_may_be_numbered_as_others_are(tmp_path: Path, encode: Encode) ->
     assert classes(tmp_path / "loose", *loose) == ["train", "train/with_mask", "train/without_mask"]
     pairs = [*several("train/A", "train/B"), *several("train/low", suffix="png")]
     assert classes(tmp_path / "pairs", *pairs) == ["train/A", "train/B", "train/low"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks", "ends"),
+    [
+        (["A", "B"], ["label"], ""),
+        (["rgb"], ["mask"], ""),
+        (["Original"], ["Ground Truth"], ""),
+        (["images", "thermal"], ["masks"], ""),
+        (["tissue photos"], ["mask binary"], ""),
+        (["rgb"], ["semantic"], ""),
+        (["images"], ["v1.2/labels", "v1.2/panoptic"], ""),
+        (["images"], ["targets"], "_target"),
+        (["img_dir"], ["ann_dir"], ""),
+    ],
+)
+def test_gray_masks_beside_colored_photos(
+    tmp_path: Path, images: list[str], masks: list[str], ends: str, encode: Encode
+) -> None:
+    """By the same names and suffix, and beside several folders of them; beside gray ones, they may be photos."""
+    gray, color = (encode(Image.new(mode, (9, 9)), "PNG") for mode in ("L", "RGB"))
+    photos = several(*(f"{split}/{name}" for split in ("train", "val") for name in images), suffix="png")
+    tops = [f"{split}/{name}" for split in ("train", "val") for name in masks]
+    labels = several(*tops, names=[f"{number}{ends}" for number in range(20)], suffix="png")
+    for kind, data in (("color", color), ("gray", gray)):
+        for file in (*photos, *labels):
+            (tmp_path / kind / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / kind / file).write_bytes(data if file in photos else gray)
+    layout = laid(tmp_path / "color", *photos, *labels)
+    assert [file for file in (*photos, *labels) if layout.tells_of_images(file)] == labels
+    if not any(map(is_images, images)):
+        assert not any(map(laid(tmp_path / "gray", *photos, *labels).tells_of_images, labels))
+
+
+def test_masks_in_folders_by_the_names_of_splits(tmp_path: Path, encode: Encode) -> None:
+    """Beside these, as COCO-Stuff's, or beside a folder that has them, as those of MMSegmentation."""
+    gray = encode(Image.new("L", (9, 9)), "PNG")
+    for name, images, masks in (("coco", "{}", "stuffthingmaps/{}"), ("mmseg", "img_dir/{}", "ann_dir/{}")):
+        photos = several(*(images.format(split) for split in ("train", "val")))
+        labels = several(*(masks.format(split) for split in ("train", "val")), suffix="png")
+        for file in labels:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_bytes(gray)
+        layout = laid(tmp_path / name, *photos, *labels)
+        assert [file for file in (*photos, *labels) if layout.tells_of_images(file)] == labels
 
 
 def test_blank_masks_by_any_name_are_neither_leaks_nor_odd(tmp_path: Path, jpegs: list[bytes], encode: Encode) -> None:

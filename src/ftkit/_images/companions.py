@@ -22,7 +22,7 @@ from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 
 _LABEL_SUFFIXES = (".txt", ".xml", ".json")
 # What a mask may have after its image's name, and how it is kept: without loss.
-_MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt|mattes?)$", re.IGNORECASE)
+_MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt|mattes?|targets?)$", re.IGNORECASE)
 _LOSSLESS = frozenset((".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"))
 _DEPTH = 3  # of folders in a class, down to its images
 _SAMPLE = 16  # names in a folder that tell what it is
@@ -55,7 +55,11 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
     doubtful = [name for name in names if is_known(name)]
     images = [join(inside, name) for name in doubtful if is_images(name)]
     others = [join(inside, name) for name in names if name not in doubtful and may_be_class(name)] if doubtful else []
-    filled = (other for other in others if has_images(other, folder) and not mirrors(other, images, folder))
+    filled = (
+        other
+        for other in others
+        if has_images(other, folder) and not mirrors(other, images, folder) and not only_tells(other, folder)
+    )
     others = list(islice(filled, _MOST_OTHERS))
     if not others:
         return set()
@@ -63,7 +67,9 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
     return {
         name
         for name, path in zip(doubtful, known, strict=True)
-        if has_images(path, folder) and not _goes_with(path, others, [one for one in known if one != path], folder)
+        if has_images(path, folder)
+        and not _goes_with(path, others, [one for one in known if one != path], folder)
+        and not are_gray_forms(path, others, folder)
     }
 
 
@@ -93,13 +99,33 @@ def mirrors(path: str, images: Sequence[str], folder: Listing) -> bool:
             wanted |= dict.fromkeys(mates if is_apart else mates - {name}, name)
         found = {wanted[mate] for mate in folder.among(home, wanted)} if suffixes else set()
         if most(names, found) and (
-            is_told
-            or not inside
-            or most(names, found & ended)
-            or most(names, [name for name in names if _is_gray(inside, name, folder)])
+            is_told or not inside or most(names, found & ended) or most(names, _grays(inside, folder)[1])
         ):
             return True
     return False
+
+
+def are_gray_forms(path: str, others: Sequence[str], folder: Listing) -> bool:
+    """Whether the images in a folder are gray, as masks are, and go by the names of images in another that are not."""
+    inside = first_with_images(path, folder)
+    names, grays = _grays(inside, folder)
+    if not most(names, grays):
+        return False
+    homes = [f"{one}{inside.removeprefix(path)}" for one in others]
+    return any(most(names, namesakes(grays, home, folder)) and not most(*_grays(home, folder)) for home in homes)
+
+
+def only_tells(path: str, folder: Listing) -> bool:
+    """Whether all the folders with images in a folder, which has none itself, are called as what tells of images."""
+    filled = [name for name in folders_in(path, folder) if has_images(join(path, name), folder)]
+    is_loose = any(suffix_of(name) in IMAGE_SUFFIXES for name in folder.peek(path))
+    return bool(filled) and not is_loose and all(is_labels(name) or may_tell_of_images(name) for name in filled)
+
+
+def _grays(path: str, folder: Listing) -> tuple[list[str], list[str]]:
+    """Return a sample of the images in a folder, and those that are gray."""
+    names = [name for name in sample(path, folder) if suffix_of(name) in IMAGE_SUFFIXES]
+    return names, [name for name in names if _is_gray(path, name, folder)]
 
 
 def _is_gray(path: str, name: str, folder: Listing) -> bool:

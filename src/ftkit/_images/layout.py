@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ftkit._arguments import strings
 from ftkit._images.companions import (
     Listing,
+    are_gray_forms,
     classes_among,
     folders_in,
     has_images,
@@ -20,6 +21,7 @@ from ftkit._images.companions import (
     mirrors,
     most,
     namesakes,
+    only_tells,
     sample,
 )
 from ftkit._images.names import are_of_one_split, is_images, is_known, is_labels, may_tell_of_images
@@ -177,9 +179,15 @@ class Layout:
                 is_loose = bool(names) and most(names, namesakes(names, at, folder))
                 is_one = is_loose or any(has_images(one, folder) for one in photos)
             else:
-                loose = [at] if may_tell_of_images(name) else []
+                is_told = may_tell_of_images(name)
                 near = [split for split in splits if are_of_one_split(split, place)]
-                is_one = mirrors(place, [*images, *near, *loose], folder)
+                inner = {join(place, one): join(at, one) for one in folders_in(place, folder)}
+                is_one = (
+                    mirrors(place, [*images, *near, *([at] if is_told else [])], folder)
+                    or (is_told and are_gray_forms(place, [one for one in photos if one != place], folder))
+                    or any(mirrors(one, [other], folder) for one, other in inner.items() if other in splits)
+                    or (bool(images) and only_tells(place, folder))
+                )
             if is_one:
                 yield name
 

@@ -20,15 +20,15 @@ _SPLIT_WORD = re.compile(f"(?<![A-Za-z])((?i:{_WITHIN}))(?![a-z])")
 _IN_SHORT = {"imagestr": "train", "imagests": "test"}  # of the medical decathlon
 #: Where Cityscapes has its images, by cities.
 CITYSCAPES = "leftimg8bit"
-# Not classes, unless beside some: images, images_001 of many, images_png.
-_IMAGE_FOLDER = re.compile(f"(images?|imgs?|(jpeg|png)images|{CITYSCAPES})([_ -]?([0-9]+|png|jpe?g|tiff?))?")
+# Not classes, unless beside some: images, images_001 of many, images_png, img_dir.
+_IMAGE_FOLDER = re.compile(f"(images?|imgs?|(jpeg|png)images|{CITYSCAPES})([_ -]?([0-9]+|png|jpe?g|tiff?|dir))?")
 # Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
 # that it goes with may be part of the name: trainannot, train_masks, labels_val.
 _LABEL_FOLDER = re.compile(
     rf"(({'|'.join(SPLITS)})[0-9]{{0,4}}[_ -]?)?"
     "(labels?|ann(o|ot|otation)?s?|masks?|gt|gtfine|gtcoarse|(.*[_ -])?ground[_ -]?truths?|trimaps?|mattes?|segs?|"
     "(mask|label|gt)[_ -]?(images?|imgs?|masks?)([_ -]?[0-9])?|imagesets|segmentations?|"
-    "segmentation(class|object)[a-z]*|labelst[rs])"
+    "segmentation(class|object)[a-z]*|labelst[rs])([_ -]dir)?"
     rf"([_ -]?({'|'.join(SPLITS)})[0-9]{{0,4}})?"
 )
 # What else the name of such a folder may have in it, if its files are called as images beside it are.
