@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from ftkit._images.decoding.alignment import are_two_colors, are_two_shapes, compare
+from ftkit._images.decoding.alignment import are_two_colors, are_two_shapes, compare, peak, peaks
 from ftkit._images.decoding.fingerprint import FLIP, MIRROR, STARTS, TRANSPOSED
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.verdict import COLOR_SIDE, SIDE
@@ -27,6 +27,9 @@ _NEAR = 10  # of the 64 bits; by chance, one pair in 100 million comes as near a
 # photos, copies of the same cut had 0.97 and more, cropped ones 0.9; of 300 pages of text, strangers had up to 0.89, of
 # 1,797 digits, each with neighbours in plenty, up to 0.97.
 _SAME_AMONG_MANY, _SAME = 0.98, 0.9
+# The same for how much they differ in one place. Of 82 photos in 38 changes, copies had up to 3.4 in 95 of 100 cases
+# and, but for clipped ones, up to 7.3; of pairs that fill in one template, 95 of 100 had more than 8.
+_PEAK_AMONG_MANY, _PEAK = 3, 7.5
 _MANY = 0.1  # of all pictures with such look-alikes, from which on the set is of one kind
 _ENOUGH, _NEAREST = 4, 2  # look-alikes of a picture, after which only those are looked at that differ in so few bits
 # Parts of a picture each way; levels of a color difference in one of them, which tell two pictures apart even where
@@ -184,8 +187,9 @@ class Unions:
 def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]]]:
     """Return the groups of pictures that are nearly the same, each as pairs of numbers of rows with their similarity.
 
-    What looks alike by its words is compared by its pixels, and then by its colors. Where a picture has look-alikes
-    that are no copies, as have pages of text and digits, its copies must be more than just alike.
+    What looks alike by its words is compared by its pixels, for what is fine in them and for what differs in a few
+    places, and then by its colors. Where a picture has look-alikes that are no copies, as have pages of text and
+    digits, its copies must be more than just alike.
 
     Args:
         table: A row for each picture, of the type `ROW`.
@@ -197,16 +201,24 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
     coarse[(colors == 128).all((1, 2, 3))] = np.nan  # which is not unlike any color
     seen: dict[tuple[int, int], float] = {}
     refused: Counter[int] = Counter()
+    unlike: set[tuple[int, int]] = set()
     tinted = np.zeros(len(table), np.intp)  # how often each was in another color than its look-alike
+    filled = np.zeros(len(table), np.intp)  # how often each differed from its look-alike in one place
     for words, met, turn, start in _meetings(table["words"]):
         turned = words if met is None else met
         for ones, others in _in_parts(near_pairs(words, met)):
-            # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
+            # Much else of one shape is in other colors, such as signs and goods, or fills in one template, such as
+            # bills: this spares it the comparison. Whether one is a part of another isn't asked of the latter.
+            is_filled = np.minimum(filled[ones], filled[others]) >= _ENOUGH
+            keep = ~is_filled
             if start is STARTS[0]:
                 differ = abs(_turned(coarse[others], turn) - coarse[ones]).max((1, 2, 3), initial=0)
                 is_of_many = np.minimum(tinted[ones], tinted[others]) >= _OF_A_SHAPE
                 keep = ~(differ > np.where(is_of_many, _SAME_COLOR, _OTHER_COLOR))  # not a number: no color
-                ones, others = ones[keep], others[keep]  # noqa: PLW2901
+                if (asked := np.flatnonzero(keep & is_filled)).size:
+                    mine, theirs = _turned(table["small"][others[asked]], turn), table["small"][ones[asked]]
+                    keep[asked] = peaks(mine, theirs) < _PEAK_AMONG_MANY
+            ones, others = ones[keep], others[keep]  # noqa: PLW2901
             for large, small in unions.apart(ones, others):
                 pair = min(small, large), max(small, large)
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
@@ -216,18 +228,24 @@ def near_groups(table: npt.NDArray[np.void]) -> list[list[tuple[int, int, float]
                 if are_two_shapes(mine, theirs, start):
                     continue
                 similarity, place = compare(mine, theirs, start)
+                highest = peak(mine, theirs, place) if similarity >= _SAME else 0
+                if highest > _PEAK:
+                    filled[[small, large]] += 1
+                    unlike.add(pair)
+                    continue
                 if similarity >= _SAME and are_two_colors(_turned(colors[small], turn), colors[large], place):
                     tinted[[small, large]] += 1
                     continue
-                if similarity >= _SAME_AMONG_MANY:
+                if similarity >= _SAME_AMONG_MANY and highest < _PEAK_AMONG_MANY:
                     unions.join(*pair, similarity)
                 elif similarity < _SAME:
                     refused.update(pair)
                 seen[pair] = max(seen.get(pair, 0), similarity)
     common = {row for pair, similarity in seen.items() if similarity < _SAME for row in pair}
+    unsure = {row for pair in unlike - seen.keys() for row in pair}
     if len(common) < _MANY * len(table):
         for pair, similarity in sorted(seen.items(), key=lambda item: -item[1]):
-            if similarity >= _SAME and common.isdisjoint(pair):
+            if similarity >= _SAME and common.isdisjoint(pair) and unsure.isdisjoint(pair):
                 unions.join(*pair, similarity)
     return unions.groups()
 
