@@ -209,8 +209,8 @@ class ScanReport(Report):
         """Move files out of the data set; nothing is deleted, and `ftkit.restore` moves them back.
 
         A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
-        linked folder, or when a link that stays leads to it. So does a copy, unless ``only`` names it, when no file that
-        it is a copy of would stay.
+        linked folder, or when a link that stays leads to it. So does a copy, unless ``only`` names it, when no file
+        that it is a copy of would stay.
 
         Args:
             dest: A folder outside the scanned one, for the files under their old names, a
