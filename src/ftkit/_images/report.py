@@ -243,7 +243,7 @@ class ScanReport(Report):
             shown = [group for group in groups if not copies.isdisjoint(group.paths)]
             self._show(page, note, moving, shown, moved_to)
 
-        pairs = [pair[:2] for group in groups for pair in group.pairs] if only is None else []
+        pairs = [pair[:2] for group in groups for pair in group.pairs] if only is None else None
         return move_away(self._place, chosen, dest, self._judged_here(), None if dry_run else show, pairs)
 
     def repair(
