@@ -278,3 +278,64 @@ def test_the_first_and_the_last_of_a_pan_are_no_copies(pets: Path, photo: Callab
     leaks = list(report.quarantine(pets.parent / "aside", ["leaks"], dry_run=True).files)
     assert "train/cat/pan6.jpg" in leaks
     assert "train/cat/pan0.jpg" not in leaks
+
+
+def pan(photo: Callable[..., Image.Image], root: Path, *names: str) -> None:
+    """Save frames of which each is a copy of the next one, and of no other."""
+    picture = photo(42, (640, 260))
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.crop((number * 20, 0, number * 20 + 320, 260)).save(root / name, quality=90)
+
+
+def test_kinds_together_leave_a_copy(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """What is to go as a copy of a file that goes as well stays, whether in one call or the next; a list is obeyed."""
+    pan(photo, pets, "test/cat/0.jpg", "val/cat/x.jpg", "train/cat/y.jpg")
+    report, aside = scan_images(pets, workers=1), pets.parent / "aside"
+    both = report.quarantine(aside, ["leaks", "eval_leaks"], dry_run=True)
+    assert list(both.files) == ["val/cat/x.jpg"]
+    assert both.left == [("train/cat/y.jpg", "no copy of it would stay")]
+    keep = report.image_folder_filter(["leaks", "eval_leaks"])
+    assert keep(f"{pets}/train/cat/y.jpg")
+    assert not keep(f"{pets}/val/cat/x.jpg")
+    listed = report.quarantine(aside, only=["val/cat/x.jpg", "train/cat/y.jpg"], dry_run=True)
+    assert listed.moved == 2
+    assert report.quarantine(aside, "eval_leaks").moved == 1
+    assert report.quarantine(aside, "leaks").left == both.left
+
+
+def test_a_copy_of_what_goes_for_another_reason_stays(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """The better one of two goes because it is CMYK, so the other one is left."""
+    picture = photo(40, (320, 260))
+    picture.convert("CMYK").save(pets / "train/cat/a.jpg", quality=95)
+    picture.resize((160, 130)).save(pets / "train/cat/b.jpg", quality=95)
+    report = scan_images(pets, workers=1)
+    assert kinds(report, "b.jpg") == ["near_duplicate"]
+    gone = report.quarantine(pets.parent / "aside", ["duplicates", "cmyk"], dry_run=True)
+    assert list(gone.files) == ["train/cat/a.jpg"]
+
+
+def test_files_outside_of_the_splits_are_no_leaks_and_have_no_class(pets: Path, jpegs: list[bytes]) -> None:
+    """Such a copy is noted: the folder may be a pool, or an evaluation; only the user knows. None of them moves."""
+    (pets / "raw/mixed").mkdir(parents=True)
+    (pets / "raw/mixed/a.jpg").write_bytes((pets / "train/cat/1.jpg").read_bytes())
+    (pets / "raw/b.jpg").write_bytes((pets / "val/cat/5.jpg").read_bytes())
+    report = scan_images(pets, workers=1)
+    assert {name.rpartition("/")[0] for name in report.classes} == {"train", "val"}
+    assert {(Path(f.path).name, f.kind) for f in report.findings} == {
+        ("a.jpg", "outside_copy"),
+        ("b.jpg", "outside_copy"),
+    }
+    for family in ("leaks", "eval_leaks", "duplicates", "label_conflicts"):
+        assert not report.quarantine(pets.parent / "aside", family, dry_run=True).moved
+
+
+def test_splits_linked_into_a_folder_beside_them(pets: Path) -> None:
+    """The folder's name is no class that both have in common."""
+    (pets / "train/dog/copy.jpg").write_bytes((pets / "train/cat/1.jpg").read_bytes())
+    for label in ("cat", "dog"):
+        (pets / "all").mkdir(exist_ok=True)
+        (pets / "train" / label).rename(pets / "all" / f"train-{label}")
+        (pets / "train" / label).symlink_to(f"../all/train-{label}")
+    report = scan_images(pets, workers=1)
+    assert {finding.kind for finding in report.findings} == {"label_conflict"}

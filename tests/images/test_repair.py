@@ -80,6 +80,29 @@ def test_pixels_are_left_alone_where_they_can_be(odd: Path) -> None:
     assert len(made.made) == 4
 
 
+def test_content_that_image_folder_skips_by_its_extension_is_converted(tmp_path: Path) -> None:
+    """A GIF called .jpg is loaded, but by its own name it would not be."""
+    (tmp_path / "set").mkdir()
+    picture = Image.linear_gradient("L").resize((60, 40))
+    for number, (form, suffix) in enumerate((("GIF", "jpg"), ("JPEG2000", "png"), ("TGA", "jpg"), ("WEBP", "jpg"))):
+        picture.save(tmp_path / f"set/{number}.{suffix}", form)
+    made = scan_images(tmp_path / "set", workers=1).repair().made
+    assert [Path(new).name for new in made.values()] == ["0.png", "1.png", "2.png", "3.webp"]
+    found = {finding.kind for finding in scan_images(tmp_path / "set-repaired", workers=1).findings}
+    assert found.isdisjoint(("wrong_suffix", "unlisted_suffix"))
+
+
+def test_exif_of_a_big_tiff_can_be_read(tmp_path: Path) -> None:
+    """Its directory is of another kind than those of other formats."""
+    (tmp_path / "set").mkdir()
+    exif = Image.Exif()
+    exif[0x10F] = "ftkit"
+    Image.radial_gradient("L").convert("CMYK").save(tmp_path / "set/a.tif", big_tiff=True, exif=exif)
+    ((_, copy),) = scan_images(tmp_path / "set", workers=1).repair().made.items()
+    with Image.open(copy) as image:
+        assert image.getexif()[0x10F] == "ftkit"
+
+
 @pytest.mark.parametrize(
     ("levels", "mode"), [((0.0, 1.0), "F"), ((0, 255), "I"), ((0, 65535), "I;16"), ((0.0, 65535.0), "F")]
 )

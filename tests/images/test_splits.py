@@ -47,7 +47,8 @@ def test_names_that_data_sets_use(
     deeper = [f"{top}/{name}" for top in tops for name in inside.get(top, ())]
     layout = found(tmp_path, *(top for top in tops if top not in inside), *deeper)
     assert layout.splits == splits
-    assert layout.place("train/images/1.jpg") == Place("", "", "train", "images/1.jpg")
+    outside = ("", "train/images/1.jpg") if splits else ("train", "images/1.jpg")  # with splits, no class of theirs
+    assert layout.place("train/images/1.jpg") == Place("", "", *outside)
     assert layout.place("JPEGImages/1.jpg").label == ""
 
 

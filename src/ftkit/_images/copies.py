@@ -127,7 +127,7 @@ class Copies:
         if len(self._printed) < 2:
             return
         table, places = self._in_order()
-        for pairs, least in self._search("groups", str(table)):
+        for pairs, is_of_many in self._search("groups", str(table)):
             found = {row: self._journal.read(places[row]) for pair in pairs for row in pair[:2]}
             group = dict(found.values())
             if len({verdict.digest for verdict in group.values()}) > 1:
@@ -136,14 +136,14 @@ class Copies:
                 for one, other, similarity in pairs:
                     first, second = sorted((found[one][0], found[other][0]))
                     by_path[first, second] = similarity
-                yield Copied("near", group, by_path, partial(self._copies_of, table, rows, least))
+                yield Copied("near", group, by_path, partial(self._copies_of, table, rows, is_of_many))
 
     def _copies_of(
-        self, table: Path, rows: Mapping[str, int], least: float, path: str, others: Sequence[str]
+        self, table: Path, rows: Mapping[str, int], is_of_many: bool, path: str, others: Sequence[str]
     ) -> dict[str, float]:
         """Return which of the others are copies of a file in their group, as `Copied.ask` does."""
         paths = {rows[other]: other for other in others}
-        return {paths[row]: like for row, like in self._search("copies", str(table), rows[path], [*paths], least)}
+        return {paths[row]: like for row, like in self._search("copies", str(table), rows[path], [*paths], is_of_many)}
 
     def _search(self, verb: Literal["groups", "copies"], *arguments: object) -> Any:
         (answer,) = run_jobs([Job(verb, arguments)], _SEARCH_SECONDS)

@@ -90,7 +90,7 @@ def move_away(
     dest: str | os.PathLike[str],
     judged: Mapping[str, Judged],
     show: Callable[[Path, str, Collection[str]], None] | None,
-    pairs: Sequence[tuple[str, str]] = (),
+    pairs: Sequence[tuple[str, str]] | None = None,
 ) -> Quarantine:
     """Move what ``findings`` are about below ``dest``; see `ScanReport.quarantine`.
 
@@ -102,7 +102,7 @@ def move_away(
         show: Writes the gallery; gets its path, the name of the folder next to it that the files move to, and their
             paths relative to ``root``. It is called before anything moves, and again if not all of that moves. None for
             a dry run.
-        pairs: Copies. What is to go as a copy stays if none of what it is a copy of does.
+        pairs: Copies: what is to go as one stays if none of what it is a copy of does. None to obey ``findings``.
     """
     if "://" in root:
         raise FtkitError(f"Files in {root} can't be moved. Skip them with image_folder_filter().")
@@ -127,7 +127,7 @@ def move_away(
     def change(path: str) -> str:
         return data.change(path, *seen[path]) if path in seen else ""
 
-    named = {below(root, path): path for pair in pairs for path in pair}
+    named = {below(root, path): path for pair in pairs or () for path in pair}
 
     def is_there(path: str) -> bool:
         stamp, _ = judged.get(named[path], ((), ""))
@@ -136,8 +136,15 @@ def move_away(
         return False
 
     def last(going: Mapping[str, Sequence[str]]) -> list[str]:
-        copies = ((below(root, one), below(root, other)) for one, other in pairs)
-        return last_copies(going, copies, lambda path: _true_name(home, path) not in going and is_there(path))
+        """Return what no copy would stay of; a copy may be one that goes, by another name."""
+        if pairs is None:
+            return []
+
+        def stays(path: str) -> bool:
+            name = _true_name(home, path)
+            return is_there(path) and (name == path or name not in going)
+
+        return last_copies(going, [(below(root, one), below(root, other)) for one, other in pairs], stays)
 
     entries, left = _plan(home, reasons, change, last, dry_run=show is None)
     if show is None or not entries:

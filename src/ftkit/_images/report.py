@@ -209,8 +209,8 @@ class ScanReport(Report):
         """Move files out of the data set; nothing is deleted, and `ftkit.restore` moves them back.
 
         A file stays, and is listed as ``left``, when it has changed since the scan, when it is reached through a
-        linked folder, or when a link that stays leads to it. So does a copy, unless ``only`` names it, when no file that
-        it is a copy of would stay.
+        linked folder, or when a link that stays leads to it. So does a copy, unless ``only`` names it, when no file
+        that it is a copy of would stay.
 
         Args:
             dest: A folder outside the scanned one, for the files under their old names, a
@@ -243,7 +243,7 @@ class ScanReport(Report):
             shown = [group for group in groups if not copies.isdisjoint(group.paths)]
             self._show(page, note, moving, shown, moved_to)
 
-        pairs = [pair[:2] for group in groups for pair in group.pairs] if only is None else []
+        pairs = [pair[:2] for group in groups for pair in group.pairs] if only is None else None
         return move_away(self._place, chosen, dest, self._judged_here(), None if dry_run else show, pairs)
 
     def repair(

@@ -468,15 +468,27 @@ def test_an_odd_head_of_a_scan_whose_codes_are_not_read() -> None:
     assert "may hide more" in note.detail
 
 
-def test_a_file_in_arithmetic_coding_that_pillow_does_not_open() -> None:
+# 24 x 16 pixels by cjpeg -arithmetic -sample 3x1, which the strict decoder does not take.
+WIDELY_SAMPLED = b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19iZ2hnPk1xeXBk"
+    "eFxlZ2P/2wBDARESEhgVGC8aGi9jQjhCY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2P/yQARCAAQABgD"
+    "ATEAAhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD/AHhv7UNhlDGbPC+4cfwwZEVxHlHlLn7BlR9E3YXp9S8DNgbxN4e6Jqj7J224yOhM"
+    "JeSQ/9k="
+)
+
+
+@pytest.mark.parametrize("whole", [ARITHMETIC, WIDELY_SAMPLED], ids=["gray", "sampled"])
+def test_a_file_in_arithmetic_coding_that_pillow_does_not_open(whole: bytes) -> None:
     """It fails where the pixels do not come in one of the pieces that it reads; other decoders don't."""
-    size = 65_200
-    data = ARITHMETIC[:2] + b"\xff\xfe" + struct.pack(">H", size) + bytes(size - 2) + ARITHMETIC[2:]
+    size = (1 << 16) + 28 - len(whole)  # the first piece ends 30 bytes before the end
+    data = whole[:2] + b"\xff\xfe" + struct.pack(">H", size) + bytes(size - 2) + whole[2:]
     with pytest.raises(OSError, match="broken data stream"), Image.open(io.BytesIO(data)) as image:
         image.load()
     (note,) = check_bytes("x.jpg", data).notes
     assert note.kind == "needs_package"
     assert "torchvision" in note.detail
+    (note,) = check_bytes("x.jpg", data[:-40]).notes
+    assert note.kind in ("truncated", "damaged")
 
 
 def lossless(grey: Image.Image) -> bytes:

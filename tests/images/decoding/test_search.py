@@ -195,6 +195,51 @@ def test_what_differs_in_color_only_is_no_copy(
             assert not any(meet(mine[0], copy) for copy in theirs)
 
 
+def bill(seed: int, picture: Image.Image) -> Image.Image:
+    """Return a page of ten items, each with its amount."""
+    rng, page = np.random.default_rng(seed), Image.new("RGB", (420, 594), "white")
+    drawn = ImageDraw.Draw(page)
+    drawn.text((30, 30), "INVOICE", "black", font_size=22)
+    for item in range(10):
+        drawn.text((30, 100 + item * 36), f"item {item}", "black", font_size=13)
+        drawn.text((300, 100 + item * 36), f"{rng.integers(100, 999999) / 100:.2f}", "black", font_size=13)
+    return page
+
+
+def dial(seed: int, picture: Image.Image) -> Image.Image:
+    """Return the picture with a dial in it, whose hand may point anywhere."""
+    seen, angle = picture.copy(), seed * 0.37
+    drawn = ImageDraw.Draw(seen)
+    drawn.ellipse((90, 60, 270, 240), (240, 240, 235), (20, 20, 20), 6)
+    drawn.line((180, 150, 180 + 70 * np.cos(angle), 150 + 70 * np.sin(angle)), (200, 0, 0), 5)
+    return seen
+
+
+def passer(seed: int, picture: Image.Image) -> Image.Image:
+    """Return the picture with somebody in it, in the same clothes, but elsewhere."""
+    seen, (x, y) = picture.copy(), np.random.default_rng(seed).integers(20, 220, 2).tolist()
+    ImageDraw.Draw(seen).rectangle((x, y, x + 20, y + 50), (180, 60, 40))
+    return seen
+
+
+@pytest.mark.parametrize("part", [4096, 16])  # of the pairs, before those of a template are known as such
+@pytest.mark.parametrize("fill_in", [bill, dial, passer])
+def test_what_fills_in_one_template_is_no_copy(
+    photo: Callable[..., Image.Image],
+    encode: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    fill_in: Callable[..., Image.Image],
+    part: int,
+) -> None:
+    """What differs in one place is another picture, and the same again is found among such pictures."""
+    monkeypatch.setattr(search, "_PART", part)
+    made = [fill_in(seed, photo(3, (360, 300))) for seed in range(16)]
+    rows = [prints(picture, encode, quality=90 - number) for number, picture in enumerate(made)]
+    again = [prints(made[number], encode, quality=quality) for number, quality in ((5, 50), (9, 30))]
+    groups = near_groups(np.frombuffer(b"".join(rows + again), search.ROW))
+    assert [(one, other) for group in groups for one, other, _ in group.pairs] == [(5, 16), (9, 17)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "options"),

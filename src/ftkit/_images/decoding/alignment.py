@@ -21,6 +21,8 @@ _LONGEST, _SHORTEST = 0.05, 0.0005  # step of a round, in shares of the picture
 _LEAST = 20  # of the rows, and of the columns, that overlap
 _LEVEL, _PLAIN = 16, 0.9  # how wide each of the two levels of a silhouette is, and their share of the pixels
 _COVERED = 0.9  # of two silhouettes together, what both cover if they are copies
+_EVEN, _LOOSE = 2, 0.2  # levels of error that may be all over a copy, and cells by which a part of it may have shifted
+_SOME = 4096  # pictures in memory at a time
 _TINT, _EDGE = 24, 0.25  # levels of a color difference that copies may be apart, and the share of what it changes by
 _CENTRES = (np.arange(SIDE) + 0.5) / SIDE
 _COLOR_CENTRES = (np.arange(COLOR_SIDE) + 0.5) / COLOR_SIDE
@@ -39,26 +41,65 @@ def compare(one: Pixels, other: Pixels, start: tuple[float, ...]) -> tuple[float
         other: The same of the other picture.
         start: Where the map is thought to be: scale and shift by height, and by width.
     """
-    blur = _blurred(SIDE, 1)
-    mine, theirs = (blur @ small.astype(np.float64) @ blur.T for small in (one, other))
-    down, right = (SIDE * slope for slope in np.gradient(theirs))
+    mine, theirs = _softened(one), _with_slopes(_softened(other))
     place = np.array(start, np.float64)
     step, turn = np.ones(4), 0
     while True:
-        (rows, take_rows), (columns, take_columns) = _overlap(*place[:2]), _overlap(*place[2:])
-        if min(rows.sum(), columns.sum()) < _LEAST:
+        here, seen, effects = _laid(mine, theirs, place)
+        if min(here.shape) < _LEAST:
             return 0.0, start
-        seen, here = take_rows @ theirs @ take_columns.T, mine[rows][:, columns]
         if turn == _ROUNDS or abs(step).max() < _SHORTEST:
             return _correlation(_fine(here), _fine(seen)), tuple(place.tolist())
-        by_row, by_column = (take_rows @ slope @ take_columns.T for slope in (down, right))
-        y, x = _CENTRES[rows][:, None], _CENTRES[columns]
-        columns_of = (by_row * y, by_row, by_column * x, by_column, here, np.ones_like(here))
-        system = np.stack(columns_of, -1).reshape(-1, len(columns_of))
-        normal = system.T @ system + 1e-3 * np.eye(len(columns_of))  # a plain picture has no slope
-        step = np.linalg.solve(normal, system.T @ seen.ravel())[:4].clip(-_LONGEST, _LONGEST)
+        step = _solved(effects, seen)[:4].clip(-_LONGEST, _LONGEST)
         place -= step
         turn += 1
+
+
+def peak(one: Pixels, other: Pixels, place: tuple[float, ...]) -> float:
+    """Return how much two pictures that lie on each other differ in one place, as a multiple of what is usual in them.
+
+    What a copy went through leaves errors all over it, while what fills in one template differs in a few places. The
+    edge, where a copy may have been cut, doesn't count.
+
+    Args:
+        one: As for `compare`.
+        other: The same.
+        place: The map between them, as `compare` finds it.
+    """
+    here, seen, effects = _laid(_softened(one), _with_slopes(_softened(other)), np.array(place))
+    slopes = np.hypot(effects[:, 1], effects[:, 3]) / SIDE
+    effects = np.column_stack((effects, here.ravel() ** 2 / 255))  # another gamma, or clipped
+    errors = abs(seen.ravel() - effects @ _solved(effects, seen))
+    highest = (errors - _LOOSE * slopes).reshape(seen.shape)[1:-1, 1:-1].max()
+    return float(highest / (1 + min(np.median(errors), _EVEN)))
+
+
+def softened(smalls: Pixels) -> tuple[Pixels, Pixels]:
+    """Return small pictures as `stand_out` takes them: softened, and by how much a slight shift changes each cell."""
+    levels, slack = np.empty_like(smalls), np.empty_like(smalls)
+    blur = _blurred(SIDE, 1).astype(np.float32)
+    for at in range(0, len(smalls), _SOME):
+        soft = blur @ smalls[at : at + _SOME].astype(np.float32) @ blur.T
+        levels[at : at + _SOME] = soft + 0.5
+        slack[at : at + _SOME] = _LOOSE * np.hypot(*np.gradient(soft, axis=(1, 2)))
+    return levels, slack
+
+
+def stand_out(mine: Pixels, theirs: Pixels, slack: Pixels, most: float) -> npt.NDArray[np.bool_]:
+    """Return which pairs have a `peak` of more than ``most`` as they are, not laid over each other: quick, for many.
+
+    Args:
+        mine: Levels of the first of each pair, as of `softened`, maybe turned.
+        theirs: The same of the second.
+        slack: What goes with the latter.
+        most: The highest peak.
+    """
+    errors = abs(mine.astype(np.int16) - theirs)
+    highest = (errors - slack)[..., 1:-1, 1:-1].max((-2, -1)) - 1  # of which both were rounded
+    found: npt.NDArray[np.bool_] = highest > most * (1 + _EVEN)
+    if (rest := np.flatnonzero(~found)).size:
+        found[rest] = highest[rest] > most * (1 + np.median(errors[rest], (-2, -1)))
+    return found
 
 
 def are_two_shapes(one: Pixels, other: Pixels, start: tuple[float, ...]) -> bool:
@@ -125,6 +166,31 @@ def _overlap(scale: float, shift: float) -> tuple[npt.NDArray[np.bool_], _Matrix
     x = abs(at[inside][:, None] - np.arange(SIDE))
     near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
     return inside, np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _softened(pixels: Pixels) -> _Matrix:
+    blur = _blurred(SIDE, 1)
+    soft: _Matrix = blur @ pixels.astype(np.float64) @ blur.T
+    return soft
+
+
+def _with_slopes(pixels: _Matrix) -> _Matrix:
+    return np.stack((pixels, *(SIDE * slope for slope in np.gradient(pixels))))
+
+
+def _laid(mine: _Matrix, theirs: _Matrix, place: _Matrix) -> tuple[_Matrix, _Matrix, _Matrix]:
+    """Return what both show of the same, and what a little more of each part of the map or of brightness would add."""
+    (rows, take_rows), (columns, take_columns) = _overlap(*place[:2]), _overlap(*place[2:])
+    here, (seen, by_row, by_column) = mine[rows][:, columns], take_rows @ theirs @ take_columns.T
+    y, x = _CENTRES[rows][:, None], _CENTRES[columns]
+    effects = np.stack((by_row * y, by_row, by_column * x, by_column, here, np.ones_like(here)), -1)
+    return here, seen, effects.reshape(-1, 6)
+
+
+def _solved(effects: _Matrix, seen: _Matrix) -> _Matrix:
+    """Return how much of each effect it takes to come to what is seen, by least squares."""
+    normal = effects.T @ effects + 1e-3 * np.eye(effects.shape[1])  # a plain picture has no slope
+    return np.asarray(np.linalg.solve(normal, effects.T @ seen.ravel()), np.float64)
 
 
 def _fine(pixels: _Matrix) -> _Matrix:

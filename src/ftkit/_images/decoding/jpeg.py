@@ -289,8 +289,12 @@ def _judge_arithmetic(data: bytes, notes: Notes) -> None:
     from ftkit._images.decoding import pillow  # slow to import, and such files are rare
 
     if refusal := pillow.complaint(data):
-        detail = f"arithmetic coding, at which Pillow fails ({refusal}); torchvision and OpenCV open it"
-        notes.append(Note("needs_package", detail))
+        notes.append(_beyond_pillow(refusal))
+
+
+def _beyond_pillow(refusal: str) -> Note:
+    detail = f"arithmetic coding, at which Pillow fails ({refusal}); torchvision and OpenCV open it"
+    return Note("needs_package", detail)
 
 
 def _unsupported(data: bytes) -> str:
@@ -403,6 +407,7 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
     from ftkit._images.decoding import pillow  # slow to import, and most files are sound
 
     refusal = pillow.complaint(data)
+    is_arithmetic = header.process >= _ARITHMETIC and complaint.startswith("tj")
     if "Premature end of JPEG file" in complaint:
         whole = with_end(data)
         rest = _complaint_of(whole, header)
@@ -415,6 +420,8 @@ def _weigh(data: bytes, header: JpegHeader, complaint: str, notes: Notes) -> Non
         what = "other bytes stand in place of the end marker" if is_replaced else "the end marker is missing"
         note = Note("missing_eoi", f"every pixel is there, but {what}")
         notes.append(note if refusal else note._replace(severity="odd"))
+    elif refusal and is_arithmetic and not pillow.complaint(data, at_once=True):
+        notes.append(_beyond_pillow(refusal))
     elif refusal:
         raise pillow.broken(refusal)
     elif harmless := _harmless(data, header, complaint):

@@ -44,7 +44,8 @@ def mend(path: str, kinds: list[str], target: str, taken: list[str], dry_run: bo
     data = _mend_bytes(Path(path).read_bytes(), set(kinds))
     with Image.open(io.BytesIO(data)) as image:
         form = image.format or "PNG"
-        is_unlisted = "unlisted_suffix" in kinds and _suffixes(form)[0] not in LISTED_SUFFIXES
+        is_named = not {"unlisted_suffix", "wrong_suffix"}.isdisjoint(kinds)
+        is_unlisted = is_named and _suffixes(form)[0] not in LISTED_SUFFIXES
         has_bad_exif = "bad_exif" in kinds and form not in ("JPEG", "MPO", "PNG")
         if is_unlisted or has_bad_exif or not _REDRAWN.isdisjoint(kinds):
             data, form = _redraw(image, form)
@@ -141,6 +142,7 @@ def _kept(image: Image.Image, mode: str) -> dict[str, bytes]:
     with contextlib.suppress(Exception):  # garbled EXIF is left behind
         exif = image.getexif()
         exif.pop(ORIENTATION, None)
+        exif.bigtiff = False  # which only TIFF has
         if len(exif):
             kept["exif"] = exif.tobytes()
     return kept

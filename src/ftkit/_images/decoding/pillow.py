@@ -70,11 +70,13 @@ _COMPLAINTS = (OSError, SyntaxError, EOFError, struct.error, zlib.error)
 _DRAWINGS = frozenset(("EPS", "WMF", "EMF"))
 
 
-def complaint(data: bytes, frame: int = 0) -> str:
-    """Load as training loaders do, or a later frame; return what Pillow says against it."""
+def complaint(data: bytes, frame: int = 0, *, at_once: bool = False) -> str:
+    """Load as training loaders do, or a later frame, or with all data at once; return what Pillow says against it."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.seek(frame)
+            if at_once:
+                image.decodermaxblock = len(data)
             image.load()
     except MemoryError:
         raise
@@ -489,6 +491,7 @@ def shrunk_jpeg(data: bytes) -> Pixels:
     """Return a JPEG of any colours in grey, shrunk."""
     with Image.open(io.BytesIO(data)) as image, _filling_gaps():  # an end marker may be missing
         image.draft("L", (-(-image.width // 8), -(-image.height // 8)))
+        image.decodermaxblock = len(data)  # which arithmetic coding needs
         return np.asarray(image.convert("RGB").convert("L"))
 
 

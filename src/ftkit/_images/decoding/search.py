@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ftkit._images.decoding.alignment import are_two_colors, are_two_shapes, compare
+from ftkit._images.decoding.alignment import are_two_colors, are_two_shapes, compare, peak, softened, stand_out
 from ftkit._images.decoding.fingerprint import FLIP, MIRROR, STARTS, TRANSPOSED
 from ftkit._images.decoding.picture import Pixels
 from ftkit._images.verdict import COLOR_SIDE, SIDE
@@ -27,6 +27,9 @@ _NEAR = 10  # of the 64 bits; by chance, one pair in 100 million comes as near a
 # photos, copies of the same cut had 0.97 and more, cropped ones 0.9; of 300 pages of text, strangers had up to 0.89, of
 # 1,797 digits, each with neighbours in plenty, up to 0.97.
 _SAME_AMONG_MANY, _SAME = 0.98, 0.9
+# The same for how much they differ in one place. Of 82 photos in 38 changes, copies had up to 3.4 in 95 of 100 cases
+# and, but for clipped ones, up to 7.3; of pairs that fill in one template, 95 of 100 had more than 8.
+_PEAK_AMONG_MANY, _PEAK = 3, 7.5
 _MANY = 0.1  # of all pictures with such look-alikes, from which on the set is of one kind
 _ENOUGH, _NEAREST = 4, 2  # look-alikes of a picture, after which only those are looked at that differ in so few bits
 # Parts of a picture each way; levels of a color difference in one of them, which tell two pictures apart even where
@@ -186,18 +189,19 @@ class NearGroup(NamedTuple):
 
     Attributes:
         pairs: Those that join them: numbers of rows, and the similarity.
-        least: The similarity from which on others of them are copies, too.
+        is_of_many: Whether there are look-alikes that are no copies, so that copies must be more than just alike.
     """
 
     pairs: list[tuple[int, int, float]]
-    least: float
+    is_of_many: bool
 
 
 def near_groups(table: npt.NDArray[np.void]) -> list[NearGroup]:
     """Return the groups of pictures that are nearly the same.
 
-    What looks alike by its words is compared by its pixels, and then by its colors. Where a picture has look-alikes
-    that are no copies, as have pages of text and digits, its copies must be more than just alike.
+    What looks alike by its words is compared by its pixels, for what is fine in them and for what differs in a few
+    places, and then by its colors. Where a picture has look-alikes that are no copies, as have pages of text and
+    digits, its copies must be more than just alike.
 
     Args:
         table: A row for each picture, of the type `ROW`.
@@ -207,28 +211,43 @@ def near_groups(table: npt.NDArray[np.void]) -> list[NearGroup]:
     side = COLOR_SIDE // _COARSE
     coarse = colors.reshape(-1, 2, _COARSE, side, _COARSE, side).mean((3, 5), dtype=np.float32)
     coarse[(colors == 128).all((1, 2, 3))] = np.nan  # which is not unlike any color
+    soft: tuple[Pixels, Pixels] | None = None
     seen: dict[tuple[int, int], float] = {}
     refused: Counter[int] = Counter()
+    unlike: set[tuple[int, int]] = set()
     tinted = np.zeros(len(table), np.intp)  # how often each was in another color, or shape, than its look-alike
+    filled = np.zeros(len(table), np.intp)  # how often each differed from its look-alike in one place
     for here, met, turn, start in _meetings(words):
         turned = here if met is None else met
         for ones, others in _in_parts(near_pairs(here, met)):
-            # Much else of one shape is in other colors, such as signs and goods: this spares it the comparison.
+            # Much else of one shape is in other colors, such as signs and goods, or fills in one template, such as
+            # bills: this spares it the comparison. Whether one is a part of another isn't asked of the latter.
+            is_filled = np.minimum(filled[ones], filled[others]) >= _ENOUGH
+            keep = ~is_filled
             if start is STARTS[0]:
                 differ = abs(_turned(coarse[others], turn) - coarse[ones]).max((1, 2, 3), initial=0)
                 is_of_many = np.minimum(tinted[ones], tinted[others]) >= _OF_A_SHAPE
                 keep = ~(differ > np.where(is_of_many, _SAME_COLOR, _OTHER_COLOR))  # not a number: no color
-                ones, others = ones[keep], others[keep]  # noqa: PLW2901
+                if (asked := np.flatnonzero(keep & is_filled)).size:
+                    levels, slack = soft = soft or softened(table["small"])
+                    mine, theirs = _turned(levels[others[asked]], turn), levels[ones[asked]]
+                    keep[asked] = ~stand_out(mine, theirs, slack[ones[asked]], _PEAK_AMONG_MANY)
+            ones, others = ones[keep], others[keep]  # noqa: PLW2901
             for large, small in unions.apart(ones, others):
                 pair = min(small, large), max(small, large)
                 is_known = max(refused[small], refused[large]) >= _ENOUGH
                 if is_known and (int(here[large]) ^ int(turned[small])).bit_count() > _NEAREST:
                     continue
-                similarity = _similarity(table[small], table[large], turn, start)
-                if similarity is None:
+                look = _look(table[small], table[large], turn, start)
+                if look is None:
                     tinted[[small, large]] += 1
                     continue
-                if similarity >= _SAME_AMONG_MANY:
+                similarity, highest = look
+                if highest > _PEAK:
+                    filled[[small, large]] += 1
+                    unlike.add(pair)
+                    continue
+                if _are_copies(*look, is_of_many=True):
                     unions.join(*pair, similarity)
                 elif similarity < _SAME:
                     refused.update(pair)
@@ -236,23 +255,23 @@ def near_groups(table: npt.NDArray[np.void]) -> list[NearGroup]:
     common = {row for pair, similarity in seen.items() if similarity < _SAME for row in pair}
     if len(common) >= _MANY * len(table):
         common = {*range(len(table))}
+    common.update(row for pair in unlike - seen.keys() for row in pair)
     for pair, similarity in sorted(seen.items(), key=lambda item: -item[1]):
         if similarity >= _SAME and common.isdisjoint(pair):
             unions.join(*pair, similarity)
-    return [
-        NearGroup(pairs, _SAME if all(common.isdisjoint(pair[:2]) for pair in pairs) else _SAME_AMONG_MANY)
-        for pairs in unions.groups()
-    ]
+    return [NearGroup(pairs, not all(common.isdisjoint(pair[:2]) for pair in pairs)) for pairs in unions.groups()]
 
 
-def copies_of(table: npt.NDArray[np.void], one: int, others: Sequence[int], least: float) -> list[tuple[int, float]]:
+def copies_of(
+    table: npt.NDArray[np.void], one: int, others: Sequence[int], is_of_many: bool
+) -> list[tuple[int, float]]:
     """Return which of some pictures are copies of one, each with its similarity.
 
     Args:
         table: As for `near_groups`.
         one: A row of it.
         others: Other rows.
-        least: As in the group that all of them are in.
+        is_of_many: As of the group that all of them are in.
     """
     rows = table[[one, *others]]
     found: dict[int, float] = {}
@@ -264,21 +283,34 @@ def copies_of(table: npt.NDArray[np.void], one: int, others: Sequence[int], leas
         for large, small in pairs:
             other = max(large, small)
             if other and found.get(other, 0) < _SAME_AMONG_MANY:
-                similarity = _similarity(rows[small], rows[large], turn, start)
-                if similarity is not None and similarity >= least:
-                    found[other] = max(found.get(other, 0), similarity)
+                look = _look(rows[small], rows[large], turn, start)
+                if look and _are_copies(*look, is_of_many=is_of_many):
+                    found[other] = max(found.get(other, 0), look[0])
     return [(others[at - 1], round(similarity, 3)) for at, similarity in found.items()]
 
 
-def _similarity(small: np.void, large: np.void, turn: int, start: tuple[float, ...]) -> float | None:
-    """Return how similar two rows of the table are; None for what differs in the shape or the color of some part."""
+def _look(small: np.void, large: np.void, turn: int, start: tuple[float, ...]) -> tuple[float, float] | None:
+    """Return how similar two rows of the table are, and, if they are, how much they differ in one place at most.
+
+    None for what differs in the shape or the color of some part.
+    """
     mine, theirs = _turned(small["small"], turn), large["small"]
     if are_two_shapes(mine, theirs, start):
         return None
     similarity, place = compare(mine, theirs, start)
-    if similarity >= _SAME and are_two_colors(_turned(small["colors"], turn), large["colors"], place):
-        return None
-    return similarity
+    highest = peak(mine, theirs, place) if similarity >= _SAME else 0.0
+    is_tinted = (
+        similarity >= _SAME
+        and highest <= _PEAK
+        and are_two_colors(_turned(small["colors"], turn), large["colors"], place)
+    )
+    return None if is_tinted else (similarity, highest)
+
+
+def _are_copies(similarity: float, highest: float, *, is_of_many: bool) -> bool:
+    if is_of_many:
+        return similarity >= _SAME_AMONG_MANY and highest < _PEAK_AMONG_MANY
+    return similarity >= _SAME and highest <= _PEAK
 
 
 def _in_parts(pairs: _Pairs) -> _Pairs:

@@ -53,13 +53,13 @@ def _groups(table: str) -> list[NearGroup]:
     return near_groups(np.memmap(table, ROW, "r"))
 
 
-def _copies(table: str, one: int, others: list[int], least: float) -> list[tuple[int, float]]:
+def _copies(table: str, one: int, others: list[int], is_of_many: bool) -> list[tuple[int, float]]:
     """Find the copies of a picture among others, all given as rows of such a table."""
     import numpy as np
 
     from ftkit._images.decoding.search import ROW, copies_of
 
-    return copies_of(np.memmap(table, ROW, "r"), one, others, least)
+    return copies_of(np.memmap(table, ROW, "r"), one, others, is_of_many)
 
 
 def _repair(path: str, kinds: list[str], target: str, taken: list[str], dry_run: bool) -> str:
