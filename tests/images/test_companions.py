@@ -157,6 +157,12 @@ def test_labels_by_the_names_of_data_sets(tmp_path: Path) -> None:
     ]
     images = [name for name in classes(tmp_path / "cities", *cities) if not name.startswith("gtFine")]
     assert images == ["leftImg8bit/train", "leftImg8bit/val"]
+    right = [name.replace("left", "right") for name in cities if name.startswith("left")]
+    cameras = [f"camera/{split}/aachen/1.json" for split in splits]
+    layout = laid(tmp_path / "cameras", *cities, *right, *cameras)
+    photos = [name for name in cities if name.startswith("left")] + right
+    assert {layout.place(name).label for name in (*photos, *cameras)} == {""}
+    assert not [split for split in layout.splits if split.startswith("camera")]
     seen = found(tmp_path / "seen", *(f"{top}/{split}" for top in ("leftImg8bit", "gtFine") for split in splits))
     assert seen.of_images == {f"leftImg8bit/{split}": split for split in sorted(splits)}
 
@@ -180,7 +186,8 @@ def test_masks_are_no_copies_of_each_other(tmp_path: Path, jpegs: list[bytes], e
 
 
 def test_an_empty_folder_of_labels_stays(tmp_path: Path, jpegs: list[bytes]) -> None:
-    """Nobody takes it for a class, and some loaders list it."""
+    """Nobody takes it for a class, and some loaders list it; neither that of a split without images."""
+    (tmp_path / "images/val").mkdir(parents=True)
     for number, split in enumerate(("train", "test")):
         (tmp_path / "images" / split).mkdir(parents=True)
         (tmp_path / "images" / split / "1.jpg").write_bytes(jpegs[number])

@@ -10,11 +10,11 @@ from posixpath import join, splitext
 from typing import Protocol
 
 from ftkit._images.names import (
-    CITYSCAPES,
     has_more_images,
     is_images,
     is_known,
     is_labels,
+    is_of_cities,
     may_tell_of_images,
     split_of,
 )
@@ -172,7 +172,7 @@ def is_grouped(path: str, folder: Listing) -> bool:
     """Whether each image below a folder of images has labels of its own, as for detection: its folders are groups."""
     parts = path.split("/")
     at = next(at for at, name in enumerate(parts) if is_images(name))
-    if parts[at].lower() == CITYSCAPES:  # which has cities there
+    if is_of_cities(parts[at]):
         return True
     home = "/".join(parts[:at])
     beside = [join(home, name, *parts[at + 1 :]) for name in folders_in(home, folder) if is_labels(name)]

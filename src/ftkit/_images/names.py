@@ -18,10 +18,9 @@ _SPLIT_WITHIN = re.compile(f"({_WITHIN}).*|.*({_WITHIN})")
 # The first that stands by itself counts: test-dev is no dev.
 _SPLIT_WORD = re.compile(f"(?<![A-Za-z])((?i:{_WITHIN}))(?![a-z])")
 _IN_SHORT = {"imagestr": "train", "imagests": "test"}  # of the medical decathlon
-#: Where Cityscapes has its images, by cities.
-CITYSCAPES = "leftimg8bit"
+_CITYSCAPES = "(left|right)img8bit"
 # Not classes, unless beside some: images, images_001 of many, images_png, img_dir.
-_IMAGE_FOLDER = re.compile(f"(images?|imgs?|(jpeg|png)images|{CITYSCAPES})([_ -]?([0-9]+|png|jpe?g|tiff?|dir))?")
+_IMAGE_FOLDER = re.compile(f"(images?|imgs?|(jpeg|png)images|{_CITYSCAPES})([_ -]?([0-9]+|png|jpe?g|tiff?|dir))?")
 # Beside them, or in each split: what tells of the images, as in the layouts of YOLO, COCO and Pascal VOC. The split
 # that it goes with may be part of the name: trainannot, train_masks, labels_val.
 _LABEL_FOLDER = re.compile(
@@ -42,6 +41,11 @@ _MORE_IMAGES = re.compile("(^|[_ -])(images?|imgs?|photos?|pictures?|pics?|frame
 def is_images(name: str) -> bool:
     """Whether a folder is called as one of images."""
     return bool(_IMAGE_FOLDER.fullmatch(name.lower()))
+
+
+def is_of_cities(name: str) -> bool:
+    """Whether a folder is called as those in which Cityscapes has its images, by cities."""
+    return bool(re.fullmatch(_CITYSCAPES, name.lower()))
 
 
 def is_labels(name: str) -> bool:

@@ -120,9 +120,10 @@ def _splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, 
     whole, are_all = 0, True
     for number, one in enumerate(sorted(folders, key=_by_number)):
         inner = splits_among([join(one, name) for name in _inner(one, folder)], folder)
-        whole += {"train"} < {*inner.values()}  # with another to evaluate on
-        are_all &= bool(inner) or not has_images(one, folder)
-        found |= inner
+        if has_images(one, folder):
+            whole += {"train"} < {*inner.values()}  # with another to evaluate on
+            are_all &= bool(inner)
+            found |= inner
         if number == _FEW and not found:
             break
     return (found, whole > 1) if whole > 1 or (whole and not are_all) else ({}, True)
