@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ftkit import scan_images
-from ftkit._images.layout import Place
+from ftkit._images.folders import open_folder
+from ftkit._images.layout import Layout, Place
 from ftkit._images.splits import is_fold
 
 from .trees import classes, found, laid, several
@@ -250,6 +251,12 @@ def test_splits_in_the_only_folder_with_images(tmp_path: Path, above: str) -> No
     assert laid(tmp_path / "data", *several("data/train", "data/val", "other")).splits == {}
 
 
+def test_folders_of_labels_alone_may_lie_deeper(tmp_path: Path) -> None:
+    """Then the images have no splits."""
+    labels = several("annotations/things/train", "annotations/things/val", suffix="png")
+    assert laid(tmp_path, *several("images"), *labels).splits == {}
+
+
 def test_a_split_in_a_folder_of_the_same_name(tmp_path: Path) -> None:
     """As archives have it; alone there, or else it is a class."""
     flat = [*several("train/train"), *several("test1/test1"), "train.csv"]
@@ -306,6 +313,21 @@ def test_only_folders_with_the_same_images_are_folds(tmp_path: Path) -> None:
     assert folds == {f"{site}/{split}": site for site in "bc" for split in ("train", "val")}
     inside = [name for site, split, own in names for name in several(f"{site}/{split}", names=own)]
     assert laid(tmp_path / "classes", *inside).folds == {}
+
+
+def test_folds_and_sites_behind_a_url(jpegs: list[bytes]) -> None:
+    """They are told as in a folder here, where not all have the same folders."""
+    memory = pytest.importorskip("fsspec").filesystem("memory")
+    try:
+        for number, name in enumerate(
+            ("1/train/a/0", "1/val/a/1", "2/train/a/1", "2/val/a/0", "3/train/b/0", "3/val/c/0")
+        ):
+            memory.pipe(f"/sites-test/{name}.jpg", jpegs[number])
+        layout = Layout.find(["1", "2", "3"], open_folder("memory://sites-test"), None)
+        assert len(layout.splits) == 6
+        assert {*layout.folds.values()} == {"1", "2"}
+    finally:
+        memory.rm("/sites-test", recursive=True)
 
 
 def test_a_test_set_beside_folds_with_splits_of_their_own(tmp_path: Path, jpegs: list[bytes]) -> None:

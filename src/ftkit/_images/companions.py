@@ -111,7 +111,7 @@ def are_gray_forms(path: str, others: Sequence[str], folder: Listing) -> bool:
     names, grays = _grays(inside, folder)
     if not most(names, grays):
         return False
-    homes = [f"{one}{inside.removeprefix(path)}" for one in others]
+    homes = filter(folder.peek, (f"{one}{inside.removeprefix(path)}" for one in others))
     return any(most(names, namesakes(grays, home, folder)) and not most(*_grays(home, folder)) for home in homes)
 
 

@@ -85,11 +85,13 @@ def find_splits(folder: Listing, at: str = "", levels: int = _LEVELS) -> Found:
     """Return the splits in a folder: right there, in images and labels, in several others, or in the only one."""
     paths = {join(at, name): name for name in folders_in(at, folder)}
     splits = splits_among([*paths], folder)
+    if not levels:
+        return Found(splits)
     classes = set() if splits else classes_among(at, [*paths.values()], folder)
     known = [path for path, name in sorted(paths.items()) if is_known(name) and name not in classes]
     sites, unsure = None, dict[str, str]()
-    if not splits and levels:
-        for inner in (find_splits(folder, path, levels - 1) for path in known):
+    if not splits:
+        for inner in (find_splits(folder, path, levels - 1 if is_images(paths[path]) else 0) for path in known):
             splits |= inner.splits
             unsure |= inner.unsure
             sites = inner.sites if sites is None else sites
@@ -102,8 +104,7 @@ def find_splits(folder: Listing, at: str = "", levels: int = _LEVELS) -> Found:
         tests = {path: split for path in others if (split := split_of(paths[path])) and not _inner(path, folder)}
         return Found(below | tests | splits, None if splits else at)
     unsure |= below
-    is_open = bool(levels) and not splits and not unsure
-    filled = (one for one in others if has_images(one, folder, levels + 1)) if is_open else ()
+    filled = (one for one in others if has_images(one, folder, levels + 1)) if not splits and not unsure else ()
     match [*islice(filled, 2)]:
         case [only] if not any(suffix_of(name) in IMAGE_SUFFIXES for name in folder.peek(at)):
             return find_splits(folder, only, levels - 1)
@@ -179,8 +180,8 @@ def _are_shared(splits: Sequence[str], others: Sequence[str], folder: Listing) -
         place = first_with_images(split, folder)
         images = [name for name in sample(place, folder) if suffix_of(name) in IMAGE_SUFFIXES] if place != split else []
         names += images
-        inside = place.removeprefix(split)
-        shared += set().union(*(folder.among(f"{other}{inside}", images) for other in others if images))
+        homes = [f"{other}{place.removeprefix(split)}" for other in others] if images else []
+        shared += set().union(*(folder.among(home, images) for home in homes if folder.peek(home)))
     return most(names, shared)
 
 
