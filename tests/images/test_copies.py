@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -138,7 +140,7 @@ def test_the_best_of_near_copies_is_kept(pets: Path, photo: Callable[..., Image.
     assert why["a-small.jpg"].endswith(", which has more pixels")
     assert why["b-poor.jpg"].endswith(", which has more bytes")
     (cats / "0-twin.jpg").write_bytes((cats / "c.jpg").read_bytes())
-    assert kinds(scan_images(pets, workers=1), "c.jpg") == ["duplicate", "near_duplicate"]
+    assert kinds(scan_images(pets, workers=1), "c.jpg") == ["duplicate"]
     picture.resize((200, 162)).save(pets / "val/cat/d.jpg")
     report = scan_images(pets, workers=1)
     assert kinds(report, "d.jpg") == []
@@ -339,3 +341,38 @@ def test_splits_linked_into_a_folder_beside_them(pets: Path) -> None:
         (pets / "train" / label).symlink_to(f"../all/train-{label}")
     report = scan_images(pets, workers=1)
     assert {finding.kind for finding in report.findings} == {"label_conflict"}
+
+
+def test_calls_one_after_the_other_leave_a_copy(pets: Path, photo: Callable[..., Image.Image]) -> None:
+    """What was moved as a copy of a file keeps that file from going as a copy of another."""
+    pan(photo, pets, "test/cat/0.jpg", "val/cat/x.jpg", "train/cat/y.jpg")
+    report, aside = scan_images(pets, workers=1), pets.parent / "aside"
+    assert list(report.quarantine(aside, "leaks").files) == ["train/cat/y.jpg"]
+    after = report.quarantine(aside, "eval_leaks")
+    assert after.left == [("val/cat/x.jpg", "no other copy of train/cat/y.jpg, which is gone or changed, would stay")]
+
+
+def test_a_copy_whose_content_was_replaced_is_none(pets: Path) -> None:
+    """Size and time may be the same."""
+    kept, leak = pets / "val/cat/5.jpg", pets / "train/cat/leak.jpg"
+    leak.write_bytes(kept.read_bytes())
+    report, state = scan_images(pets, workers=1), kept.stat()
+    kept.write_bytes(bytes(100) + kept.read_bytes()[100:])
+    os.utime(kept, ns=(state.st_atime_ns, state.st_mtime_ns))
+    moved = report.quarantine(pets.parent / "aside", "leaks")
+    assert moved.left == [("train/cat/leak.jpg", "no copy of it would stay")]
+
+
+@pytest.mark.parametrize("comment", [False, True], ids=["exact", "near"])
+def test_one_picture_in_many_classes(tmp_path: Path, photo: Callable[..., Image.Image], comment: bool) -> None:
+    """The pairs are as many as the files, and a detail doesn't name all classes."""
+    picture = photo(43, (64, 48))
+    for number in range(40):
+        (tmp_path / f"set/c{number:02}").mkdir(parents=True)
+        picture.save(tmp_path / f"set/c{number:02}/none.jpg", comment=f"{number}" if comment else "")
+    report = scan_images(tmp_path / "set", workers=1)
+    (group,) = report.duplicates
+    assert len(group.classes) == len(group.paths) == 40
+    assert len(group.pairs) < 80
+    assert [finding.kind.removeprefix("near_") for finding in report.findings] == ["label_conflict"] * 40
+    assert max(len(finding.detail) for finding in report.findings) < 80

@@ -21,9 +21,11 @@ from ftkit._images.layout import Layout, Place
 from ftkit._images.scratch import in_scratch
 from ftkit._images.verdict import Note, Verdict
 from ftkit._images.workers import Job, run_jobs
+from ftkit._wording import some
 from ftkit.errors import FtkitError
 
 _SEARCH_SECONDS = 6 * 3600.0
+_NAMED = 8  # classes in a detail
 # Of a picture in several splits, the copy that the scores rest on is kept.
 _RANK = {"train": 1, "val": 2, "test": 3}
 
@@ -214,13 +216,19 @@ def judge_group(
     splits = sorted({*split_of.values()} - {""}, key=rank, reverse=True)
     in_split = {split: [path for path in best if split_of[path] == split] for split in (*splits, "")}
 
+    def is_new(path: str, other: str) -> bool:
+        """Whether a pair is one of this kind: of near copies, those that are exact are in a group of their own."""
+        digest = copied.verdicts[path].digest
+        return copied.kind == "exact" or not digest or digest != copied.verdicts[other].digest
+
     labels = _labels(places, plain)
     conflicts = _conflicts(copied, {path: labels[path] for path in best if labels[path]})
     near = "near_" if copied.kind == "near" else ""
-    notes = [
-        (path, Note(near + "label_conflict", f"also under {', '.join(sorted(others))}"))
-        for path, others in conflicts.items()
-    ]
+    notes: list[tuple[str, Note]] = []
+    for path, classes in conflicts.items():
+        names = [name for name, other in sorted(classes.items()) if is_new(path, other)]
+        if names:
+            notes.append((path, Note(near + "label_conflict", f"also under {some(names, _NAMED)}")))
 
     def copy(kept: str, like: float) -> str:
         return f"also at {prefix}{kept}" + (f", similarity {like:.3f}" if like < 1 else "")
@@ -232,28 +240,29 @@ def judge_group(
         found = copied.among(staying, in_split[split])
         for path, (kept, like) in found.items():
             is_same = files[path] == files[kept]
-            notes.append((path, Note("same_file" if is_same and kind == "leak" else near + kind, copy(kept, like))))
+            if is_new(path, kept):
+                notes.append((path, Note("same_file" if is_same and kind == "leak" else near + kind, copy(kept, like))))
         leaks.update(found)
         staying += [path for path in in_split[split] if kind != "leak" or path not in found]
 
     inside = [path for path in best if split_of[path]]
     for path, (other, like) in copied.among(inside, in_split[""]).items():
-        if files[path] != files[other]:
+        if files[path] != files[other] and is_new(path, other):
             notes.append((path, Note(near + "outside_copy", copy(other, like))))
 
     for paths in in_split.values():
         mine = sorted((path for path in paths if path not in conflicts), key=leaks.__contains__)
         for path, (kept, like) in copied.among(mine, mine).items():
-            if files[path] != files[kept]:
+            if files[path] != files[kept] and is_new(path, kept):
                 larger = _larger(copied.worth(kept), copied.worth(path))
                 notes.append((path, Note(near + "duplicate", copy(kept, like) + larger)))
 
-    classes = sorted(set().union(*labels.values()))
-    if not conflicts:
-        classes = classes[:1]
+    all_classes = sorted(set().union(*labels.values()))
     named = tuple((prefix + one, prefix + other, like) for (one, other), like in sorted(copied.pairs.items()))
     members = tuple(prefix + path for path in sorted({*chain(*copied.pairs)}))
-    return DuplicateGroup(members, copied.kind, tuple(classes), tuple(sorted(splits)), named), notes
+    return DuplicateGroup(
+        members, copied.kind, tuple(all_classes if conflicts else all_classes[:1]), tuple(sorted(splits)), named
+    ), notes
 
 
 def _labels(places: Mapping[str, Place], plain: Mapping[str, str]) -> dict[str, frozenset[str]]:
@@ -264,14 +273,23 @@ def _labels(places: Mapping[str, Place], plain: Mapping[str, str]) -> dict[str, 
     return {path: frozenset(labels[plain[path]]) for path in places}
 
 
-def _conflicts(copied: Copied, labels: Mapping[str, frozenset[str]]) -> dict[str, set[str]]:
-    """Return the classes of the copies of each file that has another class than they."""
-    conflicts: dict[str, set[str]] = {}
-    for some in sorted({*labels.values()}, key=sorted):
-        sources = [path for path in labels if labels[path] == some]
-        targets = [path for path in labels if labels[path].isdisjoint(some)]
-        for path in copied.among(sources, targets):
-            conflicts.setdefault(path, set()).update(some)
+def _conflicts(copied: Copied, labels: Mapping[str, frozenset[str]]) -> dict[str, dict[str, str]]:
+    """Return the files that have another class than a copy of theirs: such classes, each with the copy.
+
+    One is found for each, and more only where it costs nothing: a picture may be in all of a thousand classes.
+    """
+    conflicts: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for mine in sorted({*labels.values()}, key=sorted):
+        sources = [path for path in labels if labels[path] == mine]
+        targets = [path for path in labels if labels[path].isdisjoint(mine)]
+        new = [path for path in sources if path not in conflicts]
+        found = copied.among(new, targets)
+        found |= copied.among(
+            [path for path in sources if path in conflicts], [t for t in targets if t not in conflicts]
+        )
+        for path, (source, _) in found.items():
+            conflicts[path] |= dict.fromkeys(mine, source)
+            conflicts[source] |= dict.fromkeys(labels[path], path)
     return conflicts
 
 

@@ -194,7 +194,7 @@ class DuplicateGroup(Report):
 
     @property
     def crosses_splits(self) -> bool:
-        """Whether a copy is in training and another in validation or test."""
+        """Whether copies are in different splits."""
         return len(self.splits) > 1
 
     def _parts(self) -> Parts:
@@ -217,14 +217,18 @@ def leak_of(splits: Iterable[str]) -> str:
     return "eval_leak" if {"val", "test"}.issuperset(splits) else "leak"
 
 
-#: Families of kinds for which a file is to go as a copy of another, which stays.
-_COPIES = frozenset(("leaks", "eval_leaks", "duplicates"))
+# Kinds for which a file is to go as a copy of another, which stays.
+_AS_COPY = frozenset(
+    name
+    for name, kind in KINDS.items()
+    if kind.family in ("leaks", "eval_leaks", "duplicates") or name.endswith("outside_copy")
+)
 
 
 def last_copies(
     going: Mapping[str, Iterable[str]], pairs: Iterable[tuple[str, str]], stays: Callable[[str], bool]
-) -> list[str]:
-    """Return what is to go for being a copy, though none of what it is a copy of stays.
+) -> dict[str, str]:
+    """Return what must not go as a copy, each with the reason: it, or what went before, would leave no copy.
 
     Args:
         going: The files that are to go, each with the kinds of its findings.
@@ -236,18 +240,28 @@ def last_copies(
         >>> going = {"train/1.jpg": ["near_leak"], "val/1.jpg": ["near_eval_leak"]}
         >>> pairs = [("train/1.jpg", "val/1.jpg"), ("test/1.jpg", "val/1.jpg")]
         >>> last_copies(going, pairs, lambda path: True)
-        ['train/1.jpg']
+        {'train/1.jpg': 'no copy of it would stay'}
+        >>> last_copies({"val/1.jpg": ["near_eval_leak"]}, pairs, lambda path: path != "train/1.jpg")
+        {'val/1.jpg': 'no other copy of train/1.jpg, which is gone or changed, would stay'}
     """
     copies = defaultdict[str, list[str]](list)
     for one, other in pairs:
         copies[one].append(other)
         copies[other].append(one)
-    leaving, last = {*going}, []
+    leaving, last = {*going}, dict[str, str]()
+
+    def has_copy(path: str) -> bool:
+        return any(other not in leaving and stays(other) for other in copies[path])
+
     for path in sorted(going):
-        is_copy = {KINDS[kind].family for kind in going[path]} <= _COPIES
-        if is_copy and not any(other not in leaving and stays(other) for other in copies[path]):
-            leaving.discard(path)
-            last.append(path)
+        if _AS_COPY.issuperset(going[path]):
+            gone = (other for other in copies[path] if other not in going and not stays(other))
+            if not has_copy(path):
+                last[path] = "no copy of it would stay"
+            elif without := next((other for other in gone if not has_copy(other)), ""):
+                last[path] = f"no other copy of {without}, which is gone or changed, would stay"
+            if path in last:
+                leaving.discard(path)
     return last
 
 

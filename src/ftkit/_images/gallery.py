@@ -24,13 +24,14 @@ from ftkit._images.folders import below, read_bytes
 from ftkit._images.manifest import PAGE_MARK
 from ftkit._images.table import ImageRow
 from ftkit._images.workers import Job, close_workers, core_count, run_jobs
-from ftkit._wording import plural
+from ftkit._wording import plural, some
 
 _THUMBNAILS = 10_000  # files that have one
 _TASK = 32  # thumbnails at a time
 _SIDE = 160  # pixels
 _SECONDS = 10.0  # for one thumbnail
 _CLASSES = 24  # in the chart
+_NAMED = 8  # splits or classes in a title
 _LEAST_SIDE, _MOST_SIDE = 32, 4096  # between which the chart of sizes has a bar for each doubling
 
 _PAGE = Path(__file__).with_name("gallery.html")
@@ -162,17 +163,17 @@ def _rows(table: Iterable[ImageRow], wanted: Container[str]) -> tuple[dict[str, 
     return rows, sides
 
 
-def _group(group: DuplicateGroup, numbers: Mapping[str, int]) -> tuple[str, list[int], list[float]]:
-    """Return a group's title, its files, and how similar each but the first is to it, or to one of the others."""
+def _group(group: DuplicateGroup, numbers: Mapping[str, int]) -> tuple[str, list[int], list[float | None]]:
+    """Return a group's title, its files, and how similar each but the first is to it, if it was found to be a copy."""
     places = [("in", group.splits), ("labeled", group.classes)]
     title = f"{group.kind}: {plural(len(group.paths), 'copy', 'copies')}"
-    title += "".join(f", {word} {', '.join(names[:-1])} and {names[-1]}" for word, names in places if len(names) > 1)
+    for word, names in places:
+        if len(names) > 1:
+            all_of_them = f"{', '.join(names[:-1])} and {names[-1]}"
+            title += f", {word} {some(names, _NAMED) if len(names) > _NAMED else all_of_them}"
     first, *others = group.paths
-    similar = []
-    for file in others:
-        found = {one if other == file else other: like for one, other, like in group.pairs if file in (one, other)}
-        similar.append(found.get(first, max(found.values(), default=1.0)))
-    return title, [numbers[file] for file in group.paths], similar
+    similar = {one if other == first else other: like for one, other, like in group.pairs if first in (one, other)}
+    return title, [numbers[file] for file in group.paths], [similar.get(file) for file in others]
 
 
 def _class_chart(classes: Mapping[str, int]) -> dict[str, Any] | None:

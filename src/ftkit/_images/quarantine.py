@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import cache
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 
@@ -36,7 +37,6 @@ from ftkit.errors import FileWriteError, FtkitError
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 # What is found for where a file lies: families of kinds.
 _BY_PLACE = frozenset(("leaks", "eval_leaks", "duplicates", "label_conflicts"))
-_NO_COPY = "no copy of it would stay"
 _MOST_HOPS = 40  # from link to link, as systems have it
 
 
@@ -129,16 +129,16 @@ def move_away(
 
     named = {below(root, path): path for pair in pairs or () for path in pair}
 
+    @cache
     def is_there(path: str) -> bool:
-        stamp, _ = judged.get(named[path], ((), ""))
-        with suppress(OSError):
-            return data.stamp(path) == tuple(stamp)
+        with suppress(OSError, KeyError):
+            return not data.change(path, *judged[named[path]])
         return False
 
-    def last(going: Mapping[str, Sequence[str]]) -> list[str]:
+    def last(going: Mapping[str, Sequence[str]]) -> dict[str, str]:
         """Return what no copy would stay of; a copy may be one that goes, by another name."""
         if pairs is None:
-            return []
+            return {}
 
         def stays(path: str) -> bool:
             name = _true_name(home, path)
@@ -317,7 +317,7 @@ def _plan(
     root: Path,
     reasons: dict[str, list[str]],
     change: Callable[[str], str],
-    last: Callable[[Mapping[str, Sequence[str]]], Iterable[str]],
+    last: Callable[[Mapping[str, Sequence[str]]], Mapping[str, str]],
     *,
     dry_run: bool,
 ) -> tuple[list[Entry], list[tuple[str, str]]]:
@@ -361,7 +361,7 @@ def _plan(
         new = more.keys() - stay.keys()
         stay = more | stay
         going = {entry.path: entry.kinds for file, entry in files.items() if file not in stay}
-        stay |= dict.fromkeys((root / path for path in last(going)), _NO_COPY)
+        stay |= {root / path: why for path, why in last(going).items()}
         if not any(files[file].type == "link" for file in new):  # what such a link leads to stays, too
             break
     left += [(files[file].path, why) for file, why in stay.items()]

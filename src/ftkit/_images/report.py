@@ -299,7 +299,7 @@ class ScanReport(Report):
         for finding in filter(chooser(kinds), self.findings):
             going.setdefault(finding.path, []).append(finding.kind)
         pairs = (pair[:2] for group in self.duplicates for pair in group.pairs)
-        bad = going.keys() - last_copies(going, pairs, lambda _: True)
+        bad = going.keys() - last_copies(going, pairs, lambda _: True).keys()
         return _Filter(root, frozenset(os.path.relpath(path, self.root) for path in bad))
 
 
