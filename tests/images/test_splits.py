@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from ftkit import scan_images
-from ftkit._images.folders import open_folder
+from ftkit._images.folders import Folder, open_folder
 from ftkit._images.layout import Layout, Place
 from ftkit._images.splits import is_fold
+from ftkit.errors import FtkitError
 
 from .trees import classes, found, laid, several
 
@@ -373,3 +374,76 @@ def test_splits_in_some_folders_only_are_noted(pets: Path, jpegs: list[bytes]) -
     assert report.splits == {}
     assert report.quarantine(pets.parent / "aside", kinds=["odd"]).moved == 0
     assert scan_images(site, workers=1, splits={"c/train": "train", "c/val": "val"}).findings == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("valid", "not_valid"), ("train", "bullet_train"), ("test", "test_strip"), ("valid_id", "test_id", "fake_id")],
+    ids=str,
+)
+def test_classes_may_have_a_word_for_a_split_in_their_names(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """With no other split to tell them from, or beside a class without such a word, they are no splits."""
+    assert classes(tmp_path, *several(*names, names=range(3))) == sorted(names)
+
+
+@pytest.mark.parametrize("name", ["split_{}/images/{}", "fold{}/data/{}/a", "fold_{}/dataset/images/{}", "run{}/{}/a"])
+@pytest.mark.parametrize("more", [[], ["run1_more/train/a", "run1_more/val/a"]], ids=["alone", "another between"])
+def test_each_fold_is_a_data_set_of_its_own(tmp_path: Path, name: str, more: list[str]) -> None:
+    """Wherever the splits are in it, and whatever else is beside."""
+    files = [
+        f"{name.format(fold, 'val' if number % 3 == fold else 'train')}/{number}.jpg"
+        for fold in range(3)
+        for number in range(9)
+    ]
+    others = several(*more, names=range(90, 95)) if name.startswith("run") else []
+    parts = laid(tmp_path, *files, *others).apart(files)
+    assert sorted(len(part) for part in parts) == [9, 9, 9]
+
+
+def test_splits_by_their_folders_again(tmp_path: Path) -> None:
+    """The splits that a report names may be passed: folds, and classes that have splits in them, are as before."""
+    folds = several(*(f"fold_{fold}/{split}/a" for fold in (1, 2) for split in ("train", "val")), names=range(3))
+    pets = several(*(f"{pet}/{split}" for pet in ("cat", "dog") for split in ("train", "val")), names=range(3))
+    for root, files in ((tmp_path / "folds", folds), (tmp_path / "pets", pets)):
+        guessed = laid(root, *files)
+        folder = Folder(str(root))
+        again = Layout.find(folder.tops(), folder, guessed.splits)
+        assert again == guessed
+        assert again.apart(files) == guessed.apart(files)
+    two = found(tmp_path / "two", "fold0/a", "fold1/a", splits={"fold0": "train", "fold1": "val"})
+    assert len(two.apart(["fold0/a/1.jpg", "fold1/a/1.jpg"])) == 1
+
+
+def test_training_in_one_folder_and_tests_in_another(tmp_path: Path) -> None:
+    """All of them have splits."""
+    files = several("source/train/a", "source/val/a", "target/test/a", names=range(3))
+    assert laid(tmp_path, *files).splits == {"source/train": "train", "source/val": "val", "target/test": "test"}
+
+
+def test_classes_with_splits_may_have_a_folder_of_images(tmp_path: Path) -> None:
+    """That these are numbered alike makes no folds of the classes."""
+    files = several(*(f"{pet}/{split}/images" for pet in ("cat", "dog") for split in ("train", "val")), names=range(3))
+    assert classes(tmp_path, *files) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(("photos", "told", "suffix"), [("photos", "masks", "png"), ("data", "labels", "txt")])
+def test_labels_in_splits_beside_photos_in_splits(tmp_path: Path, photos: str, told: str, suffix: str) -> None:
+    """The photos' folder need not be called as one of images."""
+    files = several(f"{photos}/train", f"{photos}/val", names=range(3))
+    labels = several(f"{told}/train", f"{told}/val", names=range(3), suffix=suffix)
+    assert laid(tmp_path, *files, *labels).of_images == {f"{photos}/train": "train", f"{photos}/val": "val"}
+
+
+def test_a_list_of_splits(tmp_path: Path) -> None:
+    """Names that say which split they are do so; of several alike, each is a fold. All of them must be there."""
+    for name in ("images/train", "images/val", "train1", "train2"):
+        (tmp_path / name).mkdir(parents=True)
+    folder = Folder(str(tmp_path))
+
+    def named(*splits: str) -> dict[str, str]:
+        return dict(Layout.find(folder.tops(), folder, splits).splits)
+
+    assert named("images/val", "images/train") == {"images/val": "val", "images/train": "train"}
+    assert named("train1", "train2") == {"train1": "train1", "train2": "train2"}
+    with pytest.raises(FtkitError, match=r"Did you mean 'images/val'"):
+        named("images/train", "images/vall")

@@ -13,6 +13,7 @@ from ftkit._images.names import is_images
 from ftkit._images.verdict import Note
 from ftkit._wording import plural
 
+_SPLITS = 100  # in a detail: what is to be passed
 _NAMED = 5  # folders in a detail
 _LEVELS = 4  # of folders down to those of classes or splits, as in ILSVRC/Data/CLS-LOC/train
 
@@ -35,7 +36,7 @@ class Arrangement:
     def notes(self, prefix: str) -> Iterator[tuple[str, Note]]:
         """Yield what ImageFolder would stumble over, by the folder's path; ``prefix`` makes one that opens."""
         if self._layout.unsure:
-            some = dict(islice(self._layout.unsure.items(), _NAMED))
+            some = dict(islice(self._layout.unsure.items(), _SPLITS))
             yield "", Note("splits_deeper", f"if these are splits, pass them all: splits={some}")
         for split in (*self._layout.roots, *self._layout.holders):
             inside = {folder: count for (home, folder), count in self._images.items() if home == split}

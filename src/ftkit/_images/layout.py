@@ -24,7 +24,7 @@ from ftkit._images.companions import (
     only_tells,
     sample,
 )
-from ftkit._images.names import are_of_one_split, is_images, is_known, is_labels, may_tell_of_images
+from ftkit._images.names import are_of_one_split, is_images, is_known, is_labels, may_tell_of_images, split_of
 from ftkit._images.splits import find_splits, in_folds, splits_among, unwrapped
 from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 from ftkit.errors import FtkitError, did_you_mean
@@ -75,16 +75,29 @@ class Layout:
         """
         if splits is None:
             return cls._guessed(folder)
-        named = splits if isinstance(splits, Mapping) else {name: name for name in strings("splits", splits, "folders")}
+        named = splits if isinstance(splits, Mapping) else _by_name(strings("splits", splits, "folders"))
         strings("splits", [*named, *named.values()], "folders")
         found = {name.replace(os.sep, "/").strip("/"): split for name, split in named.items()}
         for name in found:
-            if name.partition("/")[0] not in tops:
-                hint = did_you_mean(name, tops)
+            above = name.rpartition("/")[0]
+            there = [join(above, one) for one in folders_in(above, folder)] if above else tops
+            if name not in there:
+                hint = did_you_mean(name, there)
                 raise FtkitError(
                     f"splits= names {name!r}, but {folder.name!r} has no such folder.{hint} Pass folders in it."
                 )
-        return cls._with_classes(found, _classes_in(found, folder), folder)
+        parts: defaultdict[str, set[str]] = defaultdict(set)
+        folds = {path: fold for path, fold in in_folds(found, folder)[1].items() if path in found}
+        for path, fold in folds.items():
+            parts[fold].add(found[path])
+        folds = {path: fold for path, fold in folds.items() if {"train"} < parts[fold]}
+        homes = {path.rpartition("/")[0] for path in found}
+        above_them = {home.rpartition("/")[0] for home in homes}
+        is_one = (
+            len(homes) > 1 and len(above_them) == 1 and not any(is_known(path.rpartition("/")[2]) for path in homes)
+        )
+        sites = above_them.pop() if is_one and "" not in homes else None
+        return cls._arranged(found, folds, sites, folder)
 
     @classmethod
     def _guessed(cls, folder: Listing) -> Layout:
@@ -92,16 +105,22 @@ class Layout:
         known = find_splits(folder)
         found, folds = in_folds(known.splits, folder)
         found, folds = ({unwrapped(one, folder): name for one, name in some.items()} for some in (found, folds))
+        return replace(cls._arranged(found, folds, known.sites, folder), unsure=known.unsure)
+
+    @classmethod
+    def _arranged(
+        cls, found: Mapping[str, str], folds: Mapping[str, str], sites: str | None, folder: Listing
+    ) -> Layout:
+        """Return the layout by its splits; where they are in several folders of ``sites``, these may be the classes."""
         inner = (name for split in found for name in folders_in(split, folder))
-        home, called = (known.sites or "").rpartition("/")[::2]
+        home, called = (sites or "").rpartition("/")[::2]
         is_detection = is_images(called) and any(map(is_labels, folders_in(home, folder)))
-        by_class = known.sites is not None and not folds and not is_detection and all(map(is_known, inner))
+        by_class = sites is not None and not folds and not is_detection and all(map(is_known, inner))
         if found and not by_class:
             classes = _classes_in(found, folder)
         else:
-            classes = classes_among(known.sites or "", folders_in(known.sites or "", folder), folder)
-        layout = cls._with_classes(found, classes, folder, folds, known.sites if by_class else None)
-        return replace(layout, unsure=known.unsure)
+            classes = classes_among(sites or "", folders_in(sites or "", folder), folder)
+        return cls._with_classes(found, classes, folder, folds, sites if by_class else None)
 
     @classmethod
     def _with_classes(
@@ -226,6 +245,12 @@ class Layout:
         """Return the folder of the split that a file is in, if any."""
         above = accumulate(path.split("/")[:-1], join)
         return next((one for one in above if one in self.splits), "")
+
+
+def _by_name(folders: Iterable[str]) -> dict[str, str]:
+    """Return the split of each folder in a list: by its name, unless several are called the same, as folds are."""
+    named = {name: split_of(name.replace(os.sep, "/").rstrip("/").rpartition("/")[2]) or name for name in folders}
+    return named if len({*named.values()}) == len(named) else {name: name for name in named}
 
 
 def _classes_in(splits: Iterable[str], folder: Listing) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from posixpath import join
 from types import MappingProxyType
 from typing import NamedTuple
@@ -38,6 +38,7 @@ from ftkit._images.suffixes import IMAGE_SUFFIXES, may_be_class, suffix_of
 # VOCtrainval beside VOCtest.
 _WORDS = "|".join(sorted(SPLITS, key=len, reverse=True))
 _ALIKE = re.compile(f"(|.*?[^a-z])((?i:{_WORDS}))(|[_ -].*|[A-Z])")
+_NEXT = 3  # folders that one is compared with: a few others may be among folds
 _FEW = 20  # folders that tell what the others have in them
 _LEVELS = 4  # of folders down to those of splits, as in ILSVRC/Data/CLS-LOC/train
 # fold1, pets_fold_a, fold_1_of_3 or 1fold.
@@ -67,11 +68,15 @@ def splits_among(folders: Sequence[str], folder: Listing) -> dict[str, str]:
     found |= _folds(names, folder)
     others = [one for one, name in names.items() if one not in found and not is_known(name) and may_be_class(name)]
     flat = {one: split for one in others if (split := split_word(names[one])) and _is_flat(one, found, folder)}
-    if len({*found.values()}) > 1 or (found and len(flat) == len(others)):
+    is_called = any(split_of(names[one]) for one in found)
+    if len({*found.values()}) > 1 or (
+        found and len(flat) == len(others) and len({*found.values(), *flat.values()}) > 1
+    ):
         found |= flat
     inner = set().union(*(_inner(one, folder) for one in found))
     others = [one for one in others if one not in found]
-    if others and len({*found.values()}) < 2 and not inner:
+    are_classes = not is_called and any(has_images(one, folder, 0) for one in others)  # test_id beside fake_id
+    if others and not inner and (are_classes or len({*found.values()}) < 2):
         return {}
     more = {one: split_within(names[one]) for one in others if _is_another(one, found, inner, folder)}
     told = {one: split for one, split in more.items() if split != names[one]}
@@ -90,9 +95,11 @@ def find_splits(folder: Listing, at: str = "", levels: int = _LEVELS) -> Found:
     classes = set() if splits else classes_among(at, [*paths.values()], folder)
     known = [path for path, name in sorted(paths.items()) if is_known(name) and name not in classes]
     sites, unsure = None, dict[str, str]()
+    told: dict[str, str] = {}  # of labels: those of images may be in a folder that is called by no such name
     if not splits:
-        for inner in (find_splits(folder, path, levels - 1 if is_images(paths[path]) else 0) for path in known):
-            splits |= inner.splits
+        for path in known:
+            inner = find_splits(folder, path, levels - 1 if is_images(paths[path]) else 0)
+            (told if is_labels(paths[path]) else splits).update(inner.splits)
             unsure |= inner.unsure
             sites = inner.sites if sites is None else sites
     others = [path for path, name in paths.items() if may_be_class(name) and path not in splits and path not in known]
@@ -102,13 +109,14 @@ def find_splits(folder: Listing, at: str = "", levels: int = _LEVELS) -> Found:
         below, is_sure = _splits_below([path for path in others if is_fold(paths[path])], folder)
     if below and is_sure:
         tests = {path: split for path in others if (split := split_of(paths[path])) and not _inner(path, folder)}
-        return Found(below | tests | splits, None if splits else at)
+        return Found(below | tests | splits | told, None if splits else at)
     unsure |= below
     filled = (one for one in others if has_images(one, folder, levels + 1)) if not splits and not unsure else ()
     match [*islice(filled, 2)]:
         case [only] if not any(suffix_of(name) in IMAGE_SUFFIXES for name in folder.peek(at)):
-            return find_splits(folder, only, levels - 1)
-    return Found(splits, sites, {} if splits else unsure)
+            inner = find_splits(folder, only, levels - 1)
+            return inner._replace(splits=inner.splits | told)
+    return Found(splits | told, sites, {} if splits else unsure)
 
 
 def _splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, str], bool]:
@@ -118,16 +126,29 @@ def _splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, 
     splits, the others are not looked into.
     """
     found: dict[str, str] = {}
-    whole, are_all = 0, True
+    whole, filled, are_all = 0, 0, True
     for number, one in enumerate(sorted(folders, key=_by_number)):
-        inner = splits_among([join(one, name) for name in _inner(one, folder)], folder)
+        inner = _splits_in(one, folder)
         if has_images(one, folder):
             whole += {"train"} < {*inner.values()}  # with another to evaluate on
             are_all &= bool(inner)
+            filled += 1
             found |= inner
         if number == _FEW and not found:
             break
-    return (found, whole > 1) if whole > 1 or (whole and not are_all) else ({}, True)
+    is_sure = whole > 1 or (whole > 0 and are_all and filled > 1)  # as in source/train, source/val and target/test
+    return (found, is_sure) if is_sure or (whole and not are_all) else ({}, True)
+
+
+def _splits_in(path: str, folder: Listing, levels: int = 2) -> dict[str, str]:
+    """Return the splits in a folder, or in those of images and labels in it, or in the only one."""
+    names = _inner(path, folder)
+    found = splits_among([join(path, name) for name in names], folder)
+    if not found and levels:
+        for name in names:
+            if is_known(name) or len(names) == 1:
+                found |= _splits_in(join(path, name), folder, levels - 1)
+    return found
 
 
 def in_folds(splits: Mapping[str, str], folder: Listing) -> tuple[dict[str, str], dict[str, str]]:
@@ -168,7 +189,9 @@ def _with_the_same(splits: Iterable[str], folder: Listing) -> dict[str, str]:
     homes: defaultdict[str, list[str]] = defaultdict(list)
     for split in sorted(splits, key=_by_number):
         homes[split.rpartition("/")[0]].append(split)
-    twins = [pair for pair in pairwise(homes) if _are_shared(homes[pair[0]], homes[pair[1]], folder)]
+    order = [*homes]
+    pairs = ((one, other) for at, one in enumerate(order) for other in order[at + 1 : at + 1 + _NEXT])
+    twins = [pair for pair in pairs if _are_shared(homes[pair[0]], homes[pair[1]], folder)]
     return {split: one for one in {*chain(*twins)} for split in homes[one]}
 
 
@@ -178,9 +201,11 @@ def _are_shared(splits: Sequence[str], others: Sequence[str], folder: Listing) -
     shared: list[str] = []
     for split in splits:
         place = first_with_images(split, folder)
-        images = [name for name in sample(place, folder) if suffix_of(name) in IMAGE_SUFFIXES] if place != split else []
+        inside = place.removeprefix(split)
+        is_class = not all(map(is_known, inside.split("/")[1:]))
+        images = [name for name in sample(place, folder) if suffix_of(name) in IMAGE_SUFFIXES] if is_class else []
         names += images
-        homes = [f"{other}{place.removeprefix(split)}" for other in others] if images else []
+        homes = [f"{other}{inside}" for other in others] if images else []
         shared += set().union(*(folder.among(home, images) for home in homes if folder.peek(home)))
     return most(names, shared)
 
@@ -200,7 +225,8 @@ def _folds(names: Mapping[str, str], folder: Listing) -> dict[str, str]:
     folds = {one: name for one, name in names.items() if is_fold(name)}
     inner = [(join(one, name), name) for one in folds for name in _inner(one, folder)]
     have_more = any(not is_images(name) or _inner(path, folder) for path, name in inner)
-    return folds if len(folds) > 1 and have_more and not any(split_of(name) for _, name in inner) else {}
+    have_splits = any(split_of(name) for _, name in inner) or any(_splits_in(one, folder) for one in folds)
+    return folds if len(folds) > 1 and have_more and not have_splits else {}
 
 
 def _alike(names: Mapping[str, str], folder: Listing) -> dict[str, str]:
