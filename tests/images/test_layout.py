@@ -18,12 +18,12 @@ NAMES = st.text("abc", min_size=1, max_size=2)
 
 @given(st.lists(NAMES, min_size=1, max_size=4), st.sets(NAMES))
 def test_a_place_puts_the_path_together(parts: list[str], splits: set[str]) -> None:
-    """Split, class and rest are the path; a class is a folder in a split, if there are any, never the file itself."""
+    """Split, class and rest are the path; a class is a folder, never the file itself."""
     place = Layout(dict.fromkeys(splits, "train")).place("/".join(parts))
     assert [part for part in (place.folder, place.label, *place.rest.split("/")) if part] == parts
     assert bool(place.folder) == (parts[0] in splits and len(parts) > 1)
     assert place.split == ("train" if place.folder else "")
-    assert bool(place.label) == (len(parts) > 1 + bool(place.folder) and (bool(place.folder) or not splits))
+    assert bool(place.label) == (len(parts) > 1 + bool(place.folder))
 
 
 def test_splits_may_lie_deeper(tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_names_that_data_sets_use(
     deeper = [f"{top}/{name}" for top in tops for name in inside.get(top, ())]
     layout = found(tmp_path, *(top for top in tops if top not in inside), *deeper)
     assert layout.splits == splits
-    outside = ("", "train/images/1.jpg") if splits else ("train", "images/1.jpg")  # with splits, no class of theirs
+    is_complete = len({*splits.values()}) > 1
+    outside = ("", "train/images/1.jpg") if is_complete else ("train", "images/1.jpg")
     assert layout.place("train/images/1.jpg") == Place("", "", *outside)
     assert layout.place("JPEGImages/1.jpg").label == ""
 
@@ -415,9 +416,23 @@ def test_splits_by_their_folders_again(tmp_path: Path) -> None:
 
 
 def test_training_in_one_folder_and_tests_in_another(tmp_path: Path) -> None:
-    """All of them have splits."""
-    files = several("source/train/a", "source/val/a", "target/test/a", names=range(3))
-    assert laid(tmp_path, *files).splits == {"source/train": "train", "source/val": "val", "target/test": "test"}
+    """It may be splits of one data set, or two of them: the note says what to pass."""
+    layout = laid(tmp_path, *several("source/train/a", "source/val/a", "target/test/a", names=range(3)))
+    assert layout.splits == {}
+    assert layout.unsure == {"source/train": "train", "source/val": "val", "target/test": "test"}
+
+
+@pytest.mark.parametrize("told", ["annotations/train", "masks/val"])
+def test_labels_in_splits_beside_classes(tmp_path: Path, told: str) -> None:
+    """Splits of labels alone are none."""
+    files = several("cat", "dog", names=range(3))
+    assert classes(tmp_path, *files, *several(told, names=range(3), suffix="json")) == ["cat", "dog"]
+
+
+def test_classes_beside_a_single_split(tmp_path: Path) -> None:
+    """They are what is trained on."""
+    files = several("cat", "dog", "val/cat", "val/dog", names=range(3))
+    assert classes(tmp_path, *files) == ["cat", "dog", "val/cat", "val/dog"]
 
 
 def test_classes_with_splits_may_have_a_folder_of_images(tmp_path: Path) -> None:

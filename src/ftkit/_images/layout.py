@@ -52,6 +52,7 @@ class Layout:
         folds: Of a split that belongs to a fold, which is a data set of its own, that fold.
         by_class: Whether the splits are in the classes: cat/train and dog/train.
         unsure: What would be splits if another folder beside theirs had some, too.
+        is_complete: Whether what is in no split is in no class: there are several splits, which have all of them.
     """
 
     splits: Mapping[str, str]
@@ -61,6 +62,7 @@ class Layout:
     folds: Mapping[str, str] = field(default_factory=dict)
     by_class: bool = False
     unsure: Mapping[str, str] = field(default_factory=dict)
+    is_complete: bool = False
     _folder: Listing | None = field(default=None, compare=False)
     _companions: dict[str, Collection[str]] = field(default_factory=dict, compare=False)
 
@@ -103,7 +105,10 @@ class Layout:
     def _guessed(cls, folder: Listing) -> Layout:
         """Return the layout that the folders suggest."""
         known = find_splits(folder)
-        found, folds = in_folds(known.splits, folder)
+        splits = known.splits
+        if all(any(map(is_labels, path.split("/")[:-1])) for path in splits):  # of what tells of images alone
+            splits = {}
+        found, folds = in_folds(splits, folder)
         found, folds = ({unwrapped(one, folder): name for one, name in some.items()} for some in (found, folds))
         return replace(cls._arranged(found, folds, known.sites, folder), unsure=known.unsure)
 
@@ -141,7 +146,8 @@ class Layout:
         grouped = [split for split in splits if any(map(is_images, split.split("/"))) and is_grouped(split, folder)]
         classes = {*classes, *_classes_in(holders, folder)}
         holders = [sites] if sites else holders
-        return cls(splits, classes, holders, grouped, folds or {}, sites is not None, {}, folder)
+        is_complete = sites is None and len({*splits.values()}) > 1
+        return cls(splits, classes, holders, grouped, folds or {}, sites is not None, {}, is_complete, folder)
 
     @property
     def of_images(self) -> dict[str, str]:
@@ -225,7 +231,7 @@ class Layout:
         inside = path.removeprefix(folder + "/" if folder else "")
         label, slash, rest = inside.partition("/")
         is_class = label in self.classes and bool(split or self.by_class or not self.splits)
-        if self.splits and not split and not self.by_class:
+        if self.is_complete and not split:
             return Place("", "", "", path)
         is_none = (is_known(label) and not is_class) or label in self._companions_in(folder)
         is_none |= join(folder, label) in self.splits

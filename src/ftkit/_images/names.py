@@ -32,8 +32,8 @@ _LABEL_FOLDER = re.compile(
 )
 # What else the name of such a folder may have in it, if its files are called as images beside it are.
 _TELLING = re.compile(
-    "mask|label|annot|(^|[_ -])(anno?|segs?|gt)($|[_ -])|segment|semantic|instance|panoptic|parsing|matte|trimap|"
-    "ground.?truth"
+    "(^|[_ -])(mask|label|annot)|(mask|label)s?$|(^|[_ -])(anno?|segs?|gt)($|[_ -])|"
+    "segment|semantic|instance|panoptic|parsing|matte|trimap|ground.?truth"
 )
 _MORE_IMAGES = re.compile("(^|[_ -])(images?|imgs?|photos?|pictures?|pics?|frames?|rgb)")
 

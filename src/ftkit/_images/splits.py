@@ -136,8 +136,8 @@ def _splits_below(folders: Collection[str], folder: Listing) -> tuple[dict[str, 
             found |= inner
         if number == _FEW and not found:
             break
-    is_sure = whole > 1 or (whole > 0 and are_all and filled > 1)  # as in source/train, source/val and target/test
-    return (found, is_sure) if is_sure or (whole and not are_all) else ({}, True)
+    is_one = are_all and filled < 2  # which its caller looks into
+    return (found, whole > 1) if whole > 1 or (whole and not is_one) else ({}, True)
 
 
 def _splits_in(path: str, folder: Listing, levels: int = 2) -> dict[str, str]:
