@@ -25,7 +25,7 @@ _LABEL_SUFFIXES = (".txt", ".xml", ".json")
 _MASK_END = re.compile(r"[_-](masks?|labels?|seg(mentation)?|gt|mattes?|targets?)$", re.IGNORECASE)
 _LOSSLESS = frozenset((".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm"))
 _DEPTH = 3  # of folders in a class, down to its images
-_SAMPLE = 16  # names in a folder that tell what it is
+_SAMPLE = 16  # names in a folder that tell what it is, and folders that are compared with one
 _MOST_OTHERS = 100  # folders in which such names are looked for
 
 
@@ -53,7 +53,7 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
     Those are that contain images and are next to classes by other names, unless they go with the images of these.
     """
     doubtful = [name for name in names if is_known(name)]
-    images = [join(inside, name) for name in doubtful if is_images(name)]
+    images = [join(inside, name) for name in doubtful if is_images(name)][:_SAMPLE]
     others = [join(inside, name) for name in names if name not in doubtful and may_be_class(name)] if doubtful else []
     filled = (
         other
@@ -68,7 +68,7 @@ def classes_among(inside: str, names: Sequence[str], folder: Listing) -> set[str
         name
         for name, path in zip(doubtful, known, strict=True)
         if has_images(path, folder)
-        and not _goes_with(path, others, [one for one in known if one != path], folder)
+        and not _goes_with(path, others, [one for one in known if one != path][:_SAMPLE], folder)
         and not are_gray_forms(path, others, folder)
     }
 

@@ -63,7 +63,7 @@ def scan_images(
         near_duplicates: Also look for copies in another size, format or quality.
         timeout: Seconds after which a file that is not decoded yet is given up.
         splits: Which folders are splits: names of folders below ``root``, or a mapping from folder
-            to the split's name. What is called neither train, val nor test is a fold: a copy in two
+            to the split's name. What is called neither train, val, test nor the like is a fold: a copy in two
             folds is a leak, of which the last one listed keeps its own. By default the folders named
             train, val, valid, test and the like, also train2017, test_set, or cars_train next to
             cars_test, at the top, in ``images`` or in each class or site; but a single such name among
